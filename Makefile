@@ -1,0 +1,32 @@
+# make setup | demo | test | lint | bench | clean
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: setup demo test lint bench clean
+
+setup: .venv/.stamp
+
+# torch first and alone: its pinned build is settled before anything else can ask for another
+.venv/.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/lcfbench demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/lcfbench bench $(ARGS)
+
+clean:
+	rm -rf .venv build dist demo .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,83 @@
+"""LCF-X: LCF for different contexts. The sharer's cache is pooled to one K and one V a layer and head, then offered to every receiver position
+(arXiv 2605.22863v2, section 4).
+
+Inside each of P contiguous spans a learned query pools the tokens; a second one pools the spans. No parameter depends on P, so any
+span scheme may be used at inference.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lcfbench.adapters import lcf
+from lcfbench.adapters.base import AdapterConfig, GateMode
+
+TAIL = 64  # distances from the end that have a bias of their own with `pool_start="last"`
+LAST_SPAN = 5
+
+
+class Fuser(lcf.Fuser):
+    """pool_start: "random" queries (the paper), or "last": a learned bias over the distance from the end starts the pool on the sharer's last
+    tokens, and one over spans on the last span. unrotated_keys: pool keys without their rotary positions, which say where, not what.
+    """
+
+    default_gate_init = 1.0  # 0 gave weak gate gradients (the paper)
+
+    def __init__(
+        self,
+        config: AdapterConfig,
+        width: int = 128,
+        pool_start: Literal["random", "last"] = "random",
+        unrotated_keys: bool = False,
+        standardise: bool = False,
+        zero_up: bool = False,
+        gate: GateMode = "gumbel",
+        gate_init: float | None = None,
+    ) -> None:
+        super().__init__(config, width, standardise, zero_up, gate, gate_init)
+        L, S = len(config.layers), config.sharer_geometry
+        self.unrotated_keys, self.pool_start = unrotated_keys, pool_start
+        scale = 0.1 if pool_start == "last" else 1.0
+        self.query_base = nn.Parameter(scale * torch.randn(L, S.kv_heads, S.head_dim))
+        self.query_layer = nn.Parameter(scale * torch.randn(L, S.kv_heads, S.head_dim))
+        if pool_start == "last":
+            self.token_bias, self.span_bias = nn.Parameter(torch.zeros(L, TAIL)), nn.Parameter(torch.zeros(L, LAST_SPAN))
+            with torch.no_grad():
+                self.token_bias[:, 0], self.span_bias[:, 0] = 6.0, 4.0
+
+    def pool(self, keys: Tensor, values: Tensor, spans: Tensor) -> Tensor:
+        """Pools keys, values (L, B, H, M, D) into (L, B, 1, s).
+
+        spans: (B, M), the span of each token counted from 0, −1 for padding and for tokens outside the sharer's own text.
+        """
+        L, B, H, M, D = keys.shape
+        count = int(spans.max()) + 1
+        member = spans[:, None, :] == torch.arange(count, device=spans.device)[None, :, None]  # (B, P, M)
+        score = torch.einsum("lhd,lbhmd->lbhm", self.query_base.float(), keys.float()) / math.sqrt(D)
+        if self.pool_start == "last":
+            real = (spans >= 0).long()
+            from_end = real.flip(1).cumsum(1).flip(1).sub(1).clamp(0, TAIL - 1)  # 0 at the last real token
+            score = score + self.token_bias.float()[:, from_end][:, :, None]  # (L, B, 1, M)
+        inside = masked_softmax(score[:, :, :, None], member[None, :, None]).to(keys.dtype)  # (L, B, H, P, M)
+        span_k, span_v = inside @ keys, inside @ values  # (L, B, H, P, D)
+        across = torch.einsum("lhd,lbhpd->lbhp", self.query_layer.float(), span_k.float()) / math.sqrt(D)
+        if self.pool_start == "last":
+            last = spans.amax(1, keepdim=True)
+            from_last = (last - torch.arange(count, device=spans.device)).clamp(0, LAST_SPAN - 1)  # (B, P)
+            across = across + self.span_bias.float()[:, from_last][:, :, None]
+        weight = masked_softmax(across, member.any(2)[None, :, None]).to(keys.dtype)[..., None, :]  # (L, B, H, 1, P)
+        return torch.cat([lcf.flat(weight @ span_k), lcf.flat(weight @ span_v)], -1)
+
+    def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
+        """One pooled entry a layer, whatever the length: d projected numbers, or s as they are where that is less."""
+        return len(self.config.layers) * min(self.width, 2 * self.config.sharer_geometry.kv_width) * itemsize
+
+
+def masked_softmax(score: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last dim where `mask` is true; zeros (not NaN) where nothing is."""
+    weights = score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(-1)
+    return weights * mask

@@ -1,0 +1,229 @@
+"""The frontier: score against adapter size, latency and message bytes, one row of panels a task, as png and svg.
+
+    from lcfbench.analysis.frontier import plot
+    plot(summarise(runs.rows, runs.manifests), Path("results"))
+
+Filled: matched. Hollow: deranged, the same method with another document's message; where the two meet nothing is communicated.
+The same summary gives the same bytes: fixed fonts, fixed ids, no dates.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcfbench.analysis.labels import Line, place
+from lcfbench.analysis.published import Published
+from lcfbench.analysis.published import published as published_numbers
+from lcfbench.analysis.scales import PANELS, Panel, Point, positions
+from lcfbench.analysis.summary import BASELINE, GROUP
+from lcfbench.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, then Tol's, distinct for colour-blind readers; the receiver alone is black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933", "#332288")
+INK, GREY = "#222222", "#8a8a8a"
+STYLE: dict[Any, Any] = {
+    **{"font.family": "DejaVu Sans", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.edgecolor": GREY, "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.labelcolor": INK},
+    **{"svg.hashsalt": "lcfbench", "svg.fonttype": "path", "figure.dpi": 150, "savefig.dpi": 150},
+}
+WIDTH, TOP, ROW, TITLE, FOOT = 14.0, 0.45, 4.5, 0.35, 0.95  # inches: figure, legend, one row of panels, its heading, its x axis
+LINE = 0.22  # inches a sentence under a heading takes
+CROWD = 6  # with more methods than this the verdicts stay in the sentences above
+SAID = {"does not communicate": "nothing communicated", "undecided": "no communication shown", "untested": "not tested"}
+
+
+def plot(summary: pd.DataFrame, out_dir: Path, published: bool = False) -> list[Path]:
+    """Write `frontier.png` and `frontier.svg` into `out_dir` and return their paths.
+
+    published: also draw published numbers of the same pair and task, hollow and named so.
+    Raises UserError where there is nothing to draw or the folder cannot be written.
+    """
+    if not len(summary):
+        raise UserError("no runs to plot.", "Run something first, or name a folder with runs; `lcfbench ls runs` lists them.")
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the picture
+        matplotlib.rcParams.update(STYLE)
+        figure = draw(summary, published)
+        paths = [Path(out_dir) / f"frontier.{kind}" for kind in ("png", "svg")]
+        try:
+            Path(out_dir).mkdir(parents=True, exist_ok=True)
+            figure.savefig(paths[0], metadata={"Software": None})
+            figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+        except OSError as error:
+            raise UserError(f"cannot write {out_dir}: {error.strerror or error}.", "Name another folder with --out.") from error
+    return paths
+
+
+def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
+    """The figure, drawn without pyplot (and so without a display or global state)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [(key, lines.to_dict("records")) for key, lines in summary.groupby(GROUP, sort=False, dropna=False)]
+    said = [_sentences(lines) for _, lines in rows]
+    height = TOP + sum(ROW + LINE * len(words) for words in said)
+    figure = Figure(figsize=(WIDTH, height))
+    FigureCanvasAgg(figure)
+    others = list(dict.fromkeys(mode for mode in summary["mode"] if mode != BASELINE))
+    colours = {BASELINE: INK} | {mode: COLOURS[i % len(COLOURS)] for i, mode in enumerate(sorted(others))}
+    top = height - TOP
+    extra = False
+    for ((pair, task, scoring), lines), words in zip(rows, said, strict=True):
+        receiver, _, sharer = str(pair).partition(":")
+        head = f"{task}   ({scoring}; receiver {receiver}" + (f", sharer {sharer})" if sharer else ")")
+        figure.text(0.055, (top - 0.1) / height, head, weight="bold", size=13, va="top")
+        for index, (label, word) in enumerate(words):
+            weight = "bold" if label == "does not communicate" else "normal"
+            figure.text(0.055, (top - 0.1 - TITLE - LINE * index) / height, word, size=10.5, va="top", weight=weight)
+        upper = top - TITLE - LINE * len(words) - 0.25
+        lower = top - ROW - LINE * len(words) + FOOT
+        theirs = published_numbers(str(pair), str(task)) if published else []
+        extra = extra or bool(theirs)
+        marks: list[dict[Any, Any]] = [*lines, *map(_as_line, theirs)]
+        for index, panel in enumerate(PANELS):
+            box = (0.055 + 0.322 * index, lower / height, 0.285, (upper - lower) / height)
+            _panel(figure.add_axes(box), panel, marks, colours, first=index == 0)
+        top -= ROW + LINE * len(words)
+    _legend(figure, summary, extra)
+    return figure
+
+
+def _panel(axes: Axes, panel: Panel, marks: list[dict[Any, Any]], colours: dict[str, str], first: bool) -> None:
+    points = positions(axes, panel, marks)
+    lines = _vertical(axes, marks, first)
+    axes.set_xlabel(panel.label, size=10.5)
+    if not points:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        axes.set_xticks([])
+        return
+    own = [p for p in points if p.kind == "matched"]
+    lines += _front(axes, own)
+    for twin in (p for p in points if p.kind == "deranged"):
+        for point in (p for p in own if p.line["label"] == twin.line["label"]):
+            lines.append(([point.x, twin.x], [point.y, twin.y]))
+            axes.plot(*lines[-1], ":", color=colours[point.line["mode"]], lw=1.4, zorder=2)
+    for point in points:
+        _mark(axes, point, colours.get(point.line["mode"], GREY))
+    told = first and len(own) <= CROWD
+    labels = [(p.x, p.y, _name(p, told), colours.get(p.line["mode"], GREY), p.kind in ("matched", "published")) for p in points]
+    place(axes, labels, [(p.x, 100 * p.line["low"], 100 * p.line["high"]) for p in points], lines)
+
+
+def _mark(axes: Axes, point: Point, colour: str) -> None:
+    line = point.line
+    if point.kind == "published":
+        axes.plot(point.x, point.y, "D", ms=8, mfc="white", mec=colour, mew=1.6, zorder=4)
+        return
+    own = point.kind == "matched"
+    edge = colour if own else _greyed(colour)
+    span = [[max(0.0, point.y - 100 * line["low"])], [max(0.0, 100 * line["high"] - point.y)]]
+    axes.errorbar(point.x, point.y, yerr=span, fmt="none", ecolor=edge, elinewidth=1.6 if own else 1.0, capsize=3, zorder=3)
+    axes.plot(point.x, point.y, "o", ms=9, mfc=colour if own else "white", mec=edge, mew=1.6, zorder=5 if own else 4)
+
+
+def _front(axes: Axes, points: list[Point]) -> list[Line]:
+    """The Pareto front: no matched run with a smaller value is as good."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.value, -p.y)):
+        if not best or point.y > best[-1].y:
+            best.append(point)
+    if not best:
+        return []
+    corners = [(best[0].x, best[0].y)]
+    for point in best[1:]:
+        corners += [(point.x, corners[-1][1]), (point.x, point.y)]
+    corners.append((axes.get_xlim()[1], best[-1].y))
+    xs, ys = [x for x, _ in corners], [y for _, y in corners]
+    axes.plot(xs, ys, color=INK, lw=1.1, alpha=0.55, zorder=1)
+    return [(xs, ys)]
+
+
+def _vertical(axes: Axes, marks: list[dict[Any, Any]], first: bool) -> list[Line]:
+    """Limits and grid of the score axis; returns the line of chance where it is known."""
+    low, high = min(100 * m["low"] for m in marks), max(100 * m["high"] for m in marks)
+    chance = next((100 * m["chance"] for m in marks if m.get("chance") is not None and not math.isnan(m["chance"])), None)
+    if chance is not None:
+        low, high = min(low, chance), max(high, chance)
+        axes.axhline(chance, color=GREY, ls=(0, (4, 3)), lw=1, zorder=0)
+    pad = max(2.0, 0.09 * (high - low))
+    axes.set_ylim(low - pad, high + pad)
+    axes.yaxis.grid(True, color="#ececec", lw=0.8)
+    axes.set_axisbelow(True)
+    metric = next((m["metric"] for m in marks if m.get("metric")), "score")
+    if first:
+        axes.set_ylabel(f"{metric}, %")
+    return [] if chance is None else [(list(axes.get_xlim()), [chance, chance])]
+
+
+def _sentences(lines: list[dict[Any, Any]]) -> list[tuple[str, str]]:
+    """(verdict, sentence): what the reader must not miss: who communicates and who does not."""
+    found = []
+    for line in lines:
+        facts = f"{100 * line['matched_score']:.1f} % with its own message, {100 * line['deranged_score']:.1f} % with another document's"
+        match line["verdict"]:
+            case "communicates":
+                found.append((line["verdict"], f"{line['label']} communicates: {facts} (n={line['content_n']:.0f})"))
+            case "does not communicate":
+                found.append((line["verdict"], f"{line['label']}: nothing is communicated: {facts} (n={line['content_n']:.0f})"))
+            case "undecided":
+                found.append(
+                    (line["verdict"], f"{line['label']}: no communication shown, undecided at n={line['content_n']:.0f}: {facts}")
+                )
+            case "untested":
+                found.append(
+                    (line["verdict"], f"{line['label']}: whether anything is communicated was not tested (no deranged run)")
+                )
+    return found
+
+
+def _name(point: Point, told: bool) -> str:
+    if point.kind == "published":
+        return f"{point.line['label']}, published"
+    said = SAID.get(point.line["verdict"]) if told else None
+    return f"{point.line['label']}: {said}" if said else str(point.line["label"])
+
+
+def _legend(figure: Figure, summary: pd.DataFrame, published: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    shapes = [
+        Line2D([], [], ls="", marker="o", ms=9, color=INK, label="matched: its own document's message"),
+        Line2D([], [], ls=":", marker="o", ms=9, mfc="white", color=GREY, label="deranged: another document's message"),
+        Line2D([], [], color=INK, alpha=0.55, lw=1.1, label="Pareto front"),
+        Line2D([], [], ls="", marker="|", ms=12, mew=1.6, color=INK, label="95 % interval"),
+    ]
+    if summary["chance"].notna().any():
+        shapes.append(Line2D([], [], ls=(0, (4, 3)), color=GREY, label="chance"))
+    if published:
+        shapes.append(Line2D([], [], ls="", marker="D", ms=8, mfc="white", color=INK, label="published, not ours"))
+    figure.legend(
+        handles=shapes,
+        loc="upper left",
+        bbox_to_anchor=(0.045, 1.0),
+        ncols=len(shapes),
+        frameon=False,
+        fontsize=10.5,
+        columnspacing=1.4,
+    )
+
+
+def _as_line(number: Published) -> dict[Any, Any]:
+    """A published number in the form of a summary line. It has no interval, and no place on an axis its source is silent about."""
+    line = {**vars(number), "control": "published", "low": number.score, "high": number.score, "verdict": ""}
+    return {**line, "published_place": "adapter_mb" if number.without_adapter else ""}
+
+
+def _greyed(colour: str) -> tuple[float, float, float]:
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = (0.5 * part + 0.3 for part in to_rgb(colour))
+    return red, green, blue

@@ -1,0 +1,73 @@
+"""Numbers other people published, to draw hollow beside ours; never mixed with what was measured here.
+
+    from lcfbench.analysis.published import published
+    published("qwen3-0.6b:qwen2.5-0.5b", "openbookqa")
+
+Their hardware, prompts and scoring are not ours: C2C's accuracies, for one, come from generated answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+C2C = "arXiv 2510.03215v2"
+LCF = "arXiv 2605.22863v2"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published number. score: a fraction. adapter_mb (10⁶ bytes) and ttft_ms are None where the source gives none."""
+
+    pair: str
+    task: str
+    mode: str
+    label: str
+    score: float
+    source: str
+    metric: str = "accuracy"
+    adapter_mb: float | None = None
+    ttft_ms: float | None = None
+
+    @property
+    def without_adapter(self) -> bool:
+        """True for methods that have no adapter, as against an adapter whose size the source does not give."""
+        return self.mode not in ("c2c", "lcf", "dense")
+
+
+def _c2c(sharer: str, c2c_mb: float | None, **tasks: tuple[float, ...]) -> list[Published]:
+    """Rows of C2C's table: (T2T, C2C), or (receiver, T2T, C2C), in percent."""
+    pair, found = f"qwen3-0.6b:{sharer}", []
+    for task, values in tasks.items():
+        modes = ("receiver", "t2t", "c2c")[-len(values) :]
+        for mode, value in zip(modes, values, strict=True):
+            found.append(Published(pair, task, mode, mode, value / 100, C2C, adapter_mb=c2c_mb if mode == "c2c" else None))
+    return found
+
+
+def _hotpot(mode: str, label: str, f1: float, mb: float | None = None, ttft_ms: float | None = None) -> Published:
+    return Published("qwen3-0.6b:qwen3-0.6b", "hotpotqa_split", mode, label, f1 / 100, LCF, "f1", mb, ttft_ms)
+
+
+NUMBERS: tuple[Published, ...] = (
+    *_c2c(
+        "qwen2.5-0.5b",
+        955.7,
+        openbookqa=(39.20, 44.00, 52.60),
+        arc_challenge=(41.04, 49.48, 54.52),
+        mmlu_redux=(35.53, 41.03, 42.92),
+        ceval=(32.04, 35.88, 41.77),
+    ),
+    *_c2c("llama3.2-1b", 999.7, openbookqa=(41.20, 47.80), arc_challenge=(50.00, 53.39), mmlu_redux=(43.32, 44.42)),
+    *_c2c("qwen3-4b-base", None, openbookqa=(46.40, 53.20), arc_challenge=(53.91, 55.39), mmlu_redux=(43.87, 43.95)),
+    _hotpot("question_only", "question only", 7.48),
+    _hotpot("receiver", "receiver", 24.62),
+    _hotpot("full_context", "full_context", 29.98),
+    _hotpot("t2t", "t2t 50 tokens", 30.81, ttft_ms=250),
+    _hotpot("t2t", "t2t 200 tokens", 32.66, ttft_ms=410),
+    _hotpot("lcf", "lcf", 35.13, mb=51.7, ttft_ms=48),
+)
+
+
+def published(pair: str, task: str) -> list[Published]:
+    """What was published for exactly this pair and task; an empty list where nothing was."""
+    return [number for number in NUMBERS if (number.pair, number.task) == (pair.lower(), task)]

@@ -1,0 +1,96 @@
+"""The frontier's x axes: decimal-log scales with a place of their own, left of a break, for what has no value.
+
+points = positions(axes, PANELS[0], lines)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One x axis: the summary column, its label, where points without a value go (None: they are left out), and a unit step."""
+
+    column: str
+    label: str
+    without: str | None
+
+
+PANELS = (
+    Panel("adapter_mb", "adapter size, MB", "no\nadapter"),
+    Panel("ttft_ms", "time to first answer token, ms (median)", None),
+    Panel("message_bytes", "message, bytes (median)", "no\nmessage"),
+)
+
+
+@dataclass
+class Point:
+    """One mark: its line of the summary (or a published number in the same form), and where it is drawn."""
+
+    line: dict[Any, Any]
+    value: float  # log10, -inf without a value
+    kind: str  # matched, deranged, other, published
+    x: float = 0.0
+
+    @property
+    def y(self) -> float:
+        return 100 * float(self.line["score"])
+
+
+def positions(axes: Axes, panel: Panel, marks: list[dict[Any, Any]]) -> list[Point]:
+    """Points on a decimal-log axis; those without a value stand side by side left of a break. Sets limits and ticks."""
+    known, absent = [], []
+    for line in marks:
+        value = line.get(panel.column)
+        kind = line["control"] if line["control"] in ("matched", "deranged", "published") else "other"
+        if value is not None and value > 0:
+            known.append(Point(line, math.log10(value), kind, math.log10(value)))
+        elif panel.without and line.get("published_place", panel.column) == panel.column:
+            absent.append(Point(line, -math.inf, kind))
+    if not known and not absent:
+        return []
+    low, high = min((p.x for p in known), default=0.0), max((p.x for p in known), default=0.0)
+    if (short := 0.7 - (high - low)) > 0:
+        low, high = low - short / 2, high + short / 2
+    span = high - low
+    step = 0.10 * span
+    for point in known:
+        point.x += 0.018 * span if point.kind != "matched" else 0.0  # a twin at the same x must not hide
+    edge = low - 0.15 * span
+    for index, point in enumerate(reversed(absent)):
+        point.x = edge - step * (index + 1.2)
+    left = edge - step * (len(absent) + 1.4) if absent else edge
+    axes.set_xlim(left, high + 0.22 * span)
+    ticks = _ticks(low - 0.04 * span, high + 0.2 * span) if known else []
+    names = [_short(10**tick) for tick in ticks]
+    if absent:
+        ticks, names = [sum(p.x for p in absent) / len(absent), *ticks], [panel.without or "", *names]
+        for shift in (-0.013, 0.013):  # the axis is broken here
+            x, lean = edge + shift * span, 0.008 * span
+            across = axes.get_xaxis_transform()
+            axes.plot([x - lean, x + lean], [-0.02, 0.02], transform=across, color="#222222", clip_on=False, lw=1.0)
+    axes.set_xticks(ticks, names)
+    return known + absent
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Decimal-log tick positions: 1, 2, 5 a decade; decades alone where that would crowd."""
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        found = [d + math.log10(s) for d in range(math.floor(low), math.ceil(high) + 1) for s in steps]
+        found = [tick for tick in found if low <= tick <= high]
+        if len(found) <= 6:
+            break
+    return found
+
+
+def _short(value: float) -> str:
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size * 0.999:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,289 @@
+"""The command line: thin verbs, heavy imports inside them, so that `--help` answers at once.
+
+Exit codes: 0 done, 2 a mistake in what was asked or what is there (one line and the next step), 130 interrupted (what is recorded stays).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lcfbench.errors import UserError
+
+
+class Exit(IntEnum):
+    """What the process says when it ends."""
+
+    OK = 0
+    USER = 2
+    INTERRUPTED = 130
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=__doc__ and "When one language model passes what it knows to another: how much gets across, how fast, and how do we know?",
+)
+adapter_app = typer.Typer(no_args_is_help=True, help="Sizes and contents of adapters.", rich_markup_mode=None)
+plot_app = typer.Typer(no_args_is_help=True, help="Figures from recorded runs.", rich_markup_mode=None)
+app.add_typer(adapter_app, name="adapter")
+app.add_typer(plot_app, name="plot")
+
+PairOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pair",
+        envvar="LCFBENCH_PAIR",
+        help="RECEIVER:SHARER: aliases, Hub ids or local folders. [default: smollm2-135m:gemma3-270m]",
+    ),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", envvar="LCFBENCH_OUT", help="Folder of runs. [default: results]")]
+OfflineOption = Annotated[
+    bool | None, typer.Option("--offline/--online", envvar="LCFBENCH_OFFLINE", help="Use only what is on this machine.")
+]
+DtypeOption = Annotated[str | None, typer.Option(envvar="LCFBENCH_DTYPE", help="auto, float32 or bfloat16. [default: auto]")]
+DeviceOption = Annotated[str | None, typer.Option(envvar="LCFBENCH_DEVICE", help="auto, cpu or cuda[:n]. [default: auto]")]
+OptionsOption = Annotated[
+    list[str] | None, typer.Option("-o", "--option", metavar="KEY=VALUE", help="A setting of the method or adapter; repeatable.")
+]
+TaskOptionsOption = Annotated[
+    list[str] | None, typer.Option("--task-option", metavar="KEY=VALUE", help="A setting of the task; repeatable.")
+]
+RunsArgument = Annotated[list[Path] | None, typer.Argument(help="Results folders, run folders or parquet files. [default: results]")]
+
+
+@app.command()
+def run(
+    mode: Annotated[
+        str | None,
+        typer.Option(envvar="LCFBENCH_MODE", help="Methods, comma-separated; see `lcfbench ls methods`. [default: receiver,lcf]"),
+    ] = None,
+    pair: PairOption = None,
+    task: Annotated[
+        str | None,
+        typer.Option(envvar="LCFBENCH_TASK", help="Tasks, comma-separated; see `lcfbench ls tasks`. [default: splitfacts]"),
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(envvar="LCFBENCH_CONTROL", help="matched, deranged (the message of another document). [default: matched]"),
+    ] = None,
+    scoring: Annotated[
+        str | None, typer.Option(envvar="LCFBENCH_SCORING", help="letters, cloze or generate. [default: the task's own]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(envvar="LCFBENCH_LIMIT", help="Documents a task. [default: all]")] = None,
+    seed: Annotated[int | None, typer.Option(envvar="LCFBENCH_SEED", help="Seed of samples, splits and derangements. [default: 0]")] = None,
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="Adapter folder; repeatable. [default: the one that ships for the pair and task]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(envvar="LCFBENCH_BATCH_SIZE", help="Documents a batch. [default: 16]")] = None,
+    latency_documents: Annotated[
+        int | None,
+        typer.Option(envvar="LCFBENCH_LATENCY_DOCUMENTS", help="Documents also timed alone, warm, for the latency columns. [default: 5]"),
+    ] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    attention: Annotated[
+        str | None, typer.Option(envvar="LCFBENCH_ATTENTION", help="sdpa, eager or flash_attention_2. [default: sdpa]")
+    ] = None,
+    out: OutOption = None,
+    option: OptionsOption = None,
+    task_option: TaskOptionsOption = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(envvar="LCFBENCH_RECIPE", help="YAML file with any of these settings; flags win over LCFBENCH_*, both over the file."),
+    ] = None,
+    offline: OfflineOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what is recorded of these runs and start over.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the prompts both models would see and their token counts; load no weights.")
+    ] = False,
+) -> None:
+    """Let a pair answer tasks under one or more methods, and record every document."""
+    from lcfbench.recipe import Recipe, parse_assignments
+
+    given: dict[str, Any] = dict(
+        mode=mode, pair=pair, task=task, control=control, scoring=scoring, limit=limit, seed=seed, adapter=adapter, batch_size=batch_size,
+        latency_documents=latency_documents, dtype=dtype, device=device, attention=attention, out=out, offline=offline, fresh=fresh or None,
+        options=parse_assignments(option, "-o"), task_options=parse_assignments(task_option, "--task-option"),
+    )  # fmt: skip
+    chosen = Recipe.merge(recipe, given)
+    if dry_run:
+        from lcfbench.ui import print_prompts
+
+        print_prompts(chosen, limit=chosen.limit or 1)
+        return
+    from lcfbench.ui import run_and_show
+
+    run_and_show(chosen)
+
+
+@app.command()
+def train(
+    mode: Annotated[str, typer.Option(help="lcf or c2c. On different-context tasks lcf trains LCF-X.")] = "lcf",
+    pair: Annotated[str, typer.Option(envvar="LCFBENCH_PAIR", help="RECEIVER:SHARER.")] = "smollm2-135m:gemma3-270m",
+    task: Annotated[str, typer.Option(help="Tasks whose train split is used, comma-separated.")] = "splitfacts",
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
+    lr: Annotated[float, typer.Option(help="Peak learning rate (AdamW, linear warm-up and decay).")] = 3e-4,
+    warmup: Annotated[int, typer.Option(help="Warm-up steps.")] = 20,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of initialisation and the order of examples.")] = 0,
+    scoring: Annotated[str | None, typer.Option(help="What the answer is: letters, cloze or generate. [default: the task's own]")] = None,
+    train_documents: Annotated[
+        int | None, typer.Option(help="Examples a task to draw from. [default: steps × batch size, or all there are]")
+    ] = None,
+    dev_documents: Annotated[int, typer.Option(help="Documents of the dev split a task for each evaluation.")] = 64,
+    eval_every: Annotated[int, typer.Option(help="Steps between dev evaluations.")] = 50,
+    out: Annotated[Path, typer.Option(help="Folder of the new adapter.")] = Path("adapters/new"),
+    option: OptionsOption = None,
+    task_option: TaskOptionsOption = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    offline: OfflineOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the adapter in --out.")] = False,
+) -> None:
+    """Train an adapter for a pair of frozen models; `run --adapter` takes what it saves."""
+    from lcfbench.recipe import parse_assignments
+    from lcfbench.ui import train_and_show
+
+    train_and_show(
+        dict(
+            mode=mode, pair=pair, task=[t.strip() for t in task.split(",") if t.strip()], steps=steps, batch_size=batch_size, lr=lr, warmup=warmup,
+            weight_decay=weight_decay, seed=seed, scoring=scoring, train_documents=train_documents, dev_documents=dev_documents,
+            eval_every=eval_every, out=out, options=parse_assignments(option, "-o"), task_options=parse_assignments(task_option, "--task-option"),
+            dtype=dtype or "auto", device=device or "auto", offline=bool(offline), force=force,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def show(
+    runs: RunsArgument = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
+) -> None:
+    """What was measured: method, task, documents, accuracy ± interval, latency, adapter and message size."""
+    from lcfbench.ui import show_runs
+
+    show_runs(runs or [Path("results")], "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table")
+
+
+@plot_app.command("frontier")
+def plot_frontier(
+    runs: RunsArgument = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for frontier.png and frontier.svg. [default: beside the first argument]")
+    ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Also draw the published numbers of the same pair and task, hollow.")
+    ] = False,
+) -> None:
+    """Accuracy against adapter size, latency and message bytes, with the Pareto front."""
+    from lcfbench.ui import draw_frontier
+
+    for path in draw_frontier(runs or [Path("results")], out, published):
+        typer.echo(path)
+
+
+@app.command("ls")
+def ls(
+    what: Annotated[str, typer.Argument(help="models, tasks, methods, adapters or runs.")],
+    out: OutOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
+) -> None:
+    """List what there is."""
+    from lcfbench.ui import listing
+
+    listing(what, out or Path("results"), as_json)
+
+
+@app.command()
+def doctor(offline: OfflineOption = None, as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False) -> None:
+    """Check versions, devices, what resolves from where, task files and data."""
+    from lcfbench.ui import print_doctor
+
+    if not print_doctor(bool(offline), as_json):
+        raise typer.Exit(Exit.USER)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for runs and figures.")] = Path("results/demo"),
+    limit: Annotated[int, typer.Option(help="Documents a task.")] = 100,
+) -> None:
+    """The main job on the embedded pair and real data: runs, table, frontier plot."""
+    from lcfbench.recipe import Recipe
+    from lcfbench.ui import draw_frontier, run_and_show
+
+    run_and_show(
+        Recipe.merge(
+            None,
+            {
+                "mode": "receiver,full_context,t2t,lcf",
+                "task": "splitfacts,splitfacts_heldout,openbookqa",
+                "control": "matched,deranged",
+                "scoring": "cloze",
+                "limit": limit,
+                "out": out,
+                "options": {"budget": "32"},
+            },
+        )
+    )
+    for path in draw_frontier([out], None, False):
+        typer.echo(f"frontier: {path}")
+
+
+@adapter_app.command("size")
+def adapter_size(
+    mode: Annotated[str, typer.Option(help="lcf, lcfx or c2c.")] = "lcf",
+    pair: PairOption = None,
+    option: OptionsOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    offline: OfflineOption = None,
+) -> None:
+    """Parameters and bytes of an adapter from the geometry of the pair alone: no weights, no network.
+
+    Options are those of the adapter (width, hidden, …) and `layers`, the number of receiver layers it keeps.
+    """
+    from lcfbench.recipe import parse_assignments
+    from lcfbench.ui import size_of
+
+    size = size_of(mode, pair or "smollm2-135m:gemma3-270m", parse_assignments(option, "-o"), bool(offline))
+    typer.echo(
+        json.dumps(size) if as_json else "{kind} {pair}: {params:,} parameters in {layers} layers, {mb_bf16} MB in bf16".format(**size)
+    )
+
+
+@adapter_app.command("info")
+def adapter_info(
+    folder: Annotated[Path, typer.Argument(help="An adapter folder, its weights file, or the name of a shipped one.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What an adapter fits, how large it is, how it was trained, which gates are open."""
+    from lcfbench.ui import print_adapter
+
+    print_adapter(folder, as_json)
+
+
+def main() -> None:
+    """Entry point: a UserError is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"lcfbench: {error.what}" + (f" {error.next_step}" if error.next_step else ""), err=True)
+        sys.exit(Exit.USER)
+    except BrokenPipeError:  # `lcfbench show | head`
+        sys.stderr.close()
+        sys.exit(Exit.OK)
+
+
+if __name__ == "__main__":
+    main()

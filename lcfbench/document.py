@@ -1,0 +1,81 @@
+"""What a task hands to the rest of the house: documents, as text, before any tokenizer has seen them.
+
+A `View` is what one model is shown. A `Document` carries the views of both models, how it is scored, and what lm-eval needs to
+compute its own metrics. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Scoring = Literal["letters", "cloze", "generate"]
+NOTE = "<<note>>"  # stands in `Document.noted` where a method that sends text puts the note
+
+
+@dataclass(frozen=True)
+class View:
+    """One model's prompt: the user's turn and the beginning of the answer (lm-eval's `gen_prefix`), both as plain text."""
+
+    user: str
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One ranking among closed choices.
+
+    choices: continuations exactly as they are scored (lm-eval's, leading space and all).
+    gold: index of the right one; several when the key is ambiguous.
+    lead: text appended to the prompt before the choices of this step; `{0}`, `{1}` are the texts picked in earlier
+        steps, without the spaces at their ends. A pick is not appended by itself: the lead repeats what should stay.
+    """
+
+    choices: tuple[str, ...]
+    gold: tuple[int, ...]
+    lead: str = ""
+
+    def led(self, picked: Sequence[str]) -> str:
+        """`lead` with the texts picked so far filled in."""
+        return self.lead.format(*(text.strip() for text in picked)) if self.lead else ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One question to the pair.
+
+    receiver, sharer: each model's view; equal on shared-context tasks.
+    full: one model reads both contexts (the ceiling of text); equal to `receiver` on shared-context tasks.
+    request: what the sharer is asked when its message is text (T2T). `request.prefix` counts as the note's first words.
+    noted: the receiver's view with a note in it; the marker `NOTE` stands where the note goes.
+    steps: closed choices, ranked one step after another (empty when `scoring` is "generate").
+    chat: False where the task is plain text even for models with a chat template.
+    native: lm-eval's own document, for its `process_results`.
+    """
+
+    task: str
+    doc_id: str
+    receiver: View
+    sharer: View
+    full: View
+    request: View
+    noted: View
+    scoring: Scoring
+    gold: str
+    steps: tuple[Step, ...] = ()
+    shared: bool = True
+    chat: bool = True
+    subject: str = ""
+    until: tuple[str, ...] = ()
+    max_new_tokens: int = 64
+    native: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over everything a model could see or be scored on: the key that joins runs."""
+        seen = [self.task, self.doc_id, *(vars(v) for v in (self.receiver, self.sharer, self.full)), self.scoring, self.gold]
+        seen += [[list(s.choices), list(s.gold), s.lead] for s in self.steps]
+        return hashlib.sha256(json.dumps(seen, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -1,0 +1,285 @@
+"""One frozen model with its tokenizer: prefill, score, decode, all batched, all starting from a `State`.
+
+Letters, full-text choices, generation and the training loss are written here once; a method only has to bring the `State`.
+
+>>> receiver = Endpoint.load(find_model("smollm2-135m"), dtype="float32")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lcfbench.errors import UserError
+from lcfbench.geometry import Geometry
+from lcfbench.kv import KV, pad_left, pad_right, positions_of
+from lcfbench.prompts import Prompt
+
+
+@dataclass
+class Message:
+    """What crossed the wire, one entry a document.
+
+    wire_bytes: the smallest form the receiver's side needs. cache_bytes: the sharer's cache entries behind it, unprojected.
+    sharer_tokens: tokens the sharer read or wrote. texts: the message where it is text.
+    """
+
+    wire_bytes: list[int]
+    cache_bytes: list[int]
+    sharer_tokens: list[int]
+    texts: list[str] | None = None
+    adapter_flops: list[float] | None = None
+
+    @classmethod
+    def none(cls, rows: int) -> Message:
+        return cls([0] * rows, [0] * rows, [0] * rows)
+
+
+@dataclass
+class State:
+    """Everything up to "the model may now answer": the next forward runs `ids` on `kv`, and its last logits are the first answer token's.
+
+    ids, mask: (B, T), left-padded, T ≥ 1. positions: (B, T). prompts: what the answering model was shown.
+    """
+
+    endpoint: Endpoint
+    kv: KV
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    prompts: list[Prompt]
+    message: Message = field(default_factory=lambda: Message([], [], []))
+
+
+@dataclass
+class Opened:
+    """A `State` whose `ids` have been run. logits: (B, V) of the next token, fp32. next_position: (B,)."""
+
+    endpoint: Endpoint
+    kv: KV
+    logits: Tensor
+    next_position: Tensor
+
+    def then(self, ids: list[list[int]], prompts: list[Prompt]) -> State:
+        """A state that runs `ids` next: how a second ranking step follows the first."""
+        x, mask = pad_left(ids, self.endpoint.pad_id, self.logits.device)
+        return State(self.endpoint, self.kv, x, mask, positions_of(mask, self.next_position), prompts)
+
+
+class Endpoint:
+    """A causal language model, frozen."""
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, revision: str = "", source: str = "") -> None:
+        self.name, self.model, self.tokenizer, self.revision, self.source = name, model.eval(), tokenizer, revision, source
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self.geometry = Geometry.of_config(model.config)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.pad_id: int = 0 if pad is None else pad
+        # parameters a token is multiplied with: the embedding table is looked up, unless it is tied and is the output head
+        table = model.get_input_embeddings().weight
+        tied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is table
+        self.matmul_params: int = sum(p.numel() for p in model.parameters()) - (0 if tied else table.numel())
+
+    @classmethod
+    def load(cls, found: Any, *, dtype: str = "auto", device: str = "auto", attention: str = "sdpa") -> Endpoint:
+        """Loads a model that `assets.find_model` found. `dtype` and `device` "auto" mean what is fastest here.
+
+        Raises UserError when the folder holds no causal model transformers can load.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        place = pick_device(device)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(found.path)
+            model = AutoModelForCausalLM.from_pretrained(found.path, dtype=pick_dtype(dtype, place), attn_implementation=attention)
+        except (OSError, ValueError, KeyError) as error:
+            line = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{found.name}: {found.path} is not a causal language model transformers can load ({line}).",
+                "Check the folder or name another model.",
+            ) from error
+        return cls(found.name, model.to(place), tokenizer, found.revision, found.source)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def has_chat(self) -> bool:
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    # -- reading -------------------------------------------------------------------------------------------------------------
+
+    def prefill(self, ids: Tensor, mask: Tensor, past: KV | None = None, start: Tensor | int = 0) -> KV:
+        """The cache after reading ids (B, N) under mask (B, N), on top of `past` where given; no logits are computed.
+
+        start: rotary position of the first real token, a number or (B,).
+        """
+        g = self.geometry
+        before = past or KV.empty(g.layers, ids.shape[0], g.kv_heads, g.head_dim, torch.zeros(0, device=self.device, dtype=self.dtype))
+        if ids.shape[1] == 0:
+            return before
+        positions = positions_of(mask, start)
+        full = torch.cat([before.mask, mask], 1)  # covers cache + new ids: a mask of the new ids alone is silently wrong
+        cache = before.to_cache()
+        self.model.get_decoder()(input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True)
+        return KV.from_cache(cache, full, torch.cat([before.positions, positions], 1))
+
+    def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:
+        """Prefills all but the last token of each prompt; the last one is left to run on whatever the cache has become."""
+        ids, mask = pad_left([list(p.ids) for p in prompts], self.pad_id, self.device)
+        positions = positions_of(mask, start)
+        kv = self.prefill(ids[:, :-1], mask[:, :-1], past, start)
+        return State(self, kv, ids[:, -1:], mask[:, -1:], positions[:, -1:], list(prompts), Message.none(len(prompts)))
+
+    def _forward(self, kv: KV, ids: Tensor, mask: Tensor, positions: Tensor, keep: int) -> tuple[Tensor, Any]:
+        """Logits (B, keep, V) in fp32 and the extended transformers cache. Gradients flow where the cache carries them."""
+        cache = kv.to_cache()
+        full = torch.cat([kv.mask, mask], 1)
+        out = self.model(
+            input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=keep
+        )
+        return out.logits.float(), cache
+
+    def open(self, state: State) -> Opened:
+        """Runs what is left of the prompt: the logits of the first answer token, and the cache to go on from."""
+        logits, cache = self._forward(state.kv, state.ids, state.mask, state.positions, 1)
+        kv = KV.from_cache(cache, torch.cat([state.kv.mask, state.mask], 1), torch.cat([state.kv.positions, state.positions], 1))
+        return Opened(self, kv, logits[:, -1], state.positions[:, -1] + 1)
+
+    # -- answering -----------------------------------------------------------------------------------------------------------
+
+    def rank(self, opened: Opened, choices: list[list[list[int]]]) -> list[list[tuple[float, bool]]]:
+        """Log-likelihood of every choice (token ids) of every document, and whether greedy decoding would write it.
+
+        First tokens come from the logits at hand; only longer choices are run, all sharing the prompt's cache.
+        """
+        logprobs = opened.logits.log_softmax(-1)
+        best = opened.logits.argmax(-1)
+        total = [[float(logprobs[b, ids[0]]) for ids in row] for b, row in enumerate(choices)]
+        greedy = [[bool(best[b] == ids[0]) for ids in row] for b, row in enumerate(choices)]
+        longer = [(b, c) for b, row in enumerate(choices) for c, ids in enumerate(row) if len(ids) > 1]
+        if longer:
+            rows = torch.tensor([b for b, _ in longer], device=self.device)
+            tails = [choices[b][c] for b, c in longer]
+            ids, mask = pad_right([t[:-1] for t in tails], self.pad_id, self.device)
+            positions = opened.next_position[rows][:, None] + torch.arange(ids.shape[1], device=self.device)
+            logits, _ = self._forward(opened.kv.rows_at(rows), ids, mask, positions, ids.shape[1])
+            targets, target_mask = pad_right([t[1:] for t in tails], self.pad_id, self.device)
+            picked = logits.log_softmax(-1).gather(2, targets[..., None])[..., 0] * target_mask
+            hits = (logits.argmax(-1) == targets) | (target_mask == 0)
+            for i, (b, c) in enumerate(longer):
+                total[b][c] += float(picked[i].sum())
+                greedy[b][c] &= bool(hits[i].all())
+        return [list(zip(t, g, strict=True)) for t, g in zip(total, greedy, strict=True)]
+
+    def decode(self, opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> tuple[list[str], list[int]]:
+        """Greedy continuation of each row, cut before the first `until` string; and the number of tokens written, per row."""
+        rows, stops = opened.logits.shape[0], self.stop_ids()
+        written: list[list[int]] = [[] for _ in range(rows)]
+        alive = [True] * rows
+        cache, mask, position, logits = opened.kv.to_cache(), opened.kv.mask, opened.next_position, opened.logits
+        for step in range(max_new_tokens):
+            ids = logits.argmax(-1)
+            for b, token in enumerate(ids.tolist()):
+                if alive[b] and token in stops:
+                    alive[b] = False
+                elif alive[b]:
+                    written[b].append(token)
+                    # decoding the tail alone is enough to see a stop string, and keeps the loop linear
+                    tail = self.tokenizer.decode(written[b][-16:], skip_special_tokens=False) if until else ""
+                    alive[b] = not any(u in tail for u in until)
+            if not any(alive) or step == max_new_tokens - 1:
+                break
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            out = self.model(
+                input_ids=ids[:, None],
+                attention_mask=mask,
+                position_ids=position[:, None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits, position = out.logits[:, -1].float(), position + 1
+        texts = [cut(self.tokenizer.decode(ids, skip_special_tokens=True), until) for ids in written]
+        return texts, [len(ids) for ids in written]
+
+    def loss(self, state: State, targets: list[list[int]], supervised: list[list[bool]]) -> tuple[Tensor, Tensor]:
+        """Next-token cross-entropy of the supervised target tokens, and the share of them that greedy decoding would have got right.
+
+        The mean is over supervised tokens within a document, then over documents: a long answer weighs no more than a short one.
+        """
+        ids, mask = pad_right([t[:-1] for t in targets], self.pad_id, self.device)
+        positions = state.positions[:, -1:] + 1 + torch.arange(ids.shape[1], device=self.device)
+        keep = ids.shape[1] + 1
+        logits, _ = self._forward(
+            state.kv,
+            torch.cat([state.ids, ids], 1),
+            torch.cat([state.mask, mask], 1),
+            torch.cat([state.positions, positions], 1),
+            keep,
+        )
+        gold, _ = pad_right(targets, self.pad_id, self.device)
+        weight, _ = pad_right([[int(s) for s in row] for row in supervised], 0, self.device)
+        nll = F.cross_entropy(logits.transpose(1, 2), gold, reduction="none") * weight  # (B, T)
+        per_document = weight.sum(1).clamp(min=1)
+        right = ((logits.argmax(-1) == gold) * weight).sum() / weight.sum()
+        return (nll.sum(1) / per_document).mean(), right
+
+    def stop_ids(self) -> set[int]:
+        """Ids that end an answer: the tokenizer's EOS and those of the checkpoint's generation config."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        return {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+
+    def flops(self, tokens: int) -> float:
+        """Floating-point operations to run `tokens` new tokens from an empty cache: 2 a parameter and token, plus attention."""
+        config = getattr(self.model.config, "text_config", None) or self.model.config
+        attention = 4 * self.geometry.layers * config.num_attention_heads * self.geometry.head_dim * tokens * (tokens + 1) / 2
+        return 2.0 * self.matmul_params * tokens + attention
+
+
+def cut(text: str, until: Sequence[str]) -> str:
+    """`text` up to the first of the stop strings."""
+    for stop in until:
+        if stop:
+            text = text.split(stop)[0]
+    return text
+
+
+def pick_device(device: str) -> torch.device:
+    """ "auto" is the GPU where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device {device} is not there.", "Use --device cpu, or a torch build with CUDA.")
+    return torch.device(device)
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 on a GPU and on CPUs with bfloat16 matmul instructions (1.8× faster prefill there), float32 elsewhere."""
+    if dtype != "auto":
+        named = {
+            "float32": torch.float32,
+            "fp32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "bf16": torch.bfloat16,
+            "float16": torch.float16,
+        }
+        if dtype not in named:
+            raise UserError(f"unknown dtype {dtype!r}.", f"Use one of auto, {', '.join(named)}.")
+        return named[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32

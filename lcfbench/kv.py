@@ -1,0 +1,159 @@
+"""Every touch of a transformers cache, and the asserts that keep it honest.
+
+A cache is held stacked, all layers in one tensor, because adapters work on all layers in one batched matmul. `KV` knows which entries
+are real (`mask`) and which rotary position each was written at (`positions`); transformers knows neither once the forward is over.
+
+>>> kv = KV.from_cache(cache, mask, positions); cache_again = kv.to_cache()
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+
+@dataclass(frozen=True)
+class KV:
+    """A KV cache of a batch.
+
+    keys, values: (L, B, H, N, D), keys post-RoPE, as the model wrote them.
+    mask: (B, N), 1 where an entry is real, 0 where it is padding.
+    positions: (B, N), the rotary position of each entry.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    positions: Tensor
+
+    def __post_init__(self) -> None:
+        L, B, H, N, D = self.keys.shape
+        assert self.values.shape[:4] == (L, B, H, N), f"values {tuple(self.values.shape)} do not go with keys {tuple(self.keys.shape)}"
+        assert self.mask.shape == (B, N) == self.positions.shape, (
+            f"mask {tuple(self.mask.shape)} and positions {tuple(self.positions.shape)} must be {(B, N)}"
+        )
+
+    @property
+    def length(self) -> int:
+        """Entries a row, padding counted."""
+        return self.keys.shape[3]
+
+    @property
+    def rows(self) -> int:
+        return self.keys.shape[1]
+
+    @classmethod
+    def from_cache(cls, cache: Any, mask: Tensor, positions: Tensor) -> KV:
+        """From a transformers cache whose layers are all of one shape.
+
+        Ragged lengths over layers run silently wrong in transformers (one-token queries under SDPA), so they stop here.
+        """
+        shapes = {tuple(layer.keys.shape) for layer in cache.layers}
+        assert len(shapes) == 1, f"all layers must have one shape, found {sorted(shapes)}"
+        keys = torch.stack([layer.keys for layer in cache.layers])
+        values = torch.stack([layer.values for layer in cache.layers])
+        return cls(keys, values, mask, positions)
+
+    def to_cache(self) -> DynamicCache:
+        """A transformers cache over the same storage. A forward appends by concatenation, so `self` stays as it was.
+
+        No config is passed: with one, sliding-window models would get layers that drop what lies outside the window, and the
+        lengths over layers would differ. The window itself is kept by the attention mask.
+        """
+        cache = DynamicCache()
+        if self.length:
+            for layer in range(self.keys.shape[0]):
+                cache.update(self.keys[layer], self.values[layer], layer)
+        return cache
+
+    def rows_at(self, index: Tensor) -> KV:
+        """Rows `index` (B',) of the batch, repeated or reordered."""
+        return KV(self.keys[:, index], self.values[:, index], self.mask[index], self.positions[index])
+
+    def then(self, other: KV) -> KV:
+        """`self` followed by `other` along the sequence."""
+        return KV(
+            torch.cat([self.keys, other.keys], 3),
+            torch.cat([self.values, other.values], 3),
+            torch.cat([self.mask, other.mask], 1),
+            torch.cat([self.positions, other.positions], 1),
+        )
+
+    def with_layers(self, layers: Tensor, keys: Tensor, values: Tensor) -> KV:
+        """A copy in which the given layers (l,) are replaced by `keys`, `values` (l, B, H, N, D)."""
+        if len(layers) == self.keys.shape[0]:
+            return replace(self, keys=keys, values=values)
+        return replace(self, keys=self.keys.index_copy(0, layers, keys), values=self.values.index_copy(0, layers, values))
+
+    @classmethod
+    def empty(cls, layers: int, rows: int, heads: int, dim: int, like: Tensor) -> KV:
+        """A cache without entries, on the device of `like` and in its dtype."""
+        none = torch.zeros(layers, rows, heads, 0, dim, device=like.device, dtype=like.dtype)
+        index = torch.zeros(rows, 0, device=like.device, dtype=torch.long)
+        return cls(none, none, index, index)
+
+
+def pad_left(rows: list[list[int]], pad: int, device: Any = None) -> tuple[Tensor, Tensor]:
+    """Token ids (B, N) and mask (B, N), padded on the left so that the last tokens line up."""
+    width = max((len(r) for r in rows), default=0)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        if row:
+            ids[i, width - len(row) :] = torch.tensor(row)
+            mask[i, width - len(row) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def pad_right(rows: list[list[int]], pad: int, device: Any = None) -> tuple[Tensor, Tensor]:
+    """Token ids (B, T) and mask (B, T), padded on the right: for continuations of a cache whose ends line up."""
+    width = max((len(r) for r in rows), default=0)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def positions_of(mask: Tensor, start: Tensor | int = 0) -> Tensor:
+    """Rotary positions (B, N) of real tokens counted from `start`; padding gets a harmless in-range one."""
+    offset = start[:, None] if isinstance(start, Tensor) else start
+    return (mask.cumsum(1) - 1).clamp(min=0) + offset
+
+
+def _cos_sin(model: Any, positions: Tensor, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos, sin (B, N, D) with which `model` rotates the keys of one layer (local and global layers may differ, as in Gemma 3)."""
+    decoder = model.get_decoder()
+    probe = torch.zeros(1, device=positions.device, dtype=dtype)
+    types = getattr(model.config, "layer_types", None)
+    kinds = getattr(decoder.rotary_emb, "layer_types", None)
+    if kinds is not None and types is not None:
+        return decoder.rotary_emb(probe, positions, types[layer])
+    return decoder.rotary_emb(probe, positions)
+
+
+def _half_turn(x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return torch.cat([-x[..., half:], x[..., :half]], -1)
+
+
+def rotate(keys: Tensor, positions: Tensor, model: Any, inverse: bool = False) -> Tensor:
+    """Applies (or undoes) the rotary embedding of `model` on keys (L, B, H, N, D) at `positions` (B, N).
+
+    Undoing leaves content keys that no longer depend on where in the prompt a token stood. Computed in fp32.
+    """
+    out, known = [], {}
+    types = getattr(model.config, "layer_types", None) or [None] * keys.shape[0]
+    for layer in range(keys.shape[0]):
+        if types[layer] not in known:
+            known[types[layer]] = _cos_sin(model, positions, layer, torch.float32)
+        cos, sin = (t[:, None] for t in known[types[layer]])  # (B, 1, N, D)
+        x = keys[layer].float()
+        turned = x * cos - _half_turn(x) * sin if inverse else x * cos + _half_turn(x) * sin
+        out.append((turned / (cos * cos + sin * sin) if inverse else turned).to(keys.dtype))
+    return torch.stack(out)

@@ -1,0 +1,20 @@
+"""full_context: the receiver reads both contexts as text: the ceiling that perfect text could reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lcfbench.endpoint import State
+from lcfbench.methods.base import Batch, Method, plain
+
+
+@dataclass
+class FullContext(Method):
+    """On shared-context tasks this is the receiver alone."""
+
+    sends: ClassVar[bool] = False
+    uses: ClassVar[tuple[str, ...]] = ("receiver",)
+
+    def respond(self, batch: Batch) -> State:
+        return plain(self.receiver, [d.full for d in batch.documents], batch)

@@ -1,0 +1,104 @@
+"""lcf: a joint K/V bottleneck edits the receiver's cache (LCF; on different contexts LCF-X, from one pooled entry a layer)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lcfbench.adapters.base import Adapter
+from lcfbench.adapters.lcf import flat
+from lcfbench.document import Document
+from lcfbench.endpoint import State
+from lcfbench.errors import UserError
+from lcfbench.kv import KV
+from lcfbench.methods._fusion import Fusion, Part, content_keys, gather
+from lcfbench.methods.base import Batch, prompt
+from lcfbench.prompts import Prompt
+
+SCHEMES = ("windows", "one")
+
+
+@dataclass
+class LCF(Fusion):
+    """spans: how LCF-X cuts the sharer's text for its pool: `windows` (P equal contiguous ones) or `one`. windows: P."""
+
+    spans: str = "windows"
+    windows: int = 5
+
+    adapter_kinds: ClassVar[tuple[str, ...]] = ("lcf", "lcfx")
+
+    def __post_init__(self) -> None:
+        if self.spans not in SCHEMES or self.windows < 1:
+            raise UserError(
+                f"spans={self.spans}, windows={self.windows} is no span scheme.",
+                f"Use spans={'|'.join(SCHEMES)} and windows of 1 or more.",
+            )
+        super().__post_init__()
+
+    @property
+    def pooled(self) -> bool:
+        assert self.adapter is not None
+        return self.adapter.config.kind == "lcfx"
+
+    def check(self, document: Document) -> None:
+        if not self.pooled and not document.shared:
+            raise UserError(
+                f"task {document.task} gives the models different contexts; this LCF adapter fuses token by token.",
+                "Use an LCF-X adapter (kind lcfx).",
+            )
+
+    def sharer_prompts(self, batch: Batch, prompts: list[Prompt]) -> list[Prompt]:
+        if self.pooled:  # pooled entries need no token alignment: the sharer reads its own text
+            return [prompt(self.sharer, s.sharer, s) for s in batch.senders]
+        return super().sharer_prompts(batch, prompts)
+
+    def parts(self, prompts: list[Prompt]) -> list[list[int]]:
+        return [[len(p.ids) - 1 for p in prompts]] if self.pooled else super().parts(prompts)
+
+    def fuse(self, adapter: Adapter, batch: Batch, state: State, theirs: KV, shared: list[Prompt], part: Part) -> list[int]:
+        if not self.pooled:
+            return super().fuse(adapter, batch, state, theirs, shared, part)
+        kv = state.kv
+        layers = torch.tensor(adapter.config.layers, device=kv.keys.device)
+        own_k, own_v = kv.keys[layers], kv.values[layers]
+        pooled = self.pool(adapter, theirs).to(kv.keys.device, kv.keys.dtype)  # (L, B, 1, s)
+        message = adapter.message(pooled[:, :, 0])[:, :, None]  # (L, B, 1, d)
+        keys, values = adapter(message, own_k, own_v)
+        real = kv.mask.bool()[None, :, None, :, None]
+        state.kv = kv.with_layers(layers, torch.where(real, keys, own_k), torch.where(real, values, own_v))
+        return kv.mask.sum(1).tolist()
+
+    def pool(self, adapter: Adapter, theirs: KV) -> Tensor:
+        """The sharer's cache pooled by the adapter's queries: (L, B, 1, s)."""
+        sources = torch.tensor(adapter.config.layer_map, device=theirs.keys.device)
+        cache = content_keys(theirs, self.sharer.model) if adapter.unrotated_keys else theirs
+        return adapter.pool(cache.keys[sources], cache.values[sources], self.span_of(theirs.mask))
+
+    def span_of(self, mask: Tensor) -> Tensor:
+        """(B, M): the span of each sharer token, −1 for padding."""
+        order = mask.cumsum(1) - 1
+        count = 1 if self.spans == "one" else self.windows
+        return torch.where(mask.bool(), order * count // mask.sum(1, keepdim=True), -1)
+
+    def calibrate(self, batch: Batch) -> None:
+        """Measures the adapter's input statistics on a batch; a no-op for adapters that take raw inputs."""
+        adapter = self.adapter
+        assert adapter is not None
+        if not getattr(adapter, "standardise", False):
+            return
+        with torch.no_grad():
+            prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
+            shared = self.sharer_prompts(batch, prompts)
+            theirs, state = self.sharer_cache(shared), self.receiver.read(prompts)
+            layers = torch.tensor(adapter.config.layers, device=state.kv.keys.device)
+            own = torch.cat([flat(state.kv.keys[layers]), flat(state.kv.values[layers])], -1)[:, state.kv.mask.bool()]
+            if self.pooled:
+                sent = self.pool(adapter, theirs)[:, :, 0]
+            else:
+                index = self.positions(batch, prompts, shared, theirs.length, state.kv.length).to(theirs.keys.device)
+                sources = torch.tensor(adapter.config.layer_map, device=theirs.keys.device)
+                sent = gather(theirs, sources, index)[:, (index >= 0).flatten()]
+            adapter.calibrate(sent.to(own.device), own)

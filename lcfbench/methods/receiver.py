@@ -1,0 +1,20 @@
+"""receiver: the receiver alone; on split evidence it reads its own half."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lcfbench.endpoint import State
+from lcfbench.methods.base import Batch, Method, plain
+
+
+@dataclass
+class Receiver(Method):
+    """The floor every method is held against."""
+
+    sends: ClassVar[bool] = False
+    uses: ClassVar[tuple[str, ...]] = ("receiver",)
+
+    def respond(self, batch: Batch) -> State:
+        return plain(self.receiver, [d.receiver for d in batch.documents], batch)

@@ -1,0 +1,20 @@
+"""sharer: the sharer alone, answering from what it sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lcfbench.endpoint import State
+from lcfbench.methods.base import Batch, Method, plain
+
+
+@dataclass
+class Sharer(Method):
+    """Says whether the sharer has anything to send."""
+
+    sends: ClassVar[bool] = False
+    uses: ClassVar[tuple[str, ...]] = ("sharer",)
+
+    def respond(self, batch: Batch) -> State:
+        return plain(self.sharer, [d.sharer for d in batch.documents], batch)

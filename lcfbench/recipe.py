@@ -1,0 +1,97 @@
+"""One description of a run: YAML < `LCFBENCH_*` < flags.
+
+>>> recipe = Recipe.merge(Path("recipe.yaml"), {"limit": 100})
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from lcfbench.errors import UserError
+
+
+class Recipe(BaseModel):
+    """What to run. Defaults are those of the command line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pair: str = "smollm2-135m:gemma3-270m"
+    mode: list[str] = ["receiver", "lcf"]
+    task: list[str] = ["splitfacts"]
+    control: list[str] = ["matched"]
+    scoring: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    adapter: list[Path] = []
+    options: dict[str, str] = {}
+    task_options: dict[str, str] = {}
+    batch_size: int = Field(default=16, ge=1)
+    latency_documents: int = Field(default=5, ge=0)
+    dtype: str = "auto"
+    device: str = "auto"
+    attention: str = "sdpa"
+    out: Path = Path("results")
+    offline: bool = False
+    fresh: bool = False
+
+    @field_validator("mode", "task", "control", "adapter", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """`a,b,c` means three; duplicates are dropped, order kept."""
+        parts = value.split(",") if isinstance(value, str) else value
+        parts = [p.strip() if isinstance(p, str) else p for p in parts]
+        return list(dict.fromkeys(p for p in parts if p != ""))
+
+    @field_validator("options", "task_options", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        """YAML reads `budget: 100` as a number; options are texts until the method converts them."""
+        return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("attention")
+    @classmethod
+    def _attention(cls, value: str) -> str:
+        if value not in {"sdpa", "eager", "flash_attention_2"}:
+            raise ValueError("use sdpa, eager or flash_attention_2")
+        return value
+
+    @classmethod
+    def merge(cls, file: Path | None, given: dict[str, Any]) -> Recipe:
+        """The YAML file (if any) overlaid with what was `given` (environment and flags, None where not). Raises UserError."""
+        import yaml
+
+        base: dict[str, Any] = {}
+        if file is not None:
+            try:
+                base = yaml.safe_load(file.read_text()) or {}
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+                raise UserError(f"recipe {file} cannot be read ({' '.join(str(error).split())[:160]}).", "Name a YAML file.") from error
+            if not isinstance(base, dict):
+                raise UserError(f"recipe {file} is not a mapping of settings.", f"It may set {', '.join(cls.model_fields)}.")
+        chosen = {k: v for k, v in given.items() if v is not None and v != [] and v != {}}
+        for key in ("options", "task_options"):
+            if key in chosen and isinstance(base.get(key), dict):
+                chosen[key] = {**base[key], **chosen[key]}
+        try:
+            return cls.model_validate({**base, **chosen})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(p) for p in first["loc"])
+            raise UserError(
+                f"setting {name.replace('_', '-')}: {first['msg'].lower()} (got {first.get('input')!r}).",
+                "See `lcfbench run --help`.",
+            ) from error
+
+
+def parse_assignments(texts: list[str] | None, flag: str) -> dict[str, str]:
+    """`["width=64"]` → `{"width": "64"}`. Raises UserError for anything else."""
+    out = {}
+    for text in texts or []:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise UserError(f"{flag} {text!r} is not KEY=VALUE.", f"For example {flag} budget=100.")
+        out[key.strip().replace("-", "_")] = value.strip()
+    return out

@@ -1,0 +1,188 @@
+"""A run's files: the columns, the journal line, the manifest, and writing that is all or nothing.
+
+    from lcfbench.records import COLUMNS, schema
+    schema().field("ttft_ms")
+
+What `store.py` is built from. A row travels as one JSON line while the run lasts and as one parquet row afterwards.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcfbench.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+MANIFEST, SAMPLES, JOURNAL = "manifest.json", "samples.parquet", "samples.jsonl"
+
+
+def _columns(kind: type, names: str) -> dict[str, type]:
+    return dict.fromkeys(names.split(), kind)
+
+
+COLUMNS: dict[str, type] = {
+    **_columns(str, "run_id"),
+    **_columns(int, "schema_version"),
+    **_columns(str, "pair receiver sharer mode control task subject scoring"),
+    **_columns(int, "seed"),
+    **_columns(str, "doc_id doc_hash"),
+    **_columns(int, "doc_index"),
+    **_columns(str, "receiver_prompt_sha256 sharer_prompt_sha256 message_from prediction gold metric"),
+    **_columns(float, "score"),
+    **_columns(str, "metrics choices_loglikelihood error message_text"),
+    **_columns(int, "batch_size"),
+    **_columns(float, "amortized_ms ttft_ms ttea_ms sharer_ms message_ms fuse_ms prefill_ms decode_ms"),
+    **_columns(int, "adapter_params adapter_bytes message_bytes message_cache_bytes sharer_tokens receiver_tokens answer_tokens"),
+    **_columns(float, "flops"),
+    **_columns(int, "peak_memory_bytes"),
+    **_columns(str, "written_at"),
+}
+KEYS = ("run_id", "schema_version", "doc_hash", "doc_index")  # never null
+
+
+def schema() -> pa.Schema:
+    """The one pyarrow schema, version `SCHEMA_VERSION` (a function, so that `--help` need not import pyarrow)."""
+    import pyarrow as pa
+
+    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    fields = [pa.field(name, kinds[kind], nullable=name not in KEYS) for name, kind in COLUMNS.items()]
+    return pa.schema(fields, metadata={"lcfbench_schema_version": str(SCHEMA_VERSION)})
+
+
+def conform(table: pa.Table, place: Path) -> tuple[pa.Table, list[str]]:
+    """The table under today's schema: missing columns are null, unknown ones are left out and named."""
+    import pyarrow as pa
+
+    if absent := {"run_id", "doc_hash"} - set(table.column_names):
+        raise ValueError(f"not a samples file: no column {' or '.join(sorted(absent))}")
+    arrays = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema()
+    ]
+    unknown = [name for name in table.column_names if name not in COLUMNS]
+    notes = [f"{place}: columns unknown to this version are left out: {', '.join(unknown)}"] if unknown else []
+    return pa.table(arrays, names=list(COLUMNS)), notes
+
+
+def recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    """doc_hash → row; the journal's rows are newer than the parquet file's."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = []
+    if (folder / SAMPLES).exists():
+        try:
+            rows = pq.ParquetFile(folder / SAMPLES).read().to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{folder / SAMPLES} cannot be read ({error}).", "Remove it, or start over with --fresh.") from error
+    rows += journal_rows(folder / JOURNAL)[0]
+    return {row["doc_hash"]: row for row in rows}
+
+
+def journal_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Rows of the journal and where its last whole line ends, in bytes. A line that is not JSON (a power cut) is no row."""
+    data = path.read_bytes() if path.exists() else b""
+    end = data.rfind(b"\n") + 1
+    rows = []
+    for line in data[:end].splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.get("doc_hash"):
+            rows.append(row)
+    return rows, end
+
+
+def fit(name: str, value: Any) -> Any:
+    """`value` as its column holds it. Checked row by row: a wrong type must not surface hours later, when the file is written."""
+    kind = COLUMNS.get(name)
+    if kind is None:
+        raise TypeError(f"no column {name!r} in the schema")
+    if value is None:
+        return None
+    if hasattr(value, "item"):  # numpy scalars
+        value = value.item()
+    if kind is str:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        return text.encode("utf-8", "replace").decode()  # half a surrogate pair in a model's output is no valid text
+    if not isinstance(value, (bool, int, float)) or (kind is int and value != int(value)):
+        raise TypeError(f"column {name!r} holds {kind.__name__}, not {value!r}")
+    return kind(value)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The run's manifest, {} where there is none. Raises UserError where it is no JSON object."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}).", "Remove it, or start over with --fresh.") from error
+
+
+def write(path: Path, data: bytes) -> None:
+    """All of it or nothing: a reader never sees half a file."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """As `write`, for a readable JSON file."""
+    write(path, json.dumps(value, indent=2, ensure_ascii=False, default=str).encode() + b"\n")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A disk that is full or read-only becomes one line and the next step."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        step = "Free some space and repeat the command; it resumes." if full else "Name another folder with --out."
+        raise UserError(f"cannot write {folder}: {error.strerror or error}.", f"What is recorded stays. {step}") from error
+
+
+def now() -> str:
+    """UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def done(folder: Path) -> set[str]:
+    """doc_hash of every document that has its answer; one that failed is not done."""
+    return {name for name, row in recorded(folder).items() if row.get("error") is None}
+
+
+def lock(path: Path) -> int:
+    """The journal, opened and locked; the lock ends with the process, however that ends. Raises UserError where it is taken."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            owner = f" (process {pid})" if (pid := read_manifest(path.parent).get("pid")) else ""
+            what = f"run {path.parent.name} is being written by another process{owner}."
+            raise UserError(what, "Wait for it, stop it, or use another --out.") from None
+        if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
+            return handle
+        os.close(handle)  # its former owner finished and removed it in between

@@ -1,0 +1,72 @@
+"""From a `State` to outcomes: letters, full-text choices and generation, in one place for all methods and both models.
+
+>>> outcomes = answer(method.respond(batch), batch)
+"""
+
+from __future__ import annotations
+
+from lcfbench.document import Document
+from lcfbench.endpoint import State
+from lcfbench.harness import Outcome
+from lcfbench.methods.base import Batch
+from lcfbench.prompts import Prompt, continuation, extend
+
+
+def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
+    """Outcome of each document, and the number of answer tokens each took (written, or scored beyond the first)."""
+    documents = list(batch.documents)
+    with batch.clock("decode"):
+        opened = state.endpoint.open(state)
+        batch.clock.first_token()
+        first = documents[0]
+        if not first.steps:
+            texts, written = state.endpoint.decode(opened, max(d.max_new_tokens for d in documents), first.until)
+            return [Outcome(loglikelihoods=(), text=text, picks=()) for text in texts], written
+        tokenizer, prompts = state.endpoint.tokenizer, list(state.prompts)
+        scores: list[list[tuple[tuple[float, bool], ...]]] = [[] for _ in documents]
+        picks: list[list[int]] = [[] for _ in documents]
+        tokens = [0] * len(documents)
+        for number in range(len(first.steps)):
+            if number:
+                leads = [lead(d, p, number) for d, p in zip(documents, picks, strict=True)]
+                longer = [extend(p, text, tokenizer) for p, text in zip(prompts, leads, strict=True)]
+                ids = [list(new.ids[len(old.ids) :]) for new, old in zip(longer, prompts, strict=True)]
+                prompts = longer
+                opened = state.endpoint.open(opened.then(ids, prompts))
+                tokens = [n + len(new) for n, new in zip(tokens, ids, strict=True)]
+            choices = [[continuation(p, c, tokenizer) for c in d.steps[number].choices] for d, p in zip(documents, prompts, strict=True)]
+            for b, row in enumerate(state.endpoint.rank(opened, choices)):
+                scores[b].append(tuple(row))
+                picks[b].append(max(range(len(row)), key=lambda c, row=row: row[c][0]))  # type: ignore[misc]
+                tokens[b] += max(len(ids) for ids in choices[b])
+    return [Outcome(loglikelihoods=tuple(s), text=None, picks=tuple(p)) for s, p in zip(scores, picks, strict=True)], tokens
+
+
+def lead(document: Document, picks: list[int], number: int) -> str:
+    """The text between the last pick and step `number`."""
+    texts = [document.steps[i].choices[pick].strip() for i, pick in enumerate(picks)]
+    return document.steps[number].lead.format(*texts)
+
+
+def target(document: Document, prompt: Prompt, tokenizer: object, eos: int | None) -> tuple[list[int], list[bool]]:
+    """The right answer as token ids, and which of them are supervised in training.
+
+    With closed steps the choices are supervised and the leads between them are given; a free answer is supervised with its EOS.
+    """
+    if not document.steps:
+        text = document.gold if not document.receiver.prefix else " " + document.gold
+        ids = continuation(prompt, text, tokenizer) + ([] if eos is None else [eos])
+        return ids, [True] * len(ids)
+    gold = [s.gold[0] for s in document.steps]
+    out: list[int] = []
+    supervised: list[bool] = []
+    for number, step in enumerate(document.steps):
+        for text, counts in (
+            (lead(document, gold[:number], number) if number else "", False),
+            (step.choices[gold[number]], True),
+        ):
+            if text:
+                ids = continuation(prompt, text, tokenizer)
+                prompt = extend(prompt, text, tokenizer)
+                out, supervised = out + ids, supervised + [counts] * len(ids)
+    return out, supervised

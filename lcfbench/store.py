@@ -1,0 +1,250 @@
+"""One folder a run, one row a document: written so that a kill loses nothing, read so that one bad file spoils nothing.
+
+    writer = RunWriter.open(Path("results"), identity, manifest)   # identity: everything that changes the answer
+    for document in documents:
+        if document.hash not in writer.done:
+            writer.append({"doc_hash": document.hash, "doc_index": 0, "score": 1.0})
+    writer.finish({})
+    runs = read_runs([Path("results")])
+
+`<out>/<run_id>/manifest.json` is there before the first row. Rows go to a journal, `samples.jsonl`, which is also the run's lock;
+`finish` and `interrupt` turn it into `samples.parquet` and only then remove it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcfbench.errors import UserError
+from lcfbench.provenance import digest as digest_of
+from lcfbench.records import (
+    COLUMNS,
+    JOURNAL,
+    KEYS,
+    MANIFEST,
+    SAMPLES,
+    SCHEMA_VERSION,
+    conform,
+    done,
+    fit,
+    journal_rows,
+    lock,
+    now,
+    read_manifest,
+    recorded,
+    schema,
+    write,
+    write_json,
+    writing,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+SYNC_SECONDS = 1.0  # a killed process loses nothing; a power cut at most this much
+
+
+def run_id_of(identity: Mapping[str, Any]) -> str:
+    """`mode-task-control-digest`: the same question to the same pair always has the same name."""
+    return f"{identity['mode']}-{identity['task']}-{identity['control']}-{digest_of(dict(identity))[:10]}"
+
+
+class RunWriter:
+    """The open file of one run. Use `open`; then `append` rows, and `finish` or `interrupt`."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], journal: int | None, done: set[str]) -> None:
+        self.folder, self.manifest, self.done = folder, manifest, done
+        self._journal, self._synced = journal, 0.0
+        self._base = {k: v for k, v in manifest["identity"].items() if k in COLUMNS and isinstance(v, COLUMNS[k])}
+
+    @classmethod
+    def open(cls, out: Path, identity: Mapping[str, Any], manifest: Mapping[str, Any], fresh: bool = False) -> RunWriter:
+        """Start the run, or go on with it where it was.
+
+        A finished run comes back with `complete` set and nothing to do, unless documents failed: those are tried again.
+        fresh: forget what is recorded and start over.
+        Raises UserError: another process writes this run; the folder cannot be written; what is recorded cannot be read.
+        """
+        run_id = run_id_of(identity)
+        folder = Path(out) / run_id
+        before = {} if fresh else read_manifest(folder)
+        if before.get("state") == "complete" and not before.get("errors") and (folder / SAMPLES).exists():
+            return cls(folder, before, None, done(folder))
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            journal = lock(folder / JOURNAL)
+        try:
+            before = {} if fresh else read_manifest(folder)  # again: now nobody else writes it
+            whole = {**manifest, "run_id": run_id, "schema_version": SCHEMA_VERSION, "state": "running", "pid": os.getpid()}
+            whole |= {"identity": dict(identity), "digest": digest_of(dict(identity))}
+            whole |= {"started_at": before.get("started_at", now())}
+            whole |= {"resumed_at": [*before.get("resumed_at", []), now()] if before else []}
+            with writing(folder):
+                write_json(folder / MANIFEST, whole)
+                if fresh:
+                    (folder / SAMPLES).unlink(missing_ok=True)
+                os.ftruncate(journal, 0 if fresh else journal_rows(folder / JOURNAL)[1])  # a torn last line goes
+            return cls(folder, whole, journal, done(folder))
+        except BaseException:
+            os.close(journal)
+            raise
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.name
+
+    @property
+    def complete(self) -> bool:
+        """True when the run was finished before and there is nothing to do."""
+        return self._journal is None and self.manifest["state"] == "complete"
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Record one document; it survives `kill -9` once this returns. A later row of the same document replaces an earlier one.
+
+        Columns that the identity names (pair, task, seed, …) need not be repeated. Dicts and lists are stored as JSON.
+        Raises UserError when the disk is full (what is recorded stays), TypeError for a value that its column cannot hold.
+        """
+        assert self._journal is not None, "this run is closed"
+        fixed = {"run_id": self.run_id, "schema_version": SCHEMA_VERSION, "written_at": now()}
+        whole = {name: fit(name, value) for name, value in {**self._base, **row, **fixed}.items()}
+        if missing := [key for key in KEYS if whole.get(key) is None]:
+            raise TypeError(f"row without {', '.join(missing)}")
+        line = json.dumps(whole).encode() + b"\n"
+        with writing(self.folder):
+            end = os.fstat(self._journal).st_size
+            try:
+                if os.write(self._journal, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.ftruncate(self._journal, end)  # half a line must not spoil the next one
+                raise
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._journal)
+                self._synced = time.monotonic()
+        if whole.get("error") is None:
+            self.done.add(whole["doc_hash"])
+
+    def finish(self, update: Mapping[str, Any] | None = None) -> None:
+        """Every document has its row: write `samples.parquet`, close the manifest with `update`, remove the journal."""
+        self._seal("complete", update or {})
+
+    def interrupt(self, update: Mapping[str, Any] | None = None) -> None:
+        """As `finish`, for a run that stops early; the same command resumes it."""
+        self._seal("interrupted", update or {})
+
+    def close(self) -> None:
+        """Let go of the lock and leave the journal as it is (as a kill would)."""
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
+
+    def _seal(self, state: str, update: Mapping[str, Any]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self._journal is None:  # already complete: nothing was added
+            return
+        with writing(self.folder):
+            os.fsync(self._journal)
+        rows = sorted(recorded(self.folder).values(), key=lambda row: (row["doc_index"], row["doc_hash"]))
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema()), sink, compression="zstd")
+        counts = {"documents": len(rows), "errors": sum(row.get("error") is not None for row in rows)}
+        self.manifest |= {**update, "state": state, "finished_at": now(), **counts}
+        with writing(self.folder):
+            write(self.folder / SAMPLES, sink.getvalue().to_pybytes())
+            write_json(self.folder / MANIFEST, self.manifest)
+            (self.folder / JOURNAL).unlink(missing_ok=True)
+        self.close()
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What was read: all rows in one frame, each run's manifest, and a sentence for everything that could not be used."""
+
+    rows: pd.DataFrame
+    manifests: dict[str, dict[str, Any]]
+    warnings: list[str]
+
+
+def read_runs(paths: Sequence[Path]) -> Runs:
+    """Rows of every run under `paths`: results folders, run folders or parquet files, finished or not.
+
+    What cannot be read is named in `warnings` and skipped. Raises UserError where nothing at all can be read.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    tables: dict[str, pa.Table] = {}
+    manifests: dict[str, dict[str, Any]] = {}
+    warnings: list[str] = []
+    for place in dict.fromkeys(found.resolve() for path in paths for found in _places(Path(path), warnings)):
+        try:
+            table, notes = conform(_read_place(place), place)
+        except (OSError, pa.ArrowException, ValueError, KeyError, UserError) as error:
+            reason = " ".join(str(error).split())
+            warnings.append(f"{place}: skipped, cannot be read ({reason[:120]})")
+            continue
+        try:
+            manifest = read_manifest(place) if place.is_dir() else {}
+        except UserError as error:  # its rows are good all the same
+            manifest = {}
+            notes = [*notes, error.what]
+        warnings += notes
+        for run_id in table["run_id"].unique().to_pylist() or [manifest.get("run_id", place.name)]:
+            if run_id in tables:
+                warnings.append(f"{place}: skipped, run {run_id} was already read from {manifests[run_id]['folder']}")
+                continue
+            tables[run_id] = table.filter(pc.equal(table["run_id"], run_id))
+            folder = str(place if place.is_dir() else place.parent)
+            manifests[run_id] = {"run_id": run_id, "state": "unknown", **manifest, "folder": folder}
+    if not tables:
+        reasons = "; ".join(warnings) or f"no runs in {', '.join(map(str, paths))}"
+        raise UserError(f"nothing to read: {reasons}.", "Name a results folder or a run folder; `lcfbench ls runs` lists them.")
+    return Runs(pa.concat_tables(tables.values()).to_pandas(), manifests, warnings)
+
+
+def list_runs(out: Path) -> list[dict[str, Any]]:
+    """The manifests under `out`, oldest first, each with its `folder`; an unreadable one has state "unreadable"."""
+    found = []
+    for folder in sorted(path.parent for path in Path(out).glob(f"*/{MANIFEST}")):
+        try:
+            found.append({**read_manifest(folder), "folder": str(folder)})
+        except UserError as error:
+            found.append({"run_id": folder.name, "state": "unreadable", "error": error.what, "folder": str(folder)})
+    return sorted(found, key=lambda manifest: str(manifest.get("started_at", "")))
+
+
+def _places(path: Path, warnings: list[str]) -> Iterator[Path]:
+    if path.is_file():
+        yield path.parent if path.name in (MANIFEST, SAMPLES, JOURNAL) else path
+    elif _is_run(path):
+        yield path
+    elif path.is_dir():
+        found = sorted(child for child in path.iterdir() if _is_run(child) or child.suffix == ".parquet")
+        if not found:
+            warnings.append(f"{path}: no runs in this folder")
+        yield from found
+    else:
+        warnings.append(f"{path}: no such file or folder")
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).exists() for name in (MANIFEST, SAMPLES, JOURNAL))
+
+
+def _read_place(place: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if place.is_dir() and (place / JOURNAL).exists():
+        return pa.Table.from_pylist(list(recorded(place).values()), schema=schema())
+    return pq.ParquetFile(place / SAMPLES if place.is_dir() else place).read()

@@ -1,0 +1,46 @@
+"""A clock that knows the phases of an answer.
+
+>>> clock = Clock()
+>>> with clock("sharer"): ...
+>>> clock.first_token(); clock.ms["sharer"]
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+PHASES = ("sharer", "message", "fuse", "prefill", "decode")
+
+
+class Clock:
+    """Milliseconds a phase, with the accelerator synchronised at both ends of each, so that queued work is counted where it belongs."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.ms: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self.ttft_ms: float | None = None
+        self.begin = self._now()
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() * 1e3
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        began = self._now()
+        yield
+        self.ms[phase] += self._now() - began
+
+    def first_token(self) -> None:
+        """Marks the moment the first answer token is known; later calls change nothing."""
+        if self.ttft_ms is None:
+            self.ttft_ms = self._now() - self.begin
+
+    def total_ms(self) -> float:
+        """From construction until now."""
+        return self._now() - self.begin

@@ -1,0 +1,60 @@
+"""Settings of adapters as texts from the command line, and the ones that make small-scale training converge."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from lcfbench.errors import UserError, unknown
+
+SMALL_SCALE: dict[str, dict[str, Any]] = {
+    # what made small-scale training converge: standardised inputs, no edit at the start, gates that are open at once
+    "lcf": {"width": 64, "standardise": True, "zero_up": True, "gate": "soft", "gate_init": 1.0},
+    "lcfx": {
+        "width": 64,
+        "standardise": True,
+        "zero_up": True,
+        "gate": "soft",
+        "gate_init": 1.0,
+        "pool_start": "last",
+        "unrotated_keys": True,
+    },
+    "c2c": {"hidden": 64, "intermediate": 64, "gate": "soft", "gate_init": 1.0},
+}
+ALIGNMENT = ("layer_map", "token_alignment")
+SMALL_SCALE_ALIGNMENT = {"layer_map": "proportional"}  # the embedded pair differs much in depth: 30 layers read 18
+
+
+def adapter_options(kind: str, given: dict[str, str], small_scale: bool = True) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings of the adapter (typed by its constructor) and of the alignment, from `-o` texts. UserError for unknown ones.
+
+    small_scale: start from the settings that converge in minutes on a CPU; without it, from the constructor's own, which are the papers'.
+    """
+    module = importlib.import_module(f"lcfbench.adapters.{kind}")
+    parameters = {n: p for n, p in inspect.signature(module.Fuser.__init__).parameters.items() if n not in {"self", "config"}}
+    options: dict[str, Any] = dict(SMALL_SCALE.get(kind, {})) if small_scale else {}
+    alignment = dict(SMALL_SCALE_ALIGNMENT) if small_scale else {}
+    for key, text in given.items():
+        if key in ALIGNMENT:
+            alignment[key] = text
+        elif key in parameters:
+            options[key] = convert(key, text, parameters[key])
+        else:
+            raise unknown(f"option of a {kind} adapter", key, [*parameters, *ALIGNMENT], "lcfbench train --help")
+    return {k: v for k, v in options.items() if k in parameters}, alignment
+
+
+def convert(key: str, text: str, parameter: inspect.Parameter) -> Any:
+    """The text as the type of the parameter's default. Raises UserError."""
+    default = parameter.default
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        if isinstance(default, int):
+            return int(text)
+        if isinstance(default, float) or default is None:
+            return float(text)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"option {key}={text} does not fit its default {default!r}.", "See `lcfbench train --help`.") from error
+    return text

@@ -1,0 +1,129 @@
+"""Endpoints against transformers itself: batching, padding, positions, attention kernels, windows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lcfbench.document import View
+from lcfbench.kv import KV, pad_left, positions_of, rotate
+from lcfbench.prompts import continuation, render
+from tests import tiny
+
+TEXTS = [
+    "Question: In which city is the key of Kafi?",
+    "Zona",
+    "The quick brown fox jumps over the lazy dog. Der Schlüssel liegt in Zürich. 鍵",
+]
+CHOICES = [" orange", " B", " Toronto. The brown box"]
+FAMILIES = ["llama", "qwen3", "gemma3"]
+
+
+def prompts(end, texts=TEXTS):
+    return [render(View(t), end.tokenizer, chat=False, choices=True) for t in texts]
+
+
+def scores(end, shown):
+    opened = end.open(end.read(shown))
+    return end.rank(opened, [[continuation(p, c, end.tokenizer) for c in CHOICES] for p in shown])
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rank_equals_one_plain_forward(family):
+    end = tiny.endpoint(family=family)
+    shown = prompts(end)
+    for p, row in zip(shown, scores(end, shown), strict=True):
+        for c, (ll, greedy) in zip(CHOICES, row, strict=True):
+            tail = continuation(p, c, end.tokenizer)
+            logits = end.model(torch.tensor([[*p.ids, *tail]])).logits.log_softmax(-1)[0, len(p.ids) - 1 : -1]
+            assert ll == pytest.approx(float(logits.gather(1, torch.tensor(tail)[:, None]).sum()), abs=2e-4)
+            assert greedy == bool((logits.argmax(-1) == torch.tensor(tail)).all())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batch_1_equals_batch_n(family):
+    end = tiny.endpoint(family=family)
+    shown = prompts(end)
+    together = scores(end, shown)
+    alone = [scores(end, [p])[0] for p in shown]
+    for a, b in zip(together, alone, strict=True):
+        assert [g for _, g in a] == [g for _, g in b]
+        assert [x for x, _ in a] == pytest.approx([x for x, _ in b], abs=2e-4)
+    texts, written = end.decode(end.open(end.read(shown)), 12)
+    for p, text, n in zip(shown, texts, written, strict=True):
+        assert end.decode(end.open(end.read([p])), 12) == ([text], [n])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sdpa_equals_eager(family):
+    one, two = tiny.endpoint(family=family), tiny.endpoint(family=family, attention="eager")
+    a, b = scores(one, prompts(one)), scores(two, prompts(two))
+    assert [x for r in a for x, _ in r] == pytest.approx([x for r in b for x, _ in r], abs=2e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decode_equals_generate(family):
+    end = tiny.endpoint(family=family)
+    for p in prompts(end):
+        text, written = end.decode(end.open(end.read([p])), 10)
+        ids = torch.tensor([p.ids])
+        made = end.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, pad_token_id=3)[
+            0, ids.shape[1] :
+        ]
+        assert text[0] == end.tokenizer.decode(made, skip_special_tokens=True)
+        assert written[0] == int((made != 2).sum())
+
+
+def test_decode_stops_before_a_stop_string():
+    end = tiny.endpoint()
+    opened = end.open(end.read(prompts(end)[:1]))
+    whole = end.decode(opened, 12)[0][0]
+    stop = whole[3:5]
+    assert end.decode(opened, 12, [stop])[0][0] == whole.split(stop)[0]
+
+
+def test_prefill_in_two_pieces_equals_one():
+    end = tiny.endpoint(family="gemma3")
+    ids, mask = pad_left([list(p.ids) for p in prompts(end)], end.pad_id)
+    whole = end.prefill(ids, mask)
+    half = end.prefill(ids[:, :5], mask[:, :5])
+    rest = end.prefill(ids[:, 5:], mask[:, 5:], past=half, start=mask[:, :5].sum(1))
+    real = mask.bool()
+    assert torch.allclose(whole.keys.permute(1, 3, 0, 2, 4)[real], rest.keys.permute(1, 3, 0, 2, 4)[real], atol=1e-4)
+    assert torch.equal(whole.positions[real], rest.positions[real])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rotation_is_undone_and_redone(family):
+    end = tiny.endpoint(family=family)
+    ids, mask = pad_left([list(p.ids) for p in prompts(end)], end.pad_id)
+    kv = end.prefill(ids, mask)
+    bare = rotate(kv.keys, kv.positions, end.model, inverse=True)
+    assert torch.allclose(rotate(bare, kv.positions, end.model), kv.keys, atol=1e-4)
+    # the same words later in the text: first-layer content keys agree, rotated ones do not
+    late = end.prefill(ids, mask, start=7)
+    bare_late = rotate(late.keys, late.positions, end.model, inverse=True)
+    real = mask.bool()[:, None, :, None]
+    assert torch.allclose((bare_late[0] - bare[0]) * real, torch.zeros(1), atol=1e-4)
+    assert not torch.allclose((late.keys[0] - kv.keys[0]) * real, torch.zeros(1), atol=1e-2)
+
+
+def test_ragged_layers_are_refused():
+    end = tiny.endpoint()
+    cache = end.read(prompts(end)[:1]).kv.to_cache()
+    cache.layers[1].keys = cache.layers[1].keys[:, :, 1:]
+    with pytest.raises(AssertionError, match="one shape"):
+        KV.from_cache(cache, torch.ones(1, 3), torch.ones(1, 3))
+
+
+def test_positions_count_real_tokens_only():
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    assert positions_of(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert positions_of(mask, torch.tensor([5, 0])).tolist() == [[5, 5, 5, 6], [0, 1, 2, 3]]
