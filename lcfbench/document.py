@@ -76,6 +76,12 @@ class Document:
     @property
     def hash(self) -> str:
         """16 hex digits over everything a model could see or be scored on: the key that joins runs."""
-        seen = [self.task, self.doc_id, *(vars(v) for v in (self.receiver, self.sharer, self.full)), self.scoring, self.gold]
+        seen: list[Any] = [
+            self.task,
+            self.doc_id,
+            *(vars(v) for v in (self.receiver, self.sharer, self.full)),
+            self.scoring,
+            self.gold,
+        ]
         seen += [[list(s.choices), list(s.gold), s.lead] for s in self.steps]
         return hashlib.sha256(json.dumps(seen, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

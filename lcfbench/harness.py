@@ -15,13 +15,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.document import NOTE, Document, Scoring, Step, View
 from lcfbench.errors import UserError, unknown
+from lcfbench.lm_eval_tasks import choices_step, filled, own_steps, shown, task_class
 from lcfbench.rows import Row, Rows, keep
 from lcfbench.task_files import describe, file_digest, read_task, task_names
 
@@ -120,7 +120,9 @@ class Task:
         if split not in self._rows:
             rows, dropped = keep(self._config["process_docs"].row, self._table(split), **self.options)
             if not rows:
-                raise UserError(f"{self.name}: no row of the {split} split is usable ({dict(dropped)}).", "Is this the right data set?")
+                raise UserError(
+                    f"{self.name}: no row of the {split} split is usable ({dict(dropped)}).", "Is this the right data set?"
+                )
             self._rows[split] = rows
             if split == "test":
                 self.dropped = dict(sorted(dropped.items()))
@@ -140,11 +142,11 @@ class Task:
             raise UserError(f"{self.name} has no {split} split.", f"It has {', '.join(have)}.")
 
     def _document(self, task: ConfigurableTask, row: Row, scoring: Scoring, receiver_chat: bool) -> Document:
-        receiver = _shown(task, row)
+        receiver = shown(task, row)
         views = {role: self._view(role, row, receiver) for role in ("sharer", "full", "request", "noted")}
         steps: tuple[Step, ...] = ()
         if scoring != "generate":
-            steps = _own_steps(row) or (_lm_eval_step(task, row, receiver_chat),)
+            steps = own_steps(row) or (choices_step(task, row, receiver_chat),)
         written = task.config.generation_kwargs or {}
         return Document(
             task=self.name,
@@ -171,8 +173,8 @@ class Task:
         if form is None:
             return View(f"{NOTE}\n\n{receiver.user}", receiver.prefix) if role == "noted" else receiver
         if isinstance(form, str):
-            return View(_filled(form, row), receiver.prefix)
-        return View(_filled(form["user"], row), _filled(form.get("prefix", ""), row))
+            return View(filled(form, row), receiver.prefix)
+        return View(filled(form["user"], row), filled(form.get("prefix", ""), row))
 
     # -- scores ------------------------------------------------------------------------------------------------------------------
 
@@ -205,7 +207,7 @@ class Task:
         if chosen not in self._lm_eval:
             self._check("test")
             rows = self._generated("test", None) if "generator" in self._extra else self._natural("test")
-            self._lm_eval[chosen] = _lm_eval_class(self.shared)(self._merged(chosen), rows, self._view)
+            self._lm_eval[chosen] = task_class(self.shared)(self._merged(chosen), rows, self._view)
         return self._lm_eval[chosen]
 
     def _merged(self, scoring: Scoring) -> dict[str, Any]:
@@ -218,7 +220,9 @@ class Task:
         config = {k: v for k, v in config.items() if k not in gone}
         config |= {"test_split": "test", "num_fewshot": 0, "fewshot_config": {"samples": []}}
         if strange := sorted(set(config) - {f.name for f in fields(TaskConfig)}):
-            raise UserError(f"tasks/{self.name}.yaml: lm-eval knows no key {strange[0]!r}.", "Keys of our own stand under metadata.")
+            raise UserError(
+                f"tasks/{self.name}.yaml: lm-eval knows no key {strange[0]!r}.", "Keys of our own stand under metadata."
+            )
         return config
 
     def _scoring(self, scoring: Scoring | None) -> Scoring:
@@ -247,60 +251,3 @@ class Task:
 
 def _json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _shown(task: ConfigurableTask, row: Row) -> View:
-    """The receiver's view: lm-eval's own messages, taken where it would hand them to a chat template."""
-    messages: Any = task.fewshot_context(
-        row, 0, apply_chat_template=True, chat_template=lambda turns, **_: turns, gen_prefix=task.doc_to_prefix(row)
-    )
-    assert [m["role"] for m in messages] in (["user"], ["user", "assistant"]), "our tasks have no system turn and no shots"
-    return View(*(m["content"] for m in messages))
-
-
-def _lm_eval_step(task: ConfigurableTask, row: Row, receiver_chat: bool) -> Step:
-    requests: Any = task.construct_requests(row, "", metadata=("", 0, 1), apply_chat_template=receiver_chat)
-    gold: Any = task.doc_to_target(row)
-    return Step(tuple(r.args[1] for r in requests), tuple(gold) if isinstance(gold, list) else (int(gold),))
-
-
-def _own_steps(row: Row) -> tuple[Step, ...]:
-    return tuple(Step(tuple(s["choices"]), (s["gold"],), s["lead"]) for s in row.get("steps", ()))
-
-
-def _filled(form: str, row: Row) -> str:
-    return str(row[form]) if form in row else _template(form).render(**row)
-
-
-@cache
-def _template(form: str) -> Any:
-    from lm_eval.utils import env
-
-    return env.from_string(form)
-
-
-@cache
-def _lm_eval_class(shared: bool) -> Callable[..., ConfigurableTask]:
-    from lm_eval.api.task import ConfigurableTask
-
-    class LocalTask(ConfigurableTask):
-        """lm-eval's task on rows that are already here."""
-
-        def __init__(self, config: dict[str, Any], rows: Rows, view: Callable[[str, Row, View], View]) -> None:
-            self._given, self._sees = rows, view
-            super().__init__(config=config)
-
-        def download(self, *_: Any, **__: Any) -> None:
-            self.dataset = {"test": self._given}  # type: ignore[assignment]
-
-    class PairTask(LocalTask):
-        """Different contexts: each request's last argument says what the sharer sees (lm-eval's caches hash arguments only)."""
-
-        def construct_requests(self, doc: dict, ctx: str | list[str], **kwargs: Any) -> Any:
-            made: Any = super().construct_requests(doc, ctx, **kwargs)
-            theirs = self._sees("sharer", doc, _shown(self, doc))
-            for request in made if isinstance(made, list) else [made]:
-                request.arguments += ({"sharer": theirs.user, "sharer_prefix": theirs.prefix},)
-            return made
-
-    return LocalTask if shared else PairTask

@@ -23,18 +23,20 @@ from lcfbench.errors import UserError
 WORDS = Path(__file__).with_name("words.txt")
 _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeio"]
 # Each is one token, with its space, in the vocabularies of both models of the embedded pair.
-CITIES = (
+_CITIES = (
     "Amsterdam Athens Baghdad Barcelona Berlin Boston Brussels Budapest Cairo Chicago Dallas Delhi Denver Dublin Florence Geneva "
     "Glasgow Hamburg Havana Houston Lima Lisbon London Madrid Manchester Manila Melbourne Milan Montreal Moscow Mumbai Munich "
     "Naples Oslo Paris Philadelphia Prague Rome Seattle Seoul Shanghai Singapore Stockholm Sydney Tokyo Toronto Vancouver Venice "
     "Vienna Warsaw"
-).split()
-_TRAITS = {
-    "{} works as a {}.": "baker carpenter dentist doctor driver farmer lawyer nurse painter pilot sailor teacher".split(),
-    "{} likes {}.": "bread cheese chocolate coffee honey milk pasta rice soup tea".split(),
-    "{} has a {}.": "bird cat cow dog goat horse parrot rabbit sheep turtle".split(),
-    "{} plays the {}.": "cello drums flute guitar harp organ piano trumpet violin".split(),
+)
+CITIES = tuple(_CITIES.split())
+_SAID = {
+    "{} works as a {}.": "baker carpenter dentist doctor driver farmer lawyer nurse painter pilot sailor teacher",
+    "{} likes {}.": "bread cheese chocolate coffee honey milk pasta rice soup tea",
+    "{} has a {}.": "bird cat cow dog goat horse parrot rabbit sheep turtle",
+    "{} plays the {}.": "cello drums flute guitar harp organ piano trumpet violin",
 }
+_TRAITS = {form: words.split() for form, words in _SAID.items()}
 _FILLERS = [f"The {noun} was {state}." for noun in ("morning", "evening", "street", "door") for state in ("cold", "quiet", "wet")]
 _KEY = ("The key of {name} is in the {word} box.",)
 _BOX = ("The {word} box is in {city}.",)

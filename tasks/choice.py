@@ -8,6 +8,7 @@ import re
 from lcfbench.rows import per_row
 
 ALPHABET = "ABCDEFGHIJ"
+_SAYS = r"\b(?:answer|correct (?:option|choice)|choice|option)\b[^\n.:]{0,20}?(?:\bis\b|\bwould be\b|:|=)(?!\s*not\b)\s*(.*)"
 
 
 def document(ident, question, options, gold, subject=""):
@@ -88,16 +89,16 @@ def read_letter(text, options):
             return letters[named]
     if found := _leading(text, letters):
         return found
-    said = re.search(
-        r"\b(?:answer|correct (?:option|choice)|choice|option)\b[^\n.:]{0,20}?(?:\bis\b|\bwould be\b|:|=)(?!\s*not\b)\s*(.*)", text, re.I | re.S
-    )
+    said = re.search(_SAYS, text, re.I | re.S)
     if said:
         rest = re.sub(r"^(?:(?:the )?(?:option|choice|letter|answer)\b[\s:]*)+", "", said[1].strip(" \n:"), flags=re.I)
         if (named := _option(re.split(r"[.\n]", rest, maxsplit=1)[0], options)) is not None and len(_plain(rest)) > 1:
             return letters[named]
         if found := _leading(rest, letters):
             return found
-    pointed = set(re.findall(rf"\(([{letters}])\)|\b(?:[Oo]ption|[Cc]hoice) ([{letters}])\b|\*\*\(?([{letters}])[).:]?\*\*", emphasised))
+    pointed = set(
+        re.findall(rf"\(([{letters}])\)|\b(?:[Oo]ption|[Cc]hoice) ([{letters}])\b|\*\*\(?([{letters}])[).:]?\*\*", emphasised)
+    )
     pointed = {letter for groups in pointed for letter in groups if letter}
     return pointed.pop() if len(pointed) == 1 else None
 
@@ -111,7 +112,9 @@ def _leading(text, letters):
         return found[1].upper()
     if found := re.match(rf"[\"']?[(\[]\s*([{letters}{small}])\s*[)\]]", text):
         return found[1].upper()
-    if found := re.match(rf"[\"']?([{letters}{small}])\s?[).:\]](?:\s|$|[A-Z])", text) or re.match(rf"[\"']?([{letters}])[,;\"'\n]", text):
+    if found := re.match(rf"[\"']?([{letters}{small}])\s?[).:\]](?:\s|$|[A-Z])", text) or re.match(
+        rf"[\"']?([{letters}])[,;\"'\n]", text
+    ):
         return found[1].upper()
     if found := re.match(rf"([{letters}])\s*[\n–—-]", text):
         return found[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.server
 import json
 import os
 import socket
@@ -173,6 +174,47 @@ def test_a_hub_that_never_answers_costs_no_more_than_the_deadline(monkeypatch):
         with pytest.raises(hub.HubError, match="no connection"):
             hub.commit("org/name", "model", False)
     assert time.time() - start < 2
+
+
+def test_a_model_comes_from_the_hub_once(tmp_path):
+    """A real HTTP server that speaks as much of the Hub as a download needs; a process of its own, for HF_* are read at import."""
+    folder, sha, asked = model_folder(tmp_path / "m"), "a" * 40, []
+    (folder / "pytorch_model.bin").write_bytes(b"not wanted")
+    files = {f.name: f.read_bytes() for f in folder.iterdir()}
+    tree = [{"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for n, d in files.items()]
+    answers = {"/api/models/org/name": {"id": "org/name", "sha": sha, "siblings": []}, f"/api/models/org/name/tree/{sha}": tree}
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.partition("?")[0]
+            asked.append(path)
+            data = files.get(path.rpartition("/")[2]) if "/resolve/" in path else json.dumps(answers.get(path)).encode()
+            self.send_response(404 if data in (None, b"null") else 200)
+            self.send_header("X-Repo-Commit", sha)
+            self.send_header("ETag", f'"{hashlib.sha1(data or b"").hexdigest()}"')
+            self.send_header("Content-Length", str(len(data or b"")))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data or b"")
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *args):
+            pass
+
+    code = "from lcfbench.assets import find_model as f; a = f('org/name'); print(a == f('org/name', offline=True), a.source, a.revision)"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = {
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "",
+        }
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        server.shutdown()
+    assert done.stdout.split() == ["True", "hub", sha], done.stderr
+    assert not any(path.endswith(".bin") for path in asked)
 
 
 # -- wheels ---------------------------------------------------------------------------------------------------------------------

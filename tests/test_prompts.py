@@ -68,7 +68,9 @@ def hflm(tokenizer):
     """lm-eval's model around a tiny one: only its tokenization and chat rules are used."""
     from lm_eval.models.huggingface import HFLM
 
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
     return HFLM(pretrained=LlamaForCausalLM(config), tokenizer=tokenizer, device="cpu", enable_thinking=False, batch_size=1)
 
 
@@ -140,7 +142,12 @@ def test_earlier_turns():
     chat = render(view, own("keeps"), chat=True, choices=True, history=history)
     assert chat.text.count("<|im_start|>") == 4 and chat.text.endswith("<|im_start|>assistant\nAnswer:")
     for prompt in (plain, chat):
-        assert [prompt.text[a:b] for a, b in prompt.spans] == ["What helps?", "Background: it helps.", "Question: which?", "Answer:"]
+        assert [prompt.text[a:b] for a, b in prompt.spans] == [
+            "What helps?",
+            "Background: it helps.",
+            "Question: which?",
+            "Answer:",
+        ]
 
 
 def test_a_lead_extends_the_prompt_like_one_text():

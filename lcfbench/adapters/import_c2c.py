@@ -35,7 +35,9 @@ def import_c2c(folder: Path, receiver: tuple[str, Geometry] | None = None, share
     The recorded layer map is used, never recomputed. With `is_do_alignment` the adapter aligns tokens by `remap`, without by `same`.
     Raises UserError for a missing, broken or misshapen file and for dims of another pair.
     """
-    recipe = _json(folder / "config.json").get("model", {})
+    recipe = _json(folder / "config.json").get("model")
+    if not isinstance(recipe, dict):
+        raise UserError(f"{folder / 'config.json'} has no section model.", FETCH)
     layers, sources, numbers = _map(folder / "final" / "projector_config.json")
     settings = {n: _settings(folder / "final" / f"projector_{n}.json") for n in sorted(set(numbers))}
     first = settings[numbers[0]]
@@ -112,8 +114,12 @@ def _map(path: Path) -> tuple[list[int], list[int], list[int]]:
 
 def _settings(path: Path) -> dict[str, Any]:
     raw = _json(path)
-    args = raw.get("init_args", {})
-    if raw.get("class") != "C2CProjector" or any(not isinstance(args.get(k), int) for k in SETTINGS):
+    args = raw.get("init_args")
+    if (
+        not isinstance(args, dict)
+        or raw.get("class") != "C2CProjector"
+        or any(not isinstance(args.get(k), int) for k in SETTINGS)
+    ):
         raise UserError(
             f"{path} does not describe a C2CProjector with {', '.join(SETTINGS)}.", "Only C2C's released fusers are supported."
         )
@@ -164,7 +170,9 @@ def _state(path: Path, settings: dict[str, Any]) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing.", FETCH) from error
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is truncated or no torch file ({str(error).strip().splitlines()[0]}).", FETCH) from error
+        raise UserError(
+            f"{path} is truncated or no torch file ({(str(error).strip() or type(error).__name__).splitlines()[0]}).", FETCH
+        ) from error
     want, have = _shapes(settings), {k: tuple(v.shape) for k, v in state.items()} if isinstance(state, dict) else {}
     wrong = [f"{k} is missing" for k in want if k not in have] + [f"{k} is unknown" for k in have if k not in want]
     wrong += [f"{k} is {have[k]}, not {shape}" for k, shape in want.items() if k in have and have[k] != shape]
