@@ -64,9 +64,7 @@ def aligned_positions(receiver: Prompt, sharer: Prompt, scheme: str) -> list[int
     """
     if scheme == "same":
         if len(receiver.ids) != len(sharer.ids):
-            raise UserError(
-                f"token alignment 'same' needs equal ids, not {len(receiver.ids)} and {len(sharer.ids)}.", "Use span or remap."
-            )
+            raise UserError(f"token alignment 'same' needs equal ids, not {len(receiver.ids)} and {len(sharer.ids)}.", "Use span or remap.")
         return list(range(len(receiver.ids)))
     if scheme == "remap":
         mine, theirs = content_tokens(receiver), content_tokens(sharer)
@@ -100,9 +98,7 @@ def content_tokens(prompt: Prompt) -> list[int]:
 
 def turn_ends(prompt: Prompt) -> list[int]:
     """For each turn the index after the last token that touches its content; turns cut off the prompt are left out."""
-    ends = [
-        max((t + 1 for t, (a, b) in enumerate(prompt.offsets) if a < end and start < b), default=0) for start, end in prompt.spans
-    ]
+    ends = [max((t + 1 for t, (a, b) in enumerate(prompt.offsets) if a < end and start < b), default=0) for start, end in prompt.spans]
     return [e for e in ends if e]
 
 

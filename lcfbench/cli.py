@@ -7,22 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lcfbench.errors import UserError
-
-
-class Exit(IntEnum):
-    """What the process says when it ends."""
-
-    OK = 0
-    USER = 2
-    INTERRUPTED = 130
-
+from lcfbench.errors import Exit, UserError
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcfbench import gguf_models, hub, wheels
-from lcfbench.assets import ALIASES, EMBEDDED_PAIR, GEOMETRIES, look
+from lcfbench.assets import ALIASES, EMBEDDED_PAIR, GEOMETRIES, gguf_models, hub, look, wheels
+from lcfbench.assets.places import cache_dir, mirror
+from lcfbench.assets.tables import data_digest, load_table, look_table
 from lcfbench.errors import UserError
-from lcfbench.places import cache_dir, mirror
-from lcfbench.tables import data_digest, load_table, look_table
 
 ROOM_BYTES = 3_000_000_000  # the embedded pair's wheels while they are converted, and the copies
 

@@ -7,6 +7,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """What the process says when it ends."""
+
+    OK = 0
+    USER = 2
+    INTERRUPTED = 130
 
 
 class UserError(Exception):

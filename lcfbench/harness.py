@@ -120,9 +120,7 @@ class Task:
         if split not in self._rows:
             rows, dropped = keep(self._config["process_docs"].row, self._table(split), **self.options)
             if not rows:
-                raise UserError(
-                    f"{self.name}: no row of the {split} split is usable ({dict(dropped)}).", "Is this the right data set?"
-                )
+                raise UserError(f"{self.name}: no row of the {split} split is usable ({dict(dropped)}).", "Is this the right data set?")
             self._rows[split] = rows
             if split == "test":
                 self.dropped = dict(sorted(dropped.items()))
@@ -220,9 +218,7 @@ class Task:
         config = {k: v for k, v in config.items() if k not in gone}
         config |= {"test_split": "test", "num_fewshot": 0, "fewshot_config": {"samples": []}}
         if strange := sorted(set(config) - {f.name for f in fields(TaskConfig)}):
-            raise UserError(
-                f"tasks/{self.name}.yaml: lm-eval knows no key {strange[0]!r}.", "Keys of our own stand under metadata."
-            )
+            raise UserError(f"tasks/{self.name}.yaml: lm-eval knows no key {strange[0]!r}.", "Keys of our own stand under metadata.")
         return config
 
     def _scoring(self, scoring: Scoring | None) -> Scoring:

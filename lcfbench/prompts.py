@@ -42,9 +42,7 @@ class Prompt:
     tail: str = ""
 
 
-def render(
-    view: View, tokenizer: PreTrainedTokenizerBase, *, chat: bool, choices: bool, history: Sequence[tuple[str, str]] = ()
-) -> Prompt:
+def render(view: View, tokenizer: PreTrainedTokenizerBase, *, chat: bool, choices: bool, history: Sequence[tuple[str, str]] = ()) -> Prompt:
     """A view as this model's prompt.
 
     chat: use the tokenizer's chat template, if it has one. choices: continuations will be scored (else the model writes).

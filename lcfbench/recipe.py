@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from lcfbench.document import Scoring
 from lcfbench.errors import UserError
 
 
@@ -22,7 +23,7 @@ class Recipe(BaseModel):
     mode: list[str] = ["receiver", "lcf"]
     task: list[str] = ["splitfacts"]
     control: list[str] = ["matched"]
-    scoring: str | None = None
+    scoring: Scoring | None = None
     limit: int | None = Field(default=None, ge=1)
     seed: int = 0
     adapter: list[Path] = []

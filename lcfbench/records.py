@@ -67,8 +67,7 @@ def conform(table: pa.Table, place: Path) -> tuple[pa.Table, list[str]]:
     if absent := {"run_id", "doc_hash"} - set(table.column_names):
         raise ValueError(f"not a samples file: no column {' or '.join(sorted(absent))}")
     arrays = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema()
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type) for field in schema()
     ]
     unknown = [name for name in table.column_names if name not in COLUMNS]
     notes = [f"{place}: columns unknown to this version are left out: {', '.join(unknown)}"] if unknown else []

@@ -182,16 +182,12 @@ def _joined(template: list[str], contents: list[str]) -> str:
     return "".join(a + b for a, b in zip(template, [*contents, ""], strict=True))
 
 
-def _segments(
-    messages: Sequence[Mapping[str, str]], tokenizer: Any, begun: bool, kwargs: dict[str, Any]
-) -> tuple[list[str], list[str]]:
+def _segments(messages: Sequence[Mapping[str, str]], tokenizer: Any, begun: bool, kwargs: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The template's text round the contents, and the contents. With `begun` the last message is an answer to go on from."""
     marks = [f"7f3a9cturn{i}c9a3f7" for i in range(len(messages))]
     marked = [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]
     if begun:  # the header of an answer, thinking block included, is what the template gives as generation prompt
-        text = (
-            tokenizer.apply_chat_template(marked[:-1], tokenize=False, **(kwargs | {"add_generation_prompt": True})) + marks[-1]
-        )
+        text = tokenizer.apply_chat_template(marked[:-1], tokenize=False, **(kwargs | {"add_generation_prompt": True})) + marks[-1]
     else:
         text = tokenizer.apply_chat_template(marked, tokenize=False, **kwargs)
     segments = []

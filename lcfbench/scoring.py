@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lcfbench.document import Document
-from lcfbench.endpoint import State
 from lcfbench.harness import Outcome
 from lcfbench.methods.base import Batch
 from lcfbench.prompts import Prompt, continuation, extend
+from lcfbench.state import State
 
 
 def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
@@ -28,7 +30,10 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
         tokens = [0] * len(documents)
         for number in range(len(first.steps)):
             if number:
-                leads = [lead(d, p, number) for d, p in zip(documents, picks, strict=True)]
+                leads = [
+                    d.steps[number].led([s.choices[p] for s, p in zip(d.steps, row, strict=False)])
+                    for d, row in zip(documents, picks, strict=True)
+                ]
                 longer = [extend(p, text, tokenizer) for p, text in zip(prompts, leads, strict=True)]
                 ids = [list(new.ids[len(old.ids) :]) for new, old in zip(longer, prompts, strict=True)]
                 prompts = longer
@@ -42,13 +47,7 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
     return [Outcome(loglikelihoods=tuple(s), text=None, picks=tuple(p)) for s, p in zip(scores, picks, strict=True)], tokens
 
 
-def lead(document: Document, picks: list[int], number: int) -> str:
-    """The text between the last pick and step `number`."""
-    texts = [document.steps[i].choices[pick].strip() for i, pick in enumerate(picks)]
-    return document.steps[number].lead.format(*texts)
-
-
-def target(document: Document, prompt: Prompt, tokenizer: object, eos: int | None) -> tuple[list[int], list[bool]]:
+def target(document: Document, prompt: Prompt, tokenizer: Any, eos: int | None) -> tuple[list[int], list[bool]]:
     """The right answer as token ids, and which of them are supervised in training.
 
     With closed steps the choices are supervised and the leads between them are given; a free answer is supervised with its EOS.
@@ -57,14 +56,14 @@ def target(document: Document, prompt: Prompt, tokenizer: object, eos: int | Non
         text = document.gold if not document.receiver.prefix else " " + document.gold
         ids = continuation(prompt, text, tokenizer) + ([] if eos is None else [eos])
         return ids, [True] * len(ids)
-    gold = [s.gold[0] for s in document.steps]
+    golds = [s.choices[s.gold[0]] for s in document.steps]
     out: list[int] = []
     supervised: list[bool] = []
     for number, step in enumerate(document.steps):
-        for text, counts in (
-            (lead(document, gold[:number], number) if number else "", False),
-            (step.choices[gold[number]], True),
-        ):
+        # the pick of the step before stands in the text already; its lead begins with it
+        given = step.led(golds[:number])
+        assert not number or given.startswith(golds[number - 1]), f"lead {given!r} must begin with the pick {golds[number - 1]!r}"
+        for text, counts in ((given.removeprefix(golds[number - 1]) if number else "", False), (golds[number], True)):
             if text:
                 ids = continuation(prompt, text, tokenizer)
                 prompt = extend(prompt, text, tokenizer)

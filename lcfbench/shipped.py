@@ -44,7 +44,7 @@ def pick_adapter(given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, s
 
     None for methods without adapters. Raises UserError when none is there or none fits.
     """
-    from lcfbench.adapters.base import read_config
+    from lcfbench.adapters.config import read_config
 
     if not kinds:
         return None

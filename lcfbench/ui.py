@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
-from lcfbench.errors import UserError, unknown
+from lcfbench.errors import Exit, UserError, unknown
 
 if TYPE_CHECKING:
     from lcfbench.recipe import Recipe
@@ -26,7 +27,8 @@ class RunProgress:
     """One live line a run: documents, accuracy ± 95 % interval, milliseconds a document."""
 
     def __init__(self) -> None:
-        self.title, self.total, self.before, self.status, self.spoke = "", 0, 0, None, 0.0  # type: ignore[assignment]
+        self.title, self.last, self.total, self.before, self.spoke = "", "", 0, 0, 0.0
+        self.status: Status | None = None
 
     def say(self, text: str) -> None:
         err.print(text, style="dim")
@@ -35,7 +37,7 @@ class RunProgress:
         self.title, self.total, self.before, self.spoke = title, total, done, time.monotonic()
         resumed = f", {done} recorded before" if done else ""
         self.last = f"{title}: {total} documents{resumed}"
-        self.status: Any = err.status(self.last) if err.is_terminal else None
+        self.status = err.status(self.last) if err.is_terminal else None
         if self.status is not None:
             self.status.start()
 
@@ -75,7 +77,6 @@ class TrainLine:
 
 def run_and_show(recipe: Recipe) -> None:
     """Runs a recipe and prints the table of what it made. Ctrl-C keeps what is recorded and exits 130."""
-    from lcfbench.cli import Exit
     from lcfbench.runner import check_names, run
 
     check_names(recipe)
@@ -92,7 +93,6 @@ def run_and_show(recipe: Recipe) -> None:
 
 def train_and_show(settings: dict[str, Any]) -> None:
     """Trains an adapter and says where it is."""
-    from lcfbench.cli import Exit
     from lcfbench.training.trainer import TrainRecipe, train
 
     quiet_libraries()
@@ -163,7 +163,9 @@ def listing(what: str, results: Path, as_json: bool) -> None:
         typer.echo(json.dumps(rows, indent=1, default=str))
         return
     if what == "tasks":  # options and licences are in --json
-        rows = [{k: ", ".join(r[k]) if isinstance(r[k], list) else r[k] for k in ("name", "context", "scorings", "description")} for r in rows]
+        rows = [
+            {k: ", ".join(r[k]) if isinstance(r[k], list) else r[k] for k in ("name", "context", "scorings", "description")} for r in rows
+        ]
     if not rows:
         out.print(f"no {what} yet" + (f" in {results}" if what == "runs" else ""))
         return
@@ -220,7 +222,8 @@ def size_of(mode: str, pair: str, options: dict[str, str], offline: bool) -> dic
     """Parameters and bytes of a fresh adapter for a pair, built without storage."""
     import torch
 
-    from lcfbench.adapters.base import build, kinds, pair_config
+    from lcfbench.adapters.base import build
+    from lcfbench.adapters.config import kinds, pair_config
     from lcfbench.assets import geometry, split_pair
     from lcfbench.training.options import adapter_options
 
@@ -254,7 +257,8 @@ def size_of(mode: str, pair: str, options: dict[str, str], offline: bool) -> dic
 
 def print_adapter(folder: Path, as_json: bool) -> None:
     """`lcfbench adapter info`."""
-    from lcfbench.adapters.base import WEIGHTS, load, read_config, weights_sha256
+    from lcfbench.adapters.config import WEIGHTS, read_config, weights_sha256
+    from lcfbench.adapters.files import load
     from lcfbench.shipped import FOLDER
 
     place = folder.parent if folder.suffix == ".safetensors" else folder

@@ -96,9 +96,7 @@ def read_letter(text, options):
             return letters[named]
         if found := _leading(rest, letters):
             return found
-    pointed = set(
-        re.findall(rf"\(([{letters}])\)|\b(?:[Oo]ption|[Cc]hoice) ([{letters}])\b|\*\*\(?([{letters}])[).:]?\*\*", emphasised)
-    )
+    pointed = set(re.findall(rf"\(([{letters}])\)|\b(?:[Oo]ption|[Cc]hoice) ([{letters}])\b|\*\*\(?([{letters}])[).:]?\*\*", emphasised))
     pointed = {letter for groups in pointed for letter in groups if letter}
     return pointed.pop() if len(pointed) == 1 else None
 
@@ -112,9 +110,7 @@ def _leading(text, letters):
         return found[1].upper()
     if found := re.match(rf"[\"']?[(\[]\s*([{letters}{small}])\s*[)\]]", text):
         return found[1].upper()
-    if found := re.match(rf"[\"']?([{letters}{small}])\s?[).:\]](?:\s|$|[A-Z])", text) or re.match(
-        rf"[\"']?([{letters}])[,;\"'\n]", text
-    ):
+    if found := re.match(rf"[\"']?([{letters}{small}])\s?[).:\]](?:\s|$|[A-Z])", text) or re.match(rf"[\"']?([{letters}])[,;\"'\n]", text):
         return found[1].upper()
     if found := re.match(rf"([{letters}])\s*[\n–—-]", text):
         return found[1]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lcfbench.adapters.base import build, pair_config
+from lcfbench.adapters.base import build
 from lcfbench.adapters.c2c import Fuser as C2CFuser
+from lcfbench.adapters.config import pair_config
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
 
@@ -50,8 +51,7 @@ def test_lcfx_queries_are_a_small_part():
 
 def test_defaults_are_the_published_sizes():
     assert (
-        made("c2c", SHARERS["0.5b"], {}).params
-        == made("c2c", SHARERS["0.5b"], {"hidden": 1024, "intermediate": 1024, "blocks": 3}).params
+        made("c2c", SHARERS["0.5b"], {}).params == made("c2c", SHARERS["0.5b"], {"hidden": 1024, "intermediate": 1024, "blocks": 3}).params
     )
     assert made("lcf", SHARERS["0.5b"], {}).params == 19_393_528
 
@@ -101,18 +101,14 @@ def test_untrained_c2c_is_the_identity_and_a_selection_is_a_shorter_one():
 
 def test_selection_keeps_the_dtype():
     receiver = Geometry(layers=3, kv_heads=2, head_dim=4)
-    adapter = build(pair_config("c2c", ("r", receiver), ("s", receiver), options={"hidden": 8, "intermediate": 10})).to(
-        torch.bfloat16
-    )
+    adapter = build(pair_config("c2c", ("r", receiver), ("s", receiver), options={"hidden": 8, "intermediate": 10})).to(torch.bfloat16)
     adapter.gate_logit.data = adapter.gate_logit.data.float()
     assert adapter.select([1]).in_weight.dtype == torch.bfloat16 and adapter.select([1]).gate_logit.dtype == torch.float32
 
 
 def test_every_parameter_of_c2c_gets_a_gradient():
     receiver, sharer = Geometry(layers=2, kv_heads=2, head_dim=4), Geometry(layers=2, kv_heads=1, head_dim=6)
-    adapter = build(
-        pair_config("c2c", ("r", receiver), ("s", sharer), options={"hidden": 8, "intermediate": 10, "blocks": 4})
-    ).train()
+    adapter = build(pair_config("c2c", ("r", receiver), ("s", sharer), options={"hidden": 8, "intermediate": 10, "blocks": 4})).train()
     keys, values = torch.randn(2, 1, 2, 5, 4), torch.randn(2, 1, 2, 5, 4)
     out = adapter(torch.randn(2, 1, 5, 12), keys, values)
     (out[0].square().sum() + out[1].square().sum()).backward()

@@ -35,9 +35,7 @@ def wordpiece() -> PreTrainedTokenizerFast:
     inner.normalizer = normalizers.Lowercase()
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
-    inner.train_from_iterator(
-        tiny.TEXT, trainers.WordPieceTrainer(vocab_size=260, special_tokens=["[UNK]", "[CLS]"], show_progress=False)
-    )
+    inner.train_from_iterator(tiny.TEXT, trainers.WordPieceTrainer(vocab_size=260, special_tokens=["[UNK]", "[CLS]"], show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="[CLS]", unk_token="[UNK]")
 
 
@@ -240,10 +238,7 @@ def test_sequences_are_the_reference_s():
     mine, theirs = both()
     for case in recorded()["sequences"]:
         ids = case["slm_token_ids"]
-        assert (
-            mine.encode(case["text"], add_special_tokens=False) == ids
-            and theirs.encode(case["text"]) == case["original_llm_token_ids"]
-        )
+        assert mine.encode(case["text"], add_special_tokens=False) == ids and theirs.encode(case["text"]) == case["original_llm_token_ids"]
         assert remap_ids(ids, mine, theirs, case["strategy"]) == case["aligned_llm_token_ids"], case["text"]
         assert [[i, candidates(i, mine, theirs)] for i in ids] == case["mapping"]
 
@@ -262,9 +257,7 @@ def test_chats_are_the_reference_s():
             ("llm_padding_mask", chat.sharer_padding),
         ):
             assert [int(m) for m in mask] == case[name]
-        sections = [
-            {"type": "message" if m else "template", "slm_range": [a, b], "llm_range": [a, b]} for m, a, b in chat.sections
-        ]
+        sections = [{"type": "message" if m else "template", "slm_range": [a, b], "llm_range": [a, b]} for m, a, b in chat.sections]
         assert sections == case["sections"]
         assert (chat.receiver_text, chat.sharer_text) == (case["slm_text"], case["llm_text"])
 
@@ -278,16 +271,12 @@ def test_our_prompts_are_the_reference_s_chats_without_the_padding():
         if case["kwargs"] != {"add_generation_prompt": True, "enable_thinking": False} or messages[0]["role"] != "user":
             continue  # `render` shows neither system turns nor thinking
         history = [(m["role"], m["content"]) for m in messages[:-1]]
-        receiver, own = (
-            render(View(messages[-1]["content"]), t, chat=True, choices=False, history=history) for t in (mine, theirs)
-        )
+        receiver, own = (render(View(messages[-1]["content"]), t, chat=True, choices=False, history=history) for t in (mine, theirs))
         sharer = remap_prompt(receiver, own, mine, theirs, case["strategy"])
         real = [i for i, pad in zip(case["slm_ids_padded"], case["slm_padding_mask"], strict=True) if not pad]
         real_sharer = [i for i, pad in zip(case["llm_ids_padded"], case["llm_padding_mask"], strict=True) if not pad]
         assert list(receiver.ids) == real and list(sharer.ids) == real_sharer
-        fused = [
-            t for t, m in enumerate(m for m, p in zip(case["message_mask"], case["slm_padding_mask"], strict=True) if not p) if m
-        ]
+        fused = [t for t, m in enumerate(m for m, p in zip(case["message_mask"], case["slm_padding_mask"], strict=True) if not p) if m]
         assert [t for t, s in enumerate(aligned_positions(receiver, sharer, "remap")) if s >= 0] == fused
         checked += 1
     assert checked == 6

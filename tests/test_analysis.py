@@ -57,9 +57,7 @@ def record(out: Path, task: str, mode: str, control: str, scores: list[float], *
     options = more.pop("options", {})
     writer = RunWriter.open(out, {**names, "options": options}, {"chance": 1 / 3} if task == "splitfacts" else {})
     for index, score in enumerate(scores):
-        writer.append(
-            {"doc_hash": f"{task}{index}", "doc_index": index, "score": score, "metric": "accuracy", "batch_size": 1, **more}
-        )
+        writer.append({"doc_hash": f"{task}{index}", "doc_index": index, "score": score, "metric": "accuracy", "batch_size": 1, **more})
     writer.finish()
     return writer.run_id
 
@@ -100,9 +98,7 @@ def test_intervals_of_scores_that_are_not_binary() -> None:
     got = mean_interval(values)
     half = 1.96 * values.std(ddof=1) / math.sqrt(300)
     assert got == mean_interval(values)  # seeded
-    assert got.low == pytest.approx(values.mean() - half, abs=0.005) and got.high == pytest.approx(
-        values.mean() + half, abs=0.005
-    )
+    assert got.low == pytest.approx(values.mean() - half, abs=0.005) and got.high == pytest.approx(values.mean() + half, abs=0.005)
     same = paired_difference(values, values)
     assert same.value == 0 and same.low < 0 < same.high  # equal scores on 300 documents are no proof of equality
     assert math.isnan(mean_interval([]).value)
@@ -136,9 +132,7 @@ def test_gain_content_and_verdict(summary: pd.DataFrame) -> None:
     assert (lcf["gain"], lcf["gain_n"]) == (pytest.approx(0.65), 200) and lcf["content"] == pytest.approx(0.64)
     assert lcf["verdict"] == "communicates" and lcf["adapter_mb"] == 7.9 and lcf["ttft_ms"] == 180.0
     assert line(summary, "openbookqa", "lcf")["verdict"] == "does not communicate"
-    assert line(summary, "openbookqa", "receiver")["verdict"] == "" and math.isnan(
-        line(summary, "openbookqa", "receiver")["gain"]
-    )
+    assert line(summary, "openbookqa", "receiver")["verdict"] == "" and math.isnan(line(summary, "openbookqa", "receiver")["gain"])
     assert summary["mode"].iloc[0] == "receiver" and list(summary["task"].unique()) == ["openbookqa", "splitfacts"]
 
 
@@ -242,9 +236,7 @@ def test_published_numbers_only_when_asked_and_only_for_the_same_pair_and_task(s
 
 
 def test_no_torch() -> None:
-    code = (
-        "import sys, lcfbench.store, lcfbench.analysis.show, lcfbench.analysis.frontier; print([m for m in sys.modules if m in "
-    )
+    code = "import sys, lcfbench.store, lcfbench.analysis.show, lcfbench.analysis.frontier; print([m for m in sys.modules if m in "
     code += "('torch', 'pandas', 'pyarrow', 'scipy', 'matplotlib', 'rich')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout.strip() == "[]", done.stderr

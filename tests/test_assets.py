@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lcfbench import assets, gguf_models, hub, tables, wheels
+from lcfbench import assets
+from lcfbench.assets import gguf_models, hub, tables, wheels
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
 

@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lcfbench.adapters.base import build, load, pair_config, save
+from lcfbench.adapters.base import build
 from lcfbench.adapters.c2c import Fuser
+from lcfbench.adapters.config import pair_config
+from lcfbench.adapters.files import load, save
 from lcfbench.adapters.import_c2c import _stack, import_c2c
 from lcfbench.document import Document, View
-from lcfbench.endpoint import Endpoint, State
+from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
 from lcfbench.kv import KV
@@ -25,6 +27,7 @@ from lcfbench.methods.base import Batch
 from lcfbench.methods.c2c import C2C
 from lcfbench.prompts import Prompt
 from lcfbench.remap import remap_chat
+from lcfbench.state import State
 from lcfbench.timing import Clock
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "fixtures" / "c2c_reference"
@@ -244,9 +247,7 @@ def test_shut_gates_are_the_receiver_alone_bit_for_bit():
     adapter = import_c2c(FUSER)
     adapter.gate_logit[:, 1] = 0.0  # V shut, K as it was
     half = C2C(c2c.receiver, c2c.sharer, adapter).respond(Batch(documents, documents, Clock()))
-    assert torch.equal(half.kv.values.view(torch.int32), alone.kv.values.view(torch.int32)) and not torch.equal(
-        half.kv.keys, alone.kv.keys
-    )
+    assert torch.equal(half.kv.values.view(torch.int32), alone.kv.values.view(torch.int32)) and not torch.equal(half.kv.keys, alone.kv.keys)
     adapter = import_c2c(FUSER)
     adapter.gate_logit.fill_(-1e-30)
     shut = C2C(c2c.receiver, c2c.sharer, adapter)
@@ -286,12 +287,8 @@ def test_remap_is_c2c_s_sections_without_the_padding(messages):
             sources = torch.tensor(adapter.config.layer_map)
             sent = [x[sources][:, :, :, a:b].transpose(2, 3).flatten(3) for x in (theirs.keys, theirs.values)]
             keys, values = adapter(torch.cat(sent, -1), kv.keys[..., a:, :], kv.values[..., a:, :])
-            kv = KV(
-                torch.cat([kv.keys[..., :a, :], keys], 3), torch.cat([kv.values[..., :a, :], values], 3), kv.mask, kv.positions
-            )
-    tail = [i for i, p in zip(chat.receiver_ids, chat.receiver_padding, strict=True) if not p][
-        int(columns[0, : a + b - a].sum()) :
-    ]
+            kv = KV(torch.cat([kv.keys[..., :a, :], keys], 3), torch.cat([kv.values[..., :a, :], values], 3), kv.mask, kv.positions)
+    tail = [i for i, p in zip(chat.receiver_ids, chat.receiver_padding, strict=True) if not p][int(columns[0, : a + b - a].sum()) :]
     assert kv is not None
     ids = torch.tensor([tail])
     positions = kv.positions.max() + 1 + torch.arange(len(tail))[None]

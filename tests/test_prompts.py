@@ -68,9 +68,7 @@ def hflm(tokenizer):
     """lm-eval's model around a tiny one: only its tokenization and chat rules are used."""
     from lm_eval.models.huggingface import HFLM
 
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
-    )
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     return HFLM(pretrained=LlamaForCausalLM(config), tokenizer=tokenizer, device="cpu", enable_thinking=False, batch_size=1)
 
 

@@ -31,9 +31,7 @@ def test_a_document_reads_as_the_protocol_says():
         assert row["sharer"].endswith(f"\nQuestion: In which city is the key of {name}?\nAnswer:")
         assert word not in row["receiver"].partition("\nQuestion")[2] and row["answer"] not in row["sharer"]
         first, second = row["steps"]
-        assert first["choices"][first["gold"]] == f" {word}" and sorted(c.strip() for c in first["choices"]) == sorted(
-            dict(boxes(row))
-        )
+        assert first["choices"][first["gold"]] == f" {word}" and sorted(c.strip() for c in first["choices"]) == sorted(dict(boxes(row)))
         assert second["choices"][second["gold"]] == f" {row['answer']}"
         assert second["lead"].format(word) == f" {word} box. The {word} box is in"
         assert row["answers"][row["gold"]] == f"{word} box. The {word} box is in {row['answer']}."
@@ -80,10 +78,7 @@ def test_half_of_the_evidence_is_worth_nothing():
             for pair in boxes(r):
                 seen[pair[column]] += 1
                 right[pair[column]] += pair[1] == r["answer"]
-        hit = (
-            sum(max(boxes(r), key=lambda p: right[p[column]] / (seen[p[column]] or 1))[1] == r["answer"] for r in made[half:])
-            / half
-        )
+        hit = sum(max(boxes(r), key=lambda p: right[p[column]] / (seen[p[column]] or 1))[1] == r["answer"] for r in made[half:]) / half
         assert abs(hit - 1 / 3) < 4 * (2 / 9 / half) ** 0.5, (column, hit)
 
 
@@ -105,9 +100,10 @@ def test_every_parameter_changes_what_it_says(hops, phrasing, answer_set):
         assert notes.count("key") == 2 and notes.count(".") == 2 + 2 + 3
         assert row["receiver"].partition("\nQuestion")[0].count(".") == 4 + (4 if hops == 3 else 0) + 1 + 3
         assert ("The key of" in notes) == (phrasing == "template") or "lies the key of" in notes or "find the key" in notes
-        assert len(row["answers"]) == len(row["steps"][-1]["choices"]) and row["answers"][row["gold"]].rstrip(".").split()[
-            -1
-        ] in (row["answer"], "box")
+        assert len(row["answers"]) == len(row["steps"][-1]["choices"]) and row["answers"][row["gold"]].rstrip(".").split()[-1] in (
+            row["answer"],
+            "box",
+        )
         picked: list[str] = []
         for step in row["steps"]:
             step["lead"].format(*picked)  # names only earlier picks

@@ -182,12 +182,7 @@ def test_one_bad_file_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     runs = read_runs([tmp_path, tmp_path / "absent"])
     assert len(runs.rows) == 4 and set(runs.manifests) == {good.name}
     told = "\n".join(runs.warnings)
-    assert (
-        "lcf-broken: skipped" in told
-        and "other.parquet: skipped" in told
-        and "absent: no such" in told
-        and "manifest.json" in told
-    )
+    assert "lcf-broken: skipped" in told and "other.parquet: skipped" in told and "absent: no such" in told and "manifest.json" in told
     with pytest.raises(UserError, match="lcf-broken"):
         read_runs([bad])
     states = {run.get("run_id", ""): run.get("state") for run in list_runs(tmp_path)}

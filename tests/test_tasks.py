@@ -165,10 +165,7 @@ def test_letters_by_position():
     }  # fmt: skip
     assert task.dropped == {"the key names no option": 1}
     d = documents["n1"]
-    assert (
-        d.receiver.user == "Question: Numbers?\nA. option 0\nB. option 1\nC. option 2\nD. option 3\n"
-        and d.receiver.prefix == "Answer:"
-    )
+    assert d.receiver.user == "Question: Numbers?\nA. option 0\nB. option 1\nC. option 2\nD. option 3\n" and d.receiver.prefix == "Answer:"
     assert d.receiver == d.sharer == d.full and d.shared and d.steps[0].choices == (" A", " B", " C", " D")
     assert "option" not in d.request.user and "Numbers?" in d.request.user and "<<note>>" in d.noted.user
     cloze = {d.doc_id: d for d in task.documents(scoring="cloze")}["n1"]
@@ -315,15 +312,12 @@ def halves(document):
 def assert_disjoint(documents, raw):
     for d in documents:
         source = raw[d.doc_id]
-        passages = {
-            f"{t}: {''.join(s).strip()}" for t, s in zip(source["context"]["title"], source["context"]["sentences"], strict=True)
-        }
+        passages = {f"{t}: {''.join(s).strip()}" for t, s in zip(source["context"]["title"], source["context"]["sentences"], strict=True)}
         mine, theirs = (half & passages for half in halves(d))
         assert len(mine) == len(theirs) == 5 and not mine & theirs and mine | theirs == passages
         gold = set(source["supporting_facts"]["title"])
         assert all(
-            sum(p.partition(": ")[0] in gold or any(p.startswith(f"{g}: ") for g in gold) for p in half) >= 1
-            for half in (mine, theirs)
+            sum(p.partition(": ")[0] in gold or any(p.startswith(f"{g}: ") for g in gold) for p in half) >= 1 for half in (mine, theirs)
         )
         assert all(p in d.full.user for p in passages) and source["question"].strip() in d.sharer.user
 
@@ -349,11 +343,7 @@ def test_split_options_and_their_digests():
     assert other.split_manifest_sha256 != base.split_manifest_sha256
     blind = load_task("hotpotqa_split", options={"sharer_question": "no"}).documents()[0]
     assert d.native["question"] in d.sharer.user and d.native["question"] in d.request.user
-    assert (
-        d.native["question"] not in blind.sharer.user + blind.request.user
-        and blind.sharer.prefix == ""
-        and blind.receiver == d.receiver
-    )
+    assert d.native["question"] not in blind.sharer.user + blind.request.user and blind.sharer.prefix == "" and blind.receiver == d.receiver
     none = load_task("hotpotqa_split", options={"receiver_context": "none"}).documents()[0]
     full = load_task("hotpotqa_split", options={"receiver_context": "full"}).documents()[0]
     assert none.receiver.user == f"Question: {d.native['question']}\n" and full.receiver == full.full == d.full

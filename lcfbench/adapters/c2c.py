@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcfbench.adapters.base import Adapter, AdapterConfig, GateMode, linear, rms_norm, stacked
+from lcfbench.adapters._layers import linear, rms_norm, stacked
+from lcfbench.adapters.base import Adapter, GateMode
+from lcfbench.adapters.config import AdapterConfig
 from lcfbench.adapters.lcf import flat
 from lcfbench.errors import UserError
 
@@ -48,9 +50,7 @@ class Fuser(Adapter):
         """What crosses the wire: the sharer's entries (L, T, s) as they are; C2C's input layer is wider than they are."""
         return sharer
 
-    def forward(
-        self, message: Tensor, keys: Tensor, values: Tensor, noise: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, message: Tensor, keys: Tensor, values: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Edited keys and values (L, B, H, N, D) from the message (L, B, N or 1, s) and the receiver's own.
 
         noise: the uniform draws (L, B, H, N, 1) of the K and V gates in training, for tests.
@@ -64,9 +64,7 @@ class Fuser(Adapter):
         for block in self.delta:
             z = block(z)
         delta = linear(z, self.out_weight.flatten(0, 1), self.out_bias.flatten(0, 1)).view(L, 2, B, N, H, D)
-        alpha = torch.sigmoid(linear(self.scale(u), self.head_weight.flatten(0, 1), self.head_bias.flatten(0, 1))).view(
-            L, 2, B, N, H, 1
-        )
+        alpha = torch.sigmoid(linear(self.scale(u), self.head_weight.flatten(0, 1), self.head_bias.flatten(0, 1))).view(L, 2, B, N, H, 1)
         edit = (alpha * delta).permute(1, 0, 2, 4, 3, 5)  # (2, L, B, H, N, D)
         gate_k, gate_v = self.gates((B, H, N, 1), noise)
         return gated(keys, gate_k, edit[0]), gated(values, gate_v, edit[1])

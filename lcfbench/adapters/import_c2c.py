@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcfbench.adapters.base import Adapter, AdapterConfig, build
+from lcfbench.adapters.base import Adapter, build
+from lcfbench.adapters.config import AdapterConfig
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
 
@@ -115,14 +116,8 @@ def _map(path: Path) -> tuple[list[int], list[int], list[int]]:
 def _settings(path: Path) -> dict[str, Any]:
     raw = _json(path)
     args = raw.get("init_args")
-    if (
-        not isinstance(args, dict)
-        or raw.get("class") != "C2CProjector"
-        or any(not isinstance(args.get(k), int) for k in SETTINGS)
-    ):
-        raise UserError(
-            f"{path} does not describe a C2CProjector with {', '.join(SETTINGS)}.", "Only C2C's released fusers are supported."
-        )
+    if not isinstance(args, dict) or raw.get("class") != "C2CProjector" or any(not isinstance(args.get(k), int) for k in SETTINGS):
+        raise UserError(f"{path} does not describe a C2CProjector with {', '.join(SETTINGS)}.", "Only C2C's released fusers are supported.")
     return {k: args[k] for k in SETTINGS} | {"dropout": float(args.get("dropout", 0.0))}
 
 
@@ -138,9 +133,7 @@ def _check(folder: Path, *sides: tuple[Geometry, Geometry, str]) -> None:
         if model.layers < found.layers:
             wrong.append(f"{who} layers {model.layers}, not {found.layers} or more")
     if wrong:
-        raise UserError(
-            f"{folder} does not fit this pair: {'; '.join(wrong)}.", "Run it with the pair its folder is named after."
-        )
+        raise UserError(f"{folder} does not fit this pair: {'; '.join(wrong)}.", "Run it with the pair its folder is named after.")
 
 
 def _shapes(a: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcfbench.adapters.base import Adapter, AdapterConfig, GateMode, linear, rms_norm, stacked
+from lcfbench.adapters._layers import linear, rms_norm, stacked
+from lcfbench.adapters.base import Adapter, GateMode
+from lcfbench.adapters.config import AdapterConfig
 
 CLAMP = 8.0  # standardised inputs beyond this are outliers of the frozen models, not content
 
@@ -58,9 +60,7 @@ class Fuser(Adapter):
         """What crosses the wire: sharer entries (L, T, s), K and V flattened → W_s·S (L, T, d)."""
         return linear(self._standard(sharer, "sharer"), self.down_sharer)
 
-    def forward(
-        self, message: Tensor, keys: Tensor, values: Tensor, noise: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, message: Tensor, keys: Tensor, values: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Edited keys and values (L, B, H, N, D) from the message (L, B, N or 1, d) and the receiver's own."""
         L, B, H, N, D = keys.shape
         own = torch.cat([flat(keys), flat(values)], -1).view(L, B * N, -1)

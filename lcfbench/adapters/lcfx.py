@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lcfbench.adapters import lcf
-from lcfbench.adapters.base import AdapterConfig, GateMode
+from lcfbench.adapters.base import GateMode
+from lcfbench.adapters.config import AdapterConfig
 
 TAIL = 64  # distances from the end that have a bias of their own with `pool_start="last"`
 LAST_SPAN = 5

@@ -175,13 +175,9 @@ def _sentences(lines: list[dict[Any, Any]]) -> list[tuple[str, str]]:
             case "does not communicate":
                 found.append((line["verdict"], f"{line['label']}: nothing is communicated: {facts} (n={line['content_n']:.0f})"))
             case "undecided":
-                found.append(
-                    (line["verdict"], f"{line['label']}: no communication shown, undecided at n={line['content_n']:.0f}: {facts}")
-                )
+                found.append((line["verdict"], f"{line['label']}: no communication shown, undecided at n={line['content_n']:.0f}: {facts}"))
             case "untested":
-                found.append(
-                    (line["verdict"], f"{line['label']}: whether anything is communicated was not tested (no deranged run)")
-                )
+                found.append((line["verdict"], f"{line['label']}: whether anything is communicated was not tested (no deranged run)"))
     return found
 
 

@@ -41,9 +41,7 @@ def place(axes: Axes, labels: list[Label], bars: list[tuple[float, float, float]
     for (x, y, text, colour, shown), (px, py) in zip(labels, dots, strict=True):
         if not shown:
             continue
-        note = axes.annotate(
-            text, (x, y), textcoords="offset points", xytext=(0, 0), size=size, color=colour, zorder=6, gid="label"
-        )
+        note = axes.annotate(text, (x, y), textcoords="offset points", xytext=(0, 0), size=size, color=colour, zorder=6, gid="label")
         note.set_path_effects([withStroke(linewidth=3, foreground="white")])
         extent = note.get_window_extent(renderer)
         width, height = extent.width, extent.height

@@ -89,9 +89,7 @@ def _figures(part: pd.DataFrame, score: pd.Series, manifest: Mapping[str, Any]) 
 def _gain(run_id: str, heads: dict[str, dict], scores: Scores) -> dict[str, Any]:
     """Over the receiver alone, whichever sharer stood beside it."""
     head = heads[run_id]
-    alike = [
-        r for r, h in heads.items() if h["mode"] == BASELINE and all(h[k] == head[k] for k in ("receiver", "task", "scoring"))
-    ]
+    alike = [r for r, h in heads.items() if h["mode"] == BASELINE and all(h[k] == head[k] for k in ("receiver", "task", "scoring"))]
     if head["mode"] == BASELINE or not (base := _widest(run_id, alike, scores)):
         return {"gain": math.nan, "gain_low": math.nan, "gain_high": math.nan, "gain_n": 0}
     got = paired_difference(*_paired(scores[run_id], scores[base]))
@@ -173,8 +171,6 @@ def _first(column: pd.Series) -> Any:
 
 def _ordered(lines: pd.DataFrame) -> pd.DataFrame:
     rank = {"matched": 0, "deranged": 1}
-    keys = lines.assign(
-        _base=lines["mode"] != BASELINE, _mb=lines["adapter_mb"].fillna(0), _rank=lines["control"].map(rank).fillna(2)
-    )
+    keys = lines.assign(_base=lines["mode"] != BASELINE, _mb=lines["adapter_mb"].fillna(0), _rank=lines["control"].map(rank).fillna(2))
     by = [*GROUP, "_base", "_mb", "mode", "label", "_rank", "control", "seed", "run_id"]
     return lines.loc[keys.sort_values(by, kind="stable").index].reset_index(drop=True)

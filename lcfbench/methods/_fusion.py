@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from torch import Tensor
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.lcf import flat
 from lcfbench.alignment import aligned_positions, turn_ends
-from lcfbench.endpoint import Message, State
 from lcfbench.errors import UserError
 from lcfbench.kv import KV, pad_left, positions_of, rotate
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.prompts import Prompt
 from lcfbench.remap import remap_prompt
+from lcfbench.state import Message, State
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Fusion(Method):
     def respond(self, batch: Batch) -> State:
         adapter, clock = self.adapter, batch.clock
         assert adapter is not None
-        prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
-        if not adapter.config.layers:
-            with clock("prefill"):
+        with clock("prefill"):
+            prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
+            if not adapter.config.layers:  # every gate is shut: the receiver alone
                 return self.receiver.read(prompts)
         with torch.no_grad(), clock("sharer"):
             shared = self.sharer_prompts(batch, prompts)
@@ -177,6 +177,4 @@ def gather(theirs: KV, sources: Tensor, index: Tensor) -> Tensor:
 
 def content_keys(theirs: KV, model: object) -> KV:
     """The cache with the rotary positions taken out of its keys."""
-    from dataclasses import replace
-
     return replace(theirs, keys=rotate(theirs.keys, theirs.positions, model, inverse=True))

@@ -18,9 +18,10 @@ from typing import Any, ClassVar, get_type_hints
 from lcfbench.adapters.base import Adapter
 from lcfbench.catalogue import method_names
 from lcfbench.document import Document, View
-from lcfbench.endpoint import Endpoint, State
+from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError, unknown
 from lcfbench.prompts import Prompt, render
+from lcfbench.state import State
 from lcfbench.timing import Clock
 
 
@@ -100,9 +101,7 @@ def method_class(name: str) -> type[Method]:
     if name not in method_names():
         raise unknown("method", name, method_names(), "lcfbench ls methods")
     module = importlib.import_module(f"lcfbench.methods.{name}")
-    found = [
-        c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method) and c.__module__ == module.__name__
-    ]
+    found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method) and c.__module__ == module.__name__]
     assert len(found) == 1, f"methods/{name}.py must define exactly one Method, found {found}"
     return found[0]
 
@@ -118,9 +117,7 @@ def parse_options(kind: type[Method], name: str, given: Mapping[str, str]) -> di
     out: dict[str, Any] = {}
     for key, text in given.items():
         if key not in fields:
-            raise unknown(
-                f"option of {name}", key, fields, f"lcfbench ls methods  ({name} takes {', '.join(fields) or 'no options'})"
-            )
+            raise unknown(f"option of {name}", key, fields, f"lcfbench ls methods  ({name} takes {', '.join(fields) or 'no options'})")
         try:
             out[key] = hints[key](text)
         except ValueError as error:

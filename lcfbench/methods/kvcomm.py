@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lcfbench.endpoint import Message, State
 from lcfbench.errors import UserError
 from lcfbench.kv import pad_left
 from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.state import Message, State
 
 
 @dataclass

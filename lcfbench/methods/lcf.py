@@ -8,15 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lcfbench.adapters import lcf, lcfx
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.lcf import flat
 from lcfbench.document import Document
-from lcfbench.endpoint import State
 from lcfbench.errors import UserError
 from lcfbench.kv import KV
 from lcfbench.methods._fusion import Fusion, Part, content_keys, gather
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.prompts import Prompt
+from lcfbench.state import State
 
 SCHEMES = ("windows", "one")
 
@@ -74,6 +75,7 @@ class LCF(Fusion):
     def pool(self, adapter: Adapter, theirs: KV) -> Tensor:
         """The sharer's cache pooled by the adapter's queries: (L, B, 1, s)."""
         sources = torch.tensor(adapter.config.layer_map, device=theirs.keys.device)
+        assert isinstance(adapter, lcfx.Fuser)
         cache = content_keys(theirs, self.sharer.model) if adapter.unrotated_keys else theirs
         return adapter.pool(cache.keys[sources], cache.values[sources], self.span_of(theirs.mask))
 
@@ -101,4 +103,5 @@ class LCF(Fusion):
                 index = self.positions(batch, prompts, shared, theirs.length, state.kv.length).to(theirs.keys.device)
                 sources = torch.tensor(adapter.config.layer_map, device=theirs.keys.device)
                 sent = gather(theirs, sources, index)[:, (index >= 0).flatten()]
+            assert isinstance(adapter, lcf.Fuser)
             adapter.calibrate(sent.to(own.device), own)

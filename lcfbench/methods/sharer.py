@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lcfbench.endpoint import State
 from lcfbench.methods.base import Batch, Method, plain
+from lcfbench.state import State
 
 
 @dataclass

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lcfbench.document import NOTE, Document, View
-from lcfbench.endpoint import Message, State
 from lcfbench.errors import UserError
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.prompts import Prompt
+from lcfbench.state import Message, State
 
 
 @dataclass

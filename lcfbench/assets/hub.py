@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
-from lcfbench.places import cache_dir
+from lcfbench.assets.places import cache_dir
 
 if TYPE_CHECKING:
     from datasets import Dataset

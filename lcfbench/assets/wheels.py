@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lcfbench.assets.places import cache_dir, lock, say, sha256_of
 from lcfbench.errors import UserError
-from lcfbench.places import cache_dir, lock, say, sha256_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

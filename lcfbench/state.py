@@ -1,0 +1,64 @@
+"""What passes between methods and scoring: the message, and the state from which the receiver may answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lcfbench.kv import KV, pad_left, positions_of
+from lcfbench.prompts import Prompt
+
+if TYPE_CHECKING:
+    from lcfbench.endpoint import Endpoint
+
+
+@dataclass
+class Message:
+    """What crossed the wire, one entry a document.
+
+    wire_bytes: the smallest form the receiver's side needs. cache_bytes: the sharer's cache entries behind it, unprojected.
+    sharer_tokens: tokens the sharer read or wrote. texts: the message where it is text.
+    """
+
+    wire_bytes: list[int]
+    cache_bytes: list[int]
+    sharer_tokens: list[int]
+    texts: list[str] | None = None
+    adapter_flops: list[float] | None = None
+
+    @classmethod
+    def none(cls, rows: int) -> Message:
+        return cls([0] * rows, [0] * rows, [0] * rows)
+
+
+@dataclass
+class State:
+    """Everything up to "the model may now answer": the next forward runs `ids` on `kv`, and its last logits are the first answer token's.
+
+    ids, mask: (B, T), left-padded, T ≥ 1. positions: (B, T). prompts: what the answering model was shown.
+    """
+
+    endpoint: Endpoint
+    kv: KV
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    prompts: list[Prompt]
+    message: Message = field(default_factory=lambda: Message([], [], []))
+
+
+@dataclass
+class Opened:
+    """A `State` whose `ids` have been run. logits: (B, V) of the next token, fp32. next_position: (B,)."""
+
+    endpoint: Endpoint
+    kv: KV
+    logits: Tensor
+    next_position: Tensor
+
+    def then(self, ids: list[list[int]], prompts: list[Prompt]) -> State:
+        """A state that runs `ids` next: how a second ranking step follows the first."""
+        x, mask = pad_left(ids, self.endpoint.pad_id, self.logits.device)
+        return State(self.endpoint, self.kv, x, mask, positions_of(mask, self.next_position), prompts)
