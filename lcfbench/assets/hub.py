@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from unittest import mock
 
 from lcfbench.assets.places import cache_dir
 
@@ -153,6 +152,14 @@ def fetch_model(repo_id: str, offline: bool) -> Path:
     return path
 
 
+def fetch_tokenizer(repo_id: str, offline: bool) -> Path:
+    """The folder of a model's tokenizer and configs, without weights. Raises `HubError`."""
+    from huggingface_hub import snapshot_download
+
+    sha = commit(repo_id, "model", offline)
+    return Path(_ask(lambda: snapshot_download(repo_id, revision=sha, allow_patterns=_FILES, ignore_patterns=["*/*", "*.safetensors*"])))
+
+
 def fetch_config(repo_id: str, offline: bool) -> Path:
     """The folder of a model's config.json alone. Raises `HubError`."""
     from huggingface_hub import hf_hub_download
@@ -167,8 +174,15 @@ def _cache_only() -> Iterator[None]:
     import datasets
     from huggingface_hub import constants
 
-    with mock.patch.object(constants, "HF_HUB_OFFLINE", True), mock.patch.object(datasets.config, "HF_HUB_OFFLINE", True):
+    switches = (constants, datasets.config)
+    before = [s.HF_HUB_OFFLINE for s in switches]
+    try:
+        for s in switches:
+            s.HF_HUB_OFFLINE = True
         yield
+    finally:
+        for s, value in zip(switches, before, strict=True):
+            s.HF_HUB_OFFLINE = value
 
 
 def fetch_dataset(repo_id: str, config: str, split: str, offline: bool) -> Dataset:
