@@ -92,7 +92,13 @@ def main() -> None:
             pairs.append((mine, other))
         ratio = statistics.median(other / mine for mine, other in pairs)
         speeds = [given.documents / statistics.median(column) for column in zip(*pairs, strict=True)]
-        line = {"scoring": scoring, "ours_docs_per_s": speeds[0], "lm_eval_docs_per_s": speeds[1], "ratio": ratio, "scores_differing": differing}
+        line = {
+            "scoring": scoring,
+            "ours_docs_per_s": speeds[0],
+            "lm_eval_docs_per_s": speeds[1],
+            "ratio": ratio,
+            "scores_differing": differing,
+        }
         out.append({k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()})
         print(f"{scoring}: ours {speeds[0]:.1f} documents/s, lm-eval hf {speeds[1]:.1f}, ratio {ratio:.2f}, scores differing {differing}")
     facts = {"model": end.name, "dtype": str(end.dtype), "threads": torch.get_num_threads(), "documents": given.documents}

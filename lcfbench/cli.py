@@ -5,48 +5,38 @@ Exit codes: 0 done, 2 a mistake in what was asked or what is there (one line and
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lcfbench.cli_adapter import adapter_app
+from lcfbench.cli_options import (
+    DeviceOption,
+    DtypeOption,
+    OfflineOption,
+    OptionsOption,
+    OutOption,
+    PairOption,
+    RunsArgument,
+    TaskOptionsOption,
+)
 from lcfbench.errors import Exit, UserError
+
+ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own copy of click in some versions
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help=__doc__ and "When one language model passes what it knows to another: how much gets across, how fast, and how do we know?",
+    help="When one language model passes what it knows to another: how much gets across, how fast, and how do we know?",
 )
-adapter_app = typer.Typer(no_args_is_help=True, help="Sizes and contents of adapters.", rich_markup_mode=None)
 plot_app = typer.Typer(no_args_is_help=True, help="Figures from recorded runs.", rich_markup_mode=None)
 app.add_typer(adapter_app, name="adapter")
 app.add_typer(plot_app, name="plot")
-
-PairOption = Annotated[
-    str | None,
-    typer.Option(
-        "--pair",
-        envvar="LCFBENCH_PAIR",
-        help="RECEIVER:SHARER: aliases, Hub ids or local folders. [default: smollm2-135m:gemma3-270m]",
-    ),
-]
-OutOption = Annotated[Path | None, typer.Option("--out", envvar="LCFBENCH_OUT", help="Folder of runs. [default: results]")]
-OfflineOption = Annotated[
-    bool | None, typer.Option("--offline/--online", envvar="LCFBENCH_OFFLINE", help="Use only what is on this machine.")
-]
-DtypeOption = Annotated[str | None, typer.Option(envvar="LCFBENCH_DTYPE", help="auto, float32 or bfloat16. [default: auto]")]
-DeviceOption = Annotated[str | None, typer.Option(envvar="LCFBENCH_DEVICE", help="auto, cpu or cuda[:n]. [default: auto]")]
-OptionsOption = Annotated[
-    list[str] | None, typer.Option("-o", "--option", metavar="KEY=VALUE", help="A setting of the method or adapter; repeatable.")
-]
-TaskOptionsOption = Annotated[
-    list[str] | None, typer.Option("--task-option", metavar="KEY=VALUE", help="A setting of the task; repeatable.")
-]
-RunsArgument = Annotated[list[Path] | None, typer.Argument(help="Results folders, run folders or parquet files. [default: results]")]
 
 
 @app.command()
@@ -105,11 +95,11 @@ def run(
     )  # fmt: skip
     chosen = Recipe.merge(recipe, given)
     if dry_run:
-        from lcfbench.ui import print_prompts
+        from lcfbench.ui.verbs import print_prompts
 
         print_prompts(chosen, limit=chosen.limit or 1)
         return
-    from lcfbench.ui import run_and_show
+    from lcfbench.ui.verbs import run_and_show
 
     run_and_show(chosen)
 
@@ -141,7 +131,7 @@ def train(
 ) -> None:
     """Train an adapter for a pair of frozen models; `run --adapter` takes what it saves."""
     from lcfbench.recipe import parse_assignments
-    from lcfbench.ui import train_and_show
+    from lcfbench.ui.verbs import train_and_show
 
     train_and_show(
         dict(
@@ -159,11 +149,12 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
+    by_subject: Annotated[bool, typer.Option("--by-subject", help="A line a subject where a task has them (mmlu_redux).")] = False,
 ) -> None:
     """What was measured: method, task, documents, accuracy ± interval, latency, adapter and message size."""
-    from lcfbench.ui import show_runs
+    from lcfbench.ui.verbs import show_runs
 
-    show_runs(runs or [Path("results")], "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table")
+    show_runs(runs or [Path("results")], "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table", by_subject)
 
 
 @plot_app.command("frontier")
@@ -177,7 +168,7 @@ def plot_frontier(
     ] = False,
 ) -> None:
     """Accuracy against adapter size, latency and message bytes, with the Pareto front."""
-    from lcfbench.ui import draw_frontier
+    from lcfbench.ui.verbs import draw_frontier
 
     for path in draw_frontier(runs or [Path("results")], out, published):
         typer.echo(path)
@@ -190,7 +181,7 @@ def ls(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
 ) -> None:
     """List what there is."""
-    from lcfbench.ui import listing
+    from lcfbench.ui.lists import listing
 
     listing(what, out or Path("results"), as_json)
 
@@ -198,7 +189,7 @@ def ls(
 @app.command()
 def doctor(offline: OfflineOption = None, as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False) -> None:
     """Check versions, devices, what resolves from where, task files and data."""
-    from lcfbench.ui import print_doctor
+    from lcfbench.ui.lists import print_doctor
 
     if not print_doctor(bool(offline), as_json):
         raise typer.Exit(Exit.USER)
@@ -210,69 +201,37 @@ def demo(
     limit: Annotated[int, typer.Option(help="Documents a task.")] = 100,
 ) -> None:
     """The main job on the embedded pair and real data: runs, table, frontier plot."""
-    from lcfbench.recipe import Recipe
-    from lcfbench.ui import draw_frontier, run_and_show
+    from lcfbench.ui import verbs
 
-    run_and_show(
-        Recipe.merge(
-            None,
-            {
-                "mode": "receiver,full_context,t2t,lcf",
-                "task": "splitfacts,splitfacts_heldout,openbookqa",
-                "control": "matched,deranged",
-                "scoring": "cloze",
-                "limit": limit,
-                "out": out,
-                "options": {"budget": "32"},
-            },
-        )
-    )
-    for path in draw_frontier([out], None, False):
-        typer.echo(f"frontier: {path}")
-
-
-@adapter_app.command("size")
-def adapter_size(
-    mode: Annotated[str, typer.Option(help="lcf, lcfx or c2c.")] = "lcf",
-    pair: PairOption = None,
-    option: OptionsOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    offline: OfflineOption = None,
-) -> None:
-    """Parameters and bytes of an adapter from the geometry of the pair alone: no weights, no network.
-
-    Options are those of the adapter (width, hidden, …) and `layers`, the number of receiver layers it keeps.
-    """
-    from lcfbench.recipe import parse_assignments
-    from lcfbench.ui import size_of
-
-    size = size_of(mode, pair or "smollm2-135m:gemma3-270m", parse_assignments(option, "-o"), bool(offline))
-    typer.echo(
-        json.dumps(size) if as_json else "{kind} {pair}: {params:,} parameters in {layers} layers, {mb_bf16} MB in bf16".format(**size)
-    )
-
-
-@adapter_app.command("info")
-def adapter_info(
-    folder: Annotated[Path, typer.Argument(help="An adapter folder, its weights file, or the name of a shipped one.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
-    """What an adapter fits, how large it is, how it was trained, which gates are open."""
-    from lcfbench.ui import print_adapter
-
-    print_adapter(folder, as_json)
+    verbs.demo(out, limit)
 
 
 def main() -> None:
-    """Entry point: a UserError is one line and exit code 2."""
+    """Entry point. Whatever a user can get wrong is one line and exit code 2; Ctrl-C is 130; a reader that leaves (`| head`) is no error."""
     try:
-        app()
+        sys.exit(app(prog_name="lcfbench", standalone_mode=False))
     except UserError as error:
-        typer.echo(f"lcfbench: {error.what}" + (f" {error.next_step}" if error.next_step else ""), err=True)
-        sys.exit(Exit.USER)
-    except BrokenPipeError:  # `lcfbench show | head`
-        sys.stderr.close()
+        complain(f"{error.what} {error.next_step}")
+    except ClickException as error:
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
+            typer.echo(error.format_message(), err=True)
+            sys.exit(Exit.USER)
+        complain(f"{error.format_message().rstrip('.')}. See `{context.command_path if context else 'lcfbench'} --help`.")
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted.", err=True)
+        sys.exit(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more when it flushes
         sys.exit(Exit.OK)
+    except OSError as error:
+        complain(f"{error.filename or 'input or output'}: {error.strerror or error}. Check the path, its permissions and the disk.")
+
+
+def complain(text: str) -> None:
+    """One line, exit code 2."""
+    typer.echo(f"lcfbench: {' '.join(text.split())}", err=True)
+    sys.exit(Exit.USER)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ its own message is adaptation, not communication.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 from lcfbench.document import Document
@@ -35,22 +36,33 @@ def sender_of(documents: Sequence[Document], control: str, seed: int) -> dict[st
 def deranged(documents: Sequence[Document], seed: int) -> dict[str, Document]:
     """A seeded permutation without fixed points, near in length of the sharer's text.
 
-    Documents are sorted by that length and passed on in a circle within small shuffled neighbourhoods. Documents in which the sharer reads the
-    same text (data sets repeat questions) do not get each other's message where any other is to be had.
+    Documents are sorted by that length and exchange messages within small shuffled neighbourhoods. Documents in which the sharer reads the
+    same text (data sets repeat questions) do not get each other's message while any other is to be had: a neighbourhood where more than half
+    are the same grows. Raises UserError for fewer than two documents.
     """
     if len(documents) < 2:
         raise UserError("control deranged needs at least two documents.", "Raise --limit.")
     rng = random.Random(f"deranged-{seed}")
     order = sorted(documents, key=lambda d: (len(d.sharer.user), d.hash))
     blocks = [order[i : i + NEIGHBOURHOOD] for i in range(0, len(order), NEIGHBOURHOOD)]
-    if len(blocks) > 1 and len(blocks[-1]) == 1:
-        blocks[-2] += blocks.pop()
+    i = 0
+    while i < len(blocks) and len(blocks) > 1:
+        if 2 * _most(blocks[i]) <= len(blocks[i]):
+            i += 1
+            continue
+        i -= i == len(blocks) - 1  # the last one joins the one before it
+        blocks[i] += blocks.pop(i + 1)
     out: dict[str, Document] = {}
     for block in blocks:
         rng.shuffle(block)
-        for i, document in enumerate(block):
-            others = block[i + 1 :] + block[:i]
-            out[document.hash] = next((o for o in others if o.sharer != document.sharer), others[0])
-    if all(out[d.hash] is not d for d in documents) and len({o.hash for o in out.values()}) == len(documents):
-        return out
-    return {d.hash: o for block in blocks for d, o in zip(block, block[1:] + block[:1], strict=True)}
+        times = Counter(d.sharer for d in block)
+        seen = {d.sharer: n for n, d in reversed(list(enumerate(block)))}
+        block.sort(key=lambda d: (-times[d.sharer], seen[d.sharer]))  # same texts side by side, so that a step as long as the longest row
+        step = min(_most(block), len(block) - 1)  # of them leaves every row
+        out |= {d.hash: block[(n + step) % len(block)] for n, d in enumerate(block)}
+    return out
+
+
+def _most(block: Sequence[Document]) -> int:
+    """How often the most frequent sharer's text occurs."""
+    return max(Counter(d.sharer for d in block).values())

@@ -52,6 +52,7 @@ class Document:
     request: what the sharer is asked when its message is text (T2T). `request.prefix` counts as the note's first words.
     noted: the receiver's view with a note in it; the marker `NOTE` stands where the note goes.
     steps: closed choices, ranked one step after another (empty when `scoring` is "generate").
+    until, request_until: strings that end the answer, and the note.
     chat: False where the task is plain text even for models with a chat template.
     native: lm-eval's own document, for its `process_results`.
     """
@@ -70,6 +71,7 @@ class Document:
     chat: bool = True
     subject: str = ""
     until: tuple[str, ...] = ()
+    request_until: tuple[str, ...] = ()
     max_new_tokens: int = 64
     native: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 

@@ -22,7 +22,8 @@ def preview(
 ) -> Iterator[dict[str, Any]]:
     """One JSON-ready row a document.
 
-    receiver, sharer, full, request: {prompt, tokens}: `full` as the receiver reads it, `request` as the sharer does. steps:
+    receiver, sharer, full, request: {prompt, tokens}: `full` as the receiver reads it, `request` as the sharer does when its message is text; `noted` is
+    where that text goes, at the marker, without a chat template. `tail` is whitespace that is scored with each choice (lm-eval's rule). steps:
     {lead, choices: [{text, tokens}], gold}; leads are filled in with the right choices of the steps before.
     """
     for document in documents:
@@ -44,6 +45,7 @@ def preview(
             "sharer": _seen(document, document.sharer, sharer_tokenizer),
             "full": _seen(document, document.full, receiver_tokenizer),
             "request": _seen(document, document.request, sharer_tokenizer, writes=True),
+            "noted": _seen(document, document.noted, receiver_tokenizer),
             "steps": steps,
             "until": list(document.until),
             "max_new_tokens": document.max_new_tokens,
@@ -52,4 +54,4 @@ def preview(
 
 def _seen(document: Document, view: View, tokenizer: PreTrainedTokenizerBase, writes: bool = False) -> dict[str, Any]:
     prompt = render(view, tokenizer, chat=document.chat, choices=bool(document.steps) and not writes)
-    return {"prompt": prompt.text, "tokens": len(prompt.ids)}
+    return {"prompt": prompt.text, "tokens": len(prompt.ids)} | ({"tail": prompt.tail} if prompt.tail else {})

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
-from lcfbench.kv import KV, pad_left, pad_right, positions_of
+from lcfbench.kv import KV, left_to_right, pad_left, pad_right, positions_of
 from lcfbench.prompts import Prompt
 from lcfbench.state import Message, Opened, State
 
@@ -42,16 +42,18 @@ class Endpoint:
 
         Raises UserError when the folder holds no causal model transformers can load.
         """
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         place = pick_device(device)
         try:
             tokenizer = AutoTokenizer.from_pretrained(found.path)
             model = AutoModelForCausalLM.from_pretrained(found.path, dtype=pick_dtype(dtype, place), attn_implementation=attention)
-        except (OSError, ValueError, KeyError) as error:
-            line = str(error).strip().splitlines()[0]
+        except ImportError as error:  # an attention implementation that is not installed
+            raise UserError(f"{found.name} cannot be loaded ({first_line(error)})", "Use --attention sdpa, or install it.") from error
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(
-                f"{found.name}: {found.path} is not a causal language model transformers can load ({line}).",
+                f"{found.name}: {found.path} is not a causal language model transformers can load ({first_line(error)}).",
                 "Check the folder or name another model.",
             ) from error
         model.to(place)  # type: ignore[arg-type]
@@ -81,10 +83,12 @@ class Endpoint:
         if ids.shape[1] == 0:
             return before
         positions = positions_of(mask, start)
+        if before.length:  # padding goes to the end, not between what was read and what is read now
+            mask, ids, positions = left_to_right(mask, ids, positions)
         full = torch.cat([before.mask, mask], 1)  # covers cache + new ids: a mask of the new ids alone is silently wrong
         cache = before.to_cache()
         self.model.get_decoder()(input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True)
-        return KV.from_cache(cache, full, torch.cat([before.positions, positions], 1))
+        return KV.from_cache(cache, full, torch.cat([before.positions, positions], 1)).flush()
 
     def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:
         """Prefills all but the last token of each prompt; the last one is left to run on whatever the cache has become."""
@@ -104,9 +108,15 @@ class Endpoint:
 
     def open(self, state: State) -> Opened:
         """Runs what is left of the prompt: the logits of the first answer token, and the cache to go on from."""
-        logits, cache = self._forward(state.kv, state.ids, state.mask, state.positions, 1)
-        kv = KV.from_cache(cache, torch.cat([state.kv.mask, state.mask], 1), torch.cat([state.kv.positions, state.positions], 1))
-        return Opened(self, kv, logits[:, -1], state.positions[:, -1] + 1)
+        last = state.positions[:, -1]
+        ragged = state.ids.shape[1] > 1 and state.kv.length > 0
+        ids, mask, positions = state.ids, state.mask, state.positions
+        if ragged:  # padding goes to the end, see `prefill`
+            mask, ids, positions = left_to_right(mask, ids, positions)
+        logits, cache = self._forward(state.kv, ids, mask, positions, ids.shape[1] if ragged else 1)
+        first = logits[torch.arange(len(logits), device=self.device), mask.sum(1) - 1] if ragged else logits[:, -1]
+        kv = KV.from_cache(cache, torch.cat([state.kv.mask, mask], 1), torch.cat([state.kv.positions, positions], 1)).flush()
+        return Opened(self, kv, first, last + 1)
 
     # -- answering -----------------------------------------------------------------------------------------------------------
 
@@ -170,17 +180,14 @@ class Endpoint:
 
         The mean is over supervised tokens within a document, then over documents: a long answer weighs no more than a short one.
         """
-        ids, mask = pad_right([t[:-1] for t in targets], self.pad_id, self.device)
-        positions = state.positions[:, -1:] + 1 + torch.arange(ids.shape[1], device=self.device)
-        keep = ids.shape[1] + 1
-        logits, _ = self._forward(
-            state.kv,
-            torch.cat([state.ids, ids], 1),
-            torch.cat([state.mask, mask], 1),
-            torch.cat([state.positions, positions], 1),
-            keep,
-        )
+        rest = [row[keep.bool()].tolist() for row, keep in zip(state.ids, state.mask, strict=True)]
+        ids, mask = pad_right([r + t[:-1] for r, t in zip(rest, targets, strict=True)], self.pad_id, self.device)
+        begin = state.positions[:, -1:] + 1 - state.mask.sum(1, keepdim=True)
+        positions = begin + torch.arange(ids.shape[1], device=self.device)
         gold, _ = pad_right(targets, self.pad_id, self.device)
+        logits, _ = self._forward(state.kv, ids, mask, positions, ids.shape[1])
+        at = state.mask.sum(1, keepdim=True) - 1 + torch.arange(gold.shape[1], device=self.device)  # (B, T): where each target is predicted
+        logits = logits.gather(1, at.clamp(max=ids.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[-1]))
         weight, _ = pad_right([[int(s) for s in row] for row in supervised], 0, self.device)
         nll = F.cross_entropy(logits.transpose(1, 2), gold, reduction="none") * weight  # (B, T)
         per_document = weight.sum(1).clamp(min=1)
@@ -195,9 +202,17 @@ class Endpoint:
 
     def flops(self, tokens: int) -> float:
         """Floating-point operations to run `tokens` new tokens from an empty cache: 2 a parameter and token, plus attention."""
+        return 2.0 * self.matmul_params * tokens + self.attention_flops(tokens, tokens=(tokens + 1) / 2)
+
+    def attention_flops(self, queries: int, past: int = 0, tokens: float = 0.0) -> float:
+        """Scores and weighted sums of `queries` tokens, each over `past` entries and, on average, `tokens` of their own."""
         config = getattr(self.model.config, "text_config", None) or self.model.config
-        attention = 4 * self.geometry.layers * config.num_attention_heads * self.geometry.head_dim * tokens * (tokens + 1) / 2
-        return 2.0 * self.matmul_params * tokens + attention
+        return 4.0 * self.geometry.layers * config.num_attention_heads * self.geometry.head_dim * queries * (past + tokens)
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
 
 
 def cut(text: str, until: Sequence[str]) -> str:
@@ -212,9 +227,15 @@ def pick_device(device: str) -> torch.device:
     """ "auto" is the GPU where there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device {device} is not there.", "Use --device cpu, or a torch build with CUDA.")
-    return torch.device(device)
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {device!r}.", "Use auto, cpu or cuda[:n].") from error
+    if place.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"unknown device {device!r}.", "Use auto, cpu or cuda[:n].")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device} is not there.", "Use --device cpu, or a torch build and a machine with CUDA.")
+    return place
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable
 from enum import IntEnum
 
+FEW = 7  # so many names are simply listed
+
 
 class Exit(IntEnum):
     """What the process says when it ends."""
@@ -28,6 +30,7 @@ class UserError(Exception):
 
 def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> UserError:
     """An error for a name that is not among `known`, with the nearest ones and the command that lists them all."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    names = list(known)
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}? " if near else f"Known: {', '.join(names)}. " if 0 < len(names) <= FEW else ""
     return UserError(f"unknown {kind} {name!r}.", f"{hint}See `{listing}`.")

@@ -53,7 +53,7 @@ def load_task(name: str, *, seed: int = 0, offline: bool = False, options: Mappi
     values = {key: option["default"] for key, option in known.items()}
     for key, text in (options or {}).items():
         if key not in known:
-            raise unknown(f"option of {name}", key, known, f"lcfbench ls tasks --json, {name}")
+            raise unknown(f"option of {name}", key, known, "lcfbench ls tasks --json")
         values[key] = _value(name, key, str(text), known[key])
     return Task(name, config, seed, offline, values)
 
@@ -161,6 +161,7 @@ class Task:
             chat=self._extra.get("chat", True),
             subject=row.get("subject", ""),
             until=tuple(written.get("until", self._extra.get("until", ()))),
+            request_until=tuple(self._extra.get("request_until", ())),
             max_new_tokens=written.get("max_gen_toks", self._extra.get("max_new_tokens", 64)),
             native=row,
         )
@@ -223,7 +224,7 @@ class Task:
 
     def _scoring(self, scoring: Scoring | None) -> Scoring:
         if scoring is not None and scoring not in self.scorings:
-            raise unknown(f"scoring of {self.name}", scoring, self.scorings, f"lcfbench ls tasks, {self.name}")
+            raise unknown(f"scoring of {self.name}", scoring, self.scorings, "lcfbench ls tasks")
         return scoring or self.default_scoring
 
     # -- identity ----------------------------------------------------------------------------------------------------------------

@@ -83,6 +83,20 @@ class KV:
             torch.cat([self.positions, other.positions], 1),
         )
 
+    def flush(self) -> KV:
+        """The same entries with all padding on the left, as narrow as the longest row.
+
+        Padding in the middle would push real tokens out of a sliding window, which transformers counts in columns.
+        """
+        lengths = self.mask.sum(1)
+        width = int(lengths.max()) if self.rows else 0
+        if width == self.length and bool((self.mask.diff(dim=1) >= 0).all()):
+            return self
+        order = torch.argsort(self.mask, dim=1, stable=True)[:, self.length - width :]  # (B, width): padding first, then the rest in order
+        at = order[None, :, None, :, None]
+        keys, values = (x.gather(3, at.expand(*x.shape[:3], width, x.shape[4])) for x in (self.keys, self.values))
+        return KV(keys, values, self.mask.gather(1, order), self.positions.gather(1, order))
+
     def with_layers(self, layers: Tensor, keys: Tensor, values: Tensor) -> KV:
         """A copy in which the given layers (l,) are replaced by `keys`, `values` (l, B, H, N, D)."""
         if len(layers) == self.keys.shape[0]:
@@ -118,6 +132,12 @@ def pad_right(rows: list[list[int]], pad: int, device: Any = None) -> tuple[Tens
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask[i, : len(row)] = 1
     return ids.to(device), mask.to(device)
+
+
+def left_to_right(mask: Tensor, *rows: Tensor) -> list[Tensor]:
+    """Left-padded rows (B, T) as right-padded ones: the mask first, then `rows`, each in the same new order."""
+    order = torch.argsort(1 - mask, dim=1, stable=True)
+    return [x.gather(1, order) for x in (mask, *rows)]
 
 
 def positions_of(mask: Tensor, start: Tensor | int = 0) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import resource
+import sys
 import time
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +18,13 @@ import torch
 from lcfbench.document import Document
 from lcfbench.errors import UserError
 from lcfbench.harness import Outcome, Task
-from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.methods.base import Batch, Method
 from lcfbench.scoring import answer
 from lcfbench.state import State
 from lcfbench.store import RunWriter
 from lcfbench.timing import PHASES, Clock
+
+FAILURES = Exception  # a document that fails costs its own row and no more; what the store raises is outside, Ctrl-C is none
 
 
 class Progress(Protocol):
@@ -27,9 +32,13 @@ class Progress(Protocol):
 
     def say(self, text: str) -> None: ...
 
-    def begin(self, title: str, total: int, done: int) -> None: ...
+    def warn(self, text: str) -> None: ...
 
-    def update(self, right: float, documents: int, ms: float) -> None: ...
+    def begin(self, title: str, total: int, done: int, right: float) -> None: ...
+
+    def rolling(self) -> None: ...
+
+    def update(self, right: float, done: int) -> None: ...
 
     def end(self) -> None: ...
 
@@ -45,7 +54,11 @@ def batches(documents: Sequence[Document], size: int) -> list[list[Document]]:
 
 @dataclass
 class Loop:
-    """One run's batches and rows."""
+    """One run's batches and rows.
+
+    params: of the adapter as saved, shut layers included.
+    right, count: sum of scores and number of documents recorded, also in earlier sittings. failures: what went wrong in this one.
+    """
 
     task: Task
     method: Method
@@ -53,9 +66,11 @@ class Loop:
     senders: dict[str, Document]
     index: dict[str, int]
     folder: Path | None
+    params: int = 0
     latency: dict[str, dict[str, float]] = field(default_factory=dict)
     right: float = 0.0
     count: int = 0
+    failures: list[str] = field(default_factory=list)
 
     def _respond(self, documents: Sequence[Document]) -> tuple[State, list[Outcome], list[int], Clock]:
         clock = Clock(self.method.receiver.device)
@@ -64,68 +79,72 @@ class Loop:
         outcomes, tokens = answer(state, batch)
         return state, outcomes, tokens, clock
 
-    def measure_latency(self, documents: Sequence[Document]) -> None:
-        """Batch-1, warm timings of a few documents, apart from the batched pass: the two are never mixed."""
-        for number, document in enumerate([*documents[:1], *documents]):
+    def measure_latency(self, warm_up: Document, documents: Sequence[Document]) -> None:
+        """Batch-1, warm timings of a few documents, apart from the batched pass: the two are never mixed.
+
+        `warm_up` is answered first and not timed, whether or not others are: the first batch is warm as well.
+        """
+        for number, document in enumerate([warm_up, *documents]):
             try:
                 clock = self._respond([document])[3]
-            except (UserError, RuntimeError):
+            except FAILURES:
                 continue  # its error row is written by the batched pass
-            if number:  # the first was the warm-up
+            if number:
                 self.latency[document.hash] = {f"{p}_ms": clock.ms[p] for p in PHASES} | {
                     "ttft_ms": clock.ttft_ms or 0.0,
                     "ttea_ms": clock.total_ms(),
                 }
 
-    def batch(self, documents: list[Document], progress: Progress) -> None:
-        """Answers a batch; where it fails, its documents are tried alone, and those that fail become error rows."""
+    def batch(self, documents: Sequence[Document], todo: AbstractSet[str], progress: Progress) -> None:
+        """Answers a batch and records those of its documents that are in `todo`; where it fails, they are tried alone.
+
+        The whole batch runs again after a kill in its middle, so that the rest of its rows come out as they would have.
+        """
         began = time.perf_counter()
+        reset_peak_memory(self.method.receiver.device)
         try:
             state, outcomes, tokens, _ = self._respond(documents)
-        except (UserError, RuntimeError, ValueError, KeyError, IndexError) as error:
+            rows = [self._row(d, state, outcomes[i], tokens[i], i) for i, d in enumerate(documents)]
+        except FAILURES as error:
             if len(documents) > 1:
                 for document in documents:
-                    self.batch([document], progress)
+                    if document.hash in todo:
+                        self.batch([document], todo, progress)
                 return
-            self._write(
-                documents[0],
-                {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", "score": 0.0, "batch_size": 1},
-            )
-            progress.update(self.right, self.count, 0.0)
-            return
+            reason = " ".join(str(error).split())[:500]
+            self.failures.append(reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}")
+            rows = [{"error": self.failures[-1], "score": 0.0}]
         ms = (time.perf_counter() - began) * 1e3 / len(documents)
-        for i, document in enumerate(documents):
-            self._write(
-                document,
-                self._row(document, state, outcomes[i], tokens[i], i) | {"amortized_ms": ms, "batch_size": len(documents)},
-            )
-        progress.update(self.right, self.count, ms)
+        for document, row in zip(documents, rows, strict=True):
+            if document.hash in todo:
+                self._write(document, row | {"amortized_ms": ms, "batch_size": len(documents)})
+        progress.update(self.right, self.count)
 
     def _row(self, document: Document, state: State, outcome: Outcome, answer_tokens: int, i: int) -> dict[str, Any]:
         metrics = self.task.score(document, outcome)
         name, message, shown = self.task.metric(document.scoring), state.message, state.prompts[i]
-        picked = [s.choices[p].strip() for s, p in zip(document.steps, outcome.picks, strict=False)]
         alone = self.method.sends is False
+        # who answered: the sharer's own tokens stand in the sharer's columns
+        who = "sharer" if self.method.uses == ("sharer",) else "receiver"
         flops = state.endpoint.flops(len(shown.ids) + answer_tokens)
         if not alone:
             flops += self.method.sharer.flops(message.sharer_tokens[i]) + (message.adapter_flops[i] if message.adapter_flops else 0.0)
-        adapter = self.method.adapter
         return {
             "metric": name,
             "score": metrics[name],
             "metrics": metrics,
-            "prediction": outcome.text if outcome.text is not None else " → ".join(picked),
+            "prediction": outcome.text if outcome.text is not None else predicted(document, outcome, name),
             "choices_loglikelihood": [[ll for ll, _ in step] for step in outcome.loglikelihoods] or None,
             "message_text": message.texts[i] if message.texts else None,
-            "receiver_prompt_sha256": _sha(shown.text + shown.tail),
-            "sharer_prompt_sha256": None if alone else _sha(prompt(self.method.sharer, self.senders[document.hash].sharer, document).text),
+            "sharer_prompt_sha256": _sha(message.read[i].text + message.read[i].tail) if message.read else None,
             "message_bytes": message.wire_bytes[i],
             "message_cache_bytes": message.cache_bytes[i],
             "sharer_tokens": message.sharer_tokens[i],
-            "receiver_tokens": len(shown.ids),
+            f"{who}_prompt_sha256": _sha(shown.text + shown.tail),
+            f"{who}_tokens": len(shown.ids),
             "answer_tokens": answer_tokens,
             "flops": flops,
-            "adapter_params": adapter.params if adapter is not None else 0,
+            "adapter_params": self.params,
             "adapter_bytes": (self.folder / "adapter.safetensors").stat().st_size if self.folder else 0,
             **self.latency.get(document.hash, {}),
         }
@@ -149,11 +168,35 @@ class Loop:
         )
 
 
+def predicted(document: Document, outcome: Outcome, metric: str) -> str:
+    """What was answered, by the rule that scores it: the likeliest choice, by length-normalised likelihood where that is the metric."""
+    if outcome.text is not None:
+        return outcome.text
+    picks = list(outcome.picks)
+    if metric == "acc_norm":  # lm-eval divides by the characters of the choice, its delimiter left out
+        choices, ranked = document.steps[-1].choices, outcome.loglikelihoods[-1]
+        picks[-1] = max(range(len(choices)), key=lambda c: ranked[c][0] / max(len(choices[c].removeprefix(" ")), 1))
+    return " → ".join(s.choices[p].strip() for s, p in zip(document.steps, picks, strict=True))
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new high-water mark. Without the right to (other systems than Linux), marks are those of the whole process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """High-water mark: of the GPU's allocator, or of this process."""
+    """High-water mark since the last reset: of the GPU's allocator, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(li for li in status.read_text().splitlines() if li.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _sha(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lcfbench.document import Scoring
-from lcfbench.errors import UserError
+from lcfbench.errors import UserError, unknown
 
 
 class Recipe(BaseModel):
@@ -43,6 +43,8 @@ class Recipe(BaseModel):
     def _several(cls, value: Any) -> Any:
         """`a,b,c` means three; duplicates are dropped, order kept."""
         parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list):
+            raise ValueError("give names, separated by commas")
         parts = [p.strip() if isinstance(p, str) else p for p in parts]
         return list(dict.fromkeys(p for p in parts if p != ""))
 
@@ -69,7 +71,9 @@ class Recipe(BaseModel):
             try:
                 base = yaml.safe_load(file.read_text()) or {}
             except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise UserError(f"recipe {file} cannot be read ({' '.join(str(error).split())[:160]}).", "Name a YAML file.") from error
+                raise UserError(
+                    f"recipe {file} cannot be read ({' '.join(str(error).split())[:160]}).", "Name a YAML file of settings."
+                ) from error
             if not isinstance(base, dict):
                 raise UserError(f"recipe {file} is not a mapping of settings.", f"It may set {', '.join(cls.model_fields)}.")
         chosen = {k: v for k, v in given.items() if v is not None and v != [] and v != {}}
@@ -81,10 +85,29 @@ class Recipe(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(p) for p in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise unknown("setting", name, cls.model_fields, "lcfbench run --help") from error
+            why = first["msg"].removeprefix("Value error, ").lower()
             raise UserError(
-                f"setting {name.replace('_', '-')}: {first['msg'].lower()} (got {first.get('input')!r}).",
-                "See `lcfbench run --help`.",
+                f"setting {name.replace('_', '-')}: {why} (got {first.get('input')!r}).", "See `lcfbench run --help`."
             ) from error
+
+    def check_names(self) -> None:
+        """Every name is checked before anything heavy is imported or loaded. Raises UserError."""
+        from lcfbench.assets import split_pair
+        from lcfbench.catalogue import method_names
+        from lcfbench.controls import check_control
+        from lcfbench.task_files import task_names
+
+        split_pair(self.pair)
+        for kind, names, known in (("method", self.mode, method_names()), ("task", self.task, task_names())):
+            for name in names:
+                if name not in known:
+                    raise unknown(kind, name, known, f"lcfbench ls {kind}s")
+        for control in self.control:
+            check_control(control)
+        if not (self.mode and self.task and self.control):
+            raise UserError("nothing to run.", f"Give --mode ({', '.join(method_names())}), --task and --control.")
 
 
 def parse_assignments(texts: list[str] | None, flag: str) -> dict[str, str]:

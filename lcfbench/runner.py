@@ -2,7 +2,7 @@
 
 A run is one (method, task, control). Several share one load of the models. What is recorded stays: a killed run goes on where it was.
 
->>> for run_id in run(Recipe(mode=["receiver"], task=["splitfacts"], limit=32)): ...
+>>> for run_id in run(Recipe(mode=["receiver"], task=["splitfacts"], limit=32), progress): ...
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +21,48 @@ from lcfbench import __version__
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import weights_sha256
 from lcfbench.adapters.files import load as load_adapter
-from lcfbench.assets import find_model, split_pair
-from lcfbench.catalogue import method_names
-from lcfbench.controls import check_control, sender_of
+from lcfbench.assets import find_model, label, split_pair
+from lcfbench.controls import sender_of
+from lcfbench.document import Document
 from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError, unknown
-from lcfbench.harness import Task, load_task, task_names
+from lcfbench.harness import Task, describe, load_task
 from lcfbench.loop import Loop, Progress, batches
 from lcfbench.methods.base import Method, create, method_class, option_fields
 from lcfbench.provenance import environment
 from lcfbench.recipe import Recipe
+from lcfbench.records import recorded
 from lcfbench.shipped import pick_adapter
 from lcfbench.store import RunWriter
 
 
 @dataclass
-class Pair:
-    """The two endpoints of a run, loaded when first asked for; one object where both sides name the same model."""
+class Session:
+    """What the runs of one recipe share: the two endpoints, each loaded when first asked for, the tasks and the digests of their data."""
 
     recipe: Recipe
+    told: set[tuple[str, str]] = field(default_factory=set)  # (mode, task) whose adapter has been spoken of
     _loaded: dict[str, Endpoint] = field(default_factory=dict)
+    _data: dict[str, tuple[str, str | None]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, str]:
         return split_pair(self.recipe.pair)
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        r = self.recipe
+        known = {name: set(describe(name)["options"]) for name in r.task}
+        for key in r.task_options:
+            if key not in (every := set().union(*known.values())):
+                raise unknown(f"option of {', '.join(r.task)}", key, every, "lcfbench ls tasks --json")
+        given = {name: {k: v for k, v in r.task_options.items() if k in known[name]} for name in r.task}
+        return [load_task(name, seed=r.seed, offline=r.offline, options=given[name]) for name in r.task]
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        device = next(iter(self._loaded.values())).device if self._loaded else "cpu"
+        return environment(str(device), torch.get_num_threads())
 
     def endpoint(self, name: str) -> Endpoint:
         if name not in self._loaded:
@@ -52,113 +71,139 @@ class Pair:
             self._loaded[name] = Endpoint.load(found, dtype=r.dtype, device=r.device, attention=r.attention)
         return self._loaded[name]
 
+    def endpoints(self, kind: type[Method]) -> tuple[Endpoint, Endpoint]:
+        """Both ends; a model the method does not use is not loaded, the other one stands in its place and is never called."""
+        first, second = self.names
+        if kind.uses == ("receiver",):
+            return self.endpoint(first), self.endpoint(first)
+        if kind.uses == ("sharer",):
+            return self.endpoint(second), self.endpoint(second)
+        return self.endpoint(first), self.endpoint(second)
 
-def check_names(recipe: Recipe) -> None:
-    """Every name is checked before anything heavy is loaded. Raises UserError."""
-    split_pair(recipe.pair)
-    for name in recipe.mode:
-        method_class(name)
-    for name in recipe.task:
-        if name not in task_names():
-            raise unknown("task", name, task_names(), "lcfbench ls tasks")
-    for control in recipe.control:
-        check_control(control)
-    if not (recipe.mode and recipe.task and recipe.control):
-        raise UserError("nothing to run.", f"Give --mode ({', '.join(method_names())}), --task and --control.")
+    def digests(self, task: Task) -> tuple[str, str | None]:
+        """Digests of a task's data and of its split manifest, computed once."""
+        if task.name not in self._data:
+            self._data[task.name] = task.data_sha256, task.split_manifest_sha256
+        return self._data[task.name]
+
+    def adapter(self, mode: str, task: Task) -> Path | None:
+        kinds = method_class(mode).adapter_kinds
+        return pick_adapter(self.recipe.adapter, kinds, self.names, shared=task.shared, mode=mode, task=task.name)
+
+
+def run(recipe: Recipe, progress: Progress) -> Iterator[str]:
+    """Runs everything the recipe asks for; yields each run's id when it is complete. KeyboardInterrupt passes after rows are sealed.
+
+    Raises UserError: names, options, data and adapters are all looked up before a model is loaded.
+    """
+    recipe.check_names()
     known = {f.name for name in recipe.mode for f in option_fields(method_class(name))}
     for key in recipe.options:
         if key not in known:
             raise unknown(f"option of {', '.join(recipe.mode)}", key, known, "lcfbench ls methods")
-
-
-def run(recipe: Recipe, progress: Progress) -> Iterator[str]:
-    """Runs everything the recipe asks for; yields each run's id when it is complete. KeyboardInterrupt passes after rows are sealed."""
-    check_names(recipe)
-    pair = Pair(recipe)
-    tasks = {name: load_task(name, seed=recipe.seed, offline=recipe.offline, options=recipe.task_options) for name in recipe.task}
-    for task in tasks.values():
+    session = Session(recipe)
+    for task in session.tasks:
+        task.metric(recipe.scoring)
+        session.digests(task)
         for mode in recipe.mode:
-            kind = method_class(mode)
-            for control in recipe.control:
-                if control != "matched" and not kind.sends:
-                    progress.say(f"{mode} sends no message: control {control} is skipped for it.")
-                    continue
-                yield from _one(recipe, pair, task, mode, control, progress)
+            session.adapter(mode, task)
+    plan = [(mode, control) for mode in recipe.mode for control in recipe.control if control == "matched" or method_class(mode).sends]
+    silent = [mode for mode in recipe.mode if not method_class(mode).sends]
+    if not plan:
+        raise UserError(
+            f"nothing to run: {', '.join(silent)} sends no message that {', '.join(recipe.control)} could change.",
+            "Add --control matched, or a method that sends one.",
+        )
+    if silent and recipe.control != ["matched"]:
+        others = " or ".join(c for c in recipe.control if c != "matched")
+        progress.say(f"{', '.join(silent)}: sends no message, so there is no {others} run of it.")
+    for task in session.tasks:
+        for mode, control in plan:
+            yield _one(session, task, mode, control, progress)
 
 
-def _one(recipe: Recipe, pair: Pair, task: Task, mode: str, control: str, progress: Progress) -> Iterator[str]:
-    """One method on one task under one control."""
-    kind = method_class(mode)
-    receiver, sharer = _endpoints(pair, kind)
+def _one(session: Session, task: Task, mode: str, control: str, progress: Progress) -> str:
+    """One method on one task under one control. Returns the run's id."""
+    recipe, kind = session.recipe, method_class(mode)
+    receiver, sharer = session.endpoints(kind)
     documents = task.documents(scoring=recipe.scoring, limit=recipe.limit, receiver_chat=receiver.has_chat)
     if not documents:
         raise UserError(f"task {task.name} has no documents left.", "Check its data with `lcfbench doctor`.")
-    folder = pick_adapter(recipe.adapter, kind.adapter_kinds, pair.names, shared=documents[0].shared, mode=mode, task=task.name)
+    folder = session.adapter(mode, task)
     adapter: Adapter | None = None
     if folder is not None:
         adapter = load_adapter(folder, receiver.device, receiver.dtype)
         adapter.config.check_fits(receiver.geometry, sharer.geometry, str(folder))
-        if folder not in recipe.adapter:
-            progress.say(f"{mode} on {task.name} uses the shipped adapter {folder.name} ({adapter.params / 1e6:.1f} M parameters).")
+        if (mode, task.name) not in session.told:
+            session.told.add((mode, task.name))
+            if folder not in recipe.adapter:
+                progress.say(f"{mode} on {task.name} uses the shipped adapter {folder.name} ({adapter.params / 1e6:.1f} M parameters).")
+            if other := other_revisions(adapter, receiver, sharer):
+                progress.warn(f"adapter {folder.name} was trained on other weights: {other}. Expect it to do worse.")
     fields = {f.name for f in option_fields(kind)}
     method = create(mode, receiver, sharer, adapter, {k: v for k, v in recipe.options.items() if k in fields})
     for document in documents:
         method.check(document)
-    identity = _identity(recipe, pair.names, (receiver, sharer), task, documents[0].scoring, method, mode, control, folder)
-    chance = [len(s.gold) / len(s.choices) for d in documents for s in d.steps[-1:]]
-    manifest = {
-        "recipe": recipe.model_dump(mode="json"),
-        "environment": environment(),
-        "documents_planned": len(documents),
-        "dropped": task.dropped,
-        "chance": sum(chance) / len(chance) if chance else None,
-        "adapter": str(folder.name) if folder else None,
-        "sources": {"receiver": receiver.source, "sharer": sharer.source},
-    }
-    writer = RunWriter.open(recipe.out, identity, manifest, fresh=recipe.fresh)
+    senders = sender_of(documents, control, recipe.seed)
+    identity = _identity(session, (receiver, sharer), task, documents[0].scoring, method, mode, control, folder)
+    writer = RunWriter.open(recipe.out, identity, _manifest(session, task, documents, folder, receiver, sharer), fresh=recipe.fresh)
     if writer.complete:
         progress.say(f"{writer.run_id}: complete already, nothing to do (--fresh runs it again).")
-        yield writer.run_id
-        return
-    loop = Loop(
-        task,
-        method,
-        writer,
-        sender_of(documents, control, recipe.seed),
-        {d.hash: i for i, d in enumerate(documents)},
-        folder,
-    )
-    todo = [d for d in documents if d.hash not in writer.done]
-    progress.begin(f"{task.name} · {mode}" + ("" if control == "matched" else f" · {control}"), len(documents), len(documents) - len(todo))
-    began = time.perf_counter()
+        return writer.run_id
+    before = [row["score"] for row in recorded(writer.folder).values() if row.get("error") is None]
+    loop = Loop(task, method, writer, senders, {d.hash: i for i, d in enumerate(documents)}, folder)
+    loop.params, loop.right, loop.count = adapter.params if adapter is not None else 0, sum(before), len(before)
+    todo = {d.hash for d in documents} - writer.done
+    progress.begin(f"{task.name} · {mode}" + ("" if control == "matched" else f" · {control}"), len(documents), len(before), loop.right)
     try:
         with torch.inference_mode():
-            loop.measure_latency([d for d in documents[: recipe.latency_documents] if d.hash not in writer.done])
-            for batch in batches(todo, recipe.batch_size):
-                loop.batch(batch, progress)
+            loop.measure_latency(documents[0], [d for d in documents[: recipe.latency_documents] if d.hash in todo])
+            progress.rolling()
+            began = time.perf_counter()
+            for batch in batches(documents, recipe.batch_size):
+                if any(d.hash in todo for d in batch):
+                    loop.batch(batch, todo, progress)
     except BaseException:
         writer.interrupt()  # the rows so far, sealed; the same command goes on from here
         raise
     finally:
         progress.end()
     seconds = time.perf_counter() - began
+    if loop.failures:
+        progress.warn(f"{len(loop.failures)} of {len(documents)} documents failed and count as wrong; the first: {loop.failures[0]}")
     writer.finish({"documents_per_second": len(todo) / seconds if todo else None, "seconds": seconds})
-    yield writer.run_id
+    return writer.run_id
 
 
-def _endpoints(pair: Pair, kind: type[Method]) -> tuple[Endpoint, Endpoint]:
-    """Both ends; a model the method does not use is not loaded, the other one stands in its place and is never called."""
-    first, second = pair.names
-    if kind.uses == ("receiver",):
-        return pair.endpoint(first), pair.endpoint(first)
-    if kind.uses == ("sharer",):
-        return pair.endpoint(second), pair.endpoint(second)
-    return pair.endpoint(first), pair.endpoint(second)
+def other_revisions(adapter: Adapter, receiver: Endpoint, sharer: Endpoint) -> str:
+    """Which of the two models is not the one the adapter was trained on, in words; empty where both are, or where nothing is recorded."""
+    trained = adapter.config.training.get("revisions") or {}
+    ends = {"receiver": receiver, "sharer": sharer}
+    return ", ".join(
+        f"{role} {end.name} was {trained[role]}, here it is {end.revision} ({end.source or 'local'})"
+        for role, end in ends.items()
+        if trained.get(role) not in (None, end.revision)
+    )
+
+
+def _manifest(
+    session: Session, task: Task, documents: list[Document], folder: Path | None, receiver: Endpoint, sharer: Endpoint
+) -> dict[str, Any]:
+    """What a reader of the run may want to know beyond its identity."""
+    chance = [len(s.gold) / len(s.choices) for d in documents for s in d.steps[-1:]]
+    return {
+        "recipe": session.recipe.model_dump(mode="json"),
+        "environment": session.environment,
+        "documents_planned": len(documents),
+        "dropped": task.dropped,
+        "chance": sum(chance) / len(chance) if chance else None,
+        "adapter": folder.name if folder else None,
+        "sources": {"receiver": receiver.source, "sharer": sharer.source},
+    }
 
 
 def _identity(
-    recipe: Recipe,
-    names: tuple[str, str],
+    session: Session,
     ends: tuple[Endpoint, Endpoint],
     task: Task,
     scoring: str,
@@ -168,20 +213,22 @@ def _identity(
     folder: Path | None,
 ) -> dict[str, Any]:
     """Everything that changes the answer, and nothing else: the run's name is its digest."""
+    recipe, (data, split_manifest) = session.recipe, session.digests(task)
+    receiver, sharer = (label(name) for name in session.names)
     return {
-        "pair": ":".join(names),
-        "receiver": names[0],
-        "sharer": names[1],
+        "pair": f"{receiver}:{sharer}",
+        "receiver": receiver,
+        "sharer": sharer,
         "revisions": [e.revision for e in ends],
         "mode": mode,
         "options": method.options(),
         "adapter_sha256": weights_sha256(folder) if folder else None,
         "adapter_config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest() if folder else None,
         "task": task.name,
-        "task_options": recipe.task_options,
+        "task_options": task.options,
         "task_sha256": task.yaml_sha256,
-        "data_sha256": task.data_sha256,
-        "split_manifest_sha256": task.split_manifest_sha256,
+        "data_sha256": data,
+        "split_manifest_sha256": split_manifest,
         "scoring": scoring,
         "control": control,
         "seed": recipe.seed,

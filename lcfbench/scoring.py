@@ -15,7 +15,7 @@ from lcfbench.state import State
 
 
 def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
-    """Outcome of each document, and the number of answer tokens each took (written, or scored beyond the first)."""
+    """Outcome of each document, and its answer tokens: those it wrote, or those that were run to rank its choices, leads included."""
     documents = list(batch.documents)
     with batch.clock("decode"):
         opened = state.endpoint.open(state)
@@ -43,7 +43,7 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
             for b, row in enumerate(state.endpoint.rank(opened, choices)):
                 scores[b].append(tuple(row))
                 picks[b].append(max(range(len(row)), key=lambda c, row=row: row[c][0]))  # type: ignore[misc]
-                tokens[b] += max(len(ids) for ids in choices[b])
+                tokens[b] += sum(len(ids) - 1 for ids in choices[b])
     return [Outcome(loglikelihoods=tuple(s), text=None, picks=tuple(p)) for s, p in zip(scores, picks, strict=True)], tokens
 
 

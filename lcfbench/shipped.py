@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,28 @@ def shipped() -> list[Path]:
 
 
 def adapters_table(extra: Sequence[Path] = ()) -> list[dict[str, Any]]:
-    """One line an adapter for `lcfbench ls adapters`: the shipped ones and those under `extra` folders."""
-    rows = []
+    """One line an adapter for `lcfbench ls adapters`: the shipped ones and those under `extra` folders; a broken one is of kind "unreadable"."""
+    from lcfbench.adapters.config import WEIGHTS, read_config
+
+    rows: list[dict[str, Any]] = []
     for folder in [*shipped(), *(p.parent for root in extra for p in sorted(root.glob("**/adapter.safetensors")))]:
-        config = json.loads((folder / "config.json").read_text())
-        rows.append(
-            {
-                "name": folder.name,
-                "kind": config["kind"],
-                "pair": f"{config['receiver']}:{config['sharer']}",
-                "tasks": ",".join(config.get("training", {}).get("tasks", [])),
-                "layers": len(config["layers"]),
-                "mb": (folder / "adapter.safetensors").stat().st_size / 1e6,
-                "folder": str(folder),
-            }
-        )
+        row: dict[str, Any] = {
+            "name": folder.name,
+            "kind": "unreadable",
+            "pair": "",
+            "tasks": "",
+            "layers": None,
+            "mb": None,
+            "folder": str(folder),
+        }
+        rows.append(row)
+        try:
+            config = read_config(folder)
+        except UserError as error:
+            row["pair"] = error.what
+            continue
+        row |= {"kind": config.kind, "pair": f"{config.receiver}:{config.sharer}", "tasks": ",".join(config.training.get("tasks", []))}
+        row |= {"layers": len(config.layers), "mb": (folder / WEIGHTS).stat().st_size / 1e6 if (folder / WEIGHTS).exists() else None}
     return rows
 
 
@@ -44,13 +50,15 @@ def pick_adapter(given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, s
 
     None for methods without adapters. Raises UserError when none is there or none fits.
     """
-    from lcfbench.adapters.config import read_config
+    from lcfbench.adapters.config import WEIGHTS, read_config
 
     if not kinds:
         return None
     wanted = [k for k in kinds if k.endswith("x") is not shared] or list(kinds)
     for folder in given:
         if read_config(folder).kind in wanted:
+            if not (folder / WEIGHTS).is_file():
+                raise UserError(f"{folder} has no {WEIGHTS}.", "Fetch or train it again.")
             return folder
     if given:
         have = ", ".join(f"{folder} ({read_config(folder).kind})" for folder in given)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Message:
     """What crossed the wire, one entry a document.
 
-    wire_bytes: the smallest form the receiver's side needs. cache_bytes: the sharer's cache entries behind it, unprojected.
-    sharer_tokens: tokens the sharer read or wrote. texts: the message where it is text.
+    wire_bytes: the smallest form the receiver's side needs. cache_bytes: the same before any projection (text is what it is).
+    sharer_tokens: tokens the sharer read or wrote. texts: the message where it is text. read: what the sharer was shown.
     """
 
     wire_bytes: list[int]
@@ -27,6 +27,7 @@ class Message:
     sharer_tokens: list[int]
     texts: list[str] | None = None
     adapter_flops: list[float] | None = None
+    read: list[Prompt] | None = None
 
     @classmethod
     def none(cls, rows: int) -> Message:

@@ -86,7 +86,8 @@ class RunWriter:
             whole = {**manifest, "run_id": run_id, "schema_version": SCHEMA_VERSION, "state": "running", "pid": os.getpid()}
             whole |= {"identity": dict(identity), "digest": digest_of(dict(identity))}
             whole |= {"started_at": before.get("started_at", now())}
-            whole |= {"resumed_at": [*before.get("resumed_at", []), now()] if before else []}
+            # rows of an earlier sitting may come from another commit or machine: each sitting says which
+            whole |= {"sittings": [*before.get("sittings", []), {"at": now(), "environment": manifest.get("environment")}]}
             with writing(folder):
                 write_json(folder / MANIFEST, whole)
                 if fresh:

@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 from lcfbench.analysis import frontier, show
 from lcfbench.analysis.published import published
 from lcfbench.analysis.stats import mcnemar, mean_interval, paired_difference, tango, verdict, wilson
-from lcfbench.analysis.summary import summarise
+from lcfbench.analysis.summary import by_subject, summarise
 from lcfbench.errors import UserError
 from lcfbench.store import RunWriter, read_runs
 
@@ -240,3 +240,27 @@ def test_no_torch() -> None:
     code += "('torch', 'pandas', 'pyarrow', 'scipy', 'matplotlib', 'rich')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_subjects_are_tasks_of_their_own(tmp_path: Path) -> None:
+    for mode, scores in (("receiver", [1.0, 0.0, 1.0, 1.0]), ("lcf", [1.0, 1.0, 1.0, 0.0])):
+        record(tmp_path, "mmlu", mode, "matched", scores)
+    runs = read_runs([tmp_path])
+    rows = runs.rows.assign(subject=runs.rows["doc_index"].map(lambda i: "law" if i < 2 else "art"))
+    got = summarise(*by_subject(rows, runs.manifests)).set_index(["task", "mode"])
+    assert got.loc[("mmlu/law", "receiver"), "score"] == 0.5 and got.loc[("mmlu/art", "receiver"), "score"] == 1.0
+    assert got.loc[("mmlu/law", "lcf"), "gain"] == 0.5 and got.loc[("mmlu/art", "lcf"), "gain"] == -0.5
+    whole = summarise(*by_subject(runs.rows, runs.manifests))
+    assert set(whole["task"]) == {"mmlu"}
+
+
+def test_a_baseline_must_be_the_same_receiver(tmp_path: Path) -> None:
+    record(tmp_path, "t", "receiver", "matched", [0.0, 0.0])
+    record(tmp_path, "t", "lcf", "matched", [1.0, 1.0])
+    runs = read_runs([tmp_path])
+    assert summarise(runs.rows, runs.manifests).set_index("mode").loc["lcf", "gain"] == 1.0
+    other = {
+        r: {**m, "identity": {**m["identity"], "dtype": "float32" if m["identity"]["mode"] == "lcf" else "bfloat16"}}
+        for r, m in runs.manifests.items()
+    }
+    assert math.isnan(summarise(runs.rows, other).set_index("mode").loc["lcf", "gain"])

@@ -285,9 +285,10 @@ def test_remap_is_c2c_s_sections_without_the_padding(messages):
         kv = receiver.prefill(ids, mask, kv, columns[0, :a].sum()[None])
         if content:
             sources = torch.tensor(adapter.config.layer_map)
-            sent = [x[sources][:, :, :, a:b].transpose(2, 3).flatten(3) for x in (theirs.keys, theirs.values)]
-            keys, values = adapter(torch.cat(sent, -1), kv.keys[..., a:, :], kv.values[..., a:, :])
-            kv = KV(torch.cat([kv.keys[..., :a, :], keys], 3), torch.cat([kv.values[..., :a, :], values], 3), kv.mask, kv.positions)
+            c, n = int(columns[1, :a].sum()), b - a  # caches are kept without the holes that padding leaves
+            sent = [x[sources][:, :, :, c : c + n].transpose(2, 3).flatten(3) for x in (theirs.keys, theirs.values)]
+            keys, values = adapter(torch.cat(sent, -1), kv.keys[..., -n:, :], kv.values[..., -n:, :])
+            kv = KV(torch.cat([kv.keys[..., :-n, :], keys], 3), torch.cat([kv.values[..., :-n, :], values], 3), kv.mask, kv.positions)
     tail = [i for i, p in zip(chat.receiver_ids, chat.receiver_padding, strict=True) if not p][int(columns[0, : a + b - a].sum()) :]
     assert kv is not None
     ids = torch.tensor([tail])

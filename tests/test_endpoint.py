@@ -127,3 +127,39 @@ def test_positions_count_real_tokens_only():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     assert positions_of(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
     assert positions_of(mask, torch.tensor([5, 0])).tolist() == [[5, 5, 5, 6], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ragged_pieces_on_top_of_a_cache_equal_each_row_alone(family):
+    """Padding between pieces would push real tokens out of a sliding window: rows of unequal pieces must not see each other."""
+    end = tiny.endpoint(family=family)
+    first, second = prompts(end), prompts(end, [TEXTS[2], TEXTS[0], TEXTS[1]])
+    leads = [list(p.ids)[:n] for p, n in zip(prompts(end), (9, 2, 5), strict=True)]
+
+    def through(rows):
+        ids, mask = pad_left([list(first[r].ids) for r in rows], end.pad_id)
+        opened = end.open(end.read([second[r] for r in rows], past=end.prefill(ids, mask), start=mask.sum(1)))
+        again = end.open(opened.then([leads[r] for r in rows], []))
+        return opened.logits, again.logits, end.decode(again, 6)[0]
+
+    together = through([0, 1, 2])
+    for r in range(3):
+        alone = through([r])
+        assert torch.allclose(together[0][r], alone[0][0], atol=5e-4)
+        assert torch.allclose(together[1][r], alone[1][0], atol=5e-4)
+        assert together[2][r] == alone[2][0]
+    whole = torch.tensor([[*first[1].ids, *second[1].ids, *leads[1]]])
+    assert torch.allclose(together[1][1], end.model(whole).logits[0, -1], atol=5e-4)
+
+
+def test_the_loss_equals_a_plain_forward():
+    end = tiny.endpoint(family="gemma3")
+    state = end.read(prompts(end))
+    targets = [[7, 8, 9], [11], [20, 21]]
+    got, right = end.loss(state, targets, [[True, False, True], [True], [True, True]])
+    each = []
+    for p, t, flags in zip(prompts(end), targets, ([0, 2], [0], [0, 1]), strict=True):
+        logits = end.model(torch.tensor([[*p.ids, *t]])).logits[0, len(p.ids) - 1 : -1].log_softmax(-1)
+        each.append(-sum(float(logits[i, t[i]]) for i in flags) / len(flags))
+    assert float(got) == pytest.approx(sum(each) / 3, abs=1e-4)
+    assert 0 <= float(right) <= 1

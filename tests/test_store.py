@@ -107,7 +107,7 @@ def test_kill_9_then_resume_equals_uninterrupted(tmp_path: Path) -> None:
     resumed = pq.read_table(writer.folder / "samples.parquet").drop_columns(TIMES)
     assert resumed.equals(pq.read_table(whole / "samples.parquet").drop_columns(TIMES))
     manifest = json.loads((writer.folder / "manifest.json").read_text())
-    assert manifest["state"] == "complete" and len(manifest["resumed_at"]) == 1
+    assert manifest["state"] == "complete" and len(manifest["sittings"]) == 2
 
 
 def test_interrupt_keeps_rows_and_a_resumed_run_tries_errors_again(tmp_path: Path) -> None:

@@ -26,3 +26,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """RMSNorm over the last dim, a weight (L, 1, d) a layer, statistics in fp32."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype) * weight.to(x.dtype)
+
+
+def gated(own: Tensor, gate: Tensor, edit: Tensor) -> Tensor:
+    """own + gate·edit, and own bit for bit where the gate is shut (−0.0 + 0 would be 0.0)."""
+    return torch.where(gate == 0, own, own + gate.to(own.dtype) * edit)

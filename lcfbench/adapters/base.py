@@ -90,6 +90,10 @@ class Adapter(nn.Module):
     def params(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
+    def flops(self, positions: int) -> float:
+        """Floating-point operations to edit so many positions of one document."""
+        return 2.0 * self.params * positions
+
     def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
         """Bytes of the smallest tensor the receiver's side needs for one document (see protocol.md)."""
         return self.cache_bytes(sharer_tokens, itemsize)

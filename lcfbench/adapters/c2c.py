@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcfbench.adapters._layers import linear, rms_norm, stacked
+from lcfbench.adapters._layers import gated, linear, rms_norm, stacked
 from lcfbench.adapters.base import Adapter, GateMode
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.adapters.lcf import flat
@@ -82,11 +82,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (2L, T, width)
         inner = F.gelu(linear(rms_norm(x, self.norm.flatten(0, 1)), self.up.flatten(0, 1)))
         return x + F.dropout(linear(inner, self.down.flatten(0, 1)), self.dropout, self.training)
-
-
-def gated(own: Tensor, gate: Tensor, edit: Tensor) -> Tensor:
-    """own + gate·edit, and own bit for bit where the gate is shut (−0.0 + 0 would be 0.0)."""
-    return torch.where(gate == 0, own, own + gate.to(own.dtype) * edit)
 
 
 def twice(layers: int, fan_in: int, fan_out: int) -> nn.Parameter:

@@ -92,6 +92,8 @@ def pair_config(
 def read_config(folder: Path) -> AdapterConfig:
     """The config of an adapter folder; UserError for what is missing, broken or from a future version."""
     path = folder / CONFIG
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; an adapter is a folder of {WEIGHTS} and {CONFIG}.", "Name the folder.")
     if not path.is_file():
         raise UserError(
             f"{folder} holds no adapter ({CONFIG} is missing).",

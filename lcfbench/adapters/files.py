@@ -19,7 +19,7 @@ def save(adapter: Adapter, folder: Path, card: str, dtype: torch.dtype = torch.b
     from safetensors.torch import save_file
 
     if (folder / WEIGHTS).exists():
-        raise UserError(f"{folder} already holds an adapter.", "Name another --output, or pass --force.")
+        raise UserError(f"{folder} already holds an adapter.", "Name another --out, or pass --force.")
     folder.mkdir(parents=True, exist_ok=True)
     # statistics and gates decide, so they stay in fp32; matrices are what takes space
     tensors = {
@@ -27,9 +27,10 @@ def save(adapter: Adapter, folder: Path, card: str, dtype: torch.dtype = torch.b
         for n, t in adapter.state_dict().items()
     }
     partial = folder / (WEIGHTS + ".partial")
-    save_file(tensors, partial, metadata={"format": "lcfbench", "kind": adapter.config.kind})
+    save_file(tensors, partial, metadata={"format": "lcfbench"})  # one entry: the order of several is random
     (folder / CONFIG).write_text(adapter.config.model_dump_json(indent=1) + "\n")
     (folder / CARD).write_text(card)
+    partial.chmod(0o644)  # safetensors writes files that only their owner can read
     partial.rename(folder / WEIGHTS)
 
 

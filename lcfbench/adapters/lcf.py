@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcfbench.adapters._layers import linear, rms_norm, stacked
+from lcfbench.adapters._layers import gated, linear, rms_norm, stacked
 from lcfbench.adapters.base import Adapter, GateMode
 from lcfbench.adapters.config import AdapterConfig
+from lcfbench.errors import UserError
 
 CLAMP = 8.0  # standardised inputs beyond this are outliers of the frozen models, not content
 
@@ -35,6 +36,8 @@ class Fuser(Adapter):
         gate_init: float | None = None,
     ) -> None:
         super().__init__(config, gate, gate_init)
+        if width < 2 or width % 2:
+            raise UserError(f"width={width} cannot be halved between keys and values.", "Use an even number.")
         L, d = len(config.layers), width
         R, S = config.receiver_geometry, config.sharer_geometry
         self.width, self.heads, self.dim = d, R.kv_heads, R.head_dim
@@ -73,7 +76,7 @@ class Fuser(Adapter):
         delta_v = linear(z[..., half:], self.up_value, self.up_value_bias).view(L, B, N, H, D).transpose(2, 3)
         alpha = torch.sigmoid(linear(z, self.head_weight, self.head_bias)).view(L, B, N, 2, H, 1).permute(3, 0, 1, 4, 2, 5)
         gate_k, gate_v = self.gates((B, H, N, 1), noise)
-        return keys + gate_k.to(keys.dtype) * alpha[0] * delta_k, values + gate_v.to(values.dtype) * alpha[1] * delta_v
+        return gated(keys, gate_k, alpha[0] * delta_k), gated(values, gate_v, alpha[1] * delta_v)
 
     def _standard(self, x: Tensor, side: str) -> Tensor:
         if not self.standardise:

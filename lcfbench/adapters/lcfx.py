@@ -73,6 +73,11 @@ class Fuser(lcf.Fuser):
         weight = masked_softmax(across, member.any(2)[None, :, None]).to(keys.dtype)[..., None, :]  # (L, B, H, 1, P)
         return torch.cat([lcf.flat(weight @ span_k), lcf.flat(weight @ span_v)], -1)
 
+    def flops(self, positions: int) -> float:
+        """The pool and the sharer's half of W_down run once a document, the rest at every position."""
+        once = self.down_sharer.numel() + self.query_base.numel() + self.query_layer.numel()
+        return 2.0 * (once + (self.params - once) * positions)
+
     def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
         """One pooled entry a layer, whatever the length: d projected numbers, or s as they are where that is less."""
         return len(self.config.layers) * min(self.width, 2 * self.config.sharer_geometry.kv_width) * itemsize

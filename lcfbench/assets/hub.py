@@ -174,7 +174,7 @@ def _cache_only() -> Iterator[None]:
     import datasets
     from huggingface_hub import constants
 
-    switches = (constants, datasets.config)
+    switches: tuple[Any, ...] = (constants, datasets.config)
     before = [s.HF_HUB_OFFLINE for s in switches]
     try:
         for s in switches:

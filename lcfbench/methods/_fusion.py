@@ -20,11 +20,15 @@ from lcfbench.state import Message, State
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of the prompts that is read, then edited: tokens [start, stop) of each, in the cache from `column` on."""
+    """A stretch of the prompts that is read, then edited: tokens [start, stop) of each."""
 
-    column: int
     starts: list[int]
     stops: list[int]
+
+    @property
+    def width(self) -> int:
+        """Columns that hold it: the last ones of the cache, a shorter row's part at their right."""
+        return max(stop - start for start, stop in zip(self.starts, self.stops, strict=True))
 
 
 @dataclass
@@ -61,10 +65,10 @@ class Fusion(Method):
         """The receiver reads and is edited, part by part; what follows the last part is left to run on the edited cache."""
         state, starts, fused = None, [0] * len(prompts), [0] * len(prompts)
         for stops in self.parts(prompts):
-            part = Part(state.kv.length if state is not None else 0, starts, stops)
+            part = Part(starts, stops)
             with batch.clock("prefill"):
                 state = self.read(prompts, state, part)
-            if state.kv.length > part.column:  # a one-token prompt has nothing to fuse
+            if part.width:  # a one-token prompt has nothing to fuse
                 with batch.clock("fuse"):
                     now = self.fuse(adapter, batch, state, theirs, shared, part)
                 fused = [a + b for a, b in zip(fused, now, strict=True)]
@@ -119,7 +123,7 @@ class Fusion(Method):
 
     def fuse(self, adapter: Adapter, batch: Batch, state: State, theirs: KV, shared: list[Prompt], part: Part) -> list[int]:
         """Edits the part's columns of the state's cache. Returns how many positions were edited, a document each."""
-        kv, column = state.kv, part.column
+        kv, column = state.kv, state.kv.length - part.width
         index = self.positions(batch, state.prompts, shared, theirs.length, kv.length - column, part).to(kv.keys.device)
         layers = torch.tensor(adapter.config.layers, device=kv.keys.device)
         sources = torch.tensor(adapter.config.layer_map, device=theirs.keys.device)
@@ -160,7 +164,8 @@ class Fusion(Method):
             wire_bytes=[adapter.wire_bytes(m, n, size) if n else 0 for m, n in zip(tokens, fused, strict=True)],
             cache_bytes=[adapter.cache_bytes(m, size) if n else 0 for m, n in zip(tokens, fused, strict=True)],
             sharer_tokens=tokens,
-            adapter_flops=[2.0 * adapter.params * n for n in fused],
+            adapter_flops=[adapter.flops(n) for n in fused],
+            read=shared,
         )
 
 

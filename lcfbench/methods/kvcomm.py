@@ -36,5 +36,7 @@ class KVComm(Method):
         g, size = self.sharer.geometry, self.sharer.dtype.itemsize
         tokens = [len(p.ids) for p in shared]
         sent = [2 * g.layers * g.kv_width * m * size for m in tokens]
-        state.message = Message(sent, sent, tokens)
+        # reading on top of the sharer's cache: every receiver token attends its entries too
+        extra = [self.receiver.attention_flops(len(p.ids), past=m) for p, m in zip(prompts, tokens, strict=True)]
+        state.message = Message(sent, sent, tokens, adapter_flops=extra, read=shared)
         return state

@@ -31,21 +31,20 @@ class T2T(Method):
             state = self.sharer.read(asked)
         with batch.clock("message"):
             opened = self.sharer.open(state)
-            until = sorted({u for s in batch.senders for u in s.until})
+            until = sorted({u for s in batch.senders for u in s.request_until})
             notes, written = self.sharer.decode(opened, self.budget, until)
-        texts = [
-            f"{s.request.prefix} {note.strip()}".strip() if s.request.prefix else note.strip()
-            for s, note in zip(batch.senders, notes, strict=True)
-        ]
+        # only what the sharer wrote crosses; the words it was made to begin with are the receiver's own
+        notes = [note.strip() for note in notes]
+        texts = [f"{d.request.prefix} {note}".strip() for d, note in zip(batch.documents, notes, strict=True)]
         with batch.clock("prefill"):
-            out = self.receiver.read([self.noted(d, s, text) for d, s, text in zip(batch.documents, batch.senders, texts, strict=True)])
-        size = [len(t.encode()) for t in texts]
-        out.message = Message(size, size, [len(p.ids) + n for p, n in zip(asked, written, strict=True)], texts)
+            out = self.receiver.read([self.noted(d, text) for d, text in zip(batch.documents, texts, strict=True)])
+        size = [len(note.encode()) for note in notes]
+        out.message = Message(size, size, [len(p.ids) + n for p, n in zip(asked, written, strict=True)], notes, read=asked)
         return out
 
-    def noted(self, document: Document, sender: Document, text: str) -> Prompt:
+    def noted(self, document: Document, text: str) -> Prompt:
         """The receiver's prompt with the note in it: as an earlier turn in a chat about shared text, else inside its own context."""
         if document.shared and document.chat and self.receiver.has_chat:
-            history = (("user", sender.request.user), ("assistant", text))
+            history = (("user", document.request.user), ("assistant", text))
             return prompt(self.receiver, document.receiver, document, history)
         return prompt(self.receiver, View(document.noted.user.replace(NOTE, text), document.noted.prefix), document)

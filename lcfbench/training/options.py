@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import Any
+from typing import Any, get_args
 
 from lcfbench.errors import UserError, unknown
 
@@ -22,7 +22,7 @@ SMALL_SCALE: dict[str, dict[str, Any]] = {
     },
     "c2c": {"hidden": 64, "intermediate": 64, "gate": "soft", "gate_init": 1.0},
 }
-ALIGNMENT = ("layer_map", "token_alignment")
+ALIGNMENT = {"layer_map": ("terminal", "proportional"), "token_alignment": ("span", "remap", "same")}
 SMALL_SCALE_ALIGNMENT = {"layer_map": "proportional"}  # the embedded pair differs much in depth: 30 layers read 18
 
 
@@ -32,11 +32,15 @@ def adapter_options(kind: str, given: dict[str, str], small_scale: bool = True) 
     small_scale: start from the settings that converge in minutes on a CPU; without it, from the constructor's own, which are the papers'.
     """
     module = importlib.import_module(f"lcfbench.adapters.{kind}")
-    parameters = {n: p for n, p in inspect.signature(module.Fuser.__init__).parameters.items() if n not in {"self", "config"}}
+    parameters = {
+        n: p for n, p in inspect.signature(module.Fuser.__init__, eval_str=True).parameters.items() if n not in {"self", "config"}
+    }
     options: dict[str, Any] = dict(SMALL_SCALE.get(kind, {})) if small_scale else {}
     alignment: dict[str, Any] = dict(SMALL_SCALE_ALIGNMENT) if small_scale else {}
     for key, text in given.items():
         if key in ALIGNMENT:
+            if text not in ALIGNMENT[key]:
+                raise unknown(key.replace("_", " "), text, ALIGNMENT[key], "lcfbench train --help")
             alignment[key] = text
         elif key in parameters:
             options[key] = convert(key, text, parameters[key])
@@ -47,14 +51,19 @@ def adapter_options(kind: str, given: dict[str, str], small_scale: bool = True) 
 
 def convert(key: str, text: str, parameter: inspect.Parameter) -> Any:
     """The text as the type of the parameter's default. Raises UserError."""
-    default = parameter.default
+    default, words = parameter.default, get_args(parameter.annotation)
+    if words and isinstance(default, str) and text not in words:
+        raise unknown(f"{key}", text, words, "lcfbench train --help")
     try:
         if isinstance(default, bool):
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
         if isinstance(default, int):
-            return int(text)
+            if (number := int(text)) < 1:
+                raise ValueError
+            return number
         if isinstance(default, float) or default is None:
             return float(text)
     except (ValueError, KeyError) as error:
-        raise UserError(f"option {key}={text} does not fit its default {default!r}.", "See `lcfbench train --help`.") from error
+        like = "yes or no" if isinstance(default, bool) else "a whole number, 1 or more" if isinstance(default, int) else "a number"
+        raise UserError(f"option {key}={text} is not {like}.", f"Its default is {default!r}.") from error
     return text

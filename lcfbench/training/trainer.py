@@ -11,62 +11,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from lcfbench.adapters.base import Adapter, build
-from lcfbench.adapters.config import AdapterConfig, pair_config
+from lcfbench.adapters.config import WEIGHTS, pair_config
 from lcfbench.adapters.files import save
 from lcfbench.assets import find_model, split_pair
-from lcfbench.document import Document, Scoring
+from lcfbench.controls import sender_of
+from lcfbench.document import Document
 from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
 from lcfbench.harness import Task, load_task
 from lcfbench.loop import batches
 from lcfbench.methods.base import Batch, Method, method_class
+from lcfbench.records import writing
 from lcfbench.scoring import answer, target
 from lcfbench.timing import Clock
 from lcfbench.training.card import card
 from lcfbench.training.options import adapter_options
+from lcfbench.training.recipe import TrainProgress, TrainRecipe, check
 
 CALIBRATION = 64  # documents from which input statistics are measured
-
-
-@dataclass
-class TrainRecipe:
-    """One training run. Defaults are the small-scale recipe that converges in minutes on two CPU cores."""
-
-    mode: str = "lcf"
-    pair: str = "smollm2-135m:gemma3-270m"
-    task: list[str] = field(default_factory=lambda: ["splitfacts"])
-    steps: int = 200
-    batch_size: int = 16
-    lr: float = 3e-4
-    warmup: int = 20
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    seed: int = 0
-    scoring: Scoring | None = None
-    train_documents: int | None = None
-    dev_documents: int = 64
-    eval_every: int = 50
-    dtype: str = "auto"
-    device: str = "auto"
-    out: Path = Path("adapters/new")
-    options: dict[str, str] = field(default_factory=dict)
-    task_options: dict[str, str] = field(default_factory=dict)
-    offline: bool = False
-    force: bool = False
-
-
-class TrainProgress(Protocol):
-    """What the trainer tells whoever watches."""
-
-    def say(self, text: str) -> None: ...
-
-    def step(self, step: int, steps: int, loss: float, right: float, gates_open: int, gates: int, examples_per_s: float) -> None: ...
 
 
 def train(recipe: TrainRecipe, progress: TrainProgress) -> Path:
@@ -78,10 +46,7 @@ def train(recipe: TrainRecipe, progress: TrainProgress) -> Path:
     method_kind = method_class(recipe.mode)
     if not method_kind.adapter_kinds:
         raise UserError(f"method {recipe.mode} has nothing to train.", "Use --mode lcf or c2c.")
-    if (recipe.out / "adapter.safetensors").exists() and not recipe.force:
-        raise UserError(f"{recipe.out} already holds an adapter.", "Name another --out, or pass --force.")
-    if recipe.steps < 1 or recipe.batch_size < 1:
-        raise UserError("--steps and --batch-size must be 1 or more.", "See `lcfbench train --help`.")
+    check(recipe)
     torch.manual_seed(recipe.seed)
     names = split_pair(recipe.pair)
     tasks = [load_task(n, seed=recipe.seed, offline=recipe.offline, options=recipe.task_options) for n in recipe.task]
@@ -108,8 +73,13 @@ def train(recipe: TrainRecipe, progress: TrainProgress) -> Path:
     )
     trainer = _Trainer(recipe, method, adapter, dev, progress)
     trainer.calibrate(examples[:CALIBRATION])
-    trainer.fit(examples)
-    return trainer.save(config, kind)
+    try:
+        trainer.fit(examples)
+    except KeyboardInterrupt:
+        if trainer.best is not None:
+            progress.say(f"the best state so far is in {trainer.save()}.")
+        raise
+    return trainer.save()
 
 
 def _documents(task: Task, recipe: TrainRecipe, receiver: Endpoint, split: str, limit: int) -> list[Document]:
@@ -148,20 +118,24 @@ class _Trainer:
             loss, right = self.loss(order[step])
             value = float(loss.detach())
             if not math.isfinite(value):
-                self.save(self.adapter.config, self.adapter.config.kind)
-                raise UserError(f"the loss is not finite at step {step}.", f"The best state so far is in {r.out}; lower --lr.")
+                self.stop("loss", step)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, r.clip)
+            if not math.isfinite(float(nn.utils.clip_grad_norm_(parameters, r.clip))):
+                self.stop("gradient", step)  # before it reaches the weights
             optimiser.step()
             schedule.step()
-            self.steps_done = step + 1
-            rate = (step + 1) * r.batch_size / (time.perf_counter() - began)
+            self.steps_done, self.seconds = step + 1, time.perf_counter() - began
+            rate = (step + 1) * r.batch_size / self.seconds
             gates = self.adapter.gate_logit
             self.progress.step(step + 1, r.steps, value, float(right), int((gates > 0).sum()), gates.numel(), rate)
             if (step + 1) % r.eval_every == 0 or step + 1 == r.steps:
                 self.evaluate(step + 1, value)
-        self.seconds = time.perf_counter() - began
+
+    def stop(self, what: str, step: int) -> NoReturn:
+        """Saves the last good state and ends the training."""
+        folder = self.save()
+        raise UserError(f"the {what} is not finite at step {step + 1}.", f"The best state so far is in {folder}; lower --lr.")
 
     def loss(self, documents: list[Document]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of the receiver on the edited cache, through `respond`."""
@@ -172,16 +146,15 @@ class _Trainer:
         return endpoint.loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs])
 
     def evaluate(self, step: int, loss: float) -> None:
-        """Dev accuracy, matched and with messages passed on to the next document; the best matched state is kept."""
+        """Dev accuracy, matched and with messages of other documents; the best matched state is kept."""
         self.adapter.eval()
         point: dict[str, Any] = {"step": step, "loss": loss}
         with torch.inference_mode():
             for name, (task, documents) in self.dev.items():
-                for control in ("matched", "deranged"):
-                    scores = []
+                for control in ("matched", "deranged")[: len(documents)]:  # one document has no other to be deranged with
+                    senders, scores = sender_of(documents, control, self.recipe.seed), []
                     for group in batches(documents, self.recipe.batch_size):
-                        senders = group if control == "matched" else group[1:] + group[:1]
-                        batch = Batch(group, senders, Clock())
+                        batch = Batch(group, [senders[d.hash] for d in group], Clock())
                         outcomes, _ = answer(self.method.respond(batch), batch)
                         scores += [task.score(d, o)[task.metric(d.scoring)] for d, o in zip(group, outcomes, strict=True)]
                     point[f"{name}/{control}"] = sum(scores) / len(scores)
@@ -192,7 +165,7 @@ class _Trainer:
         self.progress.say(f"step {step}, dev: " + ", ".join(f"{k} {v:.3f}" for k, v in point.items() if "/" in k))
         self.adapter.train()
 
-    def save(self, config: AdapterConfig, kind: str) -> Path:
+    def save(self) -> Path:
         """The best state by dev accuracy (the present one before the first evaluation), with its card."""
         r = self.recipe
         if self.best is not None:
@@ -208,15 +181,17 @@ class _Trainer:
             "clip": r.clip,
             "seed": r.seed,
             "models_dtype": str(self.method.receiver.dtype).removeprefix("torch."),
+            "revisions": {"receiver": self.method.receiver.revision, "sharer": self.method.sharer.revision},
             "device": self.method.receiver.device.type,
             "minutes": round(self.seconds / 60, 1),
             "dev_documents": r.dev_documents,
             "dev": self.curve,
         }
-        self.adapter.config = config.model_copy(update={"training": training})
-        if r.force:
-            (r.out / "adapter.safetensors").unlink(missing_ok=True)
-        save(self.adapter, r.out, card(self.adapter))
+        self.adapter.config = self.adapter.config.model_copy(update={"training": training})
+        with writing(r.out):
+            if r.force:
+                (r.out / WEIGHTS).unlink(missing_ok=True)
+            save(self.adapter, r.out, card(self.adapter))
         return r.out
 
 

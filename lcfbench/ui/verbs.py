@@ -1,0 +1,115 @@
+"""What `run`, `train`, `show`, `plot` and `demo` do for a person: call what computes, print what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from lcfbench.errors import Exit
+from lcfbench.ui import note, out, quiet_libraries, warn
+from lcfbench.ui.progress import RunProgress, TrainLine
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lcfbench.recipe import Recipe
+
+
+def run_and_show(recipe: Recipe) -> None:
+    """Runs a recipe and prints the table of what it made. Ctrl-C keeps what is recorded and exits 130."""
+    recipe.check_names()
+    finished: list[str] = []
+    try:
+        from lcfbench.runner import run
+
+        quiet_libraries()
+        for run_id in run(recipe, RunProgress()):
+            finished.append(run_id)
+    except KeyboardInterrupt:
+        note(f"interrupted: what is recorded stays in {recipe.out}; the same command goes on from there.")
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    show_runs([recipe.out / run_id for run_id in finished], "table")
+    note(f"recorded in {recipe.out}; this table again: lcfbench show {recipe.out}")
+
+
+def train_and_show(settings: dict[str, Any]) -> None:
+    """Trains an adapter and says where it is. Ctrl-C saves the best state so far, if there is one, and exits 130."""
+    from lcfbench.training.trainer import TrainRecipe, train
+
+    quiet_libraries()
+    try:
+        folder = train(TrainRecipe(**settings), TrainLine())
+    except KeyboardInterrupt:
+        note("interrupted.")
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    again = f"lcfbench run --mode {settings['mode']} --pair {settings['pair']} --task {','.join(settings['task'])} --adapter {folder}"
+    out.print(f"saved {folder}; use it with: {again}", soft_wrap=True)
+
+
+def print_prompts(recipe: Recipe, limit: int) -> None:
+    """The exact prompts of the first documents of every task, with token counts, as one JSON object a document."""
+    recipe.check_names()
+    quiet_libraries()
+    from transformers import AutoTokenizer
+
+    from lcfbench.assets import find_tokenizer, split_pair
+    from lcfbench.dry_run import preview
+    from lcfbench.harness import load_task
+
+    ends = [AutoTokenizer.from_pretrained(find_tokenizer(name, offline=recipe.offline)) for name in split_pair(recipe.pair)]
+    for name in recipe.task:
+        task = load_task(name, seed=recipe.seed, offline=recipe.offline, options=recipe.task_options)
+        documents = task.documents(scoring=recipe.scoring, limit=limit, receiver_chat=bool(ends[0].chat_template))
+        for entry in preview(documents, *ends):
+            out.print(json.dumps(entry, indent=1, ensure_ascii=False), soft_wrap=True)
+
+
+def summary_of(paths: Sequence[Path], subjects: bool = False) -> pd.DataFrame:
+    """One line a method, task (or each of its subjects) and control of the recorded runs; what could not be read is said."""
+    from lcfbench.analysis.summary import by_subject, summarise
+    from lcfbench.store import read_runs
+
+    runs = read_runs(list(paths))
+    for warning in runs.warnings:
+        warn(warning)
+    return summarise(*(by_subject(runs.rows, runs.manifests) if subjects else (runs.rows, runs.manifests)))
+
+
+def show_runs(paths: Sequence[Path], form: str, subjects: bool = False) -> None:
+    """The summary of recorded runs, as a table or for machines."""
+    from lcfbench.analysis import show
+
+    summary = summary_of(paths, subjects)
+    if form == "table":
+        out.print(show.table(summary))
+    else:
+        typer.echo({"json": show.to_json, "csv": show.to_csv, "markdown": show.to_markdown}[form](summary), nl=False)
+
+
+def draw_frontier(paths: Sequence[Path], folder: Path | None, published: bool) -> list[Path]:
+    """Draws the frontier of recorded runs; returns the files."""
+    from lcfbench.analysis.frontier import plot
+
+    return plot(summary_of(paths), folder or (paths[0] if paths[0].is_dir() else paths[0].parent), published=published)
+
+
+def demo(results: Path, limit: int) -> None:
+    """The main job on the embedded pair and real data: runs, table, frontier."""
+    from lcfbench.recipe import Recipe
+
+    chosen = {
+        "mode": "receiver,full_context,t2t,lcf",
+        "task": "splitfacts,splitfacts_heldout,openbookqa",
+        "control": "matched,deranged",
+        "scoring": "cloze",
+        "limit": limit,
+        "out": results,
+        "options": {"budget": "32"},
+    }
+    run_and_show(Recipe.merge(None, chosen))
+    for path in draw_frontier([results], None, False):
+        typer.echo(f"frontier: {path}")
