@@ -198,7 +198,7 @@ def doctor(offline: OfflineOption = None, as_json: Annotated[bool, typer.Option(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for runs and figures.")] = Path("results/demo"),
-    limit: Annotated[int, typer.Option(help="Documents a task.")] = 100,
+    limit: Annotated[int, typer.Option(help="Documents a task.")] = 64,
 ) -> None:
     """The main job on the embedded pair and real data: runs, table, frontier plot."""
     from lcfbench.ui import verbs

@@ -80,7 +80,7 @@ def notes(lines: pd.DataFrame) -> list[str]:
 
 def cells(line: Mapping[Any, Any]) -> tuple[str, ...]:
     """One summary line as text, in the order of `HEADERS`. A method that sends nothing has no control to speak of."""
-    silent = line["control"] == "matched" and not line["message_bytes"] > 0
+    silent = line["control"] == "matched" and not line["message_bytes"] > 0 and not line["verdict"]
     return (
         str(line["label"]),
         NONE if silent else str(line["control"]),
