@@ -21,7 +21,7 @@ from lcfbench import __version__
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import weights_sha256
 from lcfbench.adapters.files import load as load_adapter
-from lcfbench.assets import find_model, label, split_pair
+from lcfbench.assets import ALIASES, find_model, label, split_pair
 from lcfbench.controls import sender_of
 from lcfbench.document import Document
 from lcfbench.endpoint import Endpoint
@@ -176,14 +176,25 @@ def _one(session: Session, task: Task, mode: str, control: str, progress: Progre
 
 
 def other_revisions(adapter: Adapter, receiver: Endpoint, sharer: Endpoint) -> str:
-    """Which of the two models is not the one the adapter was trained on, in words; empty where both are, or where nothing is recorded."""
+    """Which of the two models is not the one the adapter was trained on, in words; empty where both are.
+
+    Revisions decide where they are recorded (every adapter trained here); else names do, so that a fuser for another model of
+    the same cache shape is noticed.
+    """
     trained = adapter.config.training.get("revisions") or {}
-    ends = {"receiver": receiver, "sharer": sharer}
-    return ", ".join(
-        f"{role} {end.name} was {trained[role]}, here it is {end.revision} ({end.source or 'local'})"
-        for role, end in ends.items()
-        if trained.get(role) not in (None, end.revision)
-    )
+    made_for = {"receiver": adapter.config.receiver, "sharer": adapter.config.sharer}
+    other = []
+    for role, end in (("receiver", receiver), ("sharer", sharer)):
+        if trained.get(role) not in (None, end.revision):
+            other.append(f"{role} {end.name} was {trained[role]}, here it is {end.revision} ({end.source or 'local'})")
+        elif role not in trained and repo_of(made_for[role]) != repo_of(end.name):
+            other.append(f"{role} was {made_for[role]}, here it is {end.name}")
+    return ", ".join(other)
+
+
+def repo_of(name: str) -> str:
+    """A model's Hub id in lower case: two names of one model compare equal."""
+    return ALIASES.get(name.lower(), name).lower()
 
 
 def _manifest(

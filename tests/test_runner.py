@@ -367,3 +367,13 @@ def test_generated_answers_are_recorded_too(pair, adapter, tmp_path):
     for folder in go(pair, tmp_path, mode=["receiver", "lcf"], adapter=[adapter], scoring="generate", limit=4):
         assert all(r["choices_loglikelihood"] is None and isinstance(r["prediction"], str) for r in rows(folder))
         assert manifest(folder)["chance"] is None
+
+
+def test_a_fuser_for_another_model_of_the_same_shape_is_noticed(pair):
+    import types
+
+    end = types.SimpleNamespace(name="qwen3-1.7b", revision="abc", source="hub")
+    same = types.SimpleNamespace(name="qwen2.5-0.5b", revision="def", source="hub")
+    config = types.SimpleNamespace(training={}, receiver="Qwen/Qwen3-0.6B", sharer="Qwen/Qwen2.5-0.5B-Instruct")
+    said = runner.other_revisions(types.SimpleNamespace(config=config), end, same)
+    assert said == "receiver was Qwen/Qwen3-0.6B, here it is qwen3-1.7b"
