@@ -187,7 +187,7 @@ def other_revisions(adapter: Adapter, receiver: Endpoint, sharer: Endpoint) -> s
     for role, end in (("receiver", receiver), ("sharer", sharer)):
         if trained.get(role) not in (None, end.revision):
             other.append(f"{role} {end.name} was {trained[role]}, here it is {end.revision} ({end.source or 'local'})")
-        elif role not in trained and repo_of(made_for[role]) != repo_of(end.name):
+        elif role not in trained and end.source != "path" and repo_of(made_for[role]) != repo_of(end.name):  # a folder may be any model
             other.append(f"{role} was {made_for[role]}, here it is {end.name}")
     return ", ".join(other)
 
