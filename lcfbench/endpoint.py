@@ -7,7 +7,8 @@ Letters, full-text choices, generation and the training loss are written here on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Endpoint:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.geometry = Geometry.of_config(model.config)
+        self._shared: dict[tuple[Any, ...], KV] | None = None
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.pad_id: int = 0 if pad is None else pad
         # parameters a token is multiplied with: the embedding table is looked up, unless it is tied and is the output head
@@ -79,6 +81,11 @@ class Endpoint:
         start: rotary position of the first real token, a number or (B,).
         """
         g = self.geometry
+        key: tuple[Any, ...] = ()
+        if share := past is None and self._shared is not None:
+            key = (tuple(ids.shape), tuple(ids.flatten().tolist()), tuple(mask.flatten().tolist()), str(start))
+            if self._shared and key in self._shared:
+                return self._shared[key]
         before = past or KV.empty(g.layers, ids.shape[0], g.kv_heads, g.head_dim, torch.zeros(0, device=self.device, dtype=self.dtype))
         if ids.shape[1] == 0:
             return before
@@ -88,7 +95,22 @@ class Endpoint:
         full = torch.cat([before.mask, mask], 1)  # covers cache + new ids: a mask of the new ids alone is silently wrong
         cache = before.to_cache()
         self.model.get_decoder()(input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True)
-        return KV.from_cache(cache, full, torch.cat([before.positions, positions], 1)).flush()
+        read = KV.from_cache(cache, full, torch.cat([before.positions, positions], 1)).flush()
+        if share and self._shared is not None:
+            self._shared[key] = read
+        return read
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Within it equal prefills from an empty cache are computed once: several adapters or methods on the same batch share them.
+
+        Caches are never written in place, so sharing them is safe; they are let go at the end.
+        """
+        outer, self._shared = self._shared, {} if self._shared is None else self._shared
+        try:
+            yield
+        finally:
+            self._shared = outer
 
     def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:
         """Prefills all but the last token of each prompt; the last one is left to run on whatever the cache has become."""

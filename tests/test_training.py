@@ -225,7 +225,7 @@ def test_token_wise_adapters_learn_through_the_same_loop(pair, tmp_path, kind, a
     watcher, documents = Watcher(), task.documents(36)
     chosen = recipe(pair, tmp_path / "a", steps=30, eval_every=15, lr=1e-2, batch_size=12)
     trainer = _Trainer(chosen, method, adapter, {"colours": (task, documents[:12])}, watcher)
-    trainer.calibrate(documents)
+    trainer.method.prepare(documents, print)
     before = {n: t.clone() for n, t in adapter.state_dict().items()}
     trainer.fit(documents)
     assert sum(watcher.losses[-5:]) < 0.7 * sum(watcher.losses[:5])

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_type_hints
 
 from lcfbench.adapters.base import Adapter
+from lcfbench.adapters.config import AdapterConfig
 from lcfbench.catalogue import method_names
 from lcfbench.document import Document, View
 from lcfbench.endpoint import Endpoint
@@ -68,6 +69,14 @@ class Method:
     def respond(self, batch: Batch) -> State:
         """Everything up to the first answer token. See the module's docstring."""
         raise NotImplementedError
+
+    @classmethod
+    def configure(cls, config: AdapterConfig, receiver: Endpoint, sharer: Endpoint) -> AdapterConfig:
+        """The config of a fresh adapter, completed with what only the loaded models tell. Called once, before training."""
+        return config
+
+    def prepare(self, documents: Sequence[Document], say: Callable[[str], None]) -> None:
+        """What an untrained adapter needs before the first step: input statistics, a closed-form start. `say` tells whoever waits."""
 
     def options(self) -> dict[str, Any]:
         """The method's own settings, as they go into a run's identity."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,8 +19,10 @@ from lcfbench.methods._fusion import Fusion, Part, content_keys, gather
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.prompts import Prompt
 from lcfbench.state import State
+from lcfbench.timing import Clock
 
 SCHEMES = ("windows", "one")
+CALIBRATION = 64  # documents from which input statistics are measured
 
 
 @dataclass
@@ -85,9 +88,9 @@ class LCF(Fusion):
         count = 1 if self.spans == "one" else self.windows
         return torch.where(mask.bool(), order * count // mask.sum(1, keepdim=True), -1)
 
-    def calibrate(self, batch: Batch) -> None:
-        """Measures the adapter's input statistics on a batch; a no-op for adapters that take raw inputs."""
-        adapter = self.adapter
+    def prepare(self, documents: Sequence[Document], say: Callable[[str], None]) -> None:
+        """Measures the adapter's input statistics on some documents; a no-op for adapters that take raw inputs."""
+        adapter, batch = self.adapter, Batch(documents[:CALIBRATION], documents[:CALIBRATION], Clock())
         assert adapter is not None
         if not getattr(adapter, "standardise", False):
             return

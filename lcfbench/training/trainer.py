@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,8 +32,6 @@ from lcfbench.timing import Clock
 from lcfbench.training.card import card
 from lcfbench.training.options import adapter_options
 from lcfbench.training.recipe import TrainProgress, TrainRecipe, check
-
-CALIBRATION = 64  # documents from which input statistics are measured
 
 
 def train(recipe: TrainRecipe, progress: TrainProgress) -> Path:
@@ -72,7 +69,7 @@ def train(recipe: TrainRecipe, progress: TrainProgress) -> Path:
         f"{kind} adapter, {adapter.params:,} parameters; {len(examples):,} examples from {', '.join(recipe.task)}; models in {receiver.dtype}."
     )
     trainer = _Trainer(recipe, method, adapter, dev, progress)
-    trainer.calibrate(examples[:CALIBRATION])
+    method.prepare(examples, progress.say)
     try:
         trainer.fit(examples)
     except KeyboardInterrupt:
@@ -97,12 +94,6 @@ class _Trainer:
     best: tuple[float, dict[str, torch.Tensor]] | None = None
     seconds: float = 0.0
     steps_done: int = 0
-
-    def calibrate(self, documents: Sequence[Document]) -> None:
-        """Input statistics, for kinds that standardise."""
-        measure = getattr(self.method, "calibrate", None)
-        if measure is not None:
-            measure(Batch(documents, documents, Clock()))
 
     def fit(self, examples: list[Document]) -> None:
         """The loop. The order of examples is drawn once from the seed; each batch holds documents of near length."""
