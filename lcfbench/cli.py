@@ -76,8 +76,11 @@ def run(
     option: OptionsOption = None,
     task_option: TaskOptionsOption = None,
     recipe: Annotated[
-        Path | None,
-        typer.Option(envvar="LCFBENCH_RECIPE", help="YAML file with any of these settings; flags win over LCFBENCH_*, both over the file."),
+        str | None,
+        typer.Option(
+            envvar="LCFBENCH_RECIPE",
+            help="YAML file with any of these settings, or a packaged recipe; flags win over LCFBENCH_*, both over the file.",
+        ),
     ] = None,
     offline: OfflineOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what is recorded of these runs and start over.")] = False,
@@ -93,7 +96,7 @@ def run(
         latency_documents=latency_documents, dtype=dtype, device=device, attention=attention, out=out, offline=offline, fresh=fresh or None,
         options=parse_assignments(option, "-o"), task_options=parse_assignments(task_option, "--task-option"),
     )  # fmt: skip
-    chosen = Recipe.merge(recipe, given)
+    chosen = Recipe.merge(recipe, given, "run")
     if dry_run:
         from lcfbench.ui.verbs import print_prompts
 
@@ -106,41 +109,63 @@ def run(
 
 @app.command()
 def train(
-    mode: Annotated[str, typer.Option(help="lcf or c2c. On different-context tasks lcf trains LCF-X.")] = "lcf",
-    pair: Annotated[str, typer.Option(envvar="LCFBENCH_PAIR", help="RECEIVER:SHARER.")] = "smollm2-135m:gemma3-270m",
-    task: Annotated[str, typer.Option(help="Tasks whose train split is used, comma-separated.")] = "splitfacts",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 200,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
-    lr: Annotated[float, typer.Option(help="Peak learning rate (AdamW, linear warm-up and decay).")] = 3e-4,
-    warmup: Annotated[int, typer.Option(help="Warm-up steps.")] = 20,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of initialisation and the order of examples.")] = 0,
+    mode: Annotated[
+        str | None, typer.Option(help="A method with an adapter. On different-context tasks lcf trains LCF-X. [default: lcf]")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead of --mode, repeatable: METHOD:key=value,… Several are trained side by side over the same prefills."),
+    ] = None,
+    pair: PairOption = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks whose train split is used, comma-separated, NAME*WEIGHT; chat:DATASET is a chat data set. [default: splitfacts]"
+        ),
+    ] = None,
+    dev: Annotated[
+        str | None, typer.Option(help="Tasks whose validation split chooses the saved state. [default: those trained on]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: 200]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step. [default: 16]")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Forward passes a step, for batches that do not fit. [default: 1]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate (AdamW, linear warm-up and decay). [default: 3e-4]")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Warm-up steps; below 1, a share of all steps. [default: 20]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of initialisation and the order of examples. [default: 0]")] = None,
     scoring: Annotated[str | None, typer.Option(help="What the answer is: letters, cloze or generate. [default: the task's own]")] = None,
     train_documents: Annotated[
-        int | None, typer.Option(help="Examples a task to draw from. [default: steps × batch size, or all there are]")
+        int | None, typer.Option(help="Examples to draw from. [default: steps × batch size, or all there are]")
     ] = None,
-    dev_documents: Annotated[int, typer.Option(help="Documents of the dev split a task for each evaluation.")] = 64,
-    eval_every: Annotated[int, typer.Option(help="Steps between dev evaluations.")] = 50,
-    out: Annotated[Path, typer.Option(help="Folder of the new adapter.")] = Path("adapters/new"),
+    max_tokens: Annotated[int | None, typer.Option(help="Longer chat examples are left out. [default: 2048]")] = None,
+    dev_documents: Annotated[int | None, typer.Option(help="Documents of the dev split a task for each evaluation. [default: 64]")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between dev evaluations. [default: 50]")] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints; a killed training resumes there. [default: 50]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new adapter. [default: adapters/new]")] = None,
     option: OptionsOption = None,
     task_option: TaskOptionsOption = None,
+    recipe: Annotated[str | None, typer.Option(help="YAML file, or a packaged recipe (`lcfbench ls recipes`); flags win over it.")] = None,
+    tracker: Annotated[str | None, typer.Option(help="Also log to tensorboard or trackio, where installed.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     offline: OfflineOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the adapter in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the adapter in --out; forget a checkpoint there.")] = False,
 ) -> None:
-    """Train an adapter for a pair of frozen models; `run --adapter` takes what it saves."""
+    """Train adapters for a pair of frozen models; `run --adapter` takes what it saves."""
     from lcfbench.recipe import parse_assignments
+    from lcfbench.training.recipe import TrainRecipe
     from lcfbench.ui.verbs import train_and_show
 
-    train_and_show(
-        dict(
-            mode=mode, pair=pair, task=[t.strip() for t in task.split(",") if t.strip()], steps=steps, batch_size=batch_size, lr=lr, warmup=warmup,
-            weight_decay=weight_decay, seed=seed, scoring=scoring, train_documents=train_documents, dev_documents=dev_documents,
-            eval_every=eval_every, out=out, options=parse_assignments(option, "-o"), task_options=parse_assignments(task_option, "--task-option"),
-            dtype=dtype or "auto", device=device or "auto", offline=bool(offline), force=force,
-        )
+    given: dict[str, Any] = dict(
+        adapters=adapter or mode, pair=pair, task=task, dev=dev, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup,
+        weight_decay=weight_decay, seed=seed, scoring=scoring, train_documents=train_documents, max_tokens=max_tokens,
+        dev_documents=dev_documents, eval_every=eval_every, save_every=save_every, out=out, options=parse_assignments(option, "-o"),
+        task_options=parse_assignments(task_option, "--task-option"), tracker=tracker, dtype=dtype, device=device, offline=offline,
+        force=force or None,
     )  # fmt: skip
+    train_and_show(TrainRecipe.merge(recipe, given, "train"))
 
 
 @app.command()

@@ -47,10 +47,11 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
     return [Outcome(loglikelihoods=tuple(s), text=None, picks=tuple(p)) for s, p in zip(scores, picks, strict=True)], tokens
 
 
-def target(document: Document, prompt: Prompt, tokenizer: Any, eos: int | None) -> tuple[list[int], list[bool]]:
+def target(document: Document, prompt: Prompt, tokenizer: Any, eos: int | None, supervise: str = "all") -> tuple[list[int], list[bool]]:
     """The right answer as token ids, and which of them are supervised in training.
 
-    With closed steps the choices are supervised and the leads between them are given; a free answer is supervised with its EOS.
+    With closed steps the choices are supervised (those of `all` steps, or of the `first` or `last` alone) and the leads between them are
+    given; a free answer is supervised with its EOS.
     """
     if not document.steps:
         text = document.gold if not document.receiver.prefix else " " + document.gold
@@ -62,8 +63,9 @@ def target(document: Document, prompt: Prompt, tokenizer: Any, eos: int | None) 
     for number, step in enumerate(document.steps):
         # the pick of the step before stands in the text already; its lead begins with it
         given = step.led(golds[:number])
+        wanted = supervise == "all" or number == {"first": 0, "last": len(golds) - 1}[supervise]
         assert not number or given.startswith(golds[number - 1]), f"lead {given!r} must begin with the pick {golds[number - 1]!r}"
-        for text, counts in ((given.removeprefix(golds[number - 1]) if number else "", False), (golds[number], True)):
+        for text, counts in ((given.removeprefix(golds[number - 1]) if number else "", False), (golds[number], wanted)):
             if text:
                 ids = continuation(prompt, text, tokenizer)
                 prompt = extend(prompt, text, tokenizer)

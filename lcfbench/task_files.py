@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +48,16 @@ def describe(name: str) -> dict[str, Any]:
         "licence": extra["licence"],
         "options": {key: dict(option) for key, option in extra.get("options", {}).items()},
     }
+
+
+def options_for(names: Sequence[str], given: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The given options of each task, by name; each must be known to one of them. Raises UserError."""
+    known = {name: set(describe(name)["options"]) for name in names}
+    every = set().union(*known.values())
+    for key in given:
+        if key not in every:
+            raise unknown(f"option of {', '.join(names)}", key, every, "lcfbench ls tasks --json")
+    return {name: {k: v for k, v in given.items() if k in known[name]} for name in names}
 
 
 def read_task(name: str, *, functions: bool = False) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,16 @@ from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
 from lcfbench.harness import load_task
 from lcfbench.loop import batches
-from lcfbench.methods.base import Batch, create, prompt
+from lcfbench.methods.base import Batch, create, method_class, prompt
 from lcfbench.recipe import Recipe
 from lcfbench.scoring import answer, target
 from lcfbench.timing import Clock
-from lcfbench.training import trainer as trainer_module
+from lcfbench.training.lane import Lane
 from lcfbench.training.options import adapter_options
-from lcfbench.training.recipe import TrainRecipe
-from lcfbench.training.trainer import _Trainer, train
+from lcfbench.training.recipe import AdapterSpec, TrainRecipe
+from lcfbench.training.setup import accelerator_of
+from lcfbench.training.trainer import Trainer
+from lcfbench.training.trainer import train as train_all
 from tests import drive, tiny
 from tests.drive import Watcher
 
@@ -37,6 +38,11 @@ COLOURS = (" orange", " brown", " purple box")
 def pair(tmp_path_factory) -> str:
     torch.set_num_threads(1)
     return drive.save_pair(tmp_path_factory.mktemp("models"))
+
+
+def train(chosen: TrainRecipe, watcher: Watcher) -> Path:
+    [folder] = train_all(chosen, watcher)
+    return folder
 
 
 def recipe(pair: str, out: Path, **more) -> TrainRecipe:
@@ -105,15 +111,15 @@ def test_an_adapter_is_not_overwritten_without_force(pair, tmp_path):
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(pair, tmp_path, monkeypatch, what):
-    plain, count = _Trainer.loss, [0]
+    plain, count = Lane.forward, [0]
 
-    def loss(self, documents):
+    def forward(self, documents):
         count[0] += 1
         value, right = plain(self, documents)
         bad = value * math.nan if what == "loss" else value + (next(self.adapter.parameters()).sum() * 0).sqrt()  # finite, its slope is not
-        return (bad if count[0] == 5 else value), right
+        return (bad if count[0] == 6 else value), right  # the first is the probe of the memory
 
-    monkeypatch.setattr(_Trainer, "loss", loss)
+    monkeypatch.setattr(Lane, "forward", forward)
     with pytest.raises(UserError, match=f"the {what} is not finite at step 5"):
         train(recipe(pair, tmp_path / "a", eval_every=2), Watcher())
     assert all(torch.isfinite(t).all() for t in load(tmp_path / "a").state_dict().values())
@@ -130,21 +136,18 @@ def test_ctrl_c_keeps_the_best_state(pair, tmp_path):
     watcher = Impatient()
     with pytest.raises(KeyboardInterrupt):
         train(recipe(pair, tmp_path / "a"), watcher)
-    assert read_config(tmp_path / "a").training["dev"][-1]["step"] == 3 and "best state so far" in watcher.said[-1]
+    assert read_config(tmp_path / "a").training["dev"][-1]["step"] == 3 and "best state so far" in watcher.said[-2]
 
 
 def test_the_best_state_by_dev_accuracy_is_the_one_that_is_saved(pair, tmp_path, monkeypatch):
     states = []
-    plain = _Trainer.evaluate
+    plain = Lane.judge
 
-    def evaluate(self, step, loss):
-        plain(self, step, loss)
-        self.curve[-1]["splitfacts/matched"] = {3: 0.9, 6: 0.1}[step]
-        if step == 3:
-            self.best = (0.9, self.best[1])
+    def judge(self, point):
+        plain(self, point | {"splitfacts/matched": {3: 0.9, 6: 0.1}[point["step"]]})
         states.append({n: p.detach().clone() for n, p in self.adapter.named_parameters() if p.dim() > 2})
 
-    monkeypatch.setattr(_Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(Lane, "judge", judge)
     saved = load(train(recipe(pair, tmp_path / "a"), Watcher())).state_dict()
     distance = [sum(float((saved[n] - t.to(torch.bfloat16)).abs().sum()) for n, t in state.items()) for state in states]
     assert distance[0] == 0 < distance[1]
@@ -221,17 +224,20 @@ def test_token_wise_adapters_learn_through_the_same_loop(pair, tmp_path, kind, a
     options, _ = adapter_options(kind, {"width": "16"} if kind == "lcf" else {"hidden": "16", "intermediate": "16"})
     names = ((e.name, e.geometry) for e in (receiver, sharer))
     adapter = build(pair_config(kind, *names, layer_map="proportional", token_alignment=alignment, options=options))
-    method, task = trainer_module.method_class(kind)(receiver, sharer, adapter), Colours()
+    method, task = method_class(kind)(receiver, sharer, adapter), Colours()
     watcher, documents = Watcher(), task.documents(36)
     chosen = recipe(pair, tmp_path / "a", steps=30, eval_every=15, lr=1e-2, batch_size=12)
-    trainer = _Trainer(chosen, method, adapter, {"colours": (task, documents[:12])}, watcher)
-    trainer.method.prepare(documents, print)
+    lane = Lane(AdapterSpec.parse(kind, 0), method, tmp_path / "a")
+    trainer = Trainer(chosen, [lane], {"colours": (task, documents[:12])}, watcher, accelerator_of(chosen))
+    chosen.out.mkdir()
+    method.prepare(documents, print)
+    lane.begin(chosen)
     before = {n: t.clone() for n, t in adapter.state_dict().items()}
     trainer.fit(documents)
     assert sum(watcher.losses[-5:]) < 0.7 * sum(watcher.losses[:5])
     for endpoint in (receiver, sharer):
         assert not any(p.requires_grad or p.grad is not None for p in endpoint.model.parameters()), "both models stay frozen"
-    saved = load(trainer.save())
+    saved = load(lane.save(chosen))
     assert (
         saved.config.kind == kind
         and saved.config.token_alignment == alignment
@@ -249,6 +255,6 @@ def test_token_wise_adapters_learn_through_the_same_loop(pair, tmp_path, kind, a
 
 
 def test_one_dev_document_is_evaluated_matched_only(pair, tmp_path):
-    folder = train(replace(recipe(pair, tmp_path / "a", steps=1), dev_documents=1), Watcher())
+    folder = train(recipe(pair, tmp_path / "a", steps=1, dev_documents=1), Watcher())
     assert set(read_config(folder).training["dev"][0]) == {"step", "loss", "splitfacts/matched"}
     assert "| 1 |" in (folder / "README.md").read_text()

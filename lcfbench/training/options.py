@@ -21,6 +21,7 @@ SMALL_SCALE: dict[str, dict[str, Any]] = {
         "unrotated_keys": True,
     },
     "c2c": {"hidden": 64, "intermediate": 64, "gate": "soft", "gate_init": 1.0},
+    "prefix": {"slots": 16, "width": 32, "gate": "soft", "gate_init": 1.0},
 }
 ALIGNMENT = {"layer_map": ("terminal", "proportional"), "token_alignment": ("span", "remap", "same")}
 SMALL_SCALE_ALIGNMENT = {"layer_map": "proportional"}  # the embedded pair differs much in depth: 30 layers read 18
@@ -47,6 +48,24 @@ def adapter_options(kind: str, given: dict[str, str], small_scale: bool = True) 
         else:
             raise unknown(f"option of a {kind} adapter", key, [*parameters, *ALIGNMENT], "lcfbench train --help")
     return {k: v for k, v in options.items() if k in parameters}, alignment
+
+
+def split_options(
+    kind: str, method_kind: Any, general: dict[str, str], own: dict[str, str]
+) -> tuple[dict[str, str], dict[str, str], set[str]]:
+    """Options of the method and of the adapter, from those given to all adapters (`general`) and to this one (`own`, which win).
+
+    A general option that this adapter does not know is left to the others; the third value names those it took.
+    """
+    from lcfbench.methods.base import option_fields
+
+    module = importlib.import_module(f"lcfbench.adapters.{kind}")
+    of_adapter = {*inspect.signature(module.Fuser.__init__).parameters, *ALIGNMENT} - {"self", "config"}
+    of_method = {f.name for f in option_fields(method_kind)}
+    taken = set(general) & (of_adapter | of_method)
+    chosen = {k: v for k, v in general.items() if k in taken} | own
+    for_method = {k: v for k, v in chosen.items() if k in of_method and k not in of_adapter}
+    return for_method, {k: v for k, v in chosen.items() if k not in for_method}, taken
 
 
 def convert(key: str, text: str, parameter: inspect.Parameter) -> Any:

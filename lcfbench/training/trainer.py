@@ -1,192 +1,303 @@
-"""Trains an adapter between two frozen models through the same `respond` path that a run uses.
+"""Trains adapters between two frozen models through the same `respond` path that a run uses.
 
->>> train(TrainRecipe(mode="lcf", task=["splitfacts"], steps=200), progress)
+Several are trained side by side: each batch is read once by both models and every adapter learns from the same prefills.
+
+>>> train(TrainRecipe(adapters=["lcf:width=64", "lcf:width=128"], task=["splitfacts"]), progress)        # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-import copy
-import math
 import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from lcfbench.adapters.base import Adapter, build
-from lcfbench.adapters.config import WEIGHTS, pair_config
-from lcfbench.adapters.files import save
-from lcfbench.assets import find_model, split_pair
 from lcfbench.controls import sender_of
 from lcfbench.document import Document
-from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
-from lcfbench.harness import Task, load_task
-from lcfbench.loop import batches
-from lcfbench.methods.base import Batch, Method, method_class
+from lcfbench.harness import Task
+from lcfbench.loop import batches, peak_memory_bytes, reset_peak_memory
+from lcfbench.methods.base import Batch
 from lcfbench.records import writing
-from lcfbench.scoring import answer, target
+from lcfbench.scoring import answer
 from lcfbench.timing import Clock
-from lcfbench.training.card import card
-from lcfbench.training.options import adapter_options
-from lcfbench.training.recipe import TrainProgress, TrainRecipe, check
+from lcfbench.training.lane import Lane
+from lcfbench.training.log import TrainLog
+from lcfbench.training.recipe import CHECKPOINT, TrainProgress, TrainRecipe, check
+from lcfbench.training.setup import accelerator_of, data_of, ends_of, lanes_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
-def train(recipe: TrainRecipe, progress: TrainProgress) -> Path:
-    """Trains, evaluates on the dev split matched and deranged, saves the best state by dev accuracy. Returns the adapter's folder.
+def train(recipe: TrainRecipe, progress: TrainProgress) -> list[Path]:
+    """Trains, evaluates on the dev split matched and deranged, saves the best states by dev accuracy. Returns the adapters' folders.
 
-    Raises UserError: a method without adapter, tasks that need different kinds, no train split, a loss that is not finite (the best state so
-    far is saved first), an output folder that already holds an adapter.
+    A killed training goes on from its last checkpoint under the same recipe and ends as the uninterrupted one. Raises UserError: a
+    method without adapter, data that do not fit it, no train split, memory that does not suffice, a loss that is not finite (the best state
+    so far is saved first), an output folder that already holds an adapter.
     """
-    method_kind = method_class(recipe.mode)
-    if not method_kind.adapter_kinds:
-        raise UserError(f"method {recipe.mode} has nothing to train.", "Use --mode lcf or c2c.")
     check(recipe)
-    torch.manual_seed(recipe.seed)
-    names = split_pair(recipe.pair)
-    tasks = [load_task(n, seed=recipe.seed, offline=recipe.offline, options=recipe.task_options) for n in recipe.task]
-    receiver = Endpoint.load(find_model(names[0], offline=recipe.offline), dtype=recipe.dtype, device=recipe.device)
-    sharer = (
-        receiver
-        if names[0] == names[1]
-        else Endpoint.load(find_model(names[1], offline=recipe.offline), dtype=recipe.dtype, device=recipe.device)
-    )
-    needed = recipe.steps * recipe.batch_size
-    examples = [d for task in tasks for d in _documents(task, recipe, receiver, "train", recipe.train_documents or needed)]
-    dev = {task.name: (task, _documents(task, recipe, receiver, "validation", recipe.dev_documents)) for task in tasks}
-    shared = {d.shared for d in examples}
-    if len(shared) > 1:
-        raise UserError("tasks with shared and with different contexts need different adapters.", "Train them one at a time.")
-    kind = "lcfx" if recipe.mode == "lcf" and shared == {False} else recipe.mode
-    options, alignment = adapter_options(kind, recipe.options)
-    config = pair_config(kind, (names[0], receiver.geometry), (names[1], sharer.geometry), options=options, **alignment)
-    adapter = build(config).to(receiver.device)
-    method = method_kind(receiver, sharer, adapter)
-    method.check(examples[0])
-    progress.say(
-        f"{kind} adapter, {adapter.params:,} parameters; {len(examples):,} examples from {', '.join(recipe.task)}; models in {receiver.dtype}."
-    )
-    trainer = _Trainer(recipe, method, adapter, dev, progress)
-    method.prepare(examples, progress.say)
-    try:
-        trainer.fit(examples)
-    except KeyboardInterrupt:
-        if trainer.best is not None:
-            progress.say(f"the best state so far is in {trainer.save()}.")
-        raise
-    return trainer.save()
-
-
-def _documents(task: Task, recipe: TrainRecipe, receiver: Endpoint, split: str, limit: int) -> list[Document]:
-    return task.documents(scoring=recipe.scoring, split=split, limit=limit, receiver_chat=receiver.has_chat)
+    resumed = _checkpoint(recipe)
+    accelerator = accelerator_of(recipe)
+    ends = ends_of(recipe, accelerator)
+    examples, dev = data_of(recipe, ends, progress.say)
+    lanes = lanes_of(recipe, ends, examples)
+    trainer = Trainer(recipe, lanes, dev, progress, accelerator)
+    for lane in lanes:
+        if resumed is None:
+            with lane.own_randomness():
+                lane.method.prepare(examples, progress.say)
+        lane.begin(recipe)
+        progress.say(f"{lane.spec.label}: {lane.adapter.config.kind} adapter, {lane.adapter.params:,} parameters.")
+    progress.say(f"{len(examples):,} examples from {', '.join(recipe.task)}; models in {ends[0].dtype} on {ends[0].device}.")
+    trainer.fit(examples, resumed)
+    failed = [lane for lane in lanes if lane.failed]
+    saved = [lane.save(recipe) for lane in lanes] if accelerator.is_main_process else []
+    if accelerator.is_main_process:
+        (recipe.out / CHECKPOINT).unlink(missing_ok=True)
+    if failed:
+        kept = ", ".join(str(lane.folder) for lane in failed)
+        raise UserError(
+            f"the {failed[0].failed} is not finite at step {failed[0].steps_done + 1}.", f"The best state so far is in {kept}; lower --lr."
+        )
+    return saved
 
 
 @dataclass
-class _Trainer:
+class Trainer:
+    """The loop over batches; what belongs to one adapter is its `Lane`."""
+
     recipe: TrainRecipe
-    method: Method
-    adapter: Adapter
+    lanes: list[Lane]
     dev: dict[str, tuple[Task, list[Document]]]
     progress: TrainProgress
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    best: tuple[float, dict[str, torch.Tensor]] | None = None
-    seconds: float = 0.0
-    steps_done: int = 0
+    accelerator: Accelerator
+    step: int = 0
+    _log: TrainLog | None = field(default=None)
 
-    def fit(self, examples: list[Document]) -> None:
-        """The loop. The order of examples is drawn once from the seed; each batch holds documents of near length."""
+    @property
+    def alive(self) -> list[Lane]:
+        return [lane for lane in self.lanes if not lane.failed]
+
+    @property
+    def main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def fit(self, examples: Sequence[Document], resumed: dict[str, Any] | None = None) -> None:
+        """Runs the steps that are left. The order of examples is drawn once from the seed; each batch holds documents of near length."""
         r = self.recipe
-        parameters = [p for p in self.adapter.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, lr=r.lr, weight_decay=r.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min((s + 1) / max(r.warmup, 1), max(1 - s / r.steps, 0.02)))
-        order = _order(examples, r)
+        if resumed is not None:
+            self.step = resumed["step"]
+            for lane, state in zip(self.lanes, resumed["lanes"], strict=True):
+                lane.restore(state)
+            self.progress.say(f"goes on from step {self.step} of {r.steps}.")
+        log = self._log = TrainLog(r.out, self.step) if self.main else None
+        order = batch_order(examples, r)
+        for lane in self.lanes:
+            lane.adapter.train()
+        if self.step < r.steps:
+            self.probe(max(order, key=lambda group: sum(_length(d) for d in group)))
+        began, first = time.perf_counter(), self.step
+        evaluating = 0.0
+        try:
+            while self.step < r.steps and self.alive:
+                self.once(order[self.step])
+                self.step += 1
+                seconds = time.perf_counter() - began - evaluating
+                rate = (self.step - first) * r.batch_size / seconds
+                self.tell(rate)
+                if self.step % r.eval_every == 0 or self.step == r.steps:
+                    started = time.perf_counter()
+                    self.evaluate()
+                    evaluating += time.perf_counter() - started
+                if self.step % r.save_every == 0 and self.step < r.steps:
+                    self.save_checkpoint()
+        except KeyboardInterrupt:
+            self.interrupted()
+            raise
+        if log is not None:
+            log.close()
+        self.accelerator.end_training()
+
+    def once(self, group: list[Document]) -> None:
+        """One optimiser step of every adapter on the same batch."""
         began = time.perf_counter()
-        self.adapter.train()
-        for step in range(r.steps):
-            self.adapter.anneal(step)
-            loss, right = self.loss(order[step])
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                self.stop("loss", step)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            if not math.isfinite(float(nn.utils.clip_grad_norm_(parameters, r.clip))):
-                self.stop("gradient", step)  # before it reaches the weights
-            optimiser.step()
-            schedule.step()
-            self.steps_done, self.seconds = step + 1, time.perf_counter() - began
-            rate = (step + 1) * r.batch_size / self.seconds
-            gates = self.adapter.gate_logit
-            self.progress.step(step + 1, r.steps, value, float(right), int((gates > 0).sum()), gates.numel(), rate)
-            if (step + 1) % r.eval_every == 0 or step + 1 == r.steps:
-                self.evaluate(step + 1, value)
+        mine = group[self.accelerator.process_index :: self.accelerator.num_processes]
+        per_pass = -(-len(mine) // self.recipe.accumulate)
+        with self.memory_named():
+            for start in range(0, len(mine), max(per_pass, 1)):
+                for documents in _alike(mine[start : start + per_pass]):
+                    self.learn(documents, len(documents) / len(group))
+        for lane in self.alive:
+            self.gather(lane)
+            try:
+                norm = lane.step(self.recipe.clip, self.accelerator.clip_grad_norm_ if self.scaled else nn.utils.clip_grad_norm_)
+            except FloatingPointError as what:
+                lane.failed = str(what)
+                lane.optimiser.zero_grad(set_to_none=True)
+                self.progress.say(f"{lane.spec.label}: the {what} is not finite at step {self.step + 1}; it stops here.")
+                continue
+            lane.steps_done, lane.seconds = self.step + 1, lane.seconds + (time.perf_counter() - began) / len(self.lanes)
+            if self._log is not None:
+                values = {"loss": lane.loss, "tokens_right": lane.right, "gradient_norm": norm, "lr": lane.schedule.get_last_lr()[0]}
+                self._log.add(lane.spec.label, self.step + 1, values)
+                if self.recipe.tracker:
+                    self.accelerator.log({f"{lane.spec.label}/{k}": v for k, v in values.items()}, step=self.step + 1)
 
-    def stop(self, what: str, step: int) -> NoReturn:
-        """Saves the last good state and ends the training."""
-        folder = self.save()
-        raise UserError(f"the {what} is not finite at step {step + 1}.", f"The best state so far is in {folder}; lower --lr.")
+    @property
+    def scaled(self) -> bool:
+        return self.accelerator.mixed_precision == "fp16"
 
-    def loss(self, documents: list[Document]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy of the receiver on the edited cache, through `respond`."""
-        endpoint = self.method.receiver
-        state = self.method.respond(Batch(documents, documents, Clock()))
-        eos = endpoint.tokenizer.eos_token_id
-        pairs = [target(d, p, endpoint.tokenizer, eos) for d, p in zip(documents, state.prompts, strict=True)]
-        return endpoint.loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs])
+    def learn(self, documents: list[Document], share: float) -> None:
+        """Gradients of every adapter on documents that both models read once."""
+        receiver, sharer = self.lanes[0].method.receiver, self.lanes[0].method.sharer
+        with receiver.sharing(), sharer.sharing():
+            for lane in self.alive:
+                lane.backward(documents, share, self.accelerator.backward)
 
-    def evaluate(self, step: int, loss: float) -> None:
-        """Dev accuracy, matched and with messages of other documents; the best matched state is kept."""
-        self.adapter.eval()
-        point: dict[str, Any] = {"step": step, "loss": loss}
-        with torch.inference_mode():
-            for name, (task, documents) in self.dev.items():
-                for control in ("matched", "deranged")[: len(documents)]:  # one document has no other to be deranged with
-                    senders, scores = sender_of(documents, control, self.recipe.seed), []
-                    for group in batches(documents, self.recipe.batch_size):
-                        batch = Batch(group, [senders[d.hash] for d in group], Clock())
-                        outcomes, _ = answer(self.method.respond(batch), batch)
-                        scores += [task.score(d, o)[task.metric(d.scoring)] for d, o in zip(group, outcomes, strict=True)]
-                    point[f"{name}/{control}"] = sum(scores) / len(scores)
-        self.curve.append(point)
-        mean = sum(point[f"{n}/matched"] for n in self.dev) / len(self.dev)
-        if self.best is None or mean >= self.best[0]:
-            self.best = (mean, copy.deepcopy(self.adapter.state_dict()))
-        self.progress.say(f"step {step}, dev: " + ", ".join(f"{k} {v:.3f}" for k, v in point.items() if "/" in k))
-        self.adapter.train()
+    def gather(self, lane: Lane) -> None:
+        """Sums gradients, loss and accuracy over processes: each has read its part of the batch."""
+        if self.accelerator.num_processes == 1:
+            return
+        for p in lane.parameters:
+            grad = p.grad if p.grad is not None else torch.zeros_like(p)
+            p.grad = self.accelerator.reduce(grad, "sum")  # type: ignore[assignment]
+        sums = self.accelerator.reduce(torch.tensor([lane.loss, lane.right], device=self.accelerator.device), "sum")
+        lane.loss, lane.right = sums.tolist()  # type: ignore[union-attr]
 
-    def save(self) -> Path:
-        """The best state by dev accuracy (the present one before the first evaluation), with its card."""
+    def probe(self, longest: list[Document]) -> None:
+        """Runs the longest batch once without a step, and says what memory it took: known before the first step, not after an hour."""
+        device = self.lanes[0].method.receiver.device
+        random = [[t.clone() for t in lane.random] for lane in self.lanes]
+        reset_peak_memory(device)
+        with self.memory_named():
+            for documents in _alike(longest[: max(len(longest) // self.recipe.accumulate // self.accelerator.num_processes, 1)]):
+                self.learn(documents, 1.0)
+        for lane, state in zip(self.lanes, random, strict=True):
+            lane.optimiser.zero_grad(set_to_none=True)
+            lane.random, lane.loss, lane.right = state, 0.0, 0.0
+        states = sum(2 * p.numel() * p.element_size() + p.numel() * p.element_size() for lane in self.lanes for p in lane.parameters)
+        total = peak_memory_bytes(device) + states
+        self.progress.say(f"memory: about {total / 1e9:.1f} GB at its peak (longest batch measured, optimiser and best states added).")
+
+    @contextmanager
+    def memory_named(self) -> Iterator[None]:
+        """Memory that runs out becomes one line that says which knob to turn."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise self.out_of_memory() from error
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+                raise
+            raise self.out_of_memory() from error
+
+    def out_of_memory(self) -> UserError:
         r = self.recipe
-        if self.best is not None:
-            self.adapter.load_state_dict(self.best[1])
-        training = {
-            "tasks": r.task,
-            "task_options": r.task_options,
-            "steps": self.steps_done,
-            "batch_size": r.batch_size,
-            "lr": r.lr,
-            "warmup": r.warmup,
-            "weight_decay": r.weight_decay,
-            "clip": r.clip,
-            "seed": r.seed,
-            "models_dtype": str(self.method.receiver.dtype).removeprefix("torch."),
-            "revisions": {"receiver": self.method.receiver.revision, "sharer": self.method.sharer.revision},
-            "device": self.method.receiver.device.type,
-            "minutes": round(self.seconds / 60, 1),
-            "dev_documents": r.dev_documents,
-            "dev": self.curve,
-        }
-        self.adapter.config = self.adapter.config.model_copy(update={"training": training})
-        with writing(r.out):
-            if r.force:
-                (r.out / WEIGHTS).unlink(missing_ok=True)
-            save(self.adapter, r.out, card(self.adapter))
-        return r.out
+        knob = (
+            f"Raise --accumulate (now {r.accumulate}): same batch of {r.batch_size}, less at once; or lower --max-tokens or --batch-size."
+        )
+        if len(self.lanes) > 1:
+            knob += " Train fewer adapters side by side."
+        return UserError(f"out of memory at step {self.step + 1}.", knob)
+
+    def tell(self, rate: float) -> None:
+        """One line of progress: means over the adapters."""
+        lanes = self.alive or self.lanes
+        gates = [lane.adapter.gate_logit for lane in lanes if hasattr(lane.adapter, "gate_logit")]
+        opened, count = sum(int((g > 0).sum()) for g in gates), sum(g.numel() for g in gates)
+        if self.main:
+            loss, right = (sum(getattr(lane, name) for lane in lanes) / len(lanes) for name in ("loss", "right"))
+            self.progress.step(self.step, self.recipe.steps, loss, right, opened, count, rate)
+            if self._log is not None:
+                self._log.add("", self.step, {"examples_per_s": rate, "gates_open": opened})
+        for lane in lanes:
+            lane.last_loss, lane.loss, lane.right = lane.loss, 0.0, 0.0
+
+    # -- choosing and keeping ----------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> None:
+        """Dev accuracy of every adapter, matched and with messages of other documents."""
+        if self.main:
+            points: list[dict[str, Any]] = [{"step": self.step, "loss": lane.last_loss} for lane in self.alive]
+            for lane in self.alive:
+                lane.adapter.eval()
+            with torch.inference_mode(), self.memory_named():
+                for name, (task, documents) in self.dev.items():
+                    self.score(name, task, documents, points)
+            for lane, point in zip(self.alive, points, strict=True):
+                lane.adapter.train()
+                lane.judge(point)
+                scores = {k: v for k, v in point.items() if "/" in k}
+                self.progress.say(f"step {self.step}, dev, {lane.spec.label}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+                if self._log is not None:
+                    self._log.add(lane.spec.label, self.step, scores)
+                    self._log.seal()
+        self.accelerator.wait_for_everyone()
+
+    def score(self, name: str, task: Task, documents: list[Document], points: list[dict[str, Any]]) -> None:
+        """Adds the mean scores of a dev task to every adapter's point."""
+        controls = ("matched", "deranged")[: len(documents)]  # one document has no other to be deranged with
+        senders = {control: sender_of(documents, control, self.recipe.seed) for control in controls}
+        sums = {control: [0.0] * len(points) for control in controls}
+        receiver, sharer = self.lanes[0].method.receiver, self.lanes[0].method.sharer
+        for group in batches(documents, self.recipe.batch_size):
+            with receiver.sharing(), sharer.sharing():
+                for control in controls:
+                    for i, lane in enumerate(self.alive):
+                        if control != "matched" and not lane.method.sends:
+                            continue
+                        batch = Batch(group, [senders[control][d.hash] for d in group], Clock())
+                        outcomes, _ = answer(lane.method.respond(batch), batch)
+                        sums[control][i] += sum(task.score(d, o)[task.metric(d.scoring)] for d, o in zip(group, outcomes, strict=True))
+        for control in controls:
+            for i, lane in enumerate(self.alive):
+                if control == "matched" or lane.method.sends:
+                    points[i][f"{name}/{control}"] = sums[control][i] / len(documents)
+
+    def save_checkpoint(self) -> None:
+        """Everything the next step depends on, all of it or nothing."""
+        if self.main:
+            path = self.recipe.out / CHECKPOINT
+            state = {"recipe": self.recipe.digest(), "step": self.step, "lanes": [lane.state() for lane in self.lanes]}
+            with writing(self.recipe.out):
+                part = path.with_suffix(".partial")
+                torch.save(state, part)
+                part.replace(path)
+
+    def interrupted(self) -> None:
+        """Ctrl-C: keeps a checkpoint of the last whole step, and the best states."""
+        if not self.main:
+            return
+        if any(lane.best is not None for lane in self.lanes):
+            saved = [str(lane.save(self.recipe)) for lane in self.lanes if lane.best is not None]
+            self.progress.say(f"the best state so far is in {', '.join(saved)}.")
+        self.progress.say(f"the last checkpoint is in {self.recipe.out}; the same command goes on from there.")
 
 
-def _order(examples: list[Document], recipe: TrainRecipe) -> list[list[Document]]:
+def _checkpoint(recipe: TrainRecipe) -> dict[str, Any] | None:
+    """The state to go on from. Raises UserError for one of another recipe, or that cannot be read."""
+    path = recipe.out / CHECKPOINT
+    if not path.exists() or recipe.force:
+        return None
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} cannot be read (it is no checkpoint, or torn).", "Remove it, or start over with --force.")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["recipe"] != recipe.digest():
+        raise UserError(
+            f"{path} is of a training with other settings.", "Repeat that command, name another --out, or start over with --force."
+        )
+    return dict(state)
+
+
+def batch_order(examples: Sequence[Document], recipe: TrainRecipe) -> list[list[Document]]:
     """One batch a step: seeded shuffles of the examples, sorted by length within stretches of eight batches."""
     generator = torch.Generator().manual_seed(recipe.seed)
     need = recipe.steps * recipe.batch_size
@@ -196,10 +307,18 @@ def _order(examples: list[Document], recipe: TrainRecipe) -> list[list[Document]
     out: list[list[Document]] = []
     stretch = 8 * recipe.batch_size
     for start in range(0, need, stretch):
-        part = sorted(
-            (examples[i] for i in drawn[start : min(start + stretch, need)]),
-            key=lambda d: len(d.receiver.user) + len(d.sharer.user),
-        )
+        part = sorted((examples[i] for i in drawn[start : min(start + stretch, need)]), key=lambda d: (d.shared, _length(d)))
         groups = [part[i : i + recipe.batch_size] for i in range(0, len(part), recipe.batch_size)]
         out += [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
     return out[: recipe.steps]
+
+
+def _length(document: Document) -> int:
+    said = sum(len(text) for _, text in getattr(document.receiver, "history", ()))
+    return len(document.receiver.user) + len(document.sharer.user) + said
+
+
+def _alike(documents: Sequence[Document]) -> list[list[Document]]:
+    """The documents apart by shared and different contexts: the two cannot go through one forward."""
+    parts = [[d for d in documents if d.shared is shared] for shared in (True, False)]
+    return [part for part in parts if part]

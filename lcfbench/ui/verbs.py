@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lcfbench.recipe import Recipe
+    from lcfbench.training.recipe import TrainRecipe
 
 
 def run_and_show(recipe: Recipe) -> None:
@@ -36,18 +37,20 @@ def run_and_show(recipe: Recipe) -> None:
     note(f"recorded in {recipe.out}; this table again: lcfbench show {recipe.out}")
 
 
-def train_and_show(settings: dict[str, Any]) -> None:
-    """Trains an adapter and says where it is. Ctrl-C saves the best state so far, if there is one, and exits 130."""
-    from lcfbench.training.trainer import TrainRecipe, train
+def train_and_show(recipe: TrainRecipe) -> None:
+    """Trains adapters and says where they are. Ctrl-C saves the best states so far and a checkpoint, and exits 130."""
+    from lcfbench.training.trainer import train
 
     quiet_libraries()
     try:
-        folder = train(TrainRecipe(**settings), TrainLine())
+        folders = train(recipe, TrainLine())
     except KeyboardInterrupt:
         note("interrupted.")
         raise typer.Exit(Exit.INTERRUPTED) from None
-    again = f"lcfbench run --mode {settings['mode']} --pair {settings['pair']} --task {','.join(settings['task'])} --adapter {folder}"
-    out.print(f"saved {folder}; use it with: {again}", soft_wrap=True)
+    tasks = ",".join(t.split("*")[0] for t in recipe.dev or recipe.task)
+    for spec, folder in zip(recipe.specs(), folders, strict=True):
+        again = f"lcfbench run --mode {spec.mode} --pair {recipe.pair} --task {tasks} --adapter {folder}"
+        out.print(f"saved {folder}; use it with: {again}", soft_wrap=True)
 
 
 def print_prompts(recipe: Recipe, limit: int) -> None:
