@@ -18,6 +18,7 @@ from torch import Tensor
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
 from lcfbench.kv import KV, left_to_right, pad_left, pad_right, positions_of
+from lcfbench.layer_masks import hiding
 from lcfbench.prompts import Prompt
 from lcfbench.state import Message, Opened, State
 
@@ -94,8 +95,9 @@ class Endpoint:
             mask, ids, positions = left_to_right(mask, ids, positions)
         full = torch.cat([before.mask, mask], 1)  # covers cache + new ids: a mask of the new ids alone is silently wrong
         cache = before.to_cache()
-        self.model.get_decoder()(input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True)
-        read = KV.from_cache(cache, full, torch.cat([before.positions, positions], 1)).flush()
+        with hiding(self.model, before.hidden, full, ids.shape[1]):
+            self.model.get_decoder()(input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True)
+        read = KV.from_cache(cache, full, torch.cat([before.positions, positions], 1), before.hidden).flush()
         if share and self._shared is not None:
             self._shared[key] = read
         return read
@@ -123,9 +125,10 @@ class Endpoint:
         """Logits (B, keep, V) in fp32 and the extended transformers cache. Gradients flow where the cache carries them."""
         cache = kv.to_cache()
         full = torch.cat([kv.mask, mask], 1)
-        out = self.model(
-            input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=keep
-        )
+        with hiding(self.model, kv.hidden, full, ids.shape[1]):
+            out = self.model(
+                input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=keep
+            )
         return out.logits.float(), cache
 
     def open(self, state: State) -> Opened:
@@ -137,7 +140,8 @@ class Endpoint:
             mask, ids, positions = left_to_right(mask, ids, positions)
         logits, cache = self._forward(state.kv, ids, mask, positions, ids.shape[1] if ragged else 1)
         first = logits[torch.arange(len(logits), device=self.device), mask.sum(1) - 1] if ragged else logits[:, -1]
-        kv = KV.from_cache(cache, torch.cat([state.kv.mask, mask], 1), torch.cat([state.kv.positions, positions], 1)).flush()
+        full = torch.cat([state.kv.mask, mask], 1)
+        kv = KV.from_cache(cache, full, torch.cat([state.kv.positions, positions], 1), state.kv.hidden).flush()
         return Opened(self, kv, first, last + 1)
 
     # -- answering -----------------------------------------------------------------------------------------------------------
@@ -185,14 +189,15 @@ class Endpoint:
             if not any(alive) or step == max_new_tokens - 1:
                 break
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            out = self.model(
-                input_ids=ids[:, None],
-                attention_mask=mask,
-                position_ids=position[:, None],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+            with hiding(self.model, opened.kv.hidden, mask, 1):
+                out = self.model(
+                    input_ids=ids[:, None],
+                    attention_mask=mask,
+                    position_ids=position[:, None],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
             logits, position = out.logits[:, -1].float(), position + 1
         texts = [cut(self.tokenizer.decode(ids, skip_special_tokens=True), until) for ids in written]
         return texts, [len(ids) for ids in written]
@@ -226,7 +231,7 @@ class Endpoint:
         """Floating-point operations to run `tokens` new tokens from an empty cache: 2 a parameter and token, plus attention."""
         return 2.0 * self.matmul_params * tokens + self.attention_flops(tokens, tokens=(tokens + 1) / 2)
 
-    def attention_flops(self, queries: int, past: int = 0, tokens: float = 0.0) -> float:
+    def attention_flops(self, queries: int, past: float = 0.0, tokens: float = 0.0) -> float:
         """Scores and weighted sums of `queries` tokens, each over `past` entries and, on average, `tokens` of their own."""
         config = getattr(self.model.config, "text_config", None) or self.model.config
         return 4.0 * self.geometry.layers * config.num_attention_heads * self.geometry.head_dim * queries * (past + tokens)

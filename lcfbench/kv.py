@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -23,18 +24,23 @@ class KV:
     keys, values: (L, B, H, N, D), keys post-RoPE, as the model wrote them.
     mask: (B, N), 1 where an entry is real, 0 where it is padding.
     positions: (B, N), the rotary position of each entry.
+    hidden: (L, B, N) bool, entries that a layer must not attend, as if it did not have them; None where all layers see the same.
     """
 
     keys: Tensor
     values: Tensor
     mask: Tensor
     positions: Tensor
+    hidden: Tensor | None = None
 
     def __post_init__(self) -> None:
         L, B, H, N, D = self.keys.shape
         assert self.values.shape[:4] == (L, B, H, N), f"values {tuple(self.values.shape)} do not go with keys {tuple(self.keys.shape)}"
         assert self.mask.shape == (B, N) == self.positions.shape, (
             f"mask {tuple(self.mask.shape)} and positions {tuple(self.positions.shape)} must be {(B, N)}"
+        )
+        assert self.hidden is None or (self.hidden.shape == (L, B, N) and self.hidden.dtype == torch.bool), (
+            f"hidden must be bool and {(L, B, N)}"
         )
 
     @property
@@ -47,16 +53,17 @@ class KV:
         return self.keys.shape[1]
 
     @classmethod
-    def from_cache(cls, cache: Any, mask: Tensor, positions: Tensor) -> KV:
+    def from_cache(cls, cache: Any, mask: Tensor, positions: Tensor, hidden: Tensor | None = None) -> KV:
         """From a transformers cache whose layers are all of one shape.
 
+        hidden: (L, B, n) of its first n entries; those behind them are hidden from no layer.
         Ragged lengths over layers run silently wrong in transformers (one-token queries under SDPA), so they stop here.
         """
         shapes = {tuple(layer.keys.shape) for layer in cache.layers}
         assert len(shapes) == 1, f"all layers must have one shape, found {sorted(shapes)}"
         keys = torch.stack([layer.keys for layer in cache.layers])
         values = torch.stack([layer.values for layer in cache.layers])
-        return cls(keys, values, mask, positions)
+        return cls(keys, values, mask, positions, None if hidden is None else F.pad(hidden, (0, mask.shape[1] - hidden.shape[2])))
 
     def to_cache(self) -> DynamicCache:
         """A transformers cache over the same storage. A forward appends by concatenation, so `self` stays as it was.
@@ -72,15 +79,21 @@ class KV:
 
     def rows_at(self, index: Tensor) -> KV:
         """Rows `index` (B',) of the batch, repeated or reordered."""
-        return KV(self.keys[:, index], self.values[:, index], self.mask[index], self.positions[index])
+        hidden = None if self.hidden is None else self.hidden[:, index]
+        return KV(self.keys[:, index], self.values[:, index], self.mask[index], self.positions[index], hidden)
 
     def then(self, other: KV) -> KV:
         """`self` followed by `other` along the sequence."""
+        hidden = None
+        if self.hidden is not None or other.hidden is not None:
+            parts = [self.mask.new_zeros(*kv.keys.shape[:2], kv.length).bool() if kv.hidden is None else kv.hidden for kv in (self, other)]
+            hidden = torch.cat(parts, 2)
         return KV(
             torch.cat([self.keys, other.keys], 3),
             torch.cat([self.values, other.values], 3),
             torch.cat([self.mask, other.mask], 1),
             torch.cat([self.positions, other.positions], 1),
+            hidden,
         )
 
     def flush(self) -> KV:
@@ -95,7 +108,8 @@ class KV:
         order = torch.argsort(self.mask, dim=1, stable=True)[:, self.length - width :]  # (B, width): padding first, then the rest in order
         at = order[None, :, None, :, None]
         keys, values = (x.gather(3, at.expand(*x.shape[:3], width, x.shape[4])) for x in (self.keys, self.values))
-        return KV(keys, values, self.mask.gather(1, order), self.positions.gather(1, order))
+        hidden = None if self.hidden is None else self.hidden.gather(2, order.expand(self.hidden.shape[0], -1, -1))
+        return KV(keys, values, self.mask.gather(1, order), self.positions.gather(1, order), hidden)
 
     def with_layers(self, layers: Tensor, keys: Tensor, values: Tensor) -> KV:
         """A copy in which the given layers (l,) are replaced by `keys`, `values` (l, B, H, N, D)."""

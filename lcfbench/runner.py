@@ -23,10 +23,10 @@ from lcfbench.adapters.config import weights_sha256
 from lcfbench.adapters.files import load as load_adapter
 from lcfbench.assets import ALIASES, find_model, label, split_pair
 from lcfbench.controls import sender_of
-from lcfbench.document import Document
+from lcfbench.document import Document, Scoring
 from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError, unknown
-from lcfbench.harness import Task, describe, load_task
+from lcfbench.harness import Task, load_task
 from lcfbench.loop import Loop, Progress, batches
 from lcfbench.methods.base import Method, create, method_class, option_fields
 from lcfbench.provenance import environment
@@ -34,6 +34,7 @@ from lcfbench.recipe import Recipe
 from lcfbench.records import recorded
 from lcfbench.shipped import pick_adapter
 from lcfbench.store import RunWriter
+from lcfbench.task_files import options_for
 
 
 @dataclass
@@ -52,11 +53,7 @@ class Session:
     @cached_property
     def tasks(self) -> list[Task]:
         r = self.recipe
-        known = {name: set(describe(name)["options"]) for name in r.task}
-        for key in r.task_options:
-            if key not in (every := set().union(*known.values())):
-                raise unknown(f"option of {', '.join(r.task)}", key, every, "lcfbench ls tasks --json")
-        given = {name: {k: v for k, v in r.task_options.items() if k in known[name]} for name in r.task}
+        given = options_for(r.task, r.task_options)
         return [load_task(name, seed=r.seed, offline=r.offline, options=given[name]) for name in r.task]
 
     @cached_property
@@ -87,8 +84,9 @@ class Session:
         return self._data[task.name]
 
     def adapter(self, mode: str, task: Task) -> Path | None:
-        kinds = method_class(mode).adapter_kinds
-        return pick_adapter(self.recipe.adapter, kinds, self.names, shared=task.shared, mode=mode, task=task.name)
+        kind, (first, second) = method_class(mode), self.names
+        pair = (first, first if kind.uses == ("receiver",) else second)  # one model alone: adapters that name it on both sides
+        return pick_adapter(self.recipe.adapter, kind.adapter_kinds, pair, shared=task.shared, mode=mode, task=task.name)
 
 
 def run(recipe: Recipe, progress: Progress) -> Iterator[str]:
@@ -146,6 +144,8 @@ def _one(session: Session, task: Task, mode: str, control: str, progress: Progre
         method.check(document)
     senders = sender_of(documents, control, recipe.seed)
     identity = _identity(session, (receiver, sharer), task, documents[0].scoring, method, mode, control, folder)
+    if calibration := _calibration(task, method, mode, documents[0].scoring, receiver.has_chat):
+        identity["calibration_sha256"] = hashlib.sha256("".join(d.hash for d in calibration).encode()).hexdigest()
     writer = RunWriter.open(recipe.out, identity, _manifest(session, task, documents, folder, receiver, sharer), fresh=recipe.fresh)
     if writer.complete:
         progress.say(f"{writer.run_id}: complete already, nothing to do (--fresh runs it again).")
@@ -157,6 +157,8 @@ def _one(session: Session, task: Task, mode: str, control: str, progress: Progre
     progress.begin(f"{task.name} · {mode}" + ("" if control == "matched" else f" · {control}"), len(documents), len(before), loop.right)
     try:
         with torch.inference_mode():
+            if calibration:
+                writer.manifest["calibration"] = {"documents": len(calibration), **method.calibrate(calibration)}
             loop.measure_latency(documents[0], [d for d in documents[: recipe.latency_documents] if d.hash in todo])
             progress.rolling()
             began = time.perf_counter()
@@ -173,6 +175,19 @@ def _one(session: Session, task: Task, mode: str, control: str, progress: Progre
         progress.warn(f"{len(loop.failures)} of {len(documents)} documents failed and count as wrong; the first: {loop.failures[0]}")
     writer.finish({"documents_per_second": len(todo) / seconds if todo else None, "seconds": seconds})
     return writer.run_id
+
+
+def _calibration(task: Task, method: Method, mode: str, scoring: Scoring, receiver_chat: bool) -> list[Document]:
+    """The validation documents a method wants to see before it responds, never test documents; mostly none."""
+    if not method.calibration:
+        return []
+    try:
+        return task.documents(scoring=scoring, limit=method.calibration, split="validation", receiver_chat=receiver_chat)
+    except UserError as error:
+        raise UserError(
+            f"{mode} with these options is calibrated on validation documents, which {task.name} cannot give: {error.what}",
+            "Choose options that need none (`lcfbench ls methods`), or a task with a validation split.",
+        ) from error
 
 
 def other_revisions(adapter: Adapter, receiver: Endpoint, sharer: Endpoint) -> str:

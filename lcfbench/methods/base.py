@@ -78,6 +78,15 @@ class Method:
     def prepare(self, documents: Sequence[Document], say: Callable[[str], None]) -> None:
         """What an untrained adapter needs before the first step: input statistics, a closed-form start. `say` tells whoever waits."""
 
+    @property
+    def calibration(self) -> int:
+        """How many documents of the task's validation split `calibrate` must see before the first `respond`; mostly none."""
+        return 0
+
+    def calibrate(self, documents: Sequence[Document]) -> dict[str, Any]:
+        """Settles, before a run, what a training-free method takes from validation documents. Returns what the run's manifest records."""
+        return {}
+
     def options(self) -> dict[str, Any]:
         """The method's own settings, as they go into a run's identity."""
         return {f.name: getattr(self, f.name) for f in option_fields(type(self))}
@@ -149,6 +158,6 @@ def create(
     if adapter is not None and kind.adapter_kinds and adapter.config.kind not in kind.adapter_kinds:
         raise UserError(
             f"method {name} runs adapters of kind {', '.join(kind.adapter_kinds)}, not {adapter.config.kind}.",
-            f"Use --mode {adapter.config.kind.removesuffix('x')}.",
+            f"Use --mode {'lcf' if adapter.config.kind == 'lcfx' else adapter.config.kind}.",
         )
     return kind(receiver, sharer, adapter if kind.adapter_kinds else None, **parse_options(kind, name, options or {}))

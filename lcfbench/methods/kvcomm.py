@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from torch import Tensor
+
+from lcfbench.document import Document
 from lcfbench.errors import UserError
-from lcfbench.kv import pad_left
+from lcfbench.kv import KV, pad_left
+from lcfbench.layer_masks import check_kernel, windows
+from lcfbench.methods._kvcomm_scores import best, importance, parse_layers, scores
 from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.prompts import Prompt
 from lcfbench.state import Message, State
+
+CALIBRATION = 8  # documents of the validation split from which attention importance is measured
 
 
 @dataclass
 class KVComm(Method):
-    """Training-free. All layers are selected: the receiver's prompt is read on top of the sharer's cache, as if the two texts stood in a row.
+    """Training-free. The receiver's prompt is read on top of the sharer's cache, as if the two texts stood in a row: in the chosen layers on all of
+    it, in the others on the sharer's first token alone. The sharer keeps positions 0..M−1, the receiver starts at M.
 
-    The sharer keeps positions 0..M−1, the receiver starts at M.
+    layers: how many are chosen, as a share (the paper's 0.3, 0.5, 0.7; 1.0: all), or which: 3,7,12. alpha: weight of attention importance
+    against the prior. last: of how many last tokens of the receiver's prompt attention is measured (0: of all, as published).
+    prior_mean, prior_width: of the Gaussian over depth, as shares of the depth (the published σ is 10 layers of about 30).
     """
+
+    layers: str = "1.0"
+    alpha: float = 0.5
+    last: int = 0
+    prior_mean: float = 0.5
+    prior_width: float = 1 / 3
 
     def __post_init__(self) -> None:
         mine, theirs = self.receiver, self.sharer
@@ -24,19 +43,70 @@ class KVComm(Method):
                 f"kvcomm needs one model on both sides, not {mine.name} and {theirs.name}.",
                 f"Use --pair {mine.name}:{mine.name}.",
             )
+        if not 0 <= self.alpha <= 1 or self.prior_width <= 0 or self.last < 0:
+            raise UserError(
+                f"alpha={self.alpha}, prior_width={self.prior_width}, last={self.last}.",
+                "Give an alpha of 0 to 1, a width above 0 and a number of tokens, 0 for all.",
+            )
+        depth = mine.geometry.layers
+        self.share, named = parse_layers(self.layers, depth)
+        self.chosen: list[int] | None = named  # None until `calibrate` has ranked them
+        if named is None or len(named) < depth:
+            check_kernel(mine.model)
+            windows(mine.model)
+
+    def options(self) -> dict[str, Any]:
+        """Only those that change the answer: none where all layers are sent, no scores where layers are named."""
+        if self.calibration:
+            return super().options()
+        return {} if self.share == 1 else {"layers": self.layers}
+
+    @property
+    def calibration(self) -> int:
+        return CALIBRATION if parse_layers(self.layers, self.receiver.geometry.layers)[1] is None else 0
+
+    def calibrate(self, documents: Sequence[Document]) -> dict[str, Any]:
+        """Chooses the layers. Returns them with every layer's importance and score."""
+        found = importance(self.receiver, self.sharer, documents, self.last)
+        ranked = scores(found, self.alpha, self.prior_mean, self.prior_width)
+        self.chosen = best(ranked, self.share)
+        numbers = {"importance": found, "scores": ranked}
+        return {"layers": self.chosen} | {name: [round(v, 6) for v in x.tolist()] for name, x in numbers.items()}
 
     def respond(self, batch: Batch) -> State:
+        if self.chosen is None:
+            raise UserError(
+                f"kvcomm with layers={self.layers} chooses them on validation documents, and has seen none.", "Name the layers."
+            )
         with batch.clock("sharer"):
             shared = [prompt(self.sharer, s.sharer, s) for s in batch.senders]
             ids, mask = pad_left([list(p.ids) for p in shared], self.sharer.pad_id, self.sharer.device)
             theirs = self.sharer.prefill(ids, mask)
+        with batch.clock("message"):
+            sent = self.select(theirs)
         with batch.clock("prefill"):
             prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
-            state = self.receiver.read(prompts, past=theirs, start=mask.sum(1))
-        g, size = self.sharer.geometry, self.sharer.dtype.itemsize
-        tokens = [len(p.ids) for p in shared]
-        sent = [2 * g.layers * g.kv_width * m * size for m in tokens]
-        # reading on top of the sharer's cache: every receiver token attends its entries too
-        extra = [self.receiver.attention_flops(len(p.ids), past=m) for p, m in zip(prompts, tokens, strict=True)]
-        state.message = Message(sent, sent, tokens, adapter_flops=extra, read=shared)
+            state = self.receiver.read(prompts, past=sent, start=mask.sum(1))
+        state.message = self.account(shared, prompts)
         return state
+
+    def select(self, theirs: KV) -> KV:
+        """The sharer's cache as sent: in layers that are not chosen all but its first token is hidden."""
+        assert self.chosen is not None
+        L = theirs.keys.shape[0]
+        if len(self.chosen) == L:
+            return theirs
+        first = (theirs.mask.cumsum(1) == 1) & theirs.mask.bool()
+        hidden: Tensor = (theirs.mask.bool() & ~first).expand(L, -1, -1).clone()
+        hidden[self.chosen] = False
+        return replace(theirs, hidden=hidden)
+
+    def account(self, shared: list[Prompt], prompts: list[Prompt]) -> Message:
+        """Sizes of what crossed: all entries of the chosen layers, one of each other layer."""
+        assert self.chosen is not None
+        g, size, tokens = self.sharer.geometry, self.sharer.dtype.itemsize, [len(p.ids) for p in shared]
+        entries = [len(self.chosen) * m + (g.layers - len(self.chosen)) for m in tokens]
+        sent = [2 * g.kv_width * n * size for n in entries]
+        # reading on top of the sharer's cache: every receiver token attends its entries too
+        extra = [self.receiver.attention_flops(len(p.ids), past=n / g.layers) for p, n in zip(prompts, entries, strict=True)]
+        return Message(sent, sent, tokens, adapter_flops=extra, read=shared)
