@@ -2,9 +2,14 @@
 
 For each of K and V: `u = trunk(in([sharer, receiver]))`, `Δ = out(delta(u))`, `α = sigmoid(head(scale(u)))`, one weight a token and
 head, and `cache' = cache + g·α⊙Δ`. K and V of all layers run in the same batched matmuls: weights are (L, 2, in, out), K first.
+
+The paper's ablations leave out one part after another, and its weights with it: the head weights (α = 1), then the gates (g = 1), then the
+receiver's part of the input and the residual (`cache' = out(delta(trunk(in(sharer))))`).
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +19,18 @@ from lcfbench.adapters._layers import gated, linear, rms_norm, stacked
 from lcfbench.adapters.base import Adapter, GateMode
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.adapters.lcf import flat
-from lcfbench.errors import UserError
+from lcfbench.errors import UserError, unknown
+
+ABLATIONS = ("none", "no-heads", "no-gate", "projection")  # each leaves out what the one before does, and more
+Ablation = Literal["none", "no-heads", "no-gate", "projection"]
 
 
 class Fuser(Adapter):
     """hidden, intermediate: widths of the blocks. blocks: C2C's `num_layers`: one block is the trunk, blocks − 2 follow
     on the way to the edit, one on the way to the head weights.
 
-    dropout: inside the blocks, in training only. gate, gate_init: see `Adapter`.
+    dropout: inside the blocks, in training only. gate, gate_init: see `Adapter`; without gates they mean nothing.
+    ablation: `no-heads`: no head weights; `no-gate`: nor gates; `projection`: nor the receiver's input, and no residual.
     """
 
     def __init__(
@@ -33,17 +42,27 @@ class Fuser(Adapter):
         dropout: float = 0.1,
         gate: GateMode = "gumbel",
         gate_init: float | None = None,
+        ablation: Ablation = "none",
     ) -> None:
-        super().__init__(config, gate, gate_init)
+        if ablation not in ABLATIONS:
+            raise unknown("ablation", ablation, ABLATIONS, "lcfbench train --help")
+        level = ABLATIONS.index(ablation)
+        super().__init__(config, gate if level < 2 else "hard", gate_init)
+        self.heads, self.fuses = level < 1, level < 3
         if blocks < 3:
             raise UserError(f"blocks={blocks} leaves a C2C fuser without an edit.", "Use 3 or more.")
         L, h = len(config.layers), hidden
         R, S = config.receiver_geometry, config.sharer_geometry
-        self.in_weight, self.in_bias = twice(L, S.kv_width + R.kv_width, h), bias(L, h)
+        if level >= 2:  # open for good, a constant and no parameter
+            del self.gate_logit
+            self.register_buffer("gate_logit", torch.ones(L, 2))
+        self.in_weight, self.in_bias = twice(L, S.kv_width + (R.kv_width if self.fuses else 0), h), bias(L, h)
         self.trunk = Block(L, h, intermediate, dropout)
-        self.scale = Block(L, h, h, dropout)
+        if self.heads:
+            self.scale = Block(L, h, h, dropout)
         self.delta = nn.ModuleList(Block(L, h, intermediate, dropout) for _ in range(blocks - 2))
-        self.head_weight, self.head_bias = twice(L, h, R.kv_heads), bias(L, R.kv_heads)
+        if self.heads:
+            self.head_weight, self.head_bias = twice(L, h, R.kv_heads), bias(L, R.kv_heads)
         self.out_weight, self.out_bias = twice(L, h, R.kv_width), bias(L, R.kv_width)
 
     def message(self, sharer: Tensor) -> Tensor:
@@ -56,16 +75,20 @@ class Fuser(Adapter):
         noise: the uniform draws (L, B, H, N, 1) of the K and V gates in training, for tests.
         """
         L, B, H, N, D = keys.shape
-        sharer = torch.stack(message.expand(L, B, N, -1).chunk(2, -1), 1)  # (L, 2, B, N, S)
-        own = torch.stack([flat(keys), flat(values)], 1)  # (L, 2, B, N, T)
-        x = torch.cat([sharer, own], -1).view(2 * L, B * N, -1)
-        u = self.trunk(linear(x, self.in_weight.flatten(0, 1), self.in_bias.flatten(0, 1)))
+        x = torch.stack(message.expand(L, B, N, -1).chunk(2, -1), 1)  # (L, 2, B, N, S)
+        if self.fuses:
+            x = torch.cat([x, torch.stack([flat(keys), flat(values)], 1)], -1)  # (L, 2, B, N, S+T)
+        u = self.trunk(linear(x.reshape(2 * L, B * N, -1), self.in_weight.flatten(0, 1), self.in_bias.flatten(0, 1)))
         z = u
         for block in self.delta:
             z = block(z)
-        delta = linear(z, self.out_weight.flatten(0, 1), self.out_bias.flatten(0, 1)).view(L, 2, B, N, H, D)
-        alpha = torch.sigmoid(linear(self.scale(u), self.head_weight.flatten(0, 1), self.head_bias.flatten(0, 1))).view(L, 2, B, N, H, 1)
-        edit = (alpha * delta).permute(1, 0, 2, 4, 3, 5)  # (2, L, B, H, N, D)
+        edit = linear(z, self.out_weight.flatten(0, 1), self.out_bias.flatten(0, 1)).view(L, 2, B, N, H, D)
+        if self.heads:
+            head = linear(self.scale(u), self.head_weight.flatten(0, 1), self.head_bias.flatten(0, 1))
+            edit = torch.sigmoid(head).view(L, 2, B, N, H, 1) * edit
+        edit = edit.permute(1, 0, 2, 4, 3, 5)  # (2, L, B, H, N, D)
+        if not self.fuses:  # what came takes the place of what was there
+            return edit[0].to(keys.dtype), edit[1].to(values.dtype)
         gate_k, gate_v = self.gates((B, H, N, 1), noise)
         return gated(keys, gate_k, edit[0]), gated(values, gate_v, edit[1])
 

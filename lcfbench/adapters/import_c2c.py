@@ -16,17 +16,43 @@ import torch
 from torch import Tensor
 
 from lcfbench.adapters.base import Adapter, build
-from lcfbench.adapters.config import AdapterConfig
+from lcfbench.adapters.config import WEIGHTS, AdapterConfig
+from lcfbench.adapters.files import save
+from lcfbench.assets.fusers import find_fuser
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
+from lcfbench.records import writing
 
 FETCH = "Fetch the folder again: config.json and all of final/."
 SETTINGS = ("source_dim", "target_dim", "source_num_heads", "target_num_heads", "hidden_dim", "intermediate_dim", "num_layers")
 
 
-def is_c2c(folder: Path) -> bool:
-    """Whether a folder is laid out as C2C's released fusers are."""
-    return (folder / "final" / "projector_config.json").is_file()
+def import_to(where: str, place: Path, *, force: bool = False, dtype: torch.dtype = torch.bfloat16, offline: bool = False) -> Adapter:
+    """Imports a fuser (a folder, or `ORG/NAME/SUBFOLDER` on the Hub) and saves it as an adapter, its matrices in `dtype`.
+
+    Raises UserError where nothing is found, a file is wrong, or `place` already holds an adapter and not `force`.
+    """
+    if (place / WEIGHTS).exists() and not force:
+        raise UserError(f"{place} already holds an adapter.", "Name another --out, or pass --force.")
+    folder = find_fuser(where, offline=offline)
+    adapter = import_c2c(folder)
+    if folder != Path(where).expanduser():
+        adapter.config.training["imported_from"] = where
+    with writing(place):
+        (place / WEIGHTS).unlink(missing_ok=True)
+        save(adapter, place, card(adapter), dtype)
+    return adapter
+
+
+def card(adapter: Adapter) -> str:
+    """Markdown with the model-hub metadata block on top."""
+    c = adapter.config
+    return (
+        f"---\nlibrary_name: lcfbench\ntags:\n- lcfbench\n- latent-communication\n- c2c\n---\n\n# C2C adapter, {c.receiver} ← {c.sharer}\n\n"
+        f"- imported from {c.training['imported_from']}, in C2C's released layout; its authors trained it (arXiv 2510.03215)\n"
+        f"- {adapter.params:,} parameters in {len(c.layers)} receiver layers, {len(adapter.open_layers())} of them with an open gate\n"
+        f"- options {c.options}; token alignment {c.token_alignment}\n"
+    )
 
 
 def import_c2c(folder: Path, receiver: tuple[str, Geometry] | None = None, sharer: tuple[str, Geometry] | None = None) -> Adapter:
@@ -110,6 +136,8 @@ def _map(path: Path) -> tuple[list[int], list[int], list[int]]:
             )
     if not entries:
         raise UserError(f"{path} maps no layer.", FETCH)
+    if any(t < 0 or pairs[0][0] < 0 for t, pairs in entries):
+        raise UserError(f"{path} names a negative layer.", FETCH)
     return [t for t, _ in entries], [pairs[0][0] for _, pairs in entries], [pairs[0][1] for _, pairs in entries]
 
 
