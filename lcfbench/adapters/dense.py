@@ -1,0 +1,185 @@
+"""Dense alignment: the sharer's cache translated, token by token, into the receiver's own (arXiv 2606.13594; methods.md, sections 6 and 10).
+
+Positions are taken out first: an adapter sees content keys (no rotary embedding) of 1 to 3 neighbouring sharer layers, standardised and clamped, and
+writes content keys and values of one receiver layer. `mlp` is the paper's map, `linear` one that has a closed form (ridge regression), whose rank is
+a dial for adapter size and message; a small residual MLP on top learns what a linear map cannot say.
+
+>>> adapter = build(pair_config("dense", receiver, sharer, layer_map="proportional", options={"form": "linear", "rank": 32, "residual": 32}))
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lcfbench.adapters._layers import gated, linear, rms_norm, stacked
+from lcfbench.adapters.base import Adapter, GateMode
+from lcfbench.adapters.config import AdapterConfig
+from lcfbench.errors import UserError
+
+CLAMP = 8.0  # standardised inputs beyond this are outliers of the frozen models, not content
+MOST_SOURCES = 3
+
+
+class Fuser(Adapter):
+    """Translates; how the translation reaches the receiver is the method's affair.
+
+    form: `mlp`, for each receiver KV head one MLP for K and one for V, each reading that head group's keys or values of the sharer, hidden width
+    `multiple` × the receiver's head dim; where head counts differ, groups are taken in proportion [the paper has equal ones]. `linear`: one matrix a
+    layer from all of K|V to all of K|V; with `rank` r > 0 two factors, and r numbers a token and layer cross the wire.
+    sources: sharer layers read by each receiver layer, around `config.layer_map`. residual: width of the residual MLP, 0 for none.
+    last: on different contexts only the last so many tokens of the sharer's text are sent (it has read the question by then); 0 sends all.
+    blend: what happens where the receiver has read the same token: `add` (the paper), own + g·translated; `mix`, own + g·(translated − own).
+    gate, gate_init: see `Adapter`; g acts in this blend only. aware_share: share of training batches of shared documents in which the receiver
+    reads too; in the others it sees only the translation.
+    reconstruction: how phase I fits the translation to the receiver's own cache on the same text: `ridge` (closed form; `linear` only) on
+    `ridge_tokens` tokens with `ridge_alpha`·N on the diagonal, `gradient` for `reconstruction_steps` steps of AdamW at `reconstruction_lr`, or
+    `none` (only input and output statistics are measured).
+    """
+
+    input_mean: Tensor
+    input_scale: Tensor
+    output_mean: Tensor
+    output_scale: Tensor
+    default_gate_init = -2.0  # adding to what was read starts as a small edit; the paper leaves it open
+
+    def __init__(
+        self,
+        config: AdapterConfig,
+        form: Literal["mlp", "linear"] = "mlp",
+        multiple: int = 16,
+        sources: int = 1,
+        rank: int = 0,
+        residual: int = 0,
+        last: int = 0,
+        blend: Literal["add", "mix"] = "add",
+        aware_share: float = 0.5,
+        reconstruction: Literal["gradient", "ridge", "none"] = "gradient",
+        ridge_tokens: int = 20_000,
+        ridge_alpha: float = 1e-2,
+        reconstruction_steps: int = 300,
+        reconstruction_lr: float = 1e-3,
+        gate: GateMode = "soft",
+        gate_init: float | None = None,
+    ) -> None:
+        super().__init__(config, gate, gate_init)
+        L, R, S = len(config.layers), config.receiver_geometry, config.sharer_geometry
+        _check(form, rank, reconstruction, sources, S.layers)
+        self.form, self.multiple, self.sources, self.rank, self.residual, self.last = form, multiple, sources, rank, residual, last
+        self.blend_as, self.aware_share, self.reconstruction = blend, aware_share, reconstruction
+        self.ridge_tokens, self.ridge_alpha = ridge_tokens, ridge_alpha
+        self.reconstruction_steps, self.reconstruction_lr = reconstruction_steps, reconstruction_lr
+        self.width_in, self.width_out = sources * 2 * S.kv_width, 2 * R.kv_width
+        for name, size in (("input", self.width_in), ("output", self.width_out)):
+            self.register_buffer(f"{name}_mean", torch.zeros(L, 1, size))
+            self.register_buffer(f"{name}_scale", torch.ones(L, 1, size))
+        if form == "mlp":
+            groups, fan_in, hidden = 2 * R.kv_heads, sources * self.group_heads * S.head_dim, multiple * R.head_dim
+            self.mlp_in, self.mlp_out = stacked(L * groups, fan_in, hidden), stacked(L * groups, hidden, R.head_dim)
+            self.mlp_in.data = self.mlp_in.data.view(L, groups, fan_in, hidden)
+            self.mlp_out.data = self.mlp_out.data.view(L, groups, hidden, R.head_dim)
+            self.mlp_in_bias = nn.Parameter(torch.zeros(L, groups, 1, hidden))
+            self.mlp_out_bias = nn.Parameter(torch.zeros(L, groups, 1, R.head_dim))
+        elif rank:
+            self.down, self.up = stacked(L, self.width_in, rank), stacked(L, rank, self.width_out)
+        else:
+            self.weight = stacked(L, self.width_in, self.width_out)
+        if residual:
+            d = residual
+            self.residual_down, self.residual_down_bias = stacked(L, self.code, d), nn.Parameter(torch.zeros(L, 1, d))
+            self.residual_norm = nn.Parameter(torch.ones(L, 1, d))
+            self.residual_in, self.residual_out = stacked(L, d, 4 * d), stacked(L, 4 * d, d)
+            self.residual_up = stacked(L, d, self.width_out, zero=True)
+            self.residual_up_bias = nn.Parameter(torch.zeros(L, 1, self.width_out))
+
+    # -- what is read ----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def code(self) -> int:
+        """Numbers a token and layer that `message` makes."""
+        return self.rank or self.width_in
+
+    @property
+    def group_heads(self) -> int:
+        """Sharer KV heads that one receiver head reads (`mlp`)."""
+        return -(-self.config.sharer_geometry.kv_heads // self.config.receiver_geometry.kv_heads)
+
+    @property
+    def windows(self) -> list[list[int]]:
+        """For each stack entry the `sources` adjacent sharer layers it reads, around its `layer_map`, moved inwards at the ends."""
+        last = self.config.sharer_geometry.layers - self.sources
+        starts = [min(max(s - (self.sources - 1) // 2, 0), last) for s in self.config.layer_map]
+        return [list(range(a, a + self.sources)) for a in starts]
+
+    def window(self, entries: Tensor) -> Tensor:
+        """The sharer's entries (S, T, s), all layers, K|V flattened → what each stack entry reads (L, T, sources·s)."""
+        index = torch.tensor(self.windows, device=entries.device)  # (L, sources)
+        L, T = index.shape[0], entries.shape[1]
+        return entries[index].transpose(1, 2).reshape(L, T, self.width_in)
+
+    # -- translating -----------------------------------------------------------------------------------------------------------------
+
+    def standard(self, x: Tensor) -> Tensor:
+        """Standardised and clamped inputs, in the dtype of x."""
+        return ((x.float() - self.input_mean) / self.input_scale).clamp(-CLAMP, CLAMP).to(x.dtype)
+
+    def message(self, sharer: Tensor) -> Tensor:
+        """What the sharer's side computes: (L, T, sources·s), content entries → the code (L, T, r), or standardised entries where there is no rank."""
+        x = self.standard(sharer)
+        return linear(x, self.down) if self.rank else x
+
+    def forward(self, message: Tensor) -> tuple[Tensor, Tensor]:
+        """Content keys and values (L, B, H, N, D) of the receiver from the message (L, B, N, code)."""
+        L, B, N, _ = message.shape
+        R = self.config.receiver_geometry
+        x = message.reshape(L, B * N, -1)
+        out = self._mlp(x) if self.form == "mlp" else linear(x, self.up if self.rank else self.weight)
+        if self.residual:
+            z = linear(x, self.residual_down, self.residual_down_bias)
+            z = z + linear(F.gelu(linear(rms_norm(z, self.residual_norm), self.residual_in)), self.residual_out)
+            out = out + linear(z, self.residual_up, self.residual_up_bias)
+        out = (out.float() * self.output_scale + self.output_mean).to(message.dtype)
+        out = out.view(L, B, N, 2, R.kv_heads, R.head_dim).permute(3, 0, 1, 4, 2, 5)
+        return out[0], out[1]
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        L, T, _ = x.shape
+        R, S, n = self.config.receiver_geometry, self.config.sharer_geometry, self.group_heads
+        first = [min(h * S.kv_heads // R.kv_heads, S.kv_heads - n) for h in range(R.kv_heads)]
+        heads = torch.tensor([list(range(a, a + n)) for a in first], device=x.device)  # (H, n)
+        split = x.view(L, T, self.sources, 2, S.kv_heads, S.head_dim)[:, :, :, :, heads]  # (L, T, sources, 2, H, n, D_s)
+        read = split.permute(0, 3, 4, 1, 2, 5, 6).reshape(L, 2 * R.kv_heads, T, -1)
+        hidden = F.gelu(read @ self.mlp_in.to(x.dtype) + self.mlp_in_bias.to(x.dtype))
+        out = hidden @ self.mlp_out.to(x.dtype) + self.mlp_out_bias.to(x.dtype)  # (L, 2H, T, D)
+        return out.transpose(1, 2).reshape(L, T, self.width_out)
+
+    def blend(self, own_k: Tensor, own_v: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The receiver's own entries with translated ones worked in, all (L, B, H, N, D), keys rotated alike. Own bit for bit where a gate is shut."""
+        gate_k, gate_v = self.gates((own_k.shape[1], own_k.shape[2], own_k.shape[3], 1))
+        if self.blend_as == "mix":
+            keys, values = keys - own_k, values - own_v
+        return gated(own_k, gate_k, keys), gated(own_v, gate_v, values)
+
+    # -- sizes -----------------------------------------------------------------------------------------------------------------------
+
+    def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
+        """The least of the code, the translated entries and the sharer's cache of the layers read."""
+        a_token = min(self.code, self.width_out) * len(self.config.layers)
+        return min(a_token * fused_tokens * itemsize, self.cache_bytes(sharer_tokens, itemsize))
+
+    def cache_bytes(self, sharer_tokens: int, itemsize: int) -> int:
+        layers = len({s for window in self.windows for s in window})
+        return layers * 2 * self.config.sharer_geometry.kv_width * sharer_tokens * itemsize
+
+
+def _check(form: str, rank: int, reconstruction: str, sources: int, sharer_layers: int) -> None:
+    """Raises UserError for settings that do not go together."""
+    if not 1 <= sources <= min(MOST_SOURCES, sharer_layers):
+        raise UserError(f"sources={sources} of a sharer with {sharer_layers} layers.", f"Give 1 to {min(MOST_SOURCES, sharer_layers)}.")
+    if form == "mlp" and rank:
+        raise UserError(f"rank={rank} belongs to form=linear.", "Add -o form=linear, or leave the rank out.")
+    if form == "mlp" and reconstruction == "ridge":
+        raise UserError("reconstruction=ridge belongs to form=linear.", "Use -o form=linear or -o reconstruction=gradient.")
