@@ -1,8 +1,8 @@
 """LCF-X: LCF for different contexts. The sharer's cache is pooled to one K and one V a layer and head, then offered to every receiver position
 (arXiv 2605.22863v2, section 4).
 
-Inside each of P contiguous spans a learned query pools the tokens; a second one pools the spans. No parameter depends on P, so any
-span scheme may be used at inference.
+Inside each of P spans a learned query pools the tokens; a second one pools the spans. No parameter depends on P, so any span scheme may be
+used at inference (methods/_spans.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from lcfbench.adapters.config import AdapterConfig
 
 TAIL = 64  # distances from the end that have a bias of their own with `pool_start="last"`
 LAST_SPAN = 5
+SPANS_AT_ONCE = 16
 
 
 class Fuser(lcf.Fuser):
@@ -50,27 +51,30 @@ class Fuser(lcf.Fuser):
             with torch.no_grad():
                 self.token_bias[:, 0], self.span_bias[:, 0] = 6.0, 4.0
 
-    def pool(self, keys: Tensor, values: Tensor, spans: Tensor) -> Tensor:
+    def pool(self, keys: Tensor, values: Tensor, member: Tensor) -> Tensor:
         """Pools keys, values (L, B, H, M, D) into (L, B, 1, s).
 
-        spans: (B, M), the span of each token counted from 0, −1 for padding and for tokens outside the sharer's own text.
+        member: (B, P, M) booleans, whether each token belongs to each span; spans may overlap, and may be empty. Padding, and tokens that are not to
+        be read, belong to none. Spans are pooled a few at a time, so that the weights stay smaller than the cache they weigh.
         """
         L, B, H, M, D = keys.shape
-        count = int(spans.max()) + 1
-        member = spans[:, None, :] == torch.arange(count, device=spans.device)[None, :, None]  # (B, P, M)
         score = torch.einsum("lhd,lbhmd->lbhm", self.query_base.float(), keys.float()) / math.sqrt(D)
         if self.pool_start == "last":
-            real = (spans >= 0).long()
-            from_end = real.flip(1).cumsum(1).flip(1).sub(1).clamp(0, TAIL - 1)  # 0 at the last real token
+            read = member.any(1).long()
+            from_end = read.flip(1).cumsum(1).flip(1).sub(1).clamp(0, TAIL - 1)  # 0 at the last token that is read
             score = score + self.token_bias.float()[:, from_end][:, :, None]  # (L, B, 1, M)
-        inside = masked_softmax(score[:, :, :, None], member[None, :, None]).to(keys.dtype)  # (L, B, H, P, M)
-        span_k, span_v = inside @ keys, inside @ values  # (L, B, H, P, D)
+        pooled = []
+        for some in member.split(SPANS_AT_ONCE, 1):
+            inside = masked_softmax(score[:, :, :, None], some[None, :, None]).to(keys.dtype)  # (L, B, H, P', M)
+            pooled.append((inside @ keys, inside @ values))
+        span_k, span_v = (torch.cat(x, 3) for x in zip(*pooled, strict=True))  # (L, B, H, P, D)
         across = torch.einsum("lhd,lbhpd->lbhp", self.query_layer.float(), span_k.float()) / math.sqrt(D)
+        filled = member.any(2)  # (B, P)
         if self.pool_start == "last":
-            last = spans.amax(1, keepdim=True)
-            from_last = (last - torch.arange(count, device=spans.device)).clamp(0, LAST_SPAN - 1)  # (B, P)
+            number = torch.arange(member.shape[1], device=member.device)
+            from_last = ((filled * number).amax(1, keepdim=True) - number).clamp(0, LAST_SPAN - 1)  # (B, P)
             across = across + self.span_bias.float()[:, from_last][:, :, None]
-        weight = masked_softmax(across, member.any(2)[None, :, None]).to(keys.dtype)[..., None, :]  # (L, B, H, 1, P)
+        weight = masked_softmax(across, filled[None, :, None]).to(keys.dtype)[..., None, :]  # (L, B, H, 1, P)
         return torch.cat([lcf.flat(weight @ span_k), lcf.flat(weight @ span_v)], -1)
 
     def flops(self, positions: int) -> float:

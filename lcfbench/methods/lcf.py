@@ -16,30 +16,31 @@ from lcfbench.document import Document
 from lcfbench.errors import UserError
 from lcfbench.kv import KV
 from lcfbench.methods._fusion import Fusion, Part, content_keys, gather
+from lcfbench.methods._spans import check_spans, membership
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.prompts import Prompt
 from lcfbench.state import State
 from lcfbench.timing import Clock
 
-SCHEMES = ("windows", "one")
 CALIBRATION = 64  # documents from which input statistics are measured
 
 
 @dataclass
 class LCF(Fusion):
-    """spans: how LCF-X cuts the sharer's text for its pool: `windows` (P equal contiguous ones) or `one`. windows: P."""
+    """spans: how LCF-X cuts the sharer's text for its pool: `windows` (P equal contiguous ones), `paragraphs`, `sentences`, `overlap` or `one`.
+
+    windows: P. window, stride: the length and distance of overlapping windows, in tokens.
+    """
 
     spans: str = "windows"
     windows: int = 5
+    window: int = 64
+    stride: int = 32
 
     adapter_kinds: ClassVar[tuple[str, ...]] = ("lcf", "lcfx")
 
     def __post_init__(self) -> None:
-        if self.spans not in SCHEMES or self.windows < 1:
-            raise UserError(
-                f"spans={self.spans}, windows={self.windows} is no span scheme.",
-                f"Use spans={'|'.join(SCHEMES)} and windows of 1 or more.",
-            )
+        check_spans(self.spans, self.windows, self.window, self.stride)
         super().__post_init__()
 
     @property
@@ -68,25 +69,20 @@ class LCF(Fusion):
         kv = state.kv
         layers = torch.tensor(adapter.config.layers, device=kv.keys.device)
         own_k, own_v = kv.keys[layers], kv.values[layers]
-        pooled = self.pool(adapter, theirs).to(kv.keys.device, kv.keys.dtype)  # (L, B, 1, s)
+        pooled = self.pool(adapter, theirs, shared).to(kv.keys.device, kv.keys.dtype)  # (L, B, 1, s)
         message = adapter.message(pooled[:, :, 0])[:, :, None]  # (L, B, 1, d)
         keys, values = adapter(message, own_k, own_v)
         real = kv.mask.bool()[None, :, None, :, None]
         state.kv = kv.with_layers(layers, torch.where(real, keys, own_k), torch.where(real, values, own_v))
         return kv.mask.sum(1).tolist()
 
-    def pool(self, adapter: Adapter, theirs: KV) -> Tensor:
+    def pool(self, adapter: Adapter, theirs: KV, shared: list[Prompt]) -> Tensor:
         """The sharer's cache pooled by the adapter's queries: (L, B, 1, s)."""
         sources = torch.tensor(adapter.config.layer_map, device=theirs.keys.device)
         assert isinstance(adapter, lcfx.Fuser)
         cache = content_keys(theirs, self.sharer.model) if adapter.unrotated_keys else theirs
-        return adapter.pool(cache.keys[sources], cache.values[sources], self.span_of(theirs.mask))
-
-    def span_of(self, mask: Tensor) -> Tensor:
-        """(B, M): the span of each sharer token, −1 for padding."""
-        order = mask.cumsum(1) - 1
-        count = 1 if self.spans == "one" else self.windows
-        return torch.where(mask.bool(), order * count // mask.sum(1, keepdim=True), -1)
+        member = membership(self.spans, shared, theirs.mask, windows=self.windows, window=self.window, stride=self.stride)
+        return adapter.pool(cache.keys[sources], cache.values[sources], member)
 
     def prepare(self, documents: Sequence[Document], say: Callable[[str], None]) -> None:
         """Measures the adapter's input statistics on some documents; a no-op for adapters that take raw inputs."""
@@ -101,7 +97,7 @@ class LCF(Fusion):
             layers = torch.tensor(adapter.config.layers, device=state.kv.keys.device)
             own = torch.cat([flat(state.kv.keys[layers]), flat(state.kv.values[layers])], -1)[:, state.kv.mask.bool()]
             if self.pooled:
-                sent = self.pool(adapter, theirs)[:, :, 0]
+                sent = self.pool(adapter, theirs, shared)[:, :, 0]
             else:
                 index = self.positions(batch, prompts, shared, theirs.length, state.kv.length).to(theirs.keys.device)
                 sources = torch.tensor(adapter.config.layer_map, device=theirs.keys.device)
