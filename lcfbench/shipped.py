@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
+
+if TYPE_CHECKING:
+    from lcfbench.adapters.config import AdapterConfig
 
 FOLDER = Path(__file__).parent / "shipped_adapters"
 
@@ -45,30 +48,49 @@ def adapters_table(extra: Sequence[Path] = ()) -> list[dict[str, Any]]:
     return rows
 
 
-def pick_adapter(given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, str], *, shared: bool, mode: str, task: str) -> Path | None:
-    """The adapter folder for a method on a task: the first of `given` whose kind serves it, else the shipped one for this pair and task kind.
+def method_of(config: AdapterConfig) -> str:
+    """The method an adapter was trained under; where it does not say, its kind does."""
+    return str(config.training.get("method") or {"lcfx": "lcf"}.get(config.kind, config.kind))
 
-    None for methods without adapters. Raises UserError when none is there or none fits.
+
+def serves(config: AdapterConfig, mode: str) -> bool:
+    """Whether an adapter was made for a method. One for a model with itself as sharer is `identical` and its kind's own method alike."""
+    trained, own = method_of(config), {"lcfx": "lcf"}.get(config.kind, config.kind)
+    if mode == "identical":
+        return config.receiver == config.sharer and trained in (mode, own)
+    return trained == mode or (trained == "identical" and mode == own)
+
+
+def pick_adapter(given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, str], *, shared: bool, mode: str, task: str) -> Path | None:
+    """The adapter folder for a method on a task: the first of `given` whose kind and method serve it, else the shipped one for this pair
+    and task kind. One trained under this very method goes first, among those given then one whose pair has these names.
+
+    pair: the models on both sides; twice the receiver for methods that run it alone. None for methods without adapters. Raises
+    UserError when none is there or none fits.
     """
     from lcfbench.adapters.config import WEIGHTS, read_config
 
     if not kinds:
         return None
     wanted = [k for k in kinds if k.endswith("x") is not shared] or list(kinds)
-    for folder in given:
-        if read_config(folder).kind in wanted:
-            if not (folder / WEIGHTS).is_file():
-                raise UserError(f"{folder} has no {WEIGHTS}.", "Fetch or train it again.")
-            return folder
+    configs = {folder: read_config(folder) for folder in given}
+    fits = [folder for folder, c in configs.items() if c.kind in wanted and serves(c, mode)]
+    if fits:
+        best = min(fits, key=lambda f: (method_of(configs[f]) != mode, (configs[f].receiver, configs[f].sharer) != pair))
+        if not (best / WEIGHTS).is_file():
+            raise UserError(f"{best} has no {WEIGHTS}.", "Fetch or train it again.")
+        return best
     if given:
-        have = ", ".join(f"{folder} ({read_config(folder).kind})" for folder in given)
+        have = ", ".join(f"{f} ({c.kind}, {method_of(c)} of {c.receiver}:{c.sharer})" for f, c in configs.items())
         raise UserError(
             f"no adapter of kind {' or '.join(wanted)} for {mode} on {task} among those given: {have}.",
-            "Pass one of that kind with --adapter.",
+            f"Pass one trained with --mode {mode}" + (f" (pair {pair[0]}:{pair[1]})" if pair[0] == pair[1] else "") + ".",
         )
-    fits = [f for f in shipped() if (c := read_config(f)).kind in wanted and (c.receiver, c.sharer) == pair]
+    configs = {folder: read_config(folder) for folder in shipped()}
+    fits = [f for f, c in configs.items() if c.kind in wanted and (c.receiver, c.sharer) == pair and serves(c, mode)]
+    fits = [f for f in fits if configs[f].training.get("senders", "matched") == "matched"]  # the others are there to be compared with
     # the one trained on this very task first
-    fits.sort(key=lambda f: task not in read_config(f).training.get("tasks", []))
+    fits.sort(key=lambda f: (method_of(configs[f]) != mode, task not in configs[f].training.get("tasks", [])))
     if not fits:
         raise UserError(
             f"no adapter ships for --mode {mode} on {task} with {pair[0]}:{pair[1]}.",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.labels import Line, place
+from lcfbench.analysis.orf import DERIVED
 from lcfbench.analysis.published import Published
 from lcfbench.analysis.published import published as published_numbers
 from lcfbench.analysis.scales import PANELS, Panel, Point, positions
@@ -68,6 +69,7 @@ def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    summary = summary[summary["control"] != DERIVED]  # an oracle is no method: it has no size and no latency
     rows = [(key, lines.to_dict("records")) for key, lines in summary.groupby(GROUP, sort=False, dropna=False)]
     said = [_sentences(lines) for _, lines in rows]
     height = TOP + sum(ROW + LINE * len(words) for words in said)

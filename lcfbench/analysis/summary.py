@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lcfbench.analysis.orf import derived_lines
 from lcfbench.analysis.stats import mean_interval, paired_difference, verdict
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ COLUMNS = ("pair", "receiver", "task", "scoring", "mode", "label", "control", "s
 
 
 def summarise(rows: pd.DataFrame, manifests: Manifests | None = None) -> pd.DataFrame:
-    """A line per run, ordered for reading: by pair, task and scoring, the receiver alone first, methods without adapter next.
+    """A line per run, ordered for reading: by pair, task and scoring, the receiver alone first, methods without adapter next. Where the
+    receiver and the sharer were both run alone there is a line more, `orf`, whose control is "derived" (see orf.py).
 
     rows, manifests: as `store.read_runs` gives them; without manifests a run's options are unknown and labels are plainer.
 
@@ -46,12 +48,13 @@ def summarise(rows: pd.DataFrame, manifests: Manifests | None = None) -> pd.Data
     scores = {run_id: _scores(part) for run_id, part in runs.items()}
     heads = {run_id: _head(part, manifests.get(run_id, {})) for run_id, part in runs.items()}
     labels = _labels(heads, manifests)
-    lines = []
+    lines = {}
     for run_id, part in runs.items():
         line = {**heads[run_id], "run_id": run_id, "label": labels[run_id]}
         line |= _figures(part, scores[run_id], manifests.get(run_id, {})) | _gain(run_id, heads, scores, manifests)
-        lines.append(line | _content(run_id, heads, scores, manifests, line["message_bytes"]))
-    return _ordered(pd.DataFrame(lines, columns=list(COLUMNS)))
+        lines[run_id] = line | _content(run_id, heads, scores, manifests, line["message_bytes"])
+    derived = derived_lines(heads, lines, scores, manifests)
+    return _ordered(pd.DataFrame([*lines.values(), *derived], columns=list(COLUMNS)))
 
 
 def _scores(part: pd.DataFrame) -> pd.Series:

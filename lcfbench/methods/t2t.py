@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lcfbench.document import NOTE, Document, View
+from lcfbench.document import Document
 from lcfbench.errors import UserError
+from lcfbench.methods._note import cut_bytes, in_context
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.prompts import Prompt
 from lcfbench.state import Message, State
@@ -16,14 +17,18 @@ class T2T(Method):
     """Text-to-text. Shared context (C2C's form): the note answers a request for background on the question without its options, and the receiver
     gets (user: request, assistant: note, user: question). Different contexts: the note joins the receiver's own context.
 
-    budget: tokens the sharer may write, greedily.
+    budget: tokens the sharer may write, greedily. bytes: UTF-8 bytes of it that may cross, 0 for all; with those an adapter's message takes
+    (`lcfbench show` gives them) text and cache are compared at equal size.
     """
 
     budget: int = 50
+    bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.budget < 1:
             raise UserError(f"budget={self.budget} leaves no room for a note.", "Use -o budget=50, say.")
+        if self.bytes < 0:
+            raise UserError(f"bytes={self.bytes} is no size of a note.", "Use -o bytes=256, say, or 0 for no limit.")
 
     def respond(self, batch: Batch) -> State:
         with batch.clock("sharer"):
@@ -34,7 +39,7 @@ class T2T(Method):
             until = sorted({u for s in batch.senders for u in s.request_until})
             notes, written = self.sharer.decode(opened, self.budget, until)
         # only what the sharer wrote crosses; the words it was made to begin with are the receiver's own
-        notes = [note.strip() for note in notes]
+        notes = [(cut_bytes(note.strip(), self.bytes) if self.bytes else note).strip() for note in notes]
         texts = [f"{d.request.prefix} {note}".strip() for d, note in zip(batch.documents, notes, strict=True)]
         with batch.clock("prefill"):
             out = self.receiver.read([self.noted(d, text) for d, text in zip(batch.documents, texts, strict=True)])
@@ -47,4 +52,4 @@ class T2T(Method):
         if document.shared and document.chat and self.receiver.has_chat:
             history = (("user", document.request.user), ("assistant", text))
             return prompt(self.receiver, document.receiver, document, history)
-        return prompt(self.receiver, View(document.noted.user.replace(NOTE, text), document.noted.prefix), document)
+        return in_context(self.receiver, document, text)

@@ -1,0 +1,59 @@
+"""answer_letter: the sharer answers alone and sends its pick, one letter or choice; the receiver reads it as a note."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lcfbench.document import Document
+from lcfbench.errors import UserError
+from lcfbench.methods._note import in_context
+from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.prompts import continuation
+from lcfbench.state import Message, State
+
+
+@dataclass
+class AnswerLetter(Method):
+    """The smallest message that could help on closed choices: a cache of thousands of bytes should beat it.
+
+    Picked is what scoring would pick: the likeliest choice, a character under cloze where that is the metric (choices of one step). Of
+    documents with several steps, the pick of the first one is sent. Only the pick crosses; the sentence round it is the receiver's own.
+    """
+
+    def check(self, document: Document) -> None:
+        if not document.steps:
+            raise UserError(
+                f"task {document.task} is answered in free text here; answer_letter sends one of closed choices.",
+                "Use --scoring letters or cloze where the task has them, or --mode t2t.",
+            )
+
+    def respond(self, batch: Batch) -> State:
+        tokenizer = self.sharer.tokenizer
+        with batch.clock("sharer"):
+            asked = [prompt(self.sharer, s.sharer, s) for s in batch.senders]
+            state = self.sharer.read(asked)
+        with batch.clock("message"):
+            choices = [[continuation(p, c, tokenizer) for c in s.steps[0].choices] for s, p in zip(batch.senders, asked, strict=True)]
+            ranked = self.sharer.rank(self.sharer.open(state), choices)
+            picks = [picked(s, [ll for ll, _ in row]) for s, row in zip(batch.senders, ranked, strict=True)]
+        with batch.clock("prefill"):
+            notes = [sentence(d, pick) for d, pick in zip(batch.documents, picks, strict=True)]
+            out = self.receiver.read([in_context(self.receiver, d, text) for d, text in zip(batch.documents, notes, strict=True)])
+        size = [len(pick.encode()) for pick in picks]
+        ran = [len(p.ids) + sum(len(ids) - 1 for ids in row) for p, row in zip(asked, choices, strict=True)]
+        out.message = Message(size, size, ran, picks, read=asked)
+        return out
+
+
+def picked(document: Document, loglikelihoods: list[float]) -> str:
+    """The text of the choice that scoring would pick in the first step."""
+    choices = [c.strip() for c in document.steps[0].choices]
+    by_length = document.scoring == "cloze" and len(document.steps) == 1  # lm-eval's acc_norm; between steps plain likelihood decides
+    worth = [ll / max(len(c), 1) if by_length else ll for c, ll in zip(choices, loglikelihoods, strict=True)]
+    return choices[worth.index(max(worth))]
+
+
+def sentence(document: Document, pick: str) -> str:
+    """The pick as the receiver reads it: on split evidence behind the beginning of the answer, which is its own."""
+    start = "" if document.shared else document.receiver.prefix
+    return f"{start or 'The answer is'} {pick}."

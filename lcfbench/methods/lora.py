@@ -1,0 +1,118 @@
+"""lora: the receiver alone, fine-tuned with PEFT's LoRA on the same data: what training gains where nothing is sent."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from lcfbench.adapters import lora
+from lcfbench.adapters.config import AdapterConfig
+from lcfbench.endpoint import Endpoint
+from lcfbench.errors import UserError, unknown
+from lcfbench.methods.base import Batch, Method, plain
+from lcfbench.state import State
+
+NAME = "default"  # PEFT's name for its only adapter
+
+
+@dataclass
+class Lora(Method):
+    """`tuned` answers: a second tree of modules over the receiver's own frozen weights, with LoRA layers in it. The receiver stays as it is."""
+
+    sends: ClassVar[bool] = False
+    uses: ClassVar[tuple[str, ...]] = ("receiver",)
+    adapter_kinds: ClassVar[tuple[str, ...]] = ("lora",)
+
+    def __post_init__(self) -> None:
+        adapter, base = self.adapter, self.receiver
+        assert isinstance(adapter, lora.Fuser)
+        adapter.config.check_fits(base.geometry, base.geometry, "")
+        model = sharing_weights(base.model)
+        found = places(model, sorted(adapter.down), adapter.config.layers)
+        here = {target: shape_of(modules[0]) for target, modules in found.items()}
+        made_for = {target: (up.shape[1], adapter.down[target].shape[2]) for target, up in adapter.up.items()}
+        if here != made_for:
+            raise UserError(
+                f"this lora adapter was made for modules of {made_for}; {base.name} has {here}.",
+                f"Run it with --pair {adapter.config.receiver}:{adapter.config.receiver}, or train one for this receiver.",
+            )
+        self.layers = inject(model, found, adapter)
+        self.tuned = Endpoint(base.name, model, base.tokenizer, base.revision, base.source)
+        self.tuned.matmul_params += adapter.params
+
+    @classmethod
+    def configure(cls, config: AdapterConfig, receiver: Endpoint, sharer: Endpoint) -> AdapterConfig:
+        """Adds the shapes of the target modules, and the rank where a number of parameters was asked for."""
+        options = dict(config.options)
+        wanted = [t for t in str(options.get("targets", "all")).split("+") if t]
+        found = places(receiver.model, [] if wanted == ["all"] else wanted, config.layers)
+        options["shapes"] = {target: list(shape_of(modules[0])) for target, modules in found.items()}
+        if params := options.pop("params", 0):
+            options["rank"] = lora.rank_for(params, options["shapes"], len(config.layers))
+        return config.model_copy(update={"options": options})
+
+    def respond(self, batch: Batch) -> State:
+        self.lend()
+        return plain(self.tuned, [d.receiver for d in batch.documents], batch)
+
+    def lend(self) -> None:
+        """PEFT's layers get the adapter's weights as they are now, in the model's dtype; gradients flow back into the stacks."""
+        adapter, dtype = self.adapter, self.tuned.dtype
+        assert isinstance(adapter, lora.Fuser)
+        for target, layers in self.layers.items():
+            downs, ups = adapter.down[target].to(dtype).unbind(), adapter.up[target].to(dtype).unbind()
+            for layer, down, up in zip(layers, downs, ups, strict=True):
+                layer.lora_A[NAME].weight, layer.lora_B[NAME].weight = down, up
+
+
+def sharing_weights(model: nn.Module) -> Any:
+    """A copy of the tree of modules over the very same parameters and buffers: another set of layers at no cost in memory."""
+    kept: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, kept)
+
+
+def places(model: Any, targets: Sequence[str], layers: Sequence[int]) -> dict[str, list[nn.Linear]]:
+    """The linear modules of the given decoder layers by their last name, in the order of `layers`; without targets all of them.
+
+    Raises UserError for targets that are not there, or that differ in shape between layers and so cannot be stacked.
+    """
+    blocks = model.get_decoder().layers
+    found: dict[str, list[nn.Linear]] = {}
+    for layer in layers:
+        for name, module in blocks[layer].named_modules():
+            if isinstance(module, nn.Linear):
+                found.setdefault(name.rpartition(".")[2], []).append(module)
+    known = {name: modules for name, modules in found.items() if len(modules) == len(layers) and len({shape_of(m) for m in modules}) == 1}
+    for target in targets:
+        if target not in known:
+            raise unknown("lora target", target, sorted(known), "lcfbench train --mode lora -o targets=all")
+    if not known:
+        raise UserError(f"{type(model).__name__} has no linear modules that are alike in all layers.", "LoRA cannot be trained on it.")
+    return {target: known[target] for target in (targets or sorted(known))}
+
+
+def shape_of(module: nn.Linear) -> tuple[int, int]:
+    """(out, in) features."""
+    return module.out_features, module.in_features
+
+
+def inject(model: Any, found: dict[str, list[nn.Linear]], adapter: lora.Fuser) -> dict[str, list[Any]]:
+    """Puts PEFT's LoRA layers in place of these modules, without weights of their own; returns them, by target, in the same order."""
+    from peft import LoraConfig, inject_adapter_in_model  # not at the top: slow to import
+
+    names = {id(module): name for name, module in model.named_modules()}
+    paths = {target: [names[id(m)] for m in modules] for target, modules in found.items()}
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.scale * adapter.rank,  # type: ignore[arg-type]  # divided by the rank again
+        target_modules=[path for each in paths.values() for path in each],
+    )
+    inject_adapter_in_model(config, model, low_cpu_mem_usage=True, adapter_name=NAME)
+    layers = {target: [model.get_submodule(path) for path in each] for target, each in paths.items()}
+    for layer in (x for each in layers.values() for x in each):
+        del layer.lora_A[NAME].weight, layer.lora_B[NAME].weight  # parameters without storage: `lend` sets tensors in their place
+    return layers
