@@ -8,11 +8,14 @@ An adapter is a folder: `adapter.safetensors`, `config.json`, `README.md` (the c
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError, model_validator
 
 from lcfbench.alignment import layer_map as make_map
 from lcfbench.errors import UserError
@@ -20,7 +23,11 @@ from lcfbench.geometry import Geometry
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
+LARGEST = 1 << 20  # no dim of a cache comes near it; a larger one in a config is a mistake, and arithmetic on it may overflow
 HELPERS = {"base", "config", "files", "import_c2c"}  # files of this folder that are no kind of adapter
+
+
+TRAINING: dict[str, type] = {"tasks": list, "dev": list, "revisions": dict, "pruned": dict}  # what is read of `training`, not only shown
 
 
 class AdapterConfig(BaseModel):
@@ -33,7 +40,7 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: int = FORMAT
+    format: StrictInt = FORMAT
     kind: str
     receiver: str
     sharer: str
@@ -45,6 +52,28 @@ class AdapterConfig(BaseModel):
     remap_strategy: Literal["longest", "first"] = "longest"
     options: dict[str, Any] = {}
     training: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AdapterConfig:
+        """What cannot be in an adapter that was saved here: a file edited by hand, or damaged."""
+        for who, shape in (("receiver", self.receiver_geometry), ("sharer", self.sharer_geometry)):
+            for name, value in shape.model_dump().items():
+                if not 0 < value <= LARGEST:
+                    raise ValueError(f"{who}_geometry has {name} {value}")
+        if len(self.layers) != len(self.layer_map):
+            raise ValueError(f"layers names {len(self.layers)} layers, layer_map {len(self.layer_map)}")
+        if len(set(self.layers)) != len(self.layers):
+            raise ValueError("layers names a layer twice")
+        for name, numbers, count in (
+            ("layers", self.layers, self.receiver_geometry.layers),
+            ("layer_map", self.layer_map, self.sharer_geometry.layers),
+        ):
+            if outside := [n for n in numbers if not 0 <= n < count]:
+                raise ValueError(f"{name} names layer {outside[0]} of a model with {count}")
+        for key, kind in TRAINING.items():
+            if not isinstance(self.training.get(key, kind()), kind):
+                raise ValueError(f"training.{key} is not a {kind.__name__}")
+        return self
 
     def check_fits(self, receiver: Geometry, sharer: Geometry, where: str) -> None:
         """Raises UserError naming every dim in which the pair at hand differs from the one this adapter was made for."""
@@ -68,6 +97,7 @@ def pair_config(
     *,
     layer_map: str = "terminal",
     token_alignment: str = "span",
+    remap_strategy: str = "longest",
     options: dict[str, Any] | None = None,
     layers: int | None = None,
 ) -> AdapterConfig:
@@ -85,27 +115,71 @@ def pair_config(
         layers=tuple(range(first, L)),
         layer_map=tuple(make_map(layer_map, L, S)[first:]),
         token_alignment=token_alignment,  # type: ignore[arg-type]
+        remap_strategy=remap_strategy,  # type: ignore[arg-type]
         options=options or {},
     )
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """The config of an adapter folder; UserError for what is missing, broken or from a future version."""
+    """The config of an adapter folder; UserError for what is missing, broken or from a future version (before anything else is read)."""
     path = folder / CONFIG
     if folder.is_file():
         raise UserError(f"{folder} is a file; an adapter is a folder of {WEIGHTS} and {CONFIG}.", "Name the folder.")
     if not path.is_file():
+        looks_like_hub = not folder.exists() and len(folder.parts) == 2 and folder.parts[0] not in ("/", "..")
         raise UserError(
             f"{folder} holds no adapter ({CONFIG} is missing).",
-            "Name a folder made by `lcfbench train`; see `lcfbench ls adapters`.",
+            "Name a folder made by `lcfbench train`; see `lcfbench ls adapters`."
+            + (f" One on the Hub is fetched with `lcfbench adapter pull {folder}`." if looks_like_hub else ""),
         )
     try:
         raw = json.loads(path.read_text())
-        if isinstance(raw, dict) and raw.get("format", 0) > FORMAT:
-            raise UserError(f"{path} has format {raw['format']}; this version reads up to {FORMAT}.", "Upgrade lcfbench.")
+        version = raw.get("format", 0) if isinstance(raw, dict) else 0
+        if isinstance(version, int) and version > FORMAT:
+            shown = version if version < LARGEST else "beyond count"
+            raise UserError(f"{path} has format {shown}; this version reads up to {FORMAT}.", "Upgrade lcfbench.")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+            raise ValueError(f"format is {str(version)[:40]!r}, not a version number")
         return AdapterConfig.model_validate(raw)
-    except (json.JSONDecodeError, ValidationError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a valid adapter config ({str(error).splitlines()[0]}).", "Fetch or train it again.") from error
+    except (ValueError, RecursionError) as error:  # pydantic's, JSON's and Unicode's errors are all ValueErrors
+        raise UserError(f"{path} is not a valid adapter config ({reason(error)}).", "Fetch or train it again.") from error
+
+
+def reason(error: Exception) -> str:
+    """What a validation or parse error says, in one short phrase with the place it speaks of."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(p) for p in first["loc"])
+        return f"{place}: {first['msg'].lower()}" if place else first["msg"].removeprefix("Value error, ")
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def check_options(config: AdapterConfig, parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Raises UserError for an option whose value its kind could not have been trained with.
+
+    parameters: of the kind's constructor, annotations evaluated.
+    """
+    for name, value in config.options.items():
+        if (parameter := parameters.get(name)) is None:
+            continue  # `build` names options that are not known
+        default, words = parameter.default, get_args(parameter.annotation)
+        if isinstance(default, bool):
+            fits = isinstance(value, bool)
+        elif isinstance(default, int):
+            fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST**2
+        elif isinstance(default, float):
+            fits = isinstance(value, int | float) and math.isfinite(value)
+        elif isinstance(default, str) and words:
+            fits = value in words
+        elif default is None and float in words:  # a number or nothing
+            fits = value is None or (isinstance(value, int | float) and math.isfinite(value))
+        else:
+            fits = True
+        if not fits:
+            raise UserError(
+                f"option {name}={str(value)[:40]} of this {config.kind} adapter makes no sense.",
+                "Fetch or train it again, or mend its config.json.",
+            )
 
 
 def weights_sha256(folder: Path) -> str:

@@ -85,8 +85,8 @@ def _first_line(e: BaseException) -> str:
     return (str(e).strip() or type(e).__name__).splitlines()[0]
 
 
-def commit(repo_id: str, kind: Literal["model", "dataset"], offline: bool) -> str:
-    """The commit hash of a repository's main branch: one request, `PROBE_SECONDS` at most."""
+def commit(repo_id: str, kind: Literal["model", "dataset"], offline: bool, revision: str | None = None) -> str:
+    """The commit hash of a repository's main branch, or of a `revision`: one request, `PROBE_SECONDS` at most."""
     if why := unreachable(offline):
         raise HubError(why)
     from huggingface_hub import HfApi
@@ -96,7 +96,7 @@ def commit(repo_id: str, kind: Literal["model", "dataset"], offline: bool) -> st
     def probe() -> None:
         info = HfApi().model_info if kind == "model" else HfApi().dataset_info
         try:
-            answer.append(_ask(lambda: info(repo_id, timeout=PROBE_SECONDS / 2)).sha)
+            answer.append(_ask(lambda: info(repo_id, revision=revision, timeout=PROBE_SECONDS / 2)).sha)
         except HubError as e:
             answer.append(e)
 
@@ -146,10 +146,25 @@ def fetch_model(repo_id: str, offline: bool) -> Path:
     path = Path(_ask(lambda: snapshot_download(repo_id, revision=sha, allow_patterns=_FILES, ignore_patterns=["*/*"])))
     if lacks := complete(path):
         raise HubError(f"{repo_id} has {lacks}")
-    ref = path.parents[1] / "refs" / "main"  # asked for by commit, so the Hub's cache did not note the branch
+    _note_main(path, sha)
+    return path
+
+
+def fetch_files(repo_id: str, patterns: list[str], offline: bool) -> Path:
+    """The snapshot folder of a repository, with those of its files that match (progress bar on). Raises `HubError`."""
+    from huggingface_hub import snapshot_download
+
+    sha = commit(repo_id, "model", offline)
+    path = Path(_ask(lambda: snapshot_download(repo_id, revision=sha, allow_patterns=patterns)))
+    _note_main(path, sha)
+    return path
+
+
+def _note_main(path: Path, sha: str) -> None:
+    """What was asked for by commit is found again as main: the Hub's cache did not note the branch."""
+    ref = path.parents[1] / "refs" / "main"
     ref.parent.mkdir(exist_ok=True)
     ref.write_text(sha)
-    return path
 
 
 def fetch_tokenizer(repo_id: str, offline: bool) -> Path:

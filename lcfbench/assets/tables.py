@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,11 @@ def look_table(repo_id: str, config: str, split: str) -> tuple[str, list[Path], 
     if files := shards(cache_dir(), repo_id, config, split):
         return "cache", files, tried
     return "", [], [*tried, f"cache: not in {cache_dir()}"]
+
+
+def config_here(repo_id: str, configs: Sequence[str], split: str) -> str:
+    """The first of a data set's configs that is on this disk, else the first: what the Hub is asked for. Touches no network."""
+    return next((config for config in configs if look_table(repo_id, config, split)[0]), configs[0])
 
 
 def load_table(repo_id: str, config: str, split: str, *, offline: bool = False) -> Dataset:

@@ -12,7 +12,7 @@ from rich.table import Table
 from lcfbench.errors import UserError, unknown
 from lcfbench.ui import out, quiet_libraries
 
-LISTS = ("models", "tasks", "methods", "adapters", "runs")
+LISTS = ("models", "tasks", "methods", "adapters", "recipes", "runs")
 
 
 def listing(what: str, results: Path, as_json: bool) -> None:
@@ -81,6 +81,13 @@ def _rows(what: str, results: Path) -> list[dict[str, Any]]:
         from lcfbench.shipped import adapters_table
 
         return adapters_table([p for p in (Path("adapters"),) if p.is_dir()])
+    if what == "recipes":
+        from lcfbench.recipe import packaged_recipes, read_recipe
+
+        return [
+            {"recipe": name, "what it does": str(read_recipe(path, None).get("description", ""))}
+            for name, path in packaged_recipes().items()
+        ]
     from lcfbench.store import list_runs
 
     return [{k: m.get(k, "") for k in ("run_id", "state", "documents", "errors", "started_at")} for m in list_runs(results)]
@@ -197,22 +204,3 @@ def ranges(numbers: list[int]) -> str:
         else:
             runs.append([n])
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def import_fuser(folder: Path, place: Path, force: bool) -> str:
-    """`lcfbench adapter import-c2c`: a fuser in C2C's released layout, saved as an adapter. Returns one line about it."""
-    from lcfbench.adapters.config import WEIGHTS
-    from lcfbench.adapters.files import save
-    from lcfbench.adapters.import_c2c import import_c2c, is_c2c
-    from lcfbench.records import writing
-    from lcfbench.training.card import card
-
-    if not is_c2c(folder):
-        raise UserError(f"{folder} is not laid out as C2C's fusers are (final/projector_config.json is missing).", "Name such a folder.")
-    if (place / WEIGHTS).exists() and not force:
-        raise UserError(f"{place} already holds an adapter.", "Name another --out, or pass --force.")
-    adapter = import_c2c(folder)
-    with writing(place):
-        (place / WEIGHTS).unlink(missing_ok=True)
-        save(adapter, place, card(adapter))
-    return f"saved {place}: {adapter.params:,} parameters for {adapter.config.receiver}:{adapter.config.sharer}"
