@@ -22,6 +22,8 @@ from lcfbench.layer_masks import hiding
 from lcfbench.prompts import Prompt
 from lcfbench.state import Message, Opened, State
 
+SHARED_BYTES = 2 << 30  # caches kept within `Endpoint.sharing`
+
 
 class Endpoint:
     """A causal language model, frozen."""
@@ -99,14 +101,16 @@ class Endpoint:
             self.model.get_decoder()(input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True)
         read = KV.from_cache(cache, full, torch.cat([before.positions, positions], 1), before.hidden).flush()
         if share and self._shared is not None:
-            self._shared[key] = read
+            held = sum(kv.keys.nbytes + kv.values.nbytes for kv in self._shared.values())
+            if held + read.keys.nbytes + read.values.nbytes <= SHARED_BYTES:
+                self._shared[key] = read
         return read
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
         """Within it equal prefills from an empty cache are computed once: several adapters or methods on the same batch share them.
 
-        Caches are never written in place, so sharing them is safe; they are let go at the end.
+        Caches are never written in place, so sharing them is safe; they are let go at the end. Beyond `SHARED_BYTES` nothing more is kept.
         """
         outer, self._shared = self._shared, {} if self._shared is None else self._shared
         try:

@@ -17,6 +17,7 @@ from lcfbench.methods.base import Batch, create, method_class
 from lcfbench.scoring import answer
 from lcfbench.timing import PHASES, Clock
 from tests import tiny
+from tests.drive import ROOT
 
 COLOURS = (" orange", " brown", " purple box")
 
@@ -87,6 +88,11 @@ CASES = [
     ("lcf", "lcfx", SPLIT),
     ("c2c", "c2c", SHARED),
 ]
+ELSEWHERE = {
+    "dense": "test_dense.py",
+    "prefix": "test_prefix.py",
+    **dict.fromkeys(("identical", "single", "lora", "answer_letter", "excerpt"), "test_baselines.py"),
+}
 IDS = [f"{m}-{k or 'none'}-{d[0].task}" for m, k, d in CASES]
 
 
@@ -108,7 +114,9 @@ def outcomes(method, documents, senders=None):
 
 
 def test_every_method_is_covered_here():
-    assert {m for m, _, _ in CASES} == set(method_names())
+    assert {m for m, _, _ in CASES} | set(ELSEWHERE) == set(method_names())
+    for name, file in ELSEWHERE.items():
+        assert f'"{name}"' in (ROOT / "tests" / file).read_text()
     assert all(text for text in method_summaries().values())
 
 

@@ -65,8 +65,7 @@ def test_both_models_read_a_batch_once_for_all_adapters(pair, tmp_path, monkeypa
         calls.clear()
         train(recipe(pair, tmp_path / str(n), steps=2, eval_every=9, adapters=[f"lcf:seed={i}" for i in range(n)]), Watcher())
         counts.append(sum(calls))
-    in_prepare = 2 * 2  # input statistics are measured apart, for each adapter
-    assert counts[1] - counts[0] == in_prepare
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_killed_training_resumes_and_ends_as_the_uninterrupted_one(pair, tmp_path):

@@ -21,9 +21,24 @@ SMALL_SCALE: dict[str, dict[str, Any]] = {
         "unrotated_keys": True,
     },
     "c2c": {"hidden": 64, "intermediate": 64, "gate": "soft", "gate_init": 1.0},
+    # translation in closed form, then a small residual: 2 million parameters for the embedded pair
+    "dense": {
+        "form": "linear",
+        "rank": 48,
+        "residual": 32,
+        "reconstruction": "ridge",
+        "ridge_tokens": 8_000,
+        "blend": "mix",
+        "gate": "soft",
+        "gate_init": 0.0,
+    },
     "prefix": {"slots": 16, "width": 32, "gate": "soft", "gate_init": 1.0},
 }
-ALIGNMENT = {"layer_map": ("terminal", "proportional"), "token_alignment": ("span", "remap", "same")}
+ALIGNMENT = {
+    "layer_map": ("terminal", "proportional"),
+    "token_alignment": ("span", "remap", "same"),
+    "remap_strategy": ("longest", "first"),
+}
 SMALL_SCALE_ALIGNMENT = {"layer_map": "proportional"}  # the embedded pair differs much in depth: 30 layers read 18
 
 
@@ -77,12 +92,18 @@ def convert(key: str, text: str, parameter: inspect.Parameter) -> Any:
         if isinstance(default, bool):
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
         if isinstance(default, int):
-            if (number := int(text)) < 1:
+            if (number := int(text)) < min(default, 1):  # 0 where it is the default: it means none
                 raise ValueError
             return number
         if isinstance(default, float) or default is None:
             return float(text)
     except (ValueError, KeyError) as error:
-        like = "yes or no" if isinstance(default, bool) else "a whole number, 1 or more" if isinstance(default, int) else "a number"
+        like = (
+            "yes or no"
+            if isinstance(default, bool)
+            else f"a whole number, {min(default, 1)} or more"
+            if isinstance(default, int)
+            else "a number"
+        )
         raise UserError(f"option {key}={text} is not {like}.", f"Its default is {default!r}.") from error
     return text

@@ -97,7 +97,8 @@ class AdapterSpec:
     """One adapter of a training: `lcf`, `lcf:width=128`, `lcf:width=128,seed=1,senders=deranged`.
 
     seed: of its initialisation (the order of examples is the training's own). senders: `deranged` trains it on messages of other
-    documents: what it gains then is adaptation. supervise: which of an answer's steps count, `all`, `first` or `last`.
+    documents: what it gains then is adaptation. supervise: which of an answer's steps count, `all`, `first` or `last`. kind: of adapter,
+    where the method takes several (`identical:kind=c2c`).
     """
 
     mode: str
@@ -106,6 +107,7 @@ class AdapterSpec:
     seed: int = 0
     senders: str = "matched"
     supervise: str = "all"
+    kind: str | None = None
 
     @classmethod
     def parse(cls, text: str, seed: int) -> AdapterSpec:
@@ -118,7 +120,7 @@ class AdapterSpec:
                 raise UserError(f"adapter {text!r}: {part!r} is not KEY=VALUE.", "For example lcf:width=128,seed=1.")
             options[key.strip().replace("-", "_")] = value.strip()
         label = re.sub(r"[^\w.-]+", "-", text.strip()).strip("-")
-        own: dict[str, Any] = {"seed": seed}
+        own: dict[str, Any] = {"seed": seed, "kind": options.pop("kind", None)}
         if "seed" in options:
             if not re.fullmatch(r"\d+", given := options.pop("seed")):
                 raise UserError(f"adapter {text!r}: seed={given} is not a whole number.", "For example lcf:seed=1.")

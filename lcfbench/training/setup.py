@@ -15,7 +15,7 @@ from lcfbench.catalogue import method_names
 from lcfbench.controls import sender_of
 from lcfbench.document import Document
 from lcfbench.endpoint import Endpoint, pick_dtype
-from lcfbench.errors import UserError
+from lcfbench.errors import UserError, unknown
 from lcfbench.harness import Task, load_task
 from lcfbench.methods.base import Method, method_class, parse_options
 from lcfbench.task_files import options_for
@@ -100,7 +100,7 @@ def lanes_of(recipe: TrainRecipe, ends: tuple[Endpoint, Endpoint], examples: Seq
     used: set[str] = set()
     for spec in recipe.specs():
         method_kind = trainable(spec)
-        kind = adapter_kind(method_kind, shared, spec.mode)
+        kind = adapter_kind(method_kind, shared, spec)
         first, second = split_pair(recipe.pair)
         receiver, sharer = ends if method_kind.uses != ("receiver",) else (ends[0], ends[0])
         names = (first, first if method_kind.uses == ("receiver",) else second)
@@ -121,12 +121,19 @@ def lanes_of(recipe: TrainRecipe, ends: tuple[Endpoint, Endpoint], examples: Seq
     return lanes
 
 
-def adapter_kind(method_kind: type[Method], shared: set[bool], mode: str) -> str:
-    """Which of a method's kinds of adapter serves these examples: the pooled one (…x) for different contexts."""
+def adapter_kind(method_kind: type[Method], shared: set[bool], spec: AdapterSpec) -> str:
+    """Which of a method's kinds of adapter serves these examples: the one asked for, else LCF, pooled (LCF-X) for different contexts."""
     kinds = method_kind.adapter_kinds
+    if spec.kind is not None:
+        if spec.kind not in kinds:
+            raise unknown(f"kind of adapter for {spec.mode}", spec.kind, kinds, "lcfbench train --help")
+        return spec.kind
+    kinds = tuple(k for k in kinds if k.startswith("lcf")) or kinds
     plain, pooled = [k for k in kinds if not k.endswith("x")], [k for k in kinds if k.endswith("x")]
     if not pooled or not plain:
         return kinds[0]
     if len(shared) > 1:
-        raise UserError(f"{mode} needs different adapters for tasks with shared and with different contexts.", "Train them one at a time.")
+        raise UserError(
+            f"{spec.mode} needs different adapters for tasks with shared and with different contexts.", "Train them one at a time."
+        )
     return plain[0] if shared == {True} else pooled[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,10 +50,11 @@ def train(recipe: TrainRecipe, progress: TrainProgress) -> list[Path]:
     examples, dev = data_of(recipe, ends, progress.say)
     lanes = lanes_of(recipe, ends, examples)
     trainer = Trainer(recipe, lanes, dev, progress, accelerator)
-    for lane in lanes:
-        if resumed is None:
+    with trainer.sharing():
+        for lane in lanes if resumed is None else []:
             with lane.own_randomness():
                 lane.method.prepare(examples, progress.say)
+    for lane in lanes:
         lane.begin(recipe)
         progress.say(f"{lane.spec.label}: {lane.adapter.config.kind} adapter, {lane.adapter.params:,} parameters.")
     progress.say(f"{len(examples):,} examples from {', '.join(recipe.task)}; models in {ends[0].dtype} on {ends[0].device}.")
@@ -157,10 +158,17 @@ class Trainer:
 
     def learn(self, documents: list[Document], share: float) -> None:
         """Gradients of every adapter on documents that both models read once."""
-        receiver, sharer = self.lanes[0].method.receiver, self.lanes[0].method.sharer
-        with receiver.sharing(), sharer.sharing():
+        with self.sharing():
             for lane in self.alive:
                 lane.backward(documents, share, self.accelerator.backward)
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Equal prefills are computed once for all adapters; a baseline may use other models than its neighbour."""
+        with ExitStack() as stack:
+            for endpoint in {id(e): e for lane in self.lanes for e in (lane.method.receiver, lane.method.sharer)}.values():
+                stack.enter_context(endpoint.sharing())
+            yield
 
     def gather(self, lane: Lane) -> None:
         """Sums gradients, loss and accuracy over processes: each has read its part of the batch."""
@@ -247,9 +255,8 @@ class Trainer:
         controls = ("matched", "deranged")[: len(documents)]  # one document has no other to be deranged with
         senders = {control: sender_of(documents, control, self.recipe.seed) for control in controls}
         sums = {control: [0.0] * len(points) for control in controls}
-        receiver, sharer = self.lanes[0].method.receiver, self.lanes[0].method.sharer
         for group in batches(documents, self.recipe.batch_size):
-            with receiver.sharing(), sharer.sharing():
+            with self.sharing():
                 for control in controls:
                     for i, lane in enumerate(self.alive):
                         if control != "matched" and not lane.method.sends:

@@ -1,0 +1,212 @@
+"""What adapters are trained on: a weighted mixture of tasks' train splits and chat data sets.
+
+>>> from lcfbench.training.data import examples, parse_source
+>>> parse_source("chat:teknium/OpenHermes-2.5*3")
+Source(kind='chat', name='teknium/OpenHermes-2.5', config=None, weight=3.0)
+>>> sources = [parse_source(text) for text in ("splitfacts*1", "coqa_split*2")]
+>>> documents = examples(sources, count=300, seed=0, receiver=receiver, sharer=sharer)         # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lcfbench.document import Document, Scoring
+from lcfbench.endpoint import Endpoint
+from lcfbench.errors import UserError
+from lcfbench.harness import load_task
+from lcfbench.prompts import render
+from lcfbench.scoring import target
+from lcfbench.task_files import options_for
+from lcfbench.training.chat import FIRST, Chat
+
+MAX_TOKENS = 2048
+_HOPELESS = 2_000  # documents of a source that are tried before it is taken that none fits
+_TEMPLATE = 256  # tokens a chat template may add, its own system turn included
+_FORM = "Write TASK or chat:DATASET[:CONFIG], with *WEIGHT behind it if the sources are not to count alike."
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of a mixture. weight: its share of the examples, against the other sources' weights."""
+
+    kind: Literal["task", "chat"]
+    name: str
+    config: str | None = None
+    weight: float = 1.0
+
+    @property
+    def label(self) -> str:
+        return ":".join(filter(None, ("chat" if self.kind == "chat" else None, self.name, self.config)))
+
+
+def parse_source(text: str) -> Source:
+    """`TASK[*WEIGHT]` or `chat:DATASET[:CONFIG][*WEIGHT]`. Raises UserError for what is neither, and weights that are no numbers above 0."""
+    name, star, given = text.strip().partition("*")
+    name = name.strip()
+    weight = _number(given) if star else 1.0
+    if not (math.isfinite(weight) and weight > 0):
+        raise UserError(f"source {text!r}: the weight {given.strip()!r} is no number above 0.", _FORM)
+    if not name.startswith("chat:"):
+        if not name or ":" in name:
+            raise UserError(f"{text!r} is no source of examples.", _FORM)
+        return Source("task", name, None, weight)
+    dataset, colon, config = name.removeprefix("chat:").partition(":")
+    if not dataset or (colon and not config) or ":" in config:
+        raise UserError(f"{text!r} names no data set.", _FORM)
+    return Source("chat", dataset, config or None, weight)
+
+
+def examples(
+    sources: Sequence[Source],
+    *,
+    count: int,
+    seed: int,
+    receiver: Endpoint,
+    sharer: Endpoint,
+    scoring: Scoring | None = None,
+    task_options: Mapping[str, str] | None = None,
+    offline: bool = False,
+    max_tokens: int = MAX_TOKENS,
+    split: Literal["train", "validation"] = "train",
+    first: int = FIRST,
+    say: Callable[[str], None] | None = None,
+) -> list[Document]:
+    """`count` documents, from each source its share, shuffled by the seed; a source is repeated only when it has no more.
+
+    scoring: of the tasks that know it; the others keep their default. first: rows used of each chat data set.
+    max_tokens: of the receiver's prompt with its answer, and of the sharer's prompt; longer documents are dropped, and so are those beyond
+        what a model can read. say: told what was dropped and repeated.
+    Raises UserError for unknown tasks and options, data that cannot be found, chats without assistant turns, and a source of which nothing fits.
+    """
+    if not sources or count < 1:
+        raise UserError("nothing to train on.", _FORM)
+    names = Counter(source.label for source in sources)
+    if twice := [name for name, n in names.items() if n > 1]:
+        raise UserError(f"source {twice[0]} is named twice.", "Give it a weight instead.")
+    tasks = [source.name for source in sources if source.kind == "task"]
+    options = options_for(tasks, task_options or {})
+    fits = _Fits(receiver, sharer, max_tokens)
+    drawn: list[Document] = []
+    for source, wanted in zip(sources, shares([s.weight for s in sources], count), strict=True):
+        if source.kind == "task":
+            stream, dropped = _of_task(source, wanted, seed, scoring, options[source.name], offline, split, receiver), Counter[str]()
+        else:
+            chat = Chat(source.name, source.config or "default", split, first, offline, "" if receiver.has_chat else "\n")
+            stream, dropped = chat.documents(seed), chat.dropped
+        drawn += _take(source, stream, wanted, fits, dropped, say)
+    random.Random(f"mixture/{seed}").shuffle(drawn)
+    return drawn
+
+
+def shares(weights: Sequence[float], count: int) -> list[int]:
+    """`count` divided by the weights: whole numbers that sum to it, the largest remainders rounded up; nobody goes empty while there is enough."""
+    exact = [count * weight / sum(weights) for weight in weights]
+    given = [int(share) for share in exact]
+    for i in sorted(range(len(exact)), key=lambda i: given[i] - exact[i])[: count - sum(given)]:
+        given[i] += 1
+    for i in [i for i, n in enumerate(given) if n == 0][: max(count - len(given), 0)]:
+        richest = max(range(len(given)), key=lambda k: given[k])
+        given[i], given[richest] = 1, given[richest] - 1
+    return given
+
+
+def _of_task(
+    source: Source,
+    wanted: int,
+    seed: int,
+    scoring: Scoring | None,
+    options: Mapping[str, str],
+    offline: bool,
+    split: str,
+    receiver: Endpoint,
+) -> Iterator[Document]:
+    """Documents of one task, as many as are asked for; more of the same order when the first ones did not suffice."""
+    task = load_task(source.name, seed=seed, offline=offline, options=options)
+    chosen = scoring if scoring in task.scorings else None
+    given, limit = 0, wanted
+    while True:
+        documents = task.documents(scoring=chosen, split=split, limit=limit, receiver_chat=receiver.has_chat)
+        yield from documents[given:]
+        if len(documents) < limit:
+            return
+        given, limit = limit, 2 * limit
+
+
+def _take(
+    source: Source, stream: Iterator[Document], wanted: int, fits: _Fits, dropped: Counter[str], say: Callable[[str], None] | None
+) -> list[Document]:
+    """The first `wanted` documents that fit, repeated from the front when there are fewer."""
+    taken: list[Document] = []
+    tried = 0
+    while len(taken) < wanted and (document := next(stream, None)) is not None:
+        tried += 1
+        if not (why := fits(document)):
+            taken.append(document)
+        else:
+            dropped[why] += 1
+        if not taken and tried >= _HOPELESS:
+            break
+    if wanted and not taken:
+        raise UserError(
+            f"{source.label}: nothing to train on ({_counts(dropped) or 'no documents'}).", "Raise --max-tokens, or name another source."
+        )
+    if say and dropped:
+        say(f"{source.label}: dropped {_counts(dropped)}.")
+    if say and len(taken) < wanted:
+        say(f"{source.label}: {len(taken):,} documents, repeated to {wanted:,}.")
+    return [taken[i % len(taken)] for i in range(wanted)]
+
+
+@dataclass
+class _Fits:
+    """Whether both models can read a document within the limit; what it returns is why not."""
+
+    receiver: Endpoint
+    sharer: Endpoint
+    max_tokens: int
+
+    def __call__(self, document: Document) -> str:
+        if self._surely(document):
+            return ""
+        choices = bool(document.steps)
+        prompt = render(document.receiver, self.receiver.tokenizer, chat=document.chat and self.receiver.has_chat, choices=choices)
+        answer, _ = target(document, prompt, self.receiver.tokenizer, self.receiver.tokenizer.eos_token_id)
+        if len(prompt.ids) + len(answer) > self._limit(self.receiver):
+            return self._why(self.receiver)
+        if self.sharer is not self.receiver or document.sharer != document.receiver:
+            theirs = render(document.sharer, self.sharer.tokenizer, chat=document.chat and self.sharer.has_chat, choices=choices)
+            if len(theirs.ids) > self._limit(self.sharer):
+                return self._why(self.sharer)
+        return ""
+
+    def _surely(self, document: Document) -> bool:
+        """No token stands for less than a byte: most documents need not be tokenised to know that they fit."""
+        answer = document.gold + "".join(s.lead + s.choices[s.gold[0]] for s in document.steps)
+        views = (document.receiver, document.sharer)
+        longest = max(sum(len(text.encode()) for text in (v.user, v.prefix, answer, *(t for _, t in v.history))) for v in views)
+        turns = 16 * max(len(v.history) for v in views)
+        return longest + turns + _TEMPLATE <= min(self._limit(self.receiver), self._limit(self.sharer))
+
+    def _limit(self, endpoint: Endpoint) -> int:
+        own = getattr(endpoint.model.config, "max_position_embeddings", None) or self.max_tokens
+        return min(own, self.max_tokens)
+
+    def _why(self, endpoint: Endpoint) -> str:
+        return f"longer than {self._limit(endpoint):,} tokens"
+
+
+def _counts(dropped: Counter[str]) -> str:
+    return ", ".join(f"{n:,} ({why})" for why, n in sorted(dropped.items()))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

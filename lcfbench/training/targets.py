@@ -1,0 +1,35 @@
+"""Answers that the receiver itself writes when it reads both contexts: targets it can reach, in its own words (dense alignment, phase II)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from lcfbench.document import Document
+from lcfbench.endpoint import Endpoint
+from lcfbench.errors import UserError
+from lcfbench.loop import batches
+from lcfbench.methods.base import prompt
+
+LONGEST = 256  # tokens of a target
+
+
+def written_by(receiver: Endpoint, documents: Sequence[Document], batch_size: int, say: Callable[[str], None]) -> list[Document]:
+    """The documents with the receiver's own greedy answers as gold, in the order given; those to which it says nothing are left out.
+
+    Raises UserError where nothing is left.
+    """
+    written: dict[str, str] = {}
+    with torch.inference_mode():
+        for group in batches(list({d.hash: d for d in documents}.values()), batch_size):
+            opened = receiver.open(receiver.read([prompt(receiver, d.full, d) for d in group]))
+            longest = min(max(d.max_new_tokens for d in group), LONGEST)
+            texts, _ = receiver.decode(opened, longest, group[0].until)
+            written |= {d.hash: text.strip() for d, text in zip(group, texts, strict=True)}
+    out = [replace(d, gold=written[d.hash], steps=(), scoring="generate") for d in documents if written[d.hash]]
+    if not out:
+        raise UserError("the receiver wrote no answer to any example.", "Use --recipe or settings with targets: gold.")
+    say(f"targets written by the receiver: {len(out):,} of {len(documents):,} examples.")
+    return out
