@@ -23,6 +23,7 @@ from lcfbench.cli_options import (
     RunsArgument,
     TaskOptionsOption,
 )
+from lcfbench.cli_oracle import oracle_app
 from lcfbench.errors import Exit, UserError
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own copy of click in some versions
@@ -37,6 +38,7 @@ app = typer.Typer(
 plot_app = typer.Typer(no_args_is_help=True, help="Figures from recorded runs.", rich_markup_mode=None)
 app.add_typer(adapter_app, name="adapter")
 app.add_typer(plot_app, name="plot")
+app.add_typer(oracle_app, name="oracle")
 
 
 @app.command()
@@ -199,9 +201,21 @@ def plot_frontier(
         typer.echo(path)
 
 
+@plot_app.command("training")
+def plot_training(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `lcfbench train` wrote.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for training.png and training.svg. [default: the first one]")] = None,
+) -> None:
+    """Loss and dev accuracy, matched and deranged, over the steps of a training."""
+    from lcfbench.analysis.training_plot import plot
+
+    for path in plot(folders, out or (folders[0] if folders[0].is_dir() else folders[0].parent)):
+        typer.echo(path)
+
+
 @app.command("ls")
 def ls(
-    what: Annotated[str, typer.Argument(help="models, tasks, methods, adapters or runs.")],
+    what: Annotated[str, typer.Argument(help="models, tasks, methods, adapters, recipes or runs.")],
     out: OutOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
 ) -> None:

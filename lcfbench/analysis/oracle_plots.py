@@ -150,10 +150,12 @@ def _matrix(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) -> list
     rows = rows.assign(source=rows["sharer_layers"].astype(int))
     chosen = rows[rows["chosen"]]
     L, S = int(rows["receiver_layer"].max()) + 1, int(rows["source"].max()) + 1
+    lowest = float(rows[["r2_k", "r2_v"]].min().min())
+    low = max(0.0, int(10 * lowest) / 10)  # one scale for both panels
     for i, (part, (name, _, _)) in enumerate(PARTS.items()):
         axes = figure.add_axes((0.055 + 0.46 * i, 0.105, 0.41, 0.735))
         grid = rows.pivot(index="source", columns="receiver_layer", values=f"r2_{part}").to_numpy()
-        image = axes.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=1)
+        image = axes.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=1)
         axes.plot(
             chosen["receiver_layer"], chosen["source"], "o", ms=6, mfc="none", mec="white", mew=1.5, label="best, keys and values together"
         )
@@ -170,7 +172,7 @@ def _matrix(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) -> list
                 text.set_color("white")
     bar = figure.colorbar(image, cax=figure.add_axes((0.945, 0.105, 0.014, 0.735)))
     bar.outline.set_visible(False)  # type: ignore[operator]
-    _head(figure, title, f"{subtitle}; what is below 0 is drawn as 0")
+    _head(figure, title, subtitle + ("; what is below 0 is drawn as 0" if lowest < 0 else ""))
     return _save(figure, folder, "matrix")
 
 

@@ -1,0 +1,77 @@
+"""Packaged recipes: each is a training and a run that this version understands, with adapters of the published sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lcfbench.adapters.base import build
+from lcfbench.adapters.config import pair_config
+from lcfbench.assets import geometry, split_pair
+from lcfbench.errors import UserError
+from lcfbench.harness import load_task
+from lcfbench.methods.base import method_class, option_fields, parse_options
+from lcfbench.recipe import Recipe, packaged_recipes, read_recipe
+from lcfbench.task_files import options_for
+from lcfbench.training import data
+from lcfbench.training.options import adapter_options, split_options
+from lcfbench.training.recipe import TrainRecipe
+from lcfbench.training.setup import adapter_kind
+
+RECIPES = packaged_recipes()
+PUBLISHED = {  # parameters of the papers' adapters, methods by methods
+    "lcf-paper-shared": [7_890_680, 19_393_528, 53_409_272],
+    "lcf-paper-cross": [25_873_400],
+    "c2c-paper": [477_848_056],
+}
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_is_a_training_and_the_run_that_goes_with_it(name):
+    training, evaluation = TrainRecipe.merge(name, {}, "train"), Recipe.merge(name, {}, "run")
+    evaluation.check_names()
+    assert training.pair == evaluation.pair and read_recipe(RECIPES[name], None)["description"].endswith(".")
+    for mode in evaluation.mode:
+        kind = method_class(mode)
+        known = {k: v for k, v in evaluation.options.items() if k in {f.name for f in option_fields(kind)}}
+        parse_options(kind, mode, known)
+    sources = [data.parse_source(text) for text in training.task]
+    assert sources and (training.dev or all(s.kind == "task" for s in sources))
+    names = [s.name for s in sources if s.kind == "task"] + (training.dev or [])
+    options_for(names, training.task_options)
+    assert {s.mode for s in training.specs()} <= set(evaluation.mode), "what is trained is what is run"
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_its_adapters_have_the_published_sizes(name):
+    training = TrainRecipe.merge(name, {}, "train")
+    ends = [(n, geometry(n, offline=True)) for n in split_pair(training.pair)]
+    tasks = training.dev or [t.split("*")[0] for t in training.task]
+    shared = {load_task(t).shared for t in tasks}
+    counts, used = [], set()
+    for spec in training.specs():
+        method = method_class(spec.mode)
+        kind = adapter_kind(method, shared, spec)
+        _, for_adapter, taken = split_options(kind, method, training.options, dict(spec.options))
+        used |= taken
+        options, alignment = adapter_options(kind, for_adapter, small_scale=training.preset == "small-scale")
+        with torch.device("meta"):
+            counts.append(build(pair_config(kind, *ends, options=options, **alignment)).params)
+    assert used == set(training.options), "every option of a recipe means something"
+    assert counts == PUBLISHED.get(name, counts)
+
+
+def test_an_unknown_recipe_is_one_line():
+    with pytest.raises(UserError, match=r"unknown recipe 'c2c-papr'. Did you mean c2c-paper"):
+        TrainRecipe.merge("c2c-papr", {}, "train")
+
+
+def test_flags_win_over_a_recipe(tmp_path):
+    assert TrainRecipe.merge("c2c-paper", {"steps": 3}, "train").steps == 3
+    path = tmp_path / "r.yaml"
+    path.write_text("train: {steps: 4}\nlimit: 3\n")
+    with pytest.raises(UserError, match="beside them, limit"):
+        TrainRecipe.merge(path, {}, "train")
+    path.write_text("train: {steps: 4}\n")
+    with pytest.raises(UserError, match="has no part run"):
+        Recipe.merge(path, {}, "run")
