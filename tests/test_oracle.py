@@ -20,10 +20,10 @@ from lcfbench.methods.base import Batch, create, prompt
 from lcfbench.oracle import Place
 from lcfbench.oracle.enrich import Enrich, examples, measure, run_enrich
 from lcfbench.oracle.picture import plane
-from lcfbench.oracle.ridge import Held, Ridge, Scale
 from lcfbench.oracle.same_text import caches, file_texts, read_pairs, split
 from lcfbench.oracle.slices import answered, enriched_prompt, one_layer, oracle, sliced
 from lcfbench.oracle.transform import Transform, fit, run_transform
+from lcfbench.ridge import Held, Ridge, Scale
 from lcfbench.scoring import answer
 from lcfbench.timing import Clock
 from tests import tiny

@@ -25,9 +25,9 @@ from lcfbench.endpoint import Endpoint, pick_device, pick_dtype
 from lcfbench.errors import UserError, unknown
 from lcfbench.oracle import Place
 from lcfbench.oracle.picture import plane
-from lcfbench.oracle.ridge import Held, Ridge, Scale
 from lcfbench.oracle.same_text import Pair, caches, content, file_texts, read_pairs, split, task_texts
 from lcfbench.provenance import digest, environment
+from lcfbench.ridge import Held, Ridge, Scale
 
 if TYPE_CHECKING:
     import pandas as pd

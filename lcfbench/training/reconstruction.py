@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lcfbench.adapters.dense import CLAMP, Fuser
 from lcfbench.errors import UserError
+from lcfbench.ridge import Ridge
 
 if TYPE_CHECKING:
     from lcfbench.methods._translate import Pairs
@@ -106,12 +107,11 @@ def _measure(adapter: Fuser, first: list[Pairs]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _ridge(adapter: Fuser, stream: Iterable[Pairs], mean: Tensor, scale: Tensor) -> tuple[int, list[Pairs]]:
-    """Accumulates Gram matrices of neighbouring sharer layers and cross products, solves, writes the weights. Returns tokens used, held-out pairs."""
-    S, _, s = mean.shape
-    L, device = len(adapter.config.layers), mean.device
-    gram = [torch.zeros(S - d, s, s, device=device) for d in range(adapter.sources)]  # gram[d][i]: layer i against layer i + d
-    cross = torch.zeros(L, adapter.width_in, adapter.width_out, device=device)
-    sum_x, sum_y = torch.zeros(S, 1, s, device=device), torch.zeros(L, 1, adapter.width_out, device=device)
+    """Fits one ridge for every window of sharer layers that is read, and writes the weights. Returns tokens used, held-out pairs."""
+    readers: dict[tuple[int, ...], list[int]] = {}  # window of sharer layers → stack entries that read it
+    for i, read in enumerate(adapter.windows):
+        readers.setdefault(tuple(read), []).append(i)
+    fits = {w: Ridge(adapter.width_in, len(rows) * adapter.width_out, mean.device) for w, rows in readers.items()}
     tokens, held, kept = 0, [], 0
     for pairs in stream:
         if bool(pairs.held.any()) and kept < HELD_TOKENS:
@@ -120,43 +120,25 @@ def _ridge(adapter: Fuser, stream: Iterable[Pairs], mean: Tensor, scale: Tensor)
         pairs = _part(pairs, ~pairs.held)
         x = ((pairs.entries.float() - mean) / scale).clamp(-CLAMP, CLAMP)  # (S, T, s)
         y = (pairs.targets.float() - adapter.output_mean) / adapter.output_scale
-        for d, block in enumerate(gram):
-            block.baddbmm_(x[: S - d].transpose(1, 2), x[d:])
-        cross.baddbmm_(adapter.window(x).transpose(1, 2), y)
-        sum_x += x.sum(1, keepdim=True)
-        sum_y += y.sum(1, keepdim=True)
+        for window, rows in readers.items():
+            fits[window].add(x[list(window)].transpose(0, 1).flatten(1), y[rows].transpose(0, 1).flatten(1))
         tokens += x.shape[1]
         if tokens >= adapter.ridge_tokens:
             break
-    mean_x, mean_y = adapter.window(sum_x / tokens), sum_y / tokens
-    solved: dict[int, tuple[Tensor, Tensor]] = {}  # by first sharer layer: centred Gram matrix with the ridge on it, and its factor
-    for i, window in enumerate(adapter.windows):
-        if window[0] not in solved:
-            solved = {window[0]: _factor(gram, window, mean_x[i, 0], tokens, adapter.ridge_alpha)}
-        G, factor = solved[window[0]]
-        C = (cross[i] - tokens * mean_x[i, 0][:, None] * mean_y[i, 0]).to(G.dtype)
-        W = torch.cholesky_solve(C, factor)  # (in, out)
-        intercept = mean_y[i, 0] - mean_x[i, 0] @ W.to(mean_x.dtype)
-        if adapter.rank:
-            down, up = low_rank(W, G / tokens, adapter.rank)
-            adapter.down[i].copy_(down)
-            adapter.up[i].copy_(up)
-            intercept = mean_y[i, 0] - mean_x[i, 0] @ (down @ up).to(mean_x.dtype)
-        else:
-            adapter.weight[i].copy_(W)
-        adapter.output_mean[i, 0] += adapter.output_scale[i, 0] * intercept
+    for window, rows in readers.items():
+        fit, ridge = fits[window].solve(adapter.ridge_alpha), fits[window]
+        for i, W in zip(rows, fit.weight.split(adapter.width_out, 1), strict=True):  # (in, out)
+            if adapter.rank:
+                down, up = low_rank(W.double(), ridge.moment(adapter.ridge_alpha), adapter.rank)
+                adapter.down[i].copy_(down)
+                adapter.up[i].copy_(up)
+                W = (down @ up).float()
+            else:
+                adapter.weight[i].copy_(W)
+            part = slice(rows.index(i) * adapter.width_out, (rows.index(i) + 1) * adapter.width_out)
+            intercept = ridge.mean()[part] - (ridge.x_sum / ridge.tokens).float() @ W
+            adapter.output_mean[i, 0] += adapter.output_scale[i, 0] * intercept
     return tokens, held
-
-
-def _factor(gram: list[Tensor], window: list[int], mean: Tensor, tokens: int, alpha: float) -> tuple[Tensor, Tensor]:
-    """The centred Gram matrix of a window of sharer layers plus α·N on the diagonal, in fp64, and its Cholesky factor."""
-    rows = []
-    for a in window:
-        rows.append(torch.cat([gram[b - a][a] if b >= a else gram[a - b][b].T for b in window], 1))
-    G = torch.cat(rows).double()
-    G = G - tokens * torch.outer(mean.double(), mean.double())
-    G.diagonal().add_(alpha * tokens)
-    return G, torch.linalg.cholesky(G)
 
 
 def low_rank(W: Tensor, G: Tensor, rank: int) -> tuple[Tensor, Tensor]:

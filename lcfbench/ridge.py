@@ -86,6 +86,13 @@ class Ridge:
         """The outputs' mean (outputs,): the map that reads nothing."""
         return (self.y_sum / max(self.tokens, 1)).float()
 
+    def moment(self, penalty: float = PENALTY) -> Tensor:
+        """The inputs' covariance (inputs, inputs) in fp64, with the penalty on its diagonal."""
+        mean = self.x_sum / self.tokens
+        out = self.gram / self.tokens - torch.outer(mean, mean)
+        out.diagonal().add_(penalty)
+        return out
+
     def solve(self, penalty: float = PENALTY) -> LinearMap:
         """The map that minimises Σ‖y − xW − b‖² + penalty·tokens·‖W‖². The sums stay as they were.
 
@@ -94,9 +101,7 @@ class Ridge:
         assert self.tokens, "nothing to fit"
         n = self.tokens
         x_mean, y_mean = self.x_sum / n, self.y_sum / n
-        gram = self.gram - n * torch.outer(x_mean, x_mean)
-        gram.diagonal().add_(penalty * n)
-        factor = torch.linalg.cholesky(gram)
+        factor = torch.linalg.cholesky(n * self.moment(penalty))
         weight = torch.empty_like(self.cross)
         for part in torch.arange(len(y_mean), device=weight.device).split(AT_ONCE):  # in fp64, a few right-hand sides at a time
             cross = self.cross[:, part].double() - n * torch.outer(x_mean, y_mean[part])
