@@ -17,7 +17,7 @@ from typing import Any
 
 from lcfbench.assets import ALIASES, EMBEDDED_PAIR, GEOMETRIES, gguf_models, hub, look, wheels
 from lcfbench.assets.places import cache_dir, mirror
-from lcfbench.assets.tables import data_digest, load_table, look_table
+from lcfbench.assets.tables import config_here, data_digest, load_table, look_table
 from lcfbench.errors import UserError
 
 ROOM_BYTES = 3_000_000_000  # the embedded pair's wheels while they are converted, and the copies
@@ -184,8 +184,8 @@ def _data(hub_why: str, offline: bool) -> list[Check]:
         if not (repo_id := config.get("dataset_path")):
             found.append(Check(f"data {name}", True, "generated: needs no download"))
             continue
-        part = config.get("dataset_name") or "default"
         split = config.get("test_split") or config.get("validation_split") or "test"
+        part = config_here(repo_id, [config.get("dataset_name") or "default", *config["metadata"].get("dataset_names", ())], split)
         source, _, tried = look_table(repo_id, part, split)
         where = f"{repo_id} {part} {split}"
         if source:

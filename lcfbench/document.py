@@ -18,10 +18,19 @@ NOTE = "<<note>>"  # stands in `Document.noted` where a method that sends text p
 
 @dataclass(frozen=True)
 class View:
-    """One model's prompt: the user's turn and the beginning of the answer (lm-eval's `gen_prefix`), both as plain text."""
+    """One model's prompt: the user's turn and the beginning of the answer (lm-eval's `gen_prefix`), both as plain text.
+
+    history: earlier turns of a chat as (role, text), oldest first; roles are `user` and `assistant`.
+    """
 
     user: str
     prefix: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+
+    def seen(self) -> dict[str, Any]:
+        """What the document's hash covers. A history only where there is one, so that views without stay what they were."""
+        seen: dict[str, Any] = {"user": self.user, "prefix": self.prefix}
+        return seen | {"history": [list(turn) for turn in self.history]} if self.history else seen
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ class Document:
         seen: list[Any] = [
             self.task,
             self.doc_id,
-            *(vars(v) for v in (self.receiver, self.sharer, self.full)),
+            *(v.seen() for v in (self.receiver, self.sharer, self.full)),
             self.scoring,
             self.gold,
         ]

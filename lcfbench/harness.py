@@ -128,10 +128,16 @@ class Task:
 
     def _table(self, split: str) -> Dataset:
         if split not in self._tables:
+            from datasets import Dataset
+
             from lcfbench.assets import load_table
+            from lcfbench.assets.tables import config_here
 
             path, config, there = (self._config[key] for key in ("dataset_path", "dataset_name", _CONFIG_SPLIT[split]))
-            self._tables[split] = load_table(path, config, there, offline=self.offline)
+            config = config_here(path, [config, *self._extra.get("dataset_names", ())], there)
+            table = load_table(path, config, there, offline=self.offline)
+            raw = self._config["process_docs"].raw
+            self._tables[split] = Dataset.from_list(raw(table, split)) if raw else table
         return self._tables[split]
 
     def _check(self, split: str) -> None:
@@ -231,7 +237,7 @@ class Task:
 
     @property
     def data_sha256(self) -> str:
-        """Digest of the test split: of the rows as loaded, or as generated."""
+        """Digest of the test split: of the rows as loaded (and cut into turns or parts, where the task does that), or as generated."""
         if "generator" in self._extra:
             return _json_digest(self._generated("test", None))
         from lcfbench.assets import data_digest

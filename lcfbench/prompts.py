@@ -46,16 +46,18 @@ def render(view: View, tokenizer: PreTrainedTokenizerBase, *, chat: bool, choice
     """A view as this model's prompt.
 
     chat: use the tokenizer's chat template, if it has one. choices: continuations will be scored (else the model writes).
-    history: earlier turns as (role, text), oldest first. Raises `UserError` for a tokenizer that cannot tell offsets.
+    history: further turns as (role, text), oldest first, between the view's own history and its question.
+    Raises `UserError` for a tokenizer that cannot tell offsets.
     """
-    turns = [*history, ("user", view.user), *([("assistant", view.prefix)] if view.prefix else [])]
+    earlier = [*view.history, *history]
+    turns = [*earlier, ("user", view.user), *([("assistant", view.prefix)] if view.prefix else [])]
     contents = [content for _, content in turns]
     if chat and getattr(tokenizer, "chat_template", None):
         text = _templated(turns, tokenizer, begun=bool(view.prefix))
         marked = [(role, _SENTINEL.format(i)) for i, (role, _) in enumerate(turns)]
         frames = _frames(_templated(marked, tokenizer, begun=bool(view.prefix)), len(turns))
     else:
-        joints = ["\n"] * len(history) + [_DELIMITER if _needs_delimiter(view) else ""] * bool(view.prefix)
+        joints = ["\n"] * len(earlier) + [_DELIMITER if _needs_delimiter(view) else ""] * bool(view.prefix)
         text = "".join(content + joint for content, joint in zip(contents, [*joints, ""], strict=True))
         frames = ["", *joints, ""]
     return _encode(text, _locate(text, frames, contents), tokenizer, choices=choices)

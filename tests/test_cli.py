@@ -240,7 +240,7 @@ def test_flags_win_over_the_environment_and_both_over_the_recipe(lcf, ground, mo
     for m in found:
         identity = m["identity"]
         assert (m["documents"], identity["limit"], identity["seed"], identity["batch_size"]) == (3, 3, 9, 2)
-        assert identity["options"] == ({"budget": 5} if identity["mode"] == "t2t" else {})
+        assert identity["options"] == ({"budget": 5, "bytes": 0} if identity["mode"] == "t2t" else {})
 
 
 def test_a_run_a_table_a_plot(lcf, ground):

@@ -39,7 +39,19 @@ def hotpot(i, n=10, kind="bridge", gold=(2, 7)):
     }  # fmt: skip
 
 
+def split_story(i):
+    return f"Pet {i} is a cat. It has a ball. It sleeps in barn {i}. It is fed at noon."
+
+
 SMALL = {
+    ("rajpurkar/squad", "plain_text", "validation"): [
+        {"id": f"s{i}", "title": "Pets", "context": split_story(i), "question": "Where?",
+         "answers": {"text": [f"barn {i}"], "answer_start": [split_story(i).index("barn")]}} for i in range(8)
+    ],
+    ("stanfordnlp/coqa", "turns", "validation"): [
+        {"id": f"c{i}_turn0", "source": "made", "story": split_story(i), "question": "Where?", "answers": [f"in barn {i}"],
+         "previous_qa": [{"question": "Where?", "answer": f"in barn {i}"}]} for i in range(40)
+    ],
     ("allenai/openbookqa", "main", "test"): [
         {"id": f"o{i}", "question_stem": f"Which is {i}?", "choices": options(4), "answerKey": "ABCD"[i % 4]} for i in range(12)
     ],
@@ -329,7 +341,8 @@ def test_two_disjoint_halves_with_one_supporting_paragraph_each():
     assert_disjoint(documents, raw)
     assert {d.native["sides"].count("R") for d in documents} == {5}
     assert task.dropped == {"comparison question": 1, "not ten paragraphs": 1, "not two supporting paragraphs": 1}
-    assert len(load_task("hotpotqa_split").documents(split="train")) == 4
+    parts = [{d.doc_id for d in load_task("hotpotqa_split").documents(split=s)} for s in ("train", "validation")]
+    assert sum(map(len, parts)) == 4 and not parts[0] & parts[1]  # both are parts of the Hub's train split
     assert not any(d.shared for d in documents) and documents[0].until == ("\n",) and documents[0].max_new_tokens == 32
 
 

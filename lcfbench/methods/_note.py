@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from lcfbench.document import NOTE, Document, View
+from dataclasses import replace
+
+from lcfbench.document import NOTE, Document
 from lcfbench.endpoint import Endpoint
 from lcfbench.methods.base import prompt
 from lcfbench.prompts import Prompt
@@ -16,7 +18,7 @@ ENDS = ("first", "last")
 
 def in_context(receiver: Endpoint, document: Document, text: str) -> Prompt:
     """The receiver's prompt with the text inside its own context, where the task wants notes."""
-    return prompt(receiver, View(document.noted.user.replace(NOTE, text), document.noted.prefix), document)
+    return prompt(receiver, replace(document.noted, user=document.noted.user.replace(NOTE, text)), document)
 
 
 def cut_bytes(text: str, limit: int, end: str = "first") -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcfbench.document import Document, View
+from lcfbench.document import Document
 from lcfbench.endpoint import Endpoint
 from lcfbench.kv import KV, rotate
 from lcfbench.methods.base import prompt
@@ -48,12 +48,12 @@ def enriched_prompt(endpoint: Endpoint, document: Document, before: str, shown: 
     """
     view = document.receiver
     if before == "context":
-        return prompt(endpoint, View(_with_context(document), view.prefix), document)
+        return prompt(endpoint, replace(view, user=_with_context(document)), document)
     if document.chat and endpoint.has_chat:
         turns = [turn for e in shown for turn in (("user", e.receiver.user), ("assistant", answered(e)))]
         return prompt(endpoint, view, document, history=turns)
     texts = [joined(e.receiver.user, answered(e)) for e in shown]
-    return prompt(endpoint, View("\n\n".join([*texts, view.user]), view.prefix), document)
+    return prompt(endpoint, replace(view, user="\n\n".join([*texts, view.user])), document)
 
 
 def _with_context(document: Document) -> str:

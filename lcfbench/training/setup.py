@@ -72,7 +72,7 @@ def data_of(recipe: TrainRecipe, ends: tuple[Endpoint, Endpoint], say: Callable[
     sources = [data.parse_source(text) for text in recipe.task]
     examples = data.examples(
         sources, count=recipe.train_documents or recipe.steps * recipe.batch_size, seed=recipe.seed, scoring=recipe.scoring,
-        task_options=recipe.task_options, offline=recipe.offline, receiver=ends[0], sharer=ends[1], max_tokens=recipe.max_tokens,
+        task_options=recipe.task_options, offline=recipe.offline, receiver=ends[0], sharer=ends[1], max_tokens=recipe.max_tokens, say=say,
     )  # fmt: skip
     names = recipe.dev if recipe.dev is not None else [s.name for s in sources if s.kind == "task"]
     if not names:
