@@ -61,6 +61,15 @@ def serves(config: AdapterConfig, mode: str) -> bool:
     return trained == mode or (trained == "identical" and mode == own)
 
 
+def _far(config: AdapterConfig, task: str) -> tuple[bool, int]:
+    """How far an adapter's training is from a task: one trained on it (or its family, as splitfacts for splitfacts_heldout) comes first, of
+    several the one trained on least else; where none is, the one trained on most.
+    """
+    tasks = [str(t).partition("*")[0] for t in config.training.get("tasks", [])]
+    near = any(task.startswith(name) for name in tasks)
+    return not near, len(tasks) if near else -len(tasks)
+
+
 def pick_adapter(given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, str], *, shared: bool, mode: str, task: str) -> Path | None:
     """The adapter folder for a method on a task: the first of `given` whose kind and method serve it, else the shipped one for this pair
     and task kind. One trained under this very method goes first, among those given then one whose pair has these names.
@@ -89,8 +98,9 @@ def pick_adapter(given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, s
     configs = {folder: read_config(folder) for folder in shipped()}
     fits = [f for f, c in configs.items() if c.kind in wanted and (c.receiver, c.sharer) == pair and serves(c, mode)]
     fits = [f for f in fits if configs[f].training.get("senders", "matched") == "matched"]  # the others are there to be compared with
-    # the one trained on this very task first
-    fits.sort(key=lambda f: (method_of(configs[f]) != mode, task not in configs[f].training.get("tasks", [])))
+    context = "shared" if shared else "different"
+    fits = [f for f in fits if context in configs[f].training.get("contexts", [context])]
+    fits.sort(key=lambda f: (method_of(configs[f]) != mode, *_far(configs[f], task)))
     if not fits:
         raise UserError(
             f"no adapter ships for --mode {mode} on {task} with {pair[0]}:{pair[1]}.",

@@ -17,9 +17,10 @@ from lcfbench.adapters.config import read_config
 from lcfbench.assets import EMBEDDED_PAIR, mirror
 from lcfbench.catalogue import method_names
 from lcfbench.endpoint import Endpoint
+from lcfbench.errors import UserError
 from lcfbench.harness import describe, task_names
 from lcfbench.recipe import Recipe
-from lcfbench.shipped import shipped
+from lcfbench.shipped import pick_adapter
 from lcfbench.timing import PHASES
 from tests.conftest import SHARED
 from tests.drive import Watcher, rows
@@ -50,13 +51,14 @@ def go(out: Path, watcher: Watcher | None = None, **chosen) -> list[Path]:
     return [out / run_id for run_id in runner.run(Recipe.model_validate(settings), watcher or Watcher())]
 
 
-def adapter_of(shared: bool) -> Path | None:
-    """The adapter that ships for the embedded pair and tasks of this kind."""
-    for folder in shipped():
-        config = read_config(folder)
-        if config.kind == ("lcf" if shared else "lcfx") and (config.receiver, config.sharer) == (RECEIVER, SHARER):
-            return folder
-    return None
+def adapter_of(mode: str, task: str) -> Path | None:
+    """The adapter that ships for a method of the embedded pair on a task; None where none does."""
+    kind, shared = runner.method_class(mode), describe(task)["context"] == "shared"
+    pair = (RECEIVER, RECEIVER) if kind.uses == ("receiver",) else (RECEIVER, SHARER)
+    try:
+        return pick_adapter([], kind.adapter_kinds, pair, shared=shared, mode=mode, task=task)
+    except UserError:
+        return None
 
 
 def test_the_embedded_pair_is_what_it_says():
@@ -77,9 +79,13 @@ def test_a_handful_of_every_task_under_every_method(tmp_path, task, mode):
     kind = runner.method_class(mode)
     if mode == "c2c" and not shared:
         pytest.skip("C2C fuses token by token: it has no business on different contexts")
-    if kind.adapter_kinds and (mode == "c2c" or adapter_of(shared) is None):
+    if mode == "excerpt" and shared:
+        pytest.skip("the receiver reads the sharer's text already")
+    if mode == "answer_letter" and describe(task)["default_scoring"] == "generate":
+        pytest.skip("no choices to pick from")
+    if kind.adapter_kinds and adapter_of(mode, task) is None:
         pytest.skip(f"no {mode} adapter ships for tasks with {'shared' if shared else 'different'} contexts")
-    limit = 1 if task == "hotpotqa_split" else 4  # its prompts are ten times as long
+    limit = {"hotpotqa_split": 1, "squad_split": 2, "coqa_split": 2}.get(task, 4)  # long prompts, and answers that are written
     chosen = {"mode": [mode], "task": [task], "limit": limit}
     if mode == "kvcomm":
         chosen["pair"] = f"{RECEIVER}:{RECEIVER}"
@@ -91,7 +97,8 @@ def test_a_handful_of_every_task_under_every_method(tmp_path, task, mode):
     assert one == two and rows(two) == first and len(first) == limit
     assert watcher.warned == [] and all(r["error"] is None and math.isfinite(r["score"]) and 0 <= r["score"] <= 1 for r in first)
     for row in first:
-        assert (row["sharer_tokens"] > 0) == ("sharer" in kind.uses) and (row["message_text"] is not None) == (mode == "t2t")
+        reads = "sharer" in kind.uses or mode == "identical"  # there the receiver's own model reads the sharer's text
+        assert (row["sharer_tokens"] > 0) == reads and (row["message_text"] is not None) == (mode in {"t2t", "excerpt", "answer_letter"})
         assert (row["message_bytes"] > 0) == kind.sends or row["message_text"] == ""  # a sharer may have nothing to say
         assert (row["adapter_params"] > 0) == bool(kind.adapter_kinds)
         read = row["receiver_tokens"] or row["sharer_tokens"]  # `sharer` shows the receiver nothing
@@ -101,7 +108,7 @@ def test_a_handful_of_every_task_under_every_method(tmp_path, task, mode):
 
 
 def test_phases_add_up_to_the_time_to_the_end_of_the_answer(tmp_path):
-    modes = ["receiver", "sharer", "full_context", "t2t", *(["lcf"] if adapter_of(False) else [])]
+    modes = ["receiver", "sharer", "full_context", "t2t", *(["lcf"] if adapter_of("lcf", "splitfacts") else [])]
     for folder in go(tmp_path, mode=modes, options={"budget": "8"}, latency_documents=3):
         timed = [r for r in rows(folder, without=set()) if r["ttea_ms"] is not None]
         assert len(timed) == 3
@@ -111,7 +118,7 @@ def test_phases_add_up_to_the_time_to_the_end_of_the_answer(tmp_path):
 
 
 def test_the_shipped_adapter_communicates_on_words_it_was_trained_on(tmp_path):
-    folder = adapter_of(shared=False)
+    folder = adapter_of("lcf", "splitfacts")
     if folder is None or "splitfacts" not in read_config(folder).training.get("tasks", []):
         pytest.skip("no adapter trained on splitfacts ships for the embedded pair")
     matched, deranged = go(tmp_path, mode=["lcf"], control=["matched", "deranged"], limit=CLAIMED, batch_size=16)

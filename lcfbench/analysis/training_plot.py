@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOG = "training.parquet"
+SEED = r"-seed-\d+"  # in an adapter's label
 SMOOTH = 10  # steps over which the loss is averaged
 
 
@@ -63,36 +64,51 @@ def plot(folders: Sequence[Path], out_dir: Path) -> list[Path]:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """A panel for the loss and one for every dev task."""
+    """A panel for the loss and one for every dev task. Seeds of one adapter share a colour: thin lines each, a thick one their mean."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    rows = rows[rows["adapter"] != ""]
-    adapters = list(dict.fromkeys(rows["adapter"]))
+    rows = rows[rows["adapter"] != ""].assign(group=lambda r: r["adapter"].str.replace(SEED, "", regex=True))
+    groups = list(dict.fromkeys(rows["group"]))
     tasks = sorted({m.rpartition("/")[0] for m in rows["metric"] if "/" in m})
-    figure = Figure(figsize=(5.2 * (1 + len(tasks)), 4.6), layout="constrained")
+    panels = 1 + len(tasks)
+    columns = max(min(len(groups), int(panels * 5.2 / (0.9 + 0.09 * max(map(len, groups))))), 1)
+    deep = 4.2 + 0.26 * (-(-len(groups) // columns) + 1)
+    figure = Figure(figsize=(5.2 * panels, deep), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 1 + len(tasks), squeeze=False)[0]
-    for i, name in enumerate(adapters):
-        colour = COLOURS[i % len(COLOURS)]
-        mine = rows[rows["adapter"] == name]
-        loss = mine[mine["metric"] == "loss"].sort_values("step")
-        axes[0].plot(loss["step"], loss["value"], color=colour, alpha=0.18, linewidth=0.8)
-        axes[0].plot(loss["step"], loss["value"].rolling(SMOOTH, min_periods=1).mean(), color=colour, linewidth=1.8)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(groups)}
+    for name in groups:
+        mine = rows[rows["group"] == name]
+        loss = _wide(mine, "loss").rolling(SMOOTH, min_periods=1).mean()
+        axes[0].plot(loss.index, loss, color=colours[name], alpha=0.3, linewidth=0.8)
+        axes[0].plot(loss.index, loss.mean(axis=1), color=colours[name], linewidth=1.8)
         for axis, task in zip(axes[1:], tasks, strict=True):
-            for control, line in (("matched", "-"), ("deranged", "--")):
-                part = mine[mine["metric"] == f"{task}/{control}"].sort_values("step")
-                axis.plot(part["step"], 100 * part["value"], line, color=colour, marker="o", markersize=4, linewidth=1.6)
+            for control, line, fill in (("matched", "-", colours[name]), ("deranged", "--", "white")):
+                part = 100 * _wide(mine, f"{task}/{control}")
+                if len(part):
+                    axis.plot(
+                        part.index, part, linestyle="", color=colours[name], marker="o", markersize=3.5, alpha=0.5, markerfacecolor=fill
+                    )
+                    axis.plot(part.index, part.mean(axis=1), line, color=colours[name], linewidth=1.6)
     axes[0].set(title=f"training loss (mean of {SMOOTH} steps)", xlabel="step", ylabel="cross-entropy, nats")
     axes[0].set_ylim(bottom=0)
     for axis, task in zip(axes[1:], tasks, strict=True):
         axis.set(title=f"{task}, dev split", xlabel="step", ylabel="score, %")
     for axis in axes:
+        axis.set_xlim(0, 1.03 * rows["step"].max())
         axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axis.set_axisbelow(True)
-    handles: list[Any] = [Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=2, label=name) for i, name in enumerate(adapters)]
+    handles: list[Any] = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     if tasks:
-        handles += [Line2D([], [], color=INK, label="matched"), Line2D([], [], color=GREY, linestyle="--", label="deranged")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
+        marks = [Line2D([], [], color=INK, marker="o", markersize=4, label="matched"),
+                 Line2D([], [], color=GREY, linestyle="--", marker="o", markersize=4, markerfacecolor="white", label="deranged")]  # fmt: skip
+        axes[-1].legend(handles=marks, loc="best", frameon=False)
     return figure
+
+
+def _wide(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Steps down, adapters across."""
+    return rows[rows["metric"] == metric].pivot_table(index="step", columns="adapter", values="value")

@@ -30,12 +30,17 @@ from lcfbench.training.recipe import AdapterSpec, TrainRecipe
 
 @dataclass
 class Lane:
-    """An adapter in training. senders: whose message a document gets (by hash); without it, its own. failed: why it was stopped."""
+    """An adapter in training.
+
+    senders: whose message a document gets (by hash); without it, its own. contexts: `shared`, `different`, as the examples have them.
+    failed: why it was stopped.
+    """
 
     spec: AdapterSpec
     method: Method
     folder: Path
     senders: dict[str, Document] | None = None
+    contexts: tuple[str, ...] = ()
     curve: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[float, dict[str, torch.Tensor]] | None = None
     failed: str | None = None
@@ -124,6 +129,7 @@ class Lane:
             "method": self.spec.mode,
             "tasks": recipe.task,
             "task_options": recipe.task_options,
+            "contexts": list(self.contexts),
             "dev_tasks": sorted({k.rpartition("/")[0] for p in self.curve for k in p if "/" in k}),
             "senders": self.spec.senders,
             "supervise": self.spec.supervise,

@@ -115,7 +115,8 @@ def lanes_of(recipe: TrainRecipe, ends: tuple[Endpoint, Endpoint], examples: Seq
         for document in examples[:64]:
             method.check(document)
         senders = sender_of(examples, spec.senders, recipe.seed) if spec.senders != "matched" else None
-        lanes.append(Lane(spec, method, folder_of(recipe, spec), senders))
+        contexts = tuple(name for name, flag in (("shared", True), ("different", False)) if flag in shared)
+        lanes.append(Lane(spec, method, folder_of(recipe, spec), senders, contexts))
     if unused := set(recipe.options) - used:
         raise UserError(f"no adapter asked for has an option {', '.join(sorted(unused))}.", "See `lcfbench train --help`.")
     return lanes
