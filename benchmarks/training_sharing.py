@@ -1,0 +1,69 @@
+"""Training several adapters over shared prefills beside reading every batch once an adapter, in turn, as a ratio. Ends with one JSON line.
+
+python benchmarks/training_sharing.py --adapter lcf:width=64 --adapter lcf:width=128 --adapter lcf:width=256 --adapter prefix --steps 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+from lcfbench.training.recipe import TrainRecipe
+from lcfbench.training.setup import accelerator_of, data_of, ends_of, lanes_of
+from lcfbench.training.trainer import Trainer, batch_order
+from lcfbench.ui import quiet_libraries
+from lcfbench.ui.progress import TrainLine
+
+DEFAULT = ["lcf:width=64", "lcf:width=128", "lcf:width=256", "prefix"]
+
+
+def main() -> None:
+    """Prints a line, then JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapter", action="append", help=f"default: {' '.join(DEFAULT)}")
+    parser.add_argument("--task", default="splitfacts")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=16)
+    given = parser.parse_args()
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as out:
+        recipe = TrainRecipe.model_validate(
+            {
+                "adapters": given.adapter or DEFAULT,
+                "task": given.task,
+                "steps": given.steps + 1,
+                "batch_size": given.batch_size,
+                "out": Path(out),
+            }
+        )
+        ends = ends_of(recipe, accelerator := accelerator_of(recipe))
+        examples, dev = data_of(recipe.model_copy(update={"dev_documents": 2}), ends, print)
+        lanes = lanes_of(recipe, ends, examples)
+        trainer = Trainer(recipe, lanes, dev, TrainLine(), accelerator)
+        for lane in lanes:
+            lane.method.prepare(examples[:64], lambda _: None)
+            lane.begin(recipe)
+            lane.adapter.train()
+        seconds: dict[str, list[float]] = {"shared": [], "apart": []}
+        for number, group in enumerate(batch_order(examples, recipe)):
+            for name in seconds:
+                began = time.perf_counter()
+                with nullcontext() if name == "shared" else patch.object(Trainer, "sharing", nullcontext):
+                    trainer.once(group)
+                if number:  # the first is the warm-up
+                    seconds[name].append(time.perf_counter() - began)
+    per_s = {name: given.batch_size * len(lanes) / statistics.median(times) for name, times in seconds.items()}
+    ratio = statistics.median(a / s for a, s in zip(seconds["apart"], seconds["shared"], strict=True))
+    rates = ", ".join(f"{name} {rate:.1f}" for name, rate in per_s.items())
+    print(f"{len(lanes)} adapters, batches of {given.batch_size}: examples/s, all adapters counted: {rates}; shared is {ratio:.2f}× apart")
+    print(json.dumps({"adapters": recipe.adapters, "examples_per_s": {k: round(v, 2) for k, v in per_s.items()}, "ratio": round(ratio, 3)}))
+
+
+if __name__ == "__main__":
+    main()
