@@ -9,12 +9,13 @@ from typing import Any, get_args
 from lcfbench.errors import UserError, unknown
 
 SMALL_SCALE: dict[str, dict[str, Any]] = {
-    # what made small-scale training converge: standardised inputs, no edit at the start, gates that are open at once
+    # what makes small-scale training converge: standardised inputs and a pool that starts on the last tokens; gates hardly matter, and LCF-X
+    # learns faster from a random up-projection than from no edit at all (three seeds each, results/ablation)
     "lcf": {"width": 64, "standardise": True, "zero_up": True, "gate": "soft", "gate_init": 1.0},
     "lcfx": {
         "width": 64,
         "standardise": True,
-        "zero_up": True,
+        "zero_up": False,
         "gate": "soft",
         "gate_init": 1.0,
         "pool_start": "last",
