@@ -310,5 +310,6 @@ def test_real_chats_and_train_splits(mirror, ends):
     drawn = draw(ends, *(f"chat:{name}" for name in names), "splitfacts", count=30, max_tokens=500)
     assert Counter(d.task for d in drawn) == {"chat:teknium1/GPTeacher": 10, "chat:databricks/databricks-dolly-15k": 10, "splitfacts": 10}
     assert all(d.gold and d.receiver.user for d in drawn) and len({d.hash for d in drawn}) == 30
-    assert len(load_task("hotpotqa_split").documents(split="train")) == 78
+    parts = [len(load_task("hotpotqa_split").documents(split=part)) for part in ("train", "validation")]
+    assert sum(parts) == 78 and parts[0] > 10 * parts[1] > 0
     assert len(load_task("coqa_split").documents(split="train")) == 3133

@@ -86,6 +86,9 @@ def data_of(recipe: TrainRecipe, ends: tuple[Endpoint, Endpoint], say: Callable[
         if not documents:
             raise UserError(f"task {name} has no dev documents.", "Name another task with --dev.")
         dev[name] = task, documents
+    if recipe.scoring is not None and not any(recipe.scoring in task.scorings for task, _ in dev.values()):
+        known = sorted({s for task, _ in dev.values() for s in task.scorings})
+        raise unknown(f"scoring of {', '.join(dev)}", recipe.scoring, known, "lcfbench ls tasks")
     if recipe.targets == "receiver":
         from lcfbench.training.targets import written_by
 
@@ -104,8 +107,10 @@ def lanes_of(recipe: TrainRecipe, ends: tuple[Endpoint, Endpoint], examples: Seq
         first, second = split_pair(recipe.pair)
         receiver, sharer = ends if method_kind.uses != ("receiver",) else (ends[0], ends[0])
         names = (first, first if method_kind.uses == ("receiver",) else second)
-        for_method, for_adapter, taken = split_options(kind, method_kind, recipe.options, dict(spec.options))
-        used |= taken
+        # with one adapter every option is its own, and an unknown one is named with its nearest; with several each takes what it knows
+        general, own = (recipe.options, {}) if len(recipe.adapters) > 1 else ({}, recipe.options)
+        for_method, for_adapter, taken = split_options(kind, method_kind, general, own | dict(spec.options))
+        used |= taken | set(own)
         options, alignment = adapter_options(kind, for_adapter, small_scale=recipe.preset == "small-scale")
         torch.manual_seed(spec.seed)
         config = pair_config(kind, (names[0], receiver.geometry), (names[1], sharer.geometry), options=options, **alignment)

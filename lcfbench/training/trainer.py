@@ -132,6 +132,8 @@ class Trainer:
         began = time.perf_counter()
         mine = group[self.accelerator.process_index :: self.accelerator.num_processes]
         per_pass = -(-len(mine) // self.recipe.accumulate)
+        for lane in self.alive:
+            lane.adapter.anneal(self.step)
         with self.memory_named():
             for start in range(0, len(mine), max(per_pass, 1)):
                 for documents in _alike(mine[start : start + per_pass]):
