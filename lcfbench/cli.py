@@ -136,6 +136,10 @@ def train(
     weight_decay: Annotated[float | None, typer.Option(help="Of AdamW. [default: 0]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of initialisation and the order of examples. [default: 0]")] = None,
     scoring: Annotated[str | None, typer.Option(help="What the answer is: letters, cloze or generate. [default: the task's own]")] = None,
+    loss_mean: Annotated[
+        str | None,
+        typer.Option(help="document: a long answer weighs no more than a short one; token: every token alike. [default: document]"),
+    ] = None,
     train_documents: Annotated[
         int | None, typer.Option(help="Examples to draw from. [default: steps × batch size, or all there are]")
     ] = None,
@@ -162,7 +166,7 @@ def train(
 
     given: dict[str, Any] = dict(
         adapters=adapter or mode, pair=pair, task=task, dev=dev, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup,
-        weight_decay=weight_decay, seed=seed, scoring=scoring, train_documents=train_documents, max_tokens=max_tokens,
+        weight_decay=weight_decay, seed=seed, scoring=scoring, loss_mean=loss_mean, train_documents=train_documents, max_tokens=max_tokens,
         dev_documents=dev_documents, eval_every=eval_every, save_every=save_every, out=out, options=parse_assignments(option, "-o"),
         task_options=parse_assignments(task_option, "--task-option"), tracker=tracker, dtype=dtype, device=device, offline=offline,
         force=force or None,

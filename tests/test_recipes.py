@@ -15,7 +15,7 @@ from lcfbench.recipe import Recipe, packaged_recipes, read_recipe
 from lcfbench.task_files import options_for, read_task
 from lcfbench.training import data
 from lcfbench.training.options import adapter_options, split_options
-from lcfbench.training.recipe import TrainRecipe
+from lcfbench.training.recipe import TrainRecipe, folder_of
 from lcfbench.training.setup import adapter_kind
 
 RECIPES = packaged_recipes()
@@ -43,6 +43,8 @@ def test_a_recipe_is_a_training_and_the_run_that_goes_with_it(name):
     )
     options_for(names, training.task_options)
     assert {s.mode for s in training.specs()} <= set(evaluation.mode), "what is trained is what is run"
+    made = {folder_of(training, s) for s in training.specs()}
+    assert evaluation.adapter and set(evaluation.adapter) <= made and training.out.name == name
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

@@ -115,9 +115,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(pair, tmp
 
     def forward(self, documents):
         count[0] += 1
-        value, right = plain(self, documents)
+        value, right, tokens = plain(self, documents)
         bad = value * math.nan if what == "loss" else value + (next(self.adapter.parameters()).sum() * 0).sqrt()  # finite, its slope is not
-        return (bad if count[0] == 6 else value), right  # the first is the probe of the memory
+        return (bad if count[0] == 6 else value), right, tokens  # the first is the probe of the memory
 
     monkeypatch.setattr(Lane, "forward", forward)
     with pytest.raises(UserError, match=f"the {what} is not finite at step 5"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -103,6 +104,56 @@ def test_a_killed_training_resumes_and_ends_as_the_uninterrupted_one(pair, tmp_p
     assert logs[0] == logs[1] and len(logs[0]) == 12
 
 
+def test_an_interrupted_training_goes_on_and_evaluates_what_it_owed(pair, tmp_path):
+    class Impatient(Watcher):
+        def step(self, step, *rest):
+            super().step(step, *rest)
+            if step == 3:  # before its evaluation
+                raise KeyboardInterrupt
+
+    [whole] = train(recipe(pair, tmp_path / "whole"), Watcher())
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(pair, tmp_path / "a"), watcher := Impatient())
+    assert "the same command goes on from there" in watcher.said[-1]
+    [resumed] = train(recipe(pair, tmp_path / "a", accumulate=1), Watcher())
+    assert weights(resumed) == weights(whole)
+    assert [p["step"] for p in read_config(resumed).training["dev"]] == [3, 6]
+
+
+def test_the_temperature_falls_and_the_learning_rate_peaks(pair, tmp_path, monkeypatch):
+    seen = []
+    plain = module.Lane.forward
+
+    def forward(self, documents):
+        seen.append((self.adapter.temperature, self.optimiser.param_groups[0]["lr"]))
+        return plain(self, documents)
+
+    monkeypatch.setattr(module.Lane, "forward", forward)
+    train(recipe(pair, tmp_path / "a", steps=10, warmup=0.2, eval_every=10, lr=1e-3, options={"width": "8", "gate": "gumbel"}), Watcher())
+    temperatures, rates = zip(*seen[1:], strict=True)  # the first is the probe of the memory
+    assert temperatures[0] == 1 and temperatures[-1] < 0.01 and sorted(temperatures, reverse=True) == list(temperatures)
+    assert max(rates) == pytest.approx(1e-3) and rates[0] == pytest.approx(5e-4) and rates[-1] == pytest.approx(1e-3 / 8)
+
+
+def test_a_run_takes_the_method_options_of_the_training(pair, tmp_path):
+    from lcfbench import runner
+    from lcfbench.recipe import Recipe
+
+    [folder] = train(recipe(pair, tmp_path / "a", steps=1, options={"width": "8", "spans": "one"}), Watcher())
+    for given, spans in (({}, "one"), ({"spans": "sentences"}, "sentences")):
+        chosen = Recipe(
+            pair=pair, mode=["lcf"], adapter=[folder], limit=2, out=tmp_path / "r", dtype="float32", latency_documents=0, options=given
+        )
+        [run_id] = runner.run(chosen, Watcher())
+        manifest = json.loads((tmp_path / "r" / run_id / "manifest.json").read_text())
+        assert manifest["identity"]["options"]["spans"] == spans
+
+
+def test_float16_is_refused(pair, tmp_path):
+    with pytest.raises(UserError, match="float16"):
+        train(recipe(pair, tmp_path / "a", dtype="float16"), Watcher())
+
+
 def test_a_checkpoint_of_other_settings_is_refused(pair, tmp_path, monkeypatch):
     def stop(self):
         raise KeyboardInterrupt
@@ -119,10 +170,11 @@ def test_a_checkpoint_of_other_settings_is_refused(pair, tmp_path, monkeypatch):
     assert train(recipe(pair, tmp_path / "a", save_every=2, force=True), Watcher())
 
 
-def test_accumulated_passes_are_the_whole_batch(pair, tmp_path):
+@pytest.mark.parametrize("mean", ["document", "token"])
+def test_accumulated_passes_are_the_whole_batch(pair, tmp_path, mean):
     tensors = []
     for n in (1, 2, 4):
-        [folder] = train(recipe(pair, tmp_path / str(n), accumulate=n, steps=3), Watcher())
+        [folder] = train(recipe(pair, tmp_path / str(n), accumulate=n, steps=3, loss_mean=mean), Watcher())
         tensors.append(load(folder).state_dict())
     for other in tensors[1:]:
         for name, t in tensors[0].items():
@@ -168,8 +220,8 @@ def test_one_lane_that_fails_does_not_stop_the_others(pair, tmp_path, monkeypatc
     plain = module.Lane.forward
 
     def forward(self, documents):
-        loss, right = plain(self, documents)
-        return (loss * float("nan") if self.spec.seed == 1 else loss), right
+        loss, right, tokens = plain(self, documents)
+        return (loss * float("nan") if self.spec.seed == 1 else loss), right, tokens
 
     monkeypatch.setattr(module.Lane, "forward", forward)
     with pytest.raises(UserError, match="the loss is not finite at step 1"):
@@ -211,7 +263,7 @@ def test_the_same_adapter_twice_and_options_of_none(pair, tmp_path):
     with pytest.raises(UserError, match="asked for twice"):
         train(recipe(pair, tmp_path / "a", adapters=["lcf", "lcf"]), Watcher())
     with pytest.raises(UserError, match="no adapter asked for has an option hidden"):
-        train(recipe(pair, tmp_path / "a", options={"width": "16", "hidden": "8"}), Watcher())
+        train(recipe(pair, tmp_path / "a", adapters=["lcf", "lcf:seed=1"], options={"width": "16", "hidden": "8"}), Watcher())
 
 
 def test_batches_hold_documents_of_near_length(pair):

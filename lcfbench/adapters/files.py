@@ -26,11 +26,13 @@ REPORT, PICTURE = "pruning.json", "pruning.png"  # what pruning puts beside the 
 OWN = {WEIGHTS, CONFIG, CARD, REPORT, PICTURE}
 
 
-def save(adapter: Adapter, folder: Path, card: str, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Writes weights, config and card. Raises UserError where the folder already holds an adapter."""
+def save(adapter: Adapter, folder: Path, card: str, dtype: torch.dtype = torch.bfloat16, replace: bool = False) -> None:
+    """Writes weights, config and card; the weights come last and whole. Raises UserError where the folder already holds an adapter, unless
+    `replace`: then the old weights stay until the new ones are there.
+    """
     from safetensors.torch import save_file
 
-    if (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).exists() and not replace:
         raise UserError(f"{folder} already holds an adapter.", "Name another --out, or pass --force.")
     folder.mkdir(parents=True, exist_ok=True)
     # statistics and gates decide, so they stay in fp32; matrices are what takes space

@@ -160,4 +160,8 @@ def create(
             f"method {name} runs adapters of kind {', '.join(kind.adapter_kinds)}, not {adapter.config.kind}.",
             f"Use --mode {'lcf' if adapter.config.kind == 'lcfx' else adapter.config.kind}.",
         )
-    return kind(receiver, sharer, adapter if kind.adapter_kinds else None, **parse_options(kind, name, options or {}))
+    chosen = parse_options(kind, name, options or {})
+    if adapter is not None and kind.adapter_kinds:  # what it was trained under holds where nothing else is asked for
+        trained = adapter.config.training.get("method_options") or {}
+        chosen = {f.name: trained[f.name] for f in option_fields(kind) if f.name in trained} | chosen
+    return kind(receiver, sharer, adapter if kind.adapter_kinds else None, **chosen)

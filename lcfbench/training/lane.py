@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from lcfbench.adapters.base import Adapter
-from lcfbench.adapters.config import WEIGHTS
 from lcfbench.adapters.files import save
 from lcfbench.document import Document
 from lcfbench.methods.base import Batch, Method
@@ -26,6 +25,8 @@ from lcfbench.scoring import target
 from lcfbench.timing import Clock
 from lcfbench.training.card import card
 from lcfbench.training.recipe import AdapterSpec, TrainRecipe
+
+FLOOR = 0.02  # of the peak learning rate: the last steps still learn
 
 
 @dataclass
@@ -49,6 +50,9 @@ class Lane:
     right: float = 0.0
     loss: float = 0.0
     last_loss: float = 0.0
+    loss_mean: str = "document"
+    weight: float = 0.0
+    offset: int = 0  # of the random stream, for the processes after the first
     optimiser: Any = None
     schedule: Any = None
     random: list[torch.Tensor] = field(default_factory=list)
@@ -66,7 +70,8 @@ class Lane:
         """A fresh optimiser: AdamW with linear warm-up and decay."""
         self.optimiser = torch.optim.AdamW(self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
         up, steps = recipe.warmup_steps, recipe.steps
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda s: min((s + 1) / up, max(1 - s / steps, 0.02)))
+        down = max(steps - up, 1)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda s: min((s + 1) / up, max((steps - s) / down, FLOOR)))
 
     @contextmanager
     def own_randomness(self) -> Iterator[None]:
@@ -76,7 +81,7 @@ class Lane:
         if self.random:
             _set_random_state(self.random, device)
         else:
-            torch.manual_seed(self.spec.seed)
+            torch.manual_seed(self.spec.seed + 1_000_003 * self.offset)
         try:
             yield
         finally:
@@ -86,25 +91,34 @@ class Lane:
     def backward(self, documents: Sequence[Document], share: float, backward: Any) -> None:
         """Adds the gradient of these documents' loss, weighted by their share of the batch."""
         with self.own_randomness():
-            loss, right = self.forward(documents)
-            backward(loss * share)
-        self.loss += float(loss.detach()) * share
-        self.right += float(right) * share
+            loss, right, tokens = self.forward(documents)
+            weight = share if self.loss_mean == "document" else tokens  # tokens are divided by their number in the whole batch, in `step`
+            backward(loss * weight)
+        self.loss += float(loss.detach()) * weight
+        self.right += float(right) * weight
+        self.weight += weight
 
-    def forward(self, documents: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy of the answers on the state that `respond` leaves, and the share of supervised tokens that are right."""
+    def forward(self, documents: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Cross-entropy of the answers on the state that `respond` leaves, the share of supervised tokens that are right, and their number."""
         senders = [self.senders[d.hash] for d in documents] if self.senders is not None else documents
         state = self.method.respond(Batch(documents, senders, Clock()))
         endpoint = state.endpoint
         eos = endpoint.tokenizer.eos_token_id
         pairs = [target(d, p, endpoint.tokenizer, eos, self.spec.supervise) for d, p in zip(documents, state.prompts, strict=True)]
-        return endpoint.loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs])
+        loss, right = endpoint.loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs], self.loss_mean)
+        return loss, right, sum(sum(flags) for _, flags in pairs)
 
-    def step(self, clip: float, norm: Any) -> float:
+    def step(self, clip: float) -> float:
         """One optimiser step on the gradients gathered. Returns their norm; raises FloatingPointError before anything bad reaches the weights."""
+        self.loss, self.right = self.loss / self.weight, self.right / self.weight
+        if self.loss_mean == "token":
+            for p in self.parameters:
+                if p.grad is not None:
+                    p.grad /= self.weight
+        self.weight = 0.0
         if not math.isfinite(self.loss):
             raise FloatingPointError("loss")
-        size = float(norm(self.parameters, clip))
+        size = float(nn.utils.clip_grad_norm_(self.parameters, clip))
         if not math.isfinite(size):
             raise FloatingPointError("gradient")
         self.optimiser.step()
@@ -134,6 +148,8 @@ class Lane:
             "senders": self.spec.senders,
             "supervise": self.spec.supervise,
             "targets": recipe.targets,
+            "loss_mean": self.loss_mean,
+            "method_options": self.method.options(),
             "steps": self.steps_done,
             "batch_size": recipe.batch_size,
             "lr": recipe.lr,
@@ -153,8 +169,7 @@ class Lane:
         config = self.adapter.config
         self.adapter.config = config.model_copy(update={"training": config.training | training})
         with writing(self.folder):
-            (self.folder / WEIGHTS).unlink(missing_ok=True)  # asked for by --force, or this training's own earlier one
-            save(self.adapter, self.folder, card(self.adapter))
+            save(self.adapter, self.folder, card(self.adapter), replace=True)  # asked for by --force, or this training's own earlier one
         return self.folder
 
     # -- a checkpoint ------------------------------------------------------------------------------------------------------
@@ -177,7 +192,8 @@ class Lane:
         self.adapter.load_state_dict(state["adapter"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
-        self.random, self.curve, self.failed = state["random"], state["curve"], state["failed"]
+        # other processes than the first have streams of their own, which no checkpoint keeps
+        self.random, self.curve, self.failed = state["random"] if not self.offset else [], state["curve"], state["failed"]
         self.best = tuple(state["best"]) if state["best"] is not None else None  # type: ignore[assignment]
         self.steps_done, self.seconds = state["steps_done"], state["seconds"]
 

@@ -33,6 +33,7 @@ class TrainRecipe(Settings):
     task: sources of examples, `NAME*WEIGHT` each, `chat:DATASET` for a chat data set. dev: tasks whose validation split chooses the saved
     state; without them every task in the mixture. warmup: steps, or below 1 a share of them. accumulate: forward passes a step, for a
     batch that does not fit. targets: `receiver` replaces gold answers by what the receiver writes when it reads both contexts.
+    loss_mean: over the tokens of each document and then over documents, or over all tokens of the batch.
     preset: where options start, `small-scale` (methods that converge in minutes) or `paper`.
     """
 
@@ -50,6 +51,7 @@ class TrainRecipe(Settings):
     seed: int = 0
     scoring: Scoring | None = None
     targets: Literal["gold", "receiver"] = "gold"
+    loss_mean: Literal["document", "token"] = "document"
     train_documents: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=2048, ge=1)
     dev_documents: int = Field(default=64, ge=1)
@@ -75,6 +77,11 @@ class TrainRecipe(Settings):
         return [value] if isinstance(value, str) else value
 
     @property
+    def at_once(self) -> int:
+        """Documents in one pass."""
+        return -(-self.batch_size // self.accumulate)
+
+    @property
     def warmup_steps(self) -> int:
         return max(round(self.warmup * self.steps if self.warmup < 1 else self.warmup), 1)
 
@@ -88,7 +95,7 @@ class TrainRecipe(Settings):
 
     def digest(self) -> str:
         """Of all that changes what is learned: a checkpoint goes on only under the same."""
-        asked = self.model_dump(mode="json", exclude={"out", "offline", "force", "tracker", "save_every", "device"})
+        asked = self.model_dump(mode="json", exclude={"out", "offline", "force", "tracker", "save_every", "device", "accumulate"})
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,12 +33,16 @@ Dev = dict[str, tuple[Task, list[Document]]]
 def accelerator_of(recipe: TrainRecipe) -> Accelerator:
     """Processes and devices (one, or as many as `accelerate launch` started), gradient scaling for float16, the tracker."""
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     if recipe.tracker and importlib.util.find_spec({"tensorboard": "tensorboard", "trackio": "trackio"}[recipe.tracker]) is None:
         raise UserError(f"tracker {recipe.tracker} is not installed.", f"pip install {recipe.tracker}, or leave --tracker out.")
     cpu = recipe.device == "cpu" or not torch.cuda.is_available()
-    half = not cpu and pick_dtype(recipe.dtype, torch.device("cuda")) == torch.float16
-    made = Accelerator(cpu=cpu, mixed_precision="fp16" if half else "no", log_with=recipe.tracker, project_dir=str(recipe.out))
+    if pick_dtype(recipe.dtype, torch.device("cpu" if cpu else "cuda")) == torch.float16:
+        raise UserError("float16 gradients vanish without scaling.", "Train with --dtype bfloat16, or float32 where that is not to be had.")
+    # models run in their own dtype, adapters keep fp32 weights and compute in the models' dtype: nothing is left for autocast
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # the others wait while the first evaluates
+    made = Accelerator(cpu=cpu, mixed_precision="no", log_with=recipe.tracker, project_dir=str(recipe.out), kwargs_handlers=[patient])
     if recipe.tracker:
         made.init_trackers("lcfbench", config={"recipe": recipe.model_dump_json()})
     return made
@@ -92,7 +97,7 @@ def data_of(recipe: TrainRecipe, ends: tuple[Endpoint, Endpoint], say: Callable[
     if recipe.targets == "receiver":
         from lcfbench.training.targets import written_by
 
-        examples = written_by(ends[0], examples, recipe.batch_size, say)
+        examples = written_by(ends[0], examples, recipe.at_once, say)
     return examples, dev
 
 
@@ -121,7 +126,7 @@ def lanes_of(recipe: TrainRecipe, ends: tuple[Endpoint, Endpoint], examples: Seq
             method.check(document)
         senders = sender_of(examples, spec.senders, recipe.seed) if spec.senders != "matched" else None
         contexts = tuple(name for name, flag in (("shared", True), ("different", False)) if flag in shared)
-        lanes.append(Lane(spec, method, folder_of(recipe, spec), senders, contexts))
+        lanes.append(Lane(spec, method, folder_of(recipe, spec), senders, contexts, loss_mean=recipe.loss_mean))
     if unused := set(recipe.options) - used:
         raise UserError(f"no adapter asked for has an option {', '.join(sorted(unused))}.", "See `lcfbench train --help`.")
     return lanes

@@ -22,14 +22,18 @@ def written_by(receiver: Endpoint, documents: Sequence[Document], batch_size: in
     Raises UserError where nothing is left.
     """
     written: dict[str, str] = {}
+    cut = 0
     with torch.inference_mode():
         for group in batches(list({d.hash: d for d in documents}.values()), batch_size):
             opened = receiver.open(receiver.read([prompt(receiver, d.full, d) for d in group]))
             longest = min(max(d.max_new_tokens for d in group), LONGEST)
-            texts, _ = receiver.decode(opened, longest, group[0].until)
-            written |= {d.hash: text.strip() for d, text in zip(group, texts, strict=True)}
+            texts, lengths = receiver.decode(opened, longest, group[0].until)
+            # an answer that was cut off would teach to stop in the middle
+            whole = [n < longest for n in lengths]
+            cut += len(group) - sum(whole)
+            written |= {d.hash: text.strip() if ok else "" for d, text, ok in zip(group, texts, whole, strict=True)}
     out = [replace(d, gold=written[d.hash], steps=(), scoring="generate") for d in documents if written[d.hash]]
     if not out:
         raise UserError("the receiver wrote no answer to any example.", "Use --recipe or settings with targets: gold.")
-    say(f"targets written by the receiver: {len(out):,} of {len(documents):,} examples.")
+    say(f"targets written by the receiver: {len(out):,} of {len(documents):,} examples; {cut:,} answers were longer than {LONGEST} tokens.")
     return out

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from lcfbench.controls import sender_of
 from lcfbench.document import Document
@@ -50,11 +49,12 @@ def train(recipe: TrainRecipe, progress: TrainProgress) -> list[Path]:
     examples, dev = data_of(recipe, ends, progress.say)
     lanes = lanes_of(recipe, ends, examples)
     trainer = Trainer(recipe, lanes, dev, progress, accelerator)
-    with trainer.sharing():
+    with trainer.sharing(), trainer.memory_named():
         for lane in lanes if resumed is None else []:
             with lane.own_randomness():
                 lane.method.prepare(examples, progress.say)
     for lane in lanes:
+        trainer.agree(lane)
         lane.begin(recipe)
         progress.say(f"{lane.spec.label}: {lane.adapter.config.kind} adapter, {lane.adapter.params:,} parameters.")
     progress.say(f"{len(examples):,} examples from {', '.join(recipe.task)}; models in {ends[0].dtype} on {ends[0].device}.")
@@ -81,6 +81,7 @@ class Trainer:
     progress: TrainProgress
     accelerator: Accelerator
     step: int = 0
+    whole: bool = True  # no step is half done
     _log: TrainLog | None = field(default=None)
 
     @property
@@ -108,9 +109,14 @@ class Trainer:
         began, first = time.perf_counter(), self.step
         evaluating = 0.0
         try:
+            if self.step % r.eval_every == 0 and any(
+                not lane.curve or lane.curve[-1]["step"] < self.step for lane in self.alive if self.step
+            ):
+                self.evaluate()  # an interruption came before it
             while self.step < r.steps and self.alive:
+                self.whole = False
                 self.once(order[self.step])
-                self.step += 1
+                self.step, self.whole = self.step + 1, True
                 seconds = time.perf_counter() - began - evaluating
                 rate = (self.step - first) * r.batch_size / seconds
                 self.tell(rate)
@@ -133,7 +139,7 @@ class Trainer:
         mine = group[self.accelerator.process_index :: self.accelerator.num_processes]
         per_pass = -(-len(mine) // self.recipe.accumulate)
         for lane in self.alive:
-            lane.adapter.anneal(self.step)
+            lane.adapter.anneal(self.step, self.recipe.steps)
         with self.memory_named():
             for start in range(0, len(mine), max(per_pass, 1)):
                 for documents in _alike(mine[start : start + per_pass]):
@@ -141,7 +147,7 @@ class Trainer:
         for lane in self.alive:
             self.gather(lane)
             try:
-                norm = lane.step(self.recipe.clip, self.accelerator.clip_grad_norm_ if self.scaled else nn.utils.clip_grad_norm_)
+                norm = lane.step(self.recipe.clip)
             except FloatingPointError as what:
                 lane.failed = str(what)
                 lane.optimiser.zero_grad(set_to_none=True)
@@ -153,10 +159,6 @@ class Trainer:
                 self._log.add(lane.spec.label, self.step + 1, values)
                 if self.recipe.tracker:
                     self.accelerator.log({f"{lane.spec.label}/{k}": v for k, v in values.items()}, step=self.step + 1)
-
-    @property
-    def scaled(self) -> bool:
-        return self.accelerator.mixed_precision == "fp16"
 
     def learn(self, documents: list[Document], share: float) -> None:
         """Gradients of every adapter on documents that both models read once."""
@@ -172,6 +174,15 @@ class Trainer:
                 stack.enter_context(endpoint.sharing())
             yield
 
+    def agree(self, lane: Lane) -> None:
+        """Every process starts from the first one's adapter, and draws its own random numbers from here on."""
+        if self.accelerator.num_processes > 1:
+            for tensor in lane.adapter.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
+            if self.accelerator.process_index:
+                lane.random = []
+                lane.offset = self.accelerator.process_index
+
     def gather(self, lane: Lane) -> None:
         """Sums gradients, loss and accuracy over processes: each has read its part of the batch."""
         if self.accelerator.num_processes == 1:
@@ -179,8 +190,8 @@ class Trainer:
         for p in lane.parameters:
             grad = p.grad if p.grad is not None else torch.zeros_like(p)
             p.grad = self.accelerator.reduce(grad, "sum")  # type: ignore[assignment]
-        sums = self.accelerator.reduce(torch.tensor([lane.loss, lane.right], device=self.accelerator.device), "sum")
-        lane.loss, lane.right = sums.tolist()  # type: ignore[union-attr]
+        sums = self.accelerator.reduce(torch.tensor([lane.loss, lane.right, lane.weight], device=self.accelerator.device), "sum")
+        lane.loss, lane.right, lane.weight = sums.tolist()  # type: ignore[union-attr]
 
     def probe(self, longest: list[Document]) -> None:
         """Runs the longest batch once without a step, and says what memory it took: known before the first step, not after an hour."""
@@ -188,11 +199,12 @@ class Trainer:
         random = [[t.clone() for t in lane.random] for lane in self.lanes]
         reset_peak_memory(device)
         with self.memory_named():
-            for documents in _alike(longest[: max(len(longest) // self.recipe.accumulate // self.accelerator.num_processes, 1)]):
+            at_once = -(-len(longest) // self.accelerator.num_processes // self.recipe.accumulate)
+            for documents in _alike(sorted(longest, key=_length)[-at_once:]):
                 self.learn(documents, 1.0)
         for lane, state in zip(self.lanes, random, strict=True):
             lane.optimiser.zero_grad(set_to_none=True)
-            lane.random, lane.loss, lane.right = state, 0.0, 0.0
+            lane.random, lane.loss, lane.right, lane.weight = state, 0.0, 0.0, 0.0
         states = sum(2 * p.numel() * p.element_size() + p.numel() * p.element_size() for lane in self.lanes for p in lane.parameters)
         total = peak_memory_bytes(device) + states
         self.progress.say(f"memory: about {total / 1e9:.1f} GB at its peak (longest batch measured, optimiser and best states added).")
@@ -257,7 +269,7 @@ class Trainer:
         controls = ("matched", "deranged")[: len(documents)]  # one document has no other to be deranged with
         senders = {control: sender_of(documents, control, self.recipe.seed) for control in controls}
         sums = {control: [0.0] * len(points) for control in controls}
-        for group in batches(documents, self.recipe.batch_size):
+        for group in batches(documents, self.recipe.at_once):
             with self.sharing():
                 for control in controls:
                     for i, lane in enumerate(self.alive):
@@ -282,13 +294,18 @@ class Trainer:
                 part.replace(path)
 
     def interrupted(self) -> None:
-        """Ctrl-C: keeps a checkpoint of the last whole step, and the best states."""
+        """Ctrl-C: keeps a checkpoint where no step is half done (else the last one stays), and the best states."""
         if not self.main:
             return
+        if self.whole and self.step:
+            self.save_checkpoint()
         if any(lane.best is not None for lane in self.lanes):
             saved = [str(lane.save(self.recipe)) for lane in self.lanes if lane.best is not None]
             self.progress.say(f"the best state so far is in {', '.join(saved)}.")
-        self.progress.say(f"the last checkpoint is in {self.recipe.out}; the same command goes on from there.")
+        if (self.recipe.out / CHECKPOINT).exists():
+            self.progress.say(f"the last checkpoint is in {self.recipe.out}; the same command goes on from there.")
+        else:
+            self.progress.say("no step was checkpointed yet; --force starts over.")
 
 
 def _checkpoint(recipe: TrainRecipe) -> dict[str, Any] | None:
