@@ -7,8 +7,10 @@ Letters, full-text choices, generation and the training loss are written here on
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +24,8 @@ from lcfbench.layer_masks import hiding
 from lcfbench.prompts import Prompt
 from lcfbench.state import Message, Opened, State
 
-SHARED_BYTES = 2 << 30  # caches kept within `Endpoint.sharing`
+LEAST_SHARED = 1 << 30  # bytes of caches that `Endpoint.sharing` keeps at least
+_warned = False  # of prefills that are not shared
 
 
 class Endpoint:
@@ -34,6 +37,7 @@ class Endpoint:
             parameter.requires_grad_(False)
         self.geometry = Geometry.of_config(model.config)
         self._shared: dict[tuple[Any, ...], KV] | None = None
+        self._shared_limit = 0  # bytes; measured when sharing begins
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.pad_id: int = 0 if pad is None else pad
         # parameters a token is multiplied with: the embedding table is looked up, unless it is tied and is the output head
@@ -102,16 +106,20 @@ class Endpoint:
         read = KV.from_cache(cache, full, torch.cat([before.positions, positions], 1), before.hidden).flush()
         if share and self._shared is not None:
             held = sum(kv.keys.nbytes + kv.values.nbytes for kv in self._shared.values())
-            if held + read.keys.nbytes + read.values.nbytes <= SHARED_BYTES:
+            if held + read.keys.nbytes + read.values.nbytes <= self._shared_limit:
                 self._shared[key] = read
+            else:
+                warn_unshared(self._shared_limit)
         return read
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
         """Within it equal prefills from an empty cache are computed once: several adapters or methods on the same batch share them.
 
-        Caches are never written in place, so sharing them is safe; they are let go at the end. Beyond `SHARED_BYTES` nothing more is kept.
+        Caches are never written in place, so sharing them is safe; they are let go at the end. What is kept ends at a quarter of
+        the memory that was free when this endpoint first shared.
         """
+        self._shared_limit = self._shared_limit or max(free_bytes(self.device) // 4, LEAST_SHARED)
         outer, self._shared = self._shared, {} if self._shared is None else self._shared
         try:
             yield
@@ -206,10 +214,11 @@ class Endpoint:
         texts = [cut(self.tokenizer.decode(ids, skip_special_tokens=True), until) for ids in written]
         return texts, [len(ids) for ids in written]
 
-    def loss(self, state: State, targets: list[list[int]], supervised: list[list[bool]]) -> tuple[Tensor, Tensor]:
+    def loss(self, state: State, targets: list[list[int]], supervised: list[list[bool]], mean: str = "document") -> tuple[Tensor, Tensor]:
         """Next-token cross-entropy of the supervised target tokens, and the share of them that greedy decoding would have got right.
 
-        The mean is over supervised tokens within a document, then over documents: a long answer weighs no more than a short one.
+        mean: `document`, over supervised tokens within a document, then over documents: a long answer weighs no more than a short one; `token`,
+            over all supervised tokens.
         """
         rest = [row[keep.bool()].tolist() for row, keep in zip(state.ids, state.mask, strict=True)]
         ids, mask = pad_right([r + t[:-1] for r, t in zip(rest, targets, strict=True)], self.pad_id, self.device)
@@ -222,8 +231,9 @@ class Endpoint:
         weight, _ = pad_right([[int(s) for s in row] for row in supervised], 0, self.device)
         nll = F.cross_entropy(logits.transpose(1, 2), gold, reduction="none") * weight  # (B, T)
         per_document = weight.sum(1).clamp(min=1)
-        right = ((logits.argmax(-1) == gold) * weight).sum() / weight.sum()
-        return (nll.sum(1) / per_document).mean(), right
+        count = weight.sum().clamp(min=1)
+        right = ((logits.argmax(-1) == gold) * weight).sum() / count
+        return (nll.sum() / count if mean == "token" else (nll.sum(1) / per_document).mean()), right
 
     def stop_ids(self) -> set[int]:
         """Ids that end an answer: the tokenizer's EOS and those of the checkpoint's generation config."""
@@ -239,6 +249,23 @@ class Endpoint:
         """Scores and weighted sums of `queries` tokens, each over `past` entries and, on average, `tokens` of their own."""
         config = getattr(self.model.config, "text_config", None) or self.model.config
         return 4.0 * self.geometry.layers * config.num_attention_heads * self.geometry.head_dim * queries * (past + tokens)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free where a model runs; 8 GiB where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    table = Path("/proc/meminfo")
+    lines = table.read_text().splitlines() if table.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 8 << 30)
+
+
+def warn_unshared(limit: int) -> None:
+    """Says once a process that `limit` bytes were not enough."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(f"prefills are no longer shared beyond {limit / 1e9:.1f} GB; results are the same, only slower.", stacklevel=2)
 
 
 def first_line(error: Exception) -> str:

@@ -123,12 +123,12 @@ class Loop:
     def _row(self, document: Document, state: State, outcome: Outcome, answer_tokens: int, i: int) -> dict[str, Any]:
         metrics = self.task.score(document, outcome)
         name, message, shown = self.task.metric(document.scoring), state.message, state.prompts[i]
-        alone = self.method.sends is False
         # who answered: the sharer's own tokens stand in the sharer's columns
         who = "sharer" if self.method.uses == ("sharer",) else "receiver"
         flops = state.endpoint.flops(len(shown.ids) + answer_tokens)
-        if not alone:
-            flops += self.method.sharer.flops(message.sharer_tokens[i]) + (message.adapter_flops[i] if message.adapter_flops else 0.0)
+        flops += message.adapter_flops[i] if message.adapter_flops else 0.0  # one that edits its own cache works without sending
+        if self.method.sends:
+            flops += self.method.sharer.flops(message.sharer_tokens[i])
         return {
             "metric": name,
             "score": metrics[name],

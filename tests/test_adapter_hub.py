@@ -220,6 +220,77 @@ def test_the_card_is_metadata_the_hub_can_read(adapter):
     assert refreshed(refreshed(text, config), config) == refreshed(text, config)
 
 
+PLAIN = {
+    "method": "lcf", "tasks": ["splitfacts"], "steps": 1, "batch_size": 2, "seed": 0, "data_seed": 0, "senders": "matched", "supervise": "all",
+    "targets": "gold", "loss_mean": "document", "task_options": {}, "method_options": {}, "contexts": ["different"], "beside": [],
+    "device": "cpu", "minutes": 1.0,
+}  # fmt: skip
+
+
+def card_of(kind: str = "lcfx", **training) -> str:
+    config = pair_config("lcfx", *((name, GEOMETRIES[name]) for name in PAIR), options={"width": 2}, layers=1)
+    made = build(config.model_copy(update={"training": PLAIN | training}))
+    made.config = made.config.model_copy(update={"kind": kind})
+    return card(made)
+
+
+def test_a_plain_trainings_card_says_nothing_of_deviations():
+    text = card_of()
+    assert "- method `lcf`\n" in text and "- contexts of the two models in its examples: different\n" in text and "seed 0\n" in text
+    for word in (
+        "adaptation",
+        "supervised",
+        "gold",
+        "task options",
+        "of the examples",
+        "side by side",
+        "CoQA",
+        "Test results",
+        "Notes",
+        "mean over",
+    ):
+        assert word not in text
+
+
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [
+        ({"senders": "deranged"}, "- trained on the messages of other documents: what it gains is adaptation"),
+        ({"supervise": "first"}, "- only the first step of each answer was supervised"),
+        ({"targets": "receiver"}, "what the receiver writes when it reads both contexts"),
+        ({"loss_mean": "token"}, "mean over tokens"),
+        ({"task_options": {"max_words": "120"}}, "- task options {'max_words': '120'}"),
+        ({"method_options": {"lead": 3}}, "- method `lcf`, options {'lead': 3}"),
+        ({"seed": 2}, "seed 2 (of the examples: 0)"),
+        ({"machine": "two cores"}, "on cpu (two cores), 1.0 minutes\n"),
+        (
+            {"beside": ["lcf", "prefix"]},
+            "1.0 minutes (its equal share of the step time; 2 adapters were trained side by side: lcf, prefix)",
+        ),
+        ({"tasks": ["coqa_split*2"]}, "cut from CoQA's validation stories"),
+        ({"method": "single"}, "# LCF-X adapter, smollm2-135m (`single` baseline: no sharer)\n"),
+        ({"method": "identical"}, "(`identical` baseline: the receiver's model on both sides)\n"),
+        ({"kind": "dense", "method": "dense"}, "# dense-alignment adapter, smollm2-135m ← gemma3-270m\n"),
+        ({"kind": "prefix", "method": "prefix"}, "# latent-prefix adapter, "),
+        ({"notes": "Only one seed."}, "\n## Notes\n\nOnly one seed.\n"),
+    ],
+)
+def test_the_card_tells_how_a_training_differed(training, says):
+    assert says in card_of(**training)
+
+
+def test_the_card_shows_test_results():
+    row = {"task": "splitfacts", "mode": "lcf", "control": "matched", "documents": 500, "score": 0.9124, "low": 0.88, "high": 0.935,
+           "message_bytes": 15360.0}  # fmt: skip
+    text = card_of(results=[row, {"task": "splitfacts", "mode": "receiver", "score": 0.25}], notes="One seed.")
+    _, _, section = text.partition("## Test results\n\n")
+    lines = section.splitlines()
+    assert lines[0] == "| task | mode | control | documents | score | 95 % interval | message bytes |" and lines[1].count("|") == 8
+    assert lines[2] == "| splitfacts | lcf | matched | 500 | 0.912 | 0.880 to 0.935 | 15,360 |"
+    assert lines[3] == "| splitfacts | receiver |  |  | 0.250 |  |  |"
+    assert lines[4:6] == ["", "One seed."] and "## Notes" not in text
+
+
 def test_a_private_repository_needs_a_token(server, adapter, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "token")
     push(adapter, "me/small", private=True)

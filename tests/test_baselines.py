@@ -23,6 +23,7 @@ from lcfbench.catalogue import method_summaries
 from lcfbench.document import Document
 from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
+from lcfbench.loop import Loop
 from lcfbench.methods._note import cut_bytes
 from lcfbench.methods.answer_letter import picked
 from lcfbench.methods.base import Batch, create, method_class, prompt
@@ -35,7 +36,7 @@ from lcfbench.timing import Clock
 from lcfbench.training.recipe import TrainRecipe
 from lcfbench.training.trainer import train
 from tests import drive, tiny
-from tests.drive import Watcher
+from tests.drive import PhaseClock, Watcher
 from tests.test_methods import SHARED, SPLIT, fused, outcomes, same_bits
 
 NEW = ("answer_letter", "excerpt", "identical", "lora", "single")
@@ -169,6 +170,26 @@ def test_single_reads_the_prompt_once():
     assert len(calls) == 1
 
 
+@torch.no_grad()
+def test_singles_adapter_is_in_its_rows_work():
+    from types import SimpleNamespace
+
+    ends = alone()
+    adapter = fused("lcf", ends)
+    task = SimpleNamespace(score=lambda *_: {"acc": 1.0}, metric=lambda _: "acc")
+
+    def rows(method):
+        _, state, _ = outcomes(method, SHARED)
+        outcome = SimpleNamespace(text="", loglikelihoods=[])
+        loop = Loop(task, method, None, {}, {}, None)
+        return state, [loop._row(d, state, outcome, 0, i)["flops"] for i, d in enumerate(SHARED)]
+
+    state, work = rows(create("single", *ends, adapter))
+    plain_state, plain_work = rows(create("receiver", *ends))
+    assert plain_state.message.adapter_flops is None and all(n > 0 for n in state.message.adapter_flops)
+    assert work == [a + b for a, b in zip(plain_work, state.message.adapter_flops, strict=True)]
+
+
 @pytest.mark.parametrize("kind", ["lcf", "lcfx", "c2c"])
 @pytest.mark.parametrize("name", ["identical", "single"])
 def test_every_parameter_is_alive(name, kind):
@@ -245,6 +266,32 @@ def test_loras_learn_side_by_side_and_leave_the_receiver_alone():
     assert list(now) == list(frozen) and all(torch.equal(now[n], p) and not now[n].requires_grad for n, p in frozen.items())
     shared = {p.data_ptr() for p in methods[0].tuned.model.parameters()}
     assert shared == {p.data_ptr() for p in now.values()}  # the second tree of modules holds no weights of its own
+
+
+def test_lora_lends_in_the_prefill_phase_and_only_what_changed(monkeypatch):
+    ends = alone()
+    adapter = lora_adapter(ends[0])
+    method = create("lora", *ends, adapter)
+    layer = method.layers["q_proj"][0]
+    lend, phases = method.lend, []
+    clock = PhaseClock()
+    monkeypatch.setattr(method, "lend", lambda: (phases.append(clock.phase), lend()))
+    with torch.no_grad():
+        method.respond(Batch(SHARED, SHARED, clock))
+        assert phases == ["prefill"]
+        first = layer.lora_B["default"].weight
+        lend()
+        assert layer.lora_B["default"].weight is first
+        adapter.up["q_proj"].add_(1.0)
+        lend()
+        assert torch.equal(layer.lora_B["default"].weight, adapter.up["q_proj"][0])
+        assert layer.lora_B["default"].weight is not first
+        adapter.load_state_dict({k: v * 2 for k, v in adapter.state_dict().items()})
+        lend()
+        assert torch.equal(layer.lora_B["default"].weight, adapter.up["q_proj"][0])
+    adapter.requires_grad_(True)
+    lend()
+    assert layer.lora_B["default"].weight.requires_grad, "in training, gradients must flow"
 
 
 def test_gradients_reach_every_lora_weight_and_are_those_of_peft():
@@ -382,6 +429,56 @@ def test_an_excerpt_of_a_real_task_leaves_out_what_both_see():
         text = own_text(d)
         assert d.sharer.user == f"Notes: {text}\n" + d.sharer.user.split("\n", 1)[1] and "Question" not in text
         assert d.noted.user.replace("<<note>>", text) == d.full.user
+
+
+SPLITS = ("squad_split", "coqa_split", "hotpotqa_split")
+
+
+def assert_only_the_sharers(name: str, **options) -> None:
+    """An excerpt begins with the sharer's own half: no worked example, no instruction, no label, no question."""
+    from lcfbench.harness import load_task
+
+    documents = load_task(name, options=options).documents(limit=4)
+    assert documents
+    for d in documents:
+        text = own_text(d)
+        start = text.split("\n")[0]
+        assert len(text) > 20 and text in d.sharer.user and start in d.full.user and start not in d.receiver.user
+        assert not text.startswith(("Notes:", "Answer")) and "Mia" not in text and "Question:" not in text
+        if not options:
+            before, _, rest = d.sharer.user.partition(text)
+            assert d.receiver.user.startswith(before.removesuffix("Notes: ")) and rest.strip() in d.receiver.user
+
+
+def invented(root: Path) -> None:
+    from tests.test_split_tasks import keep, one_row_a_turn, paragraphs, stories
+    from tests.test_tasks import hotpot
+
+    keep(root, "rajpurkar/squad", "plain_text", "validation", paragraphs(10))
+    keep(root, "stanfordnlp/coqa", "turns", "validation", one_row_a_turn(stories()))
+    keep(root, "hotpotqa/hotpot_qa", "distractor", "validation", [hotpot(i) for i in range(4)])
+
+
+@pytest.mark.parametrize("options", [{}, {"receiver_context": "none"}, {"sharer_question": "no"}], ids=["plain", "none", "blind"])
+@pytest.mark.parametrize("name", SPLITS)
+def test_an_excerpt_begins_with_the_sharers_half(name, options, tmp_path, monkeypatch):
+    invented(tmp_path)
+    monkeypatch.setenv("LCFBENCH_MIRROR", str(tmp_path))
+    assert_only_the_sharers(name, **options)
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_an_excerpt_of_the_real_data_begins_with_the_sharers_half(name, mirror):
+    from lcfbench.assets.tables import look_table
+
+    repo, config = {
+        "squad_split": ("rajpurkar/squad", "plain_text"),
+        "coqa_split": ("stanfordnlp/coqa", "turns"),
+        "hotpotqa_split": ("hotpotqa/hotpot_qa", "distractor"),
+    }[name]
+    if not look_table(repo, config, "validation")[0]:
+        pytest.skip(f"no {repo} in the mirror")
+    assert_only_the_sharers(name)
 
 
 @pytest.mark.parametrize(("options", "match"), [({"bytes": "0"}, "bytes=0"), ({"end": "middle"}, "end=middle")])

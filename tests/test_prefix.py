@@ -22,6 +22,7 @@ from lcfbench.scoring import answer, target
 from lcfbench.timing import Clock
 from lcfbench.training.options import adapter_options
 from tests import tiny
+from tests.drive import PhaseClock
 from tests.test_methods import SHARED, SPLIT, outcomes, pair, same_bits
 
 DOCUMENTS = pytest.mark.parametrize("documents", [SHARED, SPLIT], ids=["shared", "split"])
@@ -240,6 +241,18 @@ def test_after_the_receivers_prefill_is_shared_and_carries_no_gradient():
         state = method.respond(Batch(SPLIT, SPLIT, Clock()))
     hook.remove()
     assert len(calls) == 1 and not alone.kv.keys.requires_grad and state.kv.keys.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["prefix", "dense"])
+def test_prompts_are_rendered_within_a_phase(kind, monkeypatch):
+    from lcfbench.methods import dense, prefix
+
+    ends, clock, phases = pair(), PhaseClock(), []
+    made = adapter(ends) if kind == "prefix" else build(pair_config("dense", *((e.name, e.geometry) for e in ends))).requires_grad_(False)
+    monkeypatch.setattr({"prefix": prefix, "dense": dense}[kind], "prompt", lambda *a: (phases.append(clock.phase), prompt(*a))[1])
+    with torch.no_grad():
+        create(kind, *ends, made.eval()).respond(Batch(SPLIT, SPLIT, clock))
+    assert set(phases) == {"prefix": {"prefill", "sharer"}, "dense": {"prefill"}}[kind]
 
 
 def test_sizes():

@@ -65,9 +65,9 @@ class Dense(Fusion):
             return super().respond(batch)
         self.check(batch.documents[0])
         adapter, clock = self.fuser, batch.clock
-        prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
-        if not adapter.config.layers:  # every gate is shut: the receiver alone
-            with clock("prefill"):
+        with clock("prefill"):
+            prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
+            if not adapter.config.layers:  # every gate is shut: the receiver alone
                 return self.receiver.read(prompts)
         with torch.no_grad(), clock("sharer"):
             mine, theirs = two_readings(self.receiver, self.sharer, batch.senders, adapter.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import ClassVar
 
 from lcfbench.document import NOTE, Document
@@ -46,10 +47,16 @@ class Excerpt(Method):
 
 
 def own_text(document: Document) -> str:
-    """What the sharer sees and the receiver does not: without the lead-in of the receiver's notes, and without the last lines both have."""
-    mine = document.sharer.user.removeprefix(document.noted.user.partition(NOTE)[0]).split("\n")
-    theirs = document.receiver.user.split("\n")
-    while mine and theirs and mine[-1] == theirs[-1]:
-        mine.pop()
-        theirs.pop()
-    return "\n".join(mine).strip()
+    """What the sharer sees and the receiver does not: without the first and last lines both have, nor the label in front of the notes."""
+    mine = document.sharer.user.split("\n")
+    # a receiver without a context of its own is shown the instructions only together with a note
+    views = [view.user.split("\n") for view in (document.receiver, document.noted)]
+    mine = mine[max(in_common(mine, theirs) for theirs in views) :]
+    mine = mine[: len(mine) - in_common(mine[::-1], views[0][::-1])]
+    label = document.noted.user.partition(NOTE)[0].rpartition("\n")[2] or "Notes: "
+    return "\n".join(mine).strip().removeprefix(label).strip()
+
+
+def in_common(mine: list[str], theirs: list[str]) -> int:
+    """How many lines both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mine, theirs, strict=False)))

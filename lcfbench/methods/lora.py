@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from lcfbench.adapters import lora
@@ -43,6 +44,7 @@ class Lora(Method):
         self.layers = inject(model, found, adapter)
         self.tuned = Endpoint(base.name, model, base.tokenizer, base.revision, base.source)
         self.tuned.matmul_params += adapter.params
+        self._lent: tuple[Any, ...] = ()
 
     @classmethod
     def configure(cls, config: AdapterConfig, receiver: Endpoint, sharer: Endpoint) -> AdapterConfig:
@@ -56,13 +58,24 @@ class Lora(Method):
         return config.model_copy(update={"options": options})
 
     def respond(self, batch: Batch) -> State:
-        self.lend()
+        with batch.clock("prefill"):
+            self.lend()
         return plain(self.tuned, [d.receiver for d in batch.documents], batch)
 
     def lend(self) -> None:
-        """PEFT's layers get the adapter's weights as they are now, in the model's dtype; gradients flow back into the stacks."""
+        """PEFT's layers get the adapter's weights as they are now, in the model's dtype; gradients flow back into the stacks.
+
+        Frozen weights that have not changed since are lent already.
+        """
         adapter, dtype = self.adapter, self.tuned.dtype
         assert isinstance(adapter, lora.Fuser)
+        weights = list(adapter.parameters())
+        now: tuple[Any, ...] = ()
+        if not any(p.requires_grad or p.is_inference() for p in weights):
+            now = (dtype, torch.is_inference_mode_enabled(), *((p.data_ptr(), p._version) for p in weights))
+            if now == self._lent:
+                return
+        self._lent = now
         for target, layers in self.layers.items():
             downs, ups = adapter.down[target].to(dtype).unbind(), adapter.up[target].to(dtype).unbind()
             for layer, down, up in zip(layers, downs, ups, strict=True):

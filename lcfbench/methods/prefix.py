@@ -44,9 +44,9 @@ class Prefix(Method):
 
     def respond(self, batch: Batch) -> State:
         fuser, clock = self.fuser, batch.clock
-        prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
-        if not fuser.training and not fuser.open_layers():  # every gate is shut: the receiver alone
-            with clock("prefill"):
+        with clock("prefill"):
+            prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
+            if not fuser.training and not fuser.open_layers():  # every gate is shut: the receiver alone
                 return self.receiver.read(prompts)
         with clock("sharer"):
             shared = [prompt(self.sharer, s.sharer, s) for s in batch.senders]

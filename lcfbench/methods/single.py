@@ -35,7 +35,7 @@ class Single(Identical):
             with torch.no_grad(), batch.clock("prefill"):  # both uses of the receiver's cache find it here
                 self.own_cache([prompt(self.receiver, d.receiver, d) for d in own])
             state = super().respond(Batch(own, own, batch.clock))
-        state.message = Message.none(len(own))
+        state.message = replace(Message.none(len(own)), adapter_flops=state.message.adapter_flops)
         return state
 
     def sharer_cache(self, prompts: list[Prompt]) -> KV:

@@ -17,30 +17,42 @@ from lcfbench.assets import ALIASES
 
 REPO = "ORG/NAME"  # stands for the repository until `adapter push` knows it
 FATES = {"shut": "shut", "hurts": "harmful", "outranked": "of least importance"}
-NAMES = {"lcf": "LCF", "lcfx": "LCF-X", "c2c": "C2C", "lora": "LoRA"}
+NAMES = {"lcf": "LCF", "lcfx": "LCF-X", "c2c": "C2C", "lora": "LoRA", "dense": "dense-alignment", "prefix": "latent-prefix"}
+BASELINES = {"single": "`single` baseline: no sharer", "identical": "`identical` baseline: the receiver's model on both sides"}
+RESULTS = ("task", "mode", "control", "documents", "score", "95 % interval", "message bytes")
 
 
 def card(adapter: Adapter) -> str:
     """Markdown with the model hub's metadata block on top."""
     c, t = adapter.config, adapter.config.training
-    head = f"# {NAMES.get(c.kind, c.kind)} adapter, {c.receiver} ← {c.sharer}\n"
+    mode = t.get("method") or c.kind.removesuffix("x")
+    alone, baseline = mode in ("single", "lora"), f" ({BASELINES[mode]})" if mode in BASELINES else ""
+    head = f"# {NAMES.get(c.kind, c.kind)} adapter, {c.receiver if alone else f'{c.receiver} ← {c.sharer}'}{baseline}\n"
     facts = [
-        f"- receiver {c.receiver}, sharer {c.sharer}; both stay frozen",
+        f"- receiver {c.receiver}, no sharer; nothing is sent"
+        if alone
+        else f"- receiver {c.receiver}, sharer {c.sharer}; both stay frozen",
+        f"- method `{mode}`" + (f", options {t['method_options']}" if t.get("method_options") else ""),
         f"- {adapter.params:,} parameters in {len(c.layers)} of {c.receiver_geometry.layers} receiver layers",
         f"- options {c.options}; token alignment {c.token_alignment}",
     ]
     if t.get("imported_from"):
         facts.append(f"- imported from {t['imported_from']}")
     if t.get("tasks"):
+        seed = f"seed {t.get('seed')}" + (
+            f" (of the examples: {t['data_seed']})" if t.get("data_seed", t.get("seed")) != t.get("seed") else ""
+        )
         facts += [
             f"- trained on the train split of {', '.join(map(str, t['tasks']))}: {t.get('steps')} steps of {t.get('batch_size')}, AdamW, "
-            f"lr {t.get('lr')}, warm-up {t.get('warmup')}, clip {t.get('clip')}, weight decay {t.get('weight_decay')}, seed {t.get('seed')}",
-            f"- models in {t.get('models_dtype')} on {t.get('device')}, {t.get('minutes')} minutes",
+            f"lr {t.get('lr')}, warm-up {t.get('warmup')}, clip {t.get('clip')}, weight decay {t.get('weight_decay')}, {seed}",
+            *_deviations(t),
+            f"- models in {t.get('models_dtype')} on {t.get('device')}{f' ({machine})' if (machine := t.get('machine')) else ''}, "
+            f"{t.get('minutes')} minutes{_share(t.get('beside') or [])}",
         ]
-    mode, task = t.get("method") or c.kind.removesuffix("x"), next(iter(_tasks(t)), "TASK")
+    task = next(iter(_tasks(t)), "TASK")
     run = f"lcfbench run --mode {mode} --pair {c.receiver}:{c.sharer} --task {task} --adapter adapters/mine"
     use = f"\n```\nlcfbench adapter pull {REPO} --out adapters/mine\n{run}\n```\n"
-    return f"---\n{metadata(c)}---\n\n{head}\n" + "\n".join(facts) + "\n" + use + _dev(t) + _pruned(t.get("pruned"))
+    return f"---\n{metadata(c)}---\n\n{head}\n" + "\n".join(facts) + "\n" + use + _results(t) + _dev(t) + _pruned(t.get("pruned"))
 
 
 def metadata(config: AdapterConfig) -> str:
@@ -97,6 +109,48 @@ def _dataset(task: str) -> str | None:
     if task.startswith("chat:"):
         return hub_id(task.removeprefix("chat:"))
     return read_task(task).get("dataset_path") if task in task_names() else None
+
+
+def _deviations(t: dict[str, Any]) -> list[str]:
+    """What a training did otherwise than the plain one, and what a reader of its scores must know of its data."""
+    said = []
+    if t.get("contexts"):
+        said.append(f"- contexts of the two models in its examples: {' and '.join(t['contexts'])}")
+    if t.get("task_options"):
+        said.append(f"- task options {t['task_options']}")
+    if "coqa_split" in _tasks(t):
+        said.append(
+            "- the train part of coqa_split is cut from CoQA's validation stories: of CoQA, only coqa_split's own test part is unseen"
+        )
+    if t.get("senders", "matched") != "matched":
+        said.append("- trained on the messages of other documents: what it gains is adaptation, not communication")
+    if t.get("supervise", "all") != "all":
+        said.append(f"- only the {t['supervise']} step of each answer was supervised")
+    if t.get("targets", "gold") != "gold":
+        said.append(f"- targets are not the gold answers but what the {t['targets']} writes when it reads both contexts")
+    if t.get("loss_mean", "document") != "document":
+        said.append(f"- the loss is a mean over {t['loss_mean']}s")
+    return said
+
+
+def _share(beside: list[str]) -> str:
+    """`beside` holds all adapters of a training that had several, this one too."""
+    return f" (its equal share of the step time; {len(beside)} adapters were trained side by side: {', '.join(beside)})" if beside else ""
+
+
+def _results(t: dict[str, Any]) -> str:
+    """Scores on test splits, where someone has added them as `results` to the adapter's config, and what they say, its `notes`."""
+    rows, notes = t.get("results") or [], f"{t['notes'].strip()}\n" if t.get("notes") else ""
+    if not rows:
+        return f"\n## Notes\n\n{notes}" if notes else ""
+    table = ["| " + " | ".join(RESULTS) + " |", "| --- | --- | --- | ---: | ---: | ---: | ---: |"]
+    for row in rows:
+        score = "" if row.get("score") is None else f"{row['score']:.3f}"
+        interval = "" if row.get("low") is None or row.get("high") is None else f"{row['low']:.3f} to {row['high']:.3f}"
+        sent = "" if row.get("message_bytes") is None else f"{row['message_bytes']:,.0f}"
+        cells = [row.get("task"), row.get("mode"), row.get("control"), row.get("documents"), score, interval, sent]
+        table.append("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
+    return "\n## Test results\n\n" + "\n".join(table) + "\n" + (f"\n{notes}" if notes else "")
 
 
 def _dev(t: dict[str, Any]) -> str:
