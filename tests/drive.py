@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -106,10 +107,17 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **more}
 
 
+def _hear_ctrl_c() -> None:
+    """A test run started in the background hands on that SIGINT is ignored; the command under test must hear it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*args: object, cwd: Path | None = None, **env: str) -> subprocess.Popen[str]:
     """`lcfbench …` in a process of its own."""
     command = [sys.executable, "-m", "lcfbench.cli", *map(str, args)]
-    return subprocess.Popen(command, cwd=cwd or ROOT, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd or ROOT, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_ctrl_c
+    )
 
 
 def process(*args: object, cwd: Path | None = None, **env: str) -> tuple[int, str, str]:
