@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcfbench.analysis.figures import COLOURS, GREY, INK, canvas, save, styled
 from lcfbench.analysis.labels import Line, place
 from lcfbench.analysis.orf import DERIVED
 from lcfbench.analysis.published import Published
@@ -26,14 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, then Tol's, distinct for colour-blind readers; the receiver alone is black.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933", "#332288")
-INK, GREY = "#222222", "#8a8a8a"
-STYLE: dict[Any, Any] = {
-    **{"font.family": "DejaVu Sans", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False},
-    **{"axes.edgecolor": GREY, "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.labelcolor": INK},
-    **{"svg.hashsalt": "lcfbench", "svg.fonttype": "path", "figure.dpi": 150, "savefig.dpi": 150},
-}
 WIDTH, TOP, ROW, TITLE, FOOT = 14.0, 0.45, 4.5, 0.35, 0.95  # inches: figure, legend, one row of panels, its heading, its x axis
 LINE = 0.22  # inches a sentence under a heading takes
 CROWD = 6  # with more methods than this the verdicts stay in the sentences above
@@ -48,33 +41,17 @@ def plot(summary: pd.DataFrame, out_dir: Path, published: bool = False) -> list[
     """
     if not len(summary):
         raise UserError("no runs to plot.", "Run something first, or name a folder with runs; `lcfbench ls runs` lists them.")
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the picture
-        matplotlib.rcParams.update(STYLE)
-        figure = draw(summary, published)
-        paths = [Path(out_dir) / f"frontier.{kind}" for kind in ("png", "svg")]
-        try:
-            Path(out_dir).mkdir(parents=True, exist_ok=True)
-            figure.savefig(paths[0], metadata={"Software": None})
-            figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-        except OSError as error:
-            raise UserError(f"cannot write {out_dir}: {error.strerror or error}.", "Name another folder with --out.") from error
-    return paths
+    with styled():
+        return save(draw(summary, published), out_dir, "frontier")
 
 
 def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
     """The figure, drawn without pyplot (and so without a display or global state)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     summary = summary[summary["control"] != DERIVED]  # an oracle is no method: it has no size and no latency
     rows = [(key, lines.to_dict("records")) for key, lines in summary.groupby(GROUP, sort=False, dropna=False)]
     said = [_sentences(lines) for _, lines in rows]
     height = TOP + sum(ROW + LINE * len(words) for words in said)
-    figure = Figure(figsize=(WIDTH, height))
-    FigureCanvasAgg(figure)
+    figure = canvas((WIDTH, height))
     others = list(dict.fromkeys(mode for mode in summary["mode"] if mode != BASELINE))
     colours = {BASELINE: INK} | {mode: COLOURS[i % len(COLOURS)] for i, mode in enumerate(sorted(others))}
     top = height - TOP

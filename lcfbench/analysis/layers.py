@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lcfbench.analysis.frontier import GREY, INK, STYLE
+from lcfbench.analysis.figures import GREY, INK, canvas, styled
 
 GATES = (("gate_key", "gate, keys"), ("gate_value", "gate, values"))
 LOSSES = (("importance", "score lost without it"), ("loglik_importance", "log-likelihood lost without it"))
@@ -16,21 +16,13 @@ LOSSES = (("importance", "score lost without it"), ("loglik_importance", "log-li
 
 def draw_layers(report: dict[str, Any], path: Path) -> None:
     """Writes the picture as PNG, the same bytes every time."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the picture
-        matplotlib.rcParams.update(STYLE)
+    with styled():
         _figure(report).savefig(path, metadata={"Software": None})
 
 
 def _figure(report: dict[str, Any]) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = report["layers"]
-    figure = Figure(figsize=(9.0, 3.1))
-    FigureCanvasAgg(figure)
+    figure = canvas((9.0, 3.1))
     whole, pruned = report["whole"], report["pruned"]
     figure.text(0.02, 0.93, f"{report['adapter']}: {pruned['layers']} of {whole['layers']} layers kept", weight="bold", size=11)
     figure.text(

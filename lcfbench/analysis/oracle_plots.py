@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.frontier import COLOURS, GREY, INK, STYLE
+from lcfbench.analysis.figures import COLOURS, GREY, INK, canvas, save, styled
 from lcfbench.analysis.stats import mean_interval, paired_difference
-from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,22 +30,24 @@ CLOUDS = {
 }
 
 
+@styled()
 def plot_enrich(rows: pd.DataFrame, names: Mapping[str, str], title: str, folder: Path) -> list[Path]:
     """`enrich.png`, `enrich.svg`. rows: see `lcfbench.oracle.enrich.measure`. names: what each condition is, `direct: the question alone`."""
     layers = sorted(rows["layer"].dropna().unique())
-    figure = _figure(13.0 if layers else 7.6, 4.9)
+    figure = canvas((13.0 if layers else 7.6, 4.9))
     left = figure.add_axes((0.045, 0.13, 0.29, 0.68) if layers else (0.1, 0.13, 0.85, 0.68))
     _conditions(left, rows)
     if layers:
         _by_layer(figure, rows, layers)
     _head(figure, title, "; ".join(names[c] for c in CONDITIONS))
-    return _save(figure, folder, "enrich")
+    return save(figure, folder, "enrich")
 
 
+@styled()
 def plot_transform(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) -> list[Path]:
     """`layers.*`: R² and cosine a receiver layer; where several sharer layers were tried, `matrix.*`: R² of each pair of layers."""
     chosen = rows[rows["chosen"]].sort_values("receiver_layer")
-    figure = _figure(13.0, 4.9)
+    figure = canvas((13.0, 4.9))
     boxes = (0.06, 0.13, 0.42, 0.68), (0.555, 0.13, 0.42, 0.68)
     for box, (what, label) in zip(
         boxes, (("r2", "R² on held-out text"), ("cosine", "cosine on held-out text, mean over tokens")), strict=True
@@ -63,14 +64,15 @@ def plot_transform(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) 
         axes.grid(axis="y", color="#e4e4e4", lw=0.8, zorder=0)
         axes.legend(frameon=False, fontsize=10, ncols=2, loc="lower left")
     _head(figure, title, subtitle)
-    paths = _save(figure, folder, "layers")
+    paths = save(figure, folder, "layers")
     return paths + (_matrix(rows, title, subtitle, folder) if rows.groupby("receiver_layer").size().max() > 1 else [])
 
 
+@styled()
 def plot_points(points: pd.DataFrame, title: str, subtitle: str, folder: Path) -> list[Path]:
     """`picture.*`: entries of some held-out tokens on their two principal axes, a column a layer; keys above, values below."""
     layers, parts = sorted(points["receiver_layer"].unique()), ("key", "value")
-    figure = _figure(3.3 * len(layers) + 0.7, 7.6)
+    figure = canvas((3.3 * len(layers) + 0.7, 7.6))
     kinds = [k for k in CLOUDS if k in set(points["kind"])]
     for row, part in enumerate(parts):
         for column, layer in enumerate(layers):
@@ -93,7 +95,7 @@ def plot_points(points: pd.DataFrame, title: str, subtitle: str, folder: Path) -
                 axes.set_ylabel(f"{part}s", size=11.5)
     figure.axes[0].legend(loc="upper left", bbox_to_anchor=(-0.01, 1.21), ncols=len(kinds), frameon=False, fontsize=10.5, columnspacing=1.4)
     _head(figure, title, f"{subtitle}; first two principal axes, a line joins a token's two entries")
-    return _save(figure, folder, "picture")
+    return save(figure, folder, "picture")
 
 
 def _conditions(axes: Axes, rows: pd.DataFrame) -> None:
@@ -146,7 +148,7 @@ def _change(values: Any, base: Any, column: str) -> tuple[float, float, float]:
 
 def _matrix(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) -> list[Path]:
     """R² of every receiver layer from every sharer layer, keys and values; the best of each receiver layer is marked, and the proportional map."""
-    figure = _figure(13.0, 6.4)
+    figure = canvas((13.0, 6.4))
     rows = rows.assign(source=rows["sharer_layers"].astype(int))
     chosen = rows[rows["chosen"]]
     L, S = int(rows["receiver_layer"].max()) + 1, int(rows["source"].max()) + 1
@@ -173,7 +175,7 @@ def _matrix(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) -> list
     bar = figure.colorbar(image, cax=figure.add_axes((0.945, 0.105, 0.014, 0.735)))
     bar.outline.set_visible(False)  # type: ignore[operator]
     _head(figure, title, subtitle + ("; what is below 0 is drawn as 0" if lowest < 0 else ""))
-    return _save(figure, folder, "matrix")
+    return save(figure, folder, "matrix")
 
 
 def _head(figure: Figure, title: str, subtitle: str) -> None:
@@ -187,27 +189,3 @@ def _layer_axis(axes: Axes, layers: Sequence[int], label: str) -> None:
     axes.set_xticks(list(layers)[::step])
     axes.set_xlim(min(layers) - 0.6, max(layers) + 0.6)
     axes.set_xlabel(label, size=10.5)
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure without pyplot, and so without a display or global state, in the house's style whatever a reader's own matplotlibrc says."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    matplotlib.rcdefaults()
-    matplotlib.rcParams.update(STYLE)
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    paths = [Path(folder) / f"{name}.{kind}" for kind in ("png", "svg")]
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}.", "Name another folder with --out.") from error
-    return paths

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.frontier import COLOURS, GREY, INK, STYLE
+from lcfbench.analysis.figures import COLOURS, GREY, INK, canvas, save, styled
 from lcfbench.errors import UserError
+from lcfbench.training.log import LOG
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-LOG = "training.parquet"
 SEED = r"-seed-\d+"  # in an adapter's label
 SMOOTH = 10  # steps over which the loss is averaged
 
@@ -46,27 +46,13 @@ def read(folders: Sequence[Path]) -> pd.DataFrame:
 
 def plot(folders: Sequence[Path], out_dir: Path) -> list[Path]:
     """Writes `training.png` and `training.svg` into `out_dir` and returns their paths."""
-    import matplotlib
-
     rows = read(folders)
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure = draw(rows)
-        paths = [out_dir / f"training.{kind}" for kind in ("png", "svg")]
-        try:
-            out_dir.mkdir(parents=True, exist_ok=True)
-            figure.savefig(paths[0], metadata={"Software": None})
-            figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-        except OSError as error:
-            raise UserError(f"cannot write {out_dir}: {error.strerror or error}.", "Name another folder with --out.") from error
-    return paths
+    with styled():
+        return save(draw(rows), out_dir, "training")
 
 
 def draw(rows: pd.DataFrame) -> Figure:
     """A panel for the loss and one for every dev task. Seeds of one adapter share a colour: thin lines each, a thick one their mean."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     rows = rows[rows["adapter"] != ""].assign(group=lambda r: r["adapter"].str.replace(SEED, "", regex=True))
@@ -75,8 +61,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     panels = 1 + len(tasks)
     columns = max(min(len(groups), int(panels * 5.2 / (0.9 + 0.09 * max(map(len, groups))))), 1)
     deep = 4.2 + 0.26 * (-(-len(groups) // columns) + 1)
-    figure = Figure(figsize=(5.2 * panels, deep), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas((5.2 * panels, deep), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(groups)}
     for name in groups:

@@ -1,0 +1,60 @@
+"""What all figures share: the house's style whatever a reader's own matplotlibrc says, canvases without pyplot, the same bytes every time.
+
+with styled():
+    figure = canvas((5, 4))
+    paths = save(figure, Path("results"), "frontier")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcfbench.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, then Tol's, distinct for colour-blind readers; the receiver alone is black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933", "#332288")
+INK, GREY = "#222222", "#8a8a8a"
+STYLE: dict[Any, Any] = {
+    **{"font.family": "DejaVu Sans", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.edgecolor": GREY, "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.labelcolor": INK},
+    **{"svg.hashsalt": "lcfbench", "svg.fonttype": "path", "figure.dpi": 150, "savefig.dpi": 150},
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The style holds within, for drawing and for saving; outside, matplotlib's settings stay as they were. Also a decorator."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the picture
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def canvas(size: tuple[float, float], layout: Any = None) -> Figure:
+    """A figure of so many inches, without pyplot and so without a display or global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Writes `name.png` and `name.svg`, without dates or versions in them. Raises UserError where the folder takes no files."""
+    paths = [Path(folder) / f"{name}.{kind}" for kind in ("png", "svg")]
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}.", "Name another folder with --out.") from error
+    return paths
