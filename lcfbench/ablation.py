@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +13,7 @@ from lcfbench.adapters.base import Adapter
 from lcfbench.catalogue import method_names
 from lcfbench.controls import sender_of
 from lcfbench.document import Document
-from lcfbench.endpoint import Endpoint
+from lcfbench.endpoint import Endpoint, sharing
 from lcfbench.errors import UserError
 from lcfbench.harness import Task
 from lcfbench.loop import batches
@@ -86,9 +85,7 @@ class Bench:
             sums |= {(name, "deranged"): Tally() for name in deranged}
         groups = batches(self.documents, self.batch_size)
         for number, group in enumerate(groups):
-            with ExitStack() as both:  # each model reads its half of the batch once, however many adapters there are
-                for endpoint in (self.receiver, self.sharer):
-                    both.enter_context(endpoint.sharing())
+            with sharing((self.receiver, self.sharer)):
                 for done, ((name, control), tally) in enumerate(sums.items()):
                     batch = Batch(group, [senders[control][d.hash] for d in group], Clock())
                     self.add(self.method(adapters[name]()), batch, tally)

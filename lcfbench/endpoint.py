@@ -8,8 +8,8 @@ Letters, full-text choices, generation and the training loss are written here on
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +249,15 @@ class Endpoint:
         """Scores and weighted sums of `queries` tokens, each over `past` entries and, on average, `tokens` of their own."""
         config = getattr(self.model.config, "text_config", None) or self.model.config
         return 4.0 * self.geometry.layers * config.num_attention_heads * self.geometry.head_dim * queries * (past + tokens)
+
+
+@contextmanager
+def sharing(endpoints: Iterable[Endpoint]) -> Iterator[None]:
+    """`Endpoint.sharing` of several at once: each reads its part of a batch once, however many adapters or methods there are."""
+    with ExitStack() as stack:
+        for endpoint in endpoints:
+            stack.enter_context(endpoint.sharing())
+        yield
 
 
 def free_bytes(device: torch.device) -> int:

@@ -43,9 +43,14 @@ class Progress(Protocol):
     def end(self) -> None: ...
 
 
+def length(document: Document) -> int:
+    """Characters both models read of a document, for putting documents of near length together."""
+    return sum(len(v.user) for v in (document.receiver, document.sharer)) + sum(len(text) for _, text in document.receiver.history)
+
+
 def batches(documents: Sequence[Document], size: int) -> list[list[Document]]:
     """Documents of near length together, longest first: memory peaks at once, padding is small, and the order is the same every time."""
-    order = sorted(documents, key=lambda d: (-len(d.receiver.user) - len(d.sharer.user), d.hash))
+    order = sorted(documents, key=lambda d: (-length(d), d.hash))
     groups: dict[tuple[Any, ...], list[Document]] = {}
     for d in order:  # what is scored differently cannot share a forward
         groups.setdefault((len(d.steps), d.until, d.max_new_tokens), []).append(d)

@@ -48,14 +48,9 @@ def adapters_table(extra: Sequence[Path] = ()) -> list[dict[str, Any]]:
     return rows
 
 
-def method_of(config: AdapterConfig) -> str:
-    """The method an adapter was trained under; where it does not say, its kind does."""
-    return str(config.training.get("method") or {"lcfx": "lcf"}.get(config.kind, config.kind))
-
-
 def serves(config: AdapterConfig, mode: str) -> bool:
     """Whether an adapter was made for a method. One for a model with itself as sharer is `identical` and its kind's own method alike."""
-    trained, own = method_of(config), {"lcfx": "lcf"}.get(config.kind, config.kind)
+    trained, own = config.method, config.own_method
     if mode == "identical":
         return config.receiver == config.sharer and trained in (mode, own)
     return trained == mode or (trained == "identical" and mode == own)
@@ -85,12 +80,12 @@ def pick_adapter(given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, s
     configs = {folder: read_config(folder) for folder in given}
     fits = [folder for folder, c in configs.items() if c.kind in wanted and serves(c, mode)]
     if fits:
-        best = min(fits, key=lambda f: (method_of(configs[f]) != mode, (configs[f].receiver, configs[f].sharer) != pair))
+        best = min(fits, key=lambda f: (configs[f].method != mode, (configs[f].receiver, configs[f].sharer) != pair))
         if not (best / WEIGHTS).is_file():
             raise UserError(f"{best} has no {WEIGHTS}.", "Fetch or train it again.")
         return best
     if given:
-        have = ", ".join(f"{f} ({c.kind}, {method_of(c)} of {c.receiver}:{c.sharer})" for f, c in configs.items())
+        have = ", ".join(f"{f} ({c.kind}, {c.method} of {c.receiver}:{c.sharer})" for f, c in configs.items())
         raise UserError(
             f"no adapter of kind {' or '.join(wanted)} for {mode} on {task} among those given: {have}.",
             f"Pass one trained with --mode {mode}" + (f" (pair {pair[0]}:{pair[1]})" if pair[0] == pair[1] else "") + ".",
@@ -100,7 +95,7 @@ def pick_adapter(given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, s
     fits = [f for f in fits if configs[f].training.get("senders", "matched") == "matched"]  # the others are there to be compared with
     context = "shared" if shared else "different"
     fits = [f for f in fits if context in configs[f].training.get("contexts", [context])]
-    fits.sort(key=lambda f: (method_of(configs[f]) != mode, *_far(configs[f], task)))
+    fits.sort(key=lambda f: (configs[f].method != mode, *_far(configs[f], task)))
     if not fits:
         raise UserError(
             f"no adapter ships for --mode {mode} on {task} with {pair[0]}:{pair[1]}.",

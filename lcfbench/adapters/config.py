@@ -75,6 +75,16 @@ class AdapterConfig(BaseModel):
                 raise ValueError(f"training.{key} is not a {kind.__name__}")
         return self
 
+    @property
+    def own_method(self) -> str:
+        """The method that runs adapters of this kind: LCF-X is LCF on different contexts, other kinds have their method's name."""
+        return {"lcfx": "lcf"}.get(self.kind, self.kind)
+
+    @property
+    def method(self) -> str:
+        """The method this adapter was trained under; where it does not say, its kind's own."""
+        return str(self.training.get("method") or self.own_method)
+
     def check_fits(self, receiver: Geometry, sharer: Geometry, where: str) -> None:
         """Raises UserError naming every dim in which the pair at hand differs from the one this adapter was made for."""
         wrong = self.receiver_geometry.differences(receiver, "receiver") + self.sharer_geometry.differences(sharer, "sharer")

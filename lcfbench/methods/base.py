@@ -158,7 +158,7 @@ def create(
     if adapter is not None and kind.adapter_kinds and adapter.config.kind not in kind.adapter_kinds:
         raise UserError(
             f"method {name} runs adapters of kind {', '.join(kind.adapter_kinds)}, not {adapter.config.kind}.",
-            f"Use --mode {'lcf' if adapter.config.kind == 'lcfx' else adapter.config.kind}.",
+            f"Use --mode {adapter.config.own_method}.",
         )
     chosen = parse_options(kind, name, options or {})
     if adapter is not None and kind.adapter_kinds:  # what it was trained under holds where nothing else is asked for

@@ -10,19 +10,59 @@ folders; nothing here imports torch.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcfbench import __version__
 from lcfbench.errors import UserError
-from lcfbench.provenance import digest
+from lcfbench.provenance import digest, environment
 from lcfbench.records import MANIFEST, now, read_manifest, write, write_json, writing
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lcfbench.endpoint import Endpoint
+
 FORMAT = 1
+
+
+@dataclass(kw_only=True)
+class Asked:
+    """What every oracle can be asked for, beside its own question."""
+
+    seed: int = 0
+    batch_size: int = 16
+    dtype: str = "auto"
+    device: str = "auto"
+    attention: str = "sdpa"
+    out: Path = Path("results")
+    offline: bool = False
+    fresh: bool = False
+    task_options: dict[str, str] = field(default_factory=dict)
+
+    def conditions(self) -> dict[str, Any]:
+        """The part of a run's identity that says under what it was computed. Raises UserError for a device or dtype that is not there."""
+        from lcfbench.endpoint import pick_device, pick_dtype
+
+        device = pick_device(self.device)
+        dtype = str(pick_dtype(self.dtype, device)).removeprefix("torch.")
+        return {
+            "seed": self.seed, "dtype": dtype, "device": device.type, "attention": self.attention, "batch_size": self.batch_size,
+            "version": __version__,
+        }  # fmt: skip
+
+    def circumstances(self, began: float, endpoint: Endpoint) -> dict[str, Any]:
+        """What a manifest tells beside the identity: seconds since `began` (perf_counter), everything that was asked for, the machine."""
+        from torch import get_num_threads
+
+        return {
+            "seconds": round(time.perf_counter() - began, 1),
+            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()},
+            "environment": environment(str(endpoint.device), get_num_threads()),
+        }
 
 
 @dataclass(frozen=True)

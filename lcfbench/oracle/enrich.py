@@ -17,22 +17,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lcfbench import __version__
 from lcfbench.document import Document, Scoring
-from lcfbench.endpoint import Endpoint, pick_device, pick_dtype
+from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError, unknown
 from lcfbench.harness import Task, load_task
 from lcfbench.loop import batches, predicted
 from lcfbench.methods.base import Batch, prompt
-from lcfbench.oracle import Place
+from lcfbench.oracle import Asked, Place
 from lcfbench.oracle.slices import enriched_prompt, one_layer, oracle, sliced
-from lcfbench.provenance import digest, environment
+from lcfbench.provenance import digest
 from lcfbench.scoring import answer
 from lcfbench.timing import Clock
 
@@ -44,8 +42,8 @@ KINDS = ("examples", "context")
 POSITIONS = ("direct", "kept")
 
 
-@dataclass
-class Enrich:
+@dataclass(kw_only=True)
+class Enrich(Asked):
     """What to measure.
 
     before: what stands in front of the question: `examples` of the task's train split, or the other side's `context`. None: by the task's kind.
@@ -61,15 +59,6 @@ class Enrich:
     per_layer: bool = False
     positions: Literal["direct", "kept"] = "direct"
     scoring: Scoring | None = None
-    seed: int = 0
-    batch_size: int = 16
-    dtype: str = "auto"
-    device: str = "auto"
-    attention: str = "sdpa"
-    out: Path = Path("results")
-    offline: bool = False
-    fresh: bool = False
-    task_options: dict[str, str] = field(default_factory=dict)
 
 
 def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> Place:
@@ -87,17 +76,14 @@ def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> Place:
     scoring = chosen.scoring or task.default_scoring
     task.metric(scoring)  # a scoring the task does not have is an error now
     found = find_model(chosen.model, offline=chosen.offline)
-    device = pick_device(chosen.device)
-    dtype = pick_dtype(chosen.dtype, device)
+    conditions = chosen.conditions()
     chat = bool(getattr(AutoTokenizer.from_pretrained(found.path), "chat_template", None))
     documents = task.documents(scoring=scoring, limit=chosen.limit, receiver_chat=chat)
     shown = examples(task, documents, chosen.shots, scoring, chat) if before == "examples" else []
     identity = {
         "oracle": "enrich", "model": label(chosen.model), "revision": found.revision, "task": task.name, "task_options": task.options,
         "task_sha256": task.yaml_sha256, "documents_sha256": digest([d.hash for d in documents]), "examples": [d.hash for d in shown],
-        "before": before, "positions": chosen.positions, "per_layer": chosen.per_layer, "scoring": scoring, "seed": chosen.seed,
-        "dtype": str(dtype).removeprefix("torch."), "device": device.type, "attention": chosen.attention,
-        "batch_size": chosen.batch_size, "version": __version__,
+        "before": before, "positions": chosen.positions, "per_layer": chosen.per_layer, "scoring": scoring, **conditions,
     }  # fmt: skip
     place = Place.of(chosen.out, "enrich", identity)
     if not chosen.fresh and place.finished():
@@ -110,9 +96,7 @@ def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> Place:
         "documents": len(documents),
         "metric": task.metric(scoring),
         "layers": endpoint.geometry.layers,
-        "seconds": round(time.perf_counter() - began, 1),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(chosen).items()},
-        "environment": environment(str(endpoint.device), torch.get_num_threads()),
+        **chosen.circumstances(began, endpoint),
     }
     place.keep({"rows": rows}, identity, facts)
     return place

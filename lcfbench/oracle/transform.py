@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcfbench import __version__
 from lcfbench.alignment import MAPS, layer_sources
-from lcfbench.endpoint import Endpoint, pick_device, pick_dtype
+from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError, unknown
-from lcfbench.oracle import Place
+from lcfbench.oracle import Asked, Place
 from lcfbench.oracle.picture import plane
 from lcfbench.oracle.same_text import Pair, caches, content, file_texts, read_pairs, split, task_texts
-from lcfbench.provenance import digest, environment
+from lcfbench.provenance import digest
 from lcfbench.ridge import Held, Ridge, Scale
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ POINTS = 150  # held-out tokens in the picture, of PICTURED layers
 PICTURED = 4
 
 
-@dataclass
-class Transform:
+@dataclass(kw_only=True)
+class Transform(Asked):
     """What to measure.
 
     map: `proportional`, `terminal` or `nearest` (methods.md, section 2), or `best`: every receiver layer from every sharer layer.
@@ -52,15 +51,6 @@ class Transform:
     tokens: int = 8000
     map: str = "proportional"
     sources: int = 1
-    seed: int = 0
-    batch_size: int = 16
-    dtype: str = "auto"
-    device: str = "auto"
-    attention: str = "sdpa"
-    out: Path = Path("results")
-    offline: bool = False
-    fresh: bool = False
-    task_options: dict[str, str] = field(default_factory=dict)
 
 
 def run_transform(chosen: Transform, say: Callable[[str], None]) -> Place:
@@ -80,15 +70,13 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> Place:
         source = f"train split of {chosen.task}"
         passages = task_texts(chosen.task, chosen.tokens, chosen.seed, chosen.offline, chosen.task_options)
     found = [find_model(name, offline=chosen.offline) for name in names]
-    device = pick_device(chosen.device)
-    dtype = pick_dtype(chosen.dtype, device)
+    conditions = chosen.conditions()
     mine, theirs = (AutoTokenizer.from_pretrained(f.path) for f in found)
     pairs = read_pairs(passages, (mine, theirs), chosen.tokens)
     identity = {
         "oracle": "transform", "receiver": label(names[0]), "sharer": label(names[1]), "revisions": [f.revision for f in found], "source": source,
         "texts_sha256": digest([p.mine.text for p in pairs]), "tokens": chosen.tokens, "map": chosen.map, "sources": chosen.sources,
-        "seed": chosen.seed, "dtype": str(dtype).removeprefix("torch."), "device": device.type, "attention": chosen.attention,
-        "batch_size": chosen.batch_size, "version": __version__,
+        **conditions,
     }  # fmt: skip
     place = Place.of(chosen.out, "transform", identity)
     if not chosen.fresh and place.finished():
@@ -104,9 +92,7 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> Place:
         "train_tokens": sum(len(p.tokens) for p in split(pairs)[0]),
         "held_out_tokens": sum(len(p.tokens) for p in split(pairs)[1]),
         "inputs": 2 * sharer.geometry.kv_width * chosen.sources,
-        "seconds": round(time.perf_counter() - began, 1),
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(chosen).items()},
-        "environment": environment(str(receiver.device), torch.get_num_threads()),
+        **chosen.circumstances(began, receiver),
     }
     place.keep({"rows": rows, "points": points}, identity, facts)
     return place

@@ -25,7 +25,7 @@ RESULTS = ("task", "mode", "control", "documents", "score", "95 % interval", "me
 def card(adapter: Adapter) -> str:
     """Markdown with the model hub's metadata block on top."""
     c, t = adapter.config, adapter.config.training
-    mode = t.get("method") or c.kind.removesuffix("x")
+    mode = c.method
     alone, baseline = mode in ("single", "lora"), f" ({BASELINES[mode]})" if mode in BASELINES else ""
     head = f"# {NAMES.get(c.kind, c.kind)} adapter, {c.receiver if alone else f'{c.receiver} ← {c.sharer}'}{baseline}\n"
     facts = [

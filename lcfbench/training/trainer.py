@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,10 @@ import torch
 
 from lcfbench.controls import sender_of
 from lcfbench.document import Document
+from lcfbench.endpoint import sharing
 from lcfbench.errors import UserError
 from lcfbench.harness import Task
-from lcfbench.loop import batches, peak_memory_bytes, reset_peak_memory
+from lcfbench.loop import batches, length, peak_memory_bytes, reset_peak_memory
 from lcfbench.methods.base import Batch
 from lcfbench.records import writing
 from lcfbench.scoring import answer
@@ -105,7 +106,7 @@ class Trainer:
         for lane in self.lanes:
             lane.adapter.train()
         if self.step < r.steps:
-            self.probe(max(order, key=lambda group: sum(_length(d) for d in group)))
+            self.probe(max(order, key=lambda group: sum(length(d) for d in group)))
         began, first = time.perf_counter(), self.step
         evaluating = 0.0
         try:
@@ -166,13 +167,9 @@ class Trainer:
             for lane in self.alive:
                 lane.backward(documents, share, self.accelerator.backward)
 
-    @contextmanager
-    def sharing(self) -> Iterator[None]:
+    def sharing(self) -> AbstractContextManager[None]:
         """Equal prefills are computed once for all adapters; a baseline may use other models than its neighbour."""
-        with ExitStack() as stack:
-            for endpoint in {id(e): e for lane in self.lanes for e in (lane.method.receiver, lane.method.sharer)}.values():
-                stack.enter_context(endpoint.sharing())
-            yield
+        return sharing(dict.fromkeys(e for lane in self.lanes for e in (lane.method.receiver, lane.method.sharer)))
 
     def agree(self, lane: Lane) -> None:
         """Every process starts from the first one's adapter, and draws its own random numbers from here on."""
@@ -200,7 +197,7 @@ class Trainer:
         reset_peak_memory(device)
         with self.memory_named():
             at_once = -(-len(longest) // self.accelerator.num_processes // self.recipe.accumulate)
-            for documents in _alike(sorted(longest, key=_length)[-at_once:]):
+            for documents in _alike(sorted(longest, key=length)[-at_once:]):
                 self.learn(documents, 1.0)
         for lane, state in zip(self.lanes, random, strict=True):
             lane.optimiser.zero_grad(set_to_none=True)
@@ -333,15 +330,10 @@ def batch_order(examples: Sequence[Document], recipe: TrainRecipe) -> list[list[
     out: list[list[Document]] = []
     stretch = 8 * recipe.batch_size
     for start in range(0, need, stretch):
-        part = sorted((examples[i] for i in drawn[start : min(start + stretch, need)]), key=lambda d: (d.shared, _length(d)))
+        part = sorted((examples[i] for i in drawn[start : min(start + stretch, need)]), key=lambda d: (d.shared, length(d)))
         groups = [part[i : i + recipe.batch_size] for i in range(0, len(part), recipe.batch_size)]
         out += [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
     return out[: recipe.steps]
-
-
-def _length(document: Document) -> int:
-    said = sum(len(text) for _, text in getattr(document.receiver, "history", ()))
-    return len(document.receiver.user) + len(document.sharer.user) + said
 
 
 def _alike(documents: Sequence[Document]) -> list[list[Document]]:

@@ -127,9 +127,6 @@ def pull_and_show(name: str, place: Path | None, subfolder: str, force: bool, of
     repo_id, _, revision = name.partition("@")
     folder = pull(repo_id, place, revision=revision or None, subfolder=subfolder, force=force, offline=offline)
     c = read_config(folder)
-    mode, task = (
-        c.training.get("method") or c.kind.removesuffix("x"),
-        str(next(iter(c.training.get("tasks", [])), "TASK")).partition("*")[0],
-    )
-    use = f"lcfbench run --mode {mode} --pair {c.receiver}:{c.sharer} --task {task} --adapter {folder}"
+    task = str(next(iter(c.training.get("tasks", [])), "TASK")).partition("*")[0]
+    use = f"lcfbench run --mode {c.method} --pair {c.receiver}:{c.sharer} --task {task} --adapter {folder}"
     out.print(f"saved {folder}: {c.kind} for {c.receiver}:{c.sharer}; use it with: {use}", soft_wrap=True)
