@@ -1,6 +1,7 @@
 """The command line: thin verbs, heavy imports inside them, so that `--help` answers at once.
 
-Exit codes: 0 done, 2 a mistake in what was asked or what is there (one line and the next step), 130 interrupted (what is recorded stays).
+Exit codes: 0 done, 2 a mistake in what was asked or what is there (one line and the next step), 130 interrupted (what is recorded stays);
+`check` also ends with 1 (surely worse), 3 (inconclusive) and 4 (incomplete).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from lcfbench.cli_adapter import adapter_app
+from lcfbench.cli_analysis import register
 from lcfbench.cli_options import (
     DeviceOption,
     DtypeOption,
@@ -20,7 +22,6 @@ from lcfbench.cli_options import (
     OptionsOption,
     OutOption,
     PairOption,
-    RunsArgument,
     TaskOptionsOption,
 )
 from lcfbench.cli_oracle import oracle_app
@@ -35,9 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="When one language model passes what it knows to another: how much gets across, how fast, and how do we know?",
 )
-plot_app = typer.Typer(no_args_is_help=True, help="Figures from recorded runs.", rich_markup_mode=None)
 app.add_typer(adapter_app, name="adapter")
-app.add_typer(plot_app, name="plot")
 app.add_typer(oracle_app, name="oracle")
 
 
@@ -54,13 +53,18 @@ def run(
     ] = None,
     control: Annotated[
         str | None,
-        typer.Option(envvar="LCFBENCH_CONTROL", help="matched, deranged (the message of another document). [default: matched]"),
+        typer.Option(
+            envvar="LCFBENCH_CONTROL", help="matched, deranged (the message of another document), zero, noise, silent. [default: matched]"
+        ),
     ] = None,
     scoring: Annotated[
         str | None, typer.Option(envvar="LCFBENCH_SCORING", help="letters, cloze or generate. [default: the task's own]")
     ] = None,
     limit: Annotated[int | None, typer.Option(envvar="LCFBENCH_LIMIT", help="Documents a task. [default: all]")] = None,
     seed: Annotated[int | None, typer.Option(envvar="LCFBENCH_SEED", help="Seed of samples, splits and derangements. [default: 0]")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(envvar="LCFBENCH_SEEDS", help="Several seeds, comma-separated: each a run where there is randomness.")
+    ] = None,
     adapter: Annotated[
         list[Path] | None, typer.Option(help="Adapter folder; repeatable. [default: the one that ships for the pair and task]")
     ] = None,
@@ -94,8 +98,9 @@ def run(
     from lcfbench.recipe import Recipe, parse_assignments
 
     given: dict[str, Any] = dict(
-        mode=mode, pair=pair, task=task, control=control, scoring=scoring, limit=limit, seed=seed, adapter=adapter, batch_size=batch_size,
-        latency_documents=latency_documents, dtype=dtype, device=device, attention=attention, out=out, offline=offline, fresh=fresh or None,
+        mode=mode, pair=pair, task=task, control=control, scoring=scoring, limit=limit, seed=seed, seeds=seeds, adapter=adapter,
+        batch_size=batch_size, latency_documents=latency_documents, dtype=dtype, device=device, attention=attention, out=out,
+        offline=offline, fresh=fresh or None,
         options=parse_assignments(option, "-o"), task_options=parse_assignments(task_option, "--task-option"),
     )  # fmt: skip
     chosen = Recipe.merge(recipe, given, "run")
@@ -174,47 +179,7 @@ def train(
     train_and_show(TrainRecipe.merge(recipe, given, "train"))
 
 
-@app.command()
-def show(
-    runs: RunsArgument = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="CSV.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
-    by_subject: Annotated[bool, typer.Option("--by-subject", help="A line a subject where a task has them (mmlu_redux).")] = False,
-) -> None:
-    """What was measured: method, task, documents, accuracy ± interval, latency, adapter and message size."""
-    from lcfbench.ui.verbs import show_runs
-
-    show_runs(runs or [Path("results")], "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table", by_subject)
-
-
-@plot_app.command("frontier")
-def plot_frontier(
-    runs: RunsArgument = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for frontier.png and frontier.svg. [default: beside the first argument]")
-    ] = None,
-    published: Annotated[
-        bool, typer.Option("--published", help="Also draw the published numbers of the same pair and task, hollow.")
-    ] = False,
-) -> None:
-    """Accuracy against adapter size, latency and message bytes, with the Pareto front."""
-    from lcfbench.ui.verbs import draw_frontier
-
-    for path in draw_frontier(runs or [Path("results")], out, published):
-        typer.echo(path)
-
-
-@plot_app.command("training")
-def plot_training(
-    folders: Annotated[list[Path], typer.Argument(help="Folders that `lcfbench train` wrote.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for training.png and training.svg. [default: the first one]")] = None,
-) -> None:
-    """Loss and dev accuracy, matched and deranged, over the steps of a training."""
-    from lcfbench.analysis.training_plot import plot
-
-    for path in plot(folders, out or (folders[0] if folders[0].is_dir() else folders[0].parent)):
-        typer.echo(path)
+register(app)
 
 
 @app.command("ls")

@@ -1,21 +1,32 @@
-"""Controls: whose message each document gets. A wrapper round any method, which no method knows of.
+"""Controls: what becomes of the message. A wrapper round any method, which no method knows of (protocol.md, "Controls").
 
-`matched` is the ordinary run. Under `deranged` every document gets the message of another one of the same task: what a method gains without
-its own message is adaptation, not communication.
+- `matched`: its own, the ordinary run.
+- `deranged`: that of another document of the same task. What a method gains without its own message is adaptation, not communication.
+- `zero`, `noise`: the sharer's cache is emptied, or noise of the same moments (`lcfbench.altered`). A sharer that writes or picks goes on from such
+  a memory, which holds nothing of what it read but its last token; the words still travel.
+- `silent`: none, and the sharer is not run.
 
 >>> senders = sender_of(documents, "deranged", seed=0)
+>>> method = under("noise", method, seed=0)
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from lcfbench.document import Document
 from lcfbench.errors import UserError, unknown
 
-CONTROLS = ("matched", "deranged")
+if TYPE_CHECKING:
+    from lcfbench.methods.base import Method
+
+CONTROLS = ("matched", "deranged", "zero", "noise", "silent")
+ON_CACHE = {"zero", "noise"}  # mean something only where what is sent is made from the sharer's cache
+SEEDED = {"deranged", "noise"}  # differ from seed to seed
 NEIGHBOURHOOD = 8  # documents of near length among which messages are exchanged
 
 
@@ -25,12 +36,38 @@ def check_control(name: str) -> None:
         raise unknown("control", name, CONTROLS, "lcfbench run --help")
 
 
+def lacks(control: str, kind: type[Method]) -> str:
+    """What a kind of method does not send, so that it cannot be run under a control: `message`, `cache`; empty where it can."""
+    check_control(control)
+    if control != "matched" and not kind.sends:
+        return "message"
+    return "cache" if control in ON_CACHE and not kind.cached else ""
+
+
+def under(control: str, method: Method, seed: int) -> Method:
+    """The method to ask under a control; the very same one where the control is about senders alone. Methods are altered when they are calibrated.
+
+    seed: of the noise.
+    """
+    from lcfbench.altered import Muted, emptied, noised  # not at the top: names are checked before torch is imported
+
+    check_control(control)
+    if control == "zero":
+        return emptied(method)
+    if control == "noise":
+        return noised(method, seed)
+    return Muted(method) if control == "silent" else method
+
+
 def sender_of(documents: Sequence[Document], control: str, seed: int) -> dict[str, Document]:
     """The document whose message each document (by hash) gets."""
     check_control(control)
-    if control == "matched":
-        return {d.hash: d for d in documents}
-    return deranged(documents, seed)
+    return deranged(documents, seed) if control == "deranged" else {d.hash: d for d in documents}
+
+
+def senders_sha256(senders: Mapping[str, Document]) -> str:
+    """Digest of who gets whose message, whatever the order."""
+    return hashlib.sha256("".join(f"{to} {sender.hash}\n" for to, sender in sorted(senders.items())).encode()).hexdigest()
 
 
 def deranged(documents: Sequence[Document], seed: int) -> dict[str, Document]:

@@ -16,7 +16,10 @@ class Exit(IntEnum):
     """What the process says when it ends."""
 
     OK = 0
+    FAILED = 1
     USER = 2
+    INCONCLUSIVE = 3
+    INCOMPLETE = 4
     INTERRUPTED = 130
 
 

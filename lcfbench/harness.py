@@ -12,6 +12,7 @@ Prompts, continuations, filters and metrics all come out of lm-eval's own `Confi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -104,9 +105,26 @@ class Task:
         rows = self._rows_of(split, limit)
         return [self._document(task, row, chosen, receiver_chat) for row in rows]
 
+    def reseeded(self, seed: int) -> Task:
+        """The same task under another seed. Natural data does not depend on it and is read once for all of them."""
+        again = copy.copy(self)
+        again.seed = seed
+        if self.generated:
+            again._lm_eval = {}
+        return again
+
+    def drawn(self, limit: int | None) -> bool:
+        """Whether the seed decides which documents of the test split are asked."""
+        return self.generated or (limit is not None and limit < len(self._natural("test")))
+
+    @property
+    def generated(self) -> bool:
+        """Whether the documents are made up, not read."""
+        return "generator" in self._extra
+
     def _rows_of(self, split: str, limit: int | None) -> list[Row]:
         self._check(split)
-        if "generator" in self._extra:
+        if self.generated:
             return self._generated(split, limit)
         rows = self._natural(split)
         order = list(range(len(rows)))
@@ -123,7 +141,7 @@ class Task:
                 raise UserError(f"{self.name}: no row of the {split} split is usable ({dict(dropped)}).", "Is this the right data set?")
             self._rows[split] = rows
             if split == "test":
-                self.dropped = dict(sorted(dropped.items()))
+                self.dropped |= dict(sorted(dropped.items()))
         return self._rows[split]
 
     def _table(self, split: str) -> Dataset:
@@ -211,7 +229,7 @@ class Task:
         chosen = self._scoring(scoring)
         if chosen not in self._lm_eval:
             self._check("test")
-            rows = self._generated("test", None) if "generator" in self._extra else self._natural("test")
+            rows = self._generated("test", None) if self.generated else self._natural("test")
             self._lm_eval[chosen] = task_class(self.shared)(self._merged(chosen), rows, self._view)
         return self._lm_eval[chosen]
 
@@ -238,7 +256,7 @@ class Task:
     @property
     def data_sha256(self) -> str:
         """Digest of the test split: of the rows as loaded (and cut into turns or parts, where the task does that), or as generated."""
-        if "generator" in self._extra:
+        if self.generated:
             return _json_digest(self._generated("test", None))
         from lcfbench.assets import data_digest
 

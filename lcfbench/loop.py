@@ -134,6 +134,7 @@ class Loop:
         flops += message.adapter_flops[i] if message.adapter_flops else 0.0  # one that edits its own cache works without sending
         if self.method.sends:
             flops += self.method.sharer.flops(message.sharer_tokens[i])
+        read = message.read[i].text + message.read[i].tail if message.read else None
         return {
             "metric": name,
             "score": metrics[name],
@@ -141,10 +142,12 @@ class Loop:
             "prediction": outcome.text if outcome.text is not None else predicted(document, outcome, name),
             "choices_loglikelihood": [[ll for ll, _ in step] for step in outcome.loglikelihoods] or None,
             "message_text": message.texts[i] if message.texts else None,
-            "sharer_prompt_sha256": _sha(message.read[i].text + message.read[i].tail) if message.read else None,
+            "sharer_prompt": read,
+            "sharer_prompt_sha256": _sha(read),
             "message_bytes": message.wire_bytes[i],
             "message_cache_bytes": message.cache_bytes[i],
             "sharer_tokens": message.sharer_tokens[i],
+            f"{who}_prompt": shown.text + shown.tail,
             f"{who}_prompt_sha256": _sha(shown.text + shown.tail),
             f"{who}_tokens": len(shown.ids),
             "answer_tokens": answer_tokens,
@@ -204,5 +207,5 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _sha(text: str | None) -> str | None:
+    return hashlib.sha256(text.encode()).hexdigest() if text is not None else None

@@ -23,7 +23,6 @@ from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import WEIGHTS, read_config, weights_sha256
 from lcfbench.adapters.files import PICTURE, REPORT, check_free, load, making, save, stored_dtype
 from lcfbench.assets import find_model, split_pair
-from lcfbench.controls import CONTROLS
 from lcfbench.document import Scoring
 from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
@@ -181,12 +180,12 @@ def _worth(row: dict[str, Any]) -> tuple[float, float]:
 
 def means_of(found: Found, name: str) -> dict[str, Any]:
     """What was measured of one adapter; `deranged` is None for a method that sends nothing."""
-    return {control: found.get((name, control)) for control in CONTROLS}
+    return {control: found.get((name, control)) for control in ("matched", "deranged")}
 
 
 def save_pruned(recipe: PruneRecipe, report: dict[str, Any], keep: list[int], began: float) -> dict[str, Any]:
     """The kept layers with card, report and picture, all of them or nothing. Returns the completed report."""
-    from lcfbench.analysis.layers import draw_layers
+    from lcfbench.analysis.plots.layers import draw_layers
 
     shorter = load(recipe.adapter).select(keep)  # from the file again: as exact as it was saved
     fates = {fate: [r["layer"] for r in report["layers"] if r["fate"] == fate] for fate in ("shut", "hurts", "outranked")}

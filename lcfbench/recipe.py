@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lcfbench.document import Scoring
 from lcfbench.errors import UserError, unknown
@@ -61,7 +61,10 @@ class Settings(BaseModel):
 
 
 class Recipe(Settings):
-    """What to run. Defaults are those of the command line."""
+    """What to run. Defaults are those of the command line.
+
+    seed: what is drawn: documents, senders, noise. seeds: several of them in its place; what draws nothing is run with the first one only.
+    """
 
     pair: str = "smollm2-135m:gemma3-270m"
     mode: list[str] = ["receiver", "lcf"]
@@ -70,6 +73,7 @@ class Recipe(Settings):
     scoring: Scoring | None = None
     limit: int | None = Field(default=None, ge=1)
     seed: int = 0
+    seeds: list[int] = []
     adapter: list[Path] = []
     options: dict[str, str] = {}
     task_options: dict[str, str] = {}
@@ -83,6 +87,7 @@ class Recipe(Settings):
     fresh: bool = False
 
     _lists = field_validator("mode", "task", "control", "adapter", mode="before")(several)
+    _seeds = field_validator("seeds", mode="before")(lambda value: several([value] if isinstance(value, int) else value))
     _options = field_validator("options", "task_options", mode="before")(texts)
 
     @field_validator("attention")
@@ -91,6 +96,18 @@ class Recipe(Settings):
         if value not in {"sdpa", "eager", "flash_attention_2"}:
             raise ValueError("use sdpa, eager or flash_attention_2")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("seeds") and "seed" in given:
+            raise UserError(f"seed {given['seed']} and seeds {given['seeds']} are both given.", "Leave one of them out.")
+        return given
+
+    @property
+    def every_seed(self) -> list[int]:
+        """One or more, the first one first."""
+        return list(dict.fromkeys(self.seeds)) or [self.seed]
 
     def check_names(self) -> None:
         """Every name is checked before anything heavy is imported or loaded. Raises UserError."""

@@ -23,7 +23,7 @@ from lcfbench.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: the prompts as text
 MANIFEST, SAMPLES, JOURNAL = "manifest.json", "samples.parquet", "samples.jsonl"
 
 
@@ -40,7 +40,7 @@ COLUMNS: dict[str, type] = {
     **_columns(int, "doc_index"),
     **_columns(str, "receiver_prompt_sha256 sharer_prompt_sha256 message_from prediction gold metric"),
     **_columns(float, "score"),
-    **_columns(str, "metrics choices_loglikelihood error message_text"),
+    **_columns(str, "metrics choices_loglikelihood error receiver_prompt sharer_prompt message_text"),
     **_columns(int, "batch_size"),
     **_columns(float, "amortized_ms ttft_ms ttea_ms sharer_ms message_ms fuse_ms prefill_ms decode_ms"),
     **_columns(int, "adapter_params adapter_bytes message_bytes message_cache_bytes sharer_tokens receiver_tokens answer_tokens"),
@@ -58,20 +58,6 @@ def schema() -> pa.Schema:
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     fields = [pa.field(name, kinds[kind], nullable=name not in KEYS) for name, kind in COLUMNS.items()]
     return pa.schema(fields, metadata={"lcfbench_schema_version": str(SCHEMA_VERSION)})
-
-
-def conform(table: pa.Table, place: Path) -> tuple[pa.Table, list[str]]:
-    """The table under today's schema: missing columns are null, unknown ones are left out and named."""
-    import pyarrow as pa
-
-    if absent := {"run_id", "doc_hash"} - set(table.column_names):
-        raise ValueError(f"not a samples file: no column {' or '.join(sorted(absent))}")
-    arrays = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type) for field in schema()
-    ]
-    unknown = [name for name in table.column_names if name not in COLUMNS]
-    notes = [f"{place}: columns unknown to this version are left out: {', '.join(unknown)}"] if unknown else []
-    return pa.table(arrays, names=list(COLUMNS)), notes
 
 
 def recorded(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The loop: documents → batches → `Method.respond` → outcomes → one flushed row a document.
 
-A run is one (method, task, control). Several share one load of the models. What is recorded stays: a killed run goes on where it was.
+A run is one (method, task, control, seed). Several share one load of the models. What is recorded stays: a killed run goes on where it was.
 
 >>> for run_id in run(Recipe(mode=["receiver"], task=["splitfacts"], limit=32), progress): ...
 """
@@ -17,16 +17,15 @@ from typing import Any
 
 import torch
 
-from lcfbench import __version__
 from lcfbench.adapters.base import Adapter
-from lcfbench.adapters.config import weights_sha256
 from lcfbench.adapters.files import load as load_adapter
-from lcfbench.assets import ALIASES, find_model, label, split_pair
-from lcfbench.controls import sender_of
+from lcfbench.assets import find_model, split_pair
+from lcfbench.controls import SEEDED, lacks, sender_of, under
 from lcfbench.document import Document, Scoring
 from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError, unknown
 from lcfbench.harness import Task, load_task
+from lcfbench.identity import identity, manifest, other_revisions
 from lcfbench.loop import Loop, Progress, batches
 from lcfbench.methods.base import Method, create, method_class, option_fields
 from lcfbench.provenance import environment
@@ -44,7 +43,7 @@ class Session:
     recipe: Recipe
     told: set[tuple[str, str]] = field(default_factory=set)  # (mode, task) whose adapter has been spoken of
     _loaded: dict[str, Endpoint] = field(default_factory=dict)
-    _data: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    _data: dict[tuple[str, int], tuple[str, str | None]] = field(default_factory=dict)
 
     @cached_property
     def names(self) -> tuple[str, str]:
@@ -54,7 +53,7 @@ class Session:
     def tasks(self) -> list[Task]:
         r = self.recipe
         given = options_for(r.task, r.task_options)
-        return [load_task(name, seed=r.seed, offline=r.offline, options=given[name]) for name in r.task]
+        return [load_task(name, seed=r.every_seed[0], offline=r.offline, options=given[name]) for name in r.task]
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -78,10 +77,11 @@ class Session:
         return self.endpoint(first), self.endpoint(second)
 
     def digests(self, task: Task) -> tuple[str, str | None]:
-        """Digests of a task's data and of its split manifest, computed once."""
-        if task.name not in self._data:
-            self._data[task.name] = task.data_sha256, task.split_manifest_sha256
-        return self._data[task.name]
+        """Digests of a task's data and of its split manifest, computed once; what is generated is other data under another seed."""
+        key = task.name, task.seed if task.generated else 0
+        if key not in self._data:
+            self._data[key] = task.data_sha256, task.split_manifest_sha256
+        return self._data[key]
 
     def adapter(self, mode: str, task: Task) -> Path | None:
         kind, (first, second) = method_class(mode), self.names
@@ -105,23 +105,41 @@ def run(recipe: Recipe, progress: Progress) -> Iterator[str]:
         session.digests(task)
         for mode in recipe.mode:
             session.adapter(mode, task)
-    plan = [(mode, control) for mode in recipe.mode for control in recipe.control if control == "matched" or method_class(mode).sends]
-    silent = [mode for mode in recipe.mode if not method_class(mode).sends]
-    if not plan:
-        raise UserError(
-            f"nothing to run: {', '.join(silent)} sends no message that {', '.join(recipe.control)} could change.",
-            "Add --control matched, or a method that sends one.",
-        )
-    if silent and recipe.control != ["matched"]:
-        others = " or ".join(c for c in recipe.control if c != "matched")
-        progress.say(f"{', '.join(silent)}: sends no message, so there is no {others} run of it.")
-    for task in session.tasks:
+    plan = _plan(recipe, progress)
+    seeds = recipe.every_seed
+    for first in session.tasks:
+        tasks, once = [first, *(first.reseeded(seed) for seed in seeds[1:])], []
         for mode, control in plan:
-            yield _one(session, task, mode, control, progress)
+            for task in tasks:
+                run_id, drew = _one(session, task, mode, control, progress)
+                yield run_id
+                if not (drew or control in SEEDED or method_class(mode).random or first.drawn(recipe.limit)):
+                    once.append(mode if control == "matched" else f"{mode} ({control})")
+                    break
+        if once and len(seeds) > 1:
+            progress.say(
+                f"{first.name}: {', '.join(once)} draws nothing (every document is asked), so it is run once, with seed {seeds[0]}."
+            )
 
 
-def _one(session: Session, task: Task, mode: str, control: str, progress: Progress) -> str:
-    """One method on one task under one control. Returns the run's id."""
+def _plan(recipe: Recipe, progress: Progress) -> list[tuple[str, str]]:
+    """Every method under every control that means something for it; what is left out is said. Raises UserError where nothing is left."""
+    asked = [(mode, control, lacks(control, method_class(mode))) for mode in recipe.mode for control in recipe.control]
+    plan, left = [(mode, control) for mode, control, what in asked if not what], []
+    for what in ("message", "cache"):
+        if without := [each for each in asked if each[2] == what]:
+            modes, controls = (list(dict.fromkeys(names)) for names in list(zip(*without, strict=True))[:2])
+            left.append((", ".join(modes), what, " or ".join(controls)))
+    if not plan:
+        reasons = "; ".join(f"{names} sends no {what} that {others} could change" for names, what, others in left)
+        raise UserError(f"nothing to run: {reasons}.", "Add --control matched, or a method that sends one.")
+    for names, what, others in left:
+        progress.say(f"{names}: sends no {what}, so there is no {others} run of it.")
+    return plan
+
+
+def _one(session: Session, task: Task, mode: str, control: str, progress: Progress) -> tuple[str, bool]:
+    """One method on one task, under its seed, and one control. Returns the run's id, and whether the method drew anything by the seed."""
     recipe, kind = session.recipe, method_class(mode)
     receiver, sharer = session.endpoints(kind)
     documents = task.documents(scoring=recipe.scoring, limit=recipe.limit, receiver_chat=receiver.has_chat)
@@ -142,23 +160,27 @@ def _one(session: Session, task: Task, mode: str, control: str, progress: Progre
     method = create(mode, receiver, sharer, adapter, {k: v for k, v in recipe.options.items() if k in fields})
     for document in documents:
         method.check(document)
-    senders = sender_of(documents, control, recipe.seed)
-    identity = _identity(session, (receiver, sharer), task, documents[0].scoring, method, mode, control, folder)
-    if calibration := _calibration(task, method, mode, documents[0].scoring, receiver.has_chat):
-        identity["calibration_sha256"] = hashlib.sha256("".join(d.hash for d in calibration).encode()).hexdigest()
-    writer = RunWriter.open(recipe.out, identity, _manifest(session, task, documents, folder, receiver, sharer), fresh=recipe.fresh)
+    senders = sender_of(documents, control, task.seed)
+    scoring, ends = documents[0].scoring, (receiver, sharer)
+    named = identity(recipe, session.names, ends, task, session.digests(task), scoring, method, mode, control, folder)
+    if calibration := _calibration(task, method, mode, scoring, receiver.has_chat):
+        named["calibration_sha256"] = hashlib.sha256("".join(d.hash for d in calibration).encode()).hexdigest()
+    about = manifest(recipe, session.environment, task, documents, senders, ends, adapter, folder)
+    writer = RunWriter.open(recipe.out, named, about, fresh=recipe.fresh)
     if writer.complete:
         progress.say(f"{writer.run_id}: complete already, nothing to do (--fresh runs it again).")
-        return writer.run_id
+        return writer.run_id, bool(calibration)
     before = [row["score"] for row in recorded(writer.folder).values() if row.get("error") is None]
     loop = Loop(task, method, writer, senders, {d.hash: i for i, d in enumerate(documents)}, folder)
     loop.params, loop.right, loop.count = adapter.params if adapter is not None else 0, sum(before), len(before)
     todo = {d.hash for d in documents} - writer.done
-    progress.begin(f"{task.name} · {mode}" + ("" if control == "matched" else f" · {control}"), len(documents), len(before), loop.right)
+    title = [task.name, mode, *([control] if control != "matched" else []), *([f"seed {task.seed}"] if recipe.seeds else [])]
+    progress.begin(" · ".join(title), len(documents), len(before), loop.right)
     try:
         with torch.inference_mode():
             if calibration:
                 writer.manifest["calibration"] = {"documents": len(calibration), **method.calibrate(calibration)}
+            loop.method = under(control, method, task.seed)  # only now: calibration is that of the method as it is
             loop.measure_latency(documents[0], [d for d in documents[: recipe.latency_documents] if d.hash in todo])
             progress.rolling()
             began = time.perf_counter()
@@ -174,7 +196,7 @@ def _one(session: Session, task: Task, mode: str, control: str, progress: Progre
     if loop.failures:
         progress.warn(f"{len(loop.failures)} of {len(documents)} documents failed and count as wrong; the first: {loop.failures[0]}")
     writer.finish({"documents_per_second": len(todo) / seconds if todo else None, "seconds": seconds})
-    return writer.run_id
+    return writer.run_id, bool(calibration)
 
 
 def _calibration(task: Task, method: Method, mode: str, scoring: Scoring, receiver_chat: bool) -> list[Document]:
@@ -188,80 +210,3 @@ def _calibration(task: Task, method: Method, mode: str, scoring: Scoring, receiv
             f"{mode} with these options is calibrated on validation documents, which {task.name} cannot give: {error.what}",
             "Choose options that need none (`lcfbench ls methods`), or a task with a validation split.",
         ) from error
-
-
-def other_revisions(adapter: Adapter, receiver: Endpoint, sharer: Endpoint) -> str:
-    """Which of the two models is not the one the adapter was trained on, in words; empty where both are.
-
-    Revisions decide where they are recorded (every adapter trained here); else names do, so that a fuser for another model of
-    the same cache shape is noticed.
-    """
-    trained = adapter.config.training.get("revisions") or {}
-    made_for = {"receiver": adapter.config.receiver, "sharer": adapter.config.sharer}
-    other = []
-    for role, end in (("receiver", receiver), ("sharer", sharer)):
-        if trained.get(role) not in (None, end.revision):
-            other.append(f"{role} {end.name} was {trained[role]}, here it is {end.revision} ({end.source or 'local'})")
-        elif role not in trained and end.source != "path" and repo_of(made_for[role]) != repo_of(end.name):  # a folder may be any model
-            other.append(f"{role} was {made_for[role]}, here it is {end.name}")
-    return ", ".join(other)
-
-
-def repo_of(name: str) -> str:
-    """A model's Hub id in lower case: two names of one model compare equal."""
-    return ALIASES.get(name.lower(), name).lower()
-
-
-def _manifest(
-    session: Session, task: Task, documents: list[Document], folder: Path | None, receiver: Endpoint, sharer: Endpoint
-) -> dict[str, Any]:
-    """What a reader of the run may want to know beyond its identity."""
-    chance = [len(s.gold) / len(s.choices) for d in documents for s in d.steps[-1:]]
-    return {
-        "recipe": session.recipe.model_dump(mode="json"),
-        "environment": session.environment,
-        "documents_planned": len(documents),
-        "dropped": task.dropped,
-        "chance": sum(chance) / len(chance) if chance else None,
-        "adapter": folder.name if folder else None,
-        "sources": {"receiver": receiver.source, "sharer": sharer.source},
-    }
-
-
-def _identity(
-    session: Session,
-    ends: tuple[Endpoint, Endpoint],
-    task: Task,
-    scoring: str,
-    method: Method,
-    mode: str,
-    control: str,
-    folder: Path | None,
-) -> dict[str, Any]:
-    """Everything that changes the answer, and nothing else: the run's name is its digest."""
-    recipe, (data, split_manifest) = session.recipe, session.digests(task)
-    receiver, sharer = (label(name) for name in session.names)
-    return {
-        "pair": f"{receiver}:{sharer}",
-        "receiver": receiver,
-        "sharer": sharer,
-        "revisions": [e.revision for e in ends],
-        "mode": mode,
-        "options": method.options(),
-        "adapter_sha256": weights_sha256(folder) if folder else None,
-        "adapter_config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest() if folder else None,
-        "task": task.name,
-        "task_options": task.options,
-        "task_sha256": task.yaml_sha256,
-        "data_sha256": data,
-        "split_manifest_sha256": split_manifest,
-        "scoring": scoring,
-        "control": control,
-        "seed": recipe.seed,
-        "limit": recipe.limit,
-        "dtype": str(ends[0].dtype).removeprefix("torch."),
-        "device": ends[0].device.type,
-        "attention": recipe.attention,
-        "batch_size": recipe.batch_size,
-        "version": __version__,
-    }

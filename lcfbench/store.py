@@ -17,13 +17,14 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
 from lcfbench.provenance import digest as digest_of
+from lcfbench.reading import Reading
 from lcfbench.records import (
     COLUMNS,
     JOURNAL,
@@ -31,7 +32,6 @@ from lcfbench.records import (
     MANIFEST,
     SAMPLES,
     SCHEMA_VERSION,
-    conform,
     done,
     fit,
     journal_rows,
@@ -47,7 +47,6 @@ from lcfbench.records import (
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 SYNC_SECONDS = 1.0  # a killed process loses nothing; a power cut at most this much
 
@@ -176,41 +175,19 @@ class Runs:
     warnings: list[str]
 
 
-def read_runs(paths: Sequence[Path]) -> Runs:
+def read_runs(paths: Sequence[Path], columns: Sequence[str] | None = None) -> Runs:
     """Rows of every run under `paths`: results folders, run folders or parquet files, finished or not.
 
-    What cannot be read is named in `warnings` and skipped. Raises UserError where nothing at all can be read.
+    columns: those wanted, all by default. What cannot be read is named in `warnings` and skipped. Raises UserError where nothing at
+    all can be read.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    tables: dict[str, pa.Table] = {}
-    manifests: dict[str, dict[str, Any]] = {}
-    warnings: list[str] = []
-    for place in dict.fromkeys(found.resolve() for path in paths for found in _places(Path(path), warnings)):
-        try:
-            table, notes = conform(_read_place(place), place)
-        except (OSError, pa.ArrowException, ValueError, KeyError, UserError) as error:
-            reason = " ".join(str(error).split())
-            warnings.append(f"{place}: skipped, cannot be read ({reason[:120]})")
-            continue
-        try:
-            manifest = read_manifest(place) if place.is_dir() else {}
-        except UserError as error:  # its rows are good all the same
-            manifest = {}
-            notes = [*notes, error.what]
-        warnings += notes
-        for run_id in table["run_id"].unique().to_pylist() or [manifest.get("run_id", place.name)]:
-            if run_id in tables:
-                warnings.append(f"{place}: skipped, run {run_id} was already read from {manifests[run_id]['folder']}")
-                continue
-            tables[run_id] = table.filter(pc.equal(table["run_id"], run_id))
-            folder = str(place if place.is_dir() else place.parent)
-            manifests[run_id] = {"run_id": run_id, "state": "unknown", **manifest, "folder": folder}
-    if not tables:
-        reasons = "; ".join(warnings) or f"no runs in {', '.join(map(str, paths))}"
-        raise UserError(f"nothing to read: {reasons}.", "Name a results folder or a run folder; `lcfbench ls runs` lists them.")
-    return Runs(pa.concat_tables(tables.values()).to_pandas(), manifests, warnings)
+    reading = Reading(paths, columns)
+    parts = list(reading)
+    plain = pa.schema([(name, schema().field(name).type) for name in parts[0].table.column_names])
+    rows = pa.concat_tables(part.table.cast(plain) for part in parts).to_pandas()
+    return Runs(rows, {part.run_id: part.manifest for part in parts}, reading.warnings)
 
 
 def list_runs(out: Path) -> list[dict[str, Any]]:
@@ -222,30 +199,3 @@ def list_runs(out: Path) -> list[dict[str, Any]]:
         except UserError as error:
             found.append({"run_id": folder.name, "state": "unreadable", "error": error.what, "folder": str(folder)})
     return sorted(found, key=lambda manifest: str(manifest.get("started_at", "")))
-
-
-def _places(path: Path, warnings: list[str]) -> Iterator[Path]:
-    if path.is_file():
-        yield path.parent if path.name in (MANIFEST, SAMPLES, JOURNAL) else path
-    elif _is_run(path):
-        yield path
-    elif path.is_dir():
-        found = sorted(child for child in path.iterdir() if _is_run(child) or child.suffix == ".parquet")
-        if not found:
-            warnings.append(f"{path}: no runs in this folder")
-        yield from found
-    else:
-        warnings.append(f"{path}: no such file or folder")
-
-
-def _is_run(path: Path) -> bool:
-    return any((path / name).exists() for name in (MANIFEST, SAMPLES, JOURNAL))
-
-
-def _read_place(place: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if place.is_dir() and (place / JOURNAL).exists():
-        return pa.Table.from_pylist(list(recorded(place).values()), schema=schema())
-    return pq.ParquetFile(place / SAMPLES if place.is_dir() else place).read()

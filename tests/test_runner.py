@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import signal
@@ -314,17 +315,20 @@ def test_every_column_is_accounted_for(pair, adapter, tmp_path, mode):
     [folder] = go(pair, tmp_path, mode=[mode], adapter=[adapter], latency_documents=3)
     kind = runner.method_class(mode)
     table = rows(folder, without=set())
-    sends = {"message_from", "sharer_prompt_sha256"} if kind.sends else set()
-    sends -= {"sharer_prompt_sha256"} if mode == "excerpt" else set()  # the sharer's text goes over unread
+    sends = {"message_from", "sharer_prompt", "sharer_prompt_sha256"} if kind.sends else set()
+    sends -= {"sharer_prompt", "sharer_prompt_sha256"} if mode == "excerpt" else set()  # the sharer's text goes over unread
     text = {"message_text"} if mode in {"t2t", "answer_letter", "excerpt"} else set()
     for row in table:
         empty = {k for k in COLUMNS if row[k] in (None, "")}
-        may = {"message_from", "sharer_prompt_sha256", "message_text"} - sends - text | NEVER | {"error"}
+        may = {"message_from", "sharer_prompt", "sharer_prompt_sha256", "message_text"} - sends - text | NEVER | {"error"}
         if mode == "sharer":  # who answers fills its own columns
-            may ^= {"sharer_prompt_sha256", "receiver_prompt_sha256", "receiver_tokens"}
+            may ^= {"sharer_prompt", "sharer_prompt_sha256", "receiver_prompt", "receiver_prompt_sha256", "receiver_tokens"}
         answering = "sharer_tokens" if mode == "sharer" else "receiver_tokens"
         assert empty - MEASURED == may
         assert set(json.loads(row["metrics"])) > {"score", "step1_acc"} and row["score"] == json.loads(row["metrics"])["score"]
+        for who in ("receiver", "sharer"):
+            if shown := row[f"{who}_prompt"]:
+                assert hashlib.sha256(shown.encode()).hexdigest() == row[f"{who}_prompt_sha256"] and "key of" in shown
         assert row["flops"] > 0 and row[answering] > 0 and row["answer_tokens"] > 0 and row["peak_memory_bytes"] > 0
         assert (row["message_bytes"] > 0) == kind.sends
         assert (row["sharer_tokens"] > 0) == ("sharer" in kind.uses)

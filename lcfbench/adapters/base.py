@@ -28,6 +28,7 @@ class Adapter(nn.Module):
     """
 
     default_gate_init: ClassVar[float] = 0.0
+    own_cache: ClassVar[bool] = False  # the message is a term beside the receiver's own: without one the rest is still an edit of its cache
 
     def __init__(self, config: AdapterConfig, gate: GateMode = "gumbel", gate_init: float | None = None) -> None:
         super().__init__()
@@ -63,6 +64,14 @@ class Adapter(nn.Module):
         if self.gate_mode == "soft":
             return list(range(len(self.config.layers)))
         return (self.gate_logit > 0).any(1).nonzero()[:, 0].tolist()
+
+    def gates_applied(self) -> dict[str, list[float]] | None:
+        """The gates as they act at inference, 0..1: `layers` (the receiver's), `key`, `value`. None where they are open for good, no parameters."""
+        if not isinstance(self.gate_logit, nn.Parameter):
+            return None
+        logit = self.gate_logit.detach().float()
+        gate = torch.sigmoid(logit) if self.gate_mode == "soft" else (logit > 0).float()
+        return {"layers": list(self.config.layers), "key": gate[:, 0].tolist(), "value": gate[:, 1].tolist()}
 
     def select(self, keep: list[int]) -> Adapter:
         """A copy that holds only the stack entries `keep`: a pruned adapter is a shorter stack and its layer list."""

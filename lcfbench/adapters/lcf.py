@@ -7,6 +7,8 @@ W_down is linear, so its sharer part `W_s·S` (d numbers a token and layer) is a
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,6 +27,8 @@ class Fuser(Adapter):
     width: the bottleneck d (even). standardise: subtract mean and divide by deviation of each input channel, measured once before training and
     kept as buffers. zero_up: start from no edit at all. gate, gate_init: see `Adapter`.
     """
+
+    own_cache: ClassVar[bool] = True  # W_down splits
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ from lcfbench.timing import Clock
 class Batch:
     """Documents to answer together.
 
-    senders: for each document the one whose message it gets: itself, or another under the control `deranged`.
+    senders: for each document the one whose message it gets: itself, or another.
     clock: phases are timed where they happen.
     """
 
@@ -48,7 +48,9 @@ class Batch:
 class Method:
     """Base of all methods.
 
-    sends: whether anything crosses between the models: only then has a control on the message a meaning.
+    sends: whether anything crosses between the models: only then has a control on the message a meaning. cached: whether what crosses is made from
+    the cache of `self.sharer`, read by its `prefill` or `read`: only then has a control on that cache. random: whether the run's seed changes the
+    answers where documents and messages stay the same.
     uses: which of the two models must be loaded. adapter_kinds: kinds of adapter it runs; empty for training-free methods.
     """
 
@@ -57,6 +59,8 @@ class Method:
     adapter: Adapter | None = None
 
     sends: ClassVar[bool] = True
+    cached: ClassVar[bool] = True
+    random: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ("receiver", "sharer")
     adapter_kinds: ClassVar[tuple[str, ...]] = ()
 

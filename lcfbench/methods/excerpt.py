@@ -23,6 +23,7 @@ class Excerpt(Method):
     bytes: int = 256
     end: str = "first"
 
+    cached: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ("receiver",)
 
     def __post_init__(self) -> None:

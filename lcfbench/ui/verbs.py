@@ -65,21 +65,22 @@ def print_prompts(recipe: Recipe, limit: int) -> None:
 
     ends = [AutoTokenizer.from_pretrained(find_tokenizer(name, offline=recipe.offline)) for name in split_pair(recipe.pair)]
     for name in recipe.task:
-        task = load_task(name, seed=recipe.seed, offline=recipe.offline, options=recipe.task_options)
+        task = load_task(name, seed=recipe.every_seed[0], offline=recipe.offline, options=recipe.task_options)
         documents = task.documents(scoring=recipe.scoring, limit=limit, receiver_chat=bool(ends[0].chat_template))
         for entry in preview(documents, *ends):
             out.print(json.dumps(entry, indent=1, ensure_ascii=False), soft_wrap=True)
 
 
-def summary_of(paths: Sequence[Path], subjects: bool = False) -> pd.DataFrame:
+def summary_of(paths: Sequence[Path], subjects: bool = False, delta: float | None = None) -> pd.DataFrame:
     """One line a method, task (or each of its subjects) and control of the recorded runs; what could not be read is said."""
-    from lcfbench.analysis.summary import by_subject, summarise
-    from lcfbench.store import read_runs
+    from lcfbench.analysis.cells import read_cells
+    from lcfbench.analysis.stats import DELTA
+    from lcfbench.analysis.summary import summarise
 
-    runs = read_runs(list(paths))
-    for warning in runs.warnings:
+    found = read_cells(list(paths), by_subject=subjects)
+    for warning in found.warnings:
         warn(warning)
-    return summarise(*(by_subject(runs.rows, runs.manifests) if subjects else (runs.rows, runs.manifests)))
+    return summarise(found.cells, DELTA if delta is None else delta)
 
 
 def show_runs(paths: Sequence[Path], form: str, subjects: bool = False) -> None:
@@ -93,9 +94,20 @@ def show_runs(paths: Sequence[Path], form: str, subjects: bool = False) -> None:
         typer.echo({"json": show.to_json, "csv": show.to_csv, "markdown": show.to_markdown}[form](summary), nl=False)
 
 
+def show_verdicts(paths: Sequence[Path], delta: float, form: str) -> None:
+    """Gain, content and a verdict in words for every method that sends something. Raises UserError where none does."""
+    from lcfbench.analysis import show, verdict_table
+
+    lines = verdict_table.judged(summary_of(paths, delta=delta))
+    if form == "table":
+        out.print(verdict_table.table(lines, delta))
+    else:
+        typer.echo({"json": show.to_json, "csv": show.to_csv, "markdown": verdict_table.to_markdown}[form](lines), nl=False)
+
+
 def draw_frontier(paths: Sequence[Path], folder: Path | None, published: bool) -> list[Path]:
     """Draws the frontier of recorded runs; returns the files."""
-    from lcfbench.analysis.frontier import plot
+    from lcfbench.analysis.plots.frontier import plot
 
     return plot(summary_of(paths), folder or (paths[0] if paths[0].is_dir() else paths[0].parent), published=published)
 
