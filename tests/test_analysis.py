@@ -11,18 +11,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from scipy.stats import binomtest
 
-from lcfbench.analysis import frontier, show
-from lcfbench.analysis.published import published
-from lcfbench.analysis.stats import mcnemar, mean_interval, paired_difference, tango, verdict, wilson
-from lcfbench.analysis.summary import by_subject, summarise
+from lcfbench.analysis import show
+from lcfbench.analysis.cells import read_cells
+from lcfbench.analysis.plots import frontier
+from lcfbench.analysis.plots.published import published
+from lcfbench.analysis.stats import wilson
+from lcfbench.analysis.summary import summarise
 from lcfbench.errors import UserError
-from lcfbench.store import RunWriter, read_runs
+from lcfbench.store import RunWriter
 
 PAIR = "smollm2-135m:gemma3-270m"
 # task → (mode, control, right of 200, ttft_ms, adapter MB, message bytes)
@@ -44,6 +44,10 @@ LINES = {
 }
 
 
+def lines_of(out: Path, **more: bool) -> pd.DataFrame:
+    return summarise(read_cells([out], **more).cells)
+
+
 def record(out: Path, task: str, mode: str, control: str, scores: list[float], **more: object) -> str:
     names = {
         "mode": mode,
@@ -54,10 +58,11 @@ def record(out: Path, task: str, mode: str, control: str, scores: list[float], *
         "scoring": "cloze",
         "seed": 0,
     }
-    options = more.pop("options", {})
-    writer = RunWriter.open(out, {**names, "options": options}, {"chance": 1 / 3} if task == "splitfacts" else {})
+    identity = {name: more.pop(name) for name in ("options", "seed", "dtype", "data_sha256") if name in more}
+    writer = RunWriter.open(out, {"options": {}, **names, **identity}, {"chance": 1 / 3} if task == "splitfacts" else {})
     for index, score in enumerate(scores):
-        writer.append({"doc_hash": f"{task}{index}", "doc_index": index, "score": score, "metric": "accuracy", "batch_size": 1, **more})
+        own = {name: value[index] if isinstance(value, list) else value for name, value in more.items()}
+        writer.append({"doc_hash": f"{task}{index}", "doc_index": index, "score": score, "metric": "accuracy", "batch_size": 1, **own})
     writer.finish()
     return writer.run_id
 
@@ -69,49 +74,13 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         for mode, control, right, ttft_ms, mb, size in lines:
             scores = [1.0] * right + [0.0] * (200 - right)
             record(out, task, mode, control, scores, ttft_ms=ttft_ms, adapter_bytes=int(mb * 1e6), message_bytes=size)
-    runs = read_runs([out])
-    return summarise(runs.rows, runs.manifests)
+    return lines_of(out)
 
 
 def line(summary: pd.DataFrame, task: str, mode: str, control: str = "matched") -> pd.Series:
     found = summary[(summary["task"] == task) & (summary["mode"] == mode) & (summary["control"] == control)]
     assert len(found) == 1
     return found.iloc[0]
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (29, 263), (176, 500)])
-def test_wilson_is_scipys(k: int, n: int) -> None:
-    assert wilson(k, n) == pytest.approx(tuple(binomtest(k, n).proportion_ci(method="wilson")), abs=1e-12)
-
-
-def test_tango_and_mcnemar_on_published_data() -> None:
-    # Bentur et al. 2009, as in Fagerland, Lydersen and Laake 2014, table V: 1 and 7 discordant of 21 pairs.
-    assert tango(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
-    assert tango(7, 1, 21) == pytest.approx((0.026, 0.517), abs=5e-4)
-    z2 = 1.959963984540054**2
-    assert tango(0, 0, 100) == pytest.approx((-z2 / (100 + z2), z2 / (100 + z2)), abs=1e-9)
-    assert mcnemar(1, 7) == pytest.approx(binomtest(1, 8).pvalue) and mcnemar(0, 0) == 1.0
-
-
-def test_intervals_of_scores_that_are_not_binary() -> None:
-    values = np.random.default_rng(3).beta(0.4, 0.6, 300)
-    got = mean_interval(values)
-    half = 1.96 * values.std(ddof=1) / math.sqrt(300)
-    assert got == mean_interval(values)  # seeded
-    assert got.low == pytest.approx(values.mean() - half, abs=0.005) and got.high == pytest.approx(values.mean() + half, abs=0.005)
-    same = paired_difference(values, values)
-    assert same.value == 0 and same.low < 0 < same.high  # equal scores on 300 documents are no proof of equality
-    assert math.isnan(mean_interval([]).value)
-
-
-def test_verdicts() -> None:
-    assert verdict([1] * 60 + [0] * 40, [1] * 30 + [0] * 70).label == "communicates"
-    equal = [1, 0] * 250
-    assert verdict(equal, equal).label == "does not communicate" and "nothing is communicated" in verdict(equal, equal).text
-    few = verdict(equal[:20], equal[:20])
-    assert few.label == "undecided" and "n=20" in few.text and few.detectable > 0.05
-    assert verdict([1] * 30 + [0] * 70, [1] * 60 + [0] * 40).label == "does not communicate"
-    assert verdict([], []).label == "untested"
 
 
 def test_errors_count_as_wrong_and_stay_in_the_denominator(tmp_path: Path) -> None:
@@ -121,8 +90,7 @@ def test_errors_count_as_wrong_and_stay_in_the_denominator(tmp_path: Path) -> No
         failed = {"error": "RuntimeError: too long", "score": 1.0 if index == 9 else None} if index >= 8 else {"score": 1.0}
         writer.append({"doc_hash": str(index), "doc_index": index, **failed})
     writer.finish()
-    runs = read_runs([tmp_path])
-    got = summarise(runs.rows, runs.manifests).iloc[0]
+    got = lines_of(tmp_path).iloc[0]
     assert (got["n"], got["errors"], got["score"]) == (10, 2, 0.8)
     assert (got["low"], got["high"]) == pytest.approx(wilson(8, 10))
 
@@ -140,8 +108,7 @@ def test_pairs_are_joined_by_document_and_by_options(tmp_path: Path) -> None:
     for width, right in ((64, 3), (128, 9)):
         record(tmp_path, "t", "lcf", "matched", [1.0] * right + [0.0] * (12 - right), options={"width": width}, message_bytes=9)
     record(tmp_path, "t", "lcf", "deranged", [1.0, 1.0, 0.0], options={"width": 128}, message_bytes=9)  # fewer documents
-    runs = read_runs([tmp_path])
-    got = summarise(runs.rows, runs.manifests).set_index(["label", "control"])
+    got = lines_of(tmp_path).set_index(["label", "control"])
     assert got.loc[("lcf width=64", "matched"), "verdict"] == "untested"
     wide = got.loc[("lcf width=128", "matched")]
     assert (wide["content_n"], wide["content"]) == (3, pytest.approx(1 / 3)) and wide["n"] == 12
@@ -149,8 +116,7 @@ def test_pairs_are_joined_by_document_and_by_options(tmp_path: Path) -> None:
 
 def test_times_of_a_batch_are_no_latency(tmp_path: Path) -> None:
     record(tmp_path, "t", "lcf", "matched", [1.0, 0.0], batch_size=8, amortized_ms=20.0)
-    runs = read_runs([tmp_path])
-    got = summarise(runs.rows, runs.manifests).iloc[0]
+    got = lines_of(tmp_path).iloc[0]
     assert math.isnan(got["ttft_ms"]) and got["ttft_n"] == 0 and got["docs_per_s"] == 50.0
 
 
@@ -236,7 +202,7 @@ def test_published_numbers_only_when_asked_and_only_for_the_same_pair_and_task(s
 
 
 def test_no_torch() -> None:
-    code = "import sys, lcfbench.store, lcfbench.analysis.show, lcfbench.analysis.frontier; print([m for m in sys.modules if m in "
+    code = "import sys, lcfbench.store, lcfbench.analysis.show, lcfbench.analysis.plots.frontier; print([m for m in sys.modules if m in "
     code += "('torch', 'pandas', 'pyarrow', 'scipy', 'matplotlib', 'rich')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout.strip() == "[]", done.stderr
@@ -244,23 +210,51 @@ def test_no_torch() -> None:
 
 def test_subjects_are_tasks_of_their_own(tmp_path: Path) -> None:
     for mode, scores in (("receiver", [1.0, 0.0, 1.0, 1.0]), ("lcf", [1.0, 1.0, 1.0, 0.0])):
-        record(tmp_path, "mmlu", mode, "matched", scores)
-    runs = read_runs([tmp_path])
-    rows = runs.rows.assign(subject=runs.rows["doc_index"].map(lambda i: "law" if i < 2 else "art"))
-    got = summarise(*by_subject(rows, runs.manifests)).set_index(["task", "mode"])
+        record(tmp_path, "mmlu", mode, "matched", scores, subject=["law", "law", "art", "art"])
+    got = lines_of(tmp_path, by_subject=True).set_index(["task", "mode"])
     assert got.loc[("mmlu/law", "receiver"), "score"] == 0.5 and got.loc[("mmlu/art", "receiver"), "score"] == 1.0
     assert got.loc[("mmlu/law", "lcf"), "gain"] == 0.5 and got.loc[("mmlu/art", "lcf"), "gain"] == -0.5
-    whole = summarise(*by_subject(runs.rows, runs.manifests))
-    assert set(whole["task"]) == {"mmlu"}
+    assert set(lines_of(tmp_path)["task"]) == {"mmlu"}
+    record(tmp_path, "plain", "receiver", "matched", [1.0])
+    assert "plain" in set(lines_of(tmp_path, by_subject=True)["task"])
 
 
 def test_a_baseline_must_be_the_same_receiver(tmp_path: Path) -> None:
-    record(tmp_path, "t", "receiver", "matched", [0.0, 0.0])
-    record(tmp_path, "t", "lcf", "matched", [1.0, 1.0])
-    runs = read_runs([tmp_path])
-    assert summarise(runs.rows, runs.manifests).set_index("mode").loc["lcf", "gain"] == 1.0
-    other = {
-        r: {**m, "identity": {**m["identity"], "dtype": "float32" if m["identity"]["mode"] == "lcf" else "bfloat16"}}
-        for r, m in runs.manifests.items()
-    }
-    assert math.isnan(summarise(runs.rows, other).set_index("mode").loc["lcf", "gain"])
+    record(tmp_path / "a", "t", "receiver", "matched", [0.0, 0.0], dtype="float32")
+    record(tmp_path / "a", "t", "lcf", "matched", [1.0, 1.0], dtype="float32")
+    assert lines_of(tmp_path / "a").set_index("mode").loc["lcf", "gain"] == 1.0
+    record(tmp_path / "b", "t", "receiver", "matched", [0.0, 0.0], dtype="bfloat16")
+    record(tmp_path / "b", "t", "lcf", "matched", [1.0, 1.0], dtype="float32")
+    assert math.isnan(lines_of(tmp_path / "b").set_index("mode").loc["lcf", "gain"])
+
+
+def test_seeds_share_a_line(tmp_path: Path) -> None:
+    for seed, right in ((0, 6), (1, 8), (2, 10)):  # documents 0..9, 10..19, 20..29: another seed draws others
+        hashes = [f"d{10 * seed + i}" for i in range(10)]
+        record(tmp_path, "t", "lcf", "matched", [1.0] * right + [0.0] * (10 - right), seed=seed, doc_hash=hashes, message_bytes=9)
+        record(tmp_path, "t", "lcf", "deranged", [1.0] * 2 + [0.0] * 8, seed=seed, doc_hash=hashes, message_bytes=9)
+    got = lines_of(tmp_path).set_index("control")
+    assert list(got["n"]) == [30, 30] and list(got["seeds"]) == [3, 3]
+    own = got.loc["matched"]
+    assert own["score"] == pytest.approx(0.8) and own["seed_sd"] == pytest.approx(0.2) and own["content_n"] == 30
+    assert any("over 3 seeds 20.0 points" in note for note in show.notes(lines_of(tmp_path)))
+
+
+def test_one_document_under_several_seeds_counts_once(tmp_path: Path) -> None:
+    for seed, scores in ((0, [1.0, 0.0]), (1, [0.0, 0.0])):
+        record(tmp_path, "t", "lcf", "deranged", scores, seed=seed)
+    got = lines_of(tmp_path).iloc[0]
+    assert (got["n"], got["score"], got["seeds"]) == (2, 0.25, 2)
+
+
+def test_two_runs_of_one_seed_are_two_lines(tmp_path: Path) -> None:
+    record(tmp_path, "t", "lcf", "matched", [1.0], data_sha256="a" * 64)
+    record(tmp_path, "t", "lcf", "matched", [0.0], data_sha256="b" * 64)
+    assert sorted(lines_of(tmp_path)["label"]) == ["lcf data_sha256=aaaaaa", "lcf data_sha256=bbbbbb"]
+
+
+def test_wrong_files_are_named_and_the_rest_is_summarised(tmp_path: Path) -> None:
+    record(tmp_path, "t", "lcf", "matched", [1.0])
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
+    found = read_cells([tmp_path])
+    assert len(found.cells) == 1 and "torn.parquet: skipped" in found.warnings[0]

@@ -16,7 +16,9 @@ from lcfbench.adapters import lora
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config, read_config
 from lcfbench.adapters.files import load, save
-from lcfbench.analysis import frontier, show
+from lcfbench.analysis import show
+from lcfbench.analysis.cells import read_cells
+from lcfbench.analysis.plots import frontier
 from lcfbench.analysis.stats import mean_interval
 from lcfbench.analysis.summary import summarise
 from lcfbench.catalogue import method_summaries
@@ -31,7 +33,7 @@ from lcfbench.methods.excerpt import own_text
 from lcfbench.recipe import Recipe
 from lcfbench.scoring import answer, target
 from lcfbench.shipped import pick_adapter
-from lcfbench.store import RunWriter, read_runs
+from lcfbench.store import RunWriter
 from lcfbench.timing import Clock
 from lcfbench.training.recipe import TrainRecipe
 from lcfbench.training.trainer import train
@@ -629,8 +631,7 @@ def test_orf_is_the_larger_score_of_the_documents_both_answered(tmp_path):
     record(tmp_path, "receiver", f1[0], task="f1")
     record(tmp_path, "sharer", f1[1], task="f1")
     record(tmp_path, "receiver", a, task="lonely")
-    runs = read_runs([tmp_path])
-    summary = summarise(runs.rows, runs.manifests)
+    summary = summarise(read_cells([tmp_path]).cells)
     orf = summary[summary["mode"] == "orf"].set_index("task")
     assert sorted(orf.index) == ["f1", "t"] and set(orf["control"]) == {"derived"}
     either = [max(a[k], b[k]) for k in b]

@@ -11,7 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from lcfbench.analysis import oracle_plots
+from lcfbench.analysis.plots import oracle as oracle_plots
 from lcfbench.cli_oracle import oracle_app
 from lcfbench.errors import UserError
 from lcfbench.harness import load_task

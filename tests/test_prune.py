@@ -197,7 +197,7 @@ def test_an_interruption_leaves_nothing(pair, whole, tmp_path, monkeypatch, caps
     code, out, err = drive.invoke(capsys, monkeypatch, *line)
     assert code == 130 and "nothing was written" in err and out == "" and list(tmp_path.rglob("*")) == []
     monkeypatch.setattr(Bench, "add", plain)
-    monkeypatch.setattr("lcfbench.analysis.layers.draw_layers", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("lcfbench.analysis.plots.layers.draw_layers", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     assert drive.invoke(capsys, monkeypatch, *line)[0] == 130  # in the middle of writing
     assert [p for p in tmp_path.rglob("*") if p.is_file() or p.name != "out"] == []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lcfbench.analysis.training_plot import draw, plot, read
+from lcfbench.analysis.plots.training import draw, plot, read
 from lcfbench.errors import UserError
 
 

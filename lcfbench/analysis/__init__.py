@@ -1,7 +1,6 @@
 """What the rows say: statistics, summaries, tables and pictures. Reads parquet, imports no torch.
 
+from lcfbench.analysis.cells import read_cells
 from lcfbench.analysis.summary import summarise
-from lcfbench.store import read_runs
-runs = read_runs([Path("results")])
-summary = summarise(runs.rows, runs.manifests)
+summary = summarise(read_cells([Path("results")]).cells)
 """

@@ -4,63 +4,51 @@ A method that beats the receiver by less than ORF may have learned no more than 
 For scores between 0 and 1 (F1) it takes the larger of the two.
 
     from lcfbench.analysis.orf import derived_lines
-    derived_lines(heads, lines, scores, manifests)
+    derived_lines(cells_and_lines, asked)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from lcfbench.analysis.stats import mean_interval, paired_difference
-
-if TYPE_CHECKING:
-    import pandas as pd
+from lcfbench.analysis.cells import Cell, joined
+from lcfbench.analysis.stats import mean_interval, paired
 
 MODE, DERIVED = "orf", "derived"  # what stands in the columns mode and control
 EITHER = "right when either model alone is right (the larger of two scores); from the rows of receiver and sharer, not run"
-SAME = ("dtype", "attention", "device", "task_options", "task_sha256", "data_sha256")  # of the two runs' identities
 
 
-def derived_lines(
-    heads: Mapping[str, Mapping[str, Any]],
-    lines: Mapping[str, Mapping[str, Any]],
-    scores: Mapping[str, pd.Series],
-    manifests: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """A summary line for every receiver and sharer run that belong together; of several such pairs the one that shares most documents.
+def derived_lines(found: Sequence[tuple[Cell, dict[str, Any]]], asked: Callable[[Cell], Any]) -> list[dict[str, Any]]:
+    """A summary line for every receiver and sharer that belong together; of several such pairs the one that shares most documents.
 
-    heads, lines, scores: by run id: the names of a run, its summary line, its score by document hash.
+    found: cells with their summary lines. asked: what must agree between the two beside pair, task and scoring.
     """
     import numpy as np
 
-    groups: dict[str, dict[str, list[str]]] = {}
-    for run_id, head in heads.items():
-        if head["mode"] in ("receiver", "sharer"):
-            groups.setdefault(_key(head, manifests.get(run_id, {})), {}).setdefault(head["mode"], []).append(run_id)
-    found = []
+    groups: dict[str, dict[str, list[tuple[Cell, dict[str, Any]]]]] = {}
+    for cell, line in found:
+        if cell.mode in ("receiver", "sharer"):
+            key = repr([cell.pair, cell.task, cell.scoring, asked(cell)])
+            groups.setdefault(key, {}).setdefault(cell.mode, []).append((cell, line))
+    lines = []
     for group in groups.values():
         pairs = [(r, s) for r in group.get("receiver", []) for s in group.get("sharer", [])]
-        shared = {pair: scores[pair[0]].index.intersection(scores[pair[1]].index) for pair in pairs}
-        best = max(shared, key=lambda pair: (len(shared[pair]), pair), default=None)
-        if best is None or not len(shared[best]):
+        shared = [(len(joined(r[0], s[0])[2]), i) for i, (r, s) in enumerate(pairs)]
+        if not shared or not max(shared)[0]:
             continue
-        receiver, sharer = (scores[run_id].loc[shared[best]].to_numpy() for run_id in best)
+        (one, base), (other, _) = pairs[max(shared)[1]]
+        receiver, sharer, _ = joined(one, other)
         either = np.maximum(receiver, sharer)
-        got, gain = mean_interval(either), paired_difference(either, receiver)
-        base = lines[best[0]]
-        found.append(
-            {**heads[best[0]], "mode": MODE, "label": MODE, "control": DERIVED, "state": DERIVED, "run_id": "+".join(best)}
-            | {"n": got.n, "errors": 0, "metric": base["metric"], "score": got.value, "low": got.low, "high": got.high}
-            | {"chance": base["chance"], "ttft_n": 0, "ttea_n": 0, "adapter_params": 0, "message_bytes": math.nan}
-            | {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high, "gain_n": gain.n}
+        got, gain = mean_interval(either), paired(either, receiver)
+        low, high = gain.interval()
+        lines.append(
+            {name: base[name] for name in ("pair", "receiver", "task", "scoring", "seed", "metric", "chance", "seeds")}
+            | {"mode": MODE, "label": MODE, "control": DERIVED, "state": DERIVED, "run_id": "+".join([*one.run_ids, *other.run_ids])}
+            | {"n": got.n, "errors": 0, "score": got.value, "low": got.low, "high": got.high}
+            | {"ttft_n": 0, "ttea_n": 0, "adapter_params": 0, "message_bytes": math.nan}
+            | {"gain": gain.value, "gain_low": low, "gain_high": high, "gain_n": gain.n}
             | {"verdict": DERIVED, "verdict_text": EITHER}
         )
-    return found
-
-
-def _key(head: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
-    """What must agree between the two runs: the pair, what is asked and how it is computed."""
-    identity = manifest.get("identity", {})
-    return repr([head[k] for k in ("pair", "task", "scoring", "seed")] + [identity.get(k) for k in SAME])
+    return lines

@@ -1,7 +1,7 @@
 """The summary as a table: for a terminal, or as JSON, CSV or Markdown.
 
 from lcfbench.analysis.show import table
-rich.print(table(summarise(runs.rows, runs.manifests)))
+rich.print(table(summarise(read_cells(paths).cells)))
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.summary import GROUP
+from lcfbench.analysis.summary import DERIVED, GROUP
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 NONE = "–"
 LEGEND = (
     "The receiver answers; the sharer passes on what it knows. matched: the receiver gets the message made for its own document. "
-    "deranged: it gets the message of another document, so whatever remains of the score is not communication. 95 %: confidence "
-    "interval over documents. first token ms: median time from question to first answer token, one document at a time, the "
-    "sharer's work included. adapter: size of the trained module. message: median bytes sent. "
+    "deranged: it gets the message of another document, so whatever remains of the score is not communication. zero, noise: the sharer's "
+    "cache is emptied, or random with the same moments; silent: nothing is sent. 95 %: confidence interval over documents. "
+    "first token ms: median time from question to first answer token, one document at a time, the sharer's work included. "
+    "adapter: size of the trained module. message: median bytes sent. "
     f"{NONE}: none, or not measured."
 )
-STYLES = {"communicates": "green", "does not communicate": "red", "undecided": "yellow", "untested": "dim"}
+STYLES = {"communicates": "green", "adapts only": "red", "does not communicate": "red", "undecided": "yellow", "untested": "dim"}
 HEADERS = ("method", "control", "docs", "score %", "95 %", "first\ntoken ms", "adapter\nMB", "message\nbytes")
 
 
@@ -44,8 +45,7 @@ def table(summary: pd.DataFrame) -> Group:
             wide = index == 0
             grid.add_column(name, justify="left" if index < 2 else "right", no_wrap=not wide, overflow="fold", vertical="bottom")
         for line in lines.to_dict("records"):
-            style = "dim" if line["control"] == "deranged" else ""
-            grid.add_row(*cells(line), style=style)
+            grid.add_row(*cells(line), style="" if line["control"] in ("matched", DERIVED) else "dim")
         parts += [heading, Padding(grid, (0, 0, 0, 2))]
         words = Table.grid(padding=(0, 1, 0, 0))  # two columns, so that long sentences hang under their first word
         for label, text in verdicts(lines):
@@ -61,14 +61,19 @@ def verdicts(lines: pd.DataFrame) -> list[tuple[str, str]]:
     told = lines[lines["verdict"].fillna("") != ""]
     sentences = []
     for line in told.to_dict("records"):
-        gain = "" if math.isnan(line["gain"]) else f". Gain over the receiver alone: {100 * line['gain']:+.1f}"
+        known = line["verdict"] == DERIVED or "receiver" in line["verdict_text"] or math.isnan(line["gain"])
+        gain = "" if known else f". Gain over the receiver alone: {100 * line['gain']:+.1f}"
         sentences.append((str(line["verdict"]), f"{line['label']}: {line['verdict_text']}{gain}"))
     return sentences
 
 
 def notes(lines: pd.DataFrame) -> list[str]:
-    """What a reader must know before believing the lines: failed documents, runs that did not end."""
+    """What a reader must know before believing the lines: spread over seeds, failed documents, runs that did not end."""
     found = []
+    for line in lines.to_dict("records"):
+        if line["seeds"] > 1:
+            spread = f"standard deviation of the score over {line['seeds']} seeds {100 * line['seed_sd']:.1f} points"
+            found.append(f"{line['label']} ({line['control']}): {spread}; 95 % is over documents")
     for line in lines.to_dict("records"):
         name = f"{line['label']} ({line['control']})"
         if line["errors"]:

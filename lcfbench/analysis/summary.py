@@ -1,7 +1,7 @@
-"""One line a run: how good, how sure, how fast, how big, and did anything get across.
+"""One line a method: how good, how sure, how fast, how big, and did anything get across.
 
     from lcfbench.analysis.summary import summarise
-    summarise(runs.rows, runs.manifests)[["task", "label", "control", "score", "verdict"]]
+    summarise(read_cells([Path("results")]).cells)[["task", "label", "control", "score", "verdict"]]
 
 Scores are fractions here; tables and plots show percent. A document that failed counts as wrong and stays in the denominator.
 """
@@ -9,189 +9,167 @@ Scores are fractions here; tables and plots show percent. A document that failed
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.orf import derived_lines
-from lcfbench.analysis.stats import mean_interval, paired_difference, verdict
+from lcfbench.analysis.cells import Cell, joined
+from lcfbench.analysis.orf import DERIVED, derived_lines
+from lcfbench.analysis.stats import DELTA, Paired, mean_interval, paired
+from lcfbench.analysis.verdict import Evidence, verdicts
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Manifests: TypeAlias = Mapping[str, Mapping[str, Any]]
-Scores: TypeAlias = "dict[str, pd.Series]"  # run_id → score by doc_hash
 BASELINE = "receiver"  # gain is measured against this method
 GROUP = ["pair", "task", "scoring"]  # one table, one row of panels
+CONTROLS = ("matched", "deranged", "zero", "noise", "silent")  # in the order of their telling
 FIGURES = (
-    *("n", "errors", "metric", "score", "low", "high", "chance", "ttft_ms", "ttft_n", "ttea_ms", "ttea_n", "docs_per_s"),
+    *(
+        "n",
+        "errors",
+        "metric",
+        "score",
+        "low",
+        "high",
+        "seeds",
+        "seed_sd",
+        "chance",
+        "ttft_ms",
+        "ttft_n",
+        "ttea_ms",
+        "ttea_n",
+        "docs_per_s",
+    ),
     *("adapter_params", "adapter_mb", "message_bytes", "gain", "gain_low", "gain_high", "gain_n", "content", "content_low"),
-    *("content_high", "content_n", "matched_score", "deranged_score", "verdict", "verdict_text"),
+    *("content_high", "content_n", "matched_score", "deranged_score", "p", "p_holm", "p_equivalence", "detectable", "family"),
+    *("verdict", "verdict_text"),
 )
 COLUMNS = ("pair", "receiver", "task", "scoring", "mode", "label", "control", "seed", "run_id", "state", *FIGURES)
+ASKED = ("dtype", "attention", "device", "task_options", "task_sha256")  # what must agree for two methods to be held against each other
 
 
-def summarise(rows: pd.DataFrame, manifests: Manifests | None = None) -> pd.DataFrame:
-    """A line per run, ordered for reading: by pair, task and scoring, the receiver alone first, methods without adapter next. Where the
+def summarise(cells: Sequence[Cell], delta: float = DELTA) -> pd.DataFrame:
+    """A line per cell, ordered for reading: by pair, task and scoring, the receiver alone first, methods without adapter next. Where the
     receiver and the sharer were both run alone there is a line more, `orf`, whose control is "derived" (see orf.py).
 
-    rows, manifests: as `store.read_runs` gives them; without manifests a run's options are unknown and labels are plainer.
-
-    Columns: `label` is the mode plus whatever options tell apart two runs of it. `score` with its 95 % interval `low`, `high`.
-    `ttft_ms`, `ttea_ms`: medians of batch 1 over `ttft_n`, `ttea_n` documents; `docs_per_s` is batched, another number.
-    `adapter_mb` in 10⁶ bytes, NaN without an adapter. `message_bytes`: median. `gain` (over the receiver alone) and `content`
-    (over the deranged run): paired over the documents both have. `verdict` is stats.verdict's label, "" where nothing is sent.
+    Columns: `label` is the mode plus whatever tells apart two of it. `score` with its 95 % interval over documents `low`, `high`; `seeds`,
+    `seed_sd`: number of seeds and the standard deviation of their scores (NaN for one). `ttft_ms`, `ttea_ms`: medians of batch 1 over
+    `ttft_n`, `ttea_n` documents; `docs_per_s` is batched, another number. `adapter_mb` in 10⁶ bytes, NaN without an adapter.
+    `message_bytes`: median. `gain` (over the receiver alone) and `content` (over the deranged run): paired over the documents both have.
+    `verdict`, `verdict_text`: see verdict.py, "" where nothing is sent; `p_holm` is corrected over the `family` of all verdicts in this
+    summary. delta: contents smaller than this count as none.
     """
     import pandas as pd
 
-    manifests = manifests or {}
-    runs = {str(run_id): part for run_id, part in rows.groupby("run_id", sort=True)}
-    scores = {run_id: _scores(part) for run_id, part in runs.items()}
-    heads = {run_id: _head(part, manifests.get(run_id, {})) for run_id, part in runs.items()}
-    labels = _labels(heads, manifests)
-    lines = {}
-    for run_id, part in runs.items():
-        line = {**heads[run_id], "run_id": run_id, "label": labels[run_id]}
-        line |= _figures(part, scores[run_id], manifests.get(run_id, {})) | _gain(run_id, heads, scores, manifests)
-        lines[run_id] = line | _content(run_id, heads, scores, manifests, line["message_bytes"])
-    derived = derived_lines(heads, lines, scores, manifests)
-    return _ordered(pd.DataFrame([*lines.values(), *derived], columns=list(COLUMNS)))
+    lines = [{**_head(cell), **_figures(cell)} for cell in cells]
+    gains = [_gain(cell, cells) for cell in cells]
+    for line, gain in zip(lines, gains, strict=True):
+        low, high = gain.interval() if gain else (math.nan, math.nan)
+        line |= {"gain": gain.value if gain else math.nan, "gain_low": low, "gain_high": high, "gain_n": gain.n if gain else 0}
+    _judge(lines, cells, gains, delta)
+    derived = derived_lines(list(zip(cells, lines, strict=True)), _asked)
+    return _ordered(pd.DataFrame([*lines, *derived], columns=list(COLUMNS)))
 
 
-def _scores(part: pd.DataFrame) -> pd.Series:
-    """doc_hash → score; what failed is 0."""
-    scored = part["score"].where(part["error"].isna(), 0.0).fillna(0.0).astype(float)
-    return scored.set_axis(part["doc_hash"]).sort_index()
+def _head(cell: Cell) -> dict[str, Any]:
+    head = {name: getattr(cell, name) for name in ("pair", "receiver", "task", "scoring", "mode", "label", "control", "seed", "state")}
+    return {**head, "run_id": "+".join(cell.run_ids)}
 
 
-def _head(part: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("pair", "receiver", "task", "scoring", "mode", "control", "seed")
-    head: dict[str, Any] = {name: _first(part[name]) for name in names}
-    head |= {name: str(head[name] or "") for name in ("pair", "task", "scoring", "mode", "control")}
-    return {**head, "receiver": head["receiver"] or head["pair"].partition(":")[0], "state": manifest.get("state", "unknown")}
-
-
-def _figures(part: pd.DataFrame, score: pd.Series, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    got = mean_interval(score.to_numpy())
-    batched, adapter = part["amortized_ms"].mean(), part["adapter_bytes"].max()
-    chance = manifest.get("chance")
+def _figures(cell: Cell) -> dict[str, Any]:
+    got = mean_interval(cell.scores)
+    size, chance = cell.median("adapter_bytes"), cell.manifest.get("chance")
     return {
-        "n": len(part),
-        "errors": int(part["error"].notna().sum()),
-        "metric": _first(part["metric"]) or "accuracy",
-        **{"score": got.value, "low": got.low, "high": got.high},
+        **{"n": cell.n, "errors": cell.errors, "metric": cell.metric, "score": got.value, "low": got.low, "high": got.high},
+        **{"seeds": len(cell.seeds), "seed_sd": _deviation(cell.seed_scores)},
         "chance": float(chance) if chance is not None else math.nan,
-        **{"ttft_ms": part["ttft_ms"].median(), "ttft_n": int(part["ttft_ms"].notna().sum())},
-        **{"ttea_ms": part["ttea_ms"].median(), "ttea_n": int(part["ttea_ms"].notna().sum())},
-        "docs_per_s": 1000 / batched if batched > 0 else math.nan,
-        "adapter_params": part["adapter_params"].max(),
-        "adapter_mb": adapter / 1e6 if adapter > 0 else math.nan,
-        "message_bytes": part["message_bytes"].median(),
+        **_timed(cell, "ttft"),
+        **_timed(cell, "ttea"),
+        "docs_per_s": cell.documents_per_s,
+        "adapter_params": cell.median("adapter_params"),
+        "adapter_mb": size / 1e6 if size > 0 else math.nan,
+        "message_bytes": cell.median("message_bytes"),
     }
 
 
-def _gain(run_id: str, heads: dict[str, dict], scores: Scores, manifests: Manifests) -> dict[str, Any]:
+def _timed(cell: Cell, name: str) -> dict[str, Any]:
+    import numpy as np
+
+    _, values = cell.timed[f"{name}_ms"]
+    return {f"{name}_ms": float(np.median(values)) if len(values) else math.nan, f"{name}_n": len(values)}
+
+
+def _deviation(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return math.nan
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((x - mean) ** 2 for x in values) / (len(values) - 1))
+
+
+def _gain(cell: Cell, cells: Sequence[Cell]) -> Paired | None:
     """Over the receiver alone, whichever sharer stood beside it."""
-    head, same = heads[run_id], _receiver_key(run_id, manifests)
-    keys = ("receiver", "task", "scoring")
-    alike = [r for r, h in heads.items() if h["mode"] == BASELINE and all(h[k] == head[k] for k in keys)]
-    alike = [r for r in alike if _receiver_key(r, manifests) == same]
-    if head["mode"] == BASELINE or not (base := _widest(run_id, alike, scores)):
-        return {"gain": math.nan, "gain_low": math.nan, "gain_high": math.nan, "gain_n": 0}
-    got = paired_difference(*_paired(scores[run_id], scores[base]))
-    return {"gain": got.value, "gain_low": got.low, "gain_high": got.high, "gain_n": got.n}
+    if cell.mode == BASELINE:
+        return None
+    key = _receiver_key(cell)
+    base = widest(cell, [c for c in cells if c.mode == BASELINE and _receiver_key(c) == key])
+    return paired(*joined(cell, base)[:2]) if base else None
 
 
-def _receiver_key(run_id: str, manifests: Manifests) -> Any:
-    """What must agree for a receiver alone to be this run's baseline: its weights, how it computes, what it is asked."""
-    identity = manifests.get(run_id, {}).get("identity", {})
-    asked = [identity.get(k) for k in ("dtype", "attention", "device", "task_options", "task_sha256", "data_sha256")]
-    return asked, (identity.get("revisions") or [None])[0]
+def _receiver_key(cell: Cell) -> Any:
+    """What must agree for a receiver alone to be this cell's baseline: its weights, how it computes, what it is asked."""
+    return [cell.receiver, cell.task, cell.scoring, _asked(cell), (cell.identity.get("revisions") or [None])[0]]
 
 
-def by_subject(rows: pd.DataFrame, manifests: Manifests) -> tuple[pd.DataFrame, dict[str, Mapping[str, Any]]]:
-    """Rows and manifests in which every subject of a task is a task of its own (`mmlu_redux/astronomy`); others stay as they are."""
-    subject = rows["subject"].fillna("").where(rows["subject"].notna(), "")
-    ending = ("/" + subject).where(subject != "", "")
-    parts = rows.assign(task=rows["task"] + ending, run_id=rows["run_id"] + ending)
-    runs = dict(zip(parts["run_id"], rows["run_id"], strict=True))
-    return parts, {part: manifests.get(run, {}) for part, run in runs.items()}
+def _asked(cell: Cell) -> list[Any]:
+    return [cell.identity.get(name) for name in ASKED]
 
 
-def _content(run_id: str, heads: dict[str, dict], scores: Scores, manifests: Manifests, sent: float) -> dict[str, Any]:
-    """Over the same run with another document's message."""
-    if heads[run_id]["control"] != "matched":
-        return {"verdict": "", "verdict_text": ""}
-    key = _twin_key(run_id, heads, manifests)
-    twins = [r for r, h in heads.items() if h["control"] == "deranged" and _twin_key(r, heads, manifests) == key]
-    if not (twin := _widest(run_id, twins, scores)):
-        untested = "not tested with another document's message (no deranged run)"
-        return {"verdict": "untested", "verdict_text": untested} if sent > 0 else {"verdict": "", "verdict_text": ""}
-    got = verdict(*_paired(scores[run_id], scores[twin]))
-    content = got.content
-    return {
-        **{"content": content.value, "content_low": content.low, "content_high": content.high, "content_n": content.n},
-        **{"matched_score": got.matched, "deranged_score": got.deranged, "verdict": got.label, "verdict_text": got.text},
-    }
+def _judge(lines: list[dict[str, Any]], cells: Sequence[Cell], gains: Sequence[Paired | None], delta: float) -> None:
+    """Verdicts of all matched cells that send something, as one family."""
+    for line in lines:
+        line |= {"verdict": "", "verdict_text": ""}
+    judged: list[tuple[dict[str, Any], Evidence]] = []
+    for cell, line, gain in zip(cells, lines, gains, strict=True):
+        if cell.control != "matched":
+            continue
+        twin = twin_of(cell, cells, "deranged")
+        if twin:
+            judged.append((line, Evidence(*joined(cell, twin)[:2], gain)))
+        elif line["message_bytes"] > 0:
+            judged.append((line, Evidence(cell.scores, None, gain)))
+    for (line, _), got in zip(judged, verdicts([evidence for _, evidence in judged], delta), strict=True):
+        content = got.content
+        line |= {"content": content.value, "content_low": content.low, "content_high": content.high, "content_n": content.n}
+        line |= {"matched_score": got.matched, "deranged_score": got.deranged, "verdict": got.label, "verdict_text": got.text}
+        line |= {"p": got.p, "p_holm": got.p_holm, "p_equivalence": got.p_equivalence, "detectable": got.detectable, "family": got.family}
 
 
-def _twin_key(run_id: str, heads: dict[str, dict], manifests: Manifests) -> Any:
-    """What a matched and its deranged run have in common: all that changes the answer, but the control and which documents."""
-    head = {name: heads[run_id][name] for name in (*GROUP, "mode", "seed")}
-    identity = manifests.get(run_id, {}).get("identity", {})
-    return head, {name: value for name, value in identity.items() if name not in ("control", "limit", "batch_size")}
+def twin_of(cell: Cell, cells: Sequence[Cell], control: str) -> Cell | None:
+    """The same under another control: all that changes the answer agrees, but the control and which documents."""
+    key = _twin_key(cell)
+    return widest(cell, [c for c in cells if c.control == control and _twin_key(c) == key])
 
 
-def _widest(run_id: str, others: list[str], scores: Scores) -> str | None:
-    """The other run that shares the most documents; None where none shares any."""
-    shared = {other: len(scores[run_id].index.intersection(scores[other].index)) for other in others}
-    best = max(shared, key=lambda other: (shared[other], other), default=None)
-    return best if best and shared[best] else None
+def _twin_key(cell: Cell) -> Any:
+    apart = ("control", "limit", "batch_size", "seed", "data_sha256", "split_manifest_sha256", "calibration_sha256")
+    head = [getattr(cell, name) for name in (*GROUP, "mode")]
+    return head, {name: value for name, value in cell.identity.items() if name not in apart}
 
 
-def _paired(a: pd.Series, b: pd.Series) -> tuple[Any, Any]:
-    both = a.index.intersection(b.index)
-    return a.loc[both].to_numpy(), b.loc[both].to_numpy()
-
-
-def _labels(heads: dict[str, dict], manifests: Manifests) -> dict[str, str]:
-    """The mode, and where several runs share it, the options that tell them apart."""
-    groups: dict[tuple, list[str]] = {}
-    for run_id, head in heads.items():
-        groups.setdefault(tuple(head[name] for name in (*GROUP, "mode", "control")), []).append(run_id)
-    labels = {}
-    for members in groups.values():
-        flat = {r: _flat(manifests.get(r, {}).get("identity", {"run": r[-6:]})) for r in members}
-        names = list(dict.fromkeys(name for options in flat.values() for name in options))
-        tell = [name for name in names if len({repr(options.get(name)) for options in flat.values()}) > 1]
-        tell = [name for name in tell if not all(_is_digest(options.get(name)) for options in flat.values())] or tell
-        for r in members:
-            told = [f"{name.rpartition('.')[2]}={_short(flat[r][name])}" for name in tell if flat[r].get(name) is not None]
-            labels[r] = " ".join([heads[r]["mode"], *told])
-    return labels
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, item in value.items():
-        found |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {prefix + name: item}
-    return found
-
-
-def _short(value: Any) -> str:
-    return str(value)[:6] if _is_digest(value) else str(value)
-
-
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and len(value) >= 32 and not value.strip("0123456789abcdef")
-
-
-def _first(column: pd.Series) -> Any:
-    known = column.dropna()
-    return known.iloc[0] if len(known) else None
+def widest(cell: Cell, others: Sequence[Cell]) -> Cell | None:
+    """The other cell that shares the most documents; None where none shares any."""
+    shared: Callable[[Cell], int] = lambda other: len(joined(cell, other)[2])  # noqa: E731
+    best = max(others, key=lambda other: (shared(other), other.run_ids), default=None)
+    return best if best is not None and shared(best) else None
 
 
 def _ordered(lines: pd.DataFrame) -> pd.DataFrame:
-    rank = {"matched": 0, "deranged": 1}
-    keys = lines.assign(_base=lines["mode"] != BASELINE, _mb=lines["adapter_mb"].fillna(0), _rank=lines["control"].map(rank).fillna(2))
+    rank = {control: i for i, control in enumerate(CONTROLS)}
+    keys = lines.assign(
+        _base=lines["mode"] != BASELINE, _mb=lines["adapter_mb"].fillna(0), _rank=lines["control"].map(rank).fillna(len(rank))
+    )
     by = [*GROUP, "_base", "_mb", "mode", "label", "_rank", "control", "seed", "run_id"]
     return lines.loc[keys.sort_values(by, kind="stable").index].reset_index(drop=True)
+
+
+__all__ = ["BASELINE", "CONTROLS", "DERIVED", "GROUP", "summarise", "twin_of", "widest"]

@@ -56,7 +56,7 @@ def enrich_parts(place: Place) -> tuple[dict[str, Any], Any, Any]:
     """The summary (for machines), the table, and what draws the plots."""
     from rich.table import Table
 
-    from lcfbench.analysis.oracle_plots import plot_enrich
+    from lcfbench.analysis.plots.oracle import plot_enrich
     from lcfbench.analysis.stats import mean_interval, paired_difference
 
     rows, manifest = place.table("rows"), place.manifest()
@@ -132,7 +132,7 @@ def transform_parts(place: Place) -> tuple[dict[str, Any], Any, Any]:
     """The summary (for machines), the table, and what draws the plots."""
     from rich.table import Table
 
-    from lcfbench.analysis.oracle_plots import plot_points, plot_transform
+    from lcfbench.analysis.plots.oracle import plot_points, plot_transform
 
     rows, manifest = place.table("rows"), place.manifest()
     identity = manifest["identity"]

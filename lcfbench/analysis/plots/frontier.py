@@ -1,7 +1,7 @@
 """The frontier: score against adapter size, latency and message bytes, one row of panels a task, as png and svg.
 
-    from lcfbench.analysis.frontier import plot
-    plot(summarise(runs.rows, runs.manifests), Path("results"))
+    from lcfbench.analysis.plots.frontier import plot
+    plot(summarise(read_cells(paths).cells), Path("results"))
 
 Filled: matched. Hollow: deranged, the same method with another document's message; where the two meet nothing is communicated.
 The same summary gives the same bytes: fixed fonts, fixed ids, no dates.
@@ -13,12 +13,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.figures import COLOURS, GREY, INK, canvas, save, styled
-from lcfbench.analysis.labels import Line, place
-from lcfbench.analysis.orf import DERIVED
-from lcfbench.analysis.published import Published
-from lcfbench.analysis.published import published as published_numbers
-from lcfbench.analysis.scales import PANELS, Panel, Point, positions
+from lcfbench.analysis.plots.figures import COLOURS, GREY, INK, canvas, save, styled
+from lcfbench.analysis.plots.labels import Line, place
+from lcfbench.analysis.plots.published import Published
+from lcfbench.analysis.plots.published import published as published_numbers
+from lcfbench.analysis.plots.scales import PANELS, Panel, Point, front, positions
 from lcfbench.analysis.summary import BASELINE, GROUP
 from lcfbench.errors import UserError
 
@@ -30,7 +29,13 @@ if TYPE_CHECKING:
 WIDTH, TOP, ROW, TITLE, FOOT = 14.0, 0.45, 4.5, 0.35, 0.95  # inches: figure, legend, one row of panels, its heading, its x axis
 LINE = 0.22  # inches a sentence under a heading takes
 CROWD = 6  # with more methods than this the verdicts stay in the sentences above
-SAID = {"does not communicate": "nothing communicated", "undecided": "no communication shown", "untested": "not tested"}
+SHOWN = ("matched", "deranged")
+SAID = {
+    "adapts only": "adapts only",
+    "does not communicate": "nothing communicated",
+    "undecided": "no communication shown",
+    "untested": "not tested",
+}
 
 
 def plot(summary: pd.DataFrame, out_dir: Path, published: bool = False) -> list[Path]:
@@ -47,7 +52,9 @@ def plot(summary: pd.DataFrame, out_dir: Path, published: bool = False) -> list[
 
 def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
     """The figure, drawn without pyplot (and so without a display or global state)."""
-    summary = summary[summary["control"] != DERIVED]  # an oracle is no method: it has no size and no latency
+    summary = summary[summary["control"].isin(SHOWN)]  # no oracles, which have no size; no controls from which nothing follows
+    if not len(summary):
+        raise UserError("no matched or deranged run to plot.", "Run with --control matched,deranged.")
     rows = [(key, lines.to_dict("records")) for key, lines in summary.groupby(GROUP, sort=False, dropna=False)]
     said = [_sentences(lines) for _, lines in rows]
     height = TOP + sum(ROW + LINE * len(words) for words in said)
@@ -61,7 +68,7 @@ def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
         head = f"{task}   ({scoring}; receiver {receiver}" + (f", sharer {sharer})" if sharer else ")")
         figure.text(0.055, (top - 0.1) / height, head, weight="bold", size=13, va="top")
         for index, (label, word) in enumerate(words):
-            weight = "bold" if label == "does not communicate" else "normal"
+            weight = "bold" if label in ("does not communicate", "adapts only") else "normal"
             figure.text(0.055, (top - 0.1 - TITLE - LINE * index) / height, word, size=10.5, va="top", weight=weight)
         upper = top - TITLE - LINE * len(words) - 0.25
         lower = top - ROW - LINE * len(words) + FOOT
@@ -111,16 +118,8 @@ def _mark(axes: Axes, point: Point, colour: str) -> None:
 
 def _front(axes: Axes, points: list[Point]) -> list[Line]:
     """The Pareto front: no matched run with a smaller value is as good."""
-    best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.value, -p.y)):
-        if not best or point.y > best[-1].y:
-            best.append(point)
-    if not best:
+    if not (corners := front(points, axes.get_xlim()[1])):
         return []
-    corners = [(best[0].x, best[0].y)]
-    for point in best[1:]:
-        corners += [(point.x, corners[-1][1]), (point.x, point.y)]
-    corners.append((axes.get_xlim()[1], best[-1].y))
     xs, ys = [x for x, _ in corners], [y for _, y in corners]
     axes.plot(xs, ys, color=INK, lw=1.1, alpha=0.55, zorder=1)
     return [(xs, ys)]
@@ -151,6 +150,10 @@ def _sentences(lines: list[dict[Any, Any]]) -> list[tuple[str, str]]:
         match line["verdict"]:
             case "communicates":
                 found.append((line["verdict"], f"{line['label']} communicates: {facts} (n={line['content_n']:.0f})"))
+            case "adapts only":
+                found.append(
+                    (line["verdict"], f"{line['label']} adapts only, its message adds nothing: {facts} (n={line['content_n']:.0f})")
+                )
             case "does not communicate":
                 found.append((line["verdict"], f"{line['label']}: nothing is communicated: {facts} (n={line['content_n']:.0f})"))
             case "undecided":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lcfbench.analysis.figures import GREY, INK, canvas, styled
+from lcfbench.analysis.plots.figures import GREY, INK, canvas, styled
 
 GATES = (("gate_key", "gate, keys"), ("gate_value", "gate, values"))
 LOSSES = (("importance", "score lost without it"), ("loglik_importance", "log-likelihood lost without it"))

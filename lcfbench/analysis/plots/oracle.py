@@ -1,6 +1,6 @@
 """Figures of the oracles, as png and svg: what an enriched cache gains, and what of one cache can be mapped onto another, layer by layer.
 
-    from lcfbench.analysis.oracle_plots import plot_enrich
+    from lcfbench.analysis.plots.oracle import plot_enrich
     plot_enrich(rows, {"direct": "question alone", …}, "openbookqa, smollm2-135m", Path("results/oracle/…"))
 
 From the tables alone: no model is needed. The same tables give the same bytes.
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.figures import COLOURS, GREY, INK, canvas, save, styled
+from lcfbench.analysis.plots.figures import COLOURS, GREY, INK, canvas, save, styled
 from lcfbench.analysis.stats import mean_interval, paired_difference
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Numbers other people published, to draw hollow beside ours; never mixed with what was measured here.
 
-    from lcfbench.analysis.published import published
+    from lcfbench.analysis.plots.published import published
     published("qwen3-0.6b:qwen2.5-0.5b", "openbookqa")
 
 Their hardware, prompts and scoring are not ours: C2C's accuracies, for one, come from generated answers.

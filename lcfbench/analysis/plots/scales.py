@@ -1,11 +1,13 @@
 """The frontier's x axes: decimal-log scales with a place of their own, left of a break, for what has no value.
 
-points = positions(axes, PANELS[0], lines)
+axis = lay_out(PANELS[0], lines)             # where everything goes, drawn by whatever draws
+points = positions(axes, PANELS[0], lines)   # the same on matplotlib's axes
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +45,21 @@ class Point:
         return 100 * float(self.line["score"])
 
 
-def positions(axes: Axes, panel: Panel, marks: list[dict[Any, Any]]) -> list[Point]:
-    """Points on a decimal-log axis; those without a value stand side by side left of a break. Sets limits and ticks."""
+@dataclass(frozen=True)
+class Axis:
+    """Where marks and ticks stand between `left` and `right`; `edge` is where the axis is broken, None where all have a value."""
+
+    points: list[Point]
+    left: float
+    right: float
+    ticks: list[float]
+    names: list[str]
+    edge: float | None
+    span: float
+
+
+def lay_out(panel: Panel, marks: Sequence[dict[Any, Any]]) -> Axis | None:
+    """Points on a decimal-log axis; those without a value stand side by side left of a break. None where there is nothing to show."""
     known, absent = [], []
     for line in marks:
         value = line.get(panel.column)
@@ -54,7 +69,7 @@ def positions(axes: Axes, panel: Panel, marks: list[dict[Any, Any]]) -> list[Poi
         elif panel.without and line.get("published_place", panel.column) == panel.column:
             absent.append(Point(line, -math.inf, kind))
     if not known and not absent:
-        return []
+        return None
     low, high = min((p.x for p in known), default=0.0), max((p.x for p in known), default=0.0)
     if (short := 0.7 - (high - low)) > 0:
         low, high = low - short / 2, high + short / 2
@@ -66,17 +81,40 @@ def positions(axes: Axes, panel: Panel, marks: list[dict[Any, Any]]) -> list[Poi
     for index, point in enumerate(reversed(absent)):
         point.x = edge - step * (index + 1.2)
     left = edge - step * (len(absent) + 1.4) if absent else edge
-    axes.set_xlim(left, high + 0.22 * span)
     ticks = _ticks(low - 0.04 * span, high + 0.2 * span) if known else []
     names = [_short(10**tick) for tick in ticks]
     if absent:
         ticks, names = [sum(p.x for p in absent) / len(absent), *ticks], [panel.without or "", *names]
+    return Axis(known + absent, left, high + 0.22 * span, ticks, names, edge if absent else None, span)
+
+
+def positions(axes: Axes, panel: Panel, marks: list[dict[Any, Any]]) -> list[Point]:
+    """As `lay_out`; sets limits and ticks and draws the break."""
+    axis = lay_out(panel, marks)
+    if axis is None:
+        return []
+    axes.set_xlim(axis.left, axis.right)
+    if axis.edge is not None:
         for shift in (-0.013, 0.013):  # the axis is broken here
-            x, lean = edge + shift * span, 0.008 * span
+            x, lean = axis.edge + shift * axis.span, 0.008 * axis.span
             across = axes.get_xaxis_transform()
             axes.plot([x - lean, x + lean], [-0.02, 0.02], transform=across, color="#222222", clip_on=False, lw=1.0)
-    axes.set_xticks(ticks, names)
-    return known + absent
+    axes.set_xticks(axis.ticks, axis.names)
+    return axis.points
+
+
+def front(points: Sequence[Point], right: float) -> list[tuple[float, float]]:
+    """Corners of the Pareto front, drawn on to `right`: no point with a smaller value is as good."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.value, -p.y)):
+        if not best or point.y > best[-1].y:
+            best.append(point)
+    if not best:
+        return []
+    corners = [(best[0].x, best[0].y)]
+    for point in best[1:]:
+        corners += [(point.x, corners[-1][1]), (point.x, point.y)]
+    return [*corners, (right, best[-1].y)]
 
 
 def _ticks(low: float, high: float) -> list[float]:

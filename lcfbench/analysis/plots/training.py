@@ -1,6 +1,6 @@
 """What `lcfbench plot training` draws of training logs: the loss, and dev accuracy matched (solid) and deranged (dashed), a colour an adapter.
 
-from lcfbench.analysis.training_plot import plot
+from lcfbench.analysis.plots.training import plot
 plot([Path("adapters/new")], Path("adapters/new"))
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.figures import COLOURS, GREY, INK, canvas, save, styled
+from lcfbench.analysis.plots.figures import COLOURS, GREY, INK, canvas, save, styled
 from lcfbench.errors import UserError
 from lcfbench.training.log import LOG
 

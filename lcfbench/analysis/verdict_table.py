@@ -1,0 +1,115 @@
+"""Does knowledge cross: gain, content and a verdict for every method and task, best first.
+
+    from lcfbench.analysis.verdict_table import judged, table
+    rich.print(table(judged(summarise(cells)), delta=0.02))
+
+Gain G is matched minus the receiver alone, content P is matched minus deranged, both in points with a 95 % interval over documents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lcfbench.analysis.orf import DERIVED
+from lcfbench.analysis.show import NONE, STYLES
+from lcfbench.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Group
+
+ORDER = ("communicates", "adapts only", "undecided", "does not communicate", "untested")
+HEADERS = ("method", "docs", "score", "gain G", "content P", "p", "ms", "bytes")
+FIELDS = (
+    *(
+        "pair",
+        "task",
+        "scoring",
+        "mode",
+        "label",
+        "n",
+        "metric",
+        "score",
+        "low",
+        "high",
+        "seeds",
+        "seed_sd",
+        "gain",
+        "gain_low",
+        "gain_high",
+    ),
+    *("content", "content_low", "content_high", "content_n", "matched_score", "deranged_score", "p", "p_holm", "p_equivalence", "family"),
+    *("detectable", "ttft_ms", "adapter_mb", "message_bytes", "verdict", "verdict_text"),
+)
+LEGEND = (
+    "gain G: matched minus the receiver alone; content P: matched minus deranged (another document's message); points, with their 95 % "
+    "interval over documents. p: of the content, after Holm's correction over all verdicts shown. communicates: P is surely above 0. adapts "
+    "only: G is, but P is none within ±{delta:g} points (two one-sided tests). ms: median to the first token. bytes: median message."
+)
+
+
+def judged(summary: pd.DataFrame) -> pd.DataFrame:
+    """The lines that have a verdict, by task, best first. Raises UserError where there are none."""
+    lines = summary[~summary["verdict"].fillna("").isin(["", DERIVED])]
+    if not len(lines):
+        raise UserError("no run here sends a message.", "Run a method that does, with --control matched,deranged.")
+    rank = lines["verdict"].map({label: i for i, label in enumerate(ORDER)})
+    order = lines.assign(_rank=rank, _content=-lines["content"].fillna(-9.0)).sort_values(["pair", "task", "scoring", "_rank", "_content"])
+    return order[list(FIELDS)].reset_index(drop=True)
+
+
+def table(lines: pd.DataFrame, delta: float) -> Group:
+    """For a terminal of 80 columns or more: a table a task with the verdicts in words below."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for (pair, task, scoring), group in lines.groupby(["pair", "task", "scoring"], sort=False):
+        grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+        for i, name in enumerate(HEADERS):
+            grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold", vertical="top")
+        words = Table.grid(padding=(0, 1, 0, 0))
+        for line in group.to_dict("records"):
+            grid.add_row(*cells(line))
+            words.add_row(Text("•", style=STYLES.get(line["verdict"], "")), Text(f"{line['label']}: {line['verdict_text']}"))
+        parts += [Text(f"{task} ({scoring}, {group['metric'].iloc[0]}): {pair}", style="bold"), Padding(grid, (0, 0, 0, 2))]
+        parts.append(Padding(words, (0, 0, 1, 2)))
+    return Group(*parts, Text(LEGEND.format(delta=100 * delta), style="dim"))
+
+
+def cells(line: Mapping[Any, Any]) -> tuple[str, ...]:
+    """A line as text, in the order of `HEADERS`."""
+    spread = "" if math.isnan(line["seed_sd"]) else f" ± {100 * line['seed_sd']:.1f}"
+    return (
+        str(line["label"]),
+        str(line["n"]),
+        f"{100 * line['score']:.1f}{spread}",
+        points(line["gain"], line["gain_low"], line["gain_high"]),
+        points(line["content"], line["content_low"], line["content_high"]),
+        probability(line["p_holm"]),
+        NONE if math.isnan(line["ttft_ms"]) else f"{line['ttft_ms']:,.0f}",
+        NONE if math.isnan(line["message_bytes"]) else f"{line['message_bytes']:,.0f}",
+    )
+
+
+def points(value: float, low: float, high: float) -> str:
+    """`+54.7 [+42.6, +66.3]`."""
+    return NONE if math.isnan(value) else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def probability(p: float) -> str:
+    """A p-value in three digits; tiny ones as `<.001`."""
+    return NONE if p is None or math.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+
+
+def to_markdown(lines: pd.DataFrame) -> str:
+    """One GitHub table with the verdicts in words."""
+    out = ["| task | " + " | ".join(HEADERS) + " | verdict |", "| --- | --- |" + " ---: |" * (len(HEADERS) - 1) + " --- |"]
+    for line in lines.to_dict("records"):
+        shown = [f"{line['task']} ({line['scoring']})", *cells(line), f"{line['verdict']}"]
+        out.append("| " + " | ".join(str(x).replace("|", "\\|") for x in shown) + " |")
+    return "\n".join([*out, "", *(f"- {x['task']}, {x['label']}: {x['verdict_text']}" for x in lines.to_dict("records")), ""])
