@@ -1,0 +1,199 @@
+"""Two sets of runs side by side: what changed on the same documents, how surely, and at what cost.
+
+    from lcfbench.analysis.compare import compare
+    compare(read_cells([Path("a")]), read_cells([Path("b")])).lines[0].difference
+
+Differences are B − A, document by document; ratios are B / A. Scores are fractions here; tables show points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from lcfbench.analysis.cells import joined
+from lcfbench.analysis.matching import (
+    EXPLAINS,
+    REFUSED,
+    differing,
+    full_name,
+    match,
+    name_of,
+    other_machine,
+    refuse,
+    short_names,
+    told,
+    unrecorded,
+)
+from lcfbench.analysis.stats import Paired, holm, paired
+from lcfbench.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lcfbench.analysis.cells import Cell, Cells
+
+FEW = 30  # documents below which an interval is told with a warning
+
+
+class Line(NamedTuple):
+    """One comparison, `what` being its name.
+
+    n: documents both have. low, high: 95 % interval of the difference. p_holm: corrected over all lines. a, b: names of the methods.
+    latency_ratio: median over the `latency_n` documents timed alone in both. only_a, only_b: hashes of documents that one side lacks.
+    What is not known is NaN.
+    """
+
+    what: str
+    task: str
+    scoring: str
+    metric: str
+    a: str
+    b: str
+    n: int
+    mean_a: float = math.nan
+    mean_b: float = math.nan
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    p_holm: float = math.nan
+    latency_ratio: float = math.nan
+    latency_n: int = 0
+    message_ratio: float = math.nan
+    adapter_ratio: float = math.nan
+    only_a: Sequence[str] = ()
+    only_b: Sequence[str] = ()
+    differs: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    overall: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """lines: one a pair of cells, then one for all tasks of a method together. unmatched: what only one side has, in words."""
+
+    lines: list[Line]
+    unmatched_a: list[str]
+    unmatched_b: list[str]
+
+
+def compare(a: Cells, b: Cells, allow: Sequence[str] = ()) -> Comparison:
+    """Everything that A and B both asked, compared.
+
+    allow: fields of `REFUSED` that may differ. Raises UserError: the two hold nothing alike; what they hold is not comparable;
+    they have no document in common.
+    """
+    pairs, left_a, left_b = match(a.cells, b.cells)
+    if not pairs:
+        held = "; ".join(f"{side} holds {_listed(cells.cells)}" for side, cells in (("A", a), ("B", b)))
+        raise UserError(f"nothing to compare: {held}.", "Name two runs of the same task, such as two run folders.")
+    refuse(pairs, REFUSED, allow)
+    shared = [joined(one, other)[:2] for one, other in pairs]
+    if not any(len(x) for x, _ in shared):
+        one, other = pairs[0]
+        raise UserError(
+            f"no document in common: {full_name(one)} and {full_name(other)}.", "A document's hash covers what the models read."
+        )
+    names = short_names([one for one, _ in pairs])
+    lines = [_line(*whole) for whole in zip(names, pairs, shared, strict=True)]
+    lines += _overall(pairs, shared)
+    adjusted = holm([line.p for line in lines])
+    lines = [line._replace(p_holm=p) for line, p in zip(lines, adjusted, strict=True)]
+    return Comparison(lines, [full_name(cell) for cell in left_a], [full_name(cell) for cell in left_b])
+
+
+def latency_ratios(a: Cell, b: Cell, column: str = "ttft_ms") -> np.ndarray:
+    """B / A of every document that was timed alone in both."""
+    import numpy as np
+
+    (codes_a, ms_a), (codes_b, ms_b) = a.timed[column], b.timed[column]
+    _, at_a, at_b = np.intersect1d(codes_a, codes_b, return_indices=True)
+    one, other = np.asarray(ms_a)[at_a], np.asarray(ms_b)[at_b]
+    timed = (one > 0) & (other > 0)
+    return other[timed] / one[timed]
+
+
+def only_in(a: Cell, b: Cell) -> list[str]:
+    """Hashes of the documents that A has and B lacks."""
+    import numpy as np
+
+    alone = ~np.isin(a.codes, b.codes)
+    return sorted(map(str, a.hashes[alone])) if alone.any() else []
+
+
+def _line(name: str, pair: tuple[Cell, Cell], scores: tuple[np.ndarray, np.ndarray]) -> Line:
+    import numpy as np
+
+    a, b = pair
+    ends = name_of(a), name_of(b)
+    here = _scored(Line(name if ends[0] == ends[1] else f"{name} → {ends[1]}", a.task, a.scoring, a.metric, *ends, n=0), *scores)
+    ratios, notes = np.empty(0), _notes(a, b, here.n)
+    if not (why := other_machine(a, b)):
+        ratios = latency_ratios(a, b)
+    elif len(latency_ratios(a, b)):
+        notes.append(f"first token not compared: {why}")
+    return here._replace(
+        latency_ratio=float(np.median(ratios)) if len(ratios) else math.nan,
+        latency_n=len(ratios),
+        message_ratio=_ratio(b.median("message_bytes"), a.median("message_bytes")),
+        adapter_ratio=_ratio(b.median("adapter_bytes"), a.median("adapter_bytes")),
+        only_a=only_in(a, b),
+        only_b=only_in(b, a),
+        differs=told(differing(a, b, (*REFUSED, *EXPLAINS))),
+        notes=notes,
+    )
+
+
+def _scored(line: Line, x: np.ndarray, y: np.ndarray) -> Line:
+    """The line with its means, difference, interval and p."""
+    if not len(x):
+        return line
+    got: Paired = paired(y, x)
+    low, high = got.interval()
+    return line._replace(n=got.n, mean_a=float(x.mean()), mean_b=float(y.mean()), difference=got.value, low=low, high=high, p=got.p())
+
+
+def _notes(a: Cell, b: Cell, n: int) -> list[str]:
+    notes = []
+    if n < FEW:
+        notes.append(f"only {n} documents: whatever the difference looks like, little can be concluded" if n else "no document in common")
+    for side, cell in (("A", a), ("B", b)):
+        if cell.errors:
+            notes.append(f"{side}: {cell.errors} of {cell.n} documents failed and count as wrong")
+        if cell.state in ("running", "interrupted"):
+            notes.append(f"{side}: not finished, {cell.n} documents so far")
+    if absent := unrecorded(a, b, REFUSED):
+        notes.append(f"not recorded on both sides, so not compared: {', '.join(absent)}")
+    return notes
+
+
+def _overall(pairs: Sequence[tuple[Cell, Cell]], shared: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Line]:
+    """All tasks of one method against another, document by document, where there are several: 0/1 scores together, others by metric."""
+    import numpy as np
+
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, ((a, b), (x, y)) in enumerate(zip(pairs, shared, strict=True)):
+        if len(x):
+            scale = "0/1" if all(((s == 0) | (s == 1)).all() for s in (x, y)) else a.metric
+            groups.setdefault((a.pair, a.mode, a.control, b.pair, b.mode, b.control, scale), []).append(index)
+    lines = []
+    for members in groups.values():
+        if len({pairs[i][0].task for i in members}) < max(2, len(members)):  # one task, or a task twice: no sum of tasks
+            continue
+        x, y = (np.concatenate([shared[i][side] for i in members]) for side in (0, 1))
+        (a, b), metrics = pairs[members[0]], dict.fromkeys(pairs[i][0].metric for i in members)
+        first, second = (c.mode if c.control in ("matched", "") else f"{c.mode} ({c.control})" for c in (a, b))
+        what = f"overall, {len(x):,} documents of {len(members)} tasks: {' → '.join(dict.fromkeys((first, second)))}"
+        lines.append(_scored(Line(what, "", "", ", ".join(metrics), first, second, n=0, overall=True), x, y))
+    return lines
+
+
+def _ratio(b: float, a: float) -> float:
+    return b / a if a > 0 and b > 0 else math.nan
+
+
+def _listed(cells: Sequence[Cell]) -> str:
+    return ", ".join(full_name(cell) for cell in cells[:8]) + (f" and {len(cells) - 8} more" if len(cells) > 8 else "") or "nothing"

@@ -1,0 +1,224 @@
+"""Every cell of a baseline looked up in new runs and judged by the gate: score, documents and, on request, time to the first token.
+
+from lcfbench.analysis.gate.check import check_cells
+check_cells(read_cells([Path("results/baseline")]), read_cells([Path("results")]), max_drop=0.01).exit(strict=False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcfbench.analysis.cells import joined
+from lcfbench.analysis.gate import Checked, Item, Outcome, decide, score_item, score_shift, time_item, time_shift
+from lcfbench.analysis.matching import (
+    ABSENT,
+    COMPUTED,
+    EXPLAINS,
+    REFUSED,
+    Pairing,
+    differing,
+    full_name,
+    name_of,
+    other_machine,
+    reading_order,
+    refuse,
+    short_names,
+    told,
+    unrecorded,
+    value_of,
+)
+from lcfbench.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lcfbench.analysis.cells import Cell, Cells
+
+GUARDED = (*REFUSED, *COMPUTED)  # what must agree between a baseline and what is checked against it
+KEY = ("pair", "task", "subject", "scoring", "mode", "control", "options", "task_options", "seed")  # which run a run is
+CAVEAT = "time: the interval covers documents, not what a machine does between two runs; record the baseline in the same job"
+
+
+def check_cells(baseline: Cells, new: Cells, max_drop: float, max_slowdown: float | None = None, allow: Sequence[str] = ()) -> Checked:
+    """Judges every cell of the baseline.
+
+    max_drop, max_slowdown: fractions. allow: fields of `GUARDED` that may differ. Raises UserError where a field differs that must not,
+    and where more than one new run could be meant.
+    """
+    pairs, missing, more = pair_up(baseline.cells, new.cells, allow)
+    refuse(pairs, GUARDED, allow, "check")
+    checked = Checked([], max_drop, max_slowdown)
+    names = dict(zip(map(id, baseline.cells), short_names(baseline.cells), strict=True))
+    shared = [joined(b, n)[:2] for b, n in pairs]
+    untimed = [_not_timed(b, n) for b, n in pairs]
+    scored = [i for i, (before, _) in enumerate(shared) if len(before)]
+    timed = [i for i, why in enumerate(untimed) if not why] if max_slowdown is not None else []
+    family = len(scored) + len(timed)
+    shifts = {("score", i): score_shift(shared[i][1], shared[i][0], max_drop, family) for i in scored}
+    for i in timed:
+        before, now = _timed(*pairs[i])
+        shifts["time", i] = time_shift(now, before, max_slowdown or 0.0, family)
+    outcomes = dict(zip(shifts, decide(list(shifts.values())), strict=True))
+    for i, (b, n) in enumerate(pairs):
+        about = {"cell": names[id(b)], "task": b.task, "mode": name_of(b)}
+        if found := shifts.get(("score", i)):
+            means = float(shared[i][0].mean()), float(shared[i][1].mean())
+            checked.items.append(score_item(about, found, outcomes["score", i], means, max_drop))
+        if found := shifts.get(("time", i)):
+            checked.items.append(time_item(about, found, outcomes["time", i], _typical(*_timed(b, n)), max_slowdown or 0.0))
+        elif max_slowdown is not None:
+            checked.items.append(Item(**about, aspect="first token", outcome=Outcome.UNSURE, text=f"not compared: {untimed[i]}"))
+        if lacking := lacks(b, n, len(shared[i][0])) or ([] if i in scored else ["the baseline has no documents"]):
+            text = "; ".join(lacking)
+            checked.items.append(Item(**about, aspect="documents", outcome=Outcome.INCOMPLETE, n=len(shared[i][0]), text=text))
+        checked.notes += [f"{about['cell']}: {text}" for text in _notes(b, n, len(shared[i][0]))]
+    for cell in missing:
+        about = {"cell": names[id(cell)], "task": cell.task, "mode": name_of(cell)}
+        checked.items.append(Item(**about, aspect="documents", outcome=Outcome.INCOMPLETE, text=f"no such run{_nearest(cell, new.cells)}"))
+    # what cannot be read cannot be guarded; a baseline with a broken file must not pass in silence
+    for text in (w for w in baseline.warnings if "skipped, cannot be read" in w):
+        checked.items.append(Item("baseline", "baseline", "file", "documents", Outcome.INCOMPLETE, text=text))
+    if more:
+        checked.notes.append(f"not in the baseline, so not checked: {', '.join(full_name(cell) for cell in more)}")
+    if max_slowdown is not None:
+        checked.notes.append(CAVEAT)
+    return checked
+
+
+def pair_up(baseline: Sequence[Cell], new: Sequence[Cell], allow: Sequence[str] = ()) -> tuple[list[Pairing], list[Cell], list[Cell]]:
+    """(baseline, new) cells of the same key, baseline cells without a new one, new ones without a baseline.
+
+    Raises UserError where several new cells could be meant: an older run left in the folder must not answer for a newer one.
+    """
+    pairs: list[Pairing] = []
+    missing: list[Cell] = []
+    taken: set[int] = set()
+    for cell in sorted(baseline, key=reading_order):
+        rivals = [other for other in baseline if _alike(cell, other, allow)]
+        found = [other for other in new if _alike(cell, other, allow)]
+        if len(rivals) > 1:  # told apart by what else their identity says, such as the adapter
+            found = [one for one in found if not differing(cell, one, (*EXPLAINS[:-1], "adapter_config", "limit"))]
+        if len(found) > 1:
+            apart = sorted({name for one in found for name in differing(found[0], one, (*EXPLAINS, "adapter_config", "limit"))})
+            what = f"{full_name(cell)}: {len(found)} new runs could be meant ({', '.join(one.run_ids[0] for one in found)})"
+            raise UserError(
+                f"{what}; they differ in {', '.join(apart) or 'nothing recorded'}.", "Name the one run folder, or keep one of them."
+            )
+        if any(id(one) in taken for one in found):
+            raise UserError(f"{full_name(found[0])} could be several of the baseline's runs.", "Give the run folder, with its manifest.")
+        pairs += [(cell, one) for one in found]
+        missing += [] if found else [cell]
+        taken |= {id(one) for one in found}
+    return pairs, missing, [cell for cell in new if id(cell) not in taken]
+
+
+def lacks(b: Cell, n: Cell, shared: int) -> list[str]:
+    """What the new cell lacks that the baseline has, in words; seed by seed. shared: documents both have."""
+    import numpy as np
+
+    found = []
+    hashes = (
+        []
+        if len(b.runs) == 1 and shared == b.n
+        else sorted(str(name) for old, now in zip(b.runs, n.runs, strict=True) for name in _names(old, np.setdiff1d(old.codes, now.codes)))
+    )
+    if hashes:
+        few = ", ".join(hashes[:3]) + (", …" if len(hashes) > 3 else "")
+        found.append(f"{len(hashes):,} of the baseline's documents are missing ({few})")
+    if n.state in ("running", "interrupted"):
+        found.append(f"not finished ({n.state})")
+    if n.errors > b.errors:
+        found.append(f"{n.errors:,} of {n.n:,} documents failed, {b.errors:,} in the baseline; the first: {first_error(n)}")
+    return found
+
+
+def first_error(cell: Cell) -> str:
+    """What went wrong first, as its row says."""
+    from lcfbench.reading import Reading
+
+    for run in cell.runs:
+        for part in Reading([Path(run.manifest["folder"])], ("error",)):
+            if part.run_id == run.run_id and (told := part.table["error"].drop_null().to_pylist()):
+                return str(told[0])
+    return "no message"
+
+
+def _names(run: Any, codes: np.ndarray) -> list[str]:
+    import numpy as np
+
+    if not len(codes):
+        return []
+    at = np.flatnonzero(np.isin(run.codes, codes))
+    return list(dict.fromkeys(run.hashes.take(at).to_pylist()))
+
+
+def _alike(a: Cell, b: Cell, allow: Sequence[str]) -> bool:
+    """Whether both are the same run of the same thing. What a file does not record cannot tell two apart."""
+    if a.subject != b.subject or len(a.runs) != len(b.runs):
+        return False
+    return all(
+        x == y or ABSENT in (x, y) for name in KEY if name not in ("subject", *allow) for x, y in [(value_of(a, name), value_of(b, name))]
+    )
+
+
+def _timed(b: Cell, n: Cell) -> tuple[np.ndarray, np.ndarray]:
+    """Times to the first token of the documents timed alone in both, ms."""
+    import numpy as np
+
+    (codes_b, ms_b), (codes_n, ms_n) = b.timed["ttft_ms"], n.timed["ttft_ms"]
+    _, at_b, at_n = np.intersect1d(codes_b, codes_n, return_indices=True)
+    before, now = ms_b[at_b], ms_n[at_n]
+    known = (before > 0) & (now > 0)
+    return before[known], now[known]
+
+
+def _not_timed(b: Cell, n: Cell) -> str:
+    """Why times cannot be compared; empty where they can."""
+    computed = told(differing(b, n, COMPUTED))
+    return other_machine(b, n) or ", ".join(computed)
+
+
+def _typical(before: np.ndarray, now: np.ndarray) -> tuple[float, float]:
+    """Geometric means: their ratio is the change that is tested."""
+    import numpy as np
+
+    return tuple(float(np.exp(np.log(ms).mean())) if len(ms) else float("nan") for ms in (before, now))  # type: ignore[return-value]
+
+
+def _notes(b: Cell, n: Cell, shared: int) -> list[str]:
+    """What may explain a change, and what a reader should know before believing that there is none."""
+    notes = []
+    if differs := told(differing(b, n, (*REFUSED, *EXPLAINS))):
+        notes.append(f"differs: {'; '.join(differs)}")
+    if absent := unrecorded(b, n, GUARDED):
+        notes.append(f"not recorded on both sides, so not checked: {', '.join(absent)}")
+    if b.state in ("running", "interrupted"):
+        notes.append(f"the baseline is not finished, {b.n:,} documents")
+    for side, cell in (("baseline", b), ("new", n)):
+        if twice := _repeated(cell):
+            notes.append(f"{side}: {twice:,} rows repeat a document; each counts once")
+    if more := n.n - shared:
+        notes.append(f"{more:,} documents are not in the baseline, so not checked")
+    if b.run_ids == n.run_ids and b.manifest.get("folder") == n.manifest.get("folder"):
+        notes.append("the baseline and the new run are the same files; such a check guards nothing")
+    return notes
+
+
+def _repeated(cell: Cell) -> int:
+    """Rows beyond the first of a document."""
+    import numpy as np
+
+    if len(cell.runs) == 1:
+        return len(cell.runs[0].codes) - cell.n
+    return sum(len(run.codes) - len(np.unique(run.codes)) for run in cell.runs)
+
+
+def _nearest(cell: Cell, new: Sequence[Cell]) -> str:
+    """The new run that comes closest, and what sets it apart."""
+    names = [name for name in KEY if name != "subject"]
+    found = sorted((one for one in new if one.task), key=lambda one: (one.task != cell.task, len(differing(cell, one, names))))
+    if not found:
+        return ""
+    return f"; the nearest, {full_name(found[0])}, differs: {'; '.join(told(differing(cell, found[0], names))) or 'only in its seeds'}"

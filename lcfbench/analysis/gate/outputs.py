@@ -1,0 +1,123 @@
+"""What `check` found, for machines: JUnit XML, GitHub annotations, a Markdown table for a job's summary page.
+
+    from lcfbench.analysis.gate.outputs import to_junit
+    Path("junit.xml").write_text(to_junit(checked, strict=False))
+
+A test case is one aspect of one cell. Surely worse is a failure, incomplete an error, inconclusive skipped (a failure with `strict`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from xml.etree import ElementTree
+
+from lcfbench.analysis.gate import Checked, Item, Outcome
+
+SUITE = "lcfbench check"
+MARKS = {Outcome.OK: "✅", Outcome.WORSE: "❌", Outcome.UNSURE: "❔", Outcome.INCOMPLETE: "⚠️"}
+FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters that XML 1.0 cannot hold
+NONE = "–"
+
+
+def to_junit(checked: Checked, strict: bool) -> str:
+    """The layout that GitHub, GitLab and Jenkins read: testsuites, testsuite, testcase with failure, error or skipped."""
+    results = [_result(item.outcome, strict) for item in checked.items]
+    counts = Counter(results)
+    totals = {"tests": len(results), "failures": counts["failure"], "errors": counts["error"], "skipped": counts["skipped"]}
+    attributes = {name: str(count) for name, count in totals.items()} | {"time": "0"}
+    root = ElementTree.Element("testsuites", {"name": SUITE, **attributes})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": SUITE, **attributes})
+    for item, result in zip(checked.items, results, strict=True):
+        names = {"classname": _clean(f"{item.task}.{item.mode}"), "name": _clean(f"{item.aspect}: {item.cell}"), "time": "0"}
+        case = ElementTree.SubElement(suite, "testcase", names)
+        if result == "skipped":
+            ElementTree.SubElement(case, "skipped", {"message": _clean(sentence(item))})
+        elif result:
+            told = ElementTree.SubElement(case, result, {"message": _clean(sentence(item)), "type": str(item.outcome)})
+            told.text = _clean(f"{item.cell}\n{sentence(item)}\n{checked.summary(strict)}")
+        else:
+            ElementTree.SubElement(case, "system-out").text = _clean(sentence(item))
+    if checked.notes:
+        ElementTree.SubElement(suite, "system-out").text = _clean("\n".join(checked.notes))
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def refused_junit(reason: str) -> str:
+    """The file of a check that was refused, so that no older file is taken for its result."""
+    counts = {"name": SUITE, "tests": "1", "failures": "0", "errors": "1", "skipped": "0", "time": "0"}
+    root = ElementTree.Element("testsuites", counts)
+    case = ElementTree.SubElement(
+        ElementTree.SubElement(root, "testsuite", counts), "testcase", {"classname": "check", "name": "refused", "time": "0"}
+    )
+    ElementTree.SubElement(case, "error", {"message": _clean(reason), "type": "not comparable"}).text = _clean(reason)
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def github_lines(checked: Checked, strict: bool) -> list[str]:
+    """GitHub's workflow commands, one a finding: errors for what fails the job, warnings for what is not known."""
+    found = []
+    for item in checked.items:
+        if item.outcome is not Outcome.OK:
+            level = "warning" if item.outcome is Outcome.UNSURE and not strict else "error"
+            found.append(annotation(level, f"{item.outcome}: {item.cell}, {item.aspect}", sentence(item)))
+    return found
+
+
+def annotation(level: str, title: str, message: str) -> str:
+    """`::error title=…::…`. What has a meaning in a workflow command is escaped as GitHub's toolkit does it."""
+    text = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    name = title.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A").replace(":", "%3A").replace(",", "%2C")
+    return f"::{level} title={name}::{text}"
+
+
+def to_markdown(checked: Checked, strict: bool) -> str:
+    """The table for a job's summary page."""
+    rows = [("", "what", "", "baseline", "new", "change", "90 %", "n"), ("---",) * 3 + ("---:",) * 5]
+    rows += [(MARKS[item.outcome] + f" {item.outcome}", item.cell, item.aspect, *figures(item)) for item in checked.items]
+    table = ["| " + " | ".join(_cell(part) for part in row) + " |" for row in rows]
+    details = [f"- {item.cell}, {item.aspect}: {_cell(item.text)}" for item in checked.items if item.text]
+    return "\n".join(
+        [f"**lcfbench check** {checked.summary(strict)}", "", *table, "", *details, *(f"- {_cell(n)}" for n in checked.notes), ""]
+    )
+
+
+def sentence(item: Item) -> str:
+    """One line on one aspect: `surely worse: 61.0 → 58.4, −2.6 (90 %: −3.4 to −1.8), n=2,000; …`."""
+    before, now, change, interval, n = figures(item)
+    told = (
+        f"{before} → {now}, {change} (90 %: {interval})" + ("" if item.text.startswith("n=") else f", n={n}")
+        if item.n and change != NONE
+        else ""
+    )
+    return f"{item.outcome}: " + "; ".join(part for part in (told, item.text) if part)
+
+
+def figures(item: Item) -> tuple[str, str, str, str, str]:
+    """Baseline, new, change, its interval and n as text: points, or milliseconds and per cent."""
+    unit = " %" if item.aspect == "first token" else ""
+    interval = f"{item.low:+.1f} to {item.high:+.1f}" if not math.isnan(item.low) else NONE
+    ms = " ms" if unit else ""
+    return (
+        *(NONE if math.isnan(x) else f"{x:,.1f}{ms}" for x in (item.baseline, item.new)),
+        NONE if math.isnan(item.change) else f"{item.change:+.1f}{unit}",
+        interval,
+        f"{item.n:,}" if item.n else NONE,
+    )  # type: ignore[return-value]
+
+
+def _result(outcome: Outcome, strict: bool) -> str:
+    if outcome is Outcome.UNSURE:
+        return "failure" if strict else "skipped"
+    return {Outcome.OK: "", Outcome.WORSE: "failure", Outcome.INCOMPLETE: "error"}[outcome]
+
+
+def _clean(text: str) -> str:
+    return FORBIDDEN.sub("\ufffd", text)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,175 @@
+"""Which recorded results belong together, and whether they may be compared.
+
+    from lcfbench.analysis.matching import REFUSED, match, refuse
+    pairs, left_a, left_b = match(a.cells, b.cells)
+    refuse(pairs, REFUSED, allow=[])
+
+Two results are comparable when they answer the same questions, scored by the same rule. All else may differ: it is what is compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from lcfbench.analysis.cells import OF_THE_SEED
+from lcfbench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from lcfbench.analysis.cells import Cell
+
+Pairing: TypeAlias = "tuple[Cell, Cell]"
+# what must agree, or the scores answer different questions
+REFUSED = ("task", "scoring", "metric", "task_options", "task_sha256", "data_sha256", "split_manifest_sha256")
+COMPUTED = ("dtype", "device", "attention")  # a gate also holds still how numbers are computed
+EXPLAINS = ("pair", "revisions", "mode", "options", "adapter_sha256", "control", *COMPUTED, "batch_size", "seed", "version")
+OWN = ("pair", "task", "scoring", "metric", "mode", "control")  # of the rows; others are the manifest's
+MACHINE = ("cpu", "device", "gpu", "threads")
+ABSENT = "not recorded"
+DIGEST = 32  # characters from which a hexadecimal text is a digest
+
+
+def value_of(cell: Cell, name: str) -> Any:
+    """A cell's value of a field of the run's identity; `ABSENT` where its file does not tell."""
+    if name == "seed":
+        return list(cell.seeds)
+    if name in OWN:
+        return getattr(cell, name)
+    if name not in OF_THE_SEED or len(cell.runs) == 1:
+        return cell.identity.get(name, ABSENT)
+    by_seed = [(run.manifest.get("identity") or {}).get(name, ABSENT) for run in cell.runs]
+    return ABSENT if ABSENT in by_seed else by_seed[0] if all(one == by_seed[0] for one in by_seed) else by_seed
+
+
+def differing(a: Cell, b: Cell, names: Iterable[str]) -> dict[str, tuple[Any, Any]]:
+    """Fields that both record and that are not the same, with both values."""
+    found = {name: (value_of(a, name), value_of(b, name)) for name in names}
+    return {name: two for name, two in found.items() if two[0] != two[1] and ABSENT not in two}
+
+
+def unrecorded(a: Cell, b: Cell, names: Iterable[str]) -> list[str]:
+    """Fields that at least one of the two does not record (older files, parquet files without their manifest)."""
+    return [name for name in names if ABSENT in (value_of(a, name), value_of(b, name))]
+
+
+def machine(cell: Cell) -> dict[str, Any] | None:
+    """Where the run's times come from; None where that is not recorded or a resumed run has seen several machines."""
+    sittings = [sitting.get("environment") for sitting in cell.manifest.get("sittings") or []] or [cell.manifest.get("environment")]
+    seen = [{name: where.get(name) for name in MACHINE} for where in sittings if where]
+    return seen[0] if seen and len(seen) == len(sittings) and all(one == seen[0] for one in seen) else None
+
+
+def other_machine(a: Cell, b: Cell) -> str:
+    """Why times of the two cannot be compared; empty where they can."""
+    first, second = machine(a), machine(b)
+    if first is None or second is None:
+        return "the machine is not recorded, or not one"
+    told = [f"{name} {first[name]} → {second[name]}" for name in MACHINE if first[name] != second[name]]
+    return f"other machine ({', '.join(told)})" if told else ""
+
+
+def name_of(cell: Cell) -> str:
+    """`lcf (deranged)`: method and control, as a person calls it. An ordinary run needs no control named."""
+    return cell.label if cell.control in ("matched", "") else f"{cell.label} ({cell.control})"
+
+
+def full_name(cell: Cell) -> str:
+    """Pair, task, scoring and method of a cell."""
+    if not cell.task:  # no row tells
+        return f"{cell.run_ids[0]} (no documents)"
+    return f"{cell.task} {name_of(cell)} ({cell.scoring}, {cell.pair})"
+
+
+def short_names(cells: Sequence[Cell]) -> list[str]:
+    """A name for each, with no more than tells them apart: task and method, then scoring, pair and run where they must."""
+    parts: list[Callable[[Cell], str]] = [
+        lambda c: f"{c.task} {name_of(c)}",
+        lambda c: f"{c.task} {name_of(c)} ({c.scoring})",
+        lambda c: f"{c.task} {name_of(c)} ({c.scoring}, {c.pair})",
+        lambda c: f"{c.task} {name_of(c)} ({c.run_ids[0]})",
+    ]
+    for part in parts:
+        names = [part(cell) if cell.task else full_name(cell) for cell in cells]
+        if len(set(names)) == len(cells):
+            return names
+    return [f"{name} {number}" for number, name in enumerate(map(full_name, cells), 1)]
+
+
+def match(a: Sequence[Cell], b: Sequence[Cell]) -> tuple[list[Pairing], list[Cell], list[Cell]]:
+    """Pairs of cells that ask the same, ordered for reading, and what is left of either side.
+
+    First those that agree in everything, then in ever less, and last, method against method, the only ones of a task on both
+    sides. Where several cells could be meant none is taken.
+    """
+    stages: list[Callable[[Cell], Any]] = [
+        lambda c: (*same(c), {k: v for k, v in c.identity.items() if k != "version"}),
+        same,
+        lambda c: (c.pair, c.task, c.subject, c.scoring, c.mode, c.control),
+        lambda c: (c.task, c.subject, c.scoring, c.mode, c.control),
+        lambda c: (c.task, c.subject, c.scoring, c.control),
+        lambda c: (c.task, c.subject),
+    ]
+    pairs: list[Pairing] = []
+    left_a, left_b = list(a), list(b)
+    for stage in stages:
+        ours, theirs = _grouped(left_a, stage), _grouped(left_b, stage)
+        found = [(ours[key][0], theirs[key][0]) for key in ours if len(ours[key]) == len(theirs.get(key, ())) == 1]
+        pairs += found
+        left_a = [cell for cell in left_a if not any(cell is one for one, _ in found)]
+        left_b = [cell for cell in left_b if not any(cell is one for _, one in found)]
+    if not pairs and len(left_a) == len(left_b) == 1:  # two single results: a person means these
+        pairs, left_a, left_b = [(left_a[0], left_b[0])], [], []
+    return sorted(pairs, key=lambda pair: reading_order(pair[0])), left_a, left_b
+
+
+def reading_order(cell: Cell) -> tuple[Any, ...]:
+    """By task, the receiver alone first, an ordinary run before its controls."""
+    return cell.task, cell.scoring, cell.pair, cell.mode != "receiver", cell.label, cell.control != "matched", cell.control, cell.run_ids
+
+
+def same(cell: Cell) -> tuple[Any, ...]:
+    """What two runs of one thing have in common."""
+    options = (value_of(cell, "options"), value_of(cell, "task_options"))
+    return cell.pair, cell.task, cell.subject, cell.scoring, cell.mode, cell.control, *options
+
+
+def refuse(pairs: Iterable[Pairing], names: Sequence[str], allow: Sequence[str], verb: str = "compare") -> None:
+    """Raises UserError for the first pair that differs in a field of `names` that is not allowed to."""
+    for name in allow:
+        if name not in names:
+            raise unknown("field", name, names, f"lcfbench {verb} --help")
+    for a, b in pairs:
+        if found := {name: two for name, two in differing(a, b, names).items() if name not in allow}:
+            told = ", ".join(f"{name} ({shown(one)} there, {shown(other)} here)" for name, (one, other) in found.items())
+            what = f"not comparable: {full_name(a)} and {full_name(b)} differ in {told}."
+            raise UserError(what, f"To go on all the same: {' '.join(f'--allow {name}' for name in found)}.")
+
+
+def told(two: dict[str, tuple[Any, Any]]) -> list[str]:
+    """`mode receiver → lcf`, a line a field; of options only those that differ."""
+    lines = []
+    for name, (one, other) in two.items():
+        if isinstance(one, dict) and isinstance(other, dict):
+            keys = [key for key in {**one, **other} if one.get(key, ABSENT) != other.get(key, ABSENT)]
+            lines += [f"{name}.{key} {shown(one.get(key, '–'))} → {shown(other.get(key, '–'))}" for key in keys]
+        else:
+            lines.append(f"{name} {shown(one)} → {shown(other)}")
+    return lines
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence: digests shortened, `none` for None."""
+    if value is None:
+        return "none"
+    if isinstance(value, (list, tuple)):
+        return ",".join(shown(part) for part in value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text[:10] if len(text) >= DIGEST and not text.strip("0123456789abcdef") else text
+
+
+def _grouped(cells: Iterable[Cell], key: Callable[[Cell], Any]) -> dict[str, list[Cell]]:
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(json.dumps(key(cell), sort_keys=True, default=str), []).append(cell)
+    return groups
