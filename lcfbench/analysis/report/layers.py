@@ -1,0 +1,99 @@
+"""Gates and layers: which layers an adapter edits, and which ones a layer-choosing method found important.
+
+    strips(source)[0].rows[0].values     # one a layer, 0 to 1; None where the adapter has no such layer
+
+An adapter is shown once, however many runs used it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lcfbench.analysis.report.entries import plain
+from lcfbench.analysis.report.source import Source
+
+
+class Strip(NamedTuple):
+    """A row of squares. values: a layer each, None where there is none; most: the darkest square's value."""
+
+    name: str
+    values: list[float | None]
+    most: float
+
+
+class Heat(NamedTuple):
+    """Strips over the same layers. marked: layers with a sign below them; said: the picture in words."""
+
+    title: str
+    used: str
+    strips: list[Strip]
+    marked: list[int]
+    said: str
+
+
+def strips(source: Source) -> list[Heat]:
+    """One a set of gates or calibration, in the order of the runs. Manifests that say nothing of layers give nothing."""
+    found: dict[str, tuple[Heat, list[str]]] = {}
+    for cell in source.cells:
+        for run_id in cell.run_ids:
+            manifest = source.manifests.get(run_id, {})
+            for heat in (_gates(manifest, cell.label), _calibration(manifest, cell.label)):
+                if heat:
+                    used = found.setdefault(repr(heat), (heat, []))[1]
+                    used.append(f"{cell.task}, {cell.control}" if cell.control != "matched" else cell.task)
+    return [heat._replace(used="; ".join(dict.fromkeys(used))) for heat, used in found.values()]
+
+
+def _gates(manifest: Mapping[str, Any], label: str) -> Heat | None:
+    gates = manifest.get("gates")
+    if not isinstance(gates, Mapping) or not gates.get("layers"):
+        return None
+    layers = [int(layer) for layer in gates["layers"]]
+    made = [Strip(f"gate, {name}s", _spread(layers, gates[name]), 1.0) for name in ("key", "value") if gates.get(name)]
+    shut = sorted({layer for strip in made for layer in layers if not strip.values[layer]})
+    missing = sorted(set(range(max(layers) + 1)) - set(layers))
+    said = f"{len(layers)} layers have an adapter; " + (f"a gate is shut in layers {_list(shut)}" if shut else "no gate is shut")
+    said += f"; no adapter in layers {_list(missing)}" if missing else ""
+    said += "".join(f"; {strip.name} {_range(strip)}" for strip in made)
+    name = manifest.get("adapter") or label
+    return Heat(f"{name}: how far each receiver layer is edited", "", made, [], said + ".")
+
+
+def _calibration(manifest: Mapping[str, Any], label: str) -> Heat | None:
+    found = manifest.get("calibration")
+    if not isinstance(found, Mapping):
+        return None
+    names = [name for name in ("importance", "scores") if isinstance(found.get(name), Sequence) and found[name]]
+    if not names:
+        return None
+    made = []
+    for name in names:
+        values = [float(value) for value in found[name]]
+        made.append(Strip({"scores": "score"}.get(name, name), list(values), max([*values, 1e-9])))
+    chosen = [int(layer) for layer in found.get("layers", [])]
+    ends = ", ".join(f"{strip.name} up to {plain(strip.most, 2)}" for strip in made)
+    documents = f" on {found['documents']} validation documents" if "documents" in found else ""
+    return Heat(f"{label}: layers by calibration{documents}", "", made, chosen, f"Sent (▲): layers {_list(chosen)}; {ends}.")
+
+
+def _range(strip: Strip) -> str:
+    values = [value for value in strip.values if value is not None]
+    low, high = (plain(end, 2) for end in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _spread(layers: Sequence[int], values: Sequence[float]) -> list[float | None]:
+    given = dict(zip(layers, values, strict=True))
+    return [given.get(layer) for layer in range(max(layers) + 1)]
+
+
+def _list(layers: Sequence[int]) -> str:
+    """`0–3, 7`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"

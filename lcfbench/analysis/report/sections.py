@@ -1,0 +1,214 @@
+"""The verdicts, a table a task with every control, a table of subjects: lines of the summary as tables.
+
+headline(source)[0].label, verdicts(source).rows, tasks(source)[0].caption
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from lcfbench.analysis.orf import DERIVED
+from lcfbench.analysis.report.entries import (
+    NONE,
+    Entry,
+    Head,
+    Row,
+    Table,
+    known,
+    number,
+    p_value,
+    percent,
+    places_named,
+    points,
+    signed,
+    text,
+)
+from lcfbench.analysis.report.source import Source
+from lcfbench.analysis.summary import BASELINE
+
+ORDER = ("communicates", "adapts only", "undecided", "does not communicate", "untested")
+LEADS = {
+    "communicates": "Communicates",
+    "adapts only": "Only adapts the receiver",
+    "undecided": "Undecided",
+    "does not communicate": "Does not communicate",
+    "untested": "Not tested with another document's message",
+}
+NAMED = 6  # so many methods a sentence of the headline names
+
+
+class Sentence(NamedTuple):
+    """One verdict: whom it concerns, best first. more: how many are left to the table."""
+
+    label: str
+    lead: str
+    items: list[str]
+    more: int
+
+
+def tested(source: Source) -> list[dict[Any, Any]]:
+    """Lines that carry a verdict, best first."""
+    found = [line for line in source.lines if line["verdict"] and line["verdict"] != DERIVED]
+    return sorted(found, key=lambda line: (_rank(line["verdict"]), -line["content"] if known(line["content"]) else 2.0))
+
+
+def headline(source: Source) -> list[Sentence]:
+    """A sentence a verdict. What was never run with another document's message comes last."""
+    lines = tested(source)
+    several = len({line["pair"] for line in lines}) > 1
+    found = []
+    for label in dict.fromkeys(line["verdict"] for line in lines):
+        mine = [line for line in lines if line["verdict"] == label]
+        items = [_named(line, several) for line in mine[:NAMED]]
+        found.append(Sentence(label, LEADS.get(label, label.capitalize()), items, len(mine) - len(items)))
+    return found
+
+
+def verdicts(source: Source) -> Table:
+    """A row a method and task that was run with a message."""
+    lines = tested(source)
+    pairs = len({line["pair"] for line in lines}) > 1
+    heads = [
+        Head("method"),
+        Head("task"),
+        Head("verdict"),
+        Head("matched %", True, "score with the message made for the document itself"),
+        Head("deranged %", True, "score with the message of another document"),
+        Head("receiver %", True, "score of the receiver alone"),
+        Head("gain G", True, "matched − receiver alone, points, with its 95 % interval"),
+        Head("content P", True, "matched − deranged, points, with its 95 % interval"),
+        Head("p (Holm)", True, "of content, corrected over all verdicts shown"),
+        Head("adapter MB", True, "size of the trained module as saved, 10⁶ bytes"),
+        Head("message bytes", True, "median over documents"),
+        Head("first token ms", True, "median time from the question to the first answer token, one document at a time"),
+        *([Head("pair", title="receiver ← sharer")] if pairs else []),
+    ]
+    rows = []
+    for line in lines:
+        entries = [text(line["label"]), text(line["task"], line["scoring"])]
+        entries += [
+            Entry(line["verdict"], float(_rank(line["verdict"])), _visible(line), "verdict", line["verdict_text"]),
+            percent(line["matched_score"] if known(line["matched_score"]) else line["score"]),
+            percent(line["deranged_score"]),
+            percent(_receiver(line, source)),
+            points(line["gain"], line["gain_low"], line["gain_high"]),
+            points(line["content"], line["content_low"], line["content_high"]),
+            p_value(line.get("p_holm")),
+            number(line["adapter_mb"], 1),
+            number(line["message_bytes"]),
+            number(line["ttft_ms"]),
+        ]
+        entries += [_pair(str(line["pair"]))] if pairs else []
+        rows.append(Row(entries, line["task"], line["mode"], _slug(line["verdict"])))
+    return Table("verdicts", "Every method that sends a message, best first", heads, rows)
+
+
+def tasks(source: Source) -> list[Table]:
+    """All runs of a task, all controls."""
+    found = []
+    for index, ((pair, task, scoring), lines) in enumerate(source.groups.items()):
+        seeds = any(known(line.get("seed_sd")) for line in lines)
+        chance = next((line["chance"] for line in lines if known(line["chance"])), None)
+        guess = f"; guessing gives {100 * chance:.1f} %" if chance is not None else ""
+        metric = ", ".join(dict.fromkeys(str(line["metric"]) for line in lines))
+        heads = [
+            *(Head("method"), Head("control"), Head("score %", True), Head("95 %", True, "interval over documents")),
+            *([Head("seeds", True), Head("± seeds", True, "standard deviation over seeds, points")] if seeds else []),
+            *(Head("0 to 100 %", drawn=True), Head("documents", True), Head("failed", True, "count as wrong")),
+            *(Head("first token ms", True), Head("end ms", True), Head("documents/s", True, "batched: another number than the latency")),
+            *(Head("parameters", True), Head("adapter MB", True), Head("message bytes", True)),
+        ]
+        rows = []
+        for line in lines:
+            spread = [number(line.get("seeds")), percent(line.get("seed_sd"))] if seeds else []
+            entries = [
+                *(text(line["label"]), text(_control(line)), percent(line["score"])),
+                Entry(f"{percent(line['low']).text}–{percent(line['high']).text}", line["low"]),
+                *spread,
+                *(Entry("", line["score"], drawing=_whisker(line, chance)), number(line["n"]), number(line["errors"])),
+                *(number(line["ttft_ms"]), number(line["ttea_ms"]), number(line["docs_per_s"], 1)),
+                *(number(line["adapter_params"] or None), number(line["adapter_mb"], 1), number(line["message_bytes"] or None)),
+            ]
+            rows.append(Row(entries, task, line["mode"], _slug(str(line["control"]))))
+        found.append(Table(f"task-{index}", f"{task} ({scoring}): {places_named(pair)}. Score: {metric}{guess}.", heads, rows))
+    return found
+
+
+def subjects(source: Source) -> list[Table]:
+    """Where a task has subjects, the score of each: subjects down, methods across."""
+    found = []
+    for index, group in enumerate(source.groups):
+        cells = [cell for cell in source.cells_of(group) if any(run in source.subjects for run in cell.run_ids)]
+        names = sorted({subject for cell in cells for run in cell.run_ids for subject in source.subjects.get(run, {})})
+        if not names:
+            continue
+        heads = [Head("subject"), Head("documents", True)]
+        heads += [Head(cell.label if cell.control == "matched" else f"{cell.label}, {cell.control}", True) for cell in cells]
+        rows = []
+        for name in names:
+            means = []
+            for cell in cells:
+                got = [source.subjects[run][name] for run in cell.run_ids if name in source.subjects.get(run, {})]
+                means.append((sum(mean for mean, _ in got) / len(got), max(n for _, n in got)) if got else (None, 0))
+            documents = max(n for _, n in means)
+            rows.append(Row([text(name.replace("_", " ")), number(documents), *(percent(mean) for mean, _ in means)], group[1]))
+        pair, task, scoring = group
+        found.append(Table(f"subjects-{index}", f"{task} ({scoring}), {places_named(pair)}: score % of {len(names)} subjects", heads, rows))
+    return found
+
+
+def _named(line: dict[Any, Any], several: bool) -> str:
+    name = f"{line['label']} on {line['task']}" + (f", {line['pair']}" if several else "")
+    if not known(line["content"]):
+        return name
+    content = f"content {signed(line['content'])} points, 95 % {signed(line['content_low'])} to {signed(line['content_high'])}"
+    if line["verdict"] == "adapts only" and known(line["gain"]):
+        content = f"gain {signed(line['gain'])}, {content}"
+    if line["verdict"] == "undecided" and known(line.get("detectable")):
+        content += f"; {line['content_n']:.0f} documents show effects from {100 * line['detectable']:.0f} points up"
+    return f"{name} ({content})"
+
+
+def _pair(pair: str) -> Entry:
+    receiver, _, sharer = pair.partition(":")
+    return text(receiver, f"← {sharer}" if sharer else "", "whole")
+
+
+def _visible(line: dict[Any, Any]) -> str:
+    if line["verdict"] != "undecided" or not known(line.get("detectable")):
+        return ""
+    return f"at n = {line['content_n']:.0f}: smallest visible effect {100 * line['detectable']:.1f} points"
+
+
+def _receiver(line: dict[Any, Any], source: Source) -> float | None:
+    """The receiver alone on this line's documents; where only some are shared, as it stands in its own line."""
+    if known(line["gain"]) and line["gain_n"] == line["n"]:
+        return float(line["score"]) - float(line["gain"])
+    same = [other for other in source.lines if other["mode"] == BASELINE]
+    same = [other for other in same if all(other[name] == line[name] for name in ("receiver", "task", "scoring"))]
+    return same[0]["score"] if len(same) == 1 else None
+
+
+def _control(line: dict[Any, Any]) -> str:
+    """A method that sends nothing has no control to speak of."""
+    return "" if line["control"] == "matched" and not line["message_bytes"] > 0 and not line["verdict"] else str(line["control"])
+
+
+def _whisker(line: dict[Any, Any], chance: float | None) -> Markup:
+    """The score and its interval between 0 and 100 %; a tick where guessing is."""
+    low, score, high = (3 + 114 * min(1.0, max(0.0, line[name])) if known(line[name]) else 3 for name in ("low", "score", "high"))
+    tick = Markup('<line class="chance" x1="{0:.1f}" x2="{0:.1f}" y1="1" y2="15"/>').format(3 + 114 * chance) if chance is not None else ""
+    return Markup(
+        '<svg class="whisker" viewBox="0 0 120 16" width="120" height="16" aria-hidden="true"><line class="axis" x1="3" x2="117" y1="8" y2="8"/>'
+        '{}<line class="bar" x1="{:.1f}" x2="{:.1f}" y1="8" y2="8"/><circle cx="{:.1f}" cy="8" r="3.5"/></svg>'
+    ).format(tick, low, high, score)
+
+
+def _rank(label: str) -> int:
+    return ORDER.index(label) if label in ORDER else len(ORDER)
+
+
+def _slug(label: str) -> str:
+    return label.replace(" ", "-") if label != NONE else ""

@@ -1,0 +1,105 @@
+"""What a report is made of: the summary's lines, the scores behind them, and on demand the prompts and messages of a few documents.
+
+    source = read([Path("results")])
+    source.lines[0]["verdict"], source.rows(["run-1"], ["9f3c…"])
+
+Prompts are the widest columns there are, so they are read only for the documents that are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcfbench.analysis.cells import Cell, read_cells
+from lcfbench.analysis.summary import summarise
+from lcfbench.reading import Reading, places
+from lcfbench.records import JOURNAL, SAMPLES, recorded
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WIDE = (
+    *("run_id", "doc_hash", "doc_id", "gold", "prediction", "score", "error", "message_from", "message_text", "message_bytes"),
+    *("receiver_prompt", "sharer_prompt"),
+)
+Group = tuple[str, str, str]  # pair, task, scoring
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that was read.
+
+    summary: what `summarise` gives, a line a method, task and control. cells: the scores behind it. manifests: by run id.
+    subjects: run id → subject → (mean score, documents), where a task has subjects. warnings: a sentence for everything unusable.
+    """
+
+    paths: tuple[Path, ...]
+    summary: pd.DataFrame
+    cells: list[Cell]
+    manifests: Mapping[str, Mapping[str, Any]]
+    subjects: Mapping[str, Mapping[str, tuple[float, int]]]
+    warnings: list[str]
+
+    @cached_property
+    def lines(self) -> list[dict[Any, Any]]:
+        return self.summary.to_dict("records")
+
+    @cached_property
+    def groups(self) -> dict[Group, list[dict[Any, Any]]]:
+        """The summary's lines by pair, task and scoring, in the summary's order."""
+        found: dict[Group, list[dict[Any, Any]]] = {}
+        for line in self.lines:
+            found.setdefault((line["pair"], line["task"], line["scoring"]), []).append(line)
+        return found
+
+    def cells_of(self, group: Group) -> list[Cell]:
+        """Its cells in the order of the summary's lines."""
+        order = {(line["label"], line["control"]): i for i, line in enumerate(self.groups[group])}
+        found = [cell for cell in self.cells if (cell.pair, cell.task, cell.scoring) == group]
+        return sorted(found, key=lambda cell: order.get((cell.label, cell.control), len(order)))
+
+    def rows(self, run_ids: Iterable[str], hashes: Iterable[str], columns: Sequence[str] = WIDE) -> dict[tuple[str, str], dict[str, Any]]:
+        """(run id, document hash) → the row with prompts and messages. A column the file lacks is absent from its rows."""
+        import pyarrow as pa
+        import pyarrow.dataset as ds
+
+        runs, wanted = set(run_ids), set(hashes)
+        found: list[dict[str, Any]] = []
+        for place in dict.fromkeys(p.resolve() for path in self.paths for p in places(path, [])):
+            if place.is_dir() and place.name not in runs and str(place) not in {self.manifests[r].get("folder") for r in runs}:
+                continue
+            if place.is_dir() and (place / JOURNAL).exists():
+                found += [row for row in recorded(place).values() if row["doc_hash"] in wanted]
+                continue
+            try:
+                file = ds.dataset(place / SAMPLES if place.is_dir() else place, format="parquet")
+                chosen = ds.field("doc_hash").isin(list(wanted)) & ds.field("run_id").isin(list(runs))
+                found += file.to_table([name for name in columns if name in file.schema.names], filter=chosen).to_pylist()
+            except (OSError, pa.ArrowException):  # named in `warnings` when the scores were read
+                continue
+        return {(row["run_id"], row["doc_hash"]): row for row in found if row["run_id"] in runs}
+
+
+def read(paths: Sequence[Path]) -> Source:
+    """Reads the runs under `paths`. Raises UserError where nothing can be read; what else is wrong is in `warnings`."""
+    cells = read_cells(paths)
+    return Source(tuple(map(Path, paths)), summarise(cells.cells), cells.cells, cells.manifests, _subjects(paths), cells.warnings)
+
+
+def _subjects(paths: Sequence[Path]) -> dict[str, dict[str, tuple[float, int]]]:
+    """Counted in Arrow: a subject's mean needs no row in Python."""
+    import pyarrow.compute as pc
+
+    found: dict[str, dict[str, tuple[float, int]]] = {}
+    for run_id, table, _ in Reading(paths, ("subject", "score", "error")):
+        if not any(table["subject"].unique().to_pylist()):
+            continue
+        score = pc.if_else(table["error"].is_valid(), 0.0, pc.fill_null(table["score"], 0.0))
+        means = table.append_column("right", score).group_by("subject").aggregate([("right", "mean"), ("right", "count")])
+        names = zip(means["subject"].to_pylist(), means["right_mean"].to_pylist(), means["right_count"].to_pylist(), strict=True)
+        found[run_id] = {subject: (mean, count) for subject, mean, count in names if subject}
+    return found

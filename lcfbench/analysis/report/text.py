@@ -1,0 +1,55 @@
+"""The report without HTML: the same tables as Markdown, or the summary's lines as CSV.
+
+Path("report.md").write_text(markdown(source))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lcfbench.analysis import show
+from lcfbench.analysis.report import latency
+from lcfbench.analysis.report.entries import Table
+from lcfbench.analysis.report.provenance import provenance
+from lcfbench.analysis.report.sections import headline, subjects, tasks, verdicts
+from lcfbench.analysis.report.source import Source
+
+
+def csv(source: Source) -> str:
+    """A line a method, task and control; what is not known is empty."""
+    return show.to_csv(source.summary)
+
+
+def markdown(source: Source) -> str:
+    """GitHub tables under the page's headings; pictures and examples are in HTML only."""
+    shared, runs = provenance(source)
+    out = ["# lcfbench report", "", *(f"> warning: {warning}" for warning in source.warnings), ""]
+    out += ["## Does anything get across?", ""]
+    for said in headline(source):
+        more = f", and {said.more} more" if said.more else ""
+        out.append(f"- **{said.lead}**: {'; '.join(said.items)}{more}.")
+    out += ["", *_table(verdicts(source)), "## Tables by task", ""]
+    for table in [*tasks(source), *subjects(source)]:
+        out += _table(table)
+    out += [show.LEGEND, "", "## Where the time goes", ""]
+    for table in latency.tables(source):
+        out += _table(table)
+    out += ["## Provenance", "", *(f"- {name}: {value}" for name, value in shared), "", *_table(runs)]
+    return "\n".join(out) + "\n"
+
+
+def _table(table: Table) -> Iterator[str]:
+    """Caption, heading, rows, an empty line."""
+    kept = [i for i, head in enumerate(table.heads) if not head.drawn]
+    yield from (f"**{_plain(table.caption)}**", "")
+    yield "| " + " | ".join(_plain(table.heads[i].text) for i in kept) + " |"
+    yield "|" + "|".join(" ---: " if table.heads[i].number else " --- " for i in kept) + "|"
+    for row in table.rows:
+        told = [row.entries[i].more or f"{row.entries[i].text} {row.entries[i].note}".strip() for i in kept]
+        yield "| " + " | ".join(map(_plain, told)) + " |"
+    yield ""
+
+
+def _plain(text: str) -> str:
+    """One line in a table, whatever stands in it."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
