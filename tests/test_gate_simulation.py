@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gate_simulation import Rates, simulate, simulate_times, size
+from benchmarks.gate_simulation import Rates, simulate, simulate_times, size
 
 REPETITIONS = 800
 SLACK = 0.02  # of 800 at 5 %, three standard errors are .023; the test's own rate is below the nominal one

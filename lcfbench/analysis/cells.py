@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcfbench.analysis.naming import labels
 from lcfbench.provenance import digest
 from lcfbench.reading import Reading
 
@@ -172,7 +173,8 @@ def grouped(runs: Iterable[Recorded]) -> list[Cell]:
         for members in [[run] for run in group] if apart else [group]:
             identity = dict(members[0].manifest.get("identity") or {})
             cells.append(Cell(members, identity if len(members) == 1 else {k: v for k, v in identity.items() if k not in OF_THE_SEED}))
-    _name(cells)
+    for cell, label in zip(cells, labels(cells), strict=True):
+        cell.label = label
     return cells
 
 
@@ -233,33 +235,3 @@ def _means(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _badness(state: str) -> int:
     return STATES.index(state) if state in STATES else STATES.index("unknown")
-
-
-def _name(cells: list[Cell]) -> None:
-    """Labels: the mode, and where several cells share it, the settings that tell them apart."""
-    groups: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.pair, cell.task, cell.scoring, cell.mode, cell.control), []).append(cell)
-    for members in groups.values():
-        flat = [_flat(cell.identity or {"run": cell.run_ids[0][-6:]}) for cell in members]
-        names = list(dict.fromkeys(name for settings in flat for name in settings))
-        tell = [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
-        tell = [name for name in tell if not all(_is_digest(settings.get(name)) for settings in flat)] or tell
-        for cell, settings in zip(members, flat, strict=True):
-            told = [f"{name.rpartition('.')[2]}={_short(settings[name])}" for name in tell if settings.get(name) is not None]
-            cell.label = " ".join([cell.mode, *told])
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, item in value.items():
-        found |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {prefix + name: item}
-    return found
-
-
-def _short(value: Any) -> str:
-    return str(value)[:6] if _is_digest(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _is_digest(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and len(value) >= 32 and not value.strip("0123456789abcdef"))

@@ -24,26 +24,10 @@ BASELINE = "receiver"  # gain is measured against this method
 GROUP = ["pair", "task", "scoring"]  # one table, one row of panels
 CONTROLS = ("matched", "deranged", "zero", "noise", "silent")  # in the order of their telling
 FIGURES = (
-    *(
-        "n",
-        "errors",
-        "metric",
-        "score",
-        "low",
-        "high",
-        "seeds",
-        "seed_sd",
-        "chance",
-        "ttft_ms",
-        "ttft_n",
-        "ttea_ms",
-        "ttea_n",
-        "docs_per_s",
-    ),
-    *("adapter_params", "adapter_mb", "message_bytes", "gain", "gain_low", "gain_high", "gain_n", "content", "content_low"),
-    *("content_high", "content_n", "matched_score", "deranged_score", "p", "p_holm", "p_equivalence", "detectable", "family"),
-    *("verdict", "verdict_text"),
-)
+    "n", "errors", "metric", "score", "low", "high", "seeds", "seed_sd", "chance", "ttft_ms", "ttft_n", "ttea_ms", "ttea_n", "docs_per_s",
+    "adapter_params", "adapter_mb", "message_bytes", "gain", "gain_low", "gain_high", "gain_n", "content", "content_low", "content_high",
+    "content_n", "matched_score", "deranged_score", "p", "p_holm", "p_equivalence", "detectable", "family", "verdict", "verdict_text",
+)  # fmt: skip
 COLUMNS = ("pair", "receiver", "task", "scoring", "mode", "label", "control", "seed", "run_id", "state", *FIGURES)
 ASKED = ("dtype", "attention", "device", "task_options", "task_sha256")  # what must agree for two methods to be held against each other
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.orf import DERIVED
 from lcfbench.analysis.show import NONE, STYLES
+from lcfbench.analysis.summary import GROUP
 from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,27 +23,6 @@ if TYPE_CHECKING:
 
 ORDER = ("communicates", "adapts only", "undecided", "does not communicate", "untested")
 HEADERS = ("method", "docs", "score", "gain G", "content P", "p", "ms", "bytes")
-FIELDS = (
-    *(
-        "pair",
-        "task",
-        "scoring",
-        "mode",
-        "label",
-        "n",
-        "metric",
-        "score",
-        "low",
-        "high",
-        "seeds",
-        "seed_sd",
-        "gain",
-        "gain_low",
-        "gain_high",
-    ),
-    *("content", "content_low", "content_high", "content_n", "matched_score", "deranged_score", "p", "p_holm", "p_equivalence", "family"),
-    *("detectable", "ttft_ms", "adapter_mb", "message_bytes", "verdict", "verdict_text"),
-)
 LEGEND = (
     "gain G: matched minus the receiver alone; content P: matched minus deranged (another document's message); points, with their 95 % "
     "interval over documents. p: of the content, after Holm's correction over all verdicts shown. communicates: P is surely above 0. adapts "
@@ -56,8 +36,8 @@ def judged(summary: pd.DataFrame) -> pd.DataFrame:
     if not len(lines):
         raise UserError("no run here sends a message.", "Run a method that does, with --control matched,deranged.")
     rank = lines["verdict"].map({label: i for i, label in enumerate(ORDER)})
-    order = lines.assign(_rank=rank, _content=-lines["content"].fillna(-9.0)).sort_values(["pair", "task", "scoring", "_rank", "_content"])
-    return order[list(FIELDS)].reset_index(drop=True)
+    keys = lines.assign(_rank=rank, _content=-lines["content"].fillna(-9.0)).sort_values([*GROUP, "_rank", "_content"], kind="stable")
+    return lines.loc[keys.index].reset_index(drop=True)
 
 
 def table(lines: pd.DataFrame, delta: float) -> Group:
@@ -68,7 +48,7 @@ def table(lines: pd.DataFrame, delta: float) -> Group:
     from rich.text import Text
 
     parts: list[Any] = []
-    for (pair, task, scoring), group in lines.groupby(["pair", "task", "scoring"], sort=False):
+    for (pair, task, scoring), group in lines.groupby(GROUP, sort=False):
         grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
         for i, name in enumerate(HEADERS):
             grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold", vertical="top")
@@ -107,9 +87,13 @@ def probability(p: float) -> str:
 
 
 def to_markdown(lines: pd.DataFrame) -> str:
-    """One GitHub table with the verdicts in words."""
-    out = ["| task | " + " | ".join(HEADERS) + " | verdict |", "| --- | --- |" + " ---: |" * (len(HEADERS) - 1) + " --- |"]
-    for line in lines.to_dict("records"):
-        shown = [f"{line['task']} ({line['scoring']})", *cells(line), f"{line['verdict']}"]
-        out.append("| " + " | ".join(str(x).replace("|", "\\|") for x in shown) + " |")
-    return "\n".join([*out, "", *(f"- {x['task']}, {x['label']}: {x['verdict_text']}" for x in lines.to_dict("records")), ""])
+    """A GitHub table a pair, with the verdicts in words below."""
+    out = []
+    for pair, group in lines.groupby("pair", sort=False):
+        out += [f"**{pair}**", "", "| task | " + " | ".join(HEADERS) + " | verdict |"]
+        out.append("| --- | --- |" + " ---: |" * (len(HEADERS) - 1) + " --- |")
+        for line in group.to_dict("records"):
+            shown = [f"{line['task']} ({line['scoring']})", *cells(line), line["verdict"]]
+            out.append("| " + " | ".join(str(x).replace("|", "\\|") for x in shown) + " |")
+        out += ["", *(f"- {x['task']}, {x['label']}: {x['verdict_text']}" for x in group.to_dict("records")), ""]
+    return "\n".join(out)

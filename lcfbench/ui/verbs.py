@@ -113,8 +113,9 @@ def draw_frontier(paths: Sequence[Path], folder: Path | None, published: bool) -
 
 
 def demo(results: Path, limit: int) -> None:
-    """The main job on the embedded pair and real data: runs, table, frontier."""
+    """The main job on the embedded pair and real data: runs, table, frontier, report."""
     from lcfbench.recipe import Recipe
+    from lcfbench.ui.report import write_report
 
     chosen = {
         "mode": "receiver,full_context,t2t,lcf",
@@ -128,3 +129,4 @@ def demo(results: Path, limit: int) -> None:
     run_and_show(Recipe.merge(None, chosen))
     for path in draw_frontier([results], None, False):
         typer.echo(f"frontier: {path}")
+    typer.echo(f"report: {write_report([results], results / 'report.html', 'html')}")

@@ -1,0 +1,45 @@
+"""Labels: the mode, and where several cells share it, the settings that tell them apart.
+
+from lcfbench.analysis.naming import labels
+labels(cells)                                               # ["receiver", "lcf width=64", "lcf width=128"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lcfbench.analysis.cells import Cell
+
+
+def labels(cells: Sequence[Cell]) -> list[str]:
+    """One for each cell, in order. Digests tell cells apart only where nothing else does."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, cell in enumerate(cells):
+        groups.setdefault((cell.pair, cell.task, cell.scoring, cell.mode, cell.control), []).append(i)
+    found = [cell.mode for cell in cells]
+    for members in groups.values():
+        flat = [_flat(cells[i].identity or {"run": cells[i].run_ids[0][-6:]}) for i in members]
+        names = list(dict.fromkeys(name for settings in flat for name in settings))
+        tell = [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
+        tell = [name for name in tell if not all(_is_digest(settings.get(name)) for settings in flat)] or tell
+        for i, settings in zip(members, flat, strict=True):
+            told = [f"{name.rpartition('.')[2]}={_short(settings[name])}" for name in tell if settings.get(name) is not None]
+            found[i] = " ".join([found[i], *told])
+    return found
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        found |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {prefix + name: item}
+    return found
+
+
+def _short(value: Any) -> str:
+    return str(value)[:6] if _is_digest(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_digest(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and len(value) >= 32 and not value.strip("0123456789abcdef"))
