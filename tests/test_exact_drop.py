@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import multinomial
 
-from lcfbench.analysis.gate.exact_drop import BETA, _statistic, exact_drop_p
+from lcfbench.analysis.stats.exact_drop import BETA, _statistic, exact_drop_p
 from lcfbench.analysis.stats.proportions import p_of, tango_z
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lcfbench.analysis.gate.exact_drop import ENOUGH, exact_drop_p
 from lcfbench.analysis.stats import Paired, Scores, holm, needed, paired
+from lcfbench.analysis.stats.exact_drop import ENOUGH, exact_drop_p
 from lcfbench.errors import Exit
 
 if TYPE_CHECKING:

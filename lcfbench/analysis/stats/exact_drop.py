@@ -1,6 +1,6 @@
 """The exact p-value of "no more than this was lost", for answers that are right or wrong.
 
-    from lcfbench.analysis.gate.exact_drop import exact_drop_p
+    from lcfbench.analysis.stats.exact_drop import exact_drop_p
     exact_drop_p(gained=0, lost=7, n=200, margin=0.01)
 
 Tango's score statistic is only nearly normal: with a dozen answers changed it rejects a loss of exactly the margin in up to 9 of 100 checks
