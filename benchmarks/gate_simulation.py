@@ -4,6 +4,7 @@
 
 Noise: a share of the documents (discordance) changes its answer between two runs, as another machine or batch size makes it; without a
 drop as many get better as get worse. With a drop of `drop`, more get worse. Families are cells of one check; each has the same truth.
+Times vary from document to document and, all together, from run to run; a whole sitting may be slower too, which no check can see.
 tests/test_gate_simulation.py runs the same functions with fewer repetitions.
 """
 
@@ -13,14 +14,20 @@ import argparse
 import json
 import time
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.stats import binom
 
-from lcfbench.analysis.gate import Outcome, Shift, decide, score_shift, time_shift
+from lcfbench.analysis.gate import Outcome, Shift, decide, score_shift
+from lcfbench.analysis.gate.times import time_shift
 
 MAX_DROP = 0.01
+# documents, limit, share of changed answers; the first lose all they change
+FEW_CHANGED = (
+    *((149, 0.02, 0.02), (268, 0.01, 0.01), (299, 0.01, 0.01), (474, 0.01, 0.01), (1000, 0.01, 0.01)),
+    *((200, 0.02, 0.03), (300, 0.01, 0.015), (500, 0.01, 0.02), (1000, 0.01, 0.02)),
+)
 
 
 class Rates(NamedTuple):
@@ -54,25 +61,57 @@ def simulate(
     return _rates(family)
 
 
-def simulate_times(n: int, spread: float, slowdown: float, limit: float, repetitions: int = 1000, seed: int = 0) -> Rates:
-    """Checks of times of `n` documents. spread: standard deviation of the log ratio from document to document."""
-    rng = np.random.default_rng([seed, n, round(1e4 * slowdown)])
-    before = rng.lognormal(5, 0.3, (repetitions, n))
-    now = before * (1 + slowdown) * rng.lognormal(0, spread, (repetitions, n))
-    return _rates([[time_shift(now[i], before[i], limit)] for i in range(repetitions)])
+def simulate_times(
+    runs: int,
+    slowdown: float,
+    limit: float = 0.10,
+    machine: float = 0.05,
+    documents: int = 5,
+    spread: float = 0.03,
+    sitting: float = 0.0,
+    repetitions: int = 1000,
+    seed: int = 0,
+) -> Rates:
+    """Checks of times of `runs` runs a side with `documents` documents each.
+
+    Standard deviations of log times: machine, what all documents of one run share; spread, of each document; sitting, what all runs of one
+    side share, as when the baseline is of another day.
+    """
+    rng = np.random.default_rng([seed, runs, documents, round(1e4 * slowdown), round(1e4 * sitting)])
+    texts = rng.lognormal(5, 0.3, (repetitions, runs, documents))
+
+    def timed(factor: float) -> np.ndarray:
+        busy = rng.normal(0, sitting, (repetitions, 1, 1)) + rng.normal(0, machine, (repetitions, runs, 1))
+        return texts * factor * np.exp(busy + rng.normal(0, spread, texts.shape))
+
+    before, now = timed(1.0), timed(1 + slowdown)
+    return _rates([[time_shift(list(zip(now[i], before[i], strict=True)), limit)] for i in range(repetitions)])
 
 
-def size(n: int, discordance: float, drop: float, cells: int = 1, max_drop: float = MAX_DROP) -> float:
-    """The exact probability that a check fails, summed over all outcomes (Holm's first step: the smallest p below 5 % / cells)."""
+def size(
+    n: int,
+    discordance: float,
+    drop: float,
+    cells: int = 1,
+    max_drop: float = MAX_DROP,
+    end: Literal["fails", "passes"] = "fails",
+) -> float:
+    """The exact probability that a check fails or passes, summed over all outcomes.
+
+    fails: some cell's p is below 5 % / cells (Holm's first step). passes: all cells are surely not worse.
+    """
     lost, gained = (discordance + drop) / 2, (discordance - drop) / 2
     alone = 0.0
     for losses in range(int(binom.ppf(1e-7, n, lost)), int(binom.ppf(1 - 1e-7, n, lost)) + 1):
-        low, high = -1, int(binom.ppf(1 - 1e-7, n - losses, gained / (1 - lost))) + 1
-        while high - low > 1:  # p grows with the gains
+        share, low = gained / (1 - lost), -1
+        high = int(binom.ppf(1 - 1e-7, n - losses, share)) + 1 if gained else 1
+        while high - low > 1:  # with more gains it fails less and passes more
             middle = (low + high) // 2
-            low, high = (middle, high) if _binary(losses, middle, n, max_drop).p < 0.05 / cells else (low, middle)
-        alone += binom.pmf(losses, n, lost) * binom.cdf(low, n - losses, gained / (1 - lost))
-    return float(1 - (1 - alone) ** cells)
+            shift = _binary(losses, middle, n, max_drop)
+            low, high = (middle, high) if (shift.p < 0.05 / cells if end == "fails" else not shift.sure) else (low, middle)
+        below = binom.cdf(low, n - losses, share)
+        alone += binom.pmf(losses, n, lost) * (below if end == "fails" else 1 - below)
+    return float(1 - (1 - alone) ** cells if end == "fails" else alone**cells)
 
 
 def _rates(families: list[list[Shift]]) -> Rates:
@@ -123,12 +162,19 @@ def main() -> None:
             got = simulate(n, 0.3, drop, 1, max(100, repetitions // 10), graded=True)
             results.append({"n": n, "graded": True, "drop": drop, **got._asdict()})
             print(f"| {n:,} | 1 | 30 % | {100 * drop:g} pt | {_row(got)} |")
-    print("\nTime to the first token, limit 10 %, times of a document vary by 3 %\n")
-    for n in (5, 20):
-        for slowdown in (0.0, 0.05, 0.10, 0.15, 0.20):
-            got = simulate_times(n, 0.03, slowdown, 0.10, repetitions)
-            results.append({"timed": n, "slowdown": slowdown, **got._asdict()})
-            print(f"| {n} | 1 | | {100 * slowdown:g} % slower | {_row(got)} |")
+    print("\nA true loss of exactly the limit, few changed answers, one cell; exact\n")
+    print("| documents | limit | changed answers | fails (1) | passes (0) |\n| ---: " + "| ---: " * 4 + "|")
+    for n, limit, discordance in FEW_CHANGED:
+        fails, passes = (size(n, discordance, limit, 1, limit, end) for end in ("fails", "passes"))
+        results.append({"n": n, "max_drop": limit, "discordance": discordance, "drop": limit, "fails": fails, "passes": passes})
+        print(f"| {n:,} | {100 * limit:g} pt | {100 * discordance:g} % | {100 * fails:.2f} | {100 * passes:.2f} |")
+    print("\nTime to the first token, limit 10 %, 5 documents: documents vary by 3 %, runs by 5 %, sittings by the third column\n")
+    print("| runs a side | truly slower | sittings vary | fails (1) | passes (0) | cannot say (3) |\n| ---: " + "| ---: " * 5 + "|")
+    for runs, sitting in ((1, 0.0), (3, 0.0), (5, 0.0), (8, 0.0), (12, 0.0), (5, 0.05)):
+        for slowdown in (0.0, 0.10, 0.20, 0.30):
+            got = simulate_times(runs, slowdown, sitting=sitting, repetitions=repetitions)
+            results.append({"runs": runs, "sitting": sitting, "slowdown": slowdown, **got._asdict()})
+            print(f"| {runs} | {100 * slowdown:g} % | {100 * sitting:g} % | {_row(got)} |")
     print(json.dumps({"seconds": round(time.perf_counter() - began, 1), "repetitions": repetitions, "results": results}))
 
 

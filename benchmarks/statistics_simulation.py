@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lcfbench.analysis.stats import equivalence_p, holm, mcnemar, paired, tango
-from lcfbench.analysis.verdict import Evidence, smallest_visible, verdicts
+from lcfbench.analysis.stats import equivalence_p, holm, mcnemar, paired, smallest_visible, tango
+from lcfbench.analysis.verdict import Evidence, Label, verdicts
 
 # n, P(first right), P(second right), correlation of the two
 BINARY = (
@@ -32,6 +32,10 @@ BINARY = (
 # n, share of documents on which both score alike, what the first is better by where it is
 SCORES = ((40, 0.3, 0.2), (100, 0.6, 0.0), (100, 0.3, 0.3), (300, 0.9, 0.2), (1000, 0.5, 0.1), (6000, 0.7, 0.1))
 RARE = (300, 0.98, 0.0)  # two documents of a hundred differ
+# n, gained, lost as seen: what a verdict calls visible beside that noise
+SEEN = ((40, 3, 1), (64, 5, 2), (64, 0, 0), (100, 0, 0), (100, 15, 15), (200, 15, 9), (300, 20, 20), (1000, 10, 10), (1000, 100, 90))
+# n, delta, share gained besides what is lost: few answers change
+FEW = ((134, 0.02, 0.0), (149, 0.02, 0.0), (200, 0.02, 0.005), (268, 0.01, 0.0), (300, 0.01, 0.0), (300, 0.02, 0.01))
 
 
 class Rate(NamedTuple):
@@ -116,30 +120,51 @@ def family_wise(repetitions: int, family: int = 6, real: int = 2, n: int = 200, 
 def equivalence_size(repetitions: int, n: int = 500, delta: float = 0.1, seed: int = 0) -> Rate:
     """How often two one-sided tests find "none within delta" where the difference is delta exactly."""
     drawn = counts(np.random.default_rng(seed), n, 0.5 + delta, 0.5, 0.4, repetitions)
-    found = cache(lambda gained, lost: equivalence_p(paired(*answers(gained, lost, n)), delta) < 0.05)
-    return Rate(float(np.mean([found(*pair) for pair in drawn])), repetitions)
+    return Rate(float(np.mean([_equivalence(*pair, n, delta) < 0.05 for pair in drawn])), repetitions)
 
 
-def communicates(repetitions: int, content: float, n: int, family: int = 1, seed: int = 0) -> Rate:
-    """How often a family of methods with that content has at least one that "communicates"; correlation 0.3, deranged at 0.4."""
+def equivalence_size_few(repetitions: int, n: int, delta: float, noise: float, seed: int = 0) -> Rate:
+    """The same where delta is lost and besides it as good as nothing changes."""
+    drawn = changes(np.random.default_rng(seed), n, noise, delta + noise, repetitions)
+    return Rate(float(np.mean([_equivalence(*pair, n, delta) < 0.05 for pair in drawn])), repetitions)
+
+
+def equivalence_family(repetitions: int, family: int = 20, n: int = 3000, delta: float = 0.02, noise: float = 0.02, seed: int = 0) -> Rate:
+    """How often Holm lets pass at least one "none within delta" of a family all of whose differences are delta exactly."""
     rng = np.random.default_rng(seed)
-    drawn = [list(counts(rng, n, 0.4 + content, 0.4, 0.3, repetitions)) for _ in range(family)]
+    drawn = [list(changes(rng, n, noise, delta + noise, repetitions)) for _ in range(family)]
+    found = [min(holm([_equivalence(*pair, n, delta) for pair in pairs])) < 0.05 for pairs in zip(*drawn, strict=True)]
+    return Rate(float(np.mean(found)), repetitions)
+
+
+@cache
+def _equivalence(gained: int, lost: int, n: int, delta: float) -> float:
+    return equivalence_p(paired(*answers(gained, lost, n)), delta)
+
+
+def changes(rng: np.random.Generator, n: int, gained: float, lost: float, size: int) -> Iterator[tuple[int, int]]:
+    """(gained, lost) of `size` draws of n pairs of answers, of which those shares change."""
+    for won, less, _ in rng.multinomial(n, (gained, lost, 1 - gained - lost), size=size):
+        yield int(won), int(less)
+
+
+def labelled(label: Label, repetitions: int, n: int, gained: float, lost: float, family: int = 1, seed: int = 0) -> Rate:
+    """How often a family of methods, of whose answers those shares change against deranged, has at least one with that label."""
+    rng = np.random.default_rng(seed)
+    drawn = [list(changes(rng, n, gained, lost, repetitions)) for _ in range(family)]
 
     @cache
     def found(pairs: tuple[tuple[int, int], ...]) -> bool:
-        return any(v.label == "communicates" for v in verdicts([Evidence(*answers(*pair, n)) for pair in pairs]))
+        return any(v.label == label for v in verdicts([Evidence(*answers(*pair, n)) for pair in pairs]))
 
     return Rate(float(np.mean([found(tuple(sorted(pairs))) for pairs in zip(*drawn, strict=True)])), repetitions)
 
 
-def power_at_detectable(repetitions: int, n: int, seed: int = 0) -> tuple[float, Rate]:
-    """The smallest effect that a verdict calls visible in the world of `communicates`, and how often it is found."""
-    content = 0.05
-    for _ in range(20):  # the spread depends on the effect
-        first, second = 0.4 + content, 0.4
-        both = first * second + 0.3 * math.sqrt(first * (1 - first) * second * (1 - second))
-        content = smallest_visible(paired(*answers(round(n * (first - both)), round(n * (second - both)), n)))
-    return content, communicates(repetitions, content, n, seed=seed)
+def power_at_visible(repetitions: int, seen: tuple[int, int, int], seed: int = 0) -> tuple[float, Rate]:
+    """The smallest effect that a verdict on those counts calls visible, and how often it is found when it comes on top of that noise."""
+    n, gained, lost = seen
+    effect, noise = smallest_visible(paired(*answers(gained, lost, n))), (gained + lost) / n
+    return effect, labelled("communicates", repetitions, n, noise / 2 + effect, noise / 2, seed=seed)
 
 
 def lines(repetitions: int, resampled: int) -> Iterator[tuple[str, str, Callable[[], Rate], str]]:
@@ -153,13 +178,20 @@ def lines(repetitions: int, resampled: int) -> Iterator[tuple[str, str, Callable
         yield "Holm, any false", f"{family} tests, {real} real, n=200", lambda f=family, r=real: family_wise(repetitions, f, r), "≤ 5"
     for delta, n in ((0.1, 500), (0.05, 2000), (0.02, 5000)):
         yield "TOST at the limit", f"n={n}, delta {delta:g}", lambda d=delta, n=n: equivalence_size(repetitions, n, d), "≤ 5"
-    for n, family in ((64, 1), (500, 1), (200, 6)):
-        many = repetitions if family == 1 else min(repetitions, 2000)
-        yield "communicates, no effect", f"n={n}, family of {family}", lambda n=n, f=family, m=many: communicates(m, 0.0, n, f), "≤ 5"
-    for n in (100, 300, 1000):
-        content, _ = power_at_detectable(1, n)
-        shown = f"n={n}, effect {100 * content:.1f} points"
-        yield "communicates, effect detectable", shown, lambda n=n: power_at_detectable(repetitions, n)[1], "80"
+    for n, delta, noise in FEW:
+        shown = f"n={n}, delta {delta:g}, else {noise:.1%} changed either way"
+        find = lambda n=n, d=delta, x=noise: equivalence_size_few(repetitions, n, d, x)  # noqa: E731
+        yield "TOST at the limit, few changed", shown, find, "≤ 5"
+    yield "TOST at the limit, any of 20", "n=3000, delta 0.02", lambda: equivalence_family(min(repetitions, 5000)), "≤ 5"
+    for label in ("communicates", "misleads"):
+        for n, family in ((64, 1), (500, 1), (200, 20)):
+            many = repetitions if family == 1 else min(repetitions, 1000)
+            find = lambda x=label, n=n, f=family, m=many: labelled(x, m, n, 0.1, 0.1, f)  # noqa: E731
+            yield f"{label}, no effect", f"n={n}, family of {family}", find, "≤ 5"
+    for seen in SEEN:
+        effect, _ = power_at_visible(1, seen)
+        shown = "n={}; {} gained, {} lost; ".format(*seen) + f"effect {100 * effect:.1f} points"
+        yield "communicates, visible effect", shown, lambda s=seen: power_at_visible(repetitions, s)[1], "80"
 
 
 def main() -> None:

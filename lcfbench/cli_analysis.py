@@ -49,7 +49,7 @@ def verdict(
     """Does knowledge cross, how much, how surely, at what cost: gain, content and a verdict in words, corrected over all that is shown."""
     from lcfbench.ui.verbs import show_verdicts
 
-    show_verdicts(runs or [Path("results")], _share(delta, "--delta"), _form(as_json, as_csv, as_markdown))
+    show_verdicts(runs or [Path("results")], _share(delta, "--delta", "2pt"), _form(as_json, as_csv, as_markdown))
 
 
 def compare(
@@ -81,8 +81,8 @@ def check(
     """Guard CI: 0 surely not worse, 1 surely worse, 3 too few documents to say, 4 something is missing, 2 not comparable."""
     from lcfbench.ui.gate import check as gate
 
-    slower = None if max_slowdown is None else _share(max_slowdown, "--max-slowdown")
-    ended = gate(baseline, new, _share(max_drop, "--max-drop"), slower, strict, allow or [], junit, github)
+    slower = None if max_slowdown is None else _share(max_slowdown, "--max-slowdown", "10%", most=10.0)
+    ended = gate(baseline, new, _share(max_drop, "--max-drop", "1pt"), slower, strict, allow or [], junit, github)
     if ended != Exit.OK:
         raise typer.Exit(ended)
 
@@ -132,8 +132,8 @@ def _form(as_json: bool, as_csv: bool, as_markdown: bool) -> str:
     return "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table"
 
 
-def _share(text: str, flag: str) -> float:
-    """`2pt`, `2%` and `0.02` are all 0.02. Raises UserError for anything else, and for what is not between 0 and 1."""
+def _share(text: str, flag: str, example: str, most: float = 1.0) -> float:
+    """`2pt`, `2%` and `0.02` are all 0.02. Raises UserError for anything else, and for what is not below `most`."""
     number, scale = text.strip(), 1.0
     for ending in ("pt", "pts", "%"):
         if number.endswith(ending):
@@ -143,6 +143,6 @@ def _share(text: str, flag: str) -> float:
         value = float(number) * scale
     except ValueError:
         value = -1.0
-    if not 0 <= value < 1:
-        raise UserError(f"{flag} {text!r} is no share.", f"Give for example {flag} 2pt, 10% or 0.02.")
+    if not 0 <= value < most:
+        raise UserError(f"{flag} {text!r} is no share from 0 to below {100 * most:g} %.", f"Give for example {flag} {example}.")
     return value

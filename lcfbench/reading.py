@@ -11,17 +11,20 @@ One run is in memory at a time; a parquet file that holds several is read once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lcfbench.errors import UserError
-from lcfbench.records import COLUMNS, JOURNAL, MANIFEST, SAMPLES, read_manifest, recorded, schema
+from lcfbench.records import COLUMNS, JOURNAL, MANIFEST, SAMPLES, read_manifest, schema
+from lcfbench.soundness import sound_columns, sound_manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 NEEDED = ("run_id", "doc_hash")
+AT_ONCE = 5000  # rows of a journal that are turned into a table together
 FEW_VALUES = ("run_id", "pair", "receiver", "sharer", "mode", "control", "task", "subject", "scoring", "metric", "error")
 
 
@@ -51,15 +54,15 @@ class Reading:
         found: dict[str, str] = {}
         for place in dict.fromkeys(p.resolve() for path in self.paths for p in places(path, self.warnings)):
             try:
-                table = self._table(place)
+                table, odd = sound_columns(read_table(place, self.columns, self.warnings), place)
             except (OSError, pa.ArrowException, ValueError, KeyError, UserError) as error:
                 self.warnings.append(f"{place}: skipped, cannot be read ({' '.join(str(error).split())[:120]})")
                 continue
             try:
-                manifest = read_manifest(place) if place.is_dir() else {}
+                manifest, strange = sound_manifest(read_manifest(place) if place.is_dir() else {}, place)
             except UserError as error:  # its rows are good all the same
-                manifest = {}
-                self.warnings.append(error.what)
+                manifest, strange = {}, [error.what]
+            self.warnings += odd + strange
             run_ids = table["run_id"].unique().to_pylist() or [manifest.get("run_id", place.name)]
             for run_id in run_ids:
                 if run_id in found:
@@ -72,26 +75,59 @@ class Reading:
             reasons = "; ".join(self.warnings) or f"no runs in {', '.join(map(str, self.paths))}"
             raise UserError(f"nothing to read: {reasons}.", "Name a results folder or a run folder; `lcfbench ls runs` lists them.")
 
-    def _table(self, place: Path) -> pa.Table:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        wanted = tuple(dict.fromkeys((*self.columns, *NEEDED)))
-        if place.is_dir() and (place / JOURNAL).exists():
-            return pa.Table.from_pylist(list(recorded(place).values()), schema=schema()).select(wanted)
-        path = place / SAMPLES if place.is_dir() else place
-        names = pq.read_schema(path).names
-        with pq.ParquetFile(path, read_dictionary=[name for name in FEW_VALUES if name in names]) as file:
-            if absent := set(NEEDED) - set(names):
-                raise ValueError(f"not a samples file: no column {' or '.join(sorted(absent))}")
-            if unknown := [name for name in names if name not in COLUMNS]:
-                self.warnings.append(f"{place}: columns unknown to this version are left out: {', '.join(unknown)}")
-            table = file.read([name for name in wanted if name in names])
-        kinds = schema()
-        arrays = [_conform(table, kinds.field(name)) for name in wanted]
-        if empty := [name for name, array in zip(wanted, arrays, strict=True) if name in NEEDED and array.null_count]:
-            raise ValueError(f"not a samples file: rows without {' or '.join(empty)}")
-        return pa.table(arrays, names=list(wanted))
+def read_table(place: Path, columns: Sequence[str], warnings: list[str]) -> pa.Table:
+    """The rows of a run folder or parquet file in these columns, `run_id` and `doc_hash` among them; an unfinished run's journal is newer than
+    its parquet file. Raises OSError, ValueError or pyarrow's errors where they cannot be read.
+    """
+    import pyarrow as pa
+
+    wanted = tuple(dict.fromkeys((*columns, *NEEDED)))
+    samples = place / SAMPLES if place.is_dir() else place
+    if not place.is_dir() or not (place / JOURNAL).exists():
+        return _parquet(samples, place, wanted, warnings)
+    parts = [_parquet(samples, place, wanted, warnings)] if samples.exists() else []
+    kinds = pa.schema([(name, schema().field(name).type) for name in wanted])
+    parts = [part.cast(kinds) for part in parts] + [pa.Table.from_pylist(rows, kinds) for rows in _journal(place / JOURNAL, wanted)]
+    table = pa.concat_tables(parts) if parts else kinds.empty_table()
+    return table.filter(pa.array(~table["doc_hash"].to_pandas().duplicated(keep="last").to_numpy()))
+
+
+def _parquet(path: Path, place: Path, wanted: Sequence[str], warnings: list[str]) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = pq.read_schema(path).names
+    if absent := set(NEEDED) - set(names):
+        raise ValueError(f"not a samples file: no column {' or '.join(sorted(absent))}")
+    if unknown := [name for name in names if name not in COLUMNS]:
+        warnings.append(f"{place}: columns unknown to this version are left out: {', '.join(unknown)}")
+    with pq.ParquetFile(path, read_dictionary=[name for name in FEW_VALUES if name in names]) as file:
+        table = file.read([name for name in wanted if name in names])
+    arrays = [_conform(table, schema().field(name)) for name in wanted]
+    if empty := [name for name, array in zip(wanted, arrays, strict=True) if name in NEEDED and array.null_count]:
+        raise ValueError(f"not a samples file: rows without {' or '.join(empty)}")
+    return pa.table(arrays, names=list(wanted))
+
+
+def _journal(path: Path, wanted: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """Some rows at a time, of the wanted columns only. A line that is no row (a power cut) is passed over."""
+    rows: list[dict[str, Any]] = []
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):  # half a line, its writer was killed
+                break
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and all(row.get(name) for name in NEEDED):
+                rows.append({name: row.get(name) for name in wanted})
+            if len(rows) == AT_ONCE:
+                yield rows
+                rows = []
+    if rows:
+        yield rows
 
 
 def _conform(table: pa.Table, field: pa.Field) -> Any:

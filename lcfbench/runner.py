@@ -182,6 +182,7 @@ def _one(session: Session, task: Task, mode: str, control: str, progress: Progre
             if calibration:
                 writer.manifest["calibration"] = {"documents": len(calibration), **method.calibrate(calibration)}
             loop.method = under(control, method, task.seed)  # only now: calibration is that of the method as it is
+            writer.manifest["sends"] = loop.method.sends
             loop.measure_latency(documents[0], [d for d in documents[: recipe.latency_documents] if d.hash in todo])
             progress.rolling()
             began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,11 @@ def rewrite(folder: Path, keep: Sequence[int]) -> None:
     path = folder / "samples.parquet"
     table = pq.ParquetFile(path).read()
     pq.write_table(table.take(list(keep)), path)
+
+
+def forget(folder: Path, *names: str) -> None:
+    """The run's manifest without these fields of its identity, as an older version or a hand may have left it."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["identity"] = {k: v for k, v in manifest["identity"].items() if k not in names}
+    path.write_text(json.dumps(manifest))

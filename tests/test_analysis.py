@@ -25,7 +25,7 @@ from lcfbench.errors import UserError
 from lcfbench.store import RunWriter
 
 PAIR = "smollm2-135m:gemma3-270m"
-# task → (mode, control, right of 200, ttft_ms, adapter MB, message bytes)
+# task → (mode, control, right of 200, asked twice, ttft_ms, adapter MB, message bytes)
 LINES = {
     "openbookqa": [
         ("receiver", "matched", 70, 75.0, 0, 0),
@@ -72,7 +72,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     out = tmp_path_factory.mktemp("results")
     for task, lines in LINES.items():
         for mode, control, right, ttft_ms, mb, size in lines:
-            scores = [1.0] * right + [0.0] * (200 - right)
+            scores = [1.0] * (2 * right) + [0.0] * (400 - 2 * right)
             record(out, task, mode, control, scores, ttft_ms=ttft_ms, adapter_bytes=int(mb * 1e6), message_bytes=size)
     return lines_of(out)
 
@@ -97,7 +97,7 @@ def test_errors_count_as_wrong_and_stay_in_the_denominator(tmp_path: Path) -> No
 
 def test_gain_content_and_verdict(summary: pd.DataFrame) -> None:
     lcf = line(summary, "splitfacts", "lcf")
-    assert (lcf["gain"], lcf["gain_n"]) == (pytest.approx(0.65), 200) and lcf["content"] == pytest.approx(0.64)
+    assert (lcf["gain"], lcf["gain_n"]) == (pytest.approx(0.65), 400) and lcf["content"] == pytest.approx(0.64)
     assert lcf["verdict"] == "communicates" and lcf["adapter_mb"] == 7.9 and lcf["ttft_ms"] == 180.0
     assert line(summary, "openbookqa", "lcf")["verdict"] == "does not communicate"
     assert line(summary, "openbookqa", "receiver")["verdict"] == "" and math.isnan(line(summary, "openbookqa", "receiver")["gain"])
@@ -146,7 +146,7 @@ def test_exports(summary: pd.DataFrame) -> None:
     assert len(told) == 10 and told[0]["adapter_mb"] is None and told[0]["score"] == 0.35
     assert [row["run_id"] for row in csv.DictReader(io.StringIO(show.to_csv(summary)))] == list(summary["run_id"])
     text = show.to_markdown(summary)
-    assert text.count("| --- |") == 2 and "| lcf | deranged | 200 | 34.0 | 27.8–40.8 | 181 | 7.9 | 12,345 |" in text
+    assert text.count("| --- |") == 2 and "| lcf | deranged | 400 | 34.0 | 29.5–38.8 | 181 | 7.9 | 12,345 |" in text
 
 
 def test_the_plot_is_the_same_bytes_twice(summary: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

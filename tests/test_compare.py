@@ -14,6 +14,7 @@ from rich.console import Console
 
 from lcfbench.analysis.cells import read_cells
 from lcfbench.analysis.compare import compare
+from lcfbench.analysis.matching import short_names
 from lcfbench.analysis.stats.proportions import mcnemar, tango
 from lcfbench.errors import UserError
 from lcfbench.ui.compare import table
@@ -65,9 +66,7 @@ def test_method_against_method_and_what_is_left(tmp_path, said) -> None:
         found.lines[1].differs[:2] == ["pair smollm2-135m:gemma3-270m → x:y", "mode lcf → c2c"]
         and "options.width – → 8" in found.lines[1].differs
     )
-    assert found.unmatched_a == ["splitfacts lcf (deranged) (cloze, smollm2-135m:gemma3-270m)"] and found.unmatched_b[0].startswith(
-        "other lcf"
-    )
+    assert found.unmatched_a == ["splitfacts lcf (deranged)"] and found.unmatched_b == ["other lcf"]
     assert found.lines[0].p_holm == pytest.approx(2 * found.lines[0].p)
     code, text = said()
     assert code == 0 and "only A holds splitfacts lcf (deranged)" in " ".join(text.split())
@@ -106,8 +105,9 @@ def test_what_is_not_comparable_is_refused(tmp_path, said, field: str, value) ->
     record(tmp_path / "b", BETTER, **{field: value})
     code, text = said()
     text = " ".join(text.split())
-    assert code == USER and f"differ in {field} (" in text and f"--allow {field}" in text
-    assert ("9999999999" if field.endswith("256") else "letters" if field == "scoring" else "hops") in text
+    assert code == USER and f"differ in {field}{'.hops' if isinstance(value, dict) else ''} (A " in text
+    assert f"To go on all the same: --allow {field}." in text and "there" not in text
+    assert ("9999999999" if field.endswith("256") else "letters" if field == "scoring" else "hops (A –, B 3)") in text
     assert said("--allow", field)[0] == 0
     assert f"{field}" in compared(tmp_path, allow=[field]).lines[0].differs[0]
 
@@ -115,13 +115,56 @@ def test_what_is_not_comparable_is_refused(tmp_path, said, field: str, value) ->
 def test_another_metric_and_another_task(tmp_path, said) -> None:
     record(tmp_path / "a", BASE)
     record(tmp_path / "b", BETTER, row={"metric": "f1"})
-    assert said()[0] == USER and "metric (acc there, f1 here)" in said()[1] and said("--allow", "metric")[0] == 0
+    assert said()[0] == USER and "metric (A acc, B f1)" in said()[1] and said("--allow", "metric")[0] == 0
     shutil.rmtree(tmp_path / "b")
-    record(tmp_path / "b", BETTER, task="renamed")
-    assert said()[0] == USER and "task (splitfacts there, renamed here)" in said()[1]
-    assert "no document in common" in said("--allow", "task")[1]
+    record(tmp_path / "b", BETTER, task="renamed", row={"metric": "f1"}, data_sha256="9" * 64)
+    for allowed in ([], ["--allow", "task"], ["--allow", "task", "--allow", "metric", "--allow", "data_sha256"]):
+        code, text = said(*allowed)
+        assert code == USER and "A asks task splitfacts, B asks task renamed: nothing to compare. Name two runs of" in " ".join(
+            text.split()
+        )
+        assert "--allow" not in text
     code, text = said("--allow", "taskk")
     assert code == USER and "unknown field 'taskk'. Did you mean task" in text
+    shutil.rmtree(tmp_path / "b")
+    record(tmp_path / "b", BETTER, task="renamed", prefix="splitfacts")  # the same documents by another name
+    assert "--allow task." in said()[1] and said("--allow", "task")[0] == 0
+
+
+def test_a_pair_that_is_not_comparable_does_not_stop_the_others(tmp_path, said) -> None:
+    for task, more in (("t1", {}), ("t2", {"data_sha256": "9" * 64}), ("t3", {})):
+        record(tmp_path / "a", BASE, task=task)
+        record(tmp_path / "b", BETTER, task=task, **more)
+    first, bad, last, overall = compared(tmp_path).lines
+    assert (first.n, last.n, overall.n, bad.n) == (200, 200, 400, 0) and np.isnan(bad.p) and np.isnan(bad.difference)
+    assert first.p_holm == pytest.approx(min(1, 2 * first.p)) or first.p_holm == pytest.approx(3 * overall.p)
+    code, text = said()
+    why = "t2 lcf: not comparable: data_sha256 (A bbbbbbbbbb, B 9999999999) differs; --allow data_sha256 compares all the same"
+    assert code == 0 and why in " ".join(text.split())
+    assert json.loads(said("--json")[1])["lines"][1]["notes"][0].startswith("not comparable: data_sha256")
+    assert len(compared(tmp_path, allow=["data_sha256"]).lines[-1].what) and compared(tmp_path, allow=["data_sha256"]).lines[-1].n == 600
+    for folder in [*(tmp_path / "a").glob("lcf-t[13]-*")]:
+        shutil.rmtree(folder)
+    assert said()[0] == USER
+
+
+def test_long_lists_of_what_one_side_holds_are_cut(tmp_path, said) -> None:
+    record(tmp_path / "a", BASE)
+    record(tmp_path / "b", BASE)
+    for number in range(25):
+        record(tmp_path / "b", BASE[:2], task=f"task{number:02d}")
+    text = " ".join(said()[1].split())
+    assert "only B holds task" in text and "and 17 more" in text and text.count("lcf,") == 7 and text.count("smollm2") == 0
+    assert len(json.loads(said("--json")[1])["only_b"]) == 25
+
+
+def test_names_grow_only_where_they_must(tmp_path) -> None:
+    record(tmp_path / "a", BASE, task="t1")
+    for scoring in ("cloze", "letters"):
+        record(tmp_path / "a", BASE, task="t2", scoring=scoring)
+    record(tmp_path / "a", BASE, task="t2", scoring="letters", pair="x:y")
+    names = short_names(read_cells([tmp_path / "a"]).cells)
+    assert sorted(names) == ["t1 lcf", "t2 lcf (cloze)", "t2 lcf (letters, smollm2-135m:gemma3-270m)", "t2 lcf (letters, x:y)"]
 
 
 def test_files_that_do_not_say_are_compared_with_a_note(tmp_path) -> None:
@@ -168,6 +211,11 @@ def test_times_of_other_machines_are_not_compared(tmp_path) -> None:
     record(tmp_path / "b", BASE, ms=[900.0] * 5, machine={**MACHINE, "cpu": "Faster CPU"})
     (line,) = compared(tmp_path).lines
     assert line.latency_n == 0 and line.notes == ["first token not compared: other machine (cpu Test CPU → Faster CPU)"]
+    for seed, machine in ((0, MACHINE), (1, {**MACHINE, "threads": 8})):
+        for side in "cd":
+            record(tmp_path / side, BASE, ms=[100.0] * 5, seed=seed, machine=machine)
+    (line,) = compare(read_cells([tmp_path / "c"]), read_cells([tmp_path / "d"])).lines
+    assert line.latency_n == 0 and line.notes == ["first token not compared: several machines (threads 1 → 8)"]
 
 
 def test_every_form(tmp_path, said) -> None:

@@ -18,38 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.naming import labels
+from lcfbench.analysis.recorded import COLUMNS, NAMES, TIMED, Recorded, read_run
+from lcfbench.analysis.recorded import by_subject as subjects_of
 from lcfbench.provenance import digest
 from lcfbench.reading import Reading
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
 
-NAMES = ("pair", "receiver", "sharer", "task", "subject", "scoring", "mode", "control", "metric", "seed")
-TIMED = ("ttft_ms", "ttea_ms", "sharer_ms", "message_ms", "fuse_ms", "prefill_ms", "decode_ms")  # of documents timed alone
-TYPICAL = (
-    *("amortized_ms", "message_bytes", "message_cache_bytes", "sharer_tokens", "receiver_tokens", "answer_tokens"),
-    *("flops", "peak_memory_bytes", "adapter_params", "adapter_bytes"),
-)
-COLUMNS = (*NAMES, "doc_hash", "score", "error", *TIMED, *TYPICAL)
 OF_THE_SEED = ("seed", "data_sha256", "split_manifest_sha256", "calibration_sha256")  # what another seed changes in a run's identity
 STATES = ("running", "interrupted", "unknown", "complete")  # worst first
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """One run, as read. codes: (n,) uint64, one a row, equal where the document is; scores: (n,), failed ones 0; hashes: (n,) strings."""
-
-    run_id: str
-    names: Mapping[str, Any]
-    manifest: Mapping[str, Any]
-    codes: np.ndarray
-    hashes: pa.ChunkedArray
-    scores: np.ndarray
-    errors: int
-    timed: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    typical: Mapping[str, float]
-    mean_amortized_ms: float
 
 
 @dataclass
@@ -106,7 +84,19 @@ class Cell:
 
     @property
     def errors(self) -> int:
-        return sum(run.errors for run in self.runs)
+        return sum(int(run.failed.sum()) for run in self.runs)
+
+    @cached_property
+    def failed(self) -> np.ndarray:
+        """Codes of the documents that failed under any seed, sorted."""
+        import numpy as np
+
+        return np.unique(np.concatenate([run.codes[run.failed] for run in self.runs]))
+
+    @property
+    def sends(self) -> bool:
+        """Whether anything is sent, be it an empty note."""
+        return any(run.sends for run in self.runs)
 
     @cached_property
     def hashes(self) -> np.ndarray:
@@ -155,7 +145,8 @@ def read_cells(paths: Sequence[Path], by_subject: bool = False) -> Cells:
     manifests: dict[str, dict[str, Any]] = {}
     for part in reading:
         manifests[part.run_id] = part.manifest
-        runs += [_recorded(part.run_id, table, part.manifest, name) for name, table in _split(part.table, by_subject)]
+        parts = subjects_of(part.table) if by_subject else [("", part.table)]
+        runs += [read_run(part.run_id, table, part.manifest, subject) for subject, table in parts]
     return Cells(grouped(runs), manifests, reading.warnings)
 
 
@@ -186,39 +177,16 @@ def joined(a: Cell, b: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return a.scores[of_a], b.scores[of_b], codes
 
 
-def _split(table: pa.Table, by_subject: bool) -> list[tuple[str, pa.Table]]:
-    if not by_subject:
-        return [("", table)]
-    import pyarrow.compute as pc
+def held_against(a: Cell, b: Cell) -> tuple[np.ndarray, np.ndarray, int]:
+    """Scores of both on shared documents, those that failed in `b` left out: nothing must look good because what it is held against broke.
 
-    names = [name for name in table["subject"].unique().to_pylist() if name]
-    return [(name, table.filter(pc.equal(table["subject"], name))) for name in names] or [("", table)]
-
-
-def _recorded(run_id: str, table: pa.Table, manifest: Mapping[str, Any], subject: str) -> Recorded:
+    Returns their number too. What failed in `a` counts as wrong.
+    """
     import numpy as np
-    import pandas as pd
 
-    names: dict[str, Any] = {name: next((x for x in table[name].unique().to_pylist() if x is not None), None) for name in NAMES}
-    names |= {name: str(names[name] or "") for name in ("pair", "task", "subject", "scoring", "mode", "control")}
-    receiver, _, sharer = names["pair"].partition(":")
-    names |= {"receiver": names["receiver"] or receiver, "sharer": names["sharer"] or sharer, "metric": names["metric"] or "accuracy"}
-    names |= {"subject": subject, "task": f"{names['task']}/{subject}" if subject else names["task"]}
-    codes = pd.util.hash_array(np.asarray(table["doc_hash"].to_pandas(), dtype=object))
-    failed = np.asarray(table["error"].is_valid())
-    scores = np.nan_to_num(np.asarray(table["score"].to_pandas(), dtype=float))
-    scores[failed] = 0.0
-    timed, typical, amortized = {}, {}, math.nan
-    for name in (*TIMED, *TYPICAL):
-        values = np.asarray(table[name].to_pandas(), dtype=float)
-        known = ~np.isnan(values)
-        if name in TIMED:
-            timed[name] = codes[known], values[known]
-            continue
-        typical[name] = float(np.median(values[known])) if known.any() else math.nan
-        if name == "amortized_ms" and known.any():
-            amortized = float(values[known].mean())
-    return Recorded(run_id, names, manifest, codes, table["doc_hash"], scores, int(failed.sum()), timed, typical, amortized)
+    ours, theirs, codes = joined(a, b)
+    whole = ~np.isin(codes, b.failed)
+    return ours[whole], theirs[whole], int((~whole).sum())
 
 
 def _means(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,20 +11,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lcfbench.analysis.cells import joined
 from lcfbench.analysis.matching import (
     EXPLAINS,
     REFUSED,
+    Pairing,
+    allowing,
+    changes,
+    clashes,
     differing,
     full_name,
+    known_fields,
+    listed,
     match,
     name_of,
     other_machine,
     refuse,
     short_names,
-    told,
+    told_apart,
     unrecorded,
 )
 from lcfbench.analysis.stats import Paired, holm, paired
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 
     from lcfbench.analysis.cells import Cell, Cells
 
+SAME_TASK = "Name two runs of the same task; `lcfbench ls runs` lists them."
 FEW = 30  # documents below which an interval is told with a warning
 
 
@@ -81,28 +88,38 @@ class Comparison:
 
 
 def compare(a: Cells, b: Cells, allow: Sequence[str] = ()) -> Comparison:
-    """Everything that A and B both asked, compared.
+    """Everything that A and B both asked, compared. A pair that is not comparable is a line that says why, without numbers.
 
-    allow: fields of `REFUSED` that may differ. Raises UserError: the two hold nothing alike; what they hold is not comparable;
+    allow: fields of `REFUSED` that may differ. Raises UserError: the two hold nothing alike; nothing they hold is comparable;
     they have no document in common.
     """
+    known_fields(REFUSED, allow, "compare")
     pairs, left_a, left_b = match(a.cells, b.cells)
     if not pairs:
-        held = "; ".join(f"{side} holds {_listed(cells.cells)}" for side, cells in (("A", a), ("B", b)))
-        raise UserError(f"nothing to compare: {held}.", "Name two runs of the same task, such as two run folders.")
-    refuse(pairs, REFUSED, allow)
-    shared = [joined(one, other)[:2] for one, other in pairs]
-    if not any(len(x) for x, _ in shared):
+        held = "; ".join(f"{side} holds {listed(cells.cells) or 'nothing'}" for side, cells in (("A", a), ("B", b)))
+        raise UserError(f"nothing to compare: {held}.", SAME_TASK)
+    bad = {id(one): found for one, other in pairs if (found := clashes(one, other, REFUSED, allow))}
+    good = [pair for pair in pairs if id(pair[0]) not in bad]
+    shared = {id(one): joined(one, other)[:2] for one, other in pairs}
+    if not any(len(x) for x, _ in shared.values()):
         one, other = pairs[0]
-        raise UserError(
-            f"no document in common: {full_name(one)} and {full_name(other)}.", "A document's hash covers what the models read."
-        )
+        if one.task != other.task:
+            raise UserError(f"A asks task {one.task}, B asks task {other.task}: nothing to compare.", SAME_TASK)
+    if not good:
+        refuse(pairs, REFUSED, allow, "compare")
+    if not any(len(shared[id(one)][0]) for one, _ in good):
+        one, other = good[0]
+        raise UserError(f"no document in common: {full_name(one)} and {full_name(other)}.", "Run both with the same --limit and --seed.")
     names = short_names([one for one, _ in pairs])
-    lines = [_line(*whole) for whole in zip(names, pairs, shared, strict=True)]
-    lines += _overall(pairs, shared)
+    lines = [
+        _refused(name, pair, bad[id(pair[0])]) if id(pair[0]) in bad else _line(name, pair, shared[id(pair[0])])
+        for name, pair in zip(names, pairs, strict=True)
+    ]
+    lines += _overall(good, [shared[id(one)] for one, _ in good])
     adjusted = holm([line.p for line in lines])
     lines = [line._replace(p_holm=p) for line, p in zip(lines, adjusted, strict=True)]
-    return Comparison(lines, [full_name(cell) for cell in left_a], [full_name(cell) for cell in left_b])
+    names_a, names_b = (dict(zip(map(id, side.cells), short_names(side.cells), strict=True)) for side in (a, b))
+    return Comparison(lines, [names_a[id(cell)] for cell in left_a], [names_b[id(cell)] for cell in left_b])
 
 
 def latency_ratios(a: Cell, b: Cell, column: str = "ttft_ms") -> np.ndarray:
@@ -124,12 +141,21 @@ def only_in(a: Cell, b: Cell) -> list[str]:
     return sorted(map(str, a.hashes[alone])) if alone.any() else []
 
 
-def _line(name: str, pair: tuple[Cell, Cell], scores: tuple[np.ndarray, np.ndarray]) -> Line:
+def _named(name: str, pair: Pairing) -> Line:
+    a, b = pair
+    ends = name_of(a), name_of(b)
+    return Line(name if ends[0] == ends[1] else f"{name} → {ends[1]}", a.task, a.scoring, a.metric, *ends, n=0)
+
+
+def _refused(name: str, pair: Pairing, found: dict[str, tuple[Any, Any]]) -> Line:
+    return _named(name, pair)._replace(notes=[f"not comparable: {told_apart(found)} differs; {allowing(found)} compares all the same"])
+
+
+def _line(name: str, pair: Pairing, scores: tuple[np.ndarray, np.ndarray]) -> Line:
     import numpy as np
 
     a, b = pair
-    ends = name_of(a), name_of(b)
-    here = _scored(Line(name if ends[0] == ends[1] else f"{name} → {ends[1]}", a.task, a.scoring, a.metric, *ends, n=0), *scores)
+    here = _scored(_named(name, pair), *scores)
     ratios, notes = np.empty(0), _notes(a, b, here.n)
     if not (why := other_machine(a, b)):
         ratios = latency_ratios(a, b)
@@ -142,7 +168,7 @@ def _line(name: str, pair: tuple[Cell, Cell], scores: tuple[np.ndarray, np.ndarr
         adapter_ratio=_ratio(b.median("adapter_bytes"), a.median("adapter_bytes")),
         only_a=only_in(a, b),
         only_b=only_in(b, a),
-        differs=told(differing(a, b, (*REFUSED, *EXPLAINS))),
+        differs=changes(differing(a, b, (*REFUSED, *EXPLAINS))),
         notes=notes,
     )
 
@@ -170,7 +196,7 @@ def _notes(a: Cell, b: Cell, n: int) -> list[str]:
     return notes
 
 
-def _overall(pairs: Sequence[tuple[Cell, Cell]], shared: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Line]:
+def _overall(pairs: Sequence[Pairing], shared: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Line]:
     """All tasks of one method against another, document by document, where there are several: 0/1 scores together, others by metric."""
     import numpy as np
 
@@ -193,7 +219,3 @@ def _overall(pairs: Sequence[tuple[Cell, Cell]], shared: Sequence[tuple[np.ndarr
 
 def _ratio(b: float, a: float) -> float:
     return b / a if a > 0 and b > 0 else math.nan
-
-
-def _listed(cells: Sequence[Cell]) -> str:
-    return ", ".join(full_name(cell) for cell in cells[:8]) + (f" and {len(cells) - 8} more" if len(cells) > 8 else "") or "nothing"

@@ -2,7 +2,7 @@
 
     from lcfbench.analysis.matching import REFUSED, match, refuse
     pairs, left_a, left_b = match(a.cells, b.cells)
-    refuse(pairs, REFUSED, allow=[])
+    refuse(pairs, REFUSED, allow=[], verb="compare")
 
 Two results are comparable when they answer the same questions, scored by the same rule. All else may differ: it is what is compared.
 """
@@ -27,6 +27,8 @@ EXPLAINS = ("pair", "revisions", "mode", "options", "adapter_sha256", "control",
 OWN = ("pair", "task", "scoring", "metric", "mode", "control")  # of the rows; others are the manifest's
 MACHINE = ("cpu", "device", "gpu", "threads")
 ABSENT = "not recorded"
+SIDES = ("A", "B")
+LISTED = 8  # names in a sentence
 DIGEST = 32  # characters from which a hexadecimal text is a digest
 
 
@@ -53,20 +55,28 @@ def unrecorded(a: Cell, b: Cell, names: Iterable[str]) -> list[str]:
     return [name for name in names if ABSENT in (value_of(a, name), value_of(b, name))]
 
 
-def machine(cell: Cell) -> dict[str, Any] | None:
-    """Where the run's times come from; None where that is not recorded or a resumed run has seen several machines."""
-    sittings = [sitting.get("environment") for sitting in cell.manifest.get("sittings") or []] or [cell.manifest.get("environment")]
-    seen = [{name: where.get(name) for name in MACHINE} for where in sittings if where]
-    return seen[0] if seen and len(seen) == len(sittings) and all(one == seen[0] for one in seen) else None
+def machines(cell: Cell) -> list[dict[str, Any]] | None:
+    """Where its times come from, each machine once, over all runs and sittings; None where one of them does not tell."""
+    found: list[dict[str, Any]] = []
+    for run in cell.runs:
+        sittings = [sitting.get("environment") for sitting in run.manifest.get("sittings") or []] or [run.manifest.get("environment")]
+        for where in sittings:
+            if not where:
+                return None
+            seen = {name: where.get(name) for name in MACHINE}
+            found += [] if seen in found else [seen]
+    return found
 
 
 def other_machine(a: Cell, b: Cell) -> str:
     """Why times of the two cannot be compared; empty where they can."""
-    first, second = machine(a), machine(b)
+    first, second = machines(a), machines(b)
     if first is None or second is None:
-        return "the machine is not recorded, or not one"
-    told = [f"{name} {first[name]} → {second[name]}" for name in MACHINE if first[name] != second[name]]
-    return f"other machine ({', '.join(told)})" if told else ""
+        return "the machine is not recorded"
+    apart = {name: list(dict.fromkeys(shown(one[name]) for one in first + second)) for name in MACHINE}
+    words = [f"{name} {' → '.join(values)}" for name, values in apart.items() if len(values) > 1]
+    several = "several machines" if len(first) + len(second) > 2 else "other machine"
+    return f"{several} ({', '.join(words)})" if words else ""
 
 
 def name_of(cell: Cell) -> str:
@@ -89,11 +99,25 @@ def short_names(cells: Sequence[Cell]) -> list[str]:
         lambda c: f"{c.task} {name_of(c)} ({c.scoring}, {c.pair})",
         lambda c: f"{c.task} {name_of(c)} ({c.run_ids[0]})",
     ]
+    names = [full_name(cell) for cell in cells]
+    unnamed = set(range(len(cells)))
     for part in parts:
-        names = [part(cell) if cell.task else full_name(cell) for cell in cells]
-        if len(set(names)) == len(cells):
-            return names
-    return [f"{name} {number}" for number, name in enumerate(map(full_name, cells), 1)]
+        called = [part(cell) if cell.task else full_name(cell) for cell in cells]
+        for i in [i for i in unnamed if called.count(called[i]) == 1]:
+            names[i] = called[i]
+            unnamed.discard(i)
+    return [f"{name} {i + 1}" if i in unnamed else name for i, name in enumerate(names)]
+
+
+def listed(cells: Sequence[Cell], among: Sequence[Cell] = ()) -> str:
+    """Their short names, told apart from all of `among` too; of many only the first."""
+    names = dict(zip(map(id, among or cells), short_names(among or cells), strict=True))
+    return first_few([names[id(cell)] for cell in cells])
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first eight and how many more."""
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
 def match(a: Sequence[Cell], b: Sequence[Cell]) -> tuple[list[Pairing], list[Cell], list[Cell]]:
@@ -134,27 +158,53 @@ def same(cell: Cell) -> tuple[Any, ...]:
     return cell.pair, cell.task, cell.subject, cell.scoring, cell.mode, cell.control, *options
 
 
-def refuse(pairs: Iterable[Pairing], names: Sequence[str], allow: Sequence[str], verb: str = "compare") -> None:
-    """Raises UserError for the first pair that differs in a field of `names` that is not allowed to."""
+def clashes(a: Cell, b: Cell, names: Sequence[str], allow: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """Fields of `names` that keep the two from being compared, with both values."""
+    return {name: two for name, two in differing(a, b, names).items() if name not in allow}
+
+
+def known_fields(names: Sequence[str], allow: Sequence[str], verb: str) -> None:
+    """Raises UserError where `allow` names what is not one of `names`."""
     for name in allow:
         if name not in names:
             raise unknown("field", name, names, f"lcfbench {verb} --help")
+
+
+def refuse(pairs: Iterable[Pairing], names: Sequence[str], allow: Sequence[str], verb: str, sides: tuple[str, str] = SIDES) -> None:
+    """Raises UserError for the first pair that differs in a field of `names` that is not allowed to."""
+    known_fields(names, allow, verb)
     for a, b in pairs:
-        if found := {name: two for name, two in differing(a, b, names).items() if name not in allow}:
-            told = ", ".join(f"{name} ({shown(one)} there, {shown(other)} here)" for name, (one, other) in found.items())
-            what = f"not comparable: {full_name(a)} and {full_name(b)} differ in {told}."
-            raise UserError(what, f"To go on all the same: {' '.join(f'--allow {name}' for name in found)}.")
+        if found := clashes(a, b, names, allow):
+            one, other = full_name(a), full_name(b)
+            who = f"{one}: {sides[0]} and {sides[1]}" if one == other else f"{sides[0]} ({one}) and {sides[1]} ({other})"
+            what = f"not comparable: {who} differ in {told_apart(found, sides)}."
+            raise UserError(what, f"To go on all the same: {allowing(found)}.")
 
 
-def told(two: dict[str, tuple[Any, Any]]) -> list[str]:
+def allowing(names: Iterable[str]) -> str:
+    """The options that let these fields differ."""
+    return " ".join(f"--allow {name}" for name in names)
+
+
+def told_apart(two: dict[str, tuple[Any, Any]], sides: tuple[str, str] = SIDES) -> str:
+    """`metric (A acc, B f1), task_options.hops (A 2, B 3)`."""
+    return ", ".join(f"{name} ({sides[0]} {one}, {sides[1]} {other})" for name, one, other in _leaves(two))
+
+
+def changes(two: dict[str, tuple[Any, Any]]) -> list[str]:
     """`mode receiver → lcf`, a line a field; of options only those that differ."""
+    return [f"{name} {one} → {other}" for name, one, other in _leaves(two)]
+
+
+def _leaves(two: dict[str, tuple[Any, Any]]) -> list[tuple[str, str, str]]:
+    """Field and both values as text; of dicts only the keys that differ."""
     lines = []
     for name, (one, other) in two.items():
         if isinstance(one, dict) and isinstance(other, dict):
             keys = [key for key in {**one, **other} if one.get(key, ABSENT) != other.get(key, ABSENT)]
-            lines += [f"{name}.{key} {shown(one.get(key, '–'))} → {shown(other.get(key, '–'))}" for key in keys]
+            lines += [(f"{name}.{key}", shown(one.get(key, "–")), shown(other.get(key, "–"))) for key in keys]
         else:
-            lines.append(f"{name} {shown(one)} → {shown(other)}")
+            lines.append((name, shown(one), shown(other)))
     return lines
 
 

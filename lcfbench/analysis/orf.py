@@ -46,7 +46,7 @@ def derived_lines(found: Sequence[tuple[Cell, dict[str, Any]]], asked: Callable[
         lines.append(
             {name: base[name] for name in ("pair", "receiver", "task", "scoring", "seed", "metric", "chance", "seeds")}
             | {"mode": MODE, "label": MODE, "control": DERIVED, "state": DERIVED, "run_id": "+".join([*one.run_ids, *other.run_ids])}
-            | {"n": got.n, "errors": 0, "score": got.value, "low": got.low, "high": got.high}
+            | {"n": got.n, "errors": 0, "sends": False, "score": got.value, "low": got.low, "high": got.high}
             | {"ttft_n": 0, "ttea_n": 0, "adapter_params": 0, "message_bytes": math.nan}
             | {"gain": gain.value, "gain_low": low, "gain_high": high, "gain_n": gain.n}
             | {"verdict": DERIVED, "verdict_text": EITHER}

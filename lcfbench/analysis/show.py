@@ -26,7 +26,14 @@ LEGEND = (
     "adapter: size of the trained module. message: median bytes sent. "
     f"{NONE}: none, or not measured."
 )
-STYLES = {"communicates": "green", "adapts only": "red", "does not communicate": "red", "undecided": "yellow", "untested": "dim"}
+STYLES = {
+    "communicates": "green",
+    "adapts only": "red",
+    "does not communicate": "red",
+    "misleads": "red",
+    "undecided": "yellow",
+    "untested": "dim",
+}
 HEADERS = ("method", "control", "docs", "score %", "95 %", "first\ntoken ms", "adapter\nMB", "message\nbytes")
 
 
@@ -61,9 +68,7 @@ def verdicts(lines: pd.DataFrame) -> list[tuple[str, str]]:
     told = lines[lines["verdict"].fillna("") != ""]
     sentences = []
     for line in told.to_dict("records"):
-        known = line["verdict"] == DERIVED or "receiver" in line["verdict_text"] or math.isnan(line["gain"])
-        gain = "" if known else f". Gain over the receiver alone: {100 * line['gain']:+.1f}"
-        sentences.append((str(line["verdict"]), f"{line['label']}: {line['verdict_text']}{gain}"))
+        sentences.append((str(line["verdict"]), f"{line['label']}: {line['verdict_text']}"))
     return sentences
 
 
@@ -85,7 +90,7 @@ def notes(lines: pd.DataFrame) -> list[str]:
 
 def cells(line: Mapping[Any, Any]) -> tuple[str, ...]:
     """One summary line as text, in the order of `HEADERS`. A method that sends nothing has no control to speak of."""
-    silent = line["control"] == "matched" and not line["message_bytes"] > 0 and not line["verdict"]
+    silent = line["control"] == "matched" and not line["sends"] and not line["verdict"]
     return (
         str(line["label"]),
         NONE if silent else str(line["control"]),

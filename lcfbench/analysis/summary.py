@@ -12,19 +12,20 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.cells import Cell, joined
+from lcfbench.analysis.cells import Cell, held_against, joined
 from lcfbench.analysis.orf import DERIVED, derived_lines
 from lcfbench.analysis.stats import DELTA, Paired, mean_interval, paired
 from lcfbench.analysis.verdict import Evidence, verdicts
+from lcfbench.controls import CONTROLS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINE = "receiver"  # gain is measured against this method
+ALONE = "receiver"  # gain is measured against this method
+SHOWN = ("matched", "deranged")  # controls from which something follows: those that are drawn
 GROUP = ["pair", "task", "scoring"]  # one table, one row of panels
-CONTROLS = ("matched", "deranged", "zero", "noise", "silent")  # in the order of their telling
 FIGURES = (
-    "n", "errors", "metric", "score", "low", "high", "seeds", "seed_sd", "chance", "ttft_ms", "ttft_n", "ttea_ms", "ttea_n", "docs_per_s",
+    "n", "errors", "sends", "metric", "score", "low", "high", "seeds", "seed_sd", "chance", "ttft_ms", "ttft_n", "ttea_ms", "ttea_n", "docs_per_s",
     "adapter_params", "adapter_mb", "message_bytes", "gain", "gain_low", "gain_high", "gain_n", "content", "content_low", "content_high",
     "content_n", "matched_score", "deranged_score", "p", "p_holm", "p_equivalence", "detectable", "family", "verdict", "verdict_text",
 )  # fmt: skip
@@ -57,14 +58,22 @@ def summarise(cells: Sequence[Cell], delta: float = DELTA) -> pd.DataFrame:
 
 def _head(cell: Cell) -> dict[str, Any]:
     head = {name: getattr(cell, name) for name in ("pair", "receiver", "task", "scoring", "mode", "label", "control", "seed", "state")}
-    return {**head, "run_id": "+".join(cell.run_ids)}
+    return {**head, "seed": head["seed"] if len(cell.seeds) == 1 else None, "run_id": "+".join(cell.run_ids)}
 
 
 def _figures(cell: Cell) -> dict[str, Any]:
     got = mean_interval(cell.scores)
     size, chance = cell.median("adapter_bytes"), cell.manifest.get("chance")
     return {
-        **{"n": cell.n, "errors": cell.errors, "metric": cell.metric, "score": got.value, "low": got.low, "high": got.high},
+        **{
+            "n": cell.n,
+            "errors": cell.errors,
+            "sends": cell.sends,
+            "metric": cell.metric,
+            "score": got.value,
+            "low": got.low,
+            "high": got.high,
+        },
         **{"seeds": len(cell.seeds), "seed_sd": _deviation(cell.seed_scores)},
         "chance": float(chance) if chance is not None else math.nan,
         **_timed(cell, "ttft"),
@@ -92,11 +101,11 @@ def _deviation(values: Sequence[float]) -> float:
 
 def _gain(cell: Cell, cells: Sequence[Cell]) -> Paired | None:
     """Over the receiver alone, whichever sharer stood beside it."""
-    if cell.mode == BASELINE:
+    if cell.mode == ALONE:
         return None
     key = _receiver_key(cell)
-    base = widest(cell, [c for c in cells if c.mode == BASELINE and _receiver_key(c) == key])
-    return paired(*joined(cell, base)[:2]) if base else None
+    base = widest(cell, [c for c in cells if c.mode == ALONE and _receiver_key(c) == key])
+    return paired(*held_against(cell, base)[:2]) if base else None
 
 
 def _receiver_key(cell: Cell) -> Any:
@@ -118,14 +127,21 @@ def _judge(lines: list[dict[str, Any]], cells: Sequence[Cell], gains: Sequence[P
             continue
         twin = twin_of(cell, cells, "deranged")
         if twin:
-            judged.append((line, Evidence(*joined(cell, twin)[:2], gain)))
-        elif line["message_bytes"] > 0:
+            own, other, left_out = held_against(cell, twin)
+            judged.append((line, Evidence(own, other, gain, left_out)))
+        elif cell.sends:
             judged.append((line, Evidence(cell.scores, None, gain)))
     for (line, _), got in zip(judged, verdicts([evidence for _, evidence in judged], delta), strict=True):
         content = got.content
         line |= {"content": content.value, "content_low": content.low, "content_high": content.high, "content_n": content.n}
         line |= {"matched_score": got.matched, "deranged_score": got.deranged, "verdict": got.label, "verdict_text": got.text}
-        line |= {"p": got.p, "p_holm": got.p_holm, "p_equivalence": got.p_equivalence, "detectable": got.detectable, "family": got.family}
+        line |= {
+            "p": got.p,
+            "p_holm": got.p_holm,
+            "p_equivalence": got.p_equivalence_holm,
+            "detectable": got.detectable,
+            "family": got.family,
+        }
 
 
 def twin_of(cell: Cell, cells: Sequence[Cell], control: str) -> Cell | None:
@@ -149,11 +165,9 @@ def widest(cell: Cell, others: Sequence[Cell]) -> Cell | None:
 
 def _ordered(lines: pd.DataFrame) -> pd.DataFrame:
     rank = {control: i for i, control in enumerate(CONTROLS)}
-    keys = lines.assign(
-        _base=lines["mode"] != BASELINE, _mb=lines["adapter_mb"].fillna(0), _rank=lines["control"].map(rank).fillna(len(rank))
-    )
-    by = [*GROUP, "_base", "_mb", "mode", "label", "_rank", "control", "seed", "run_id"]
+    keys = lines.assign(_base=lines["mode"] != ALONE, _mb=lines["adapter_mb"].fillna(0), _rank=lines["control"].map(rank).fillna(len(rank)))
+    by = [*GROUP, "_base", "_mb", "mode", "label", "_rank", "control", "run_id"]
     return lines.loc[keys.sort_values(by, kind="stable").index].reset_index(drop=True)
 
 
-__all__ = ["BASELINE", "CONTROLS", "DERIVED", "GROUP", "summarise", "twin_of", "widest"]
+__all__ = ["ALONE", "DERIVED", "GROUP", "SHOWN", "summarise", "twin_of", "widest"]

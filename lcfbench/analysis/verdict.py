@@ -1,10 +1,11 @@
-"""Does anything cross? Gain and content of each run put into one of five words and a sentence, corrected over all that is shown.
+"""Does anything cross? Gain and content of each run put into one of six words and a sentence, corrected over all that is shown.
 
     from lcfbench.analysis.verdict import verdict
     verdict([1, 1, 0, 1] * 50, [1, 0, 0, 0] * 50).text
 
 content P: matched − deranged (the same documents with another document's message). gain G: matched − the receiver alone. A gain without
-content is adaptation of the receiver, not communication.
+content is adaptation of the receiver, not communication. Content below 0 is a message that misleads: the answers do depend on it. That
+nothing is communicated is said only where content is shown to be equivalent to none.
 """
 
 from __future__ import annotations
@@ -13,31 +14,35 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from lcfbench.analysis.stats import DELTA, Difference, Paired, Scores, detectable, difference, equivalence_p, holm, paired
+from lcfbench.analysis.stats import DELTA, Difference, Paired, Scores, difference, equivalence_p, holm, paired, smallest_visible
 
 if TYPE_CHECKING:
     import numpy as np
 
-Label: TypeAlias = Literal["communicates", "adapts only", "does not communicate", "undecided", "untested"]
+Label: TypeAlias = Literal["communicates", "adapts only", "undecided", "does not communicate", "misleads", "untested"]
+LABELS: tuple[Label, ...] = ("communicates", "adapts only", "undecided", "does not communicate", "misleads", "untested")  # best first
 
 
 class Evidence(NamedTuple):
     """What a verdict rests on: scores of the same documents, in the same order, and the pair matched − receiver alone.
 
-    deranged: None where no run with another document's message exists. gain: None where the receiver was not run alone.
+    deranged: None where no run with another document's message exists. gain: None where the receiver was not run alone. left_out: how
+    many documents failed in the deranged run and are therefore in neither vector.
     """
 
     matched: np.ndarray
     deranged: np.ndarray | None
     gain: Paired | None = None
+    left_out: int = 0
 
 
 class Verdict(NamedTuple):
     """One run's verdict.
 
-    text: a sentence for people. content, gain: the two differences. p: two-sided, of no content; p_holm: adjusted over the `family`
-    (the number of runs tested together); p_equivalence: of a content of delta or more. matched, deranged: mean scores.
-    detectable: the smallest content this n shows with power 0.8 at the strictest step of the correction.
+    text: a sentence for people. content, gain: the two differences. p: two-sided, of no content; p_equivalence: of a content of delta or
+    more, either way; gain.p: of no gain; each `…_holm`: adjusted over all tests of its kind. matched, deranged: mean scores. detectable:
+    the smallest content that is shown with power 0.8 at the strictest step of the correction; NaN where none is. family: how many runs
+    were tested together.
     """
 
     label: Label
@@ -47,10 +52,20 @@ class Verdict(NamedTuple):
     p: float
     p_holm: float
     p_equivalence: float
+    p_equivalence_holm: float
+    p_gain_holm: float
     matched: float
     deranged: float
     detectable: float
     family: int
+
+
+class _Chances(NamedTuple):
+    """The p-values that a label rests on: of no content, of content, of no gain."""
+
+    content: float
+    equivalence: float
+    gain: float
 
 
 def verdict(matched: Scores, deranged: Scores, delta: float = DELTA) -> Verdict:
@@ -61,74 +76,112 @@ def verdict(matched: Scores, deranged: Scores, delta: float = DELTA) -> Verdict:
 
 
 def verdicts(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.05) -> list[Verdict]:
-    """A verdict for each run, in order, Holm-corrected over those that were tested.
+    """A verdict for each run, in order. Three families of tests, each Holm-corrected by itself: content, equivalence and gain.
 
-    "communicates": adjusted p below alpha and content's interval above 0. "adapts only": content is equivalent to none within `delta`
-    (two one-sided tests at alpha) or below 0, while the gain's interval lies above 0. "does not communicate": the same without gain.
-    Else "undecided"; without a deranged run "untested".
+    "communicates": content is shown (adjusted p below alpha) and its interval lies above 0; "misleads": below 0. "adapts only": content is
+    shown to be equivalent to none within `delta` (two one-sided tests), and a gain is shown. "does not communicate": the same without
+    gain. Else "undecided"; without a deranged run "untested".
     """
     contents = [paired(e.matched, e.deranged) if e.deranged is not None and len(e.deranged) else None for e in family]
-    ps = [pair.p() if pair else math.nan for pair in contents]
-    tests = sum(pair is not None for pair in contents)
-    told = zip(family, contents, ps, holm(ps), strict=True)
-    return [_judge(e, pair, p, p_holm, tests, delta, alpha) if pair else _untested(e, tests) for e, pair, p, p_holm in told]
-
-
-def smallest_visible(pair: Paired, alpha: float = 0.05) -> float:
-    """The smallest difference that as many documents of this spread show with power 0.8; NaN without documents."""
-    if not pair.n:
-        return math.nan
-    spread = max(pair.spread, math.sqrt(1 / pair.n))  # documents that all agree are no proof of none
-    return detectable(spread, pair.n, alpha) + (1 / pair.n if pair.binary else 0)  # an exact test asks for one document more
-
-
-def _untested(evidence: Evidence, tests: int) -> Verdict:
-    none = Difference(math.nan, math.nan, math.nan, 0, math.nan)
-    mean = float(evidence.matched.mean()) if len(evidence.matched) else math.nan
-    gain = difference(evidence.gain) if evidence.gain else None
-    text = "untested: no document was run with another document's message; add --control deranged"
-    return Verdict("untested", text, none, gain, math.nan, math.nan, math.nan, mean, math.nan, math.nan, tests)
-
-
-def _judge(evidence: Evidence, pair: Paired, p: float, p_holm: float, tests: int, delta: float, alpha: float) -> Verdict:
-    assert evidence.deranged is not None
-    content = difference(pair, 1 - alpha)
-    gain = difference(evidence.gain, 1 - alpha) if evidence.gain else None
-    p_equivalence = equivalence_p(pair, delta)
-    visible = smallest_visible(pair, alpha / tests)
-    own, other = float(evidence.matched.mean()), float(evidence.deranged.mean())
-    alone = content.low > 0 and p < alpha
-    gains = gain is not None and gain.low > 0
-    label: Label
-    if alone and p_holm < alpha:
-        label = "communicates"
-    elif content.high < 0 or p_equivalence < alpha:
-        label = "adapts only" if gains else "does not communicate"
-    else:
-        label = "undecided"
-    within = f"within {_points(delta)}"
-    said = {
-        "communicates": "communicates" + (f", though less than {_points(delta)}" if p_equivalence < alpha else ""),
-        "adapts only": "adapts only, another document's message helps as much",
-        "does not communicate": f"nothing is communicated ({within})",
-        "undecided": f"no communication shown, undecided at n={pair.n:,}",
-    }[label]
-    if content.high < 0:
-        said = "adapts only, its own message does harm" if gains else "nothing is communicated, its own message does harm"
-    facts = [
-        f"content {100 * content.value:+.1f}",
-        f"{100 * (1 - alpha):g} % {_range(content)}",
-        f"n={pair.n:,}",
-        _chance(p, p_holm, tests),
+    gains = [e.gain if e.gain is not None and e.gain.n else None for e in family]
+    alone = [
+        _Chances(
+            pair.p() if pair else math.nan,
+            equivalence_p(pair, delta) if pair else math.nan,
+            gain.p() if gain else math.nan,
+        )
+        for pair, gain in zip(contents, gains, strict=True)
     ]
-    text = f"{said}: matched {100 * own:.1f}, deranged {100 * other:.1f} ({', '.join(facts)})"
-    if label == "adapts only" and gain:
-        text += f"; gain over the receiver alone {100 * gain.value:+.1f}, {_range(gain)}"
+    together = map(_Chances, *(holm(ps) for ps in zip(*alone, strict=True))) if alone else ()
+    sizes = sum(pair is not None for pair in contents), sum(gain is not None for gain in gains)
+    whole = zip(family, contents, gains, alone, together, strict=True)
+    return [_judge(e, pair, gain, (single, adjusted), sizes, delta, alpha) for e, pair, gain, single, adjusted in whole]
+
+
+def _judge(
+    evidence: Evidence,
+    pair: Paired | None,
+    gained: Paired | None,
+    chances: tuple[_Chances, _Chances],
+    sizes: tuple[int, int],
+    delta: float,
+    alpha: float,
+) -> Verdict:
+    single, adjusted = chances
+    tests, gain_tests = sizes
+    content = difference(pair, 1 - alpha) if pair else Difference(math.nan, math.nan, math.nan, 0, math.nan)
+    gain = difference(gained, 1 - alpha) if gained else None
+    visible = smallest_visible(pair, alpha / tests) if pair else math.nan
+    own, other = (float(x.mean()) if x is not None and len(x) else math.nan for x in (evidence.matched, evidence.deranged))
+    label: Label = _label(content, gain, adjusted, alpha) if pair else "untested"
+    if pair:
+        said = _said(label, pair.n, delta, adjusted.equivalence < alpha)
+        text = f"{said}: matched {100 * own:.1f}, deranged {100 * other:.1f} ({_facts(label, content, single, adjusted, tests, alpha)})"
+    else:
+        text = "untested: no document was run with another document's message; add --control deranged"
+    if evidence.left_out:
+        text += f" ({_left_out(evidence.left_out)})"
     if label == "undecided":
-        text += f"; smallest visible effect {_points(visible)}"
-    if alone and label != "communicates":
-        text += f"; alone it would pass (p={_short(p)}), among {tests} tests it does not"
-    return Verdict(label, text, content, gain, p, p_holm, p_equivalence, own, other, visible, tests)
+        shown = f"smallest visible effect {_points(visible)}"
+        text += f"; {shown if visible == visible else f'no effect would be visible at n={content.n:,}'}"
+    if pair:
+        text += _without_holm(label, _label(content, gain, single, alpha), single, adjusted, sizes, alpha)
+    if gain:
+        text += f"; {_gain_text(gain, adjusted.gain < alpha)}"
+    tested = (single.content, adjusted.content, single.equivalence, adjusted.equivalence, adjusted.gain)
+    return Verdict(label, text, content, gain, *tested, own, other, visible, tests)
+
+
+def _label(content: Difference, gain: Difference | None, p: _Chances, alpha: float) -> Label:
+    if p.content < alpha and content.low > 0:
+        return "communicates"
+    if p.content < alpha and content.high < 0:
+        return "misleads"
+    if p.equivalence < alpha:
+        return "adapts only" if gain is not None and gain.low > 0 and p.gain < alpha else "does not communicate"
+    return "undecided"
+
+
+def _said(label: Label, n: int, delta: float, small: bool) -> str:
+    within = f"within {_points(delta)}"
+    return {
+        "communicates": "communicates" + (f", though less than {_points(delta)}" if small else ""),
+        "misleads": "misleads, another document's message serves better" + (f", though by less than {_points(delta)}" if small else ""),
+        "adapts only": f"adapts only, another document's message helps as much ({within})",
+        "does not communicate": f"nothing is communicated ({within})",
+        "undecided": f"no communication shown, undecided at n={n:,}",
+    }[label]
+
+
+def _facts(label: Label, content: Difference, single: _Chances, adjusted: _Chances, tests: int, alpha: float) -> str:
+    """The number, its interval, and the p-value that the label rests on."""
+    if label in ("adapts only", "does not communicate"):
+        chance = "equivalence " + _chance(single.equivalence, adjusted.equivalence, tests)
+    else:
+        chance = _chance(single.content, adjusted.content, tests)
+    return f"content {100 * content.value:+.1f}, {100 * (1 - alpha):g} % {_range(content)}, n={content.n:,}, {chance}"
+
+
+def _without_holm(label: Label, alone: Label, single: _Chances, adjusted: _Chances, sizes: tuple[int, int], alpha: float) -> str:
+    """What the label would be without the correction, where it would be another."""
+    if alone == label:
+        return ""
+    tests, gain_tests = sizes
+    if adjusted.equivalence < alpha and alone == "adapts only":
+        p, tests = single.gain, gain_tests
+    else:
+        p = single.content if alone in ("communicates", "misleads") else single.equivalence
+    return f'; alone it would pass as "{alone}" ({_chance(p, p, 1)}), among {tests} tests it does not'
+
+
+def _gain_text(gain: Difference, shown: bool) -> str:
+    if shown and gain.high < 0:
+        return f"worse than the receiver alone by {-100 * gain.value:.1f}, {-100 * gain.high:.1f} to {-100 * gain.low:.1f}"
+    return f"gain over the receiver alone {100 * gain.value:+.1f}, {_range(gain)}"
+
+
+def _left_out(count: int) -> str:
+    return f"{count:,} document{'s' if count > 1 else ''} failed in the other run and {'are' if count > 1 else 'is'} left out"
 
 
 def _points(share: float) -> str:

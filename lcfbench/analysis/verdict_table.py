@@ -1,7 +1,7 @@
 """Does knowledge cross: gain, content and a verdict for every method and task, best first.
 
     from lcfbench.analysis.verdict_table import judged, table
-    rich.print(table(judged(summarise(cells)), delta=0.02))
+    rich.print(table(summarise(cells), delta=0.02))
 
 Gain G is matched minus the receiver alone, content P is matched minus deranged, both in points with a 95 % interval over documents.
 """
@@ -13,20 +13,22 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.orf import DERIVED
-from lcfbench.analysis.show import NONE, STYLES
+from lcfbench.analysis.show import NONE, STYLES, notes
 from lcfbench.analysis.summary import GROUP
+from lcfbench.analysis.verdict import LABELS
 from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Group
 
-ORDER = ("communicates", "adapts only", "undecided", "does not communicate", "untested")
 HEADERS = ("method", "docs", "score", "gain G", "content P", "p", "ms", "bytes")
 LEGEND = (
     "gain G: matched minus the receiver alone; content P: matched minus deranged (another document's message); points, with their 95 % "
-    "interval over documents. p: of the content, after Holm's correction over all verdicts shown. communicates: P is surely above 0. adapts "
-    "only: G is, but P is none within ±{delta:g} points (two one-sided tests). ms: median to the first token. bytes: median message."
+    "interval over documents. p: of the content, after Holm's correction over all verdicts shown. communicates: P is surely above 0. "
+    "nothing is communicated: P is none within ±{delta:g} points (two one-sided tests); adapts only: the same, while G is surely above 0. "
+    "misleads: P is surely below 0. Each kind of claim is corrected over all verdicts shown. score ±: standard deviation over seeds. "
+    "ms: median to the first token. bytes: median message."
 )
 
 
@@ -35,28 +37,30 @@ def judged(summary: pd.DataFrame) -> pd.DataFrame:
     lines = summary[~summary["verdict"].fillna("").isin(["", DERIVED])]
     if not len(lines):
         raise UserError("no run here sends a message.", "Run a method that does, with --control matched,deranged.")
-    rank = lines["verdict"].map({label: i for i, label in enumerate(ORDER)})
+    rank = lines["verdict"].map({label: i for i, label in enumerate(LABELS)})
     keys = lines.assign(_rank=rank, _content=-lines["content"].fillna(-9.0)).sort_values([*GROUP, "_rank", "_content"], kind="stable")
     return lines.loc[keys.index].reset_index(drop=True)
 
 
-def table(lines: pd.DataFrame, delta: float) -> Group:
-    """For a terminal of 80 columns or more: a table a task with the verdicts in words below."""
+def table(summary: pd.DataFrame, delta: float) -> Group:
+    """For a terminal of 80 columns or more: a table a task with the verdicts in words and what to mind below. Errors as `judged`."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
     parts: list[Any] = []
-    for (pair, task, scoring), group in lines.groupby(GROUP, sort=False):
+    for (pair, task, scoring), group in judged(summary).groupby(GROUP, sort=False):
         grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
         for i, name in enumerate(HEADERS):
-            grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold", vertical="top")
+            grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, min_width=12 if i == 0 else None, overflow="fold")
         words = Table.grid(padding=(0, 1, 0, 0))
         for line in group.to_dict("records"):
-            grid.add_row(*cells(line))
+            grid.add_row(*(x.replace(" [", "\n[") for x in cells(line)))
             words.add_row(Text("•", style=STYLES.get(line["verdict"], "")), Text(f"{line['label']}: {line['verdict_text']}"))
         parts += [Text(f"{task} ({scoring}, {group['metric'].iloc[0]}): {pair}", style="bold"), Padding(grid, (0, 0, 0, 2))]
+        for note in _minded(summary, pair, task, scoring):
+            words.add_row(Text("!", style="yellow"), Text(note, style="yellow"))
         parts.append(Padding(words, (0, 0, 1, 2)))
     return Group(*parts, Text(LEGEND.format(delta=100 * delta), style="dim"))
 
@@ -86,14 +90,21 @@ def probability(p: float) -> str:
     return NONE if p is None or math.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0")
 
 
-def to_markdown(lines: pd.DataFrame) -> str:
-    """A GitHub table a pair, with the verdicts in words below."""
+def to_markdown(summary: pd.DataFrame) -> str:
+    """A GitHub table a pair, with the verdicts in words and what to mind below. Errors as `judged`."""
     out = []
-    for pair, group in lines.groupby("pair", sort=False):
+    for pair, group in judged(summary).groupby("pair", sort=False):
         out += [f"**{pair}**", "", "| task | " + " | ".join(HEADERS) + " | verdict |"]
         out.append("| --- | --- |" + " ---: |" * (len(HEADERS) - 1) + " --- |")
         for line in group.to_dict("records"):
             shown = [f"{line['task']} ({line['scoring']})", *cells(line), line["verdict"]]
             out.append("| " + " | ".join(str(x).replace("|", "\\|") for x in shown) + " |")
-        out += ["", *(f"- {x['task']}, {x['label']}: {x['verdict_text']}" for x in group.to_dict("records")), ""]
+        out += ["", *(f"- {x['task']}, {x['label']}: {x['verdict_text']}" for x in group.to_dict("records"))]
+        tasks = group[["task", "scoring"]].drop_duplicates().itertuples(index=False)
+        out += [*(f"- note: {task}, {note}" for task, scoring in tasks for note in _minded(summary, pair, task, scoring)), ""]
     return "\n".join(out)
+
+
+def _minded(summary: pd.DataFrame, pair: Any, task: Any, scoring: Any) -> list[str]:
+    """Notes on every run of a task, also on those that a verdict is held against."""
+    return notes(summary[(summary["pair"] == pair) & (summary["task"] == task) & (summary["scoring"] == scoring)])

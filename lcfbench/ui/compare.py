@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from lcfbench.analysis.matching import first_few
 from lcfbench.ui import out, warn
 
 if TYPE_CHECKING:
@@ -88,9 +89,9 @@ def remarks(line: Line) -> list[str]:
 
 
 def unmatched(found: Comparison) -> list[str]:
-    """What only one side holds."""
+    """What only one side holds; of many only the first."""
     sides = (("A", found.unmatched_a), ("B", found.unmatched_b))
-    return [f"only {side} holds {', '.join(names)}" for side, names in sides if names]
+    return [f"only {side} holds {first_few(names)}" for side, names in sides if names]
 
 
 def to_json(found: Comparison) -> str:

@@ -35,18 +35,22 @@ def check(
 ) -> Exit:
     """Judges `new` by `baseline` and says how the process should end. max_drop, max_slowdown: fractions.
 
-    Raises UserError where the two are not comparable or cannot be read; a JUnit file and an annotation say so too.
+    Raises UserError where the two are not comparable or cannot be read; JUnit file, annotation and summary page say so too.
     """
     from lcfbench.analysis.gate import outputs
 
     github = github or os.environ.get("GITHUB_ACTIONS") == "true"
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
     try:
         checked = _checked(baseline, new, max_drop, max_slowdown, allow)
     except UserError as error:
+        reason = f"{error.what} {error.next_step}"
         if github:
-            typer.echo(outputs.annotation("error", "lcfbench check", f"{error.what} {error.next_step}"))
+            typer.echo(outputs.annotation("error", "lcfbench check", reason))
         if junit:
-            _write(junit, outputs.refused_junit(f"{error.what} {error.next_step}"))
+            _write(junit, outputs.refused_junit(reason))
+        if page:
+            _write(Path(page), outputs.refused_markdown(reason), more=True)
         raise
     out.print(table(checked))
     style = {Exit.OK: "green", Exit.FAILED: "bold red"}.get(checked.exit(strict), "yellow")
@@ -56,7 +60,7 @@ def check(
             typer.echo(line)
     if junit:
         _write(junit, outputs.to_junit(checked, strict))
-    if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+    if page:
         _write(Path(page), outputs.to_markdown(checked, strict), more=True)
     return checked.exit(strict)
 

@@ -98,11 +98,13 @@ def show_verdicts(paths: Sequence[Path], delta: float, form: str) -> None:
     """Gain, content and a verdict in words for every method that sends something. Raises UserError where none does."""
     from lcfbench.analysis import show, verdict_table
 
-    lines = verdict_table.judged(summary_of(paths, delta=delta))
+    summary = summary_of(paths, delta=delta)
     if form == "table":
-        out.print(verdict_table.table(lines, delta))
+        out.print(verdict_table.table(summary, delta))
+    elif form == "markdown":
+        typer.echo(verdict_table.to_markdown(summary), nl=False)
     else:
-        typer.echo({"json": show.to_json, "csv": show.to_csv, "markdown": verdict_table.to_markdown}[form](lines), nl=False)
+        typer.echo({"json": show.to_json, "csv": show.to_csv}[form](verdict_table.judged(summary)), nl=False)
 
 
 def draw_frontier(paths: Sequence[Path], folder: Path | None, published: bool) -> list[Path]:

@@ -3,33 +3,33 @@
     from lcfbench.analysis.gate import decide, score_shift
     decide([score_shift(new=[1, 0] * 500, baseline=[1, 0] * 500, max_drop=0.01)])   # [Outcome.OK]
 
-Here are the decisions, from vectors of scores; check.py brings the cells. Two tests a cell, on the same documents. *Surely worse*: "lost no
-more than allowed" is rejected at 5 %, Holm-corrected over all that is checked, so that a check of any size fails for nothing at most once
-in twenty; where few answers changed, the test is exact. *Surely not worse*: the one-sided 95 % bound lies on the good side of the limit;
-no correction, since all must pass. Else the documents are too few to say.
-
-An interval over documents does not cover what a machine does between two runs: for speed, record the baseline in the same job.
+Here are the decisions on scores, and what all decisions become; times.py has those on speed, check.py brings the cells. Two tests a cell, on
+the same documents. *Surely worse*: "lost no more than allowed" is rejected at 5 %, Holm-corrected over all that is checked, so that a check
+of any size fails for nothing at most once in twenty. *Surely not worse*: "lost at least what is allowed" is rejected at 5 %; no correction,
+since all must pass. Else the documents are too few to say. Both are `Paired.p`, exact where few answers changed; the interval that is printed
+is Tango's, which is only nearly so, and decides nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cache, partial
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 from lcfbench.analysis.stats import Paired, Scores, holm, needed, paired
-from lcfbench.analysis.stats.exact_drop import ENOUGH, exact_drop_p
+from lcfbench.analysis.stats.exact import count_p
 from lcfbench.errors import Exit
-
-if TYPE_CHECKING:
-    import numpy as np
 
 ALPHA = 0.05
 CONFIDENCE = 1 - 2 * ALPHA  # a two-sided interval whose ends are the one-sided bounds
 MOST = 1_000_000  # who would need more documents than this sits on the limit
-Z = 1.6448536269514722  # of the one-sided 95 % bound
+POWER = 0.8
+FEW = 100  # changed answers
+RUNS = 3  # a side, below which a machine's whims cannot be told from the code
 
 
 class Outcome(StrEnum):
@@ -42,10 +42,11 @@ class Outcome(StrEnum):
 
 
 class Shift(NamedTuple):
-    """How far something moved for the worse (below 0) or better, with its 90 % interval over `n` documents, and what follows.
+    """How far something moved for the worse (below 0) or better, with its 90 % interval, and what follows.
 
-    value, low, high: score: new − baseline; time: log(baseline / new). p: of "it moved by no more than the limit". sure: the bound lies
-    beyond it. documents: how many would decide, about; None where no number would. same: every document scored the same.
+    value, low, high: score: new − baseline, over `n` documents; time: log(baseline / new), over `n` runs. p: of "no more than the limit was
+    lost", NaN where that is not tested. sure: "the limit or more was lost" is rejected. enough: says how many documents or runs would decide,
+    about, 4 times in 5; None where no number would. same: every document scored the same.
     """
 
     value: float
@@ -54,40 +55,33 @@ class Shift(NamedTuple):
     n: int
     p: float
     sure: bool
-    documents: int | None
+    enough: Callable[[], int | None]
     same: bool = False
 
 
 def score_shift(new: Scores, baseline: Scores, max_drop: float, family: int = 1) -> Shift:
-    """Of two score vectors of the same documents. max_drop: what may be lost, a fraction. family: number of tests, for `documents`."""
+    """Of two score vectors of the same documents. max_drop: what may be lost, a fraction. family: number of tests, for `enough`."""
     got: Paired = paired(new, baseline)
-    low, high = got.interval(CONFIDENCE)
     same = got.spread == 0 and got.value == 0
-    if same:  # the interval's half-width is z²/(n + z²)
-        documents = math.ceil(Z * Z * (1 - max_drop) / max_drop) if max_drop > 0 else None
-    else:
-        documents = _documents(got.spread, got.value + max_drop, got.n, family)
-    p = got.p(margin=-max_drop, side="less")
-    if p < ALPHA and got.binary and max_drop > 0 and got.gained + got.lost <= ENOUGH:  # where the promise would not hold, and it matters
-        p = max(p, exact_drop_p(got.gained, got.lost, got.n, max_drop))
-    return Shift(got.value, low, high, got.n, p, low > -max_drop, documents, same)
+    sure = got.p(margin=-max_drop, side="greater") < ALPHA
+    enough = partial(equal_answers, max_drop, got.binary) if same else partial(_documents, got, max_drop, family)
+    return Shift(got.value, *got.interval(CONFIDENCE), got.n, got.p(margin=-max_drop, side="less"), sure, enough, same)
 
 
-def time_shift(new_ms: np.ndarray, baseline_ms: np.ndarray, max_slowdown: float, family: int = 1) -> Shift:
-    """Of two vectors of times of the same documents: t interval of the mean log ratio. With one document there is no interval."""
+@cache
+def equal_answers(max_drop: float, binary: bool = True) -> int | None:
+    """How many documents that all score the same show that no more than `max_drop` was lost."""
     import numpy as np
-    from scipy.stats import t
 
-    moved = np.log(np.asarray(baseline_ms, dtype=float) / np.asarray(new_ms, dtype=float))
-    n, limit = len(moved), -math.log1p(max_slowdown)
-    if n < 2:
-        return Shift(float(moved.mean()) if n else math.nan, -math.inf, math.inf, n, math.nan, False, None)
-    value, error = float(moved.mean()), float(moved.std(ddof=1)) / math.sqrt(n)
-    half = float(t.ppf(1 - ALPHA, n - 1)) * error
-    # clocks that repeat to the last digit leave no error: then the mean itself is the bound
-    p = float(t.cdf((value - limit) / error, n - 1)) if error > 0 else float(value >= limit)
-    documents = _documents(float(moved.std()), value - limit, n, family)
-    return Shift(value, value - half, value + half, n, p, value - half > limit, documents, same=bool((moved == 0).all()))
+    if max_drop <= 0:
+        return None
+    n = max(1, math.ceil(math.log(ALPHA) / math.log1p(-max_drop)))  # all of n keep their answer with probability (1 − max_drop)ⁿ
+    while n <= MOST:
+        equal = np.full(n, 1.0 if binary else 0.5)
+        if paired(equal, equal).p(margin=-max_drop, side="greater") < ALPHA:
+            return n
+        n += 1 + n // 1000
+    return None
 
 
 def decide(shifts: Sequence[Shift]) -> list[Outcome]:
@@ -96,25 +90,40 @@ def decide(shifts: Sequence[Shift]) -> list[Outcome]:
     return [Outcome.WORSE if p < ALPHA else Outcome.OK if shift.sure else Outcome.UNSURE for p, shift in zip(adjusted, shifts, strict=True)]
 
 
-def _documents(spread: float, distance: float, n: int, family: int) -> int | None:
+def _documents(got: Paired, max_drop: float, family: int) -> int | None:
     """So many would decide if the truth is what was seen; None where what was seen is the limit itself."""
-    if abs(distance) < 1e-9:
-        return None
-    sure = needed(spread, abs(distance), alpha=ALPHA if distance > 0 else ALPHA / family, power=0.8, sides=1)
-    return max(sure, n + 1) if sure <= MOST else None
+    distance = got.value + max_drop
+    alpha = ALPHA if distance > 0 else ALPHA / family
+    enough = needed(got.spread, distance, alpha=alpha, power=POWER, sides=1)
+    if distance > 0:  # changed answers never need fewer than equal ones
+        enough = max(enough, equal_answers(max_drop, got.binary) or 0)
+    if got.binary and got.gained + got.lost <= FEW and abs(distance) > 1e-9:  # where the normal approximation asks for too few
+        while enough <= MOST and _counted_p(got, enough, max_drop, distance > 0) >= alpha:
+            enough += 1 + enough // 20
+    return max(enough, got.n + 1) if enough <= MOST else None
+
+
+def _counted_p(got: Paired, n: int, max_drop: float, passes: bool) -> float:
+    """The p-value that 4 in 5 samples of `n` documents stay below, if answers change as often as was seen."""
+    gained, lost = got.gained * n / got.n, got.lost * n / got.n
+    out = NormalDist().inv_cdf(POWER) * math.sqrt(gained + lost - (gained - lost) ** 2 / n) / (gained + lost)
+    out = out if passes else -out  # a gain fewer for every gain expected, a loss more for every loss
+    counts = min(n, max(0, round(gained * (1 - out)))), min(n, max(0, round(lost * (1 + out))))
+    return count_p(*counts, n, -max_drop, "greater" if passes else "less")
 
 
 @dataclass(frozen=True)
 class Item:
     """One aspect of one cell: what `check` prints a line for.
 
-    baseline, new: the mean score, or the geometric mean of milliseconds. low, high: of the change in points, or in per cent.
+    n: documents; of "first token" runs a side. baseline, new: the mean score, or the geometric mean of milliseconds. low, high: of the change
+    in points, or in per cent.
     """
 
     cell: str
     task: str
     mode: str
-    aspect: str  # "score", "first token", "documents"
+    aspect: str  # "score", "first token", "documents", "fields"
     outcome: Outcome
     n: int = 0
     baseline: float = math.nan
@@ -162,9 +171,8 @@ def score_item(about: dict[str, Any], shift: Shift, outcome: Outcome, means: tup
     if outcome is Outcome.WORSE:
         text = f"lost {-100 * shift.value:.1f} points, surely more than {100 * max_drop:g}"
     elif outcome is Outcome.UNSURE and shift.same:
-        decides = (
-            f"{shift.documents:,} documents would decide" if shift.documents else "equal answers never show a loss of 0; give --max-drop"
-        )
+        enough = shift.enough()
+        decides = f"{enough:,} documents would decide" if enough else "equal answers never show a loss of 0; give --max-drop"
         text = f"all {shift.n:,} answers score the same; {decides}"
     elif outcome is Outcome.UNSURE:
         text = _undecided(shift, f"−{100 * max_drop:g} points")
@@ -178,11 +186,18 @@ def time_item(about: dict[str, Any], shift: Shift, outcome: Outcome, means: tupl
     text = ""
     if outcome is Outcome.WORSE:
         text = f"{slower[0]:.1f} % slower, surely more than {100 * max_slowdown:g} %"
-    elif outcome is Outcome.UNSURE and shift.n < 2:
-        text = f"n={shift.n}: at least two documents timed alone in both runs are needed (run --latency-documents)"
+    elif not shift.n:
+        text = "no document was timed alone in both runs (run --latency-documents)"
+    elif shift.n < RUNS:
+        seen = f"{'slower' if slower[0] > 0 else 'faster'} by {abs(slower[0]):.0f} %" if abs(slower[0]) >= 0.5 else "as fast"
+        text = f"{seen} here, but {_runs(shift.n)} a side cannot tell the machine from the code; time three, with --seeds 0,1,2"
     elif outcome is Outcome.UNSURE:
-        text = _undecided(shift, f"+{100 * max_slowdown:g} %", "documents timed alone")
+        text = _undecided(shift, f"+{100 * max_slowdown:g} %", "runs")
     return Item(**about, aspect="first token", outcome=outcome, n=shift.n, **_numbers(means, slower), text=text)
+
+
+def _runs(n: int) -> str:
+    return f"{n} run{'' if n == 1 else 's'}"
 
 
 def _numbers(means: Iterable[float], change: Iterable[float]) -> dict[str, Any]:
@@ -191,6 +206,7 @@ def _numbers(means: Iterable[float], change: Iterable[float]) -> dict[str, Any]:
 
 
 def _undecided(shift: Shift, limit: str, what: str = "documents") -> str:
-    if shift.documents is None:
+    enough = shift.enough()
+    if enough is None:
         return f"n={shift.n:,}; what was seen sits on the limit of {limit} itself: more {what} would not decide, another limit would"
-    return f"n={shift.n:,}; about {shift.documents:,} {what} would decide"
+    return f"n={shift.n:,}; about {enough:,} {what} would decide"

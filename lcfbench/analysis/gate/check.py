@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.cells import joined
-from lcfbench.analysis.gate import Checked, Item, Outcome, decide, score_item, score_shift, time_item, time_shift
+from lcfbench.analysis.gate import RUNS, Checked, Item, Outcome, decide, score_item, score_shift, time_item
+from lcfbench.analysis.gate.times import CAVEAT, ONCE, blocks, time_shift, typical
 from lcfbench.analysis.matching import (
     ABSENT,
     COMPUTED,
     EXPLAINS,
     REFUSED,
     Pairing,
+    changes,
     differing,
     full_name,
+    listed,
     name_of,
     other_machine,
     reading_order,
     refuse,
     short_names,
-    told,
-    unrecorded,
     value_of,
 )
 from lcfbench.errors import UserError
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 GUARDED = (*REFUSED, *COMPUTED)  # what must agree between a baseline and what is checked against it
 KEY = ("pair", "task", "subject", "scoring", "mode", "control", "options", "task_options", "seed")  # which run a run is
-CAVEAT = "time: the interval covers documents, not what a machine does between two runs; record the baseline in the same job"
+SIDES = ("baseline", "new")
 
 
 def check_cells(baseline: Cells, new: Cells, max_drop: float, max_slowdown: float | None = None, allow: Sequence[str] = ()) -> Checked:
@@ -48,18 +49,16 @@ def check_cells(baseline: Cells, new: Cells, max_drop: float, max_slowdown: floa
     and where more than one new run could be meant.
     """
     pairs, missing, more = pair_up(baseline.cells, new.cells, allow)
-    refuse(pairs, GUARDED, allow, "check")
+    refuse(pairs, GUARDED, allow, "check", SIDES)
     checked = Checked([], max_drop, max_slowdown)
     names = dict(zip(map(id, baseline.cells), short_names(baseline.cells), strict=True))
     shared = [joined(b, n)[:2] for b, n in pairs]
     untimed = [_not_timed(b, n) for b, n in pairs]
     scored = [i for i, (before, _) in enumerate(shared) if len(before)]
-    timed = [i for i, why in enumerate(untimed) if not why] if max_slowdown is not None else []
-    family = len(scored) + len(timed)
+    timed = {i: blocks(*pairs[i]) for i, why in enumerate(untimed) if not why} if max_slowdown is not None else {}
+    family = len(scored) + sum(len(found) >= RUNS for found in timed.values())
     shifts = {("score", i): score_shift(shared[i][1], shared[i][0], max_drop, family) for i in scored}
-    for i in timed:
-        before, now = _timed(*pairs[i])
-        shifts["time", i] = time_shift(now, before, max_slowdown or 0.0, family)
+    shifts |= {("time", i): time_shift(found, max_slowdown or 0.0, family) for i, found in timed.items()}
     outcomes = dict(zip(shifts, decide(list(shifts.values())), strict=True))
     for i, (b, n) in enumerate(pairs):
         about = {"cell": names[id(b)], "task": b.task, "mode": name_of(b)}
@@ -67,12 +66,14 @@ def check_cells(baseline: Cells, new: Cells, max_drop: float, max_slowdown: floa
             means = float(shared[i][0].mean()), float(shared[i][1].mean())
             checked.items.append(score_item(about, found, outcomes["score", i], means, max_drop))
         if found := shifts.get(("time", i)):
-            checked.items.append(time_item(about, found, outcomes["time", i], _typical(*_timed(b, n)), max_slowdown or 0.0))
+            checked.items.append(time_item(about, found, outcomes["time", i], typical(timed[i]), max_slowdown or 0.0))
         elif max_slowdown is not None:
             checked.items.append(Item(**about, aspect="first token", outcome=Outcome.UNSURE, text=f"not compared: {untimed[i]}"))
         if lacking := lacks(b, n, len(shared[i][0])) or ([] if i in scored else ["the baseline has no documents"]):
             text = "; ".join(lacking)
             checked.items.append(Item(**about, aspect="documents", outcome=Outcome.INCOMPLETE, n=len(shared[i][0]), text=text))
+        if text := _one_sided(b, n, allow):
+            checked.items.append(Item(**about, aspect="fields", outcome=Outcome.INCOMPLETE, text=text))
         checked.notes += [f"{about['cell']}: {text}" for text in _notes(b, n, len(shared[i][0]))]
     for cell in missing:
         about = {"cell": names[id(cell)], "task": cell.task, "mode": name_of(cell)}
@@ -81,9 +82,9 @@ def check_cells(baseline: Cells, new: Cells, max_drop: float, max_slowdown: floa
     for text in (w for w in baseline.warnings if "skipped, cannot be read" in w):
         checked.items.append(Item("baseline", "baseline", "file", "documents", Outcome.INCOMPLETE, text=text))
     if more:
-        checked.notes.append(f"not in the baseline, so not checked: {', '.join(full_name(cell) for cell in more)}")
+        checked.notes.append(f"not in the baseline, so not checked: {listed(more)}")
     if max_slowdown is not None:
-        checked.notes.append(CAVEAT)
+        checked.notes += [CAVEAT] + [ONCE] * any(len(found) < RUNS for found in timed.values())
     return checked
 
 
@@ -140,8 +141,8 @@ def first_error(cell: Cell) -> str:
 
     for run in cell.runs:
         for part in Reading([Path(run.manifest["folder"])], ("error",)):
-            if part.run_id == run.run_id and (told := part.table["error"].drop_null().to_pylist()):
-                return str(told[0])
+            if part.run_id == run.run_id and (texts := part.table["error"].drop_null().to_pylist()):
+                return str(texts[0])
     return "no message"
 
 
@@ -163,37 +164,36 @@ def _alike(a: Cell, b: Cell, allow: Sequence[str]) -> bool:
     )
 
 
-def _timed(b: Cell, n: Cell) -> tuple[np.ndarray, np.ndarray]:
-    """Times to the first token of the documents timed alone in both, ms."""
-    import numpy as np
-
-    (codes_b, ms_b), (codes_n, ms_n) = b.timed["ttft_ms"], n.timed["ttft_ms"]
-    _, at_b, at_n = np.intersect1d(codes_b, codes_n, return_indices=True)
-    before, now = ms_b[at_b], ms_n[at_n]
-    known = (before > 0) & (now > 0)
-    return before[known], now[known]
-
-
 def _not_timed(b: Cell, n: Cell) -> str:
     """Why times cannot be compared; empty where they can."""
-    computed = told(differing(b, n, COMPUTED))
-    return other_machine(b, n) or ", ".join(computed)
+    return other_machine(b, n) or ", ".join(changes(differing(b, n, COMPUTED)))
 
 
-def _typical(before: np.ndarray, now: np.ndarray) -> tuple[float, float]:
-    """Geometric means: their ratio is the change that is tested."""
-    import numpy as np
+def _recorded(b: Cell, n: Cell) -> dict[str, list[str]]:
+    """Guarded fields that do not stand on both sides, by where they do."""
+    found: dict[str, list[str]] = {"neither": [], **{side: [] for side in SIDES}}
+    for name in GUARDED:
+        known = [side for side, cell in zip(SIDES, (b, n), strict=True) if value_of(cell, name) != ABSENT]
+        if len(known) < 2:
+            found[known[0] if known else "neither"].append(name)
+    return found
 
-    return tuple(float(np.exp(np.log(ms).mean())) if len(ms) else float("nan") for ms in (before, now))  # type: ignore[return-value]
+
+def _one_sided(b: Cell, n: Cell, allow: Sequence[str]) -> str:
+    """What nobody can say to agree, since one side does not tell; empty where nothing is of that kind."""
+    recorded = _recorded(b, n)
+    halves = {side: [name for name in recorded[side] if name not in allow] for side in SIDES}
+    texts = [f"recorded in the {side} only, so whether it is the same is not known: {', '.join(x)}" for side, x in halves.items() if x]
+    return "; ".join([*texts, "record again, or --allow each FIELD"]) if texts else ""
 
 
 def _notes(b: Cell, n: Cell, shared: int) -> list[str]:
     """What may explain a change, and what a reader should know before believing that there is none."""
     notes = []
-    if differs := told(differing(b, n, (*REFUSED, *EXPLAINS))):
+    if differs := changes(differing(b, n, (*REFUSED, *EXPLAINS))):
         notes.append(f"differs: {'; '.join(differs)}")
-    if absent := unrecorded(b, n, GUARDED):
-        notes.append(f"not recorded on both sides, so not checked: {', '.join(absent)}")
+    if absent := _recorded(b, n)["neither"]:
+        notes.append(f"recorded on neither side, so not checked: {', '.join(absent)}")
     if b.state in ("running", "interrupted"):
         notes.append(f"the baseline is not finished, {b.n:,} documents")
     for side, cell in (("baseline", b), ("new", n)):
@@ -221,4 +221,4 @@ def _nearest(cell: Cell, new: Sequence[Cell]) -> str:
     found = sorted((one for one in new if one.task), key=lambda one: (one.task != cell.task, len(differing(cell, one, names))))
     if not found:
         return ""
-    return f"; the nearest, {full_name(found[0])}, differs: {'; '.join(told(differing(cell, found[0], names))) or 'only in its seeds'}"
+    return f"; the nearest, {full_name(found[0])}, differs: {'; '.join(changes(differing(cell, found[0], names))) or 'only in its seeds'}"

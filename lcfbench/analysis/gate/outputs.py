@@ -57,6 +57,11 @@ def refused_junit(reason: str) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
+def refused_markdown(reason: str) -> str:
+    """The same on a job's summary page."""
+    return f"**lcfbench check** refused: {_cell(reason)}\n"
+
+
 def github_lines(checked: Checked, strict: bool) -> list[str]:
     """GitHub's workflow commands, one a finding: errors for what fails the job, warnings for what is not known."""
     found = []
@@ -98,14 +103,15 @@ def sentence(item: Item) -> str:
 
 def figures(item: Item) -> tuple[str, str, str, str, str]:
     """Baseline, new, change, its interval and n as text: points, or milliseconds and per cent."""
-    unit = " %" if item.aspect == "first token" else ""
+    timed = item.aspect == "first token"
+    unit, runs = (" %", f" run{'' if item.n == 1 else 's'}") if timed else ("", "")
     interval = f"{item.low:+.1f} to {item.high:+.1f}" if not math.isnan(item.low) else NONE
     ms = " ms" if unit else ""
     return (
         *(NONE if math.isnan(x) else f"{x:,.1f}{ms}" for x in (item.baseline, item.new)),
         NONE if math.isnan(item.change) else f"{item.change:+.1f}{unit}",
         interval,
-        f"{item.n:,}" if item.n else NONE,
+        f"{item.n:,}{runs}" if item.n else NONE,
     )  # type: ignore[return-value]
 
 

@@ -18,7 +18,7 @@ from lcfbench.analysis.plots.labels import Line, place
 from lcfbench.analysis.plots.published import Published
 from lcfbench.analysis.plots.published import published as published_numbers
 from lcfbench.analysis.plots.scales import PANELS, Panel, Point, front, positions
-from lcfbench.analysis.summary import BASELINE, GROUP
+from lcfbench.analysis.summary import ALONE, GROUP, SHOWN
 from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 WIDTH, TOP, ROW, TITLE, FOOT = 14.0, 0.45, 4.5, 0.35, 0.95  # inches: figure, legend, one row of panels, its heading, its x axis
 LINE = 0.22  # inches a sentence under a heading takes
 CROWD = 6  # with more methods than this the verdicts stay in the sentences above
-SHOWN = ("matched", "deranged")
 SAID = {
     "adapts only": "adapts only",
     "does not communicate": "nothing communicated",
@@ -59,8 +58,8 @@ def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
     said = [_sentences(lines) for _, lines in rows]
     height = TOP + sum(ROW + LINE * len(words) for words in said)
     figure = canvas((WIDTH, height))
-    others = list(dict.fromkeys(mode for mode in summary["mode"] if mode != BASELINE))
-    colours = {BASELINE: INK} | {mode: COLOURS[i % len(COLOURS)] for i, mode in enumerate(sorted(others))}
+    others = list(dict.fromkeys(mode for mode in summary["mode"] if mode != ALONE))
+    colours = {ALONE: INK} | {mode: COLOURS[i % len(COLOURS)] for i, mode in enumerate(sorted(others))}
     top = height - TOP
     extra = False
     for ((pair, task, scoring), lines), words in zip(rows, said, strict=True):
@@ -68,7 +67,7 @@ def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
         head = f"{task}   ({scoring}; receiver {receiver}" + (f", sharer {sharer})" if sharer else ")")
         figure.text(0.055, (top - 0.1) / height, head, weight="bold", size=13, va="top")
         for index, (label, word) in enumerate(words):
-            weight = "bold" if label in ("does not communicate", "adapts only") else "normal"
+            weight = "bold" if label in ("does not communicate", "adapts only", "misleads") else "normal"
             figure.text(0.055, (top - 0.1 - TITLE - LINE * index) / height, word, size=10.5, va="top", weight=weight)
         upper = top - TITLE - LINE * len(words) - 0.25
         lower = top - ROW - LINE * len(words) + FOOT
@@ -154,6 +153,8 @@ def _sentences(lines: list[dict[Any, Any]]) -> list[tuple[str, str]]:
                 found.append(
                     (line["verdict"], f"{line['label']} adapts only, its message adds nothing: {facts} (n={line['content_n']:.0f})")
                 )
+            case "misleads":
+                found.append((line["verdict"], f"{line['label']} misleads, its own message does harm: {facts} (n={line['content_n']:.0f})"))
             case "does not communicate":
                 found.append((line["verdict"], f"{line['label']}: nothing is communicated: {facts} (n={line['content_n']:.0f})"))
             case "undecided":

@@ -17,6 +17,8 @@ Label = tuple[float, float, str, str, bool]  # x, y, text, colour, shown
 Line = tuple[list[float], list[float]]  # corners, xs and ys
 ANGLES = (0, 40, -40, 180, 140, -140, 90, -90, 65, -65, 115, -115)  # degrees; the right is preferred
 RADII = (9, 14, 21, 30, 42, 56, 72, 90)  # points
+PLACES = [(radius, angle) for radius in RADII for angle in ANGLES]
+COSTS = [radius + 0.4 * ANGLES.index(angle) for radius, angle in PLACES]  # near is better, and the right is
 FAR = 21  # from here on a thin line leads back to the point
 
 
@@ -27,16 +29,15 @@ def place(axes: Axes, labels: list[Label], bars: list[tuple[float, float, float]
     """
     import numpy as np
     from matplotlib.patheffects import withStroke
-    from matplotlib.transforms import Bbox
 
     scale = axes.figure.dpi / 72  # pixels a point
     renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = axes.get_window_extent(renderer)
     dots = [axes.transData.transform((x, y)) for x, y, *_ in labels]
-    taken = [Bbox.from_extents(px - 6 * scale, py - 6 * scale, px + 6 * scale, py + 6 * scale) for px, py in dots]
+    taken = [(px - 6 * scale, py - 6 * scale, px + 6 * scale, py + 6 * scale) for px, py in dots]
     for x, low, high in bars:
         (px, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
-        taken.append(Bbox.from_extents(px - 3 * scale, bottom, px + 3 * scale, top))
+        taken.append((px - 3 * scale, bottom, px + 3 * scale, top))
     inked = np.concatenate([np.empty((0, 2)), *(_dotted(axes.transData.transform(np.column_stack(line))) for line in lines)])
     for (x, y, text, colour, shown), (px, py) in zip(labels, dots, strict=True):
         if not shown:
@@ -44,24 +45,15 @@ def place(axes: Axes, labels: list[Label], bars: list[tuple[float, float, float]
         note = axes.annotate(text, (x, y), textcoords="offset points", xytext=(0, 0), size=size, color=colour, zorder=6, gid="label")
         note.set_path_effects([withStroke(linewidth=3, foreground="white")])
         extent = note.get_window_extent(renderer)
-        width, height = extent.width, extent.height
-        best = None
-        for radius in RADII:
-            for rank, angle in enumerate(ANGLES):
-                dx, dy = radius * scale * math.cos(math.radians(angle)), radius * scale * math.sin(math.radians(angle))
-                left = px + dx - (0 if abs(angle) < 80 else width / 2 if abs(angle) <= 100 else width)
-                bottom = py + dy - (height / 2 if abs(angle) in (0, 180) else 0 if angle > 0 else height)
-                box = Bbox.from_extents(left - 2, bottom - 2, left + width + 2, bottom + height + 2)
-                clashes = sum(_area(box, other) for other in taken)
-                outside = box.width * box.height - _area(box, frame)
-                inside = (inked > (box.x0, box.y0)) & (inked < (box.x1, box.y1))
-                cost = 100 * clashes + 100 * outside + 1.5 * inside.all(axis=1).sum() + radius + 0.4 * rank
-                if best is None or cost < best[0]:
-                    best = (cost, left, bottom, box, radius)
-        assert best is not None
-        _, left, bottom, box, radius = best
-        taken.append(box)
-        note.set_position(((left - px) / scale, (bottom - py) / scale))
+        boxes = np.array([_box(px, py, radius * scale, angle, extent.width, extent.height) for radius, angle in PLACES])
+        free = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+        outside = free[0] * free[1] - _shared(boxes, np.array([frame.extents]))[:, 0]
+        covered = _shared(boxes, np.array(taken)).sum(1)
+        inside = ((inked[None] > boxes[:, None, :2]) & (inked[None] < boxes[:, None, 2:])).all(2).sum(1)
+        chosen = int(np.argmin(100 * covered + 100 * outside + 1.5 * inside + COSTS))
+        box, radius = boxes[chosen], PLACES[chosen][0]
+        taken.append(tuple(box))
+        note.set_position(((box[0] + 2 - px) / scale, (box[1] + 2 - py) / scale))
         note.set_horizontalalignment("left")
         note.set_verticalalignment("bottom")
         if radius >= FAR:
@@ -69,7 +61,7 @@ def place(axes: Axes, labels: list[Label], bars: list[tuple[float, float, float]
                 "",
                 (x, y),
                 textcoords="offset points",
-                xytext=((min(max(px, box.x0), box.x1) - px) / scale, (min(max(py, box.y0), box.y1) - py) / scale),
+                xytext=((min(max(px, box[0]), box[2]) - px) / scale, (min(max(py, box[1]), box[3]) - py) / scale),
                 arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.7, "shrinkA": 0, "shrinkB": 5},
             )
 
@@ -85,8 +77,17 @@ def _dotted(corners: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _area(a: object, b: object) -> float:
-    """Pixels that two boxes share."""
-    wide = min(a.x1, b.x1) - max(a.x0, b.x0)  # type: ignore[attr-defined]
-    high = min(a.y1, b.y1) - max(a.y0, b.y0)  # type: ignore[attr-defined]
-    return max(0.0, wide) * max(0.0, high)
+def _box(px: float, py: float, distance: float, angle: float, width: float, height: float) -> tuple[float, float, float, float]:
+    """Left, bottom, right and top, in pixels, of a label that lies so far from its mark in the direction of `angle`, with a margin of 2."""
+    dx, dy = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
+    left = px + dx - (0 if abs(angle) < 80 else width / 2 if abs(angle) <= 100 else width)
+    bottom = py + dy - (height / 2 if abs(angle) in (0, 180) else 0 if angle > 0 else height)
+    return left - 2, bottom - 2, left + width + 2, bottom + height + 2
+
+
+def _shared(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n, m) pixels that each of n boxes (left, bottom, right, top) shares with each of m others."""
+    import numpy as np
+
+    low, high = np.maximum(boxes[:, None, :2], others[None, :, :2]), np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    return np.clip(high - low, 0.0, None).prod(2)

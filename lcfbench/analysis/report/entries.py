@@ -107,3 +107,8 @@ def places_named(pair: str) -> str:
     """`a:b` in words."""
     receiver, _, sharer = pair.partition(":")
     return f"receiver {receiver}" + (f", sharer {sharer}" if sharer else "")
+
+
+def cut(text: str, most: int) -> str:
+    """At most so many characters, and how many are missing."""
+    return text if len(text) <= most else f"{text[:most]} … ({plain(len(text) - most)} more characters)"

@@ -12,15 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lcfbench.analysis.cells import Cell
-from lcfbench.analysis.report.entries import NONE, places_named, plain
+from lcfbench.analysis.report.entries import NONE, cut, places_named, plain
 from lcfbench.analysis.report.source import Source
-from lcfbench.analysis.summary import BASELINE
+from lcfbench.analysis.summary import ALONE, SHOWN
 
 if TYPE_CHECKING:
     import numpy as np
 
 MOST = 12  # documents a task
-SHOWN = ("matched", "deranged")
 METHODS = 40  # a pattern is a number in base 3 and has to fit into 64 bits
 LONG = 6000  # characters of a prompt that are shown
 RIGHT, WRONG, ABSENT = 1, 0, 2
@@ -137,7 +136,7 @@ def _kinds(rows: np.ndarray, cells: Sequence[Cell]) -> list[np.ndarray]:
     where = {(cell.label, cell.control): column for column, cell in enumerate(cells)}
     none = np.zeros(len(rows), dtype=bool)
     crosses, back, harms = none.copy(), none.copy(), none.copy()
-    bases = [column for column, cell in enumerate(cells) if cell.mode == BASELINE]
+    bases = [column for column, cell in enumerate(cells) if cell.mode == ALONE]
     for (label, control), own in where.items():
         if control != "matched":
             continue
@@ -182,19 +181,19 @@ def _case(
 ) -> Case:
     import numpy as np
 
-    sending = {cell.label for cell in cells if cell.control != "matched" or cell.median("message_bytes") > 0}
+    sending = {cell.label for cell in cells if cell.sends}
     names = {id(cell): (cell.label, str(cell.control) if cell.label in sending else "") for cell in cells}
     seen = [(cell, rows[cell.run_ids[0], doc_hash]) for cell in cells if (cell.run_ids[0], doc_hash) in rows]
     answers = []
     for cell, row in seen:
         score = float(cell.scores[np.searchsorted(cell.codes, np.uint64(code))])
-        answers.append(Answer(*names[id(cell)], _cut(row.get("prediction") or NONE, 300), score, row.get("error") or ""))
+        answers.append(Answer(*names[id(cell)], cut(row.get("prediction") or NONE, 300), score, row.get("error") or ""))
     recorded = any(row.get("receiver_prompt") or row.get("sharer_prompt") for _, row in seen)
     first: Mapping[str, Any] = seen[0][1] if seen else {}
     return Case(
         str(first.get("doc_id") or doc_hash),
         str(first.get("gold") or NONE),
-        _told(kind, answers, {cell.label for cell in cells if cell.mode == BASELINE}),
+        _told(kind, answers, {cell.label for cell in cells if cell.mode == ALONE}),
         answers,
         _alike([(_named(*names[id(cell)]), row.get("receiver_prompt")) for cell, row in seen]),
         _alike([(_named(*names[id(cell)]), row.get("sharer_prompt")) for cell, row in seen]),
@@ -213,7 +212,7 @@ def _alike(texts: Sequence[tuple[str, str | None]]) -> list[Shown]:
     for name, text in texts:
         if text:
             whose.setdefault(text, []).append(name)
-    return [Shown("; ".join(names), _cut(text, LONG)) for text, names in whose.items()]
+    return [Shown("; ".join(names), cut(text, LONG)) for text, names in whose.items()]
 
 
 def _told(kind: str, answers: Sequence[Answer], bases: set[str]) -> str:
@@ -241,14 +240,10 @@ def _message(row: Mapping[str, Any], manifest: Mapping[str, Any], documents: Map
     if sender:
         whose = ", made for this document" if sender == row["doc_hash"] else f", made for document {documents.get(sender, sender)}"
     if row.get("message_text"):
-        return f"“{_cut(row['message_text'], LONG)}”{whose}"
+        return f"“{cut(row['message_text'], LONG)}”{whose}"
     layers = (manifest.get("gates") or manifest.get("calibration") or {}).get("layers") or []
     return f"{plain(size)} bytes" + (f" in {len(layers)} layers" if layers else "") + f" of numbers{whose}"
 
 
 def _named(label: str, control: str) -> str:
     return f"{label}, {control}" if control else label
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[:most]} … ({plain(len(text) - most)} more characters)"

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lcfbench.analysis.cells import Cell
+from lcfbench.analysis.cells import TIMED, Cell
 from lcfbench.analysis.report.entries import NONE, Entry, Head, Row, Table, duration, number, places_named, text
 from lcfbench.analysis.report.source import Source
+from lcfbench.analysis.summary import SHOWN
 
-PHASES = ("sharer", "message", "fuse", "prefill", "decode")
-SHOWN = ("matched", "deranged")
+PHASES = tuple(name.removesuffix("_ms") for name in TIMED if name not in ("ttft_ms", "ttea_ms"))
 GAP = 0.05  # parts that miss more of the total than this leave a visible rest
 
 

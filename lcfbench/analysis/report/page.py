@@ -25,10 +25,9 @@ from lcfbench.analysis.report.latency import PHASES, stacks
 from lcfbench.analysis.report.provenance import provenance
 from lcfbench.analysis.report.sections import headline, subjects, tasks, verdicts
 from lcfbench.analysis.report.source import Source
-from lcfbench.analysis.summary import BASELINE
+from lcfbench.analysis.summary import ALONE, SHOWN
 
 COLOURS = 9  # so many series have a colour of their own in page.css
-SHOWN = ("matched", "deranged")
 
 
 def html(source: Source) -> str:
@@ -43,7 +42,7 @@ def html(source: Source) -> str:
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup(style),
         version=__version__,
-        warnings=[*source.warnings, *_notes(source)],
+        warnings=source.cautions,
         pairs=list(dict.fromkeys(cell.pair for cell in source.cells)),
         tasks_named=list(dict.fromkeys(cell.task for cell in source.cells)),
         runs_read=sum(len(cell.run_ids) for cell in source.cells),
@@ -81,19 +80,7 @@ def _frontiers(source: Source) -> list[dict[str, Any]]:
 def _colours(source: Source) -> dict[str, str]:
     """Label → class of its colour, one on the whole page. With more labels than colours, those of one mode share theirs."""
     modes = {cell.label: cell.mode for cell in source.cells if cell.control in SHOWN}
-    others = sorted(label for label, mode in modes.items() if mode != BASELINE)
+    others = sorted(label for label, mode in modes.items() if mode != ALONE)
     keys = others if len(others) <= COLOURS else sorted({modes[label] for label in others})
     places = {label: keys.index(label if label in keys else modes[label]) for label in others}
     return {label: f"s{places[label] % COLOURS}" if label in places else "s-ink" for label in modes}
-
-
-def _notes(source: Source) -> list[str]:
-    """Failed documents, runs that did not end."""
-    return [note for lines in source.groups for note in _of_group(source, lines)]
-
-
-def _of_group(source: Source, group: tuple[str, str, str]) -> list[str]:
-    pair, task, scoring = group
-    lines = source.summary
-    mine = lines[(lines["pair"] == pair) & (lines["task"] == task) & (lines["scoring"] == scoring)]
-    return [f"{task}: {note}" for note in show.notes(mine)]

@@ -23,7 +23,7 @@ def provenance(source: Source) -> tuple[list[tuple[str, str]], Table]:
     runs = []
     for cell in source.cells:
         for run in cell.runs:
-            counts = {"documents": str(len(run.codes)), "failed": str(run.errors)}
+            counts = {"documents": str(len(run.codes)), "failed": str(int(run.failed.sum()))}
             named = {"method": cell.label, "task": cell.task, "control": cell.control}
             runs.append(_facts(run.run_id, source.manifests.get(run.run_id, {})) | named | counts)
     names = list(dict.fromkeys(name for facts in runs for name in facts))

@@ -26,9 +26,9 @@ from lcfbench.analysis.report.entries import (
     text,
 )
 from lcfbench.analysis.report.source import Source
-from lcfbench.analysis.summary import BASELINE
+from lcfbench.analysis.summary import ALONE
+from lcfbench.analysis.verdict import LABELS
 
-ORDER = ("communicates", "adapts only", "undecided", "does not communicate", "untested")
 LEADS = {
     "communicates": "Communicates",
     "adapts only": "Only adapts the receiver",
@@ -186,14 +186,14 @@ def _receiver(line: dict[Any, Any], source: Source) -> float | None:
     """The receiver alone on this line's documents; where only some are shared, as it stands in its own line."""
     if known(line["gain"]) and line["gain_n"] == line["n"]:
         return float(line["score"]) - float(line["gain"])
-    same = [other for other in source.lines if other["mode"] == BASELINE]
+    same = [other for other in source.lines if other["mode"] == ALONE]
     same = [other for other in same if all(other[name] == line[name] for name in ("receiver", "task", "scoring"))]
     return same[0]["score"] if len(same) == 1 else None
 
 
 def _control(line: dict[Any, Any]) -> str:
     """A method that sends nothing has no control to speak of."""
-    return "" if line["control"] == "matched" and not line["message_bytes"] > 0 and not line["verdict"] else str(line["control"])
+    return "" if line["control"] == "matched" and not line["sends"] and not line["verdict"] else str(line["control"])
 
 
 def _whisker(line: dict[Any, Any], chance: float | None) -> Markup:
@@ -207,7 +207,7 @@ def _whisker(line: dict[Any, Any], chance: float | None) -> Markup:
 
 
 def _rank(label: str) -> int:
-    return ORDER.index(label) if label in ORDER else len(ORDER)
+    return LABELS.index(label) if label in LABELS else len(LABELS)
 
 
 def _slug(label: str) -> str:

@@ -14,10 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcfbench.analysis import show
 from lcfbench.analysis.cells import Cell, read_cells
 from lcfbench.analysis.summary import summarise
-from lcfbench.reading import Reading, places
-from lcfbench.records import JOURNAL, SAMPLES, recorded
+from lcfbench.reading import Reading, places, read_table
+from lcfbench.records import JOURNAL, SAMPLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +57,16 @@ class Source:
             found.setdefault((line["pair"], line["task"], line["scoring"]), []).append(line)
         return found
 
+    @property
+    def cautions(self) -> list[str]:
+        """What a reader must know first: unusable files, failed documents, runs that did not end."""
+        found = list(self.warnings)
+        for pair, task, scoring in self.groups:
+            lines = self.summary
+            mine = lines[(lines["pair"] == pair) & (lines["task"] == task) & (lines["scoring"] == scoring)]
+            found += [f"{task}: {note}" for note in show.notes(mine)]
+        return found
+
     def cells_of(self, group: Group) -> list[Cell]:
         """Its cells in the order of the summary's lines."""
         order = {(line["label"], line["control"]): i for i, line in enumerate(self.groups[group])}
@@ -65,6 +76,7 @@ class Source:
     def rows(self, run_ids: Iterable[str], hashes: Iterable[str], columns: Sequence[str] = WIDE) -> dict[tuple[str, str], dict[str, Any]]:
         """(run id, document hash) → the row with prompts and messages. A column the file lacks is absent from its rows."""
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.dataset as ds
 
         runs, wanted = set(run_ids), set(hashes)
@@ -73,7 +85,8 @@ class Source:
             if place.is_dir() and place.name not in runs and str(place) not in {self.manifests[r].get("folder") for r in runs}:
                 continue
             if place.is_dir() and (place / JOURNAL).exists():
-                found += [row for row in recorded(place).values() if row["doc_hash"] in wanted]
+                table = read_table(place, columns, [])
+                found += table.filter(pc.is_in(table["doc_hash"], pa.array(sorted(wanted), pa.string()))).to_pylist()
                 continue
             try:
                 file = ds.dataset(place / SAMPLES if place.is_dir() else place, format="parquet")

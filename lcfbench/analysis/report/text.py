@@ -23,7 +23,7 @@ def csv(source: Source) -> str:
 def markdown(source: Source) -> str:
     """GitHub tables under the page's headings; pictures and examples are in HTML only."""
     shared, runs = provenance(source)
-    out = ["# lcfbench report", "", *(f"> warning: {warning}" for warning in source.warnings), ""]
+    out = ["# lcfbench report", "", *(f"> {caution}" for caution in source.cautions), ""]
     out += ["## Does anything get across?", ""]
     for said in headline(source):
         more = f", and {said.more} more" if said.more else ""

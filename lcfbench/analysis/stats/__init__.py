@@ -6,7 +6,7 @@
 
 Pairs are documents. Scores lie between 0 and 1; those that are only 0 or 1 get exact or score methods, others a seeded bootstrap.
 Sources: Wilson 1927; Tango 1998 (Stat Med 17:891, recommended for paired proportions by Fagerland, Lydersen and Laake 2014);
-McNemar 1947, exact; BCa: Efron 1987; two one-sided tests: Schuirmann 1987; Holm 1979.
+McNemar 1947, exact; few changed answers: Suissa and Shuster 1991, exact; BCa: Efron 1987; two one-sided tests: Schuirmann 1987; Holm 1979.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from lcfbench.analysis.stats.bootstrap import FLOOR, TIE, BCa, bca
-from lcfbench.analysis.stats.proportions import NORMAL, Side, mcnemar, p_of, sign_test, tango, tango_z, unanimous, unanimous_z, wilson
+from lcfbench.analysis.stats.exact import count_p
+from lcfbench.analysis.stats.power import NEVER, needed, smallest_visible
+from lcfbench.analysis.stats.proportions import Side, mcnemar, tango, unanimous, wilson
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,10 +27,9 @@ if TYPE_CHECKING:
 Scores: TypeAlias = "Sequence[float] | np.ndarray"
 DELTA = 0.02  # differences smaller than this count as none (protocol.md)
 FEW = 20  # documents that differ, below which counting them says more than resampling
-NEVER = 10**18  # documents: no number of them would decide
 
-__all__ = ["DELTA", "NEVER", "Difference", "Interval", "Paired", "Scores", "detectable", "difference", "equivalence_p", "holm", "mcnemar",
-           "mean_interval", "needed", "paired", "paired_difference", "tango", "wilson"]  # fmt: skip
+__all__ = ["DELTA", "NEVER", "Difference", "Interval", "Paired", "Scores", "difference", "equivalence_p", "holm", "mcnemar",
+           "mean_interval", "needed", "paired", "paired_difference", "smallest_visible", "tango", "wilson"]  # fmt: skip
 
 
 class Interval(NamedTuple):
@@ -54,7 +55,7 @@ class Paired:
     """Two score vectors of the same documents; `paired` makes one. Whatever needs resampling is done once.
 
     value: mean of a − b. n: documents. spread: standard deviation of a − b (ddof 1; 0 for fewer than two).
-    binary: both hold only 0 and 1. gained, lost: documents where a, where b scores more.
+    binary: both hold only 0 and 1. gained, lost: documents where a, where b scores more. few: fewer than 20 of them.
     """
 
     def __init__(self, a: Scores, b: Scores) -> None:
@@ -66,6 +67,7 @@ class Paired:
         self.spread = float(self._d.std(ddof=1)) if self.n > 1 else 0.0
         self.binary = _binary(x) and _binary(y)
         self.gained, self.lost = int((self._d > TIE).sum()), int((self._d < -TIE).sum())
+        self.few = self.gained + self.lost < FEW
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Both ends around `value`: Tango's score interval for 0/1 data, else BCa; NaN without documents.
@@ -83,17 +85,18 @@ class Paired:
     def p(self, margin: float = 0.0, side: Side = "two-sided") -> float:
         """The p-value against H0 difference = margin ("two-sided"), ≤ margin ("greater") or ≥ margin ("less"); NaN without documents.
 
-        It goes with `interval`: at an end of the interval it is 1 − confidence. Only at margin 0 counts are tested exactly by the
-        binomial (two-sided: McNemar's test), whose p is a little larger than the interval's.
+        It goes with `interval`: at an end of the interval it is 1 − confidence, or more where counts are tested exactly: at margin 0 (by the
+        binomial; two-sided: McNemar's test) and wherever up to 500 answers changed. 149 answers of which none changed are the fewest that
+        show a loss below 2 points: 0.98¹⁴⁹ < 0.05. Scores of which few differ show no more than the same counts of whole points, nor more
+        than if they were all equal.
         """
         if not self.n:
             return math.nan
-        if margin == 0:
-            ps = [sign_test(self.gained, self.lost, side) for _ in self._scales]
-        else:
-            ps = [p_of(tango_z(self.gained, self.lost, self.n, margin / scale), side) for scale in self._scales]
+        ps = [count_p(self.gained, self.lost, self.n, margin / scale, side) for scale in self._scales]
         if not self.binary:
-            ps.append(self._scatter.p(margin, side) if self._scatter else max(FLOOR, p_of(unanimous_z(self.value - margin, self.n), side)))
+            ps.append(self._scatter.p(margin, side) if self._scatter else max(FLOOR, count_p(0, 0, self.n, margin - self.value, side)))
+            if self.few and margin:
+                ps.append(min(count_p(0, 0, self.n, margin, side), self.p(0.0, side)))
         return max(ps)
 
     @cached_property
@@ -108,8 +111,7 @@ class Paired:
         """What one document that differs is worth, where counting them is part of the answer."""
         if self.binary:
             return (1.0,)
-        few = 0 < self.gained + self.lost < FEW
-        return (float(abs(self._d).max()),) if few else ()
+        return (float(abs(self._d).max()),) if self.few and self.gained + self.lost else ()
 
 
 def paired(a: Scores, b: Scores) -> Paired:
@@ -155,17 +157,6 @@ def holm(ps: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(tested) - rank) * adjusted[i]))
         adjusted[i] = highest
     return adjusted
-
-
-def detectable(spread: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest difference that `n` documents show with that power, two-sided; `spread` as in `Paired`. NaN without documents."""
-    return (NORMAL.inv_cdf(1 - alpha / 2) + NORMAL.inv_cdf(power)) * spread / math.sqrt(n) if n else math.nan
-
-
-def needed(spread: float, distance: float, alpha: float = 0.05, power: float = 0.8, sides: int = 2) -> int:
-    """How many documents would tell a difference from a margin `distance` away, with that power; NEVER (10¹⁸) where it is too near."""
-    width = (NORMAL.inv_cdf(1 - alpha / sides) + NORMAL.inv_cdf(power)) * spread
-    return min(NEVER, max(2, math.ceil((width / distance) ** 2))) if abs(distance) > 1e-9 else NEVER
 
 
 def _array(values: Scores) -> np.ndarray:

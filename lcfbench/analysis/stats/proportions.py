@@ -69,12 +69,6 @@ def unanimous(value: float, n: int, confidence: float) -> tuple[float, float]:
     return value - half, value + half
 
 
-def unanimous_z(distance: float, n: int) -> float:
-    """The score that puts an end of `unanimous` that far away."""
-    far = abs(distance)
-    return math.copysign(math.sqrt(n * far / (1 - far)) if far < 1 else math.inf, distance)
-
-
 def root(falling: Callable[[float], float], low: float, high: float) -> float:
     """Where a falling function crosses 0 between low and high; the nearer end where it does not."""
     for _ in range(60):

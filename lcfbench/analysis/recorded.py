@@ -1,0 +1,81 @@
+"""One run's scores and figures, out of its rows: columns in, a few arrays and medians out.
+
+from lcfbench.analysis.recorded import COLUMNS, read_run
+runs = [read_run(run_id, table, manifest) for run_id, table, manifest in Reading(paths, COLUMNS)]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+NAMES = ("pair", "receiver", "sharer", "task", "subject", "scoring", "mode", "control", "metric", "seed")
+TIMED = ("ttft_ms", "ttea_ms", "sharer_ms", "message_ms", "fuse_ms", "prefill_ms", "decode_ms")  # of documents timed alone
+TYPICAL = (
+    *("amortized_ms", "message_bytes", "message_cache_bytes", "sharer_tokens", "receiver_tokens", "answer_tokens"),
+    *("flops", "peak_memory_bytes", "adapter_params", "adapter_bytes"),
+)
+COLUMNS = (*NAMES, "doc_hash", "score", "error", *TIMED, *TYPICAL)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run, as read. codes: (n,) uint64, one a row, equal where the document is; scores: (n,), failed ones 0; failed: (n,) bool; hashes: (n,)
+    strings. sends: whether its method sends anything.
+    """
+
+    run_id: str
+    names: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    codes: np.ndarray
+    hashes: pa.ChunkedArray
+    scores: np.ndarray
+    failed: np.ndarray
+    sends: bool
+    timed: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    typical: Mapping[str, float]
+    mean_amortized_ms: float
+
+
+def by_subject(table: pa.Table) -> list[tuple[str, pa.Table]]:
+    """A table a subject, or the whole one where a task has none."""
+    import pyarrow.compute as pc
+
+    names = [name for name in table["subject"].unique().to_pylist() if name]
+    return [(name, table.filter(pc.equal(table["subject"], name))) for name in names] or [("", table)]
+
+
+def read_run(run_id: str, table: pa.Table, manifest: Mapping[str, Any], subject: str = "") -> Recorded:
+    """A run, or one subject of it as a task of its own. table: of `COLUMNS`."""
+    import numpy as np
+    import pandas as pd
+    import pyarrow.compute as pc
+
+    asked = manifest.get("identity") or {}  # a run that has just begun has no rows
+    names: dict[str, Any] = {name: next((x for x in table[name].unique().to_pylist() if x is not None), asked.get(name)) for name in NAMES}
+    names |= {name: str(names[name] or "") for name in ("pair", "task", "subject", "scoring", "mode", "control")}
+    receiver, _, sharer = names["pair"].partition(":")
+    names |= {"receiver": names["receiver"] or receiver, "sharer": names["sharer"] or sharer, "metric": names["metric"] or "accuracy"}
+    names |= {"subject": subject, "task": f"{names['task']}/{subject}" if subject else names["task"]}
+    codes = pd.util.hash_array(np.asarray(table["doc_hash"].to_pandas(), dtype=object))
+    failed = np.asarray(table["error"].is_valid())
+    scores = np.nan_to_num(np.asarray(table["score"].to_pandas(), dtype=float))
+    scores[failed] = 0.0
+    timed, typical, amortized = {}, {}, math.nan
+    for name in (*TIMED, *TYPICAL):
+        values = np.asarray(table[name].to_pandas(), dtype=float)
+        known = ~np.isnan(values)
+        if name in TIMED:
+            timed[name] = codes[known], values[known]
+            continue
+        typical[name] = float(np.median(values[known])) if known.any() else math.nan
+        if name == "amortized_ms" and known.any():
+            amortized = float(values[known].mean())
+    sends = bool(manifest.get("sends", pc.any(pc.greater(table["message_bytes"], 0)).as_py()))
+    return Recorded(run_id, names, manifest, codes, table["doc_hash"], scores, failed, sends, timed, typical, amortized)
