@@ -7,14 +7,11 @@ labels(cells)                                               # ["receiver", "lcf 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lcfbench.analysis.cells import Cell
+from typing import Any
 
 
-def labels(cells: Sequence[Cell]) -> list[str]:
-    """One for each cell, in order. Digests tell cells apart only where nothing else does."""
+def labels(cells: Sequence[Any]) -> list[str]:
+    """One for each `Cell`, in order. Digests tell cells apart only where nothing else does."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, cell in enumerate(cells):
         groups.setdefault((cell.pair, cell.task, cell.scoring, cell.mode, cell.control), []).append(i)
