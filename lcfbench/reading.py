@@ -11,13 +11,12 @@ One run is in memory at a time; a parquet file that holds several is read once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lcfbench.errors import UserError
-from lcfbench.records import COLUMNS, JOURNAL, MANIFEST, SAMPLES, read_manifest, schema
+from lcfbench.records import COLUMNS, JOURNAL, MANIFEST, SAMPLES, journal_rows, read_manifest, schema
 from lcfbench.soundness import sound_columns, sound_manifest
 
 if TYPE_CHECKING:
@@ -111,21 +110,14 @@ def _parquet(path: Path, place: Path, wanted: Sequence[str], warnings: list[str]
 
 
 def _journal(path: Path, wanted: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    """Some rows at a time, of the wanted columns only. A line that is no row (a power cut) is passed over."""
+    """Some rows at a time, of the wanted columns only."""
     rows: list[dict[str, Any]] = []
-    with open(path, "rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):  # half a line, its writer was killed
-                break
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and all(row.get(name) for name in NEEDED):
-                rows.append({name: row.get(name) for name in wanted})
-            if len(rows) == AT_ONCE:
-                yield rows
-                rows = []
+    for row in journal_rows(path):
+        if all(row.get(name) for name in NEEDED):
+            rows.append({name: row.get(name) for name in wanted})
+        if len(rows) == AT_ONCE:
+            yield rows
+            rows = []
     if rows:
         yield rows
 

@@ -71,23 +71,28 @@ def recorded(folder: Path) -> dict[str, dict[str, Any]]:
             rows = pq.ParquetFile(folder / SAMPLES).read().to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{folder / SAMPLES} cannot be read ({error}).", "Remove it, or start over with --fresh.") from error
-    rows += journal_rows(folder / JOURNAL)[0]
+    if (folder / JOURNAL).exists():
+        rows += journal_rows(folder / JOURNAL)
     return {row["doc_hash"]: row for row in rows}
 
 
-def journal_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Rows of the journal and where its last whole line ends, in bytes. A line that is not JSON (a power cut) is no row."""
-    data = path.read_bytes() if path.exists() else b""
-    end = data.rfind(b"\n") + 1
-    rows = []
-    for line in data[:end].splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and row.get("doc_hash"):
-            rows.append(row)
-    return rows, end
+def journal_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of the journal, one at a time. A line that is not JSON (a power cut) is no row, nor is half a line, whose writer was killed."""
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and row.get("doc_hash"):
+                yield row
+
+
+def journal_end(path: Path) -> int:
+    """Where the journal's last whole line ends, in bytes."""
+    return path.read_bytes().rfind(b"\n") + 1
 
 
 def fit(name: str, value: Any) -> Any:

@@ -34,7 +34,7 @@ from lcfbench.records import (
     SCHEMA_VERSION,
     done,
     fit,
-    journal_rows,
+    journal_end,
     lock,
     now,
     read_manifest,
@@ -91,7 +91,7 @@ class RunWriter:
                 write_json(folder / MANIFEST, whole)
                 if fresh:
                     (folder / SAMPLES).unlink(missing_ok=True)
-                os.ftruncate(journal, 0 if fresh else journal_rows(folder / JOURNAL)[1])  # a torn last line goes
+                os.ftruncate(journal, 0 if fresh else journal_end(folder / JOURNAL))  # a torn last line goes
             return cls(folder, whole, journal, done(folder))
         except BaseException:
             os.close(journal)

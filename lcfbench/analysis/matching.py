@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lcfbench.analysis.cells import OF_THE_SEED
+from lcfbench.analysis.naming import is_digest
 from lcfbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ MACHINE = ("cpu", "device", "gpu", "threads")
 ABSENT = "not recorded"
 SIDES = ("A", "B")
 LISTED = 8  # names in a sentence
-DIGEST = 32  # characters from which a hexadecimal text is a digest
 
 
 def value_of(cell: Cell, name: str) -> Any:
@@ -215,7 +215,7 @@ def shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(shown(part) for part in value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text[:10] if len(text) >= DIGEST and not text.strip("0123456789abcdef") else text
+    return text[:10] if is_digest(text) else text
 
 
 def _grouped(cells: Iterable[Cell], key: Callable[[Cell], Any]) -> dict[str, list[Cell]]:

@@ -20,7 +20,7 @@ def labels(cells: Sequence[Any]) -> list[str]:
         flat = [_flat(cells[i].identity or {"run": cells[i].run_ids[0][-6:]}) for i in members]
         names = list(dict.fromkeys(name for settings in flat for name in settings))
         tell = [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
-        tell = [name for name in tell if not all(_is_digest(settings.get(name)) for settings in flat)] or tell
+        tell = [name for name in tell if not all(settings.get(name) is None or is_digest(settings[name]) for settings in flat)] or tell
         for i, settings in zip(members, flat, strict=True):
             told = [f"{name.rpartition('.')[2]}={_short(settings[name])}" for name in tell if settings.get(name) is not None]
             found[i] = " ".join([found[i], *told])
@@ -35,8 +35,9 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    return str(value)[:6] if _is_digest(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return str(value)[:6] if is_digest(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _is_digest(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and len(value) >= 32 and not value.strip("0123456789abcdef"))
+def is_digest(value: Any) -> bool:
+    """Whether a value is a text of 32 or more hexadecimal digits."""
+    return isinstance(value, str) and len(value) >= 32 and not value.strip("0123456789abcdef")

@@ -9,10 +9,10 @@ Scores are fractions here; tables and plots show percent. A document that failed
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.cells import Cell, held_against, joined
+from lcfbench.analysis.cells import OF_THE_SEED, Cell, held_against, joined
 from lcfbench.analysis.orf import DERIVED, derived_lines
 from lcfbench.analysis.stats import DELTA, Paired, mean_interval, paired
 from lcfbench.analysis.verdict import Evidence, verdicts
@@ -151,16 +151,16 @@ def twin_of(cell: Cell, cells: Sequence[Cell], control: str) -> Cell | None:
 
 
 def _twin_key(cell: Cell) -> Any:
-    apart = ("control", "limit", "batch_size", "seed", "data_sha256", "split_manifest_sha256", "calibration_sha256")
+    apart = ("control", "limit", "batch_size", *OF_THE_SEED)
     head = [getattr(cell, name) for name in (*GROUP, "mode")]
     return head, {name: value for name, value in cell.identity.items() if name not in apart}
 
 
 def widest(cell: Cell, others: Sequence[Cell]) -> Cell | None:
     """The other cell that shares the most documents; None where none shares any."""
-    shared: Callable[[Cell], int] = lambda other: len(joined(cell, other)[2])  # noqa: E731
-    best = max(others, key=lambda other: (shared(other), other.run_ids), default=None)
-    return best if best is not None and shared(best) else None
+    shared = {i: len(joined(cell, other)[2]) for i, other in enumerate(others)}
+    best = max(shared, key=lambda i: (shared[i], others[i].run_ids), default=None)
+    return others[best] if best is not None and shared[best] else None
 
 
 def _ordered(lines: pd.DataFrame) -> pd.DataFrame:
