@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,22 @@ from tests.drive import Watcher, rows
 from tests.test_runner import adapter, go, manifest, pair  # noqa: F401 (fixtures)
 
 FEW = 4
+
+
+@contextmanager
+def interrupted_after(rows, monkeypatch):
+    """Within it, Ctrl-C is pressed once so many rows are written; the block must end that way."""
+    plain, written = RunWriter.append, []
+
+    def append(self, row):
+        if len(written) == rows:
+            raise KeyboardInterrupt
+        written.append(row)
+        plain(self, row)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunWriter, "append", append)
+        yield
 
 
 def few(monkeypatch, n: int = 6) -> None:
@@ -85,16 +102,7 @@ def test_noise_is_the_same_alone_in_batches_and_after_a_resume(pair, adapter, co
     for a, b in zip(rows(alone), whole, strict=True):
         x, y = ([ll for step in json.loads(r["choices_loglikelihood"]) for ll in step] for r in (a, b))
         assert x == pytest.approx(y, abs=5e-4)
-    plain, written = RunWriter.append, []
-
-    def append(self, row):
-        if len(written) == 5:
-            raise KeyboardInterrupt
-        written.append(row)
-        plain(self, row)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunWriter, "append", append)
+    with interrupted_after(5, monkeypatch):
         go(pair, tmp_path / "cut", **chosen)
     [resumed] = go(pair, tmp_path / "cut", **chosen)
     assert resumed.name == controlled["lcf", "noise"].name and rows(resumed) == whole
@@ -145,16 +153,7 @@ def test_seeds_resume_where_they_were_cut(pair, adapter, tmp_path, monkeypatch):
     chosen = {"mode": ["lcf"], "adapter": [adapter], "control": ["deranged", "noise"], "seeds": [0, 1], "limit": FEW}
     whole = go(pair, tmp_path / "whole", **chosen)
     assert len({f.name for f in whole}) == 4
-    plain, written = RunWriter.append, []
-
-    def append(self, row):
-        if len(written) == FEW + 2:
-            raise KeyboardInterrupt
-        written.append(row)
-        plain(self, row)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunWriter, "append", append)
+    with interrupted_after(FEW + 2, monkeypatch):
         go(pair, tmp_path / "cut", **chosen)
     resumed = go(pair, tmp_path / "cut", **chosen)
     assert [f.name for f in resumed] == [f.name for f in whole]
