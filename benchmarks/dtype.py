@@ -1,64 +1,93 @@
-"""bfloat16 beside float32 on this machine: prefill and decoding of the frozen models, in turn, as ratios. Ends with one JSON line.
+"""bfloat16 beside float32 on this machine, by phase: prefill and decoding of both frozen models, and fusing under LCF adapters. In turn, as ratios.
 
-python benchmarks/dtype.py --models smollm2-135m,gemma3-270m --tokens 128 --batch-size 8
+python benchmarks/dtype.py --tokens 128 --batch-size 4 --new-tokens 8
+python benchmarks/dtype.py --clock cpu                        # with OMP_NUM_THREADS=1, where others use the machine
+
+A ratio above 1 says how many times faster bfloat16 is. Beside the phases stands what `--dtype auto` measured by itself, and chose. Answers differ
+by rounding and are not compared here; conformance is tested in float32.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from lcfbench.assets import find_model
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, turns
+from benchmarks.fusion import Case, adapter_of, documents
+from lcfbench.adapters.files import load
+from lcfbench.assets import find_model, split_pair
+from lcfbench.dtypes import ENOUGH, choose
 from lcfbench.endpoint import Endpoint
 from lcfbench.kv import positions_of
+from lcfbench.methods.base import Batch, create
+from lcfbench.shipped import FOLDER
 from lcfbench.state import State
+from lcfbench.timing import Clock
 from lcfbench.ui import quiet_libraries
 
 DTYPES = ("float32", "bfloat16")
+SHIPPED = "smollm2-135m.gemma3-270m.lcf-openbookqa"
 
 
-def once(end: Endpoint, ids: torch.Tensor, steps: int) -> tuple[float, float]:
-    """Seconds to prefill ids (B, N), and to decode `steps` tokens after it."""
+def prefill(end: Endpoint, ids: torch.Tensor) -> None:
+    end.prefill(ids, torch.ones_like(ids))
+
+
+def decoder(end: Endpoint, ids: torch.Tensor, steps: int) -> Callable[[], object]:
+    """Decoding `steps` tokens after prompts that are read once, now."""
     mask = torch.ones_like(ids)
-    began = time.perf_counter()
     kv = end.prefill(ids[:, :-1], mask[:, :-1])
-    read = time.perf_counter()
-    end.decode(end.open(State(end, kv, ids[:, -1:], mask[:, -1:], positions_of(mask)[:, -1:], [])), steps)
-    return read - began, time.perf_counter() - read
+    state = State(end, kv, ids[:, -1:], mask[:, -1:], positions_of(mask)[:, -1:], [])
+    return lambda: end.decode(end.open(state), steps)
+
+
+def fuser(name: str, ends: tuple[Endpoint, Endpoint], tokens: int, count: int) -> Callable[[], object]:
+    """`Fusion.fuse` of one batch that both models have read: of the shipped adapter, or of a random LCF of that width."""
+    adapter = load(FOLDER / SHIPPED, ends[0].device, ends[0].dtype) if name == "shipped" else adapter_of(f"lcf:width={name}", *ends)
+    asked = documents(tokens, count, ends[0])
+    return Case(create("lcf", *ends, adapter), Batch(asked, asked, Clock(ends[0].device))).ours
 
 
 def main() -> None:
     """Prints a line a model and phase, then JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="smollm2-135m,gemma3-270m")
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
+    made = parser(__doc__, pair="smollm2-135m:gemma3-270m", tokens=128, batch_size=4, new_tokens=8, repeats=5)
+    given = made.parse_args()
     quiet_libraries()
-    out = []
-    for name in given.models.split(","):
-        ends = {dtype: Endpoint.load(find_model(name), dtype=dtype) for dtype in DTYPES}
-        vocabulary = len(next(iter(ends.values())).tokenizer)
-        ids = torch.randint(10, vocabulary, (given.batch_size, given.tokens), generator=torch.Generator().manual_seed(0))
-        times: dict[str, list[tuple[float, float]]] = {dtype: [] for dtype in DTYPES}
-        with torch.inference_mode():
-            for repeat in range(given.repeats + 1):
-                for dtype, end in ends.items():
-                    taken = once(end, ids, given.new_tokens)
-                    if repeat:  # the first is the warm-up
-                        times[dtype].append(taken)
-        for phase, index, tokens in (("prefill", 0, given.tokens), ("decode", 1, given.new_tokens)):
-            ratio = statistics.median(a[index] / b[index] for a, b in zip(*times.values(), strict=True))
-            speed = {d: round(given.batch_size * tokens / statistics.median(t[index] for t in times[d]), 1) for d in DTYPES}
-            out.append({"model": name, "phase": phase, "tokens_per_s": speed, "bfloat16_speedup": round(ratio, 3)})
-            print(f"{name} {phase}: bfloat16 {ratio:.2f}× float32  ({speed})")
-    print(json.dumps({"benchmark": "dtype", "threads": torch.get_num_threads(), "batch_size": given.batch_size, "results": out}))
+    names = split_pair(given.pair)
+    ends = {dtype: tuple(Endpoint.load(find_model(name), dtype=dtype) for name in names) for dtype in DTYPES}
+    cases: dict[str, dict[str, Callable[[], Any]]] = {}
+    with torch.inference_mode():
+        for i, name in enumerate(names):
+            few = min(len(both[i].tokenizer) for both in ends.values()) - 10
+            ids = torch.randint(10, few, (given.batch_size, given.tokens), generator=torch.Generator().manual_seed(0))
+            cases[f"prefill, {name}"] = {d: partial(prefill, ends[d][i], ids) for d in DTYPES}
+            cases[f"decode, {name}"] = {d: decoder(ends[d][i], ids, given.new_tokens) for d in DTYPES}
+            cases[f"decode alone, {name}"] = {d: decoder(ends[d][i], ids[:1], given.new_tokens) for d in DTYPES}
+        for name in ("shipped", "128"):
+            cases[f"fuse, {'the shipped LCF' if name == 'shipped' else 'LCF-128'}"] = {
+                d: fuser(name, ends[d], given.tokens, given.batch_size) for d in DTYPES
+            }
+        results: list[dict[str, Any]] = []
+        for case, sides in cases.items():
+            times = turns(sides, given.repeats, clock=CLOCKS[given.clock])
+            found = ratio(times, of="float32", to="bfloat16")
+            results.append({"case": case, "claim": f"bfloat16 beside float32: {case}", "ratio": found, "seconds": seconds(times)})
+            print(f"{case}: bfloat16 is {shown(found)}× float32")
+    dtype, record = choose(ends["float32"][0].device)
+    chosen = str(dtype).removeprefix("torch.")
+    prefills = [r["ratio"]["median"] for r in results if r["case"].startswith("prefill")]
+    agrees = all((faster >= ENOUGH) == (chosen == "bfloat16") for faster in prefills)
+    claim = "--dtype auto chose what prefills these models faster"
+    results.append({"case": "auto", "claim": claim, "ratio": float(agrees), "target": 1.0, "chosen": chosen, "probe": record})
+    print(f"auto: {chosen} ({record})")
+    report("dtype", results, given.out, tokens=given.tokens, batch_size=given.batch_size, new_tokens=given.new_tokens, clock=given.clock)
 
 
 if __name__ == "__main__":

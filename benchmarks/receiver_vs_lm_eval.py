@@ -1,108 +1,126 @@
-"""Receiver-only throughput beside lm-eval's `hf`: same model object, same documents, same batch size, same process, taken in turn.
+"""Receiver-only throughput beside lm-eval's `hf`, from documents to scores, in turn, as ratios. Ends with one JSON line.
 
-The scores must agree before a time counts. Ends with one JSON line.
+    python -m benchmarks.receiver_vs_lm_eval --documents 96 --repeats 3
 
-    python benchmarks/receiver_vs_lm_eval.py --documents 96 --repeats 3
+Same rows, dtype, threads and batch size. lm-eval loads a model of its own from the same folder: what the harness does to its copy must not
+speed the peer up. Both sides do all of it: ours makes documents of the rows, renders, tokenises, answers and scores; lm-eval builds its requests
+(`build_all_requests`), tokenises, batches by its own rules, answers, filters and scores. `ratio` is of the whole; `without_building` leaves out
+what happens before the models are asked (our documents, its requests). Scores are compared before a time counts.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
+import copy
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, turns
+from benchmarks._sides import batched
 from lcfbench.assets import find_model
+from lcfbench.document import Document, Scoring
 from lcfbench.endpoint import Endpoint
 from lcfbench.harness import Task, load_task
-from lcfbench.loop import batches
-from lcfbench.methods.base import Batch, create
-from lcfbench.scoring import answer
-from lcfbench.timing import Clock
+from lcfbench.methods.base import create
+from lcfbench.rows import Rows
 from lcfbench.ui import quiet_libraries
 
-Scores = dict[str, float]
-
-
-def ours(task: Task, end: Endpoint, scoring: str, limit: int, size: int) -> tuple[float, Scores]:
-    """Seconds for tokenising, scoring and metrics of `limit` documents, and each one's score."""
-    documents = task.documents(scoring=scoring, limit=limit, receiver_chat=end.has_chat)
-    method, scores = create("receiver", end, end), {}
-    began = time.perf_counter()
-    with torch.inference_mode():
-        for group in batches(documents, size):
-            batch = Batch(group, group, Clock(end.device))
-            outcomes, _ = answer(method.respond(batch), batch)
-            for d, o in zip(group, outcomes, strict=True):
-                scores[d.doc_id] = task.score(d, o)["score"]
-    return time.perf_counter() - began, scores
-
-
-def theirs(task: Task, end: Endpoint, scoring: str, wanted: Scores, size: int) -> tuple[float, Scores]:
-    """The same through lm-eval: `HFLM`'s own batching over the same requests, and lm-eval's metrics."""
+if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
-    inner = task.lm_eval_task(scoring)
-    lm = HFLM(pretrained=end.model, tokenizer=end.tokenizer, batch_size=size, device=str(end.device))
-    rows = [row for row in inner.test_docs() if str(row["id"]) in wanted]
-    requests = []
-    for i, row in enumerate(rows):
-        prefix = inner.doc_to_prefix(row)
-        context = inner.fewshot_context(row, 0, apply_chat_template=end.has_chat, chat_template=lm.apply_chat_template, gen_prefix=prefix)
-        made = inner.construct_requests(row, context, metadata=(task.name, i, 1), apply_chat_template=end.has_chat)
-        requests.append(made if isinstance(made, list) else [made])
-    flat = [r for row in requests for r in row]
-    began = time.perf_counter()
-    answers = (lm.generate_until if scoring == "generate" else lm.loglikelihood)(flat, disable_tqdm=True)
-    for request, got in zip(flat, answers, strict=True):
-        request.resps = [got]
-    for ensemble in inner._filters:
-        ensemble.apply(flat)
+TARGETS: dict[Scoring, float] = {"letters": 1.2, "cloze": 3.0, "generate": 1.2}
+Scores = dict[str, float]
+Clock = Callable[[], float]
+
+
+def ours(task: Task, end: Endpoint, scoring: Scoring, limit: int, size: int, clock: Clock) -> tuple[Scores, float]:
+    """Each document's score, and the seconds without building documents."""
+    documents = task.documents(scoring=scoring, limit=limit, receiver_chat=end.has_chat)
+    began = clock()
+    outcomes = batched(create("receiver", end, end), documents, size)
+    scores = {d.doc_id: task.score(d, outcomes[d.hash])["score"] for d in documents}
+    return scores, clock() - began
+
+
+def theirs(task: Task, lm: HFLM, scoring: Scoring, rows: Rows, chat: bool, clock: Clock) -> tuple[Scores, float]:
+    """The same of lm-eval, in the order of its own `simple_evaluate`."""
+    inner: Any = copy.copy(task.lm_eval_task(scoring))
+    inner.dataset, inner._instances = {"test": rows}, None
+    inner.build_all_requests(apply_chat_template=chat, chat_template=lm.apply_chat_template if chat else None)
+    began = clock()
+    requests = inner.instances
+    for request, got in zip(requests, getattr(lm, requests[0].request_type)(requests, disable_tqdm=True), strict=True):
+        request.resps.append(got)
+    inner.apply_filters()
     name, primary = inner._filters[0].name, task.metric(scoring)
-    scores = {
-        str(row["id"]): float(inner.process_results(row, [r.filtered_resps[name] for r in made])[primary])
-        for row, made in zip(rows, requests, strict=True)
+    by_document: dict[int, list[Any]] = {}
+    for request in requests:
+        by_document.setdefault(request.doc_id, []).append(request)
+    scores = {}
+    for number, made in by_document.items():
+        ordered = sorted(made, key=lambda r: r.idx)
+        scores[str(rows[number]["id"])] = float(inner.process_results(rows[number], [r.filtered_resps[name] for r in ordered])[primary])
+    return scores, clock() - began
+
+
+def compared(task: Task, end: Endpoint, lm: HFLM, scoring: Scoring, given: Any) -> dict[str, Any]:
+    """One line of results: both sides in turn on one scoring."""
+    documents: list[Document] = task.documents(scoring=scoring, limit=given.documents, receiver_chat=end.has_chat)
+    rows, chat, clock = Rows(dict(d.native) for d in documents), documents[0].chat and end.has_chat, CLOCKS[given.clock]
+    inside: dict[str, list[float]] = {"ours": [], "lm-eval": []}
+    differing = 0
+
+    def check(returned: dict[str, tuple[Scores, float]]) -> None:
+        nonlocal differing
+        mine, other = (returned[side][0] for side in inside)
+        assert mine.keys() == other.keys(), "the two sides scored different documents"
+        differing = sum(mine[k] != other[k] for k in mine)
+        if differing and end.dtype == torch.float32:
+            raise SystemExit(f"{scoring}: {differing} of {len(mine)} scores differ in float32: the times mean nothing.")
+        for side, taken in inside.items():
+            taken.append(returned[side][1])
+
+    few = min(given.batch_size, given.documents)  # kernels and templates warm up; a whole round would take too long
+    ours(task, end, scoring, few, given.batch_size, clock)
+    theirs(task, lm, scoring, Rows(rows[:few]), chat, clock)
+    sides: dict[str, Callable[[], tuple[Scores, float]]] = {
+        "ours": lambda: ours(task, end, scoring, given.documents, given.batch_size, clock),
+        "lm-eval": lambda: theirs(task, lm, scoring, rows, chat, clock),
     }
-    return time.perf_counter() - began, scores
+    times = turns(sides, given.repeats, warm_up=0, clock=clock, check=check)
+    return {
+        "case": scoring,
+        "claim": f"receiver alone, {given.task} {scoring}: documents/s, ours ÷ lm-eval hf",
+        "target": TARGETS[scoring],
+        "ratio": ratio(times, "lm-eval", "ours"),
+        "without_building": ratio(inside, "lm-eval", "ours"),
+        "documents_per_s": {side: given.documents / taken for side, taken in seconds(times).items()},
+        "differing": differing,
+    }
 
 
 def main() -> None:
     """Prints a line a scoring, then JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--task", default="openbookqa")
-    parser.add_argument("--documents", type=int, default=96)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--scorings", default="letters,cloze,generate")
-    given = parser.parse_args()
+    defaults = {"model": "smollm2-135m", "task": "openbookqa", "documents": 96, "batch_size": 16, "repeats": 3, "dtype": "auto"}
+    given = parser(__doc__, **defaults, scorings=",".join(TARGETS)).parse_args()
     quiet_libraries()
-    end, task = Endpoint.load(find_model(given.model), dtype=given.dtype), load_task(given.task)
-    out = []
+    from lm_eval.models.huggingface import HFLM
+
+    found = find_model(given.model)
+    end, task = Endpoint.load(found, dtype=given.dtype), load_task(given.task)
+    dtype = str(end.dtype).removeprefix("torch.")
+    lm = HFLM(pretrained=str(found.path), dtype=dtype, batch_size=given.batch_size, device=str(end.device))
+    out, began = [], time.perf_counter()
     for scoring in given.scorings.split(","):
-        ours(task, end, scoring, given.batch_size, given.batch_size)  # warm-up of both: kernels, templates
-        pairs, differing = [], 0
-        for _ in range(given.repeats):
-            mine, scores = ours(task, end, scoring, given.documents, given.batch_size)
-            other, reference = theirs(task, end, scoring, scores, given.batch_size)
-            differing = sum(scores[k] != reference[k] for k in scores)
-            pairs.append((mine, other))
-        ratio = statistics.median(other / mine for mine, other in pairs)
-        speeds = [given.documents / statistics.median(column) for column in zip(*pairs, strict=True)]
-        line = {
-            "scoring": scoring,
-            "ours_docs_per_s": speeds[0],
-            "lm_eval_docs_per_s": speeds[1],
-            "ratio": ratio,
-            "scores_differing": differing,
-        }
-        out.append({k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()})
-        print(f"{scoring}: ours {speeds[0]:.1f} documents/s, lm-eval hf {speeds[1]:.1f}, ratio {ratio:.2f}, scores differing {differing}")
-    facts = {"model": end.name, "dtype": str(end.dtype), "threads": torch.get_num_threads(), "documents": given.documents}
-    print(json.dumps({"benchmark": "receiver_vs_lm_eval", **facts, "results": out}))
+        line = compared(task, end, lm, scoring, given)
+        out.append(line)
+        speed = line["documents_per_s"]
+        print(f"{scoring}: ours {speed['ours']:.1f} documents/s, lm-eval hf {speed['lm-eval']:.1f}, {shown(line['ratio'])}×; ", end="")
+        print(f"without building {shown(line['without_building'])}×; scores differing {line['differing']}", flush=True)
+    more = {"model": end.name, "dtype": dtype, "documents": given.documents, "batch_size": given.batch_size}
+    report("receiver_vs_lm_eval", out, given.out, **more, seconds=time.perf_counter() - began)
 
 
 if __name__ == "__main__":

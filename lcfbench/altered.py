@@ -22,6 +22,7 @@ from lcfbench.adapters.base import Adapter
 from lcfbench.endpoint import Endpoint
 from lcfbench.kv import KV, positions_of
 from lcfbench.methods.base import Batch, Method, plain
+from lcfbench.prefill import Shared
 from lcfbench.state import Message, Opened, State
 
 Change = Callable[[Tensor, str], Tensor]  # entries (L, H, n, D) of one document and a name for them → what stands in their place
@@ -76,10 +77,14 @@ class Altered(Endpoint):
                 x[:, b, :, -len(tokens) :] = self.change(x[:, b, :, -len(tokens) :], f"{name}-{before}-{tokens}")
         return replace(read, keys=keys, values=values)
 
+    @property
+    def lent_seconds(self) -> float:
+        return self.real.lent_seconds
+
     @contextmanager
-    def sharing(self) -> Iterator[None]:
-        with self.real.sharing():
-            yield
+    def sharing(self) -> Iterator[Shared]:
+        with self.real.sharing() as shared:
+            yield shared
 
 
 class Unread(Endpoint):
@@ -122,5 +127,5 @@ class Muted(Method):
 def without_message(adapter: Adapter) -> Adapter:
     """The same weights with a message of zeros."""
     other, message = copy.copy(adapter), adapter.message
-    other.message = lambda sharer: torch.zeros_like(message(sharer))  # type: ignore[method-assign]
+    other.message = lambda sharer, *at: torch.zeros_like(message(sharer, *at))  # type: ignore[method-assign]
     return other

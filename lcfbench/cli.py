@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from lcfbench.cli_adapter import adapter_app
-from lcfbench.cli_analysis import register
+from lcfbench.cli_analysis import register as register_analysis
+from lcfbench.cli_bench import register as register_bench
 from lcfbench.cli_options import (
     DeviceOption,
     DtypeOption,
@@ -179,7 +180,8 @@ def train(
     train_and_show(TrainRecipe.merge(recipe, given, "train"))
 
 
-register(app)
+register_analysis(app)
+register_bench(app)
 
 
 @app.command("ls")

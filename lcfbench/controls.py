@@ -80,7 +80,7 @@ def deranged(documents: Sequence[Document], seed: int) -> dict[str, Document]:
     if len(documents) < 2:
         raise UserError("control deranged needs at least two documents.", "Raise --limit.")
     rng = random.Random(f"deranged-{seed}")
-    order = sorted(documents, key=lambda d: (len(d.sharer.user), d.hash))
+    order = neighbours(documents)
     blocks = [order[i : i + NEIGHBOURHOOD] for i in range(0, len(order), NEIGHBOURHOOD)]
     i = 0
     while i < len(blocks) and len(blocks) > 1:
@@ -98,6 +98,11 @@ def deranged(documents: Sequence[Document], seed: int) -> dict[str, Document]:
         step = min(_most(block), len(block) - 1)  # of them leaves every row
         out |= {d.hash: block[(n + step) % len(block)] for n, d in enumerate(block)}
     return out
+
+
+def neighbours(documents: Sequence[Document]) -> list[Document]:
+    """Documents in order of the length of the sharer's text, shortest first: a derangement is one of each `NEIGHBOURHOOD` of them."""
+    return sorted(documents, key=lambda d: (len(d.sharer.user), d.hash))
 
 
 def _most(block: Sequence[Document]) -> int:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 Scoring = Literal["letters", "cloze", "generate"]
@@ -84,7 +85,7 @@ class Document:
     max_new_tokens: int = 64
     native: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """16 hex digits over everything a model could see or be scored on: the key that joins runs."""
         seen: list[Any] = [

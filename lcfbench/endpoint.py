@@ -7,28 +7,31 @@ Letters, full-text choices, generation and the training loss are written here on
 
 from __future__ import annotations
 
-import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from lcfbench.answering import Answering
+from lcfbench.dtypes import choose
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
-from lcfbench.kv import KV, left_to_right, pad_left, pad_right, positions_of
+from lcfbench.kv import KV, left_to_right, pad_left, positions_of
 from lcfbench.layer_masks import hiding
+from lcfbench.loading import load_tokenizer
+from lcfbench.memory import free_bytes
+from lcfbench.packing import packed
+from lcfbench.prefill import Shared, read
 from lcfbench.prompts import Prompt
 from lcfbench.state import Message, Opened, State
 
 LEAST_SHARED = 1 << 30  # bytes of caches that `Endpoint.sharing` keeps at least
-_warned = False  # of prefills that are not shared
 
 
-class Endpoint:
+class Endpoint(Answering):
     """A causal language model, frozen."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any, revision: str = "", source: str = "") -> None:
@@ -36,8 +39,9 @@ class Endpoint:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.geometry = Geometry.of_config(model.config)
-        self._shared: dict[tuple[Any, ...], KV] | None = None
+        self._shared: Shared | None = None
         self._shared_limit = 0  # bytes; measured when sharing begins
+        self.beginnings: OrderedDict[tuple[int, ...], KV] | None = OrderedDict()  # see `prefill.beginning`; None where weights may change
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.pad_id: int = 0 if pad is None else pad
         # parameters a token is multiplied with: the embedding table is looked up, unless it is tied and is the output head
@@ -52,11 +56,11 @@ class Endpoint:
         Raises UserError when the folder holds no causal model transformers can load.
         """
         from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         place = pick_device(device)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(found.path)
+            tokenizer = load_tokenizer(found.path)
             model = AutoModelForCausalLM.from_pretrained(found.path, dtype=pick_dtype(dtype, place), attn_implementation=attention)
         except ImportError as error:  # an attention implementation that is not installed
             raise UserError(f"{found.name} cannot be loaded ({first_line(error)})", "Use --attention sdpa, or install it.") from error
@@ -66,7 +70,12 @@ class Endpoint:
                 "Check the folder or name another model.",
             ) from error
         model.to(place)  # type: ignore[arg-type]
-        return cls(found.name, model, tokenizer, found.revision, found.source)
+        return cls(found.name, packed(model), tokenizer, found.revision, found.source)
+
+    @property
+    def lent_seconds(self) -> float:
+        """What the prefills handed out by `sharing` would have taken, so far."""
+        return self._shared.seconds if self._shared is not None else 0.0
 
     @property
     def device(self) -> torch.device:
@@ -87,12 +96,13 @@ class Endpoint:
 
         start: rotary position of the first real token, a number or (B,).
         """
-        g = self.geometry
-        key: tuple[Any, ...] = ()
-        if share := past is None and self._shared is not None:
-            key = (tuple(ids.shape), tuple(ids.flatten().tolist()), tuple(mask.flatten().tolist()), str(start))
-            if self._shared and key in self._shared:
-                return self._shared[key]
+        if past is None and not (start.any() if isinstance(start, Tensor) else start):
+            return read(self, [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)], self._shared)
+        return self.run(ids, mask, past, start)
+
+    def run(self, ids: Tensor, mask: Tensor, past: KV | None, start: Tensor | int) -> KV:
+        """One forward over the ids as they stand: see `prefill`, which does not repeat what it need not."""
+        g, ids, mask = self.geometry, ids.to(self.device), mask.to(self.device)
         before = past or KV.empty(g.layers, ids.shape[0], g.kv_heads, g.head_dim, torch.zeros(0, device=self.device, dtype=self.dtype))
         if ids.shape[1] == 0:
             return before
@@ -103,137 +113,58 @@ class Endpoint:
         cache = before.to_cache()
         with hiding(self.model, before.hidden, full, ids.shape[1]):
             self.model.get_decoder()(input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True)
-        read = KV.from_cache(cache, full, torch.cat([before.positions, positions], 1), before.hidden).flush()
-        if share and self._shared is not None:
-            held = sum(kv.keys.nbytes + kv.values.nbytes for kv in self._shared.values())
-            if held + read.keys.nbytes + read.values.nbytes <= self._shared_limit:
-                self._shared[key] = read
-            else:
-                warn_unshared(self._shared_limit)
-        return read
+        return KV.from_cache(cache, full, torch.cat([before.positions, positions], 1), before.hidden).flush()
 
     @contextmanager
-    def sharing(self) -> Iterator[None]:
-        """Within it equal prefills from an empty cache are computed once: several adapters or methods on the same batch share them.
+    def sharing(self) -> Iterator[Shared]:
+        """Within it equal batches are read from an empty cache once: several adapters, methods or controls on the same documents share them.
 
         Caches are never written in place, so sharing them is safe; they are let go at the end. What is kept ends at a quarter of
         the memory that was free when this endpoint first shared.
         """
         self._shared_limit = self._shared_limit or max(free_bytes(self.device) // 4, LEAST_SHARED)
-        outer, self._shared = self._shared, {} if self._shared is None else self._shared
+        outer, self._shared = self._shared, self._shared or Shared(self._shared_limit)
         try:
-            yield
+            yield self._shared
         finally:
             self._shared = outer
 
     def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:
         """Prefills all but the last token of each prompt; the last one is left to run on whatever the cache has become."""
-        ids, mask = pad_left([list(p.ids) for p in prompts], self.pad_id, self.device)
-        positions = positions_of(mask, start)
+        ids, mask = pad_left([list(p.ids) for p in prompts], self.pad_id)
+        positions = positions_of(mask, start.to(mask.device) if isinstance(start, Tensor) else start)[:, -1:].to(self.device)
         kv = self.prefill(ids[:, :-1], mask[:, :-1], past, start)
-        return State(self, kv, ids[:, -1:], mask[:, -1:], positions[:, -1:], list(prompts), Message.none(len(prompts)))
-
-    def _forward(self, kv: KV, ids: Tensor, mask: Tensor, positions: Tensor, keep: int) -> tuple[Tensor, Any]:
-        """Logits (B, keep, V) in fp32 and the extended transformers cache. Gradients flow where the cache carries them."""
-        cache = kv.to_cache()
-        full = torch.cat([kv.mask, mask], 1)
-        with hiding(self.model, kv.hidden, full, ids.shape[1]):
-            out = self.model(
-                input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=keep
-            )
-        return out.logits.float(), cache
+        return State(
+            self, kv, ids[:, -1:].to(self.device), mask[:, -1:].to(self.device), positions, list(prompts), Message.none(len(prompts))
+        )
 
     def open(self, state: State) -> Opened:
         """Runs what is left of the prompt: the logits of the first answer token, and the cache to go on from."""
         last = state.positions[:, -1]
-        ragged = state.ids.shape[1] > 1 and state.kv.length > 0
         ids, mask, positions = state.ids, state.mask, state.positions
-        if ragged:  # padding goes to the end, see `prefill`
+        ends: Tensor | None = None
+        if ids.shape[1] > 1 and state.kv.length > 0:  # padding goes to the end, see `run`
             mask, ids, positions = left_to_right(mask, ids, positions)
-        logits, cache = self._forward(state.kv, ids, mask, positions, ids.shape[1] if ragged else 1)
-        first = logits[torch.arange(len(logits), device=self.device), mask.sum(1) - 1] if ragged else logits[:, -1]
-        full = torch.cat([state.kv.mask, mask], 1)
-        kv = KV.from_cache(cache, full, torch.cat([state.kv.positions, positions], 1), state.kv.hidden).flush()
-        return Opened(self, kv, first, last + 1)
+            ends = mask.sum(1) - 1
+        rows = torch.arange(len(ids), device=ids.device)
+        logits, cache = self.forward(
+            state.kv, ids, mask, positions, (rows, ends if ends is not None else torch.full_like(rows, ids.shape[1] - 1))
+        )
+        full, at = torch.cat([state.kv.mask, mask], 1), torch.cat([state.kv.positions, positions], 1)
+        return Opened(self, logits, last + 1, lambda: KV.from_cache(cache, full, at, state.kv.hidden).flush())
 
-    # -- answering -----------------------------------------------------------------------------------------------------------
+    def forward(self, kv: KV, ids: Tensor, mask: Tensor, positions: Tensor, at: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
+        """Logits (n, V) in fp32 of ids (B, T) at `at` = (rows (n,), columns (n,)) on top of a cache, and the extended transformers cache.
 
-    def rank(self, opened: Opened, choices: list[list[list[int]]]) -> list[list[tuple[float, bool]]]:
-        """Log-likelihood of every choice (token ids) of every document, and whether greedy decoding would write it.
-
-        First tokens come from the logits at hand; only longer choices are run, all sharing the prompt's cache.
+        The rest of the vocabulary's logits, the largest matrix by far, is never computed. Gradients flow where the cache carries them.
         """
-        logprobs = opened.logits.log_softmax(-1)
-        best = opened.logits.argmax(-1)
-        total = [[float(logprobs[b, ids[0]]) for ids in row] for b, row in enumerate(choices)]
-        greedy = [[bool(best[b] == ids[0]) for ids in row] for b, row in enumerate(choices)]
-        longer = [(b, c) for b, row in enumerate(choices) for c, ids in enumerate(row) if len(ids) > 1]
-        if longer:
-            rows = torch.tensor([b for b, _ in longer], device=self.device)
-            tails = [choices[b][c] for b, c in longer]
-            ids, mask = pad_right([t[:-1] for t in tails], self.pad_id, self.device)
-            positions = opened.next_position[rows][:, None] + torch.arange(ids.shape[1], device=self.device)
-            logits, _ = self._forward(opened.kv.rows_at(rows), ids, mask, positions, ids.shape[1])
-            targets, target_mask = pad_right([t[1:] for t in tails], self.pad_id, self.device)
-            picked = logits.log_softmax(-1).gather(2, targets[..., None])[..., 0] * target_mask
-            hits = (logits.argmax(-1) == targets) | (target_mask == 0)
-            for i, (b, c) in enumerate(longer):
-                total[b][c] += float(picked[i].sum())
-                greedy[b][c] &= bool(hits[i].all())
-        return [list(zip(t, g, strict=True)) for t, g in zip(total, greedy, strict=True)]
-
-    def decode(self, opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> tuple[list[str], list[int]]:
-        """Greedy continuation of each row, cut before the first `until` string; and the number of tokens written, per row."""
-        rows, stops = opened.logits.shape[0], self.stop_ids()
-        written: list[list[int]] = [[] for _ in range(rows)]
-        alive = [True] * rows
-        cache, mask, position, logits = opened.kv.to_cache(), opened.kv.mask, opened.next_position, opened.logits
-        for step in range(max_new_tokens):
-            ids = logits.argmax(-1)
-            for b, token in enumerate(ids.tolist()):
-                if alive[b] and token in stops:
-                    alive[b] = False
-                elif alive[b]:
-                    written[b].append(token)
-                    # decoding the tail alone is enough to see a stop string, and keeps the loop linear
-                    tail = self.tokenizer.decode(written[b][-16:], skip_special_tokens=False) if until else ""
-                    alive[b] = not any(u in tail for u in until)
-            if not any(alive) or step == max_new_tokens - 1:
-                break
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            with hiding(self.model, opened.kv.hidden, mask, 1):
-                out = self.model(
-                    input_ids=ids[:, None],
-                    attention_mask=mask,
-                    position_ids=position[:, None],
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-            logits, position = out.logits[:, -1].float(), position + 1
-        texts = [cut(self.tokenizer.decode(ids, skip_special_tokens=True), until) for ids in written]
-        return texts, [len(ids) for ids in written]
-
-    def loss(self, state: State, targets: list[list[int]], supervised: list[list[bool]], mean: str = "document") -> tuple[Tensor, Tensor]:
-        """Next-token cross-entropy of the supervised target tokens, and the share of them that greedy decoding would have got right.
-
-        mean: `document`, over supervised tokens within a document, then over documents: a long answer weighs no more than a short one; `token`,
-            over all supervised tokens.
-        """
-        rest = [row[keep.bool()].tolist() for row, keep in zip(state.ids, state.mask, strict=True)]
-        ids, mask = pad_right([r + t[:-1] for r, t in zip(rest, targets, strict=True)], self.pad_id, self.device)
-        begin = state.positions[:, -1:] + 1 - state.mask.sum(1, keepdim=True)
-        positions = begin + torch.arange(ids.shape[1], device=self.device)
-        gold, _ = pad_right(targets, self.pad_id, self.device)
-        logits, _ = self._forward(state.kv, ids, mask, positions, ids.shape[1])
-        at = state.mask.sum(1, keepdim=True) - 1 + torch.arange(gold.shape[1], device=self.device)  # (B, T): where each target is predicted
-        logits = logits.gather(1, at.clamp(max=ids.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[-1]))
-        weight, _ = pad_right([[int(s) for s in row] for row in supervised], 0, self.device)
-        nll = F.cross_entropy(logits.transpose(1, 2), gold, reduction="none") * weight  # (B, T)
-        per_document = weight.sum(1).clamp(min=1)
-        count = weight.sum().clamp(min=1)
-        right = ((logits.argmax(-1) == gold) * weight).sum() / count
-        return (nll.sum() / count if mean == "token" else (nll.sum(1) / per_document).mean()), right
+        cache = kv.to_cache()
+        full = torch.cat([kv.mask, mask], 1)
+        with hiding(self.model, kv.hidden, full, ids.shape[1]), keeping(self.model, at):
+            out = self.model(
+                input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=0
+            )
+        return out.logits[0].float(), cache
 
     def stop_ids(self) -> set[int]:
         """Ids that end an answer: the tokenizer's EOS and those of the checkpoint's generation config."""
@@ -260,34 +191,23 @@ def sharing(endpoints: Iterable[Endpoint]) -> Iterator[None]:
         yield
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free where a model runs; 8 GiB where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    table = Path("/proc/meminfo")
-    lines = table.read_text().splitlines() if table.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 8 << 30)
+@contextmanager
+def keeping(model: Any, at: tuple[Tensor, Tensor]) -> Iterator[None]:
+    """Within it the output head sees the states at (rows (n,), columns (n,)) alone, as one row: logits are (1, n, V)."""
 
+    def pick(head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][at][None], *args[1:])
 
-def warn_unshared(limit: int) -> None:
-    """Says once a process that `limit` bytes were not enough."""
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(f"prefills are no longer shared beyond {limit / 1e9:.1f} GB; results are the same, only slower.", stacklevel=2)
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def first_line(error: Exception) -> str:
     """What an exception says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
-
-
-def cut(text: str, until: Sequence[str]) -> str:
-    """`text` up to the first of the stop strings."""
-    for stop in until:
-        if stop:
-            text = text.split(stop)[0]
-    return text
 
 
 def pick_device(device: str) -> torch.device:
@@ -306,7 +226,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on a GPU and on CPUs with bfloat16 matmul instructions (1.8× faster prefill there), float32 elsewhere."""
+    """ "auto" is what `dtypes.choose` measured to be faster there."""
     if dtype != "auto":
         named = {
             "float32": torch.float32,
@@ -318,7 +238,4 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
         if dtype not in named:
             raise UserError(f"unknown dtype {dtype!r}.", f"Use one of auto, {', '.join(named)}.")
         return named[dtype]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return choose(device)[0]

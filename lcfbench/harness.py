@@ -110,7 +110,7 @@ class Task:
         again = copy.copy(self)
         again.seed = seed
         if self.generated:
-            again._lm_eval = {}
+            again._lm_eval, again._rows = {}, {}
         return again
 
     def drawn(self, limit: int | None) -> bool:
@@ -132,7 +132,12 @@ class Task:
         return [rows[i] for i in order[:limit]]
 
     def _generated(self, split: str, n: int | None) -> Rows:
-        return Rows(self._extra["generator"](split, n, seed=self.seed, **self.options))
+        """The first `n` rows. Those of the test split are made once: its digest, lm-eval and the documents need the same."""
+        if split != "test":
+            return Rows(self._extra["generator"](split, n, seed=self.seed, **self.options))
+        if split not in self._rows:
+            self._rows[split] = Rows(self._extra["generator"](split, None, seed=self.seed, **self.options))
+        return self._rows[split] if n is None else Rows(self._rows[split][:n])
 
     def _natural(self, split: str) -> Rows:
         if split not in self._rows:

@@ -8,6 +8,7 @@ are real (`mask`) and which rotary position each was written at (`positions`); t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,7 @@ class KV:
         No config is passed: with one, sliding-window models would get layers that drop what lies outside the window, and the
         lengths over layers would differ. The window itself is kept by the attention mask.
         """
-        cache = DynamicCache()
-        if self.length:
-            for layer in range(self.keys.shape[0]):
-                cache.update(self.keys[layer], self.values[layer], layer)
-        return cache
+        return cached(self, DynamicLayer)
 
     def rows_at(self, index: Tensor) -> KV:
         """Rows `index` (B',) of the batch, repeated or reordered."""
@@ -117,12 +115,83 @@ class KV:
             return replace(self, keys=keys, values=values)
         return replace(self, keys=self.keys.index_copy(0, layers, keys), values=self.values.index_copy(0, layers, values))
 
+    def entries_at(self, layers: Sequence[int], rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (l, H, T, D) of the entries at `rows`, `columns` (T,), of the given layers (l,)."""
+        return tuple(at(x, layers, rows, columns).transpose(1, 2) for x in (self.keys, self.values))  # type: ignore[return-value]
+
     @classmethod
     def empty(cls, layers: int, rows: int, heads: int, dim: int, like: Tensor) -> KV:
         """A cache without entries, on the device of `like` and in its dtype."""
         none = torch.zeros(layers, rows, heads, 0, dim, device=like.device, dtype=like.dtype)
         index = torch.zeros(rows, 0, device=like.device, dtype=torch.long)
         return cls(none, none, index, index)
+
+
+def at(x: Tensor, layers: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
+    """Entries (l, T, H, D) of keys or values x (L, B, H, N, D)."""
+    first, x = layers[0], x.transpose(2, 3)
+    if list(layers) == list(range(first, first + len(layers))):  # one stretch: a view of it
+        return x[first : first + len(layers)][:, rows, columns]
+    return x[torch.tensor(layers, device=x.device)[:, None], rows[None], columns[None]]
+
+
+def put(x: Tensor, layers: Sequence[int], rows: Tensor, columns: Tensor, entries: Tensor) -> None:
+    """Writes entries (l, T, H, D) to where `at` finds them."""
+    first, x = layers[0], x.transpose(2, 3)
+    if list(layers) == list(range(first, first + len(layers))):
+        x[first : first + len(layers)][:, rows, columns] = entries
+    else:
+        x[torch.tensor(layers, device=x.device)[:, None], rows[None], columns[None]] = entries
+
+
+def cached(kv: KV, kind: type[DynamicLayer]) -> DynamicCache:
+    """A transformers cache of layers of a kind, over the same storage (`update` would copy it)."""
+    cache = DynamicCache()
+    for keys, values in zip(kv.keys, kv.values, strict=True) if kv.length else ():
+        layer = kind()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
+class Growing(DynamicLayer):
+    """A layer that appends in place, with room to spare: concatenating the whole cache at every token is a fifth of decoding a batch.
+
+    Sharing storage with whoever made it until it first grows, it writes only into room of its own.
+    """
+
+    room = 64  # entries by which the storage grows
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = (
+            self.grown(name, old, new) for name, old, new in (("_keys", self.keys, key_states), ("_values", self.values, value_states))
+        )
+        return self.keys, self.values
+
+    def grown(self, name: str, old: Tensor | None, new: Tensor) -> Tensor:
+        """`old` (B, H, N, D) with `new` behind it, in the storage kept under `name`, which is made larger where it is full."""
+        n, more = (old.shape[2] if old is not None and old.dim() == 4 else 0), new.shape[2]
+        storage = getattr(self, name, None)
+        if storage is None or storage.shape[0] != new.shape[0] or storage.shape[2] < n + more:
+            B, H, _, D = new.shape
+            storage = new.new_empty(B, H, n + more + self.room, D)
+            if old is not None and n:
+                storage[:, :, :n] = old
+            setattr(self, name, storage)
+        storage[:, :, n : n + more] = new
+        return storage[:, :, : n + more]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._keys = self._values = None  # what is left is a copy, and as full as can be
+
+
+def growing(kv: KV) -> DynamicCache:
+    """A transformers cache that starts as `kv`, for decoding token by token."""
+    return cached(kv, Growing)
 
 
 def pad_left(rows: list[list[int]], pad: int, device: Any = None) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,9 @@ were not there: a sliding window counts the entries the layer has, not those it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lcfbench.errors import UserError
 
+Key = TypeVar("Key", bound=Hashable)
 KERNELS = ("sdpa", "eager")  # those that take a mask of their own for every layer
 KINDS = ("full_attention", "sliding_attention")
 
@@ -30,6 +31,12 @@ def check_kernel(model: Any) -> None:
             f"layers that see different parts of a cache need a mask a layer, which {kernel} does not take.",
             f"Use --attention {' or '.join(KERNELS)}.",
         )
+
+
+def maskable(model: Any) -> bool:
+    """Whether the model's layers can be given masks of their own."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return model.config._attn_implementation in KERNELS and set(kinds) <= set(KINDS)
 
 
 def windows(model: Any) -> list[int | None]:
@@ -68,25 +75,32 @@ def hiding(model: Any, hidden: Tensor | None, mask: Tensor, new: int) -> Iterato
         yield
         return
     check_kernel(model)
-    layers, sizes = model.get_decoder().layers, windows(model)
-    assert len(layers) == hidden.shape[0], f"hidden of {hidden.shape[0]} layers, the model has {len(layers)}"
     L, B, n = hidden.shape
     # few distinct patterns over layers, so few masks
     patterns, which = hidden.reshape(L, -1).unique(dim=0, return_inverse=True)
     columns = F.pad(patterns.view(-1, B, n), (0, mask.shape[1] - n))  # what is run now is hidden from nobody
-    masks: dict[tuple[int, int | None], Tensor] = {}
+    keys = list(zip(which.tolist(), windows(model), strict=True))
+    with masking(model, keys, lambda key: visible(mask, columns[key[0]], new, key[1])):
+        yield
 
-    def hook(key: tuple[int, int | None]) -> Callable[..., Any]:
+
+@contextmanager
+def masking(model: Any, keys: Sequence[Key], make: Callable[[Key], Tensor]) -> Iterator[None]:
+    """Within it decoder layer i attends what `make(keys[i])` (B, 1, T, N) bool says, in place of the model's own mask. Equal keys, one mask."""
+    layers = model.get_decoder().layers
+    assert len(layers) == len(keys), f"masks of {len(keys)} layers, the model has {len(layers)}"
+    masks: dict[Key, Tensor] = {}
+
+    def hook(key: Key) -> Callable[..., Any]:
         def replace(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             assert "attention_mask" in kwargs, f"{type(module).__name__} does not take its mask by name"
             if key not in masks:
                 states = args[0] if args else kwargs["hidden_states"]
-                masks[key] = as_taken(model, visible(mask, columns[key[0]], new, key[1]), states.dtype)
+                masks[key] = as_taken(model, make(key), states.dtype)
             return args, kwargs | {"attention_mask": masks[key]}
 
         return replace
 
-    keys = list(zip(which.tolist(), sizes, strict=True))
     handles = [layer.register_forward_pre_hook(hook(key), with_kwargs=True) for layer, key in zip(layers, keys, strict=True)]
     try:
         yield

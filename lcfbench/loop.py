@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -13,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
+from lcfbench.controls import neighbours
 from lcfbench.document import Document
 from lcfbench.errors import UserError
 from lcfbench.harness import Outcome, Task
+from lcfbench.memory import peak_memory_bytes, reset_peak_memory
 from lcfbench.methods.base import Batch, Method
 from lcfbench.scoring import answer
 from lcfbench.state import State
@@ -36,11 +33,9 @@ class Progress(Protocol):
 
     def begin(self, title: str, total: int, done: int, right: float) -> None: ...
 
-    def rolling(self) -> None: ...
+    def update(self, title: str, right: float, done: int) -> None: ...
 
-    def update(self, right: float, done: int) -> None: ...
-
-    def end(self) -> None: ...
+    def end(self, title: str) -> None: ...
 
 
 def length(document: Document) -> int:
@@ -49,12 +44,15 @@ def length(document: Document) -> int:
 
 
 def batches(documents: Sequence[Document], size: int) -> list[list[Document]]:
-    """Documents of near length together, longest first: memory peaks at once, padding is small, and the order is the same every time."""
-    order = sorted(documents, key=lambda d: (-length(d), d.hash))
+    """Documents of near length together, longest first: memory peaks at once, padding is small, and the order is the same every time.
+
+    They are cut where derangements are (`controls.neighbours`): with a size that is a multiple of those neighbourhoods every message comes out of
+    the batch it goes to, so that both runs read the same texts.
+    """
     groups: dict[tuple[Any, ...], list[Document]] = {}
-    for d in order:  # what is scored differently cannot share a forward
+    for d in neighbours(documents):  # what is scored differently cannot share a forward
         groups.setdefault((len(d.steps), d.until, d.max_new_tokens), []).append(d)
-    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+    return [batch for group in groups.values() for batch in reversed([group[i : i + size] for i in range(0, len(group), size)])]
 
 
 @dataclass
@@ -62,7 +60,8 @@ class Loop:
     """One run's batches and rows.
 
     params: of the adapter as saved, shut layers included.
-    right, count: sum of scores and number of documents recorded, also in earlier sittings. failures: what went wrong in this one.
+    right, count: sum of scores and number of documents recorded, also in earlier sittings. seconds: what its batches took, or would have taken
+    alone. failures: what went wrong in this one.
     """
 
     task: Task
@@ -73,8 +72,10 @@ class Loop:
     folder: Path | None
     params: int = 0
     latency: dict[str, dict[str, float]] = field(default_factory=dict)
+    warm: bool = False
     right: float = 0.0
     count: int = 0
+    seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
 
     def _respond(self, documents: Sequence[Document]) -> tuple[State, list[Outcome], list[int], Clock]:
@@ -84,28 +85,30 @@ class Loop:
         outcomes, tokens = answer(state, batch)
         return state, outcomes, tokens, clock
 
-    def measure_latency(self, warm_up: Document, documents: Sequence[Document]) -> None:
-        """Batch-1, warm timings of a few documents, apart from the batched pass: the two are never mixed.
+    def measure_latency(self, documents: Sequence[Document]) -> None:
+        """Batch-1, warm timings of documents, apart from the batched pass: the two are never mixed.
 
-        `warm_up` is answered first and not timed, whether or not others are: the first batch is warm as well.
+        The first document ever is answered once more before, untimed, so that this and the first batch are warm.
         """
-        for number, document in enumerate([warm_up, *documents]):
+        cold, self.warm = not self.warm, True
+        for number, document in enumerate([*documents[:1], *documents] if cold else documents):
             try:
                 clock = self._respond([document])[3]
             except FAILURES:
                 continue  # its error row is written by the batched pass
-            if number:
+            if number or not cold:
                 self.latency[document.hash] = {f"{p}_ms": clock.ms[p] for p in PHASES} | {
                     "ttft_ms": clock.ttft_ms or 0.0,
                     "ttea_ms": clock.total_ms(),
                 }
 
-    def batch(self, documents: Sequence[Document], todo: AbstractSet[str], progress: Progress) -> None:
+    def batch(self, documents: Sequence[Document], todo: AbstractSet[str]) -> None:
         """Answers a batch and records those of its documents that are in `todo`; where it fails, they are tried alone.
 
         The whole batch runs again after a kill in its middle, so that the rest of its rows come out as they would have.
         """
-        began = time.perf_counter()
+        ends = {self.method.receiver, self.method.sharer}
+        began, lent = time.perf_counter(), sum(e.lent_seconds for e in ends)
         reset_peak_memory(self.method.receiver.device)
         try:
             state, outcomes, tokens, _ = self._respond(documents)
@@ -114,16 +117,21 @@ class Loop:
             if len(documents) > 1:
                 for document in documents:
                     if document.hash in todo:
-                        self.batch([document], todo, progress)
+                        self.batch([document], todo)
                 return
             reason = " ".join(str(error).split())[:500]
             self.failures.append(reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}")
             rows = [{"error": self.failures[-1], "score": 0.0}]
-        ms = (time.perf_counter() - began) * 1e3 / len(documents)
+        seconds = time.perf_counter() - began + sum(e.lent_seconds for e in ends) - lent
+        self.seconds += seconds
+        measured = {
+            "amortized_ms": seconds * 1e3 / len(documents),
+            "batch_size": len(documents),
+            "peak_memory_bytes": peak_memory_bytes(self.method.receiver.device),
+        }
         for document, row in zip(documents, rows, strict=True):
             if document.hash in todo:
-                self._write(document, row | {"amortized_ms": ms, "batch_size": len(documents)})
-        progress.update(self.right, self.count)
+                self._write(document, row | measured)
 
     def _row(self, document: Document, state: State, outcome: Outcome, answer_tokens: int, i: int) -> dict[str, Any]:
         metrics = self.task.score(document, outcome)
@@ -170,7 +178,6 @@ class Loop:
                 "gold": document.gold,
                 "metric": self.task.metric(document.scoring),
                 "message_from": sender.hash if self.method.sends else None,
-                "peak_memory_bytes": peak_memory_bytes(self.method.receiver.device),
                 **row,
             }
         )
@@ -185,26 +192,6 @@ def predicted(document: Document, outcome: Outcome, metric: str) -> str:
         choices, ranked = document.steps[-1].choices, outcome.loglikelihoods[-1]
         picks[-1] = max(range(len(choices)), key=lambda c: ranked[c][0] / max(len(choices[c].removeprefix(" ")), 1))
     return " → ".join(s.choices[p].strip() for s, p in zip(document.steps, picks, strict=True))
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Starts a new high-water mark. Without the right to (other systems than Linux), marks are those of the whole process."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """High-water mark since the last reset: of the GPU's allocator, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(li for li in status.read_text().splitlines() if li.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _sha(text: str | None) -> str | None:

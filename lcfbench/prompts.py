@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lcfbench.document import View
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DELIMITER = " "  # lm-eval's target_delimiter; no task of ours changes it
+KEPT = 256  # rendered prompts
 _SENTINEL = "7f3a9cturn{}c9a3f7"  # stands for a turn's content while the template's own text is found
 
 
@@ -49,10 +51,16 @@ def render(view: View, tokenizer: PreTrainedTokenizerBase, *, chat: bool, choice
     history: further turns as (role, text), oldest first, between the view's own history and its question.
     Raises `UserError` for a tokenizer that cannot tell offsets.
     """
+    template = getattr(tokenizer, "chat_template", None) if chat else None
+    return _render(view, tokenizer, str(template) if template else "", choices, tuple(history))
+
+
+@lru_cache(maxsize=KEPT)  # methods and controls that answer a batch in turn show the same prompts
+def _render(view: View, tokenizer: PreTrainedTokenizerBase, template: str, choices: bool, history: tuple[tuple[str, str], ...]) -> Prompt:
     earlier = [*view.history, *history]
     turns = [*earlier, ("user", view.user), *([("assistant", view.prefix)] if view.prefix else [])]
     contents = [content for _, content in turns]
-    if chat and getattr(tokenizer, "chat_template", None):
+    if template:
         text = _templated(turns, tokenizer, begun=bool(view.prefix))
         marked = [(role, _SENTINEL.format(i)) for i, (role, _) in enumerate(turns)]
         frames = _frames(_templated(marked, tokenizer, begun=bool(view.prefix)), len(turns))
@@ -73,11 +81,17 @@ def continuation(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase) 
 
     With some tokenizers the whole does not begin with the prompt's ids; lm-eval scores the same split, and so do we.
     """
+    return continuations(prompt, [text], tokenizer)[0]
+
+
+def continuations(prompt: Prompt, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """`continuation` of each of several texts, in one call of the tokenizer."""
     if not prompt.text:  # lm-eval gives an empty context the BOS (or EOS) id, which is in prompt.ids
-        ids = tokenizer.encode(prompt.tail + text, add_special_tokens=False)
-        return ids[1:] if tuple(ids[:1]) == prompt.ids else ids
-    whole = prompt.text + prompt.tail + text
-    return tokenizer.encode(whole, add_special_tokens=not _has_bos(whole, tokenizer, True))[len(prompt.ids) :]
+        coded = [tokenizer.encode(prompt.tail + text, add_special_tokens=False) for text in texts]
+        return [ids[1:] if tuple(ids[:1]) == prompt.ids else ids for ids in coded]
+    wholes = [prompt.text + prompt.tail + text for text in texts]
+    added = not _has_bos(wholes[0], tokenizer, True)  # decided by how the text begins
+    return [list(ids[len(prompt.ids) :]) for ids in tokenizer(wholes, add_special_tokens=added)["input_ids"]]
 
 
 def _needs_delimiter(view: View) -> bool:

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def environment(device: str = "cpu", threads: int | None = None, gpu: str | None = None) -> dict[str, Any]:
-    """What ran where. `device`, `threads` and the `gpu`'s name as the model runner knows them; threads default to the CPUs this process may use."""
+def environment(
+    device: str = "cpu", threads: int | None = None, gpu: str | None = None, dtype: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What ran where. `device`, `threads` and the `gpu`'s name as the model runner knows them; threads default to the CPUs this process may use.
+
+    dtype: how it was chosen, where it was (`dtypes.choose`).
+    """
     return {
         "python": platform.python_version(),
         "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
@@ -50,6 +56,7 @@ def environment(device: str = "cpu", threads: int | None = None, gpu: str | None
         "device": device,
         "threads": threads or usable_cpus(),
         **({"gpu": gpu} if gpu else {}),
+        **({"dtype": dict(dtype)} if dtype else {}),
     }
 
 

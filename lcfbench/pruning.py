@@ -27,8 +27,8 @@ from lcfbench.document import Scoring
 from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
 from lcfbench.harness import load_task
+from lcfbench.identity import other_revisions
 from lcfbench.methods.base import method_class
-from lcfbench.runner import other_revisions
 from lcfbench.training.card import card
 
 SHUT = 0.01  # a soft gate is never quite shut: below this share of the edit, for keys and for values, it counts as shut

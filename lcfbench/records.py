@@ -12,9 +12,10 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,11 @@ from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from _typeshed import ReadableBuffer as Buffer
 
 SCHEMA_VERSION = 2  # 2: the prompts as text
 MANIFEST, SAMPLES, JOURNAL = "manifest.json", "samples.parquet", "samples.jsonl"
+TAIL_BYTES = 1 << 16  # of a journal, read at once from its end
 
 
 def _columns(kind: type, names: str) -> dict[str, type]:
@@ -60,24 +63,42 @@ def schema() -> pa.Schema:
     return pa.schema(fields, metadata={"lcfbench_schema_version": str(SCHEMA_VERSION)})
 
 
-def recorded(folder: Path) -> dict[str, dict[str, Any]]:
-    """doc_hash → row; the journal's rows are newer than the parquet file's."""
+def answered(folder: Path) -> dict[str, float | None]:
+    """doc_hash → score of every document that has its answer; one that failed has none. The journal is newer than the parquet file."""
+    found: dict[str, float | None] = {}
+    for row in chain(_parquet_rows(folder / SAMPLES), journal_rows(folder / JOURNAL)):
+        if row.get("error") is None:
+            found[row["doc_hash"]] = row.get("score")
+        else:
+            found.pop(row["doc_hash"], None)
+    return found
+
+
+def _parquet_rows(path: Path, names: Sequence[str] = ("doc_hash", "score", "error")) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows: list[dict[str, Any]] = []
-    if (folder / SAMPLES).exists():
-        try:
-            rows = pq.ParquetFile(folder / SAMPLES).read().to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{folder / SAMPLES} cannot be read ({error}).", "Remove it, or start over with --fresh.") from error
-    if (folder / JOURNAL).exists():
-        rows += journal_rows(folder / JOURNAL)
-    return {row["doc_hash"]: row for row in rows}
+    if not path.exists():
+        return []
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read([name for name in names if name in file.schema_arrow.names]).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """What is said of a file of a run that cannot be read."""
+    return UserError(f"{path} cannot be read ({error}).", "Remove it, or start over with --fresh.")
 
 
 def journal_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of the journal, one at a time. A line that is not JSON (a power cut) is no row, nor is half a line, whose writer was killed."""
+    """Rows of the journal, one at a time; none where there is no journal.
+
+    A line that is not JSON (a power cut) is no row, nor is half a line, whose writer was killed.
+    """
+    if not path.exists():
+        return
     with open(path, "rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
@@ -92,7 +113,15 @@ def journal_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def journal_end(path: Path) -> int:
     """Where the journal's last whole line ends, in bytes."""
-    return path.read_bytes().rfind(b"\n") + 1
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            begin = max(end - TAIL_BYTES, 0)
+            file.seek(begin)
+            if (found := file.read(end - begin).rfind(b"\n")) >= 0:
+                return begin + found + 1
+            end = begin
+    return 0
 
 
 def fit(name: str, value: Any) -> Any:
@@ -120,10 +149,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}).", "Remove it, or start over with --fresh.") from error
+        raise unreadable(path, error) from error
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: Buffer) -> None:
     """All of it or nothing: a reader never sees half a file."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -155,11 +184,6 @@ def writing(folder: Path) -> Iterator[None]:
 def now() -> str:
     """UTC, ISO 8601, whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def done(folder: Path) -> set[str]:
-    """doc_hash of every document that has its answer; one that failed is not done."""
-    return {name for name, row in recorded(folder).items() if row.get("error") is None}
 
 
 def lock(path: Path) -> int:

@@ -1,6 +1,6 @@
-"""The loop: documents → batches → `Method.respond` → outcomes → one flushed row a document.
+"""From a recipe to runs: what is asked for is looked up and opened here, `sitting` answers it.
 
-A run is one (method, task, control, seed). Several share one load of the models. What is recorded stays: a killed run goes on where it was.
+A run is one (method, task, control, seed). Several share one load of the models, and what the models read of each batch.
 
 >>> for run_id in run(Recipe(mode=["receiver"], task=["splitfacts"], limit=32), progress): ...
 """
@@ -8,86 +8,20 @@ A run is one (method, task, control, seed). Several share one load of the models
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from contextlib import ExitStack
+from typing import NamedTuple
 
-import torch
-
-from lcfbench.adapters.base import Adapter
-from lcfbench.adapters.files import load as load_adapter
-from lcfbench.assets import find_model, split_pair
-from lcfbench.controls import SEEDED, lacks, sender_of, under
-from lcfbench.document import Document, Scoring
-from lcfbench.endpoint import Endpoint
+from lcfbench.controls import SEEDED, lacks, sender_of
 from lcfbench.errors import UserError, unknown
-from lcfbench.harness import Task, load_task
-from lcfbench.identity import identity, manifest, other_revisions
-from lcfbench.loop import Loop, Progress, batches
-from lcfbench.methods.base import Method, create, method_class, option_fields
-from lcfbench.provenance import environment
+from lcfbench.harness import Task
+from lcfbench.identity import identity, manifest
+from lcfbench.loop import Loop, Progress
+from lcfbench.methods.base import method_class, option_fields
 from lcfbench.recipe import Recipe
-from lcfbench.records import recorded
-from lcfbench.shipped import pick_adapter
+from lcfbench.session import Session
+from lcfbench.sitting import Sitting, sit
 from lcfbench.store import RunWriter
-from lcfbench.task_files import options_for
-
-
-@dataclass
-class Session:
-    """What the runs of one recipe share: the two endpoints, each loaded when first asked for, the tasks and the digests of their data."""
-
-    recipe: Recipe
-    told: set[tuple[str, str]] = field(default_factory=set)  # (mode, task) whose adapter has been spoken of
-    _loaded: dict[str, Endpoint] = field(default_factory=dict)
-    _data: dict[tuple[str, int], tuple[str, str | None]] = field(default_factory=dict)
-
-    @cached_property
-    def names(self) -> tuple[str, str]:
-        return split_pair(self.recipe.pair)
-
-    @cached_property
-    def tasks(self) -> list[Task]:
-        r = self.recipe
-        given = options_for(r.task, r.task_options)
-        return [load_task(name, seed=r.every_seed[0], offline=r.offline, options=given[name]) for name in r.task]
-
-    @cached_property
-    def environment(self) -> dict[str, Any]:
-        device = next(iter(self._loaded.values())).device if self._loaded else torch.device("cpu")
-        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-        return environment(str(device), torch.get_num_threads(), gpu)
-
-    def endpoint(self, name: str) -> Endpoint:
-        if name not in self._loaded:
-            r = self.recipe
-            found = find_model(name, offline=r.offline)
-            self._loaded[name] = Endpoint.load(found, dtype=r.dtype, device=r.device, attention=r.attention)
-        return self._loaded[name]
-
-    def endpoints(self, kind: type[Method]) -> tuple[Endpoint, Endpoint]:
-        """Both ends; a model the method does not use is not loaded, the other one stands in its place and is never called."""
-        first, second = self.names
-        if kind.uses == ("receiver",):
-            return self.endpoint(first), self.endpoint(first)
-        if kind.uses == ("sharer",):
-            return self.endpoint(second), self.endpoint(second)
-        return self.endpoint(first), self.endpoint(second)
-
-    def digests(self, task: Task) -> tuple[str, str | None]:
-        """Digests of a task's data and of its split manifest, computed once; what is generated is other data under another seed."""
-        key = task.name, task.seed if task.generated else 0
-        if key not in self._data:
-            self._data[key] = task.data_sha256, task.split_manifest_sha256
-        return self._data[key]
-
-    def adapter(self, mode: str, task: Task) -> Path | None:
-        kind, (first, second) = method_class(mode), self.names
-        pair = (first, first if kind.uses == ("receiver",) else second)  # one model alone: adapters that name it on both sides
-        return pick_adapter(self.recipe.adapter, kind.adapter_kinds, pair, shared=task.shared, mode=mode, task=task.name)
 
 
 def run(recipe: Recipe, progress: Progress) -> Iterator[str]:
@@ -107,20 +41,37 @@ def run(recipe: Recipe, progress: Progress) -> Iterator[str]:
         for mode in recipe.mode:
             session.adapter(mode, task)
     plan = _plan(recipe, progress)
-    seeds = recipe.every_seed
-    for first in session.tasks:
-        tasks, once = [first, *(first.reseeded(seed) for seed in seeds[1:])], []
+    for task in session.tasks:
+        runs = _of_task(session, task, plan, progress)
+        sit([each.sitting for each in runs if each.sitting is not None], recipe.batch_size, recipe.latency_documents, progress)
+        yield from (each.run_id for each in runs)
+
+
+class Run(NamedTuple):
+    """One (method, task, control, seed). drew: whether another seed would be another run. sitting: None where it is complete already."""
+
+    run_id: str
+    drew: bool
+    sitting: Sitting | None
+
+
+def _of_task(session: Session, first: Task, plan: list[tuple[str, str]], progress: Progress) -> list[Run]:
+    """The runs of a task under all seeds, open; what draws nothing is one run. Where one cannot be opened, those before it are let go again."""
+    seeds = session.recipe.every_seed
+    tasks, once, runs = [first, *(first.reseeded(seed) for seed in seeds[1:])], [], []
+    with ExitStack() as opened:
         for mode, control in plan:
             for task in tasks:
-                run_id, drew = _one(session, task, mode, control, progress)
-                yield run_id
-                if not (drew or control in SEEDED or method_class(mode).random or first.drawn(recipe.limit)):
+                runs.append(run := _open(session, task, mode, control, progress))
+                if run.sitting is not None:
+                    opened.callback(run.sitting.loop.writer.interrupt)
+                if not run.drew:
                     once.append(mode if control == "matched" else f"{mode} ({control})")
                     break
-        if once and len(seeds) > 1:
-            progress.say(
-                f"{first.name}: {', '.join(once)} draws nothing (every document is asked), so it is run once, with seed {seeds[0]}."
-            )
+        opened.pop_all()
+    if once and len(seeds) > 1:
+        progress.say(f"{first.name}: {', '.join(once)} draws nothing (every document is asked), so it is run once, with seed {seeds[0]}.")
+    return runs
 
 
 def _plan(recipe: Recipe, progress: Progress) -> list[tuple[str, str]]:
@@ -139,76 +90,21 @@ def _plan(recipe: Recipe, progress: Progress) -> list[tuple[str, str]]:
     return plan
 
 
-def _one(session: Session, task: Task, mode: str, control: str, progress: Progress) -> tuple[str, bool]:
-    """One method on one task, under its seed, and one control. Returns the run's id, and whether the method drew anything by the seed."""
-    recipe, kind = session.recipe, method_class(mode)
-    receiver, sharer = session.endpoints(kind)
-    documents = task.documents(scoring=recipe.scoring, limit=recipe.limit, receiver_chat=receiver.has_chat)
-    if not documents:
-        raise UserError(f"task {task.name} has no documents left.", "Check its data with `lcfbench doctor`.")
-    folder = session.adapter(mode, task)
-    adapter: Adapter | None = None
-    if folder is not None:
-        adapter = load_adapter(folder, receiver.device, receiver.dtype)
-        adapter.config.check_fits(receiver.geometry, sharer.geometry, str(folder))
-        if (mode, task.name) not in session.told:
-            session.told.add((mode, task.name))
-            if folder not in recipe.adapter:
-                progress.say(f"{mode} on {task.name} uses the shipped adapter {folder.name} ({adapter.params / 1e6:.1f} M parameters).")
-            if other := other_revisions(adapter, receiver, sharer):
-                progress.warn(f"adapter {folder.name} was trained on other weights: {other}. Expect it to do worse.")
-    fields = {f.name for f in option_fields(kind)}
-    method = create(mode, receiver, sharer, adapter, {k: v for k, v in recipe.options.items() if k in fields})
-    for document in documents:
-        method.check(document)
+def _open(session: Session, task: Task, mode: str, control: str, progress: Progress) -> Run:
+    """One method on one task, under its seed, and one control, ready to go on from what is recorded of it."""
+    recipe, asked = session.recipe, session.method(mode, task, progress)
+    method, documents, folder, ends = asked.method, asked.documents, asked.folder, asked.ends
+    drew = bool(asked.calibration) or control in SEEDED or method.random or task.drawn(recipe.limit)
     senders = sender_of(documents, control, task.seed)
-    scoring, ends = documents[0].scoring, (receiver, sharer)
-    named = identity(recipe, session.names, ends, task, session.digests(task), scoring, method, mode, control, folder)
-    if calibration := _calibration(task, method, mode, scoring, receiver.has_chat):
-        named["calibration_sha256"] = hashlib.sha256("".join(d.hash for d in calibration).encode()).hexdigest()
-    about = manifest(recipe, session.environment, task, documents, senders, ends, adapter, folder)
+    named = identity(recipe, session.names, ends, task, session.digests(task), documents[0].scoring, method, mode, control, folder)
+    if asked.calibration:
+        named["calibration_sha256"] = hashlib.sha256("".join(d.hash for d in asked.calibration).encode()).hexdigest()
+    about = manifest(recipe, session.environment, task, documents, senders, ends, asked.adapter, folder)
     writer = RunWriter.open(recipe.out, named, about, fresh=recipe.fresh)
     if writer.complete:
         progress.say(f"{writer.run_id}: complete already, nothing to do (--fresh runs it again).")
-        return writer.run_id, bool(calibration)
-    before = [row["score"] for row in recorded(writer.folder).values() if row.get("error") is None]
+        return Run(writer.run_id, drew, None)
     loop = Loop(task, method, writer, senders, {d.hash: i for i, d in enumerate(documents)}, folder)
-    loop.params, loop.right, loop.count = adapter.params if adapter is not None else 0, sum(before), len(before)
-    todo = {d.hash for d in documents} - writer.done
-    title = [task.name, mode, *([control] if control != "matched" else []), *([f"seed {task.seed}"] if recipe.seeds else [])]
-    progress.begin(" · ".join(title), len(documents), len(before), loop.right)
-    try:
-        with torch.inference_mode():
-            if calibration:
-                writer.manifest["calibration"] = {"documents": len(calibration), **method.calibrate(calibration)}
-            loop.method = under(control, method, task.seed)  # only now: calibration is that of the method as it is
-            writer.manifest["sends"] = loop.method.sends
-            loop.measure_latency(documents[0], [d for d in documents[: recipe.latency_documents] if d.hash in todo])
-            progress.rolling()
-            began = time.perf_counter()
-            for batch in batches(documents, recipe.batch_size):
-                if any(d.hash in todo for d in batch):
-                    loop.batch(batch, todo, progress)
-    except BaseException:
-        writer.interrupt()  # the rows so far, sealed; the same command goes on from here
-        raise
-    finally:
-        progress.end()
-    seconds = time.perf_counter() - began
-    if loop.failures:
-        progress.warn(f"{len(loop.failures)} of {len(documents)} documents failed and count as wrong; the first: {loop.failures[0]}")
-    writer.finish({"documents_per_second": len(todo) / seconds if todo else None, "seconds": seconds})
-    return writer.run_id, bool(calibration)
-
-
-def _calibration(task: Task, method: Method, mode: str, scoring: Scoring, receiver_chat: bool) -> list[Document]:
-    """The validation documents a method wants to see before it responds, never test documents; mostly none."""
-    if not method.calibration:
-        return []
-    try:
-        return task.documents(scoring=scoring, limit=method.calibration, split="validation", receiver_chat=receiver_chat)
-    except UserError as error:
-        raise UserError(
-            f"{mode} with these options is calibrated on validation documents, which {task.name} cannot give: {error.what}",
-            "Choose options that need none (`lcfbench ls methods`), or a task with a validation split.",
-        ) from error
+    loop.params = asked.adapter.params if asked.adapter is not None else 0
+    title = " · ".join([task.name, mode, *([control] if control != "matched" else []), *([f"seed {task.seed}"] if recipe.seeds else [])])
+    return Run(writer.run_id, drew, Sitting(title, asked, control, loop))

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from lcfbench.branching import branch, can_branch
 from lcfbench.document import Document
 from lcfbench.harness import Outcome
 from lcfbench.methods.base import Batch
-from lcfbench.prompts import Prompt, continuation, extend
+from lcfbench.prompts import Prompt, continuation, continuations, extend
 from lcfbench.state import State
 
 
 def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
     """Outcome of each document, and its answer tokens: those it wrote, or those that were run to rank its choices, leads included."""
-    documents = list(batch.documents)
+    documents, endpoint = list(batch.documents), state.endpoint
+    first = documents[0]
     with batch.clock("decode"):
-        opened = state.endpoint.open(state)
-        batch.clock.first_token()
-        first = documents[0]
         if not first.steps:
-            texts, written = state.endpoint.decode(opened, max(d.max_new_tokens for d in documents), first.until)
+            opened = endpoint.open(state)
+            batch.clock.first_token()
+            texts, written = endpoint.decode(opened, max(d.max_new_tokens for d in documents), first.until)
             return [Outcome(loglikelihoods=(), text=text, picks=()) for text in texts], written
-        tokenizer, prompts = state.endpoint.tokenizer, list(state.prompts)
+        prompts = list(state.prompts)
         scores: list[list[tuple[tuple[float, bool], ...]]] = [[] for _ in documents]
         picks: list[list[int]] = [[] for _ in documents]
         tokens = [0] * len(documents)
@@ -34,13 +35,20 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
                     d.steps[number].led([s.choices[p] for s, p in zip(d.steps, row, strict=False)])
                     for d, row in zip(documents, picks, strict=True)
                 ]
-                longer = [extend(p, text, tokenizer) for p, text in zip(prompts, leads, strict=True)]
+                longer = [extend(p, text, endpoint.tokenizer) for p, text in zip(prompts, leads, strict=True)]
                 ids = [list(new.ids[len(old.ids) :]) for new, old in zip(longer, prompts, strict=True)]
                 prompts = longer
-                opened = state.endpoint.open(opened.then(ids, prompts))
+                state = opened.then(ids, prompts)
                 tokens = [n + len(new) for n, new in zip(tokens, ids, strict=True)]
-            choices = [[continuation(p, c, tokenizer) for c in d.steps[number].choices] for d, p in zip(documents, prompts, strict=True)]
-            for b, row in enumerate(state.endpoint.rank(opened, choices)):
+            choices = [continuations(p, d.steps[number].choices, endpoint.tokenizer) for d, p in zip(documents, prompts, strict=True)]
+            if len(documents) > 1 and can_branch(state):
+                ranked, opened = branch(endpoint, state, choices)
+                batch.clock.first_token()
+            else:  # of a document alone the moment of its first token is wanted for itself
+                opened = endpoint.open(state)
+                batch.clock.first_token()
+                ranked = endpoint.rank(opened, choices)
+            for b, row in enumerate(ranked):
                 scores[b].append(tuple(row))
                 picks[b].append(max(range(len(row)), key=lambda c, row=row: row[c][0]))  # type: ignore[misc]
                 tokens[b] += sum(len(ids) - 1 for ids in choices[b])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -52,12 +54,19 @@ class State:
 
 @dataclass
 class Opened:
-    """A `State` whose `ids` have been run. logits: (B, V) of the next token, fp32. next_position: (B,)."""
+    """A `State` whose `ids` have been run. logits: (B, V) of the next token, fp32. next_position: (B,).
+
+    extended: makes the cache to go on from; where one token was the whole answer nobody asks for it.
+    """
 
     endpoint: Endpoint
-    kv: KV
     logits: Tensor
     next_position: Tensor
+    extended: Callable[[], KV]
+
+    @cached_property
+    def kv(self) -> KV:
+        return self.extended()
 
     def then(self, ids: list[list[int]], prompts: list[Prompt]) -> State:
         """A state that runs `ids` next: how a second ranking step follows the first."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
 from lcfbench.provenance import digest as digest_of
-from lcfbench.reading import Reading
+from lcfbench.reading import Reading, read_table
 from lcfbench.records import (
     COLUMNS,
     JOURNAL,
@@ -32,14 +32,14 @@ from lcfbench.records import (
     MANIFEST,
     SAMPLES,
     SCHEMA_VERSION,
-    done,
+    answered,
     fit,
     journal_end,
     lock,
     now,
     read_manifest,
-    recorded,
     schema,
+    unreadable,
     write,
     write_json,
     writing,
@@ -57,10 +57,14 @@ def run_id_of(identity: Mapping[str, Any]) -> str:
 
 
 class RunWriter:
-    """The open file of one run. Use `open`; then `append` rows, and `finish` or `interrupt`."""
+    """The open file of one run. Use `open`; then `append` rows, and `finish` or `interrupt`.
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], journal: int | None, done: set[str]) -> None:
-        self.folder, self.manifest, self.done = folder, manifest, done
+    done: hashes of the documents that have their answer. before: the scores of those that had it when the run was opened.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], journal: int | None, found: Mapping[str, float | None]) -> None:
+        self.folder, self.manifest, self.done = folder, manifest, set(found)
+        self.before = [score for score in found.values() if score is not None]
         self._journal, self._synced = journal, 0.0
         self._base = {k: v for k, v in manifest["identity"].items() if k in COLUMNS and isinstance(v, COLUMNS[k])}
 
@@ -76,7 +80,7 @@ class RunWriter:
         folder = Path(out) / run_id
         before = {} if fresh else read_manifest(folder)
         if before.get("state") == "complete" and not before.get("errors") and (folder / SAMPLES).exists():
-            return cls(folder, before, None, done(folder))
+            return cls(folder, before, None, answered(folder))
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             journal = lock(folder / JOURNAL)
@@ -92,7 +96,7 @@ class RunWriter:
                 if fresh:
                     (folder / SAMPLES).unlink(missing_ok=True)
                 os.ftruncate(journal, 0 if fresh else journal_end(folder / JOURNAL))  # a torn last line goes
-            return cls(folder, whole, journal, done(folder))
+            return cls(folder, whole, journal, answered(folder))
         except BaseException:
             os.close(journal)
             raise
@@ -154,13 +158,17 @@ class RunWriter:
             return
         with writing(self.folder):
             os.fsync(self._journal)
-        rows = sorted(recorded(self.folder).values(), key=lambda row: (row["doc_index"], row["doc_hash"]))
+        try:
+            rows = read_table(self.folder, tuple(COLUMNS), []).cast(schema())
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise unreadable(self.folder / SAMPLES, error) from error
+        rows = rows.sort_by([("doc_index", "ascending"), ("doc_hash", "ascending")])
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema()), sink, compression="zstd")
-        counts = {"documents": len(rows), "errors": sum(row.get("error") is not None for row in rows)}
+        pq.write_table(rows, sink, compression="zstd")
+        counts = {"documents": len(rows), "errors": len(rows) - rows["error"].null_count}
         self.manifest |= {**update, "state": state, "finished_at": now(), **counts}
         with writing(self.folder):
-            write(self.folder / SAMPLES, sink.getvalue().to_pybytes())
+            write(self.folder / SAMPLES, sink.getvalue())
             write_json(self.folder / MANIFEST, self.manifest)
             (self.folder / JOURNAL).unlink(missing_ok=True)
         self.close()

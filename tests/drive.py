@@ -64,13 +64,10 @@ class Watcher:
     def begin(self, title, total, done, right):
         self.updates.append((right, done))
 
-    def rolling(self):
-        pass
-
-    def update(self, right, done):
+    def update(self, title, right, done):
         self.updates.append((right, done))
 
-    def end(self):
+    def end(self, title):
         pass
 
     def step(self, step, steps, loss, right, gates_open, gates, examples_per_s):

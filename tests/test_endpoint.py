@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from lcfbench import endpoint
+from lcfbench import endpoint, memory, prefill
 from lcfbench.document import View
 from lcfbench.kv import KV, pad_left, positions_of, rotate
 from lcfbench.prompts import continuation, render
@@ -168,20 +168,31 @@ def test_the_loss_equals_a_plain_forward():
     assert 0 <= float(right) <= 1
 
 
+def forwards(end, monkeypatch):
+    """The numbers of tokens, padding included, of every forward of the decoder from now on."""
+    ran, run = [], end.run
+    monkeypatch.setattr(end, "run", lambda ids, *rest: (ran.append(ids.numel()), run(ids, *rest))[1])
+    return ran
+
+
 def test_what_is_shared_ends_where_memory_does_and_is_said_once(monkeypatch):
     end, shown = tiny.endpoint(), prompts(tiny.endpoint())
     free = iter([40 << 30, 1])
     monkeypatch.setattr(endpoint, "free_bytes", lambda device: next(free))
-    monkeypatch.setattr(endpoint, "_warned", False)
+    monkeypatch.setattr(prefill, "_warned", False)
     for _ in range(2):  # measured when sharing begins the first time, not again
         with end.sharing(), end.sharing(), warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert end.read(shown).kv.keys is end.read(shown).kv.keys
+            ran = forwards(end, monkeypatch)
+            first = end.read(shown).kv.keys
+            read = len(ran)
+            assert torch.equal(first, end.read(shown).kv.keys)
+            assert read and len(ran) == read, "nothing is read twice"
         assert end._shared_limit == 10 << 30
     small = tiny.endpoint()
-    with small.sharing():
+    with small.sharing() as shared:
         assert small._shared_limit == 1 << 30, "at least so much"
-        small._shared_limit = 1
+        shared.limit = 1
         with pytest.warns(UserWarning, match=r"no longer shared beyond 0\.0 GB") as said:
             first, second = small.read(shown).kv.keys, small.read(shown).kv.keys
     assert len(said) == 1 and first is not second and torch.equal(first, second)
@@ -190,7 +201,7 @@ def test_what_is_shared_ends_where_memory_does_and_is_said_once(monkeypatch):
 def test_free_memory_is_what_the_system_says(monkeypatch, tmp_path):
     table = tmp_path / "meminfo"
     table.write_text("MemTotal:       9000 kB\nMemAvailable:   8000 kB\n")
-    monkeypatch.setattr(endpoint, "Path", lambda _: table)
-    assert endpoint.free_bytes(torch.device("cpu")) == 8000 * 1024
+    monkeypatch.setattr(memory, "Path", lambda _: table)
+    assert memory.free_bytes(torch.device("cpu")) == 8000 * 1024
     table.unlink()
-    assert endpoint.free_bytes(torch.device("cpu")) // 4 == 2 << 30
+    assert memory.free_bytes(torch.device("cpu")) // 4 == 2 << 30

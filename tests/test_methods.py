@@ -174,7 +174,8 @@ def test_the_message_matters_and_is_accounted(name, kind, documents):
     assert all(
         0 < w <= c for w, c in zip(state.message.wire_bytes, state.message.cache_bytes, strict=True) if name != "t2t" and kind != "lcfx"
     )
-    assert sum(batch.clock.ms[p] for p in PHASES) == pytest.approx(batch.clock.total, rel=0.1)
+    # what lies between the phases is next to nothing, unless another process takes the core meanwhile
+    assert 0.5 * batch.clock.total < sum(batch.clock.ms[p] for p in PHASES) <= batch.clock.total
     assert 0 < batch.clock.ttft_ms < batch.clock.total
 
 

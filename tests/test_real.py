@@ -14,11 +14,12 @@ import torch
 
 from lcfbench import runner
 from lcfbench.adapters.config import read_config
-from lcfbench.assets import EMBEDDED_PAIR, mirror
+from lcfbench.assets import EMBEDDED_PAIR, find_model, mirror
 from lcfbench.catalogue import method_names
 from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
 from lcfbench.harness import describe, task_names
+from lcfbench.methods.base import method_class
 from lcfbench.recipe import Recipe
 from lcfbench.shipped import pick_adapter
 from lcfbench.timing import PHASES
@@ -40,7 +41,7 @@ def real_assets():
             patch.setenv("LCFBENCH_MIRROR", str(SHARED / "hub"))
         plain = Endpoint.load
         once = functools.cache(
-            lambda name, dtype, device, attention: plain(runner.find_model(name), dtype=dtype, device=device, attention=attention)
+            lambda name, dtype, device, attention: plain(find_model(name), dtype=dtype, device=device, attention=attention)
         )
         patch.setattr(Endpoint, "load", lambda found, *, dtype, device, attention: once(found.name, dtype, device, attention))
         yield
@@ -53,7 +54,7 @@ def go(out: Path, watcher: Watcher | None = None, **chosen) -> list[Path]:
 
 def adapter_of(mode: str, task: str) -> Path | None:
     """The adapter that ships for a method of the embedded pair on a task; None where none does."""
-    kind, shared = runner.method_class(mode), describe(task)["context"] == "shared"
+    kind, shared = method_class(mode), describe(task)["context"] == "shared"
     pair = (RECEIVER, RECEIVER) if kind.uses == ("receiver",) else (RECEIVER, SHARER)
     try:
         return pick_adapter([], kind.adapter_kinds, pair, shared=shared, mode=mode, task=task)
@@ -62,7 +63,7 @@ def adapter_of(mode: str, task: str) -> Path | None:
 
 
 def test_the_embedded_pair_is_what_it_says():
-    receiver, sharer = (Endpoint.load(runner.find_model(n), dtype="auto", device="auto", attention="sdpa") for n in (RECEIVER, SHARER))
+    receiver, sharer = (Endpoint.load(find_model(n), dtype="auto", device="auto", attention="sdpa") for n in (RECEIVER, SHARER))
     g, h = receiver.geometry, sharer.geometry
     assert (g.layers, g.kv_heads, g.head_dim) == (30, 3, 64) and (h.layers, h.kv_heads, h.head_dim) == (18, 1, 256)
     assert receiver.has_chat and not sharer.has_chat
@@ -76,7 +77,7 @@ def test_a_handful_of_every_task_under_every_method(tmp_path, task, mode):
     shared = describe(task)["context"] == "shared"
     if describe(task)["dataset"] != "generated" and task not in WHEELS and mirror() is None:
         pytest.skip(f"{task} needs a mirror of the Hub's data sets: set LCFBENCH_MIRROR")
-    kind = runner.method_class(mode)
+    kind = method_class(mode)
     if mode == "c2c" and not shared:
         pytest.skip("C2C fuses token by token: it has no business on different contexts")
     if mode == "excerpt" and shared:

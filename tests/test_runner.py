@@ -17,9 +17,12 @@ from lcfbench import runner
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import save as save_adapter
+from lcfbench.assets import find_model
 from lcfbench.catalogue import method_names
 from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
+from lcfbench.identity import other_revisions
+from lcfbench.methods.base import method_class
 from lcfbench.recipe import Recipe
 from lcfbench.records import COLUMNS
 from lcfbench.store import RunWriter
@@ -39,7 +42,7 @@ def pair(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory, pair) -> Path:
     """A random LCF-X adapter for the pair, open enough to change what the receiver says."""
-    ends = [Endpoint.load(runner.find_model(name), dtype="float32") for name in pair.split(":")]
+    ends = [Endpoint.load(find_model(name), dtype="float32") for name in pair.split(":")]
     torch.manual_seed(5)
     made = build(pair_config("lcfx", *((e.name, e.geometry) for e in ends), options={"width": 8}))
     with torch.no_grad():
@@ -258,6 +261,32 @@ def test_many_runs_share_one_load_of_the_models(pair, adapter, tmp_path, monkeyp
     assert any("receiver" in text and "no deranged run" in text for text in watcher.said)
 
 
+def test_runs_made_together_are_those_made_apart_and_the_models_read_once(pair, adapter, tmp_path, monkeypatch):
+    chosen = {"task": ["splitfacts"], "adapter": [adapter], "limit": 20, "batch_size": 8, "latency_documents": 2}
+    ran, plain = [], Endpoint.run
+    monkeypatch.setattr(Endpoint, "run", lambda self, ids, *rest: (ran.append(self.name), plain(self, ids, *rest))[1])
+    names = [Path(name).name for name in pair.split(":")]
+
+    def forwards() -> dict[str, int]:
+        count = {name: sum(name in each for each in ran) for name in names}
+        ran.clear()
+        return count
+
+    controls = ["matched", "deranged", "zero", "noise", "silent"]
+    together = go(pair, tmp_path / "together", mode=["lcf", "receiver"], control=controls, **chosen | {"latency_documents": 0})
+    shared = forwards()
+    [lone] = go(pair, tmp_path / "lone", mode=["lcf"], **chosen | {"latency_documents": 0})
+    alone = forwards()
+    assert lone.name == together[0].name and rows(lone) == rows(together[0])
+    warm_up = len(together)  # one document a run, unbatched
+    assert all(shared[name] <= alone[name] + warm_up for name in names), "batches are read once, whatever the control"
+    for folder in together:
+        mode, _, control, _ = folder.name.split("-")
+        [apart] = go(pair, tmp_path / "apart", mode=[mode], control=[control], **chosen)
+        assert apart.name == folder.name and rows(apart) == rows(folder)
+    assert all(manifest(folder)["seconds"] > 0 for folder in together)
+
+
 def test_a_receiver_alone_loads_no_sharer(pair, tmp_path, monkeypatch):
     loaded, plain = [], Endpoint.load
     monkeypatch.setattr(Endpoint, "load", lambda found, **kw: (loaded.append(found.name), plain(found, **kw))[1])
@@ -313,7 +342,7 @@ def test_every_column_is_accounted_for(pair, adapter, tmp_path, mode):
     if mode == "kvcomm":
         pair = f"{pair.split(':')[0]}:{pair.split(':')[0]}"
     [folder] = go(pair, tmp_path, mode=[mode], adapter=[adapter], latency_documents=3)
-    kind = runner.method_class(mode)
+    kind = method_class(mode)
     table = rows(folder, without=set())
     sends = {"message_from", "sharer_prompt", "sharer_prompt_sha256"} if kind.sends else set()
     sends -= {"sharer_prompt", "sharer_prompt_sha256"} if mode == "excerpt" else set()  # the sharer's text goes over unread
@@ -351,7 +380,7 @@ def test_every_column_is_accounted_for(pair, adapter, tmp_path, mode):
 def test_token_wise_adapters_run_on_shared_contexts(pair, tmp_path, mirror, kind):
     small = {"width": 8} if kind == "lcf" else {"hidden": 8, "intermediate": 8}
     torch.manual_seed(1)
-    ends = [Endpoint.load(runner.find_model(name), dtype="float32") for name in pair.split(":")]
+    ends = [Endpoint.load(find_model(name), dtype="float32") for name in pair.split(":")]
     made = build(pair_config(kind, *((e.name, e.geometry) for e in ends), options={**small, "gate_init": 1.0}))
     save_adapter(made, tmp_path / "adapter", "")
     matched, deranged = go(
@@ -384,5 +413,5 @@ def test_a_fuser_for_another_model_of_the_same_shape_is_noticed(pair):
     end = types.SimpleNamespace(name="qwen3-1.7b", revision="abc", source="hub")
     same = types.SimpleNamespace(name="qwen2.5-0.5b", revision="def", source="hub")
     config = types.SimpleNamespace(training={}, receiver="Qwen/Qwen3-0.6B", sharer="Qwen/Qwen2.5-0.5B-Instruct")
-    said = runner.other_revisions(types.SimpleNamespace(config=config), end, same)
+    said = other_revisions(types.SimpleNamespace(config=config), end, same)
     assert said == "receiver was Qwen/Qwen3-0.6B, here it is qwen3-1.7b"

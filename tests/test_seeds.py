@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lcfbench import assets, runner
+from lcfbench import assets, session
 from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
 from lcfbench.harness import Task
@@ -189,7 +189,7 @@ def test_a_limit_draws_documents_by_the_seed(pair, tmp_path, mirror, monkeypatch
 
 def test_calibration_documents_are_drawn_too(pair, tmp_path):  # noqa: F811
     receiver = pair.split(":")[0]
-    plain = runner.load_task
+    plain = session.load_task
 
     def load(name, **more):
         made = plain(name, **more)
@@ -197,7 +197,7 @@ def test_calibration_documents_are_drawn_too(pair, tmp_path):  # noqa: F811
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "load_task", load)
+        patch.setattr(session, "load_task", load)
         whole = go(f"{receiver}:{receiver}", tmp_path, mode=["kvcomm"], limit=2, seeds=[0, 1])
         chosen = go(f"{receiver}:{receiver}", tmp_path, mode=["kvcomm"], limit=2, seeds=[0, 1], options={"layers": "0.5"})
     assert len(whole) == 1 and len(chosen) == 2

@@ -159,3 +159,19 @@ def test_words_are_single_tokens_of_the_embedded_pair():
         tokenizer = AutoTokenizer.from_pretrained(path)
         words = [*vocabulary("trained"), *vocabulary("held-out"), *CITIES]
         assert [w for w in words if len(tokenizer.encode(" " + w, add_special_tokens=False)) != 1] == []
+
+
+def test_the_test_split_is_generated_once_a_seed(monkeypatch):
+    """Its digest, lm-eval's task and the documents take the same rows; another seed has its own."""
+    from lcfbench.harness import load_task
+
+    task = load_task("splitfacts", options={"n": "40"})
+    made = []
+    generator = task._extra["generator"]
+    monkeypatch.setitem(task._extra, "generator", lambda *a, **k: (made.append(k["seed"]), generator(*a, **k))[1])
+    digest, documents = task.data_sha256, task.documents(limit=10)
+    assert made == [0] and len(documents) == 10 and len(task.documents()) == 40
+    assert [d.hash for d in documents] == [d.hash for d in load_task("splitfacts", options={"n": "40"}).documents(limit=10)]
+    other = task.reseeded(1)
+    assert other.data_sha256 != digest and made == [0, 1] and task.data_sha256 == digest
+    assert other.documents(limit=1)[0].hash != documents[0].hash and made == [0, 1]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -224,3 +225,59 @@ def test_provenance(tmp_path: Path) -> None:
     assert file_sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     found = environment(device="cuda:0", threads=3)
     assert found["libraries"]["pyarrow"] == pa.__version__ and found["device"] == "cuda:0" and found["threads"] == 3
+
+
+# -- a long run ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"doc_hash": "torn', b'{"doc_hash": "' + b"x" * 500])
+@pytest.mark.parametrize("block", [1, 7, 100, 1 << 16])
+def test_the_journals_last_whole_line_is_found_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: bytes, block: int
+) -> None:
+    monkeypatch.setattr(records, "TAIL_BYTES", block)
+    whole = b'{"doc_hash": "a"}\n' * 30
+    (tmp_path / "journal").write_bytes(whole + tail)
+    assert records.journal_end(tmp_path / "journal") == len(whole)
+    (tmp_path / "journal").write_bytes(tail)
+    assert records.journal_end(tmp_path / "journal") == 0
+
+
+def test_scores_recorded_before_come_without_a_second_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the parquet file of a stopped sitting and the journal of a killed one; a failure after an answer is a failure."""
+    first = start(tmp_path)
+    for index in range(4):
+        first.append(row(index))
+    first.append(row(4, score=0.0, error="out of memory"))
+    first.interrupt()
+    second = start(tmp_path)
+    assert sorted(second.before) == [0.0, 0.0, 1.0, 1.0] and second.done == {"h000", "h001", "h002", "h003"}
+    second.append(row(4, score=0.25))
+    second.append(row(0, score=0.0, error="out of memory"))
+    second.close()
+    third = start(tmp_path)
+    assert sorted(third.before) == [0.0, 0.25, 1.0, 1.0] and third.done == {"h001", "h002", "h003", "h004"}
+    third.finish()
+    assert third.manifest["documents"] == 5 and third.manifest["errors"] == 1
+
+
+def test_a_run_is_sealed_without_its_rows_in_python_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lcfbench import reading
+
+    most = []
+    journal = reading._journal
+
+    def watched(*arguments: object) -> Iterator[list[dict]]:
+        for rows in journal(*arguments):  # type: ignore[arg-type]
+            most.append(len(rows))
+            yield rows
+
+    monkeypatch.setattr(reading, "AT_ONCE", 3)
+    monkeypatch.setattr(reading, "_journal", watched)
+    writer = start(tmp_path)
+    for index in (*range(9, -1, -1), 5):
+        writer.append(row(index, prediction=f"{index}"))
+    writer.finish()
+    table = pq.read_table(writer.folder / "samples.parquet")
+    assert max(most) == 3 and len(most) == 4
+    assert table.schema.equals(schema()) and table["doc_index"].to_pylist() == list(range(10))

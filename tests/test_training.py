@@ -13,6 +13,7 @@ from lcfbench import runner
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config, read_config
 from lcfbench.adapters.files import load
+from lcfbench.assets import find_model
 from lcfbench.document import Document, Step, View
 from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
@@ -77,7 +78,7 @@ def test_the_same_seed_gives_the_same_adapter_and_another_one_another(pair, tmp_
 
 def test_the_saved_adapter_scores_on_the_dev_split_what_its_card_says(pair, trained):
     folder, _ = trained
-    receiver, sharer = (Endpoint.load(runner.find_model(name), dtype="float32") for name in pair.split(":"))
+    receiver, sharer = (Endpoint.load(find_model(name), dtype="float32") for name in pair.split(":"))
     method, task = create("lcf", receiver, sharer, load(folder)), load_task("splitfacts")
     documents = task.documents(split="validation", limit=12, receiver_chat=receiver.has_chat)
     scores = []
@@ -92,7 +93,7 @@ def test_the_saved_adapter_scores_on_the_dev_split_what_its_card_says(pair, trai
 def test_a_run_takes_it_without_a_warning(pair, trained, tmp_path):
     folder, _ = trained
     revisions = read_config(folder).training["revisions"]
-    assert revisions == {r: runner.find_model(n).revision for r, n in zip(("receiver", "sharer"), pair.split(":"), strict=True)}
+    assert revisions == {r: find_model(n).revision for r, n in zip(("receiver", "sharer"), pair.split(":"), strict=True)}
     watcher = Watcher()
     chosen = Recipe(pair=pair, mode=["lcf"], adapter=[folder], limit=6, out=tmp_path, dtype="float32", latency_documents=0)
     [run_id] = runner.run(chosen, watcher)
@@ -220,7 +221,7 @@ class Colours:
 @pytest.mark.parametrize(("kind", "alignment"), [("lcf", "span"), ("lcf", "remap"), ("c2c", "span"), ("c2c", "remap")])
 def test_token_wise_adapters_learn_through_the_same_loop(pair, tmp_path, kind, alignment):
     torch.manual_seed(0)
-    receiver, sharer = (Endpoint.load(runner.find_model(name), dtype="float32") for name in pair.split(":"))
+    receiver, sharer = (Endpoint.load(find_model(name), dtype="float32") for name in pair.split(":"))
     options, _ = adapter_options(kind, {"width": "16"} if kind == "lcf" else {"hidden": "16", "intermediate": "16"})
     names = ((e.name, e.geometry) for e in (receiver, sharer))
     adapter = build(pair_config(kind, *names, layer_map="proportional", token_alignment=alignment, options=options))

@@ -14,10 +14,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from lcfbench.adapters._layers import WHOLE
 from lcfbench.adapters.config import AdapterConfig, kinds
 from lcfbench.errors import UserError
 
 GateMode = Literal["gumbel", "soft", "hard"]
+AT_ONCE = 1 << 21  # numbers in the widest tensor of one stretch of layers: so many stay in a processor's cache
 
 
 class Adapter(nn.Module):
@@ -41,13 +43,14 @@ class Adapter(nn.Module):
         """Gumbel temperature at a training step: `first · (last/first)^(min(step/steps, 1))` (C2C's schedule)."""
         self.temperature = first * (last / first) ** min(step / steps, 1.0)
 
-    def gates(self, shape: tuple[int, ...], noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Gate of K and of V, broadcastable to `(L,) + shape`; `noise` are the uniform draws of that shape, for tests."""
-        layers = self.gate_logit.shape[0]
+    def gates(self, shape: tuple[int, ...], noise: tuple[Tensor, Tensor] | None = None, at: slice = WHOLE) -> tuple[Tensor, Tensor]:
+        """Gate of K and of V of the layers `at`, broadcastable to `(L,) + shape`; `noise` are the uniform draws of that shape, for tests."""
+        logits = self.gate_logit[at]
+        layers = logits.shape[0]
         flat = (layers,) + (1,) * len(shape)
         out = []
         for i in (0, 1):
-            logit = self.gate_logit[:, i].view(flat)
+            logit = logits[:, i].view(flat)
             if self.gate_mode == "soft":
                 gate = torch.sigmoid(logit)
             elif self.training and self.gate_mode == "gumbel":
@@ -110,6 +113,41 @@ class Adapter(nn.Module):
     def cache_bytes(self, sharer_tokens: int, itemsize: int) -> int:
         """Bytes of the sharer's cache entries this adapter reads: K and V of the distinct sharer layers."""
         return len(set(self.config.layer_map)) * 2 * self.config.sharer_geometry.kv_width * sharer_tokens * itemsize
+
+
+class Editor(Adapter):
+    """Base of the kinds that edit the receiver's cache entry by entry. Any stretch `at` of the stack can be computed by itself.
+
+    projects: whether the message is each of the sharer's entries by itself, projected to fewer numbers.
+    """
+
+    projects: ClassVar[bool] = False
+
+    def message(self, sharer: Tensor, at: slice = WHOLE) -> Tensor:
+        """What crosses the wire: (L, T, ·) from the sharer's entries (L, T, s), K and V flattened, of the stack entries `at`."""
+        raise NotImplementedError
+
+    @property
+    def can_shut(self) -> bool:
+        """Whether a gate can be zero: soft ones are always open, if ever so little."""
+        return self.gate_mode != "soft"
+
+    @property
+    def widest(self) -> int:
+        """Numbers a token and layer in the widest tensor that `message` and `forward` make."""
+        return 2 * max(self.config.receiver_geometry.kv_width, self.config.sharer_geometry.kv_width)
+
+    def pieces(self, tokens: int) -> list[slice]:
+        """Stretches of the stack to be computed one after another, for so many tokens.
+
+        On a CPU without gradients a few layers at a time: what one step writes is in the cache when the next reads it, and no large buffer is
+        asked of the system, zeroed and given back. Else all at once.
+        """
+        layers = len(self.config.layers)
+        if torch.is_grad_enabled() or self.gate_logit.device.type != "cpu":
+            return [slice(0, layers)]
+        size = max(1, AT_ONCE // max(tokens * self.widest, 1))
+        return [slice(start, min(start + size, layers)) for start in range(0, layers, size)]
 
 
 def build(config: AdapterConfig) -> Adapter:

@@ -15,17 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcfbench.adapters._layers import gated, linear, rms_norm, stacked
-from lcfbench.adapters.base import Adapter, GateMode
+from lcfbench.adapters._layers import WHOLE, added, linear, rms_norm, stacked, weighted
+from lcfbench.adapters.base import Editor, GateMode
 from lcfbench.adapters.config import AdapterConfig
-from lcfbench.adapters.lcf import flat
 from lcfbench.errors import UserError, unknown
 
 ABLATIONS = ("none", "no-heads", "no-gate", "projection")  # each leaves out what the one before does, and more
 Ablation = Literal["none", "no-heads", "no-gate", "projection"]
 
 
-class Fuser(Adapter):
+class Fuser(Editor):
     """hidden, intermediate: widths of the blocks. blocks: C2C's `num_layers`: one block is the trunk, blocks − 2 follow
     on the way to the edit, one on the way to the head weights.
 
@@ -65,32 +64,45 @@ class Fuser(Adapter):
             self.head_weight, self.head_bias = twice(L, h, R.kv_heads), bias(L, R.kv_heads)
         self.out_weight, self.out_bias = twice(L, h, R.kv_width), bias(L, R.kv_width)
 
-    def message(self, sharer: Tensor) -> Tensor:
+    @property
+    def widest(self) -> int:
+        return 2 * max(self.in_weight.shape[2:] + self.trunk.up.shape[3:] + (self.out_weight.shape[3],))
+
+    def message(self, sharer: Tensor, at: slice = WHOLE) -> Tensor:
         """What crosses the wire: the sharer's entries (L, T, s) as they are; C2C's input layer is wider than they are."""
         return sharer
 
-    def forward(self, message: Tensor, keys: Tensor, values: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Edited keys and values (L, B, H, N, D) from the message (L, B, N or 1, s) and the receiver's own.
+    def forward(
+        self, message: Tensor, keys: Tensor, values: Tensor, noise: tuple[Tensor, Tensor] | None = None, at: slice = WHOLE
+    ) -> tuple[Tensor, Tensor]:
+        """Edited keys and values (L, B, H, N, D) from the message (L, B, N or 1, s) and the receiver's own, of the stack entries `at`.
 
         noise: the uniform draws (L, B, H, N, 1) of the K and V gates in training, for tests.
         """
         L, B, H, N, D = keys.shape
-        x = torch.stack(message.expand(L, B, N, -1).chunk(2, -1), 1)  # (L, 2, B, N, S)
+        x = message.expand(L, B, N, -1).unflatten(3, (2, -1)).movedim(3, 1)  # (L, 2, B, N, S)
         if self.fuses:
-            x = torch.cat([x, torch.stack([flat(keys), flat(values)], 1)], -1)  # (L, 2, B, N, S+T)
-        u = self.trunk(linear(x.reshape(2 * L, B * N, -1), self.in_weight.flatten(0, 1), self.in_bias.flatten(0, 1)))
+            own = torch.stack([keys.transpose(2, 3), values.transpose(2, 3)], 1).view(L, 2, B, N, H * D)
+            x = torch.cat([x, own], -1)  # (L, 2, B, N, S+T)
+        u = self.trunk(linear(x.reshape(2 * L, B * N, -1), both(self.in_weight, at), both(self.in_bias, at)), at)
         z = u
         for block in self.delta:
-            z = block(z)
-        edit = linear(z, self.out_weight.flatten(0, 1), self.out_bias.flatten(0, 1)).view(L, 2, B, N, H, D)
-        if self.heads:
-            head = linear(self.scale(u), self.head_weight.flatten(0, 1), self.head_bias.flatten(0, 1))
-            edit = torch.sigmoid(head).view(L, 2, B, N, H, 1) * edit
+            z = block(z, at)
+        edit = linear(z, both(self.out_weight, at), both(self.out_bias, at)).view(L, 2, B, N, H, D)
         edit = edit.permute(1, 0, 2, 4, 3, 5)  # (2, L, B, H, N, D)
         if not self.fuses:  # what came takes the place of what was there
             return edit[0].to(keys.dtype), edit[1].to(values.dtype)
-        gate_k, gate_v = self.gates((B, H, N, 1), noise)
-        return gated(keys, gate_k, edit[0]), gated(values, gate_v, edit[1])
+        gates = self.gates((B, H, N, 1), noise, at)
+        share = [gate.to(edit.dtype) for gate in gates]
+        if self.heads:
+            head = linear(self.scale(u, at), both(self.head_weight, at), both(self.head_bias, at))
+            alpha = torch.sigmoid(head).view(L, 2, B, N, H, 1).permute(1, 0, 2, 4, 3, 5)
+            share = [alpha[i] * share[i] for i in (0, 1)]
+        edited = [
+            added(own, weighted(each, part), gate if self.can_shut else None)
+            for own, each, part, gate in zip((keys, values), edit, share, gates, strict=True)
+        ]
+        return edited[0], edited[1]
 
 
 class Block(nn.Module):
@@ -102,9 +114,16 @@ class Block(nn.Module):
         self.up, self.down = twice(layers, width, inner), twice(layers, inner, width)
         self.dropout = dropout
 
-    def forward(self, x: Tensor) -> Tensor:  # (2L, T, width)
-        inner = F.gelu(linear(rms_norm(x, self.norm.flatten(0, 1)), self.up.flatten(0, 1)))
-        return x + F.dropout(linear(inner, self.down.flatten(0, 1)), self.dropout, self.training)
+    def forward(self, x: Tensor, at: slice = WHOLE) -> Tensor:  # (2L, T, width)
+        inner = F.gelu(linear(rms_norm(x, both(self.norm, at)), both(self.up, at)))
+        if self.training and self.dropout:
+            return x + F.dropout(linear(inner, both(self.down, at)), self.dropout)
+        return linear(inner, both(self.down, at), x)
+
+
+def both(stack: Tensor, at: slice) -> Tensor:
+    """The entries `at` of a stack (L, 2, …), K's and V's one after another: (2L, …), a view."""
+    return stack[at].flatten(0, 1)
 
 
 def twice(layers: int, fan_in: int, fan_out: int) -> nn.Parameter:

@@ -10,18 +10,17 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcfbench.adapters._layers import gated, linear, rms_norm, stacked
-from lcfbench.adapters.base import Adapter, GateMode
+from lcfbench.adapters._layers import WHOLE, added, ffn, joined, linear, stacked, standard, weighted
+from lcfbench.adapters.base import Editor, GateMode
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.errors import UserError
 
 CLAMP = 8.0  # standardised inputs beyond this are outliers of the frozen models, not content
 
 
-class Fuser(Adapter):
+class Fuser(Editor):
     """Position-wise LCF.
 
     width: the bottleneck d (even). standardise: subtract mean and divide by deviation of each input channel, measured once before training and
@@ -29,6 +28,11 @@ class Fuser(Adapter):
     """
 
     own_cache: ClassVar[bool] = True  # W_down splits
+    projects: ClassVar[bool] = True
+    sharer_mean: Tensor
+    sharer_scale: Tensor
+    receiver_mean: Tensor
+    receiver_scale: Tensor
 
     def __init__(
         self,
@@ -63,30 +67,37 @@ class Fuser(Adapter):
                 self.register_buffer(f"{name}_mean", torch.zeros(L, 1, size))
                 self.register_buffer(f"{name}_scale", torch.ones(L, 1, size))
 
-    def message(self, sharer: Tensor) -> Tensor:
+    @property
+    def widest(self) -> int:
+        return max(4 * self.width, super().widest)
+
+    def message(self, sharer: Tensor, at: slice = WHOLE) -> Tensor:
         """What crosses the wire: sharer entries (L, T, s), K and V flattened → W_s·S (L, T, d)."""
-        return linear(self._standard(sharer, "sharer"), self.down_sharer)
+        if self.standardise:
+            sharer = standard(sharer, self.sharer_mean[at], self.sharer_scale[at], CLAMP)
+        return linear(sharer, self.down_sharer[at])
 
-    def forward(self, message: Tensor, keys: Tensor, values: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Edited keys and values (L, B, H, N, D) from the message (L, B, N or 1, d) and the receiver's own."""
+    def forward(
+        self, message: Tensor, keys: Tensor, values: Tensor, noise: tuple[Tensor, Tensor] | None = None, at: slice = WHOLE
+    ) -> tuple[Tensor, Tensor]:
+        """Edited keys and values (L, B, H, N, D) from the message (L, B, N or 1, d) and the receiver's own, of the stack entries `at`."""
         L, B, H, N, D = keys.shape
-        own = torch.cat([flat(keys), flat(values)], -1).view(L, B * N, -1)
-        received = linear(self._standard(own, "receiver"), self.down_receiver, self.down_bias).view(L, B, N, -1)
-        z = (received + message).view(L, B * N, -1)
-        z = z + linear(F.gelu(linear(rms_norm(z, self.norm1), self.ffn1_in)), self.ffn1_out)
-        z = z + linear(F.gelu(linear(rms_norm(z, self.norm2), self.ffn2_in)), self.ffn2_out)
+        own = joined(keys, values)
+        if self.standardise:
+            own = standard(own, self.receiver_mean[at], self.receiver_scale[at], CLAMP)
+        sent = message + self.down_bias[at].to(message.dtype)[:, :, None]
+        z = linear(own, self.down_receiver[at], sent.expand(L, B, N, self.width).reshape(L, B * N, self.width))
+        z = ffn(z, self.norm1[at], self.ffn1_in[at], self.ffn1_out[at])
+        z = ffn(z, self.norm2[at], self.ffn2_in[at], self.ffn2_out[at])
         half = self.width // 2
-        delta_k = linear(z[..., :half], self.up_key, self.up_key_bias).view(L, B, N, H, D).transpose(2, 3)
-        delta_v = linear(z[..., half:], self.up_value, self.up_value_bias).view(L, B, N, H, D).transpose(2, 3)
-        alpha = torch.sigmoid(linear(z, self.head_weight, self.head_bias)).view(L, B, N, 2, H, 1).permute(3, 0, 1, 4, 2, 5)
-        gate_k, gate_v = self.gates((B, H, N, 1), noise)
-        return gated(keys, gate_k, alpha[0] * delta_k), gated(values, gate_v, alpha[1] * delta_v)
-
-    def _standard(self, x: Tensor, side: str) -> Tensor:
-        if not self.standardise:
-            return x
-        mean, scale = getattr(self, f"{side}_mean"), getattr(self, f"{side}_scale")
-        return ((x.float() - mean) / scale).clamp(-CLAMP, CLAMP).to(x.dtype)
+        delta_k = linear(z[..., :half], self.up_key[at], self.up_key_bias[at]).view(L, B, N, H, D).transpose(2, 3)
+        delta_v = linear(z[..., half:], self.up_value[at], self.up_value_bias[at]).view(L, B, N, H, D).transpose(2, 3)
+        alpha = torch.sigmoid(linear(z, self.head_weight[at], self.head_bias[at])).view(L, B, N, 2, H, 1).permute(3, 0, 1, 4, 2, 5)
+        edits = []
+        for own_x, gate, share, delta in zip((keys, values), self.gates((B, H, N, 1), noise, at), alpha, (delta_k, delta_v), strict=True):
+            edit = weighted(delta, share * gate.to(share.dtype))
+            edits.append(added(own_x, edit, gate if self.can_shut else None))
+        return edits[0], edits[1]
 
     def calibrate(self, sharer: Tensor, receiver: Tensor) -> None:
         """Sets the input statistics from examples: sharer (L, T, s), receiver (L, T', r), padding left out."""

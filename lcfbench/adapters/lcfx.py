@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lcfbench.adapters import lcf
+from lcfbench.adapters._layers import WHOLE
 from lcfbench.adapters.base import GateMode
 from lcfbench.adapters.config import AdapterConfig
 
@@ -51,29 +52,29 @@ class Fuser(lcf.Fuser):
             with torch.no_grad():
                 self.token_bias[:, 0], self.span_bias[:, 0] = 6.0, 4.0
 
-    def pool(self, keys: Tensor, values: Tensor, member: Tensor) -> Tensor:
-        """Pools keys, values (L, B, H, M, D) into (L, B, 1, s).
+    def pool(self, keys: Tensor, values: Tensor, member: Tensor, at: slice = WHOLE) -> Tensor:
+        """Pools keys, values (L, B, H, M, D), as the stack entries `at` read them, into (L, B, 1, s).
 
         member: (B, P, M) booleans, whether each token belongs to each span; spans may overlap, and may be empty. Padding, and tokens that are not to
         be read, belong to none. Spans are pooled a few at a time, so that the weights stay smaller than the cache they weigh.
         """
         L, B, H, M, D = keys.shape
-        score = torch.einsum("lhd,lbhmd->lbhm", self.query_base.float(), keys.float()) / math.sqrt(D)
+        score = torch.einsum("lhd,lbhmd->lbhm", self.query_base[at].float(), keys.float()) / math.sqrt(D)
         if self.pool_start == "last":
             read = member.any(1).long()
             from_end = read.flip(1).cumsum(1).flip(1).sub(1).clamp(0, TAIL - 1)  # 0 at the last token that is read
-            score = score + self.token_bias.float()[:, from_end][:, :, None]  # (L, B, 1, M)
+            score = score + self.token_bias[at].float()[:, from_end][:, :, None]  # (L, B, 1, M)
         pooled = []
         for some in member.split(SPANS_AT_ONCE, 1):
             inside = masked_softmax(score[:, :, :, None], some[None, :, None]).to(keys.dtype)  # (L, B, H, P', M)
             pooled.append((inside @ keys, inside @ values))
         span_k, span_v = (torch.cat(x, 3) for x in zip(*pooled, strict=True))  # (L, B, H, P, D)
-        across = torch.einsum("lhd,lbhpd->lbhp", self.query_layer.float(), span_k.float()) / math.sqrt(D)
+        across = torch.einsum("lhd,lbhpd->lbhp", self.query_layer[at].float(), span_k.float()) / math.sqrt(D)
         filled = member.any(2)  # (B, P)
         if self.pool_start == "last":
             number = torch.arange(member.shape[1], device=member.device)
             from_last = ((filled * number).amax(1, keepdim=True) - number).clamp(0, LAST_SPAN - 1)  # (B, P)
-            across = across + self.span_bias.float()[:, from_last][:, :, None]
+            across = across + self.span_bias[at].float()[:, from_last][:, :, None]
         weight = masked_softmax(across, filled[None, :, None]).to(keys.dtype)[..., None, :]  # (L, B, H, 1, P)
         return torch.cat([lcf.flat(weight @ span_k), lcf.flat(weight @ span_v)], -1)
 

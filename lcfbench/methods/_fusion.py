@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lcfbench.adapters.base import Adapter
-from lcfbench.adapters.lcf import flat
+from lcfbench.adapters.base import Adapter, Editor
 from lcfbench.alignment import aligned_positions, turn_ends
 from lcfbench.errors import UserError
-from lcfbench.kv import KV, pad_left, positions_of, rotate
+from lcfbench.kv import KV, pad_left, positions_of, put, rotate
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.prompts import Prompt
 from lcfbench.remap import remap_prompt
@@ -124,15 +124,18 @@ class Fusion(Method):
     def fuse(self, adapter: Adapter, batch: Batch, state: State, theirs: KV, shared: list[Prompt], part: Part) -> list[int]:
         """Edits the part's columns of the state's cache. Returns how many positions were edited, a document each."""
         kv, column = state.kv, state.kv.length - part.width
-        index = self.positions(batch, state.prompts, shared, theirs.length, kv.length - column, part).to(kv.keys.device)
-        layers = torch.tensor(adapter.config.layers, device=kv.keys.device)
-        sources = torch.tensor(adapter.config.layer_map, device=theirs.keys.device)
-        (old_k, own_k), (old_v, own_v) = ((x[layers][..., :column, :], x[layers][..., column:, :]) for x in (kv.keys, kv.values))
-        sent = gather(theirs, sources, index).to(kv.keys.device, kv.keys.dtype)
-        keys, values = adapter(adapter.message(sent).unflatten(1, index.shape), own_k, own_v)
-        edited = (index >= 0)[None, :, None, :, None]
-        keys, values = torch.where(edited, keys, own_k), torch.where(edited, values, own_v)
-        state.kv = kv.with_layers(layers, torch.cat([old_k, keys], 3), torch.cat([old_v, values], 3))
+        index = self.positions(batch, state.prompts, shared, theirs.length, kv.length - column, part)
+        # nothing is computed for padding, nor for tokens that are not edited (a chat's template)
+        rows, columns = (index >= 0).nonzero(as_tuple=True)
+        if not len(rows):
+            return [0] * len(index)
+        assert isinstance(adapter, Editor)
+
+        def message(at: slice) -> Tensor:
+            sent = entries(theirs, adapter.config.layer_map[at], rows, index[rows, columns])
+            return adapter.message(sent.to(kv.keys.device, kv.keys.dtype), at)
+
+        state.kv = edited(adapter, kv, message, rows, columns + column)
         return (index >= 0).sum(1).tolist()
 
     def positions(
@@ -169,15 +172,28 @@ class Fusion(Method):
         )
 
 
-def gather(theirs: KV, sources: Tensor, index: Tensor) -> Tensor:
-    """K and V of the sharer's layers `sources` (L,) at positions `index` (B, N) → (L, B·N, s); −1 reads position 0, to be masked later."""
-    parts = []
-    for x in (theirs.keys, theirs.values):
-        entries = flat(x[sources])  # (L, B, M, H·D)
-        at = index.clamp(min=0)[None, :, :, None].expand(entries.shape[0], -1, -1, entries.shape[-1])
-        parts.append(entries.gather(2, at))
-    both = torch.cat(parts, -1)
-    return both.view(both.shape[0], -1, both.shape[-1])
+def entries(theirs: KV, sources: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
+    """K and V of the sharer's layers `sources` (L) at `rows`, `columns` (T,), flattened and side by side: (L, T, s)."""
+    device = theirs.keys.device
+    both = theirs.entries_at(sources, rows.to(device), columns.to(device))
+    return torch.cat([x.transpose(1, 2).flatten(2) for x in both], -1)
+
+
+def edited(adapter: Editor, kv: KV, message: Callable[[slice], Tensor], rows: Tensor, columns: Tensor) -> KV:
+    """The receiver's cache with the entries at `rows`, `columns` (T,) edited by a message.
+
+    message: (L, T, d), of a stretch of the adapter's stack; stretches come one after another, see `Editor.pieces`.
+    """
+    rows, columns = rows.to(kv.keys.device), columns.to(kv.keys.device)
+    whole = kv.keys.clone(), kv.values.clone()
+    for some in adapter.pieces(len(rows)):
+        layers = adapter.config.layers[some]
+        own = kv.entries_at(layers, rows, columns)
+        # the adapter takes them as one row of a batch
+        new = adapter(message(some)[:, None], *(x[:, None] for x in own), None, some)
+        for x, edit in zip(whole, new, strict=True):
+            put(x, layers, rows, columns, edit[:, 0].transpose(1, 2))
+    return replace(kv, keys=whole[0], values=whole[1])
 
 
 def content_keys(theirs: KV, model: object) -> KV:

@@ -15,7 +15,7 @@ from lcfbench.adapters.lcf import flat
 from lcfbench.document import Document
 from lcfbench.errors import UserError
 from lcfbench.kv import KV
-from lcfbench.methods._fusion import Fusion, Part, content_keys, gather
+from lcfbench.methods._fusion import Fusion, Part, content_keys, edited, entries
 from lcfbench.methods._spans import check_spans, membership
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.prompts import Prompt
@@ -67,22 +67,34 @@ class LCF(Fusion):
         if not self.pooled:
             return super().fuse(adapter, batch, state, theirs, shared, part)
         kv = state.kv
-        layers = torch.tensor(adapter.config.layers, device=kv.keys.device)
-        own_k, own_v = kv.keys[layers], kv.values[layers]
-        pooled = self.pool(adapter, theirs, shared).to(kv.keys.device, kv.keys.dtype)  # (L, B, 1, s)
-        message = adapter.message(pooled[:, :, 0])[:, :, None]  # (L, B, 1, d)
-        keys, values = adapter(message, own_k, own_v)
-        real = kv.mask.bool()[None, :, None, :, None]
-        state.kv = kv.with_layers(layers, torch.where(real, keys, own_k), torch.where(real, values, own_v))
-        return kv.mask.sum(1).tolist()
+        assert isinstance(adapter, lcfx.Fuser)
+        cache = content_keys(theirs, self.sharer.model) if adapter.unrotated_keys else theirs
+        member = self.members(theirs, shared)
+        lengths = [stop - start for start, stop in zip(part.starts, part.stops, strict=True)]
+        real = (
+            torch.arange(kv.length) >= kv.length - torch.tensor(lengths)[:, None]
+        )  # known here: a mask on a GPU would have to be waited for
+        rows, columns = real.nonzero(as_tuple=True)
+        row = rows.to(kv.keys.device)
+
+        def message(at: slice) -> Tensor:
+            sources = torch.tensor(adapter.config.layer_map[at], device=cache.keys.device)
+            pooled = adapter.pool(cache.keys[sources], cache.values[sources], member, at)[:, :, 0]  # (L, B, s)
+            return adapter.message(pooled.to(kv.keys.device, kv.keys.dtype), at)[:, row]
+
+        state.kv = edited(adapter, kv, message, rows, columns)
+        return lengths
+
+    def members(self, theirs: KV, shared: list[Prompt]) -> Tensor:
+        """(B, P, M): which of the sharer's tokens each span holds."""
+        return membership(self.spans, shared, theirs.mask, windows=self.windows, window=self.window, stride=self.stride)
 
     def pool(self, adapter: Adapter, theirs: KV, shared: list[Prompt]) -> Tensor:
         """The sharer's cache pooled by the adapter's queries: (L, B, 1, s)."""
         sources = torch.tensor(adapter.config.layer_map, device=theirs.keys.device)
         assert isinstance(adapter, lcfx.Fuser)
         cache = content_keys(theirs, self.sharer.model) if adapter.unrotated_keys else theirs
-        member = membership(self.spans, shared, theirs.mask, windows=self.windows, window=self.window, stride=self.stride)
-        return adapter.pool(cache.keys[sources], cache.values[sources], member)
+        return adapter.pool(cache.keys[sources], cache.values[sources], self.members(theirs, shared))
 
     def prepare(self, documents: Sequence[Document], say: Callable[[str], None]) -> None:
         """Measures the adapter's input statistics on some documents; a no-op for adapters that take raw inputs."""
@@ -99,8 +111,8 @@ class LCF(Fusion):
             if self.pooled:
                 sent = self.pool(adapter, theirs, shared)[:, :, 0]
             else:
-                index = self.positions(batch, prompts, shared, theirs.length, state.kv.length).to(theirs.keys.device)
-                sources = torch.tensor(adapter.config.layer_map, device=theirs.keys.device)
-                sent = gather(theirs, sources, index)[:, (index >= 0).flatten()]
+                index = self.positions(batch, prompts, shared, theirs.length, state.kv.length)
+                rows, columns = (index >= 0).nonzero(as_tuple=True)
+                sent = entries(theirs, adapter.config.layer_map, rows, index[rows, columns])
             assert isinstance(adapter, lcf.Fuser)
             adapter.calibrate(sent.to(own.device), own)

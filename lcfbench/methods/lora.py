@@ -44,6 +44,7 @@ class Lora(Method):
         self.layers = inject(model, found, adapter)
         self.tuned = Endpoint(base.name, model, base.tokenizer, base.revision, base.source)
         self.tuned.matmul_params += adapter.params
+        self.tuned.beginnings = None  # its weights change while it learns
         self._lent: tuple[Any, ...] = ()
 
     @classmethod

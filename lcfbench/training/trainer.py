@@ -22,7 +22,8 @@ from lcfbench.document import Document
 from lcfbench.endpoint import sharing
 from lcfbench.errors import UserError
 from lcfbench.harness import Task
-from lcfbench.loop import batches, length, peak_memory_bytes, reset_peak_memory
+from lcfbench.loop import batches, length
+from lcfbench.memory import peak_memory_bytes, reset_peak_memory
 from lcfbench.methods.base import Batch
 from lcfbench.records import writing
 from lcfbench.scoring import answer

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from rich.status import Status
 
@@ -14,12 +15,29 @@ from lcfbench.ui import err, note, warn
 QUIET_SECONDS = 10.0  # without a terminal, one progress line this often
 
 
+@dataclass
+class Line:
+    """One run: documents in all, recorded before this sitting, and now; the sum of their scores."""
+
+    total: int
+    before: int
+    done: int
+    right: float
+
+    @property
+    def score(self) -> str:
+        """Score ± half its 95 % interval."""
+        from lcfbench.analysis.stats import wilson
+
+        low, high = wilson(round(self.right), self.done)
+        return f"{100 * self.right / self.done:.1f} ± {50 * (high - low):.1f} %"
+
+
 class RunProgress:
-    """One live line a run: documents, score ± half its 95 % interval, milliseconds a document, time left."""
+    """One live line for the runs that are answered together: documents, scores, milliseconds a document and run, time left; one line each at the end."""
 
     def __init__(self) -> None:
-        self.title, self.last = "", ""
-        self.total = self.before = self.done = 0
+        self.lines: dict[str, Line] = {}
         self.began = self.spoke = 0.0
         self.status: Status | None = None
 
@@ -30,37 +48,40 @@ class RunProgress:
         warn(text)
 
     def begin(self, title: str, total: int, done: int, right: float) -> None:
-        self.title, self.total, self.before, self.done = title, total, done, done
+        self.lines[title] = Line(total, done, done, right)
         self.began = self.spoke = time.monotonic()
-        self.last = f"{title}  {done}/{total}" + (" recorded before" if done else "")
-        self.status = err.status(f"{self.last}  timing a few documents one at a time") if err.is_terminal else None
-        if self.status is not None:
-            self.status.start()
+        if err.is_terminal:
+            text = f"{title}  {done}/{total}{' recorded before' if done else ''}"
+            if self.status is None:
+                self.status = err.status(text)
+                self.status.start()
+            self.status.update(text)
 
-    def rolling(self) -> None:
-        """The timed documents are through; from here on the pace is that of the batches."""
-        self.began = time.monotonic()
+    def update(self, title: str, right: float, done: int) -> None:
+        line = self.lines[title]
+        line.right, line.done = right, done
         if self.status is not None:
-            self.status.update(self.last)
-
-    def update(self, right: float, done: int) -> None:
-        from lcfbench.analysis.stats import wilson
-
-        self.done = done
-        low, high = wilson(round(right), done)
-        per_document = (time.monotonic() - self.began) / max(done - self.before, 1)
-        self.last = f"{self.title}  {done}/{self.total}  score {100 * right / done:.1f} ± {50 * (high - low):.1f} %  {1e3 * per_document:.0f} ms/doc"
-        left = f"  {duration((self.total - done) * per_document)} left" if done < self.total else ""
-        if self.status is not None:
-            self.status.update(self.last + left)
+            self.status.update(self.text(title))
         elif time.monotonic() - self.spoke > QUIET_SECONDS:
             self.spoke = time.monotonic()
-            note(self.last + left)
+            note(self.text(title))
 
-    def end(self) -> None:
+    def text(self, title: str) -> str:
+        """The run that was worked on last, and how far all of them are."""
+        lines, line = self.lines.values(), self.lines[title]
+        total, done, before = (sum(getattr(each, name) for each in lines) for name in ("total", "done", "before"))
+        each = (time.monotonic() - self.began) / max(done - before, 1)
+        runs = f"{len(lines)} runs {done}/{total}  " if len(lines) > 1 else ""
+        left = f"  {duration((total - done) * each)} left" if done < total else ""
+        return f"{runs}{title}  {line.done}/{line.total}  score {line.score}  {1e3 * each:.0f} ms/doc{left}"
+
+    def end(self, title: str) -> None:
         if self.status is not None:
             self.status.stop()
-        note(f"{self.last}  {duration(time.monotonic() - self.began)}")
+            self.status = None
+        line = self.lines.pop(title)
+        seconds = duration(time.monotonic() - self.began)
+        note(f"{title}  {line.done}/{line.total}  {f'score {line.score}  ' if line.done else ''}{seconds}")
 
 
 class TrainLine:

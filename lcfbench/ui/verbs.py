@@ -25,9 +25,12 @@ def run_and_show(recipe: Recipe) -> None:
     recipe.check_names()
     finished: list[str] = []
     try:
+        quiet_libraries()
+        from lcfbench.loading import import_libraries
+
+        import_libraries()
         from lcfbench.runner import run
 
-        quiet_libraries()
         for run_id in run(recipe, RunProgress()):
             finished.append(run_id)
     except KeyboardInterrupt:

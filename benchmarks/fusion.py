@@ -1,0 +1,208 @@
+"""Fusing beside what surrounds it: all layers in batched matmuls against a loop over layers, and its share of the two prefills and of the first token.
+
+For each adapter (random weights: time does not depend on them) and batch size, on prompts of the same length for both models:
+- `loop`: `Fusion.fuse` against a Python loop over one `nn.Module` a layer with the same weights (`_peer_layers.py`), which reads each layer's entries
+  at the aligned positions and writes them back. Before a time counts both caches must lead to the same next token, and be close.
+- `share`: `Fusion.fuse` ÷ (sharer prefill + receiver prefill), at most 0.10.
+- `ttft`: `Method.respond` and the first token's logits, tokenising and all, ÷ (sharer prefill + receiver prefill), at most 1.15.
+
+python benchmarks/fusion.py                                   # LCF-128, LCF-256, C2C-512
+python benchmarks/fusion.py --adapters c2c:hidden=1024 --batches 1
+python benchmarks/fusion.py --device cuda --compile reduce-overhead    # `loop` also against a compiled adapter (with CUDA graphs)
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, turns
+from benchmarks._peer_layers import layers_of
+from lcfbench.adapters.base import Adapter, build
+from lcfbench.adapters.config import pair_config
+from lcfbench.assets import find_model, split_pair
+from lcfbench.document import Document, Step, View
+from lcfbench.endpoint import Endpoint
+from lcfbench.kv import KV, pad_left
+from lcfbench.methods._fusion import Fusion, Part
+from lcfbench.methods.base import Batch, create, prompt
+from lcfbench.prompts import Prompt
+from lcfbench.timing import Clock
+from lcfbench.ui import quiet_libraries
+
+WORDS = [
+    "the",
+    "box",
+    "of",
+    "colour",
+    "is",
+    "in",
+    "a",
+    "city",
+    "where",
+    "my",
+    "old",
+    "friend",
+    "works",
+    "on",
+    "green",
+    "bikes",
+    "near",
+    "lakes",
+]
+CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # how far apart edits may be, as a share of their size
+
+
+def documents(tokens: int, count: int, endpoint: Endpoint) -> list[Document]:
+    """Different texts of so many of the receiver's tokens, near enough."""
+    made = []
+    for i in range(count):
+        words = random.Random(i).choices(WORDS, k=tokens)
+        while len(endpoint.tokenizer(" ".join(words)).input_ids) > tokens - 2:
+            words.pop()
+        view = View(" ".join(words), "Answer:")
+        made.append(Document("fusion", str(i), view, view, view, view, view, "cloze", "a", (Step((" a", " b"), (0,)),), chat=False))
+    return made
+
+
+def adapter_of(text: str, receiver: Endpoint, sharer: Endpoint) -> Adapter:
+    """A random adapter of `KIND:key=number,…` with open soft gates."""
+    kind, _, rest = text.partition(":")
+    options = {key: int(value) for key, _, value in (part.partition("=") for part in rest.split(",") if part)}
+    if kind == "c2c" and "hidden" in options:
+        options.setdefault("intermediate", options["hidden"])
+    torch.manual_seed(0)
+    ends = (receiver.name, receiver.geometry), (sharer.name, sharer.geometry)
+    made = build(pair_config(kind, *ends, layer_map="proportional", options=options | {"gate": "soft", "gate_init": 1.0}))
+    made.eval().requires_grad_(False).to(receiver.device)
+    for name, parameter in made.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if name == "gate_logit" else receiver.dtype)
+    return made
+
+
+class Case:
+    """Documents read by both models, ready to be fused by either side."""
+
+    def __init__(self, method: Fusion, batch: Batch) -> None:
+        assert method.adapter is not None
+        self.method, self.batch, self.adapter = method, batch, method.adapter
+        self.prompts = [prompt(method.receiver, d.receiver, d) for d in batch.documents]
+        self.shared = method.sharer_prompts(batch, self.prompts)
+        self.theirs = method.sharer_cache(self.shared)
+        self.state = method.receiver.read(self.prompts)
+        self.part = Part([0] * len(self.prompts), [len(p.ids) - 1 for p in self.prompts])
+        self.layers = layers_of(self.adapter, method.receiver.dtype).to(method.receiver.device)
+
+    def ours(self, adapter: Adapter | None = None) -> KV:
+        state = replace(self.state)
+        self.method.fuse(adapter or self.adapter, self.batch, state, self.theirs, self.shared, self.part)
+        return state.kv
+
+    def loop(self) -> KV:
+        """One layer after another, through its own module."""
+        kv, theirs = self.state.kv, self.theirs
+        index = self.method.positions(self.batch, self.prompts, self.shared, theirs.length, kv.length).to(kv.keys.device)  # (B, N)
+        real, at = (index >= 0)[:, None, :, None], index.clamp(min=0)[:, None, :, None]
+        keys, values = list(kv.keys), list(kv.values)
+        for module, t, s in zip(self.layers, self.adapter.config.layers, self.adapter.config.layer_map, strict=True):
+            sent = [x[s].gather(2, at.expand(-1, x.shape[2], -1, x.shape[4])) for x in (theirs.keys, theirs.values)]
+            new_k, new_v = module(*sent, keys[t], values[t])
+            keys[t], values[t] = torch.where(real, new_k, keys[t]), torch.where(real, new_v, values[t])
+        return replace(kv, keys=torch.stack(keys), values=torch.stack(values))
+
+    def next_tokens(self, kv: KV) -> Tensor:
+        return self.method.receiver.open(replace(self.state, kv=kv)).logits.argmax(-1)
+
+    def check(self, made: dict[str, KV]) -> None:
+        """Raises where the sides' caches are not the same up to rounding, or where nothing was edited."""
+        first, *others = made.values()
+        kv, limit = self.state.kv, CLOSE[self.method.receiver.dtype]
+        real = kv.mask.bool()[None, :, None, :, None]
+        assert not torch.equal(first.keys, kv.keys), "nothing was fused"
+        for other in others:
+            for a, b, own in ((first.keys, other.keys, kv.keys), (first.values, other.values, kv.values)):
+                apart = ((a - b).float() * real).norm() / ((a - own).float() * real).norm()
+                assert apart < limit, f"the sides' edits differ by {apart:.3g} of their size"
+
+    def prefills(self) -> None:
+        """Both models read their whole prompts, from ids."""
+        for endpoint, prompts in ((self.method.sharer, self.shared), (self.method.receiver, self.prompts)):
+            whole(endpoint, prompts)
+
+    def first_token(self) -> Tensor:
+        batch = Batch(self.batch.documents, self.batch.senders, Clock(self.method.receiver.device))
+        return self.method.receiver.open(self.method.respond(batch)).logits.argmax(-1)
+
+
+def whole(endpoint: Endpoint, prompts: list[Prompt]) -> KV:
+    return endpoint.prefill(*pad_left([list(p.ids) for p in prompts], endpoint.pad_id, endpoint.device))
+
+
+def measured(name: str, case: Case, repeats: int, clock: Callable[[], float], compile_mode: str | None) -> list[dict[str, object]]:
+    """The results of one adapter and batch size."""
+    about = {"batch": len(case.prompts), "tokens": case.state.kv.length + 1, "params": case.adapter.params}
+    label = f"{name}, batch {about['batch']}"
+    sides: dict[str, Callable[[], KV]] = {"ours": case.ours, "loop": case.loop}
+    if compile_mode:
+        compiled = torch.compile(case.adapter, mode=compile_mode)
+        sides["compiled"] = lambda: case.ours(compiled)  # type: ignore[arg-type]
+    times = turns(sides, repeats, clock=clock, check=case.check)
+    tokens = [case.next_tokens(side()) for side in sides.values()]
+    differing = sum(int((tokens[0] != other).sum()) for other in tokens[1:])
+    results: list[dict[str, object]] = [
+        {
+            "case": f"loop: {label}", "claim": "fusing in batched matmuls against one layer at a time",
+            "ratio": ratio(times, of="loop", to="ours"), "seconds": seconds(times), "differing": differing, **about,
+        }
+    ]  # fmt: skip
+    if compile_mode:
+        results[0]["compiled"] = ratio(times, of="compiled", to="ours")
+    phases: dict[str, Callable[[], object]] = {"fuse": case.ours, "prefills": case.prefills, "ttft": case.first_token}
+    parts = turns(phases, repeats, clock=clock)
+    target = name.startswith("lcf") and about["batch"] == 1
+    for kind, part, claim, limit in (
+        ("share", "fuse", "fusing as a share of the two prefills", 0.10),
+        ("ttft", "ttft", "first token against the two prefills alone", 1.15),
+    ):
+        found = {"case": f"{kind}: {label}", "claim": claim, "ratio": ratio(parts, of=part, to="prefills"), "better": "lower"}
+        results.append(found | {"seconds": seconds(parts), **about} | ({"target": limit} if target and not name.endswith("256") else {}))
+    for result in results:
+        print(f"{result['case']}: {shown(result['ratio'])}  {result['seconds']}")  # type: ignore[arg-type]
+    return results
+
+
+def main() -> None:
+    """Prints a line a case, then JSON."""
+    made = parser(
+        __doc__, pair="smollm2-135m:gemma3-270m", adapters="lcf:width=128 lcf:width=256 c2c:hidden=512", batches="1,8", tokens=256
+    )
+    made.add_argument("--repeats", type=int, default=7)
+    made.add_argument("--dtype", default="auto")
+    made.add_argument("--device", default="auto")
+    made.add_argument("--compile", help="a mode of torch.compile to measure beside")
+    given = made.parse_args()
+    quiet_libraries()
+    receiver, sharer = (Endpoint.load(find_model(name), dtype=given.dtype, device=given.device) for name in split_pair(given.pair))
+    results = []
+    with torch.inference_mode():
+        for size in map(int, given.batches.split(",")):
+            docs = documents(given.tokens, size, receiver)
+            for name in given.adapters.split():
+                method = create("c2c" if name.startswith("c2c") else "lcf", receiver, sharer, adapter_of(name, receiver, sharer))
+                assert isinstance(method, Fusion)
+                case = Case(method, Batch(docs, docs, Clock(receiver.device)))
+                results += measured(name, case, given.repeats, CLOCKS[given.clock], given.compile)
+    dtype = str(receiver.dtype).removeprefix("torch.")
+    report("fusion", results, given.out, pair=given.pair, dtype=dtype, device=str(receiver.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""Training here beside the loop a researcher would write: examples a second, and peak memory.
+
+The plain loop: one small module a layer (the same weights, sliced), batches at random, padded to the longest; for every adapter anew both frozen
+models are called as they come, `model(ids, attention_mask=…, use_cache=True)`, with the logits of every position; the fused cache goes into a
+`DynamicCache`, the answer is run on it with the logits of every position, cross-entropy over the supervised tokens; AdamW, the same clip.
+`--lean` spares it the logits of the two prompts.
+
+Both sides learn from the same examples in a round; only how they fall into batches differs. Before a time counts both must have the same loss and
+gradient norm on one batch in fp32. Prompts, token alignment and targets are the house's on both sides (plain Python).
+
+python benchmarks/training_vs_plain.py                                              # one adapter, then four, on openbookqa
+python benchmarks/training_vs_plain.py --task splitfacts --adapters "lcf:width=128,zero_up=no"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, turns
+from benchmarks._sides import own_model
+from lcfbench.adapters import lcfx
+from lcfbench.adapters.base import Adapter
+from lcfbench.adapters.lcf import flat
+from lcfbench.assets import find_model, split_pair
+from lcfbench.document import Document
+from lcfbench.endpoint import Endpoint
+from lcfbench.kv import KV, pad_left, pad_right, positions_of
+from lcfbench.memory import peak_memory_bytes, reset_peak_memory
+from lcfbench.methods._fusion import Fusion, content_keys
+from lcfbench.methods._spans import membership
+from lcfbench.methods.base import Batch, prompt
+from lcfbench.methods.lcf import LCF
+from lcfbench.prompts import Prompt
+from lcfbench.scoring import target
+from lcfbench.timing import Clock
+from lcfbench.training.lane import Lane
+from lcfbench.training.recipe import TrainRecipe
+from lcfbench.training.setup import accelerator_of, data_of, ends_of, lanes_of
+from lcfbench.training.trainer import Trainer, batch_order
+from lcfbench.ui import quiet_libraries
+from lcfbench.ui.progress import TrainLine
+
+FOUR = "lcf:width=64,zero_up=no lcf:width=128,zero_up=no lcf:width=256,zero_up=no lcf:width=128,zero_up=no,seed=1"
+CLOSE = 1e-3  # how far apart losses (nats) and gradient norms (as a share) may be, in fp32
+
+
+class Plain:
+    """One adapter's plain training loop."""
+
+    def __init__(self, lane: Lane, receiver: Any, sharer: Any, recipe: TrainRecipe, lean: bool = False) -> None:
+        assert isinstance(lane.method, Fusion)
+        self.lane, self.method, self.config, self.models = lane, lane.method, lane.adapter.config, (receiver, sharer)
+        # without a copy a layer would share its weights with ours
+        self.layers = nn.ModuleList(lane.adapter.select([i]) for i in range(len(self.config.layers))).train()
+        self.optimiser = torch.optim.AdamW(self.layers.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.clip, self.keep = recipe.clip, 1 if lean else 0  # transformers: 0 keeps the logits of all positions
+
+    def read(self, endpoint: Endpoint, model: Any, rows: list[list[int]]) -> KV:
+        """A frozen model called on left-padded prompts."""
+        ids, mask = pad_left(rows, endpoint.pad_id, endpoint.device)
+        positions = positions_of(mask)
+        with torch.no_grad():
+            out = model(
+                ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=self.keep, past_key_values=DynamicCache()
+            )
+        return KV.from_cache(out.past_key_values, mask, positions)
+
+    def loss(self, documents: Sequence[Document]) -> Tensor:
+        method, (receiver, sharer) = self.method, self.models
+        batch = Batch(documents, documents, Clock())
+        mine = [prompt(method.receiver, d.receiver, d) for d in documents]
+        shared = method.sharer_prompts(batch, mine)
+        theirs = self.read(method.sharer, sharer, [list(p.ids) for p in shared])
+        own = self.read(method.receiver, receiver, [list(p.ids[:-1]) for p in mine])
+        cache = self.fused(batch, mine, shared, theirs, own)
+        endpoint, tokenizer = method.receiver, method.receiver.tokenizer
+        pairs = [target(d, p, tokenizer, tokenizer.eos_token_id) for d, p in zip(documents, mine, strict=True)]
+        ids, mask = pad_right(
+            [[p.ids[-1], *answer[:-1]] for p, (answer, _) in zip(mine, pairs, strict=True)], endpoint.pad_id, endpoint.device
+        )
+        gold, _ = pad_right([answer for answer, _ in pairs], 0, endpoint.device)
+        weight, _ = pad_right([[int(s) for s in flags] for _, flags in pairs], 0, endpoint.device)
+        at = own.mask.sum(1, keepdim=True) + torch.arange(ids.shape[1], device=endpoint.device)
+        out = receiver(ids, attention_mask=torch.cat([own.mask, mask], 1), position_ids=at, past_key_values=cache, use_cache=True)
+        nll = F.cross_entropy(out.logits.float().transpose(1, 2), gold, reduction="none") * weight
+        return (nll.sum(1) / weight.sum(1)).mean()
+
+    def fused(self, batch: Batch, mine: list[Prompt], shared: list[Prompt], theirs: KV, own: KV) -> DynamicCache:
+        """One layer after another, each edited by its own module."""
+        method, cache = self.method, DynamicCache()
+        edits: dict[int, tuple[nn.Module, int]] = {
+            t: (module, s) for module, t, s in zip(self.layers, self.config.layers, self.config.layer_map, strict=True)
+        }
+        if pooled := self.config.kind == "lcfx":
+            assert isinstance(method, LCF)
+            member = membership(method.spans, shared, theirs.mask, windows=method.windows, window=method.window, stride=method.stride)
+            theirs = content_keys(theirs, method.sharer.model) if self.layers[0].unrotated_keys else theirs
+            real = own.mask.bool()[None, :, None, :, None]
+        else:
+            index = method.positions(batch, mine, shared, theirs.length, own.length).to(own.keys.device)
+            real = (index >= 0)[None, :, None, :, None]
+        for t, (keys, values) in enumerate(zip(own.keys, own.values, strict=True)):
+            if t in edits:
+                module, s = edits[t]
+                sent = theirs.keys[s : s + 1], theirs.values[s : s + 1]  # (1, B, H, M, D)
+                if pooled:
+                    assert isinstance(module, lcfx.Fuser)
+                    message = module.message(module.pool(*sent, member)[:, :, 0])[:, :, None]
+                else:
+                    entries = torch.cat([flat(x) for x in sent], -1)  # (1, B, M, s)
+                    rows = entries.gather(2, index.clamp(min=0)[None, :, :, None].expand(1, -1, -1, entries.shape[-1]))
+                    message = module.message(rows.flatten(1, 2)).unflatten(1, index.shape)  # type: ignore[operator]
+                new = module(message, keys[None], values[None])
+                keys, values = (torch.where(real, a, b[None])[0] for a, b in zip(new, (keys, values), strict=True))
+            cache.update(keys, values, t)
+        return cache
+
+    def step(self, documents: Sequence[Document]) -> None:
+        self.loss(documents).backward()
+        nn.utils.clip_grad_norm_(self.layers.parameters(), self.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+
+
+class Case:
+    """Both sides on one task, with some adapters side by side."""
+
+    def __init__(self, adapters: list[str], given: Any, out: Path) -> None:
+        self.steps = given.batches * given.repeats + 1
+        self.recipe = TrainRecipe.model_validate(
+            {"adapters": adapters, "task": given.task, "steps": self.steps, "batch_size": given.batch_size, "pair": given.pair, "out": out,
+             "dtype": given.dtype, "device": given.device, "dev_documents": 2}
+        )  # fmt: skip
+        ends = ends_of(self.recipe, accelerator := accelerator_of(self.recipe))
+        examples, dev = data_of(self.recipe, ends, lambda _: None)
+        self.lanes = lanes_of(self.recipe, ends, examples)
+        self.trainer = Trainer(self.recipe, self.lanes, dev, TrainLine(), accelerator)
+        for lane in self.lanes:
+            with lane.own_randomness():
+                lane.method.prepare(examples[:64], lambda _: None)
+            lane.begin(self.recipe)
+            lane.adapter.train()
+        self.order = batch_order(examples, self.recipe)
+        self.given, self.plain = given, list[Plain]()
+
+    def add_plain(self) -> None:
+        names = split_pair(self.given.pair)
+        receiver = own_model(find_model(names[0]).path, self.lanes[0].method.receiver)
+        sharer = receiver if names[0] == names[1] else own_model(find_model(names[1]).path, self.lanes[0].method.sharer)
+        self.plain = [Plain(lane, receiver, sharer, self.recipe, self.given.lean) for lane in self.lanes]
+
+    def check(self) -> dict[str, float]:
+        """Raises where the sides' losses or gradients differ on the first batch. Returns the greatest differences."""
+        group = self.order[0]
+        worst = {"loss": 0.0, "gradient": 0.0}
+        self.trainer.learn(group, 1.0)
+        for lane, plain in zip(self.lanes, self.plain, strict=True):
+            loss = plain.loss(group)
+            loss.backward()
+            ours, theirs = norm(lane.adapter), norm(plain.layers)
+            apart = {"loss": abs(lane.loss - float(loss.detach())), "gradient": abs(ours - theirs) / theirs}
+            for what, found in apart.items():
+                assert found < CLOSE, (
+                    f"{lane.spec.label}: {what} {lane.loss:.5f} {ours:.5f} here, {float(loss.detach()):.5f} {theirs:.5f} in the plain loop"
+                )
+                worst[what] = max(worst[what], found)
+            lane.optimiser.zero_grad(set_to_none=True)
+            plain.optimiser.zero_grad(set_to_none=True)
+            lane.loss = lane.right = lane.weight = 0.0
+        return worst
+
+    def rounds(self) -> dict[str, Callable[[], None]]:
+        """One round of each side: the same examples, in batches of near length here, at random there."""
+        taken = {"ours": 0, "plain": 0}
+
+        def stretch(side: str) -> list[list[Document]]:
+            at, taken[side] = taken[side], taken[side] + 1
+            groups = self.order[1 + at * self.given.batches : 1 + (at + 1) * self.given.batches]
+            if side == "ours":
+                return groups
+            mixed, size = [d for group in groups for d in group], self.given.batch_size
+            random.Random(at).shuffle(mixed)
+            return [mixed[i : i + size] for i in range(0, len(mixed), size)]
+
+        def ours() -> None:
+            for group in stretch("ours"):
+                self.trainer.once(group)
+
+        def plain() -> None:
+            groups = stretch("plain")
+            for each in self.plain:
+                for group in groups:
+                    each.step(group)
+
+        return {"ours": ours, "plain": plain}
+
+
+def norm(module: nn.Module | Adapter) -> float:
+    """Of all gradients together."""
+    return float(torch.stack([p.grad.float().norm() for p in module.parameters() if p.grad is not None]).norm())
+
+
+def measured(adapters: list[str], given: Any) -> dict[str, Any]:
+    """Ratio and rates of training these adapters on both sides."""
+    with tempfile.TemporaryDirectory() as out:
+        exact = Case(adapters, argparse.Namespace(**vars(given) | {"dtype": "float32"}), Path(out))
+        exact.add_plain()
+        apart = exact.check()
+        del exact
+        case = Case(adapters, given, Path(out))
+        case.add_plain()
+        sides = case.rounds()
+        case.trainer.once(case.order[0])  # warm
+        for each in case.plain:
+            each.step(case.order[0])
+        times = turns(sides, given.repeats, warm_up=0, clock=CLOCKS[given.clock])
+    count, found = given.batches * given.batch_size * len(adapters), seconds(times)
+    label = f"{len(adapters)} adapter{'s'[: len(adapters) > 1]} on {given.task}"
+    return {
+        "case": label,
+        "claim": "training examples an adapter and second, against the plain loop",
+        "ratio": ratio(times, of="plain", to="ours"),
+        "target": 3.0 if len(adapters) > 1 else 2.0,
+        "examples_per_s": {side: count / taken for side, taken in found.items()},
+        "apart": apart,
+        "adapters": adapters,
+    }
+
+
+def memory_of(side: str, adapters: list[str], given: Any) -> int:
+    """Peak resident bytes of two steps of one side on the longest batch, in a process of its own."""
+    asked = [sys.executable, __file__, "--memory-of", side, "--adapters", " ".join(adapters)]
+    for name in ("task", "pair", "batch_size", "dtype", "device"):
+        asked += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
+    made = subprocess.run([*asked, *(["--lean"] if given.lean else [])], capture_output=True, text=True)
+    if made.returncode:
+        raise SystemExit(made.stderr)
+    return int(json.loads(made.stdout.splitlines()[-1])["bytes"])
+
+
+def print_memory(given: Any) -> None:
+    """What the process of `memory_of` does."""
+    with tempfile.TemporaryDirectory() as out:
+        case = Case(given.adapters.split(), given, Path(out))
+        device = case.lanes[0].method.receiver.device
+        if given.memory_of == "plain":
+            case.add_plain()
+            case.plain = case.plain[:1]  # they would be trained one after another
+        group = max(case.order, key=lambda documents: sum(len(d.sharer.user) for d in documents))
+        reset_peak_memory(device)
+        for _ in range(2):
+            if given.memory_of == "plain":
+                case.plain[0].step(group)
+            else:
+                case.trainer.once(group)
+    print(json.dumps({"bytes": peak_memory_bytes(device)}))
+
+
+def main() -> None:
+    """Prints a line a case, then JSON."""
+    made = parser(__doc__, task="openbookqa", pair="smollm2-135m:gemma3-270m", adapters=FOUR, batch_size=8, batches=4, repeats=2)
+    made.add_argument("--dtype", default="auto")
+    made.add_argument("--device", default="auto")
+    made.add_argument("--lean", action="store_true", help="the plain loop asks for one logit a prompt")
+    made.add_argument("--no-memory", action="store_true")
+    made.add_argument("--memory-of", choices=("ours", "plain"), help="two steps of one side, and its peak memory")
+    given = made.parse_args()
+    quiet_libraries()
+    if given.memory_of:
+        print_memory(given)
+        return
+    adapters = given.adapters.split()
+    results = []
+    for some in [adapters[:1], adapters][: len(adapters)]:
+        result = measured(some, given)
+        if not given.no_memory:
+            result["peak_bytes"] = {side: memory_of(side, some, given) for side in ("ours", "plain")}
+        results.append(result)
+        rates = ", ".join(f"{side} {rate:.2f}" for side, rate in result["examples_per_s"].items())
+        peak = ", ".join(f"{side} {size / 1e9:.2f} GB" for side, size in result.get("peak_bytes", {}).items())
+        print(
+            f"{result['case']}: {shown(result['ratio'])}× the plain loop (examples/s, all adapters counted: {rates}); {peak}; {result['apart']}"
+        )
+    settings = {name: getattr(given, name) for name in ("task", "pair", "batch_size", "batches", "lean")}
+    report("training_vs_plain", results, given.out, **settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Reading prompts from an empty cache without doing anything twice: equal prompts, a beginning that all have in common, padding.
+
+A batch is read in one canonical order, whatever order its prompts come in, so that what is shared is bit for bit what would have been computed:
+a derangement of a batch is the same batch.
+
+>>> kv = read(endpoint, [[1, 5, 6], [1, 7]], shared)
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from lcfbench.kv import KV, pad_left, pad_right
+
+if TYPE_CHECKING:
+    from lcfbench.endpoint import Endpoint
+
+Rows = tuple[tuple[int, ...], ...]
+BEGINNINGS = 8  # kept: chat templates open every prompt of a task with the same system message
+# One forward costs about as much as so many more tokens in another one: weights are read and kernels started once more. Measured: 11 ms of weights
+# and 8 ms of starting beside 0.75 ms a token on two cores; on a GPU small models hardly fill a forward.
+FORWARD_TOKENS = {"cpu": 32, "cuda": 2048}
+_warned = False  # of prefills that are not shared
+
+
+@dataclass
+class Shared:
+    """Caches of prompts read before, for as long as a batch is worked on.
+
+    limit: bytes that are kept at most. seconds: what everything handed out would have taken, had it not been there.
+    """
+
+    limit: int
+    seconds: float = 0.0
+    held: dict[Rows, tuple[KV, float]] = field(default_factory=dict)
+
+    def get(self, rows: Rows) -> KV | None:
+        if rows not in self.held:
+            return None
+        kv, seconds = self.held[rows]
+        self.seconds += seconds
+        return kv
+
+    def put(self, rows: Rows, kv: KV, seconds: float) -> None:
+        if sum(size(kv) for kv, _ in self.held.values()) + size(kv) <= self.limit:
+            self.held[rows] = kv, seconds
+        else:
+            warn_unshared(self.limit)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when everything queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def size(kv: KV) -> int:
+    """Bytes of a cache."""
+    return kv.keys.nbytes + kv.values.nbytes
+
+
+def read(endpoint: Endpoint, prompts: Sequence[Sequence[int]], shared: Shared | None = None) -> KV:
+    """The cache after reading each prompt's tokens, left-padded to the longest. Equal prompts, and those of `shared`, are read once."""
+    given = [tuple(p) for p in prompts]
+    rows: Rows = tuple(sorted(set(given), key=lambda row: (len(row), row)))
+    kv = shared.get(rows) if shared is not None else None
+    if kv is None:
+        if shared is None:
+            kv = compute(endpoint, rows)
+        else:
+            began = now(endpoint.device)
+            kv = compute(endpoint, rows)
+            shared.put(rows, kv, now(endpoint.device) - began)
+    if list(rows) == given:
+        return kv
+    place = {row: i for i, row in enumerate(rows)}
+    return kv.rows_at(torch.tensor([place[row] for row in given], device=kv.keys.device))
+
+
+def compute(endpoint: Endpoint, rows: Rows) -> KV:
+    """The cache of prompts in ascending order of length: the beginning they share is read once, the rest in groups of near length."""
+    lengths, cost = [len(row) for row in rows], forward_tokens(endpoint.device)
+    empty = lengths.count(0)
+    common = min(in_common(min(rows), max(rows)), lengths[0] - 1)  # the first and the last in order agree where all do
+    # the caches of a group and of its beginning are copied together once more: not worth it for a few tokens
+    if common * (len(rows) - 1) < cost:
+        common = 0
+    first = beginning(endpoint, rows[0][:common]) if common else None
+    parts = [rest(endpoint, rows[a:b], first) for a, b in groups([n - common for n in lengths[empty:]], cost, empty)]
+    if empty or not parts:
+        g = endpoint.geometry
+        parts.insert(0, KV.empty(g.layers, empty, g.kv_heads, g.head_dim, torch.zeros(0, device=endpoint.device, dtype=endpoint.dtype)))
+    return parts[0] if len(parts) == 1 else stacked(parts)
+
+
+def in_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two prompts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def beginning(endpoint: Endpoint, ids: tuple[int, ...]) -> KV:
+    """The cache of one row of tokens; the last few are kept, for endpoints whose weights stay as they are."""
+    kept = endpoint.beginnings
+    if kept is None:
+        return rest(endpoint, (ids,), None)
+    if ids not in kept:
+        with torch.inference_mode(False), torch.no_grad():  # kept longer than the mode in which it was first wanted
+            kept[ids] = rest(endpoint, (ids,), None)
+        while len(kept) > BEGINNINGS:
+            kept.popitem(last=False)
+    kept.move_to_end(ids)
+    return kept[ids]
+
+
+def rest(endpoint: Endpoint, rows: Rows, first: KV | None) -> KV:
+    """The cache of some prompts, of which `first` (one row) holds the beginning."""
+    if first is None:
+        return endpoint.run(*pad_left([list(row) for row in rows], endpoint.pad_id), None, 0)
+    begun = first.rows_at(torch.zeros(len(rows), dtype=torch.long, device=first.keys.device))
+    ids, mask = pad_right([list(row[first.length :]) for row in rows], endpoint.pad_id)
+    return endpoint.run(ids, mask, begun, first.length)
+
+
+def forward_tokens(device: torch.device) -> int:
+    """What one more forward costs there, in tokens of another one."""
+    return FORWARD_TOKENS.get(device.type, FORWARD_TOKENS["cuda"])
+
+
+def groups(lengths: Sequence[int], cost: int, start: int = 0) -> list[tuple[int, int]]:
+    """Where to cut ascending lengths so that padding and forwards (each worth `cost` tokens) take least: [begin, end) pairs, from `start`."""
+    best: list[tuple[int, int]] = [(0, 0)]  # tokens of the first n rows, and where their last group begins
+    for n in range(1, len(lengths) + 1):
+        best.append(min((best[b][0] + (n - b) * lengths[n - 1] + cost, b) for b in range(n)))
+    cuts, end = [], len(lengths)
+    while end:
+        cuts.append((best[end][1], end))
+        end = best[end][1]
+    return [(a + start, b + start) for a, b in reversed(cuts)]
+
+
+def stacked(parts: Sequence[KV]) -> KV:
+    """Caches of different widths as one batch, padded on the left."""
+    width = max(kv.length for kv in parts)
+    wide = [
+        replace(
+            kv,
+            keys=F.pad(kv.keys, (0, 0, width - kv.length, 0)),
+            values=F.pad(kv.values, (0, 0, width - kv.length, 0)),
+            mask=F.pad(kv.mask, (width - kv.length, 0)),
+            positions=F.pad(kv.positions, (width - kv.length, 0)),
+        )
+        for kv in parts
+    ]
+    return KV(
+        torch.cat([kv.keys for kv in wide], 1),
+        torch.cat([kv.values for kv in wide], 1),
+        torch.cat([kv.mask for kv in wide]),
+        torch.cat([kv.positions for kv in wide]),
+    )
+
+
+def warn_unshared(limit: int) -> None:
+    """Says once a process that `limit` bytes were not enough."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(f"prefills are no longer shared beyond {limit / 1e9:.1f} GB; results are the same, only slower.", stacklevel=2)

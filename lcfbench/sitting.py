@@ -1,0 +1,96 @@
+"""Runs on the same documents, answered together: batch by batch, every method under every control, over what the models have read once.
+
+Each run's rows are those it would have alone, bit for bit (a batch is read in one order, whoever gets whose message); its times are as well: what
+it did not have to compute is added.
+
+>>> sit(sittings, batch_size=16, latency_documents=5, progress=progress)        # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+
+from lcfbench.controls import under
+from lcfbench.document import Document
+from lcfbench.endpoint import Endpoint, sharing
+from lcfbench.loop import Loop, Progress, batches
+from lcfbench.session import Asked
+
+
+@dataclass
+class Sitting:
+    """One run that is not complete. todo: hashes of the documents it still lacks; alone: of those that are also timed alone."""
+
+    title: str
+    asked: Asked
+    control: str
+    loop: Loop
+    todo: set[str] = field(default_factory=set)
+    alone: set[str] = field(default_factory=set)
+
+    @property
+    def ends(self) -> tuple[Endpoint, Endpoint]:
+        return self.asked.ends
+
+    def begin(self, latency_documents: int, progress: Progress) -> None:
+        """Finds what is left to do and settles the method."""
+        loop, documents = self.loop, self.asked.documents
+        loop.right, loop.count = sum(loop.writer.before), len(loop.writer.before)
+        self.todo = {d.hash for d in documents} - loop.writer.done
+        progress.begin(self.title, len(documents), loop.count, loop.right)
+        if self.asked.calibration:
+            loop.writer.manifest["calibration"] = self.asked.calibrated
+        # only now: calibration is that of the method as it is
+        loop.method = under(self.control, self.asked.method, self.asked.task.seed)
+        loop.writer.manifest["sends"] = loop.method.sends
+        self.alone = self.todo & {d.hash for d in documents[:latency_documents]}
+
+    def time(self, documents: Sequence[Document]) -> None:
+        """Times those of a batch that are to be timed alone; just before it, so that the first row need not wait for all of them."""
+        if some := [d for d in documents if d.hash in self.alone]:
+            self.loop.measure_latency(some)
+
+    def batch(self, documents: Sequence[Document], progress: Progress) -> None:
+        """Answers a batch, unless all of it is recorded."""
+        if any(d.hash in self.todo for d in documents):
+            self.loop.batch(documents, self.todo)
+            progress.update(self.title, self.loop.right, self.loop.count)
+
+    def finish(self, progress: Progress) -> None:
+        """Closes the run; what failed is said."""
+        loop, documents, seconds = self.loop, self.asked.documents, self.loop.seconds
+        if loop.failures:
+            progress.warn(f"{len(loop.failures)} of {len(documents)} documents failed and count as wrong; the first: {loop.failures[0]}")
+        loop.writer.finish({"documents_per_second": len(self.todo) / seconds if self.todo else None, "seconds": seconds})
+
+
+def sit(sittings: Sequence[Sitting], batch_size: int, latency_documents: int, progress: Progress) -> None:
+    """Answers everything that is left of these runs. Where it stops early, what is recorded is sealed: the same command goes on from there."""
+    with ExitStack() as opened, torch.inference_mode():
+        for each in sittings:
+            opened.callback(each.loop.writer.interrupt)  # does nothing to a run that was finished
+        for together in alike(sittings):
+            with ExitStack() as lines:
+                for each in together:
+                    lines.callback(progress.end, each.title)
+                    each.begin(latency_documents, progress)
+                for batch in batches(together[0].asked.documents, batch_size):
+                    for each in together:
+                        each.time(batch)
+                    with sharing(e for each in together for e in each.ends):
+                        for each in together:
+                            each.batch(batch, progress)
+                for each in together:
+                    each.finish(progress)
+
+
+def alike(sittings: Iterable[Sitting]) -> list[list[Sitting]]:
+    """Runs on the very same documents side by side, in the order given."""
+    groups: dict[tuple[int, ...], list[Sitting]] = {}
+    for each in sittings:
+        groups.setdefault(tuple(sorted(map(id, each.asked.documents))), []).append(each)
+    return list(groups.values())

@@ -1,0 +1,91 @@
+"""Tokenizers from the cache are the tokenizers of the folder, or are not taken."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoTokenizer, GemmaTokenizer
+
+from lcfbench import loading
+
+TEXT = "a sa  sand ß 🙂\n<eos>"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A tokenizer whose class builds it anew from the file's vocabulary, as Gemma's does."""
+    monkeypatch.setenv("LCFBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "LARGE_BYTES", 0)
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *"▁asnd", "sa", "nd", "sand"]
+    merges = [("s", "a"), ("n", "d"), ("sa", "nd")]
+    made = GemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges)
+    made.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    made.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def never(*_, **__):
+    raise AssertionError("built anew")
+
+
+def copies(folder):
+    return sorted(p.name for p in (folder.parent / "cache" / "tokenizers").glob("*"))
+
+
+def test_the_copy_is_the_tokenizer(folder, monkeypatch):
+    first = loading.load_tokenizer(folder)
+    assert type(first) is GemmaTokenizer and len(copies(folder)) == 1
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", never)
+    second = loading.load_tokenizer(folder)
+    assert second(TEXT).input_ids == first(TEXT).input_ids and len(first(TEXT).input_ids) > 8
+    assert second.decode(second(TEXT).input_ids) == first.decode(first(TEXT).input_ids)
+    assert second(TEXT, return_offsets_mapping=True)["offset_mapping"] == first(TEXT, return_offsets_mapping=True)["offset_mapping"]
+    assert (second.eos_token_id, second.pad_token_id, second.bos_token_id) == (1, 0, 2)
+    assert second.chat_template == first.chat_template and second.padding_side == first.padding_side
+    assert second.name_or_path == str(folder)
+
+
+@pytest.mark.parametrize("changed", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_changed_file_makes_another_copy(folder, changed):
+    loading.load_tokenizer(folder)
+    path = folder / changed
+    path.write_text(path.read_text() + " ")
+    loading.load_tokenizer(folder)
+    assert len(copies(folder)) == 2
+
+
+def test_a_copy_that_reads_otherwise_is_not_kept(folder, monkeypatch):
+    copied = loading._copied
+
+    def other(place, path):
+        tokenizer = copied(place, path)
+        tokenizer.padding_side = "right"
+        return tokenizer
+
+    monkeypatch.setattr(loading, "_copied", other)
+    assert loading.load_tokenizer(folder).padding_side == "left" and copies(folder) == []
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(folder):
+    (folder.parent / "cache").write_text("a file where the folder should be")
+    assert loading.load_tokenizer(folder)("sand").input_ids == AutoTokenizer.from_pretrained(folder)("sand").input_ids
+
+
+def test_small_ones_are_left_alone(folder, monkeypatch):
+    monkeypatch.setattr(loading, "LARGE_BYTES", 10**9)
+    assert type(loading.load_tokenizer(folder)) is GemmaTokenizer and copies(folder) == []
+
+
+def test_the_libraries_of_a_run_are_all_imported_with_the_collector_at_rest():
+    code = "import gc, json, sys; from lcfbench.loading import import_libraries as i; gc.callbacks.append(lambda *a: walks.append(a)); walks = []\n"
+    code += (
+        "i(); n = len(walks); have = [m in sys.modules for m in ('torch', 'transformers.modeling_utils', 'lm_eval.api.task', 'datasets')]\n"
+    )
+    code += "print(json.dumps([n, have, gc.isenabled(), gc.get_freeze_count() > 10_000]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    walks, have, enabled, frozen = json.loads(done.stdout.splitlines()[-1])
+    assert all(have) and enabled and frozen and walks <= 2
