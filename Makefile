@@ -31,7 +31,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/receiver_vs_lm_eval.py $(ARGS)
+	$(BIN)/python -m benchmarks.run_all $(ARGS)
 
 clean:
 	rm -rf .venv .gate build dist demo .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -33,6 +33,7 @@ APART = ("million_rows",)  # long, and no time against another: run with --only
 SIMULATIONS = ("gate_simulation", "statistics_simulation")  # of statistics, not of speed: run by themselves
 ONE = ("--repeats", "1")
 QUICK: dict[str, tuple[str, ...]] = {
+    "growth": ("--most", "1000", *ONE),
     "per_document": ("--documents", "4", *ONE),
     "receiver_vs_lm_eval": ("--documents", "8", *ONE),
     "controls_sharing": ("--documents", "8", *ONE),
@@ -110,7 +111,7 @@ def main() -> None:
     for name in [] if given.table else asked:
         began = time.perf_counter()
         print(f"{name}", flush=True)
-        more = quick(name) if given.quick else ()
+        more = (*(quick(name) if given.quick else ()), *(("--figures", str(given.results)) if name == "growth" else ()))
         found, why = run_one([sys.executable, "-m", f"benchmarks.{name}", *more], given.limit)
         if found is None:
             failed.append(name)

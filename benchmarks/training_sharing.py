@@ -1,12 +1,11 @@
 """Training several adapters over shared prefills beside reading every batch once an adapter, in turn, as a ratio. Ends with one JSON line.
 
-python benchmarks/training_sharing.py --adapter lcf:width=64 --adapter lcf:width=128 --adapter lcf:width=256 --adapter prefix --steps 4
+python -m benchmarks.training_sharing --adapter lcf:width=64 --adapter lcf:width=128 --adapter lcf:width=256 --adapter prefix --steps 4
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -14,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
+from benchmarks._common import ratio, report, shown
 from lcfbench.training.recipe import TrainRecipe
 from lcfbench.training.setup import accelerator_of, data_of, ends_of, lanes_of
 from lcfbench.training.trainer import Trainer, batch_order
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--task", default="splitfacts")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
     given = parser.parse_args()
     quiet_libraries()
     with tempfile.TemporaryDirectory() as out:
@@ -59,10 +60,18 @@ def main() -> None:
                 if number:  # the first is the warm-up
                     seconds[name].append(time.perf_counter() - began)
     per_s = {name: given.batch_size * len(lanes) / statistics.median(times) for name, times in seconds.items()}
-    ratio = statistics.median(a / s for a, s in zip(seconds["apart"], seconds["shared"], strict=True))
+    gain = ratio(seconds, "apart", "shared")
     rates = ", ".join(f"{name} {rate:.1f}" for name, rate in per_s.items())
-    print(f"{len(lanes)} adapters, batches of {given.batch_size}: examples/s, all adapters counted: {rates}; shared is {ratio:.2f}× apart")
-    print(json.dumps({"adapters": recipe.adapters, "examples_per_s": {k: round(v, 2) for k, v in per_s.items()}, "ratio": round(ratio, 3)}))
+    print(
+        f"{len(lanes)} adapters, batches of {given.batch_size}: examples/s, all adapters counted: {rates}; shared is {shown(gain)}× apart"
+    )
+    result = {
+        "case": f"{len(lanes)} adapters",
+        "claim": f"{len(lanes)} adapters over shared prefills ÷ the same trained apart: examples/s",
+        "ratio": gain,
+        "examples_per_s": per_s,
+    }
+    report("training_sharing", [result], out=given.out, adapters=recipe.adapters, batch_size=given.batch_size)
 
 
 if __name__ == "__main__":
