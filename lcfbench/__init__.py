@@ -1,3 +1,3 @@
 """lcfbench: when one language model passes what it knows to another, how much gets across, how fast, and how do we know?"""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

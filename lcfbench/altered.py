@@ -77,9 +77,10 @@ class Altered(Endpoint):
                 x[:, b, :, -len(tokens) :] = self.change(x[:, b, :, -len(tokens) :], f"{name}-{before}-{tokens}")
         return replace(read, keys=keys, values=values)
 
-    @property
-    def lent_seconds(self) -> float:
-        return self.real.lent_seconds
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        with self.real.apart():
+            yield
 
     @contextmanager
     def sharing(self) -> Iterator[Shared]:
@@ -94,7 +95,7 @@ class Unread(Endpoint):
         vars(self).update(vars(real))
 
     def prefill(self, ids: Tensor, mask: Tensor, past: KV | None = None, start: Tensor | int = 0) -> KV:
-        g = self.geometry
+        g, mask = self.geometry, mask.to(self.device)
         none = torch.zeros(g.layers, *ids.shape[:1], g.kv_heads, ids.shape[1], g.head_dim, device=self.device, dtype=self.dtype)
         read = KV(none, none, mask, positions_of(mask, start))
         return past.then(read).flush() if past is not None else read.flush()

@@ -55,8 +55,8 @@ def has_bfloat16() -> bool:
 
 
 def remembered(timer: Timer) -> dict[str, Any] | None:
-    """The probe's result for this processor, thread count and torch: from the cache folder, else measured and put there; None where it cannot."""
-    about = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    """The probe's result for this processor and torch: from the cache folder, else measured and put there; None where it cannot."""
+    about = {"cpu": cpu_name(), "torch": torch.__version__}
     path = cache_dir() / "dtypes" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.json"
     if (kept := _read(path)) is not None:
         return kept

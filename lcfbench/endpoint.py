@@ -74,8 +74,20 @@ class Endpoint(Answering):
 
     @property
     def lent_seconds(self) -> float:
-        """What the prefills handed out by `sharing` would have taken, so far."""
+        """What the prefills handed out by `sharing` since `lend_anew` would have taken."""
         return self._shared.seconds if self._shared is not None else 0.0
+
+    def lend_anew(self) -> None:
+        """See `prefill.Shared.lend_anew`."""
+        if self._shared is not None:
+            self._shared.lend_anew()
+
+    def release(self) -> int:
+        """Lets go of what is held for sharing; how many caches that were."""
+        held = self._shared.held if self._shared is not None else {}
+        count = len(held)
+        held.clear()
+        return count
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +106,7 @@ class Endpoint(Answering):
     def prefill(self, ids: Tensor, mask: Tensor, past: KV | None = None, start: Tensor | int = 0) -> KV:
         """The cache after reading ids (B, N) under mask (B, N), on top of `past` where given; no logits are computed.
 
-        start: rotary position of the first real token, a number or (B,).
+        start: rotary position of the first real token, a number or (B,). Tensors on the CPU spare a GPU a wait: what is read is compared there.
         """
         if past is None and not (start.any() if isinstance(start, Tensor) else start):
             return read(self, [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)], self._shared)
@@ -106,7 +118,7 @@ class Endpoint(Answering):
         before = past or KV.empty(g.layers, ids.shape[0], g.kv_heads, g.head_dim, torch.zeros(0, device=self.device, dtype=self.dtype))
         if ids.shape[1] == 0:
             return before
-        positions = positions_of(mask, start)
+        positions = positions_of(mask, start.to(self.device) if isinstance(start, Tensor) else start)
         if before.length:  # padding goes to the end, not between what was read and what is read now
             mask, ids, positions = left_to_right(mask, ids, positions)
         full = torch.cat([before.mask, mask], 1)  # covers cache + new ids: a mask of the new ids alone is silently wrong
@@ -128,6 +140,16 @@ class Endpoint(Answering):
             yield self._shared
         finally:
             self._shared = outer
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within it nothing is shared after all, and all beginnings are read: what is timed must be done."""
+        outer, self._shared = self._shared, None
+        kept, self.beginnings = self.beginnings, None
+        try:
+            yield
+        finally:
+            self._shared, self.beginnings = outer, kept
 
     def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:
         """Prefills all but the last token of each prompt; the last one is left to run on whatever the cache has become."""
@@ -160,17 +182,12 @@ class Endpoint(Answering):
         """
         cache = kv.to_cache()
         full = torch.cat([kv.mask, mask], 1)
-        with hiding(self.model, kv.hidden, full, ids.shape[1]), keeping(self.model, at):
+        head = self.model.get_output_embeddings()
+        with hiding(self.model, kv.hidden, full, ids.shape[1]), keeping(head, at):
             out = self.model(
                 input_ids=ids, attention_mask=full, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=0
             )
-        return out.logits[0].float(), cache
-
-    def stop_ids(self) -> set[int]:
-        """Ids that end an answer: the tokenizer's EOS and those of the checkpoint's generation config."""
-        configured = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = configured if isinstance(configured, list) else [configured]
-        return {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+        return (out.logits[0] if head is not None else out.logits[at]).float(), cache
 
     def flops(self, tokens: int) -> float:
         """Floating-point operations to run `tokens` new tokens from an empty cache: 2 a parameter and token, plus attention."""
@@ -192,13 +209,25 @@ def sharing(endpoints: Iterable[Endpoint]) -> Iterator[None]:
 
 
 @contextmanager
-def keeping(model: Any, at: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Within it the output head sees the states at (rows (n,), columns (n,)) alone, as one row: logits are (1, n, V)."""
+def apart(endpoints: Iterable[Endpoint]) -> Iterator[None]:
+    """`Endpoint.apart` of several at once."""
+    with ExitStack() as stack:
+        for endpoint in endpoints:
+            stack.enter_context(endpoint.apart())
+        yield
 
-    def pick(head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+
+@contextmanager
+def keeping(head: Any, at: tuple[Tensor, Tensor]) -> Iterator[None]:
+    """Within it the output head (None where there is no such module) sees the states at (rows (n,), columns (n,)) alone, as one row (1, n, ·)."""
+
+    def pick(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0][at][None], *args[1:])
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(pick)
     try:
         yield
     finally:

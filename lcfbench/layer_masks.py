@@ -9,6 +9,7 @@ were not there: a sliding window counts the entries the layer has, not those it 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -35,6 +36,9 @@ def check_kernel(model: Any) -> None:
 
 def maskable(model: Any) -> bool:
     """Whether the model's layers can be given masks of their own."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not layers or "attention_mask" not in inspect.signature(layers[0].forward).parameters:
+        return False
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
     return model.config._attn_implementation in KERNELS and set(kinds) <= set(KINDS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Sequence
@@ -10,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from lcfbench.controls import neighbours
 from lcfbench.document import Document
+from lcfbench.endpoint import apart
 from lcfbench.errors import UserError
 from lcfbench.harness import Outcome, Task
 from lcfbench.memory import peak_memory_bytes, reset_peak_memory
@@ -47,21 +51,22 @@ def batches(documents: Sequence[Document], size: int) -> list[list[Document]]:
     """Documents of near length together, longest first: memory peaks at once, padding is small, and the order is the same every time.
 
     They are cut where derangements are (`controls.neighbours`): with a size that is a multiple of those neighbourhoods every message comes out of
-    the batch it goes to, so that both runs read the same texts.
+    the batch it goes to, so that both runs read the same texts. Only whole batches are put in order by what both models read.
     """
     groups: dict[tuple[Any, ...], list[Document]] = {}
     for d in neighbours(documents):  # what is scored differently cannot share a forward
         groups.setdefault((len(d.steps), d.until, d.max_new_tokens), []).append(d)
-    return [batch for group in groups.values() for batch in reversed([group[i : i + size] for i in range(0, len(group), size)])]
+    cut = [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+    return sorted(cut, key=lambda batch: -max(length(d) for d in batch))
 
 
 @dataclass
 class Loop:
     """One run's batches and rows.
 
-    params: of the adapter as saved, shut layers included.
+    params: of the adapter as saved, shut layers included. timed: hashes of the documents that are also timed alone.
     right, count: sum of scores and number of documents recorded, also in earlier sittings. seconds: what its batches took, or would have taken
-    alone. failures: what went wrong in this one.
+    alone. failures: what went wrong in this one. retried: why batches were answered document by document.
     """
 
     task: Task
@@ -71,12 +76,12 @@ class Loop:
     index: dict[str, int]
     folder: Path | None
     params: int = 0
-    latency: dict[str, dict[str, float]] = field(default_factory=dict)
-    warm: bool = False
+    timed: AbstractSet[str] = frozenset()
     right: float = 0.0
     count: int = 0
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
+    retried: list[str] = field(default_factory=list)
 
     def _respond(self, documents: Sequence[Document]) -> tuple[State, list[Outcome], list[int], Clock]:
         clock = Clock(self.method.receiver.device)
@@ -85,53 +90,63 @@ class Loop:
         outcomes, tokens = answer(state, batch)
         return state, outcomes, tokens, clock
 
-    def measure_latency(self, documents: Sequence[Document]) -> None:
-        """Batch-1, warm timings of documents, apart from the batched pass: the two are never mixed.
+    def warm_up(self, document: Document) -> None:
+        """Answers a document and forgets it: neither the first batch nor what is timed alone pays for what happens once."""
+        with contextlib.suppress(FAILURES):  # its error row is written when it is its turn
+            self._respond([document])
 
-        The first document ever is answered once more before, untimed, so that this and the first batch are warm.
+    def measure_latency(self, document: Document) -> dict[str, float]:
+        """Batch-1, warm timings of a document, apart from the batched pass (the two are never mixed): nothing it needs is at hand already.
+
+        Empty where the document fails.
         """
-        cold, self.warm = not self.warm, True
-        for number, document in enumerate([*documents[:1], *documents] if cold else documents):
+        with apart((self.method.receiver, self.method.sharer)):
             try:
                 clock = self._respond([document])[3]
             except FAILURES:
-                continue  # its error row is written by the batched pass
-            if number or not cold:
-                self.latency[document.hash] = {f"{p}_ms": clock.ms[p] for p in PHASES} | {
-                    "ttft_ms": clock.ttft_ms or 0.0,
-                    "ttea_ms": clock.total_ms(),
-                }
+                return {}  # its error row is written by the batched pass
+            total = clock.total_ms()
+        return {f"{p}_ms": clock.ms[p] for p in PHASES} | {"ttft_ms": clock.ttft_ms or 0.0, "ttea_ms": total}
 
     def batch(self, documents: Sequence[Document], todo: AbstractSet[str]) -> None:
         """Answers a batch and records those of its documents that are in `todo`; where it fails, they are tried alone.
 
         The whole batch runs again after a kill in its middle, so that the rest of its rows come out as they would have.
         """
-        ends = {self.method.receiver, self.method.sharer}
-        began, lent = time.perf_counter(), sum(e.lent_seconds for e in ends)
+        ends = {getattr(e, "real", e) for e in (self.method.receiver, self.method.sharer)}
+        for end in ends:
+            end.lend_anew()
+        began = time.perf_counter()
         reset_peak_memory(self.method.receiver.device)
         try:
             state, outcomes, tokens, _ = self._respond(documents)
             rows = [self._row(d, state, outcomes[i], tokens[i], i) for i, d in enumerate(documents)]
         except FAILURES as error:
+            reason = " ".join(str(error).split())[:500]
+            reason = reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}"
             if len(documents) > 1:
+                self.seconds += time.perf_counter() - began
+                kept = sum(end.release() for end in ends)  # what other runs of this batch have read
+                if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and kept:
+                    self.batch(documents, todo)
+                    return
+                self.retried.append(reason)
                 for document in documents:
                     if document.hash in todo:
                         self.batch([document], todo)
                 return
-            reason = " ".join(str(error).split())[:500]
-            self.failures.append(reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}")
-            rows = [{"error": self.failures[-1], "score": 0.0}]
-        seconds = time.perf_counter() - began + sum(e.lent_seconds for e in ends) - lent
+            self.failures.append(reason)
+            rows = [{"error": reason, "score": 0.0}]
+        seconds = time.perf_counter() - began + sum(end.lent_seconds for end in ends)
         self.seconds += seconds
         measured = {
             "amortized_ms": seconds * 1e3 / len(documents),
             "batch_size": len(documents),
             "peak_memory_bytes": peak_memory_bytes(self.method.receiver.device),
         }
-        for document, row in zip(documents, rows, strict=True):
-            if document.hash in todo:
-                self._write(document, row | measured)
+        wanted = [(d, row | measured) for d, row in zip(documents, rows, strict=True) if d.hash in todo]
+        for document, row in sorted(wanted, key=lambda each: each[0].hash in self.timed):  # what need not be timed first
+            self._write(document, row | (self.measure_latency(document) if document.hash in self.timed else {}))
 
     def _row(self, document: Document, state: State, outcome: Outcome, answer_tokens: int, i: int) -> dict[str, Any]:
         metrics = self.task.score(document, outcome)
@@ -162,7 +177,6 @@ class Loop:
             "flops": flops,
             "adapter_params": self.params,
             "adapter_bytes": (self.folder / "adapter.safetensors").stat().st_size if self.folder else 0,
-            **self.latency.get(document.hash, {}),
         }
 
     def _write(self, document: Document, row: dict[str, Any]) -> None:

@@ -19,7 +19,16 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     table = Path("/proc/meminfo")
     lines = table.read_text().splitlines() if table.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 8 << 30)
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 8 << 30)
+    return min(free, container_bytes())
+
+
+def container_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """What a container's own limit leaves (cgroup v2); without one, more than any machine has."""
+    limit, used = group / "memory.max", group / "memory.current"
+    if not (limit.is_file() and used.is_file()) or not (most := limit.read_text().strip()).isdigit():
+        return 1 << 62
+    return max(int(most) - int(used.read_text()), 0)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Rows = tuple[tuple[int, ...], ...]
 BEGINNINGS = 8  # kept: chat templates open every prompt of a task with the same system message
+BEGINNING_BYTES = 64 << 20  # of one; a longer one is read once a batch
 # One forward costs about as much as so many more tokens in another one: weights are read and kernels started once more. Measured: 11 ms of weights
 # and 8 ms of starting beside 0.75 ms a token on two cores; on a GPU small models hardly fill a forward.
 FORWARD_TOKENS = {"cpu": 32, "cuda": 2048}
@@ -34,21 +35,29 @@ _warned = False  # of prefills that are not shared
 class Shared:
     """Caches of prompts read before, for as long as a batch is worked on.
 
-    limit: bytes that are kept at most. seconds: what everything handed out would have taken, had it not been there.
+    limit: bytes that are kept at most. seconds: what everything handed out since `lend_anew` would have taken, had it not been there already then.
     """
 
     limit: int
     seconds: float = 0.0
     held: dict[Rows, tuple[KV, float]] = field(default_factory=dict)
+    own: set[Rows] = field(default_factory=set)
+
+    def lend_anew(self) -> None:
+        """Counts from here, for another borrower: what it reads itself is not lent to it."""
+        self.seconds, self.own = 0.0, set()
 
     def get(self, rows: Rows) -> KV | None:
         if rows not in self.held:
             return None
         kv, seconds = self.held[rows]
-        self.seconds += seconds
+        if rows not in self.own:
+            self.seconds += seconds
+            self.own.add(rows)
         return kv
 
     def put(self, rows: Rows, kv: KV, seconds: float) -> None:
+        self.own.add(rows)
         if sum(size(kv) for kv, _ in self.held.values()) + size(kv) <= self.limit:
             self.held[rows] = kv, seconds
         else:
@@ -113,7 +122,10 @@ def beginning(endpoint: Endpoint, ids: tuple[int, ...]) -> KV:
         return rest(endpoint, (ids,), None)
     if ids not in kept:
         with torch.inference_mode(False), torch.no_grad():  # kept longer than the mode in which it was first wanted
-            kept[ids] = rest(endpoint, (ids,), None)
+            kv = rest(endpoint, (ids,), None)
+        if size(kv) > BEGINNING_BYTES:
+            return kv
+        kept[ids] = kv
         while len(kept) > BEGINNINGS:
             kept.popitem(last=False)
     kept.move_to_end(ids)

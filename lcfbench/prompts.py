@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lcfbench.document import View
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DELIMITER = " "  # lm-eval's target_delimiter; no task of ours changes it
-KEPT = 256  # rendered prompts
 _SENTINEL = "7f3a9cturn{}c9a3f7"  # stands for a turn's content while the template's own text is found
 
 
@@ -51,16 +49,10 @@ def render(view: View, tokenizer: PreTrainedTokenizerBase, *, chat: bool, choice
     history: further turns as (role, text), oldest first, between the view's own history and its question.
     Raises `UserError` for a tokenizer that cannot tell offsets.
     """
-    template = getattr(tokenizer, "chat_template", None) if chat else None
-    return _render(view, tokenizer, str(template) if template else "", choices, tuple(history))
-
-
-@lru_cache(maxsize=KEPT)  # methods and controls that answer a batch in turn show the same prompts
-def _render(view: View, tokenizer: PreTrainedTokenizerBase, template: str, choices: bool, history: tuple[tuple[str, str], ...]) -> Prompt:
     earlier = [*view.history, *history]
     turns = [*earlier, ("user", view.user), *([("assistant", view.prefix)] if view.prefix else [])]
     contents = [content for _, content in turns]
-    if template:
+    if chat and getattr(tokenizer, "chat_template", None):
         text = _templated(turns, tokenizer, begun=bool(view.prefix))
         marked = [(role, _SENTINEL.format(i)) for i, (role, _) in enumerate(turns)]
         frames = _frames(_templated(marked, tokenizer, begun=bool(view.prefix)), len(turns))

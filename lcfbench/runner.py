@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lcfbench.controls import SEEDED, lacks, sender_of
+from lcfbench.document import Document
 from lcfbench.errors import UserError, unknown
 from lcfbench.harness import Task
 from lcfbench.identity import identity, manifest
 from lcfbench.loop import Loop, Progress
 from lcfbench.methods.base import method_class, option_fields
 from lcfbench.recipe import Recipe
-from lcfbench.session import Session
+from lcfbench.session import Asked, Session
 from lcfbench.sitting import Sitting, sit
 from lcfbench.store import RunWriter
 
@@ -42,33 +43,39 @@ def run(recipe: Recipe, progress: Progress) -> Iterator[str]:
             session.adapter(mode, task)
     plan = _plan(recipe, progress)
     for task in session.tasks:
-        runs = _of_task(session, task, plan, progress)
-        sit([each.sitting for each in runs if each.sitting is not None], recipe.batch_size, recipe.latency_documents, progress)
-        yield from (each.run_id for each in runs)
+        wanted = _of_task(session, task, plan, progress)  # whatever cannot be run is said before anything is touched
+        with ExitStack() as opened:
+            sittings = []
+            for each in wanted:
+                sitting = _open(session, each, progress)
+                opened.callback(sitting.loop.writer.interrupt)  # does nothing to a run that was finished
+                sittings.append(sitting)
+            sit([each for each in sittings if not each.loop.writer.complete], recipe.batch_size, recipe.latency_documents, progress)
+        session.release()
+        yield from (each.loop.writer.run_id for each in sittings)
 
 
-class Run(NamedTuple):
-    """One (method, task, control, seed). drew: whether another seed would be another run. sitting: None where it is complete already."""
+class Wanted(NamedTuple):
+    """One (method, task, control, seed), looked up. identity, manifest: as they will be recorded. drew: whether another seed would be another run."""
 
-    run_id: str
+    asked: Asked
+    control: str
+    senders: dict[str, Document]
+    identity: dict[str, Any]
+    manifest: dict[str, Any]
     drew: bool
-    sitting: Sitting | None
 
 
-def _of_task(session: Session, first: Task, plan: list[tuple[str, str]], progress: Progress) -> list[Run]:
-    """The runs of a task under all seeds, open; what draws nothing is one run. Where one cannot be opened, those before it are let go again."""
+def _of_task(session: Session, first: Task, plan: list[tuple[str, str]], progress: Progress) -> list[Wanted]:
+    """The runs of a task under all seeds; what draws nothing is one run."""
     seeds = session.recipe.every_seed
     tasks, once, runs = [first, *(first.reseeded(seed) for seed in seeds[1:])], [], []
-    with ExitStack() as opened:
-        for mode, control in plan:
-            for task in tasks:
-                runs.append(run := _open(session, task, mode, control, progress))
-                if run.sitting is not None:
-                    opened.callback(run.sitting.loop.writer.interrupt)
-                if not run.drew:
-                    once.append(mode if control == "matched" else f"{mode} ({control})")
-                    break
-        opened.pop_all()
+    for mode, control in plan:
+        for task in tasks:
+            runs.append(_look_up(session, task, mode, control, progress))
+            if not runs[-1].drew:
+                once.append(mode if control == "matched" else f"{mode} ({control})")
+                break
     if once and len(seeds) > 1:
         progress.say(f"{first.name}: {', '.join(once)} draws nothing (every document is asked), so it is run once, with seed {seeds[0]}.")
     return runs
@@ -90,21 +97,27 @@ def _plan(recipe: Recipe, progress: Progress) -> list[tuple[str, str]]:
     return plan
 
 
-def _open(session: Session, task: Task, mode: str, control: str, progress: Progress) -> Run:
-    """One method on one task, under its seed, and one control, ready to go on from what is recorded of it."""
+def _look_up(session: Session, task: Task, mode: str, control: str, progress: Progress) -> Wanted:
+    """Everything a run needs. Raises UserError for what cannot be run."""
     recipe, asked = session.recipe, session.method(mode, task, progress)
-    method, documents, folder, ends = asked.method, asked.documents, asked.folder, asked.ends
-    drew = bool(asked.calibration) or control in SEEDED or method.random or task.drawn(recipe.limit)
+    method, documents, ends, folder = asked.method, asked.documents, asked.ends, asked.folder
     senders = sender_of(documents, control, task.seed)
     named = identity(recipe, session.names, ends, task, session.digests(task), documents[0].scoring, method, mode, control, folder)
     if asked.calibration:
         named["calibration_sha256"] = hashlib.sha256("".join(d.hash for d in asked.calibration).encode()).hexdigest()
     about = manifest(recipe, session.environment, task, documents, senders, ends, asked.adapter, folder)
-    writer = RunWriter.open(recipe.out, named, about, fresh=recipe.fresh)
+    drew = bool(asked.calibration) or control in SEEDED or method.random or task.drawn(recipe.limit)
+    return Wanted(asked, control, senders, named, about, drew)
+
+
+def _open(session: Session, wanted: Wanted, progress: Progress) -> Sitting:
+    """A run's folder, begun or to go on from."""
+    recipe, asked, control = session.recipe, wanted.asked, wanted.control
+    writer = RunWriter.open(recipe.out, wanted.identity, wanted.manifest, fresh=recipe.fresh)
     if writer.complete:
         progress.say(f"{writer.run_id}: complete already, nothing to do (--fresh runs it again).")
-        return Run(writer.run_id, drew, None)
-    loop = Loop(task, method, writer, senders, {d.hash: i for i, d in enumerate(documents)}, folder)
+    loop = Loop(asked.task, asked.method, writer, wanted.senders, {d.hash: i for i, d in enumerate(asked.documents)}, asked.folder)
     loop.params = asked.adapter.params if asked.adapter is not None else 0
-    title = " · ".join([task.name, mode, *([control] if control != "matched" else []), *([f"seed {task.seed}"] if recipe.seeds else [])])
-    return Run(writer.run_id, drew, Sitting(title, asked, control, loop))
+    seed = [f"seed {asked.task.seed}"] if recipe.seeds else []
+    title = " · ".join([asked.task.name, asked.mode, *([control] if control != "matched" else []), *seed])
+    return Sitting(title, asked, control, loop)

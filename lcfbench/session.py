@@ -127,6 +127,11 @@ class Session:
         known = self._documents.setdefault(key, {d.hash: d for d in documents})
         return [known[d.hash] for d in documents]
 
+    def release(self) -> None:
+        """Lets go of a task's methods, adapters and documents; the models stay."""
+        for kept in (self._methods, self._adapters, self._documents):
+            kept.clear()  # type: ignore[attr-defined]
+
     def weights(self, folder: Path, receiver: Endpoint) -> Adapter:
         """An adapter, read once; methods never write to it."""
         key = folder, receiver.device, receiver.dtype

@@ -1,7 +1,7 @@
 """Runs on the same documents, answered together: batch by batch, every method under every control, over what the models have read once.
 
-Each run's rows are those it would have alone, bit for bit (a batch is read in one order, whoever gets whose message); its times are as well: what
-it did not have to compute is added.
+Each run's answers are those it would have alone, bit for bit: a batch is read in one order, whoever gets whose message. To its batches' times is added
+what the prefills it found done would have taken. Memory is the process's, with all that the runs made together hold: manifests say how many they are.
 
 >>> sit(sittings, batch_size=16, latency_documents=5, progress=progress)        # doctest: +SKIP
 """
@@ -23,14 +23,13 @@ from lcfbench.session import Asked
 
 @dataclass
 class Sitting:
-    """One run that is not complete. todo: hashes of the documents it still lacks; alone: of those that are also timed alone."""
+    """One run that is not complete. todo: hashes of the documents it still lacks."""
 
     title: str
     asked: Asked
     control: str
     loop: Loop
     todo: set[str] = field(default_factory=set)
-    alone: set[str] = field(default_factory=set)
 
     @property
     def ends(self) -> tuple[Endpoint, Endpoint]:
@@ -47,12 +46,8 @@ class Sitting:
         # only now: calibration is that of the method as it is
         loop.method = under(self.control, self.asked.method, self.asked.task.seed)
         loop.writer.manifest["sends"] = loop.method.sends
-        self.alone = self.todo & {d.hash for d in documents[:latency_documents]}
-
-    def time(self, documents: Sequence[Document]) -> None:
-        """Times those of a batch that are to be timed alone; just before it, so that the first row need not wait for all of them."""
-        if some := [d for d in documents if d.hash in self.alone]:
-            self.loop.measure_latency(some)
+        loop.warm_up(documents[0])
+        loop.timed = self.todo & {d.hash for d in documents[:latency_documents]}
 
     def batch(self, documents: Sequence[Document], progress: Progress) -> None:
         """Answers a batch, unless all of it is recorded."""
@@ -63,24 +58,25 @@ class Sitting:
     def finish(self, progress: Progress) -> None:
         """Closes the run; what failed is said."""
         loop, documents, seconds = self.loop, self.asked.documents, self.loop.seconds
+        if loop.retried and not loop.failures:  # else a document that fails explains it
+            progress.warn(
+                f"{self.title}: {len(loop.retried)} batches failed and were answered document by document; the first: {loop.retried[0]}"
+            )
         if loop.failures:
             progress.warn(f"{len(loop.failures)} of {len(documents)} documents failed and count as wrong; the first: {loop.failures[0]}")
         loop.writer.finish({"documents_per_second": len(self.todo) / seconds if self.todo else None, "seconds": seconds})
 
 
 def sit(sittings: Sequence[Sitting], batch_size: int, latency_documents: int, progress: Progress) -> None:
-    """Answers everything that is left of these runs. Where it stops early, what is recorded is sealed: the same command goes on from there."""
-    with ExitStack() as opened, torch.inference_mode():
-        for each in sittings:
-            opened.callback(each.loop.writer.interrupt)  # does nothing to a run that was finished
+    """Answers everything that is left of these runs, and finishes them."""
+    with torch.inference_mode():
         for together in alike(sittings):
             with ExitStack() as lines:
                 for each in together:
                     lines.callback(progress.end, each.title)
+                    each.loop.writer.manifest["together"] = len(together)
                     each.begin(latency_documents, progress)
                 for batch in batches(together[0].asked.documents, batch_size):
-                    for each in together:
-                        each.time(batch)
                     with sharing(e for each in together for e in each.ends):
                         for each in together:
                             each.batch(batch, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lcfbench.branching import Branches, branch, can_branch
 from lcfbench.kv import pad_left
@@ -90,3 +91,11 @@ def test_what_hides_entries_or_masks_otherwise_is_ranked_row_by_row():
     assert can_branch(state)
     end.model.config._attn_implementation = "flash_attention_2"
     assert not can_branch(state)
+
+
+def test_models_of_other_families_are_ranked_row_by_row():
+    """Their blocks are called otherwise, or take their mask by place."""
+    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=400, n_positions=64)
+    end = tiny.endpoint()
+    end.model = GPT2LMHeadModel(config).eval()
+    assert not can_branch(end.read(prompts(end)))

@@ -47,9 +47,11 @@ def test_measured_once_and_never_flips(cache):
     assert dtypes.choose(CPU, slower) == first and slower.calls == []
 
 
-def test_another_thread_count_is_another_question(cache, monkeypatch):
-    dtypes.choose(CPU, taking(1.5))
+def test_another_torch_is_another_question_another_thread_count_is_not(cache, monkeypatch):
+    first = dtypes.choose(CPU, taking(1.5))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 96)
+    assert dtypes.choose(CPU, taking(0.5)) == first, "the dtype is part of a run's name"
+    monkeypatch.setattr(torch, "__version__", "99.0")
     assert dtypes.choose(CPU, taking(0.5))[0] is torch.float32
     assert len(list((cache / "dtypes").iterdir())) == 2
 

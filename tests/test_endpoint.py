@@ -175,6 +175,14 @@ def forwards(end, monkeypatch):
     return ran
 
 
+def test_a_model_without_an_output_head_of_its_own_answers_too(monkeypatch):
+    end = tiny.endpoint()
+    state = end.read(prompts(end))
+    first = end.open(state).logits
+    monkeypatch.setattr(end.model, "get_output_embeddings", lambda: None)
+    assert torch.allclose(end.open(state).logits, first, atol=1e-5)
+
+
 def test_what_is_shared_ends_where_memory_does_and_is_said_once(monkeypatch):
     end, shown = tiny.endpoint(), prompts(tiny.endpoint())
     free = iter([40 << 30, 1])
@@ -203,5 +211,15 @@ def test_free_memory_is_what_the_system_says(monkeypatch, tmp_path):
     table.write_text("MemTotal:       9000 kB\nMemAvailable:   8000 kB\n")
     monkeypatch.setattr(memory, "Path", lambda _: table)
     assert memory.free_bytes(torch.device("cpu")) == 8000 * 1024
+    monkeypatch.setattr(memory, "container_bytes", lambda: 5)
+    assert memory.free_bytes(torch.device("cpu")) == 5
+    monkeypatch.undo()
+    for name, text in (("memory.max", "9000\n"), ("memory.current", "2000\n")):
+        (tmp_path / name).write_text(text)
+    assert memory.container_bytes(tmp_path) == 7000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.container_bytes(tmp_path) > 1 << 50
+    monkeypatch.setattr(memory, "container_bytes", lambda: 1 << 62)
+    monkeypatch.setattr(memory, "Path", lambda _: table)
     table.unlink()
     assert memory.free_bytes(torch.device("cpu")) // 4 == 2 << 30

@@ -90,9 +90,31 @@ def test_any_order_of_a_batch_is_the_same_batch_bit_for_bit(counted):
         kv = prefill.read(end, [ROWS[i] for i in order], shared)
         assert torch.equal(kv.keys, apart.keys) and torch.equal(kv.values, apart.values)
         assert all(torch.equal(real(kv, k)[0], real(first, i)[0]) for k, i in enumerate(order))
-    assert len(ran) == read and shared.seconds > 0
+    assert len(ran) == read
     prefill.read(end, ROWS[:2], shared)
     assert len(ran) > read, "other prompts are read"
+
+
+def test_what_a_borrower_read_itself_is_not_lent_to_it(counted):
+    end, _ = counted()
+    with end.sharing() as shared:
+        end.lend_anew()
+        for _ in range(3):
+            prefill.read(end, ROWS, shared)
+        assert end.lent_seconds == 0.0
+        end.lend_anew()
+        for _ in range(3):
+            prefill.read(end, ROWS, shared)
+        once = shared.held[next(iter(shared.held))][1]
+        assert end.lent_seconds == once > 0, "another one would have read it once"
+        assert end.release() == 1 and not shared.held
+
+
+def test_long_beginnings_are_not_kept(counted, monkeypatch):
+    end, _ = counted()
+    monkeypatch.setattr(prefill, "BEGINNING_BYTES", 10)
+    prefill.read(end, ROWS)
+    assert not end.beginnings
 
 
 def test_empty_prompts_hold_nothing(counted):

@@ -278,7 +278,7 @@ def test_runs_made_together_are_those_made_apart_and_the_models_read_once(pair, 
     [lone] = go(pair, tmp_path / "lone", mode=["lcf"], **chosen | {"latency_documents": 0})
     alone = forwards()
     assert lone.name == together[0].name and rows(lone) == rows(together[0])
-    warm_up = len(together)  # one document a run, unbatched
+    warm_up = 2 * len(together)  # one document a run, unbatched
     assert all(shared[name] <= alone[name] + warm_up for name in names), "batches are read once, whatever the control"
     for folder in together:
         mode, _, control, _ = folder.name.split("-")
@@ -415,3 +415,44 @@ def test_a_fuser_for_another_model_of_the_same_shape_is_noticed(pair):
     config = types.SimpleNamespace(training={}, receiver="Qwen/Qwen3-0.6B", sharer="Qwen/Qwen2.5-0.5B-Instruct")
     said = other_revisions(types.SimpleNamespace(config=config), end, same)
     assert said == "receiver was Qwen/Qwen3-0.6B, here it is qwen3-1.7b"
+
+
+def test_fresh_forgets_nothing_when_something_else_cannot_be_run(pair, tmp_path):
+    [folder] = go(pair, tmp_path)
+    before = rows(folder)
+    with pytest.raises(UserError):  # one document has no other to be deranged with
+        go(pair, tmp_path, fresh=True, mode=["receiver", "t2t"], control=["matched", "deranged"], limit=1)
+    with pytest.raises(UserError):
+        go(pair, tmp_path, fresh=True, mode=["receiver", "lcf"], adapter=[tmp_path / "none"])
+    assert rows(folder) == before and manifest(folder)["state"] == "complete"
+
+
+def test_a_batch_that_fails_is_said_and_its_time_counts(pair, tmp_path, monkeypatch):
+    [whole] = go(pair, tmp_path / "whole")
+    plain, watcher = runner.Loop._respond, Watcher()
+
+    def respond(self, documents):
+        if len(documents) > 1:
+            time.sleep(0.2)
+            raise RuntimeError("too much at once")
+        return plain(self, documents)
+
+    monkeypatch.setattr(runner.Loop, "_respond", respond)
+    [folder] = go(pair, tmp_path / "alone", watcher)
+    assert [r["score"] for r in rows(folder)] == [r["score"] for r in rows(whole)] and {r["batch_size"] for r in rows(folder)} == {1}
+    assert any("3 batches failed and were answered document by document" in text for text in watcher.warned)
+    assert manifest(folder)["seconds"] > 0.6
+
+
+def test_memory_that_is_held_for_others_is_given_back_first(pair, adapter, tmp_path, monkeypatch):
+    plain, refused = runner.Loop._respond, []
+
+    def respond(self, documents):
+        if len(documents) > 1 and self.method.receiver._shared.held and self.writer.manifest["identity"]["mode"] == "lcf":
+            refused.append(1)
+            raise torch.OutOfMemoryError("out of memory")
+        return plain(self, documents)
+
+    monkeypatch.setattr(runner.Loop, "_respond", respond)
+    folders = go(pair, tmp_path, mode=["receiver", "lcf"], adapter=[adapter])
+    assert refused and all({r["batch_size"] for r in rows(f)} == {4} and not any(r["error"] for r in rows(f)) for f in folders)

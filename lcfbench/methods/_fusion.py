@@ -95,11 +95,11 @@ class Fusion(Method):
     def read(self, prompts: list[Prompt], state: State | None, part: Part) -> State:
         """The state after reading a part too, with the rest of the prompts left to run."""
         device, pad = self.receiver.device, self.receiver.pad_id
-        starts, stops = (torch.tensor(x, device=device) for x in (part.starts, part.stops))
-        ids, mask = pad_left([list(p.ids[a:b]) for p, a, b in zip(prompts, part.starts, part.stops, strict=True)], pad, device)
+        starts, stops = torch.tensor(part.starts), torch.tensor(part.stops)
+        ids, mask = pad_left([list(p.ids[a:b]) for p, a, b in zip(prompts, part.starts, part.stops, strict=True)], pad)
         kv = self.receiver.prefill(ids, mask, state.kv if state is not None else None, starts)
-        ids, mask = pad_left([list(p.ids[b:]) for p, b in zip(prompts, part.stops, strict=True)], pad, device)
-        return State(self.receiver, kv, ids, mask, positions_of(mask, stops), prompts)
+        ids, mask = pad_left([list(p.ids[b:]) for p, b in zip(prompts, part.stops, strict=True)], pad)
+        return State(self.receiver, kv, ids.to(device), mask.to(device), positions_of(mask, stops).to(device), prompts)
 
     def sharer_prompts(self, batch: Batch, prompts: list[Prompt]) -> list[Prompt]:
         """What the sharer reads for each document: its own view; under `remap` with the receiver's tokens translated one by one
@@ -118,7 +118,7 @@ class Fusion(Method):
 
     def sharer_cache(self, prompts: list[Prompt]) -> KV:
         """The sharer's cache over its whole prompt, left-padded."""
-        ids, mask = pad_left([list(p.ids) for p in prompts], self.sharer.pad_id, self.sharer.device)
+        ids, mask = pad_left([list(p.ids) for p in prompts], self.sharer.pad_id)
         return self.sharer.prefill(ids, mask)
 
     def fuse(self, adapter: Adapter, batch: Batch, state: State, theirs: KV, shared: list[Prompt], part: Part) -> list[int]:

@@ -1,6 +1,6 @@
 """Live lines of a run and of a training run: in a terminal they change in place, in a log one line is written now and then.
 
->>> line = RunProgress(); line.begin("splitfacts · lcf", 100, 0, 0.0); line.update(12.0, 16); line.end()       # doctest: +SKIP
+>>> line = RunProgress(); line.begin("lcf", 100, 0, 0.0); line.update("lcf", 12.0, 16); line.end("lcf")       # doctest: +SKIP
 """
 
 from __future__ import annotations
