@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.prompts import Prompt
 from lcfbench.remap import remap_prompt
 from lcfbench.state import Message, State
+
+VECTOR = 32  # numbers in the widest vector of a processor (bfloat16 in AVX-512)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,12 @@ class Part:
 
 @dataclass
 class Fusion(Method):
-    """Base of the methods that edit the receiver's cache with an adapter (methods.md, section 1)."""
+    """Base of the methods that edit the receiver's cache with an adapter (methods.md, section 1).
+
+    partly: whether some layers' gates are shut: computing those or not must not move a bit of the others.
+    """
+
+    partly: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         assert self.adapter is not None, "a fusion method needs an adapter"
@@ -47,7 +55,7 @@ class Fusion(Method):
         trained = next(self.adapter.parameters()).requires_grad
         # at inference, layers whose gates are shut cannot change anything: they are not even computed
         if not trained and len(keep := self.adapter.open_layers()) < len(self.adapter.config.layers):
-            self.adapter = self.adapter.select(keep)
+            self.adapter, self.partly = self.adapter.select(keep), True  # type: ignore[misc]
 
     def respond(self, batch: Batch) -> State:
         adapter, clock = self.adapter, batch.clock
@@ -135,7 +143,7 @@ class Fusion(Method):
             sent = entries(theirs, adapter.config.layer_map[at], rows, index[rows, columns])
             return adapter.message(sent.to(kv.keys.device, kv.keys.dtype), at)
 
-        state.kv = edited(adapter, kv, message, rows, columns + column)
+        state.kv = edited(adapter, kv, message, rows, columns + column, self.partly)
         return (index >= 0).sum(1).tolist()
 
     def positions(
@@ -179,20 +187,23 @@ def entries(theirs: KV, sources: Sequence[int], rows: Tensor, columns: Tensor) -
     return torch.cat([x.transpose(1, 2).flatten(2) for x in both], -1)
 
 
-def edited(adapter: Editor, kv: KV, message: Callable[[slice], Tensor], rows: Tensor, columns: Tensor) -> KV:
+def edited(adapter: Editor, kv: KV, message: Callable[[slice], Tensor], rows: Tensor, columns: Tensor, partly: bool = False) -> KV:
     """The receiver's cache with the entries at `rows`, `columns` (T,) edited by a message.
 
     message: (L, T, d), of a stretch of the adapter's stack; stretches come one after another, see `Editor.pieces`.
     """
     rows, columns = rows.to(kv.keys.device), columns.to(kv.keys.device)
     whole = kv.keys.clone(), kv.values.clone()
-    for some in adapter.pieces(len(rows)):
+    # where layers are left out the bits of the others must not depend on how many stand before them: each begins where a vector begins
+    n, more = len(rows), -len(rows) % VECTOR if partly else 0
+    at = torch.cat([torch.arange(n), torch.full((more,), n - 1)]).to(rows.device)
+    for some in adapter.pieces(len(at)):
         layers = adapter.config.layers[some]
-        own = kv.entries_at(layers, rows, columns)
+        own, sent = kv.entries_at(layers, rows[at], columns[at]), message(some)
         # the adapter takes them as one row of a batch
-        new = adapter(message(some)[:, None], *(x[:, None] for x in own), None, some)
+        new = adapter((sent[:, at] if more else sent)[:, None], *(x[:, None] for x in own), None, some)
         for x, edit in zip(whole, new, strict=True):
-            put(x, layers, rows, columns, edit[:, 0].transpose(1, 2))
+            put(x, layers, rows, columns, edit[:, 0, :, :n].transpose(1, 2))
     return replace(kv, keys=whole[0], values=whole[1])
 
 
