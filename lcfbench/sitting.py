@@ -9,7 +9,6 @@ what the prefills it found done would have taken. Memory is the process's, with 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -71,10 +70,11 @@ def sit(sittings: Sequence[Sitting], batch_size: int, latency_documents: int, pr
     """Answers everything that is left of these runs, and finishes them."""
     with torch.inference_mode():
         for together in alike(sittings):
-            with ExitStack() as lines:
+            begun: list[str] = []
+            try:
                 for each in together:
-                    lines.callback(progress.end, each.title)
                     each.loop.writer.manifest["together"] = len(together)
+                    begun.append(each.title)
                     each.begin(latency_documents, progress)
                 for batch in batches(together[0].asked.documents, batch_size):
                     with sharing(e for each in together for e in each.ends):
@@ -82,6 +82,9 @@ def sit(sittings: Sequence[Sitting], batch_size: int, latency_documents: int, pr
                             each.batch(batch, progress)
                 for each in together:
                     each.finish(progress)
+            finally:
+                for title in begun:
+                    progress.end(title)
 
 
 def alike(sittings: Iterable[Sitting]) -> list[list[Sitting]]:
