@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,14 +74,12 @@ class Answering:
         nll, best = scored(logits, gold)
         return [(-float(a.sum()), bool(hit.all())) for a, hit in zip(nll.split(counts), (best == gold).split(counts), strict=True)]
 
-    def decode(
-        self, opened: Opened, max_new_tokens: int, until: Sequence[str] = (), stops: Collection[int] | None = None
-    ) -> tuple[list[str], list[int]]:
+    def decode(self, opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> tuple[list[str], list[int]]:
         """Greedy continuation of each row, cut before the first `until` string; and the number of tokens written, per row.
 
-        stops: ids that end an answer in place of `stop_ids()`. Rows that have ended are left out once they are half of what is run.
+        Rows that have ended are left out once they are half of what is run.
         """
-        stops = self.stop_ids() if stops is None else stops
+        stops = self.stop_ids()
         written: list[list[int]] = [[] for _ in range(opened.logits.shape[0])]
         rows = list(range(len(written)))  # those still run
         alive = set(rows)

@@ -8,9 +8,9 @@ tokens at stake cost less than those forwards: a model's weights are read once h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -31,8 +31,12 @@ ROOT, PADDING = -1, -2  # what is left of the prompt; what is nothing. Choices a
 
 @dataclass
 class Branches:
-    """One row of a batch. ids: the root, then each choice but its last token. path: the choice each token belongs to. depth: tokens before it on its way."""
+    """One row of a batch. root: tokens left of the prompt. ids: they, then each choice but its last token. path: the choice each token belongs to.
 
+    depth: tokens before it on its way.
+    """
+
+    root: int
     ids: list[int]
     path: list[int]
     depth: list[int]
@@ -41,6 +45,7 @@ class Branches:
     def of(cls, root: list[int], choices: Sequence[Sequence[int]]) -> Branches:
         tails = [(c, n, token) for c, ids in enumerate(choices) for n, token in enumerate(ids[:-1])]
         return cls(
+            len(root),
             root + [token for *_, token in tails],
             [ROOT] * len(root) + [c for c, *_ in tails],
             [*range(len(root)), *(len(root) + n for _, n, _ in tails)],
@@ -76,7 +81,7 @@ def branch(endpoint: Endpoint, state: State, choices: Choices) -> tuple[Ranked, 
     return ranked, Opened(endpoint, torch.cat(logits)[back], state.positions[:, -1] + 1, extended)
 
 
-def run(endpoint: Endpoint, kv: KV, last: Tensor, rows: list[Branches], choices: Choices) -> tuple[Tensor, Ranked, Any]:
+def run(endpoint: Endpoint, kv: KV, last: Tensor, rows: list[Branches], choices: Choices) -> tuple[Tensor, Ranked, Callable[[], KV]]:
     """One forward of some rows: logits (B, V) after the roots, the choices' scores, and how to get the cache of prompts and roots.
 
     last: (B,), rotary positions of the roots' last tokens.
@@ -85,20 +90,19 @@ def run(endpoint: Endpoint, kv: KV, last: Tensor, rows: list[Branches], choices:
     ids, mask = (x.to(device) for x in pad_right([row.ids for row in rows], endpoint.pad_id))
     depth = pad_right([row.depth for row in rows], 0)[0].to(device)
     path = pad_right([row.path for row in rows], PADDING)[0].to(device)
-    lengths = torch.tensor([row.path.count(ROOT) for row in rows], device=device)
+    lengths = torch.tensor([row.root for row in rows], device=device)
     positions = (last + 1 - lengths)[:, None] + depth
     # where logits are wanted: after each root, then after every token of the choices
-    wanted = [(b, n) for b, row in enumerate(rows) for n in [row.path.count(ROOT) - 1, *range(row.path.count(ROOT), len(row.ids))]]
+    wanted = [(b, n) for b, row in enumerate(rows) for n in range(row.root - 1, len(row.ids))]
     at = torch.tensor(wanted, device=device).unbind(1)
-    sizes = windows(endpoint.model)
-    with masking(endpoint.model, sizes, lambda window: visible(kv.mask, path, depth, window)):
+    with masking(endpoint.model, windows(endpoint.model), lambda window: visible(kv.mask, path, depth, window)):
         logits, cache = endpoint.forward(kv, ids, mask, positions, (at[0], at[1]))
     where = {place: i for i, place in enumerate(wanted)}
     read, gold, counts = [], [], []
     for b, (row, some) in enumerate(zip(rows, choices, strict=True)):
-        n = root = row.path.count(ROOT)
+        n = row.root
         for choice in some:
-            read += [where[b, root - 1], *(where[b, n + k] for k in range(len(choice) - 1))]
+            read += [where[b, row.root - 1], *(where[b, n + k] for k in range(len(choice) - 1))]
             gold += choice
             counts.append(len(choice))
             n += len(choice) - 1
@@ -106,7 +110,7 @@ def run(endpoint: Endpoint, kv: KV, last: Tensor, rows: list[Branches], choices:
     nll, best = scored(logits, targets, torch.tensor(read, device=device))
     flat = iter((-float(a.sum()), bool(hit.all())) for a, hit in zip(nll.split(counts), (best == targets).split(counts), strict=True))
     scores = [[next(flat) for _ in some] for some in choices]
-    firsts = logits[torch.tensor([where[b, row.path.count(ROOT) - 1] for b, row in enumerate(rows)], device=device)]
+    firsts = logits[torch.tensor([where[b, row.root - 1] for b, row in enumerate(rows)], device=device)]
 
     def grown() -> KV:
         """The cache without the choices, which stand behind the roots."""

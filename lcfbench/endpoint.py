@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -199,21 +199,22 @@ class Endpoint(Answering):
         return 4.0 * self.geometry.layers * config.num_attention_heads * self.geometry.head_dim * queries * (past + tokens)
 
 
-@contextmanager
-def sharing(endpoints: Iterable[Endpoint]) -> Iterator[None]:
+def sharing(endpoints: Iterable[Endpoint]) -> AbstractContextManager[None]:
     """`Endpoint.sharing` of several at once: each reads its part of a batch once, however many adapters or methods there are."""
-    with ExitStack() as stack:
-        for endpoint in endpoints:
-            stack.enter_context(endpoint.sharing())
-        yield
+    return within(endpoint.sharing() for endpoint in endpoints)
+
+
+def apart(endpoints: Iterable[Endpoint]) -> AbstractContextManager[None]:
+    """`Endpoint.apart` of several at once."""
+    return within(endpoint.apart() for endpoint in endpoints)
 
 
 @contextmanager
-def apart(endpoints: Iterable[Endpoint]) -> Iterator[None]:
-    """`Endpoint.apart` of several at once."""
+def within(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
+    """All of these at once."""
     with ExitStack() as stack:
-        for endpoint in endpoints:
-            stack.enter_context(endpoint.apart())
+        for each in contexts:
+            stack.enter_context(each)
         yield
 
 

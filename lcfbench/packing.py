@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lcfbench.dtypes import has_bfloat16
 from lcfbench.memory import free_bytes
 
 ROWS = 16  # what the layout is chosen for; it serves one row and thousands as well
@@ -56,5 +57,4 @@ def packed(model: nn.Module) -> nn.Module:
 
 def can_pack() -> bool:
     """Whether this build of PyTorch has the kernels, and this CPU the instructions that make them worth it."""
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return fast and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    return has_bfloat16() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

@@ -8,7 +8,6 @@ a derangement of a batch is the same batch.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from lcfbench.kv import KV, pad_left, pad_right
+from lcfbench.timing import now
 
 if TYPE_CHECKING:
     from lcfbench.endpoint import Endpoint
@@ -62,13 +62,6 @@ class Shared:
             self.held[rows] = kv, seconds
         else:
             warn_unshared(self.limit)
-
-
-def now(device: torch.device) -> float:
-    """Seconds, when everything queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def size(kv: KV) -> int:

@@ -60,6 +60,19 @@ class Settings(BaseModel):
             raise UserError(f"setting {name.replace('_', '-')}: {why} (got {first.get('input')!r}).", f"See `{listing}`.") from error
 
 
+def check_known(pair: str, modes: list[str], tasks: list[str]) -> None:
+    """A pair, methods and tasks by name, before anything heavy is imported. Raises UserError with the nearest names."""
+    from lcfbench.assets import split_pair
+    from lcfbench.catalogue import method_names
+    from lcfbench.task_files import task_names
+
+    split_pair(pair)
+    for kind, names, known in (("method", modes, method_names()), ("task", tasks, task_names())):
+        for name in names:
+            if name not in known:
+                raise unknown(kind, name, known, f"lcfbench ls {kind}s")
+
+
 class Recipe(Settings):
     """What to run. Defaults are those of the command line.
 
@@ -111,16 +124,10 @@ class Recipe(Settings):
 
     def check_names(self) -> None:
         """Every name is checked before anything heavy is imported or loaded. Raises UserError."""
-        from lcfbench.assets import split_pair
         from lcfbench.catalogue import method_names
         from lcfbench.controls import check_control
-        from lcfbench.task_files import task_names
 
-        split_pair(self.pair)
-        for kind, names, known in (("method", self.mode, method_names()), ("task", self.task, task_names())):
-            for name in names:
-                if name not in known:
-                    raise unknown(kind, name, known, f"lcfbench ls {kind}s")
+        check_known(self.pair, self.mode, self.task)
         for control in self.control:
             check_control(control)
         if not (self.mode and self.task and self.control):

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from lcfbench.controls import SEEDED, lacks, sender_of
 from lcfbench.document import Document
-from lcfbench.errors import UserError, unknown
+from lcfbench.errors import UserError
 from lcfbench.harness import Task
 from lcfbench.identity import identity, manifest
 from lcfbench.loop import Loop, Progress
-from lcfbench.methods.base import method_class, option_fields
+from lcfbench.methods.base import check_options, method_class
 from lcfbench.recipe import Recipe
 from lcfbench.session import Asked, Session
 from lcfbench.sitting import Sitting, sit
@@ -31,10 +31,7 @@ def run(recipe: Recipe, progress: Progress) -> Iterator[str]:
     Raises UserError: names, options, data and adapters are all looked up before a model is loaded.
     """
     recipe.check_names()
-    known = {f.name for name in recipe.mode for f in option_fields(method_class(name))}
-    for key in recipe.options:
-        if key not in known:
-            raise unknown(f"option of {', '.join(recipe.mode)}", key, known, "lcfbench ls methods")
+    check_options({name: method_class(name) for name in recipe.mode}, recipe.options)
     session = Session(recipe)
     for task in session.tasks:
         task.metric(recipe.scoring)

@@ -22,7 +22,7 @@ from lcfbench.errors import UserError
 from lcfbench.harness import Task, load_task
 from lcfbench.identity import other_revisions
 from lcfbench.loop import Progress
-from lcfbench.methods.base import Method, create, method_class, option_fields
+from lcfbench.methods.base import Method, create, method_class, option_fields, sides
 from lcfbench.provenance import environment
 from lcfbench.recipe import Recipe
 from lcfbench.shipped import pick_adapter
@@ -67,11 +67,7 @@ class Session:
 
     def endpoints(self, kind: type[Method]) -> tuple[Endpoint, Endpoint]:
         """Both ends; a model the method does not use is not loaded, the other one stands in its place and is never called."""
-        first, second = self.names
-        if kind.uses == ("receiver",):
-            return self.endpoint(first), self.endpoint(first)
-        if kind.uses == ("sharer",):
-            return self.endpoint(second), self.endpoint(second)
+        first, second = sides(kind, *self.names)
         return self.endpoint(first), self.endpoint(second)
 
     def digests(self, task: Task) -> tuple[str, str | None]:
@@ -82,9 +78,10 @@ class Session:
         return self._data[key]
 
     def adapter(self, mode: str, task: Task) -> Path | None:
-        kind, (first, second) = method_class(mode), self.names
-        pair = (first, first if kind.uses == ("receiver",) else second)  # one model alone: adapters that name it on both sides
-        return pick_adapter(self.recipe.adapter, kind.adapter_kinds, pair, shared=task.shared, mode=mode, task=task.name)
+        kind = method_class(mode)
+        return pick_adapter(
+            self.recipe.adapter, kind.adapter_kinds, sides(kind, *self.names), shared=task.shared, mode=mode, task=task.name
+        )
 
     def method(self, mode: str, task: Task, progress: Progress) -> Asked:
         """A method on a task, made once for all controls. Says which adapter it uses, and warns where that knew other weights."""

@@ -16,6 +16,13 @@ import torch
 PHASES = ("sharer", "message", "fuse", "prefill", "decode")
 
 
+def now(device: torch.device) -> float:
+    """Seconds, when everything queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class Clock:
     """Milliseconds a phase, with the accelerator synchronised at both ends of each, so that queued work is counted where it belongs."""
 
@@ -26,9 +33,7 @@ class Clock:
         self.begin = self._now()
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter() * 1e3
+        return now(self.device) * 1e3
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:

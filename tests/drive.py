@@ -6,14 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from lcfbench import cli
-from lcfbench.timing import Clock
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -72,19 +70,6 @@ class Watcher:
 
     def step(self, step, steps, loss, right, gates_open, gates, examples_per_s):
         self.losses.append(loss)
-
-
-class PhaseClock(Clock):
-    """A clock that tells which phase it is in."""
-
-    phase = ""
-
-    @contextmanager
-    def __call__(self, phase):
-        with super().__call__(phase):
-            self.phase = phase
-            yield
-            self.phase = ""
 
 
 def invoke(capsys, monkeypatch, *args: object) -> tuple[int, str, str]:

@@ -21,6 +21,7 @@ from lcfbench.analysis.cells import read_cells
 from lcfbench.analysis.plots import frontier
 from lcfbench.analysis.stats import mean_interval
 from lcfbench.analysis.summary import summarise
+from lcfbench.bench.counting import PhaseClock
 from lcfbench.catalogue import method_summaries
 from lcfbench.document import Document
 from lcfbench.endpoint import Endpoint
@@ -38,7 +39,7 @@ from lcfbench.timing import Clock
 from lcfbench.training.recipe import TrainRecipe
 from lcfbench.training.trainer import train
 from tests import drive, tiny
-from tests.drive import PhaseClock, Watcher
+from tests.drive import Watcher
 from tests.test_methods import SHARED, SPLIT, fused, outcomes, same_bits
 
 NEW = ("answer_letter", "excerpt", "identical", "lora", "single")

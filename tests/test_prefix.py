@@ -12,6 +12,7 @@ from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import load, save
 from lcfbench.adapters.lcf import flat
 from lcfbench.adapters.prefix import Fuser
+from lcfbench.bench.counting import PhaseClock
 from lcfbench.document import View
 from lcfbench.errors import UserError
 from lcfbench.kv import rotate
@@ -22,7 +23,6 @@ from lcfbench.scoring import answer, target
 from lcfbench.timing import Clock
 from lcfbench.training.options import adapter_options
 from tests import tiny
-from tests.drive import PhaseClock
 from tests.test_methods import SHARED, SPLIT, outcomes, pair, same_bits
 
 DOCUMENTS = pytest.mark.parametrize("documents", [SHARED, SPLIT], ids=["shared", "split"])

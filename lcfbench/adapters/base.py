@@ -116,12 +116,7 @@ class Adapter(nn.Module):
 
 
 class Editor(Adapter):
-    """Base of the kinds that edit the receiver's cache entry by entry. Any stretch `at` of the stack can be computed by itself.
-
-    projects: whether the message is each of the sharer's entries by itself, projected to fewer numbers.
-    """
-
-    projects: ClassVar[bool] = False
+    """Base of the kinds that edit the receiver's cache entry by entry. Any stretch `at` of the stack can be computed by itself."""
 
     def message(self, sharer: Tensor, at: slice = WHOLE) -> Tensor:
         """What crosses the wire: (L, T, ·) from the sharer's entries (L, T, s), K and V flattened, of the stack entries `at`."""

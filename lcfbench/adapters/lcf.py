@@ -28,7 +28,6 @@ class Fuser(Editor):
     """
 
     own_cache: ClassVar[bool] = True  # W_down splits
-    projects: ClassVar[bool] = True
     sharer_mean: Tensor
     sharer_scale: Tensor
     receiver_mean: Tensor

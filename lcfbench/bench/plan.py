@@ -21,9 +21,9 @@ from lcfbench.bench.machine import Limits
 from lcfbench.bench.recipe import BUDGETS, BenchRecipe
 from lcfbench.document import Document
 from lcfbench.endpoint import Endpoint
-from lcfbench.errors import UserError, unknown
+from lcfbench.errors import UserError
 from lcfbench.harness import Task, load_task
-from lcfbench.methods.base import Method, create, method_class, option_fields
+from lcfbench.methods.base import Method, check_options, create, method_class, option_fields, sides
 from lcfbench.shipped import pick_adapter, serves, shipped
 from lcfbench.task_files import describe, task_names
 
@@ -90,7 +90,7 @@ def plan(recipe: BenchRecipe) -> Bench:
     """Loads models and adapters and builds every document. Raises UserError; a method that cannot serve a task is left out and said."""
     recipe.check_names()
     kinds = {mode: method_class(mode) for mode in recipe.mode}
-    check_options(recipe, kinds)
+    check_settings(recipe, kinds)
     first, second = split_pair(recipe.pair)
     bench = Bench(recipe, {})
     names = {mode: tasks_of(recipe, mode, kind, (first, second)) for mode, kind in kinds.items()}
@@ -108,20 +108,11 @@ def plan(recipe: BenchRecipe) -> Bench:
     return bench
 
 
-def check_options(recipe: BenchRecipe, kinds: dict[str, type[Method]]) -> None:
+def check_settings(recipe: BenchRecipe, kinds: dict[str, type[Method]]) -> None:
     """Raises UserError for options no method here has, and for budgets where none has one."""
-    known = {f.name for kind in kinds.values() for f in option_fields(kind)}
-    if recipe.budget and "budget" not in known:
+    if recipe.budget and not any(f.name == "budget" for kind in kinds.values() for f in option_fields(kind)):
         raise UserError(f"--budget: none of {', '.join(kinds)} has one.", "Leave it out, or add a method that writes a note (t2t).")
-    for key in recipe.options:
-        if key not in known:
-            raise unknown(f"option of {', '.join(kinds)}", key, known, "lcfbench ls methods")
-
-
-def sides(kind: type[Method], first: str, second: str) -> tuple[str, str]:
-    """Which models stand on both sides: one alone stands on both."""
-    alone: dict[tuple[str, ...], tuple[str, str]] = {("receiver",): (first, first), ("sharer",): (second, second)}
-    return alone.get(kind.uses, (first, second))
+    check_options(kinds, recipe.options)
 
 
 def tasks_of(recipe: BenchRecipe, mode: str, kind: type[Method], pair: tuple[str, str]) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from lcfbench.errors import UserError, unknown
-from lcfbench.recipe import Settings, several, texts
+from lcfbench.errors import UserError
+from lcfbench.recipe import Settings, check_known, several, texts
 
 BUDGETS = [16, 64]  # where a method has a budget and none is asked for
 
@@ -54,15 +54,7 @@ class BenchRecipe(Settings):
 
     def check_names(self) -> None:
         """Names and combinations, before anything heavy is imported. Raises UserError."""
-        from lcfbench.assets import split_pair
-        from lcfbench.catalogue import method_names
-        from lcfbench.task_files import task_names
-
-        split_pair(self.pair)
-        for kind, names, known in (("method", self.mode, method_names()), ("task", self.task, task_names())):
-            for name in names:
-                if name not in known:
-                    raise unknown(kind, name, known, f"lcfbench ls {kind}s")
+        check_known(self.pair, self.mode, self.task)
         if not (self.mode and self.prompt_tokens and self.answer_tokens):
             raise UserError("nothing to measure.", "Give --mode, --prompt-tokens and --answer-tokens.")
         if "budget" in self.options:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_type_hints
 
@@ -126,6 +126,20 @@ def method_class(name: str) -> type[Method]:
     found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method) and c.__module__ == module.__name__]
     assert len(found) == 1, f"methods/{name}.py must define exactly one Method, found {found}"
     return found[0]
+
+
+def sides(kind: type[Method], first: str, second: str) -> tuple[str, str]:
+    """Which of a pair's models stand on both sides: one alone stands on both, and on the side it is not used it is never called."""
+    alone: dict[tuple[str, ...], tuple[str, str]] = {("receiver",): (first, first), ("sharer",): (second, second)}
+    return alone.get(kind.uses, (first, second))
+
+
+def check_options(kinds: Mapping[str, type[Method]], given: Iterable[str]) -> None:
+    """Raises UserError for an option that none of these methods has."""
+    known = {f.name for kind in kinds.values() for f in option_fields(kind)}
+    for key in given:
+        if key not in known:
+            raise unknown(f"option of {', '.join(kinds)}", key, known, "lcfbench ls methods")
 
 
 def option_fields(kind: type[Method]) -> list[dataclasses.Field[Any]]:

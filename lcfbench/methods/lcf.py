@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lcfbench.adapters import lcf, lcfx
+from lcfbench.adapters._layers import WHOLE
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.lcf import flat
 from lcfbench.document import Document
@@ -68,8 +69,7 @@ class LCF(Fusion):
             return super().fuse(adapter, batch, state, theirs, shared, part)
         kv = state.kv
         assert isinstance(adapter, lcfx.Fuser)
-        cache = content_keys(theirs, self.sharer.model) if adapter.unrotated_keys else theirs
-        member = self.members(theirs, shared)
+        pool = self.pool(adapter, theirs, shared)
         lengths = [stop - start for start, stop in zip(part.starts, part.stops, strict=True)]
         real = (
             torch.arange(kv.length) >= kv.length - torch.tensor(lengths)[:, None]
@@ -78,23 +78,22 @@ class LCF(Fusion):
         row = rows.to(kv.keys.device)
 
         def message(at: slice) -> Tensor:
-            sources = torch.tensor(adapter.config.layer_map[at], device=cache.keys.device)
-            pooled = adapter.pool(cache.keys[sources], cache.values[sources], member, at)[:, :, 0]  # (L, B, s)
-            return adapter.message(pooled.to(kv.keys.device, kv.keys.dtype), at)[:, row]
+            return adapter.message(pool(at).to(kv.keys.device, kv.keys.dtype), at)[:, row]
 
         state.kv = edited(adapter, kv, message, rows, columns)
         return lengths
 
-    def members(self, theirs: KV, shared: list[Prompt]) -> Tensor:
-        """(B, P, M): which of the sharer's tokens each span holds."""
-        return membership(self.spans, shared, theirs.mask, windows=self.windows, window=self.window, stride=self.stride)
-
-    def pool(self, adapter: Adapter, theirs: KV, shared: list[Prompt]) -> Tensor:
-        """The sharer's cache pooled by the adapter's queries: (L, B, 1, s)."""
-        sources = torch.tensor(adapter.config.layer_map, device=theirs.keys.device)
+    def pool(self, adapter: Adapter, theirs: KV, shared: list[Prompt]) -> Callable[[slice], Tensor]:
+        """The sharer's cache pooled by the adapter's queries (L, B, s), a stretch of its stack at a time."""
         assert isinstance(adapter, lcfx.Fuser)
         cache = content_keys(theirs, self.sharer.model) if adapter.unrotated_keys else theirs
-        return adapter.pool(cache.keys[sources], cache.values[sources], self.members(theirs, shared))
+        member = membership(self.spans, shared, theirs.mask, windows=self.windows, window=self.window, stride=self.stride)
+
+        def pooled(at: slice) -> Tensor:
+            sources = torch.tensor(adapter.config.layer_map[at], device=cache.keys.device)
+            return adapter.pool(cache.keys[sources], cache.values[sources], member, at)[:, :, 0]
+
+        return pooled
 
     def prepare(self, documents: Sequence[Document], say: Callable[[str], None]) -> None:
         """Measures the adapter's input statistics on some documents; a no-op for adapters that take raw inputs."""
@@ -109,7 +108,7 @@ class LCF(Fusion):
             layers = torch.tensor(adapter.config.layers, device=state.kv.keys.device)
             own = torch.cat([flat(state.kv.keys[layers]), flat(state.kv.values[layers])], -1)[:, state.kv.mask.bool()]
             if self.pooled:
-                sent = self.pool(adapter, theirs, shared)[:, :, 0]
+                sent = self.pool(adapter, theirs, shared)(WHOLE)
             else:
                 index = self.positions(batch, prompts, shared, theirs.length, state.kv.length)
                 rows, columns = (index >= 0).nonzero(as_tuple=True)
