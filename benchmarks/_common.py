@@ -24,7 +24,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: where others use the machine; one thread
+CLOCKS = {
+    "wall": time.perf_counter,
+    "cpu": time.process_time,
+}  # cpu: where others use the machine; one thread
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -111,7 +114,11 @@ def cpu_model() -> str:
     """The processor's name where the system tells, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        named = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        named = [
+            line.partition(":")[2].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         if named:
             return named[0]
     return platform.processor() or platform.machine()
@@ -123,7 +130,9 @@ def commit() -> str | None:
         head = subprocess.run(
             ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if changed.strip() else "")
@@ -142,8 +151,12 @@ def parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """A parser with --out (where the JSON goes too) and, by keyword, the options many share: repeats, documents, dtype, …"""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
-        made.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}")
-    made.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: on a busy machine, with OMP_NUM_THREADS=1")
+        made.add_argument(
+            f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}"
+        )
+    made.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall", help="cpu: on a busy machine, with OMP_NUM_THREADS=1"
+    )
     made.add_argument("--out", type=Path, help="also write the JSON here")
     return made
 

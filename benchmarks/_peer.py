@@ -25,15 +25,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from benchmarks._peer_layers import PooledLCFLayer, layers_of
-from lcfbench.alignment import aligned_positions
-from lcfbench.document import Document
-from lcfbench.harness import Outcome
-from lcfbench.kv import rotate
+from lcfbench.alignment.spans import membership
+from lcfbench.alignment.tokens import aligned_positions
 from lcfbench.methods._fusion import Fusion
-from lcfbench.methods._spans import membership
 from lcfbench.methods.base import Batch, Method, prompt
-from lcfbench.prompts import Prompt, continuation, extend
-from lcfbench.timing import Clock
+from lcfbench.models.rotary import rotate
+from lcfbench.models.timing import Clock
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt, continuation, extend
+from lcfbench.tasks.task import Outcome
 
 
 class PerDocument:
@@ -44,9 +44,15 @@ class PerDocument:
     """
 
     def __init__(self, method: Method, receiver: Any, sharer: Any, lean: bool = False) -> None:
-        assert isinstance(method, Fusion) and method.adapter is not None, "the peer runs what edits a cache with an adapter"
+        assert isinstance(method, Fusion) and method.adapter is not None, (
+            "the peer runs what edits a cache with an adapter"
+        )
         self.method, self.receiver, self.sharer = method, receiver.eval(), sharer.eval()
-        self.config, self.adapter, self.layers = method.adapter.config, method.adapter, layers_of(method.adapter, method.receiver.dtype)
+        self.config, self.adapter, self.layers = (
+            method.adapter.config,
+            method.adapter,
+            layers_of(method.adapter, method.receiver.dtype),
+        )
         self.lean = lean
 
     @torch.inference_mode()
@@ -61,16 +67,24 @@ class PerDocument:
         ranked, picks, shown, fused = [], [], mine, None
         for number, step in enumerate(document.steps):
             if number:
-                shown = extend(shown, step.led([s.choices[p] for s, p in zip(document.steps, picks, strict=False)]), self._tokenizer)
+                shown = extend(
+                    shown,
+                    step.led([s.choices[p] for s, p in zip(document.steps, picks, strict=False)]),
+                    self._tokenizer,
+                )
             choices = [continuation(shown, choice, self._tokenizer) for choice in step.choices]
             added = list(shown.ids[len(mine.ids) :])
             if self.lean:
                 fused = fused or self.read(mine, theirs)
             if all(len(ids) == 1 for ids in choices):
                 logprobs = self.run(*self.take(fused, mine, theirs), added)[-1].log_softmax(-1)
-                ranked.append(tuple((float(logprobs[ids[0]]), bool(logprobs.argmax() == ids[0])) for ids in choices))
+                ranked.append(
+                    tuple((float(logprobs[ids[0]]), bool(logprobs.argmax() == ids[0])) for ids in choices)
+                )
             else:
-                ranked.append(tuple(self.likelihood(*self.take(fused, mine, theirs), added, ids) for ids in choices))
+                ranked.append(
+                    tuple(self.likelihood(*self.take(fused, mine, theirs), added, ids) for ids in choices)
+                )
             picks.append(max(range(len(choices)), key=lambda c: ranked[-1][c][0]))
         return Outcome(tuple(ranked), None, tuple(picks))
 
@@ -78,7 +92,9 @@ class PerDocument:
     def _tokenizer(self) -> Any:
         return self.method.receiver.tokenizer
 
-    def take(self, fused: tuple[DynamicCache, list[int]] | None, mine: Prompt, theirs: Prompt) -> tuple[DynamicCache, list[int]]:
+    def take(
+        self, fused: tuple[DynamicCache, list[int]] | None, mine: Prompt, theirs: Prompt
+    ) -> tuple[DynamicCache, list[int]]:
         """A fused cache to go on from, and what is left of the prompt: a copy of the one at hand, else all of it anew."""
         return copy.deepcopy(fused) if fused is not None else self.read(mine, theirs)
 
@@ -95,12 +111,16 @@ class PerDocument:
         for stops in self.method.parts([mine]):
             if (stop := stops[0]) > start:
                 mask = torch.ones_like(ids[:, :stop])
-                reads(input_ids=ids[:, start:stop], attention_mask=mask, past_key_values=cache, use_cache=True)
+                reads(
+                    input_ids=ids[:, start:stop], attention_mask=mask, past_key_values=cache, use_cache=True
+                )
                 self.fuse(cache, seen, mine, theirs, start, stop)
             start = stop
         return cache, list(mine.ids[start:])
 
-    def fuse(self, cache: DynamicCache, seen: DynamicCache, mine: Prompt, theirs: Prompt, start: int, stop: int) -> None:
+    def fuse(
+        self, cache: DynamicCache, seen: DynamicCache, mine: Prompt, theirs: Prompt, start: int, stop: int
+    ) -> None:
         """Edits positions [start, stop) of the receiver's cache in place, layer by layer."""
         pooled = self.config.kind == "lcfx"
         source = [0] * stop if pooled else aligned_positions(mine, theirs, self.config.token_alignment)
@@ -115,7 +135,9 @@ class PerDocument:
                 theirs_k, theirs_v = module.pool(content[other], sent.values, spans)
             else:
                 theirs_k, theirs_v = sent.keys[:, :, reads], sent.values[:, :, reads]
-            key, value = module(theirs_k.to(at.device), theirs_v.to(at.device), own.keys[:, :, at], own.values[:, :, at])
+            key, value = module(
+                theirs_k.to(at.device), theirs_v.to(at.device), own.keys[:, :, at], own.values[:, :, at]
+            )
             own.keys[:, :, at], own.values[:, :, at] = key.to(own.keys.dtype), value.to(own.values.dtype)
 
     def pooling(self, seen: DynamicCache, theirs: Prompt) -> tuple[list[list[int]], Tensor]:
@@ -125,7 +147,9 @@ class PerDocument:
         m: Any = self.method
         member = membership(m.spans, [theirs], mask, windows=m.windows, window=m.window, stride=m.stride)[0]
         if getattr(self.adapter, "unrotated_keys", False):
-            keys = rotate(keys, torch.arange(len(theirs.ids), device=keys.device)[None], self.sharer, inverse=True)
+            keys = rotate(
+                keys, torch.arange(len(theirs.ids), device=keys.device)[None], self.sharer, inverse=True
+            )
         return [row.nonzero().flatten().tolist() for row in member], keys
 
     # -- answering ---------------------------------------------------------------------------------------------------------------
@@ -134,9 +158,15 @@ class PerDocument:
         """Logits (T, V) in fp32 of the tokens left and those that follow, on the cache, which grows."""
         ids = torch.tensor([rest + more], device=self.receiver.device)
         mask = torch.ones(1, cache.get_seq_length() + ids.shape[1], dtype=torch.long, device=ids.device)
-        return self.receiver(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits[0].float()
+        return (
+            self.receiver(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+            .logits[0]
+            .float()
+        )
 
-    def likelihood(self, cache: DynamicCache, rest: list[int], added: list[int], choice: list[int]) -> tuple[float, bool]:
+    def likelihood(
+        self, cache: DynamicCache, rest: list[int], added: list[int], choice: list[int]
+    ) -> tuple[float, bool]:
         """Log-likelihood of one choice, and whether greedy decoding would write it."""
         logprobs = self.run(cache, rest, added + choice[:-1])[-len(choice) :].log_softmax(-1)
         wanted = torch.tensor(choice, device=logprobs.device)

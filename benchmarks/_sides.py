@@ -15,25 +15,25 @@ import torch
 from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import load as load_adapter
-from lcfbench.assets import find_model, split_pair
-from lcfbench.document import Document
-from lcfbench.endpoint import Endpoint
-from lcfbench.harness import Outcome
-from lcfbench.loop import batches
+from lcfbench.evaluation.answer import answer
+from lcfbench.evaluation.batching import batches
 from lcfbench.methods.base import Batch, Method
-from lcfbench.scoring import answer
-from lcfbench.timing import Clock
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.timing import Clock
+from lcfbench.sources.models import find_model, split_pair
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.task import Outcome
 
 TOLERANCE = 1e-3  # of log-likelihoods in fp32
 
 
-def endpoints(pair: str, dtype: str, device: str = "auto") -> tuple[Endpoint, Endpoint]:
+def endpoints(pair: str, dtype: str, device: str = "auto") -> tuple[CausalLM, CausalLM]:
     """Receiver and sharer as the harness loads them."""
-    first, second = (Endpoint.load(find_model(name), dtype=dtype, device=device) for name in split_pair(pair))
+    first, second = (CausalLM.load(find_model(name), dtype=dtype, device=device) for name in split_pair(pair))
     return first, second
 
 
-def own_model(folder: Path, like: Endpoint) -> Any:
+def own_model(folder: Path, like: CausalLM) -> Any:
     """A second copy of an endpoint's model, as transformers loads it from its folder and nothing done to it; same dtype and device."""
     from transformers import AutoModelForCausalLM
 
@@ -41,12 +41,14 @@ def own_model(folder: Path, like: Endpoint) -> Any:
     return model.to(like.device).eval().requires_grad_(False)
 
 
-def shipped_adapter(folder: Path, receiver: Endpoint) -> Adapter:
+def shipped_adapter(folder: Path, receiver: CausalLM) -> Adapter:
     """A trained adapter in the receiver's dtype."""
     return load_adapter(folder, receiver.device, receiver.dtype)
 
 
-def random_adapter(kind: str, receiver: Endpoint, sharer: Endpoint, options: Mapping[str, Any], seed: int = 0) -> Adapter:
+def random_adapter(
+    kind: str, receiver: CausalLM, sharer: CausalLM, options: Mapping[str, Any], seed: int = 0
+) -> Adapter:
     """An adapter of random weights with all gates open: the same work and the same edits on both sides as a trained one's.
 
     Edits are a tenth of the initialisation's, so that the answers stay those of a language model.
@@ -98,4 +100,6 @@ def difference(ours: Mapping[str, Outcome], theirs: Mapping[str, Outcome]) -> Di
 def must_agree(found: Difference, dtype: torch.dtype, what: str) -> None:
     """In fp32 the answers are equal, or no time counts. In bf16 sums in another order round differently: differences are counted and shown."""
     if dtype == torch.float32 and (found.picks or found.nats > TOLERANCE):
-        raise SystemExit(f"{what}: {found.picks} answers differ, log-likelihoods by up to {found.nats:.2g} nats: the times mean nothing.")
+        raise SystemExit(
+            f"{what}: {found.picks} answers differ, log-likelihoods by up to {found.nats:.2g} nats: the times mean nothing."
+        )

@@ -65,5 +65,7 @@ def places(found: Sequence[Mapping[str, Any]]) -> list[str]:
             where = ", ".join(f"{key} {each[key]}" for key in PLACE if each.get(key) is not None)
             dtype = f" in {str(each['dtype']).removeprefix('torch.')}" if each.get("dtype") else ""
             quick = ", quick" if each.get("quick") else ""
-            by_place.setdefault(where, []).append(f"{each['benchmark']}{dtype} ({str(each.get('date', ''))[:10]}{quick})")
+            by_place.setdefault(where, []).append(
+                f"{each['benchmark']}{dtype} ({str(each.get('date', ''))[:10]}{quick})"
+            )
     return [f"- {where}: {'; '.join(names)}" for where, names in by_place.items()]

@@ -51,7 +51,9 @@ def first_row(arguments: list[str], environment: dict[str, str], times: list[flo
         try:
             while not any(path.stat().st_size for path in Path(out).glob("*/samples.*")):
                 if process.poll() is not None:
-                    raise SystemExit(f"no row came: {(process.stderr.read() if process.stderr else '').strip()[-400:]}")
+                    raise SystemExit(
+                        f"no row came: {(process.stderr.read() if process.stderr else '').strip()[-400:]}"
+                    )
                 time.sleep(0.005)
             times.append(time.perf_counter() - began)
         finally:
@@ -62,21 +64,41 @@ def first_row(arguments: list[str], environment: dict[str, str], times: list[flo
 def main() -> None:
     """Prints a line a command, then JSON."""
     made = parser(__doc__, repeats=3, documents=16)
-    made.add_argument("--threads", type=int, default=0, help="OMP_NUM_THREADS of the runs; 0 leaves it as it is")
+    made.add_argument(
+        "--threads", type=int, default=0, help="OMP_NUM_THREADS of the runs; 0 leaves it as it is"
+    )
     given = made.parse_args()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
     environment |= {"OMP_NUM_THREADS": str(given.threads)} if given.threads else {}
     waited: dict[str, list[float]] = {name: [] for name in RUNS}
     with tempfile.TemporaryDirectory() as recorded:
-        few = ["--mode", "receiver", "--task", "splitfacts", "--limit", "16", "--latency-documents", "0", "--out", recorded]
+        few = [
+            "--mode",
+            "receiver",
+            "--task",
+            "splitfacts",
+            "--limit",
+            "16",
+            "--latency-documents",
+            "0",
+            "--out",
+            recorded,
+        ]
         answered(["run", *few], environment)
         verbs = {"--help": ["--help"], "ls tasks": ["ls", "tasks"], "show": ["show", recorded]}
-        sides: dict[str, Callable[[], Any]] = {name: partial(answered, line, environment) for name, line in verbs.items()}
+        sides: dict[str, Callable[[], Any]] = {
+            name: partial(answered, line, environment) for name, line in verbs.items()
+        }
         for name, line in RUNS.items():
             arguments = [*line.split(), "--limit", str(given.documents)]
             sides[name] = partial(first_row, arguments, environment, waited[name])
         times = turns(sides, given.repeats)
-    times |= {name: taken[-given.repeats :] for name, taken in waited.items()}  # the first one was the warm-up
+    times |= {
+        name: taken[-given.repeats :] for name, taken in waited.items()
+    }  # the first one was the warm-up
     results = []
     for name, taken in times.items():
         limit = FIRST_ROW_SECONDS if name in RUNS else 1.0
@@ -84,7 +106,14 @@ def main() -> None:
         claim = f"`{name}` answers" if name not in RUNS else f"first row of `run` ({name})"
         found = {"median": median, "low": min(taken), "high": max(taken)}
         results.append(
-            {"case": name, "claim": f"{claim} within {limit:g} s", "ratio": found, "unit": "s", "target": limit, "better": "lower"}
+            {
+                "case": name,
+                "claim": f"{claim} within {limit:g} s",
+                "ratio": found,
+                "unit": "s",
+                "target": limit,
+                "better": "lower",
+            }
         )
         print(f"{name}: {median:.2f} s ({min(taken):.2f}–{max(taken):.2f})")
     report("cold_start", results, given.out, documents=given.documents)

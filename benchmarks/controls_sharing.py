@@ -2,7 +2,7 @@
 
     python -m benchmarks.controls_sharing --documents 32 --repeats 3
 
-Both sides call `lcfbench.runner.run` on the same documents into fresh folders without batch-1 latencies. The clock runs from the first run's
+Both sides call `lcfbench.evaluation.runner.run` on the same documents into fresh folders without batch-1 latencies. The clock runs from the first run's
 begin, when models and data are loaded, until the last one's rows are sealed. The other three are made apart as well, once: their times tell what
 sharing saves, and every row of the joint run must be theirs, score and log-likelihoods bit for bit. Ends with one JSON line.
 """
@@ -17,11 +17,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, turns
-from lcfbench.document import Scoring
-from lcfbench.recipe import Recipe
-from lcfbench.records import SAMPLES
-from lcfbench.runner import run
-from lcfbench.ui import quiet_libraries
+from lcfbench.cli.console import quiet_libraries
+from lcfbench.evaluation.recipe import Recipe
+from lcfbench.evaluation.runner import run
+from lcfbench.results.schema import SAMPLES
+from lcfbench.tasks.document import Scoring
 
 CASES: dict[str, tuple[str, Scoring]] = {
     "letters": ("openbookqa", "letters"),
@@ -63,15 +63,26 @@ def timed(clock: Callable[[], float], **asked: Any) -> tuple[Rows, float]:
         taken = clock() - watch.began
         rows: Rows = {}
         for run_id in ids:
-            table = pq.read_table(Path(folder, run_id, SAMPLES), columns=["doc_hash", "score", "choices_loglikelihood"])
-            rows |= {(run_id, row["doc_hash"]): (row["score"], row["choices_loglikelihood"]) for row in table.to_pylist()}
+            table = pq.read_table(
+                Path(folder, run_id, SAMPLES), columns=["doc_hash", "score", "choices_loglikelihood"]
+            )
+            rows |= {
+                (run_id, row["doc_hash"]): (row["score"], row["choices_loglikelihood"])
+                for row in table.to_pylist()
+            }
     return rows, taken
 
 
 def compared(task: str, scoring: Scoring, given: Any) -> dict[str, Any]:
     """One line of results."""
     clock = CLOCKS[given.clock]
-    asked = {"pair": given.pair, "task": [task], "scoring": scoring, "limit": given.documents, "batch_size": given.batch_size}
+    asked = {
+        "pair": given.pair,
+        "task": [task],
+        "scoring": scoring,
+        "limit": given.documents,
+        "batch_size": given.batch_size,
+    }
     asked |= {"dtype": given.dtype}
     inside: dict[str, list[float]] = {"alone": [], "joint": []}
     last: dict[str, Rows] = {}
@@ -92,7 +103,9 @@ def compared(task: str, scoring: Scoring, given: Any) -> dict[str, Any]:
         apart, spent = apart | rows, spent + more
     joint = last["joint"]
     if joint.keys() != apart.keys():
-        raise SystemExit(f"{task} {scoring}: the joint run has other runs or documents than the runs made apart.")
+        raise SystemExit(
+            f"{task} {scoring}: the joint run has other runs or documents than the runs made apart."
+        )
     return {
         "case": scoring if task == "openbookqa" else task,
         "claim": f"LCF matched+deranged+silent and receiver in one run ÷ LCF alone, {task} {scoring}: time",
@@ -109,7 +122,13 @@ def compared(task: str, scoring: Scoring, given: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Prints a line a case, then JSON."""
-    defaults: dict[str, Any] = {"pair": "smollm2-135m:gemma3-270m", "documents": 32, "repeats": 3, "batch_size": 16, "dtype": "auto"}
+    defaults: dict[str, Any] = {
+        "pair": "smollm2-135m:gemma3-270m",
+        "documents": 32,
+        "repeats": 3,
+        "batch_size": 16,
+        "dtype": "auto",
+    }
     options = parser(__doc__, **defaults, cases=",".join(CASES))
     given = options.parse_args()
     if unknown := set(given.cases.split(",")) - set(CASES):
@@ -119,9 +138,20 @@ def main() -> None:
     for name in given.cases.split(","):
         line = compared(*CASES[name], given)
         out.append(line)
-        print(f"{name}: four in one run take {shown(line['ratio'])}× LCF alone (made apart {line['apart_to_alone']:.2f}×); ", end="")
-        print(f"{line['differing']} of {line['rows']} rows differ from those made apart, {line['scores_differing']} scores", flush=True)
-    report("controls_sharing", out, given.out, **{k: getattr(given, k) for k in ("pair", "dtype", "documents", "batch_size")})
+        print(
+            f"{name}: four in one run take {shown(line['ratio'])}× LCF alone (made apart {line['apart_to_alone']:.2f}×); ",
+            end="",
+        )
+        print(
+            f"{line['differing']} of {line['rows']} rows differ from those made apart, {line['scores_differing']} scores",
+            flush=True,
+        )
+    report(
+        "controls_sharing",
+        out,
+        given.out,
+        **{k: getattr(given, k) for k in ("pair", "dtype", "documents", "batch_size")},
+    )
 
 
 if __name__ == "__main__":

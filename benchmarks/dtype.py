@@ -22,25 +22,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, turns
 from benchmarks.fusion import Case, adapter_of, documents
 from lcfbench.adapters.files import load
-from lcfbench.assets import find_model, split_pair
-from lcfbench.dtypes import ENOUGH, choose
-from lcfbench.endpoint import Endpoint
-from lcfbench.kv import positions_of
-from lcfbench.methods.base import Batch, create
-from lcfbench.shipped import FOLDER
-from lcfbench.state import State
-from lcfbench.timing import Clock
-from lcfbench.ui import quiet_libraries
+from lcfbench.adapters.select import FOLDER
+from lcfbench.cli.console import quiet_libraries
+from lcfbench.methods.base import Batch
+from lcfbench.methods.create import create
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.dtypes import ENOUGH, choose
+from lcfbench.models.padding import positions_of
+from lcfbench.models.state import State
+from lcfbench.models.timing import Clock
+from lcfbench.sources.models import find_model, split_pair
 
 DTYPES = ("float32", "bfloat16")
 SHIPPED = "smollm2-135m.gemma3-270m.lcf-openbookqa"
 
 
-def prefill(end: Endpoint, ids: torch.Tensor) -> None:
+def prefill(end: CausalLM, ids: torch.Tensor) -> None:
     end.prefill(ids, torch.ones_like(ids))
 
 
-def decoder(end: Endpoint, ids: torch.Tensor, steps: int) -> Callable[[], object]:
+def decoder(end: CausalLM, ids: torch.Tensor, steps: int) -> Callable[[], object]:
     """Decoding `steps` tokens after prompts that are read once, now."""
     mask = torch.ones_like(ids)
     kv = end.prefill(ids[:, :-1], mask[:, :-1])
@@ -48,9 +49,13 @@ def decoder(end: Endpoint, ids: torch.Tensor, steps: int) -> Callable[[], object
     return lambda: end.decode(end.open(state), steps)
 
 
-def fuser(name: str, ends: tuple[Endpoint, Endpoint], tokens: int, count: int) -> Callable[[], object]:
+def fuser(name: str, ends: tuple[CausalLM, CausalLM], tokens: int, count: int) -> Callable[[], object]:
     """`Fusion.fuse` of one batch that both models have read: of the shipped adapter, or of a random LCF of that width."""
-    adapter = load(FOLDER / SHIPPED, ends[0].device, ends[0].dtype) if name == "shipped" else adapter_of(f"lcf:width={name}", *ends)
+    adapter = (
+        load(FOLDER / SHIPPED, ends[0].device, ends[0].dtype)
+        if name == "shipped"
+        else adapter_of(f"lcf:width={name}", *ends)
+    )
     asked = documents(tokens, count, ends[0])
     return Case(create("lcf", *ends, adapter), Batch(asked, asked, Clock(ends[0].device))).ours
 
@@ -61,15 +66,19 @@ def main() -> None:
     given = made.parse_args()
     quiet_libraries()
     names = split_pair(given.pair)
-    ends = {dtype: tuple(Endpoint.load(find_model(name), dtype=dtype) for name in names) for dtype in DTYPES}
+    ends = {dtype: tuple(CausalLM.load(find_model(name), dtype=dtype) for name in names) for dtype in DTYPES}
     cases: dict[str, dict[str, Callable[[], Any]]] = {}
     with torch.inference_mode():
         for i, name in enumerate(names):
             few = min(len(both[i].tokenizer) for both in ends.values()) - 10
-            ids = torch.randint(10, few, (given.batch_size, given.tokens), generator=torch.Generator().manual_seed(0))
+            ids = torch.randint(
+                10, few, (given.batch_size, given.tokens), generator=torch.Generator().manual_seed(0)
+            )
             cases[f"prefill, {name}"] = {d: partial(prefill, ends[d][i], ids) for d in DTYPES}
             cases[f"decode, {name}"] = {d: decoder(ends[d][i], ids, given.new_tokens) for d in DTYPES}
-            cases[f"decode alone, {name}"] = {d: decoder(ends[d][i], ids[:1], given.new_tokens) for d in DTYPES}
+            cases[f"decode alone, {name}"] = {
+                d: decoder(ends[d][i], ids[:1], given.new_tokens) for d in DTYPES
+            }
         for name in ("shipped", "128"):
             cases[f"fuse, {'the shipped LCF' if name == 'shipped' else 'LCF-128'}"] = {
                 d: fuser(name, ends[d], given.tokens, given.batch_size) for d in DTYPES
@@ -78,16 +87,40 @@ def main() -> None:
         for case, sides in cases.items():
             times = turns(sides, given.repeats, clock=CLOCKS[given.clock])
             found = ratio(times, of="float32", to="bfloat16")
-            results.append({"case": case, "claim": f"bfloat16 beside float32: {case}", "ratio": found, "seconds": seconds(times)})
+            results.append(
+                {
+                    "case": case,
+                    "claim": f"bfloat16 beside float32: {case}",
+                    "ratio": found,
+                    "seconds": seconds(times),
+                }
+            )
             print(f"{case}: bfloat16 is {shown(found)}× float32")
     dtype, record = choose(ends["float32"][0].device)
     chosen = str(dtype).removeprefix("torch.")
     prefills = [r["ratio"]["median"] for r in results if r["case"].startswith("prefill")]
     agrees = all((faster >= ENOUGH) == (chosen == "bfloat16") for faster in prefills)
     claim = "--dtype auto chose what prefills these models faster"
-    results.append({"case": "auto", "claim": claim, "ratio": float(agrees), "target": 1.0, "chosen": chosen, "probe": record})
+    results.append(
+        {
+            "case": "auto",
+            "claim": claim,
+            "ratio": float(agrees),
+            "target": 1.0,
+            "chosen": chosen,
+            "probe": record,
+        }
+    )
     print(f"auto: {chosen} ({record})")
-    report("dtype", results, given.out, tokens=given.tokens, batch_size=given.batch_size, new_tokens=given.new_tokens, clock=given.clock)
+    report(
+        "dtype",
+        results,
+        given.out,
+        tokens=given.tokens,
+        batch_size=given.batch_size,
+        new_tokens=given.new_tokens,
+        clock=given.clock,
+    )
 
 
 if __name__ == "__main__":

@@ -28,15 +28,17 @@ from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, tu
 from benchmarks._peer_layers import layers_of
 from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.config import pair_config
-from lcfbench.assets import find_model, split_pair
-from lcfbench.document import Document, Step, View
-from lcfbench.endpoint import Endpoint
-from lcfbench.kv import KV, pad_left
-from lcfbench.methods._fusion import Fusion, Part
-from lcfbench.methods.base import Batch, create, prompt
-from lcfbench.prompts import Prompt
-from lcfbench.timing import Clock
-from lcfbench.ui import quiet_libraries
+from lcfbench.cli.console import quiet_libraries
+from lcfbench.methods._fusion import Fusion, Segment
+from lcfbench.methods.base import Batch, prompt
+from lcfbench.methods.create import create
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.padding import pad_left
+from lcfbench.models.timing import Clock
+from lcfbench.sources.models import find_model, split_pair
+from lcfbench.tasks.document import Document, Step, View
+from lcfbench.tasks.prompts import Prompt
 
 WORDS = [
     "the",
@@ -58,10 +60,14 @@ WORDS = [
     "near",
     "lakes",
 ]
-CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # how far apart edits may be, as a share of their size
+CLOSE = {
+    torch.float32: 1e-4,
+    torch.bfloat16: 0.05,
+    torch.float16: 0.01,
+}  # how far apart edits may be, as a share of their size
 
 
-def documents(tokens: int, count: int, endpoint: Endpoint) -> list[Document]:
+def documents(tokens: int, count: int, endpoint: CausalLM) -> list[Document]:
     """Different texts of so many of the receiver's tokens, near enough."""
     made = []
     for i in range(count):
@@ -69,11 +75,25 @@ def documents(tokens: int, count: int, endpoint: Endpoint) -> list[Document]:
         while len(endpoint.tokenizer(" ".join(words)).input_ids) > tokens - 2:
             words.pop()
         view = View(" ".join(words), "Answer:")
-        made.append(Document("fusion", str(i), view, view, view, view, view, "cloze", "a", (Step((" a", " b"), (0,)),), chat=False))
+        made.append(
+            Document(
+                "fusion",
+                str(i),
+                view,
+                view,
+                view,
+                view,
+                view,
+                "cloze",
+                "a",
+                (Step((" a", " b"), (0,)),),
+                chat=False,
+            )
+        )
     return made
 
 
-def adapter_of(text: str, receiver: Endpoint, sharer: Endpoint) -> Adapter:
+def adapter_of(text: str, receiver: CausalLM, sharer: CausalLM) -> Adapter:
     """A random adapter of `KIND:key=number,…` with open soft gates."""
     kind, _, rest = text.partition(":")
     options = {key: int(value) for key, _, value in (part.partition("=") for part in rest.split(",") if part)}
@@ -81,7 +101,11 @@ def adapter_of(text: str, receiver: Endpoint, sharer: Endpoint) -> Adapter:
         options.setdefault("intermediate", options["hidden"])
     torch.manual_seed(0)
     ends = (receiver.name, receiver.geometry), (sharer.name, sharer.geometry)
-    made = build(pair_config(kind, *ends, layer_map="proportional", options=options | {"gate": "soft", "gate_init": 1.0}))
+    made = build(
+        pair_config(
+            kind, *ends, layer_map="proportional", options=options | {"gate": "soft", "gate_init": 1.0}
+        )
+    )
     made.eval().requires_grad_(False).to(receiver.device)
     for name, parameter in made.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if name == "gate_logit" else receiver.dtype)
@@ -98,7 +122,7 @@ class Case:
         self.shared = method.sharer_prompts(batch, self.prompts)
         self.theirs = method.sharer_cache(self.shared)
         self.state = method.receiver.read(self.prompts)
-        self.part = Part([0] * len(self.prompts), [len(p.ids) - 1 for p in self.prompts])
+        self.part = Segment([0] * len(self.prompts), [len(p.ids) - 1 for p in self.prompts])
         self.layers = layers_of(self.adapter, method.receiver.dtype).to(method.receiver.device)
 
     def ours(self, adapter: Adapter | None = None) -> KV:
@@ -109,11 +133,18 @@ class Case:
     def loop(self) -> KV:
         """One layer after another, through its own module."""
         kv, theirs = self.state.kv, self.theirs
-        index = self.method.positions(self.batch, self.prompts, self.shared, theirs.length, kv.length).to(kv.keys.device)  # (B, N)
+        index = self.method.positions(self.batch, self.prompts, self.shared, theirs.length, kv.length).to(
+            kv.keys.device
+        )  # (B, N)
         real, at = (index >= 0)[:, None, :, None], index.clamp(min=0)[:, None, :, None]
         keys, values = list(kv.keys), list(kv.values)
-        for module, t, s in zip(self.layers, self.adapter.config.layers, self.adapter.config.layer_map, strict=True):
-            sent = [x[s].gather(2, at.expand(-1, x.shape[2], -1, x.shape[4])) for x in (theirs.keys, theirs.values)]
+        for module, t, s in zip(
+            self.layers, self.adapter.config.layers, self.adapter.config.layer_map, strict=True
+        ):
+            sent = [
+                x[s].gather(2, at.expand(-1, x.shape[2], -1, x.shape[4]))
+                for x in (theirs.keys, theirs.values)
+            ]
             new_k, new_v = module(*sent, keys[t], values[t])
             keys[t], values[t] = torch.where(real, new_k, keys[t]), torch.where(real, new_v, values[t])
         return replace(kv, keys=torch.stack(keys), values=torch.stack(values))
@@ -138,15 +169,17 @@ class Case:
             whole(endpoint, prompts)
 
     def first_token(self) -> Tensor:
-        batch = Batch(self.batch.documents, self.batch.senders, Clock(self.method.receiver.device))
+        batch = Batch(self.batch.documents, self.batch.message_from, Clock(self.method.receiver.device))
         return self.method.receiver.open(self.method.respond(batch)).logits.argmax(-1)
 
 
-def whole(endpoint: Endpoint, prompts: list[Prompt]) -> KV:
+def whole(endpoint: CausalLM, prompts: list[Prompt]) -> KV:
     return endpoint.prefill(*pad_left([list(p.ids) for p in prompts], endpoint.pad_id, endpoint.device))
 
 
-def measured(name: str, case: Case, repeats: int, clock: Callable[[], float], compile_mode: str | None) -> list[dict[str, object]]:
+def measured(
+    name: str, case: Case, repeats: int, clock: Callable[[], float], compile_mode: str | None
+) -> list[dict[str, object]]:
     """The results of one adapter and batch size."""
     about = {"batch": len(case.prompts), "tokens": case.state.kv.length + 1, "params": case.adapter.params}
     label = f"{name}, batch {about['batch']}"
@@ -165,15 +198,28 @@ def measured(name: str, case: Case, repeats: int, clock: Callable[[], float], co
     ]  # fmt: skip
     if compile_mode:
         results[0]["compiled"] = ratio(times, of="compiled", to="ours")
-    phases: dict[str, Callable[[], object]] = {"fuse": case.ours, "prefills": case.prefills, "ttft": case.first_token}
+    phases: dict[str, Callable[[], object]] = {
+        "fuse": case.ours,
+        "prefills": case.prefills,
+        "ttft": case.first_token,
+    }
     parts = turns(phases, repeats, clock=clock)
     target = name.startswith("lcf") and about["batch"] == 1
     for kind, part, claim, limit in (
         ("share", "fuse", "fusing as a share of the two prefills", 0.10),
         ("ttft", "ttft", "first token against the two prefills alone", 1.15),
     ):
-        found = {"case": f"{kind}: {label}", "claim": claim, "ratio": ratio(parts, of=part, to="prefills"), "better": "lower"}
-        results.append(found | {"seconds": seconds(parts), **about} | ({"target": limit} if target and not name.endswith("256") else {}))
+        found = {
+            "case": f"{kind}: {label}",
+            "claim": claim,
+            "ratio": ratio(parts, of=part, to="prefills"),
+            "better": "lower",
+        }
+        results.append(
+            found
+            | {"seconds": seconds(parts), **about}
+            | ({"target": limit} if target and not name.endswith("256") else {})
+        )
     for result in results:
         print(f"{result['case']}: {shown(result['ratio'])}  {result['seconds']}")  # type: ignore[arg-type]
     return results
@@ -182,7 +228,11 @@ def measured(name: str, case: Case, repeats: int, clock: Callable[[], float], co
 def main() -> None:
     """Prints a line a case, then JSON."""
     made = parser(
-        __doc__, pair="smollm2-135m:gemma3-270m", adapters="lcf:width=128 lcf:width=256 c2c:hidden=512", batches="1,8", tokens=256
+        __doc__,
+        pair="smollm2-135m:gemma3-270m",
+        adapters="lcf:width=128 lcf:width=256 c2c:hidden=512",
+        batches="1,8",
+        tokens=256,
     )
     made.add_argument("--repeats", type=int, default=7)
     made.add_argument("--dtype", default="auto")
@@ -190,13 +240,21 @@ def main() -> None:
     made.add_argument("--compile", help="a mode of torch.compile to measure beside")
     given = made.parse_args()
     quiet_libraries()
-    receiver, sharer = (Endpoint.load(find_model(name), dtype=given.dtype, device=given.device) for name in split_pair(given.pair))
+    receiver, sharer = (
+        CausalLM.load(find_model(name), dtype=given.dtype, device=given.device)
+        for name in split_pair(given.pair)
+    )
     results = []
     with torch.inference_mode():
         for size in map(int, given.batches.split(",")):
             docs = documents(given.tokens, size, receiver)
             for name in given.adapters.split():
-                method = create("c2c" if name.startswith("c2c") else "lcf", receiver, sharer, adapter_of(name, receiver, sharer))
+                method = create(
+                    "c2c" if name.startswith("c2c") else "lcf",
+                    receiver,
+                    sharer,
+                    adapter_of(name, receiver, sharer),
+                )
                 assert isinstance(method, Fusion)
                 case = Case(method, Batch(docs, docs, Clock(receiver.device)))
                 results += measured(name, case, given.repeats, CLOCKS[given.clock], given.compile)

@@ -85,7 +85,9 @@ def simulate_times(
         return texts * factor * np.exp(busy + rng.normal(0, spread, texts.shape))
 
     before, now = timed(1.0), timed(1 + slowdown)
-    return _rates([[time_shift(list(zip(now[i], before[i], strict=True)), limit)] for i in range(repetitions)])
+    return _rates(
+        [[time_shift(list(zip(now[i], before[i], strict=True)), limit)] for i in range(repetitions)]
+    )
 
 
 def size(
@@ -108,7 +110,11 @@ def size(
         while high - low > 1:  # with more gains it fails less and passes more
             middle = (low + high) // 2
             shift = _binary(losses, middle, n, max_drop)
-            low, high = (middle, high) if (shift.p < 0.05 / cells if end == "fails" else not shift.sure) else (low, middle)
+            low, high = (
+                (middle, high)
+                if (shift.p < 0.05 / cells if end == "fails" else not shift.sure)
+                else (low, middle)
+            )
         below = binom.cdf(low, n - losses, share)
         alone += binom.pmf(losses, n, lost) * (below if end == "fails" else 1 - below)
     return float(1 - (1 - alone) ** cells if end == "fails" else alone**cells)
@@ -128,7 +134,9 @@ def _binary(lost: int, gained: int, n: int, max_drop: float) -> Shift:
     base, new = np.zeros(n), np.zeros(n)
     base[:lost] = 1
     new[lost : lost + gained] = 1
-    base[lost + gained : lost + gained + int(0.6 * rest)] = new[lost + gained : lost + gained + int(0.6 * rest)] = 1
+    base[lost + gained : lost + gained + int(0.6 * rest)] = new[
+        lost + gained : lost + gained + int(0.6 * rest)
+    ] = 1
     return score_shift(new, base, max_drop)
 
 
@@ -146,7 +154,9 @@ def main() -> None:
     repetitions, began = parser.parse_args().repetitions, time.perf_counter()
     results = []
     print(f"{repetitions:,} checks a line; the limit is {100 * MAX_DROP:g} pt; shares of checks in %\n")
-    print("| documents a cell | cells | changed answers | true drop | fails (1) | passes (0) | cannot say (3) |")
+    print(
+        "| documents a cell | cells | changed answers | true drop | fails (1) | passes (0) | cannot say (3) |"
+    )
     print("| ---: " * 7 + "|")
     for cells in (1, 6):
         for n in (200, 1000, 5000):
@@ -154,8 +164,18 @@ def main() -> None:
                 for drop in (0.0, MAX_DROP, 0.02, 0.05):
                     if drop <= discordance:
                         got = simulate(n, discordance, drop, cells, repetitions)
-                        results.append({"n": n, "cells": cells, "discordance": discordance, "drop": drop, **got._asdict()})
-                        print(f"| {n:,} | {cells} | {100 * discordance:g} % | {100 * drop:g} pt | {_row(got)} |")
+                        results.append(
+                            {
+                                "n": n,
+                                "cells": cells,
+                                "discordance": discordance,
+                                "drop": drop,
+                                **got._asdict(),
+                            }
+                        )
+                        print(
+                            f"| {n:,} | {cells} | {100 * discordance:g} % | {100 * drop:g} pt | {_row(got)} |"
+                        )
     print("\nGraded scores (3 in 10 documents move), one cell; a tenth of the checks\n")
     for n in (200, 1000):
         for drop in (0.0, MAX_DROP, 0.02):
@@ -166,16 +186,37 @@ def main() -> None:
     print("| documents | limit | changed answers | fails (1) | passes (0) |\n| ---: " + "| ---: " * 4 + "|")
     for n, limit, discordance in FEW_CHANGED:
         fails, passes = (size(n, discordance, limit, 1, limit, end) for end in ("fails", "passes"))
-        results.append({"n": n, "max_drop": limit, "discordance": discordance, "drop": limit, "fails": fails, "passes": passes})
-        print(f"| {n:,} | {100 * limit:g} pt | {100 * discordance:g} % | {100 * fails:.2f} | {100 * passes:.2f} |")
-    print("\nTime to the first token, limit 10 %, 5 documents: documents vary by 3 %, runs by 5 %, sittings by the third column\n")
-    print("| runs a side | truly slower | sittings vary | fails (1) | passes (0) | cannot say (3) |\n| ---: " + "| ---: " * 5 + "|")
+        results.append(
+            {
+                "n": n,
+                "max_drop": limit,
+                "discordance": discordance,
+                "drop": limit,
+                "fails": fails,
+                "passes": passes,
+            }
+        )
+        print(
+            f"| {n:,} | {100 * limit:g} pt | {100 * discordance:g} % | {100 * fails:.2f} | {100 * passes:.2f} |"
+        )
+    print(
+        "\nTime to the first token, limit 10 %, 5 documents: documents vary by 3 %, runs by 5 %, sittings by the third column\n"
+    )
+    print(
+        "| runs a side | truly slower | sittings vary | fails (1) | passes (0) | cannot say (3) |\n| ---: "
+        + "| ---: " * 5
+        + "|"
+    )
     for runs, sitting in ((1, 0.0), (3, 0.0), (5, 0.0), (8, 0.0), (12, 0.0), (5, 0.05)):
         for slowdown in (0.0, 0.10, 0.20, 0.30):
             got = simulate_times(runs, slowdown, sitting=sitting, repetitions=repetitions)
             results.append({"runs": runs, "sitting": sitting, "slowdown": slowdown, **got._asdict()})
             print(f"| {runs} | {100 * slowdown:g} % | {100 * sitting:g} % | {_row(got)} |")
-    print(json.dumps({"seconds": round(time.perf_counter() - began, 1), "repetitions": repetitions, "results": results}))
+    print(
+        json.dumps(
+            {"seconds": round(time.perf_counter() - began, 1), "repetitions": repetitions, "results": results}
+        )
+    )
 
 
 def _row(got: Rates) -> str:

@@ -39,7 +39,9 @@ class Watch:
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.began, self.stop_at = time.perf_counter(), stop_at
-        self.rows: list[tuple[int, float, float, int]] = []  # documents recorded, seconds, CPU seconds, bytes resident at most
+        self.rows: list[
+            tuple[int, float, float, int]
+        ] = []  # documents recorded, seconds, CPU seconds, bytes resident at most
 
     def say(self, text: str) -> None: ...
 
@@ -51,7 +53,9 @@ class Watch:
     def rolling(self) -> None: ...
 
     def update(self, title: str, right: float, done: int) -> None:
-        self.rows.append((done, time.perf_counter() - self.began, time.process_time(), resident_bytes("VmHWM")))
+        self.rows.append(
+            (done, time.perf_counter() - self.began, time.process_time(), resident_bytes("VmHWM"))
+        )
         if self.stop_at is not None and done >= self.stop_at:
             raise KeyboardInterrupt
 
@@ -67,13 +71,23 @@ def resident_bytes(name: str) -> int:
 
 def once(given: argparse.Namespace) -> dict[str, Any]:
     """One run in this process: what the watch saw."""
-    from lcfbench.recipe import Recipe
-    from lcfbench.runner import run
-    from lcfbench.ui import quiet_libraries
+    from lcfbench.cli.console import quiet_libraries
+    from lcfbench.evaluation.recipe import Recipe
+    from lcfbench.evaluation.runner import run
 
     quiet_libraries()
-    chosen = {"pair": f"{given.model}:{given.model}", "mode": ["receiver"], "limit": given.documents, "out": given.folder}
-    chosen |= {"task_options": {"n": str(given.most)}, "latency_documents": 0, "batch_size": given.batch_size, "dtype": given.dtype}
+    chosen = {
+        "pair": f"{given.model}:{given.model}",
+        "mode": ["receiver"],
+        "limit": given.documents,
+        "out": given.folder,
+    }
+    chosen |= {
+        "task_options": {"n": str(given.most)},
+        "latency_documents": 0,
+        "batch_size": given.batch_size,
+        "dtype": given.dtype,
+    }
     watch = Watch(given.stop_at or None)
     try:
         list(run(Recipe.model_validate(chosen), watch))
@@ -87,11 +101,28 @@ def once(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def apart(out: Path, model: str, documents: int, most: int, batch_size: int, dtype: str, stop_at: int = 0) -> dict[str, Any]:
+def apart(
+    out: Path, model: str, documents: int, most: int, batch_size: int, dtype: str, stop_at: int = 0
+) -> dict[str, Any]:
     """`once` in a fresh process. most: documents of the task, the same for all sizes of one curve."""
-    line = [sys.executable, __file__, "--one", "--folder", str(out), "--model", model, "--documents", str(documents), "--most", str(most)]
+    line = [
+        sys.executable,
+        __file__,
+        "--one",
+        "--folder",
+        str(out),
+        "--model",
+        model,
+        "--documents",
+        str(documents),
+        "--most",
+        str(most),
+    ]
     line += ["--batch-size", str(batch_size), "--dtype", dtype, "--stop-at", str(stop_at)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
@@ -104,7 +135,9 @@ def parts(rows: list[list[float]], pieces: int = 10) -> list[float]:
     return [1e3 * (b[2] - a[2]) / (b[0] - a[0]) for a, b in pairwise(edges) if b[0] > a[0]]
 
 
-def sizes_of(name: str, model: str, sizes: tuple[int, ...], given: argparse.Namespace, folder: Path, dtype: str) -> list[dict[str, Any]]:
+def sizes_of(
+    name: str, model: str, sizes: tuple[int, ...], given: argparse.Namespace, folder: Path, dtype: str
+) -> list[dict[str, Any]]:
     """One result a size."""
     out = []
     for n in sizes:
@@ -131,10 +164,14 @@ def resumed(model: str, given: argparse.Namespace, folder: Path) -> list[dict[st
     """Seconds from the start of the command's work to its first new row: of a run stopped near its end, and of a killed one; and to the end of
     one that was complete."""
     n, out = given.most, folder / "resume"
-    stopped = apart(out, model, n, n, given.batch_size, "float32", stop_at=n - max(n // 100, 2 * given.batch_size))
+    stopped = apart(
+        out, model, n, n, given.batch_size, "float32", stop_at=n - max(n // 100, 2 * given.batch_size)
+    )
     again = apart(out, model, n, n, given.batch_size, "float32")
     complete = apart(out, model, n, n, given.batch_size, "float32")
-    assert again["rows"][0][0] == stopped["rows"][-1][0] and not complete["rows"], "nothing is run twice, nothing is left out"
+    assert again["rows"][0][0] == stopped["rows"][-1][0] and not complete["rows"], (
+        "nothing is run twice, nothing is left out"
+    )
     results = []
     for case, seconds in (
         (f"{n} rows, stopped at {stopped['rows'][-1][0]}", again["rows"][1][1]),
@@ -144,7 +181,14 @@ def resumed(model: str, given: argparse.Namespace, folder: Path) -> list[dict[st
         what = "is found complete" if "complete" in case else "writes its first new row"
         claim = f"a resumed run ({case}) {what} within {RESUME_SECONDS:g} s, imports included"
         results.append(
-            {"case": f"resume: {case}", "claim": claim, "ratio": seconds, "unit": "s", "target": RESUME_SECONDS, "better": "lower"}
+            {
+                "case": f"resume: {case}",
+                "claim": claim,
+                "ratio": seconds,
+                "unit": "s",
+                "target": RESUME_SECONDS,
+                "better": "lower",
+            }
         )
     return results
 
@@ -153,13 +197,15 @@ def prefill(name: str, repeats: int) -> dict[str, Any]:
     """Milliseconds to prefill one prompt of each length, the fit a + b·n + c·n², and which part of the FLOPs is attention's."""
     import torch
 
-    from lcfbench.assets import find_model
-    from lcfbench.endpoint import Endpoint
-    from lcfbench.ui import quiet_libraries
+    from lcfbench.cli.console import quiet_libraries
+    from lcfbench.models.causal_lm import CausalLM
+    from lcfbench.sources.models import find_model
 
     quiet_libraries()
-    end = Endpoint.load(find_model(name))
-    ids = torch.randint(10, len(end.tokenizer) - 10, (1, max(LENGTHS)), generator=torch.Generator().manual_seed(0))
+    end = CausalLM.load(find_model(name))
+    ids = torch.randint(
+        10, len(end.tokenizer) - 10, (1, max(LENGTHS)), generator=torch.Generator().manual_seed(0)
+    )
     ms: dict[int, list[float]] = {n: [] for n in LENGTHS}
     with torch.inference_mode():
         for number in range(repeats + 1):
@@ -170,7 +216,9 @@ def prefill(name: str, repeats: int) -> dict[str, Any]:
                     ms[n].append(1e3 * (time.perf_counter() - began))
     taken = {n: min(each) for n, each in ms.items()}  # the least disturbed; medians are beside it
     x, y = np.array(LENGTHS, float), np.array(list(taken.values()))
-    a, b, c = np.linalg.lstsq(np.stack([np.ones_like(x), x, x * x], 1) / y[:, None], np.ones_like(y), rcond=None)[0]  # errors in per cent
+    a, b, c = np.linalg.lstsq(
+        np.stack([np.ones_like(x), x, x * x], 1) / y[:, None], np.ones_like(y), rcond=None
+    )[0]  # errors in per cent
     share = {n: end.attention_flops(n, tokens=(n + 1) / 2) / end.flops(n) for n in LENGTHS}
     off = max(abs(a + b * n + c * n * n - t) / t for n, t in taken.items())
     print(
@@ -208,9 +256,19 @@ def draw(results: list[dict[str, Any]], folder: Path) -> None:
         axes.legend(frameon=False)
     for result in (r for r in results if "fit_ms" in r):
         fit, x = result["fit_ms"], np.geomspace(min(LENGTHS), max(LENGTHS), 100)
-        (line,) = length.plot(x, fit["constant"] + fit["per_token"] * x + fit["per_token_squared"] * x * x, lw=1)
-        length.plot(list(result["ms"]), list(result["ms"].values()), "o", color=line.get_color(), label=result["case"].split(",")[0])
-    length.set(xscale="log", yscale="log", xlabel="prompt tokens", ylabel="ms, batch 1 (line: a + b·n + c·n²)")
+        (line,) = length.plot(
+            x, fit["constant"] + fit["per_token"] * x + fit["per_token_squared"] * x * x, lw=1
+        )
+        length.plot(
+            list(result["ms"]),
+            list(result["ms"].values()),
+            "o",
+            color=line.get_color(),
+            label=result["case"].split(",")[0],
+        )
+    length.set(
+        xscale="log", yscale="log", xlabel="prompt tokens", ylabel="ms, batch 1 (line: a + b·n + c·n²)"
+    )
     length.legend(frameon=False)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "growth.png", dpi=90)
@@ -219,7 +277,9 @@ def draw(results: list[dict[str, Any]], folder: Path) -> None:
 def main() -> None:
     """Prints a line a measurement, then JSON."""
     made = parser(__doc__, documents=0, most=max(SIZES), batch_size=16, repeats=3, dtype="float32", stop_at=0)
-    made.add_argument("--real", action="store_true", help="also the embedded receiver, on 100 and 1,000 documents: minutes")
+    made.add_argument(
+        "--real", action="store_true", help="also the embedded receiver, on 100 and 1,000 documents: minutes"
+    )
     made.add_argument("--receiver", default="smollm2-135m")
     made.add_argument("--figures", type=Path, help="folder for growth.png")
     made.add_argument("--one", action="store_true", help=argparse.SUPPRESS)

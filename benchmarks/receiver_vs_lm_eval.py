@@ -19,13 +19,13 @@ import torch
 
 from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, turns
 from benchmarks._sides import batched
-from lcfbench.assets import find_model
-from lcfbench.document import Document, Scoring
-from lcfbench.endpoint import Endpoint
-from lcfbench.harness import Task, load_task
-from lcfbench.methods.base import create
-from lcfbench.rows import Rows
-from lcfbench.ui import quiet_libraries
+from lcfbench.cli.console import quiet_libraries
+from lcfbench.methods.create import create
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.sources.models import find_model
+from lcfbench.tasks.document import Document, Scoring
+from lcfbench.tasks.process_docs import Rows
+from lcfbench.tasks.task import Task, load_task
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -35,7 +35,9 @@ Scores = dict[str, float]
 Clock = Callable[[], float]
 
 
-def ours(task: Task, end: Endpoint, scoring: Scoring, limit: int, size: int, clock: Clock) -> tuple[Scores, float]:
+def ours(
+    task: Task, end: CausalLM, scoring: Scoring, limit: int, size: int, clock: Clock
+) -> tuple[Scores, float]:
     """Each document's score, and the seconds without building documents."""
     documents = task.documents(scoring=scoring, limit=limit, receiver_chat=end.has_chat)
     began = clock()
@@ -44,14 +46,18 @@ def ours(task: Task, end: Endpoint, scoring: Scoring, limit: int, size: int, clo
     return scores, clock() - began
 
 
-def theirs(task: Task, lm: HFLM, scoring: Scoring, rows: Rows, chat: bool, clock: Clock) -> tuple[Scores, float]:
+def theirs(
+    task: Task, lm: HFLM, scoring: Scoring, rows: Rows, chat: bool, clock: Clock
+) -> tuple[Scores, float]:
     """The same of lm-eval, in the order of its own `simple_evaluate`."""
     inner: Any = copy.copy(task.lm_eval_task(scoring))
     inner.dataset, inner._instances = {"test": rows}, None
     inner.build_all_requests(apply_chat_template=chat, chat_template=lm.apply_chat_template if chat else None)
     began = clock()
     requests = inner.instances
-    for request, got in zip(requests, getattr(lm, requests[0].request_type)(requests, disable_tqdm=True), strict=True):
+    for request, got in zip(
+        requests, getattr(lm, requests[0].request_type)(requests, disable_tqdm=True), strict=True
+    ):
         request.resps.append(got)
     inner.apply_filters()
     name, primary = inner._filters[0].name, task.metric(scoring)
@@ -61,14 +67,22 @@ def theirs(task: Task, lm: HFLM, scoring: Scoring, rows: Rows, chat: bool, clock
     scores = {}
     for number, made in by_document.items():
         ordered = sorted(made, key=lambda r: r.idx)
-        scores[str(rows[number]["id"])] = float(inner.process_results(rows[number], [r.filtered_resps[name] for r in ordered])[primary])
+        scores[str(rows[number]["id"])] = float(
+            inner.process_results(rows[number], [r.filtered_resps[name] for r in ordered])[primary]
+        )
     return scores, clock() - began
 
 
-def compared(task: Task, end: Endpoint, lm: HFLM, scoring: Scoring, given: Any) -> dict[str, Any]:
+def compared(task: Task, end: CausalLM, lm: HFLM, scoring: Scoring, given: Any) -> dict[str, Any]:
     """One line of results: both sides in turn on one scoring."""
-    documents: list[Document] = task.documents(scoring=scoring, limit=given.documents, receiver_chat=end.has_chat)
-    rows, chat, clock = Rows(dict(d.native) for d in documents), documents[0].chat and end.has_chat, CLOCKS[given.clock]
+    documents: list[Document] = task.documents(
+        scoring=scoring, limit=given.documents, receiver_chat=end.has_chat
+    )
+    rows, chat, clock = (
+        Rows(dict(d.native) for d in documents),
+        documents[0].chat and end.has_chat,
+        CLOCKS[given.clock],
+    )
     inside: dict[str, list[float]] = {"ours": [], "lm-eval": []}
     differing = 0
 
@@ -78,11 +92,15 @@ def compared(task: Task, end: Endpoint, lm: HFLM, scoring: Scoring, given: Any) 
         assert mine.keys() == other.keys(), "the two sides scored different documents"
         differing = sum(mine[k] != other[k] for k in mine)
         if differing and end.dtype == torch.float32:
-            raise SystemExit(f"{scoring}: {differing} of {len(mine)} scores differ in float32: the times mean nothing.")
+            raise SystemExit(
+                f"{scoring}: {differing} of {len(mine)} scores differ in float32: the times mean nothing."
+            )
         for side, taken in inside.items():
             taken.append(returned[side][1])
 
-    few = min(given.batch_size, given.documents)  # kernels and templates warm up; a whole round would take too long
+    few = min(
+        given.batch_size, given.documents
+    )  # kernels and templates warm up; a whole round would take too long
     ours(task, end, scoring, few, given.batch_size, clock)
     theirs(task, lm, scoring, Rows(rows[:few]), chat, clock)
     sides: dict[str, Callable[[], tuple[Scores, float]]] = {
@@ -103,13 +121,20 @@ def compared(task: Task, end: Endpoint, lm: HFLM, scoring: Scoring, given: Any) 
 
 def main() -> None:
     """Prints a line a scoring, then JSON."""
-    defaults = {"model": "smollm2-135m", "task": "openbookqa", "documents": 96, "batch_size": 16, "repeats": 3, "dtype": "auto"}
+    defaults = {
+        "model": "smollm2-135m",
+        "task": "openbookqa",
+        "documents": 96,
+        "batch_size": 16,
+        "repeats": 3,
+        "dtype": "auto",
+    }
     given = parser(__doc__, **defaults, scorings=",".join(TARGETS)).parse_args()
     quiet_libraries()
     from lm_eval.models.huggingface import HFLM
 
     found = find_model(given.model)
-    end, task = Endpoint.load(found, dtype=given.dtype), load_task(given.task)
+    end, task = CausalLM.load(found, dtype=given.dtype), load_task(given.task)
     dtype = str(end.dtype).removeprefix("torch.")
     lm = HFLM(pretrained=str(found.path), dtype=dtype, batch_size=given.batch_size, device=str(end.device))
     out, began = [], time.perf_counter()
@@ -117,8 +142,14 @@ def main() -> None:
         line = compared(task, end, lm, scoring, given)
         out.append(line)
         speed = line["documents_per_s"]
-        print(f"{scoring}: ours {speed['ours']:.1f} documents/s, lm-eval hf {speed['lm-eval']:.1f}, {shown(line['ratio'])}×; ", end="")
-        print(f"without building {shown(line['without_building'])}×; scores differing {line['differing']}", flush=True)
+        print(
+            f"{scoring}: ours {speed['ours']:.1f} documents/s, lm-eval hf {speed['lm-eval']:.1f}, {shown(line['ratio'])}×; ",
+            end="",
+        )
+        print(
+            f"without building {shown(line['without_building'])}×; scores differing {line['differing']}",
+            flush=True,
+        )
     more = {"model": end.name, "dtype": dtype, "documents": given.documents, "batch_size": given.batch_size}
     report("receiver_vs_lm_eval", out, given.out, **more, seconds=time.perf_counter() - began)
 

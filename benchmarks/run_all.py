@@ -43,7 +43,11 @@ QUICK: dict[str, tuple[str, ...]] = {
 
 def names() -> list[str]:
     """Every benchmark of this folder."""
-    return sorted(p.stem for p in HERE.glob("*.py") if not p.stem.startswith("_") and p.stem not in (Path(__file__).stem, *SIMULATIONS))
+    return sorted(
+        p.stem
+        for p in HERE.glob("*.py")
+        if not p.stem.startswith("_") and p.stem not in (Path(__file__).stem, *SIMULATIONS)
+    )
 
 
 def quick(name: str) -> tuple[str, ...]:
@@ -56,7 +60,9 @@ def run_one(command: Sequence[str], limit: float) -> tuple[dict[str, Any] | None
     environment = {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", **os.environ}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     # a session of its own, so that its children end with it
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     late = threading.Event()
 
     def stop() -> None:
@@ -92,26 +98,39 @@ def run_one(command: Sequence[str], limit: float) -> tuple[dict[str, Any] | None
 def write(folder: Path, name: str, found: dict[str, Any]) -> None:
     """One benchmark's results, pretty, keys in a fixed order, so that two runs can be compared line by line."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(rounded(found), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    (folder / f"{name}.json").write_text(
+        json.dumps(rounded(found), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    )
 
 
 def main() -> None:
     """Runs, writes, and says what failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help=f"names, separated by commas: {', '.join(names())}")
     parser.add_argument("--quick", action="store_true", help="few documents, one repeat")
     parser.add_argument("--table", action="store_true", help="run nothing, write the table again")
-    parser.add_argument("--limit", type=float, default=LIMIT, help=f"seconds a benchmark may take, default {LIMIT:.0f}")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files and the table")
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT, help=f"seconds a benchmark may take, default {LIMIT:.0f}"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the JSON files and the table"
+    )
     given = parser.parse_args()
-    asked = [name for name in given.only.split(",") if name] or [name for name in names() if name not in APART]
+    asked = [name for name in given.only.split(",") if name] or [
+        name for name in names() if name not in APART
+    ]
     if unknown := set(asked) - set(names()):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(names())}")
     failed = []
     for name in [] if given.table else asked:
         began = time.perf_counter()
         print(f"{name}", flush=True)
-        more = (*(quick(name) if given.quick else ()), *(("--figures", str(given.results)) if name == "growth" else ()))
+        more = (
+            *(quick(name) if given.quick else ()),
+            *(("--figures", str(given.results)) if name == "growth" else ()),
+        )
         found, why = run_one([sys.executable, "-m", f"benchmarks.{name}", *more], given.limit)
         if found is None:
             failed.append(name)

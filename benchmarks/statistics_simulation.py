@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lcfbench.analysis.stats import equivalence_p, holm, mcnemar, paired, smallest_visible, tango
+from lcfbench.analysis.stats import equivalence_p, holm, paired
+from lcfbench.analysis.stats.power import smallest_visible
+from lcfbench.analysis.stats.proportions import mcnemar, tango
 from lcfbench.analysis.verdict import Evidence, Label, verdicts
 
 # n, P(first right), P(second right), correlation of the two
@@ -30,12 +32,36 @@ BINARY = (
     (1000, 0.3, 0.3, 0.9),
 )
 # n, share of documents on which both score alike, what the first is better by where it is
-SCORES = ((40, 0.3, 0.2), (100, 0.6, 0.0), (100, 0.3, 0.3), (300, 0.9, 0.2), (1000, 0.5, 0.1), (6000, 0.7, 0.1))
+SCORES = (
+    (40, 0.3, 0.2),
+    (100, 0.6, 0.0),
+    (100, 0.3, 0.3),
+    (300, 0.9, 0.2),
+    (1000, 0.5, 0.1),
+    (6000, 0.7, 0.1),
+)
 RARE = (300, 0.98, 0.0)  # two documents of a hundred differ
 # n, gained, lost as seen: what a verdict calls visible beside that noise
-SEEN = ((40, 3, 1), (64, 5, 2), (64, 0, 0), (100, 0, 0), (100, 15, 15), (200, 15, 9), (300, 20, 20), (1000, 10, 10), (1000, 100, 90))
+SEEN = (
+    (40, 3, 1),
+    (64, 5, 2),
+    (64, 0, 0),
+    (100, 0, 0),
+    (100, 15, 15),
+    (200, 15, 9),
+    (300, 20, 20),
+    (1000, 10, 10),
+    (1000, 100, 90),
+)
 # n, delta, share gained besides what is lost: few answers change
-FEW = ((134, 0.02, 0.0), (149, 0.02, 0.0), (200, 0.02, 0.005), (268, 0.01, 0.0), (300, 0.01, 0.0), (300, 0.02, 0.01))
+FEW = (
+    (134, 0.02, 0.0),
+    (149, 0.02, 0.0),
+    (200, 0.02, 0.005),
+    (268, 0.01, 0.0),
+    (300, 0.01, 0.0),
+    (300, 0.02, 0.01),
+)
 
 
 class Rate(NamedTuple):
@@ -49,7 +75,9 @@ class Rate(NamedTuple):
         return math.sqrt(max(self.value * (1 - self.value), 1e-4) / self.repetitions)
 
 
-def counts(rng: np.random.Generator, n: int, first: float, second: float, correlation: float, size: int) -> Iterator[tuple[int, int]]:
+def counts(
+    rng: np.random.Generator, n: int, first: float, second: float, correlation: float, size: int
+) -> Iterator[tuple[int, int]]:
     """(gained, lost) of `size` draws of n pairs of answers."""
     both = first * second + correlation * math.sqrt(first * (1 - first) * second * (1 - second))
     cells = (both, first - both, second - both, 1 - first - second + both)
@@ -73,7 +101,9 @@ def f1_scores(rng: np.random.Generator, n: int, alike: float, better: float) -> 
         return np.where(kind < 0.45, 0.0, np.where(kind < 0.7, 1.0, rng.beta(2, 2, n)))
 
     first = draw()
-    second = np.where(rng.random(n) < alike, first, np.where(rng.random(n) < better, draw() * (rng.random(n) < 0.5), draw()))
+    second = np.where(
+        rng.random(n) < alike, first, np.where(rng.random(n) < better, draw() * (rng.random(n) < 0.5), draw())
+    )
     return first, second
 
 
@@ -103,7 +133,9 @@ def bca_coverage(world: tuple[int, float, float], repetitions: int, seed: int = 
 def rare_alarms(repetitions: int, seed: int = 0) -> Rate:
     """How often p < 0.05 where few scores differ and nothing is the matter."""
     rng = np.random.default_rng(seed)
-    return Rate(float(np.mean([paired(*f1_scores(rng, *RARE)).p() < 0.05 for _ in range(repetitions)])), repetitions)
+    return Rate(
+        float(np.mean([paired(*f1_scores(rng, *RARE)).p() < 0.05 for _ in range(repetitions)])), repetitions
+    )
 
 
 def family_wise(repetitions: int, family: int = 6, real: int = 2, n: int = 200, seed: int = 0) -> Rate:
@@ -129,11 +161,16 @@ def equivalence_size_few(repetitions: int, n: int, delta: float, noise: float, s
     return Rate(float(np.mean([_equivalence(*pair, n, delta) < 0.05 for pair in drawn])), repetitions)
 
 
-def equivalence_family(repetitions: int, family: int = 20, n: int = 3000, delta: float = 0.02, noise: float = 0.02, seed: int = 0) -> Rate:
+def equivalence_family(
+    repetitions: int, family: int = 20, n: int = 3000, delta: float = 0.02, noise: float = 0.02, seed: int = 0
+) -> Rate:
     """How often Holm lets pass at least one "none within delta" of a family all of whose differences are delta exactly."""
     rng = np.random.default_rng(seed)
     drawn = [list(changes(rng, n, noise, delta + noise, repetitions)) for _ in range(family)]
-    found = [min(holm([_equivalence(*pair, n, delta) for pair in pairs])) < 0.05 for pairs in zip(*drawn, strict=True)]
+    found = [
+        min(holm([_equivalence(*pair, n, delta) for pair in pairs])) < 0.05
+        for pairs in zip(*drawn, strict=True)
+    ]
     return Rate(float(np.mean(found)), repetitions)
 
 
@@ -142,13 +179,17 @@ def _equivalence(gained: int, lost: int, n: int, delta: float) -> float:
     return equivalence_p(paired(*answers(gained, lost, n)), delta)
 
 
-def changes(rng: np.random.Generator, n: int, gained: float, lost: float, size: int) -> Iterator[tuple[int, int]]:
+def changes(
+    rng: np.random.Generator, n: int, gained: float, lost: float, size: int
+) -> Iterator[tuple[int, int]]:
     """(gained, lost) of `size` draws of n pairs of answers, of which those shares change."""
     for won, less, _ in rng.multinomial(n, (gained, lost, 1 - gained - lost), size=size):
         yield int(won), int(less)
 
 
-def labelled(label: Label, repetitions: int, n: int, gained: float, lost: float, family: int = 1, seed: int = 0) -> Rate:
+def labelled(
+    label: Label, repetitions: int, n: int, gained: float, lost: float, family: int = 1, seed: int = 0
+) -> Rate:
     """How often a family of methods, of whose answers those shares change against deranged, has at least one with that label."""
     rng = np.random.default_rng(seed)
     drawn = [list(changes(rng, n, gained, lost, repetitions)) for _ in range(family)]
@@ -157,7 +198,9 @@ def labelled(label: Label, repetitions: int, n: int, gained: float, lost: float,
     def found(pairs: tuple[tuple[int, int], ...]) -> bool:
         return any(v.label == label for v in verdicts([Evidence(*answers(*pair, n)) for pair in pairs]))
 
-    return Rate(float(np.mean([found(tuple(sorted(pairs))) for pairs in zip(*drawn, strict=True)])), repetitions)
+    return Rate(
+        float(np.mean([found(tuple(sorted(pairs))) for pairs in zip(*drawn, strict=True)])), repetitions
+    )
 
 
 def power_at_visible(repetitions: int, seen: tuple[int, int, int], seed: int = 0) -> tuple[float, Rate]:
@@ -170,19 +213,49 @@ def power_at_visible(repetitions: int, seen: tuple[int, int, int], seed: int = 0
 def lines(repetitions: int, resampled: int) -> Iterator[tuple[str, str, Callable[[], Rate], str]]:
     """(what, world, how to find out, what it should be)."""
     for world in BINARY:
-        yield "Tango 95 % covers", "n={}, {:g} against {:g}, r={:g}".format(*world), lambda w=world: tango_coverage(w, repetitions), "95"
+        yield (
+            "Tango 95 % covers",
+            "n={}, {:g} against {:g}, r={:g}".format(*world),
+            lambda w=world: tango_coverage(w, repetitions),
+            "95",
+        )
     for world in (*SCORES, RARE):
-        yield "BCa 95 % covers", "n={}, {:.0%} alike, {:g} better".format(*world), lambda w=world: bca_coverage(w, resampled), "95"
-    yield "p < 0.05, scores, few differ", "n={}, {:.0%} alike, no effect".format(*RARE), lambda: rare_alarms(resampled), "≤ 5"
+        yield (
+            "BCa 95 % covers",
+            "n={}, {:.0%} alike, {:g} better".format(*world),
+            lambda w=world: bca_coverage(w, resampled),
+            "95",
+        )
+    yield (
+        "p < 0.05, scores, few differ",
+        "n={}, {:.0%} alike, no effect".format(*RARE),
+        lambda: rare_alarms(resampled),
+        "≤ 5",
+    )
     for family, real in ((6, 0), (6, 2), (20, 5)):
-        yield "Holm, any false", f"{family} tests, {real} real, n=200", lambda f=family, r=real: family_wise(repetitions, f, r), "≤ 5"
+        yield (
+            "Holm, any false",
+            f"{family} tests, {real} real, n=200",
+            lambda f=family, r=real: family_wise(repetitions, f, r),
+            "≤ 5",
+        )
     for delta, n in ((0.1, 500), (0.05, 2000), (0.02, 5000)):
-        yield "TOST at the limit", f"n={n}, delta {delta:g}", lambda d=delta, n=n: equivalence_size(repetitions, n, d), "≤ 5"
+        yield (
+            "TOST at the limit",
+            f"n={n}, delta {delta:g}",
+            lambda d=delta, n=n: equivalence_size(repetitions, n, d),
+            "≤ 5",
+        )
     for n, delta, noise in FEW:
         shown = f"n={n}, delta {delta:g}, else {noise:.1%} changed either way"
         find = lambda n=n, d=delta, x=noise: equivalence_size_few(repetitions, n, d, x)  # noqa: E731
         yield "TOST at the limit, few changed", shown, find, "≤ 5"
-    yield "TOST at the limit, any of 20", "n=3000, delta 0.02", lambda: equivalence_family(min(repetitions, 5000)), "≤ 5"
+    yield (
+        "TOST at the limit, any of 20",
+        "n=3000, delta 0.02",
+        lambda: equivalence_family(min(repetitions, 5000)),
+        "≤ 5",
+    )
     for label in ("communicates", "misleads"):
         for n, family in ((64, 1), (500, 1), (200, 20)):
             many = repetitions if family == 1 else min(repetitions, 1000)
@@ -196,7 +269,9 @@ def lines(repetitions: int, resampled: int) -> Iterator[tuple[str, str, Callable
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repetitions", type=int, default=20_000, help="of what counting suffices for")
     parser.add_argument("--resampled", type=int, default=2_000, help="of what is resampled 10,000 times each")
     args = parser.parse_args()
@@ -204,7 +279,9 @@ def main() -> None:
     print("| what | world | found % | should be % |\n| --- | --- | ---: | ---: |")
     for what, world, find, should in lines(args.repetitions, args.resampled):
         rate = find()
-        print(f"| {what} | {world} | {100 * rate.value:.1f} ± {200 * rate.error:.1f} | {should} |", flush=True)
+        print(
+            f"| {what} | {world} | {100 * rate.value:.1f} ± {200 * rate.error:.1f} | {should} |", flush=True
+        )
     print(f"\n{time.perf_counter() - began:.0f} s")
 
 

@@ -14,18 +14,20 @@ from pathlib import Path
 from unittest.mock import patch
 
 from benchmarks._common import ratio, report, shown
+from lcfbench.cli.console import quiet_libraries
+from lcfbench.cli.progress import TrainLine
 from lcfbench.training.recipe import TrainRecipe
 from lcfbench.training.setup import accelerator_of, data_of, ends_of, lanes_of
 from lcfbench.training.trainer import Trainer, batch_order
-from lcfbench.ui import quiet_libraries
-from lcfbench.ui.progress import TrainLine
 
 DEFAULT = ["lcf:width=64", "lcf:width=128", "lcf:width=256", "prefix"]
 
 
 def main() -> None:
     """Prints a line, then JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--adapter", action="append", help=f"default: {' '.join(DEFAULT)}")
     parser.add_argument("--task", default="splitfacts")
     parser.add_argument("--steps", type=int, default=4)
@@ -59,7 +61,9 @@ def main() -> None:
                     trainer.once(group)
                 if number:  # the first is the warm-up
                     seconds[name].append(time.perf_counter() - began)
-    per_s = {name: given.batch_size * len(lanes) / statistics.median(times) for name, times in seconds.items()}
+    per_s = {
+        name: given.batch_size * len(lanes) / statistics.median(times) for name, times in seconds.items()
+    }
     gain = ratio(seconds, "apart", "shared")
     rates = ", ".join(f"{name} {rate:.1f}" for name, rate in per_s.items())
     print(

@@ -36,24 +36,25 @@ from benchmarks._sides import own_model
 from lcfbench.adapters import lcfx
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.lcf import flat
-from lcfbench.assets import find_model, split_pair
-from lcfbench.document import Document
-from lcfbench.endpoint import Endpoint
-from lcfbench.kv import KV, pad_left, pad_right, positions_of
-from lcfbench.memory import peak_memory_bytes, reset_peak_memory
+from lcfbench.alignment.spans import membership
+from lcfbench.cli.console import quiet_libraries
+from lcfbench.cli.progress import TrainLine
+from lcfbench.evaluation.answer import target
 from lcfbench.methods._fusion import Fusion, content_keys
-from lcfbench.methods._spans import membership
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.lcf import LCF
-from lcfbench.prompts import Prompt
-from lcfbench.scoring import target
-from lcfbench.timing import Clock
-from lcfbench.training.lane import Lane
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
+from lcfbench.models.padding import pad_left, pad_right, positions_of
+from lcfbench.models.timing import Clock
+from lcfbench.sources.models import find_model, split_pair
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt
+from lcfbench.training.lane import AdapterTraining
 from lcfbench.training.recipe import TrainRecipe
 from lcfbench.training.setup import accelerator_of, data_of, ends_of, lanes_of
 from lcfbench.training.trainer import Trainer, batch_order
-from lcfbench.ui import quiet_libraries
-from lcfbench.ui.progress import TrainLine
 
 FOUR = "lcf:width=64,zero_up=no lcf:width=128,zero_up=no lcf:width=256,zero_up=no lcf:width=128,zero_up=no,seed=1"
 CLOSE = 1e-3  # how far apart losses (nats) and gradient norms (as a share) may be, in fp32
@@ -62,21 +63,38 @@ CLOSE = 1e-3  # how far apart losses (nats) and gradient norms (as a share) may 
 class Plain:
     """One adapter's plain training loop."""
 
-    def __init__(self, lane: Lane, receiver: Any, sharer: Any, recipe: TrainRecipe, lean: bool = False) -> None:
+    def __init__(
+        self, lane: AdapterTraining, receiver: Any, sharer: Any, recipe: TrainRecipe, lean: bool = False
+    ) -> None:
         assert isinstance(lane.method, Fusion)
-        self.lane, self.method, self.config, self.models = lane, lane.method, lane.adapter.config, (receiver, sharer)
+        self.lane, self.method, self.config, self.models = (
+            lane,
+            lane.method,
+            lane.adapter.config,
+            (receiver, sharer),
+        )
         # without a copy a layer would share its weights with ours
         self.layers = nn.ModuleList(lane.adapter.select([i]) for i in range(len(self.config.layers))).train()
-        self.optimiser = torch.optim.AdamW(self.layers.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-        self.clip, self.keep = recipe.clip, 1 if lean else 0  # transformers: 0 keeps the logits of all positions
+        self.optimiser = torch.optim.AdamW(
+            self.layers.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
+        self.clip, self.keep = (
+            recipe.clip,
+            1 if lean else 0,
+        )  # transformers: 0 keeps the logits of all positions
 
-    def read(self, endpoint: Endpoint, model: Any, rows: list[list[int]]) -> KV:
+    def read(self, endpoint: CausalLM, model: Any, rows: list[list[int]]) -> KV:
         """A frozen model called on left-padded prompts."""
         ids, mask = pad_left(rows, endpoint.pad_id, endpoint.device)
         positions = positions_of(mask)
         with torch.no_grad():
             out = model(
-                ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=self.keep, past_key_values=DynamicCache()
+                ids,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                logits_to_keep=self.keep,
+                past_key_values=DynamicCache(),
             )
         return KV.from_cache(out.past_key_values, mask, positions)
 
@@ -89,26 +107,46 @@ class Plain:
         own = self.read(method.receiver, receiver, [list(p.ids[:-1]) for p in mine])
         cache = self.fused(batch, mine, shared, theirs, own)
         endpoint, tokenizer = method.receiver, method.receiver.tokenizer
-        pairs = [target(d, p, tokenizer, tokenizer.eos_token_id) for d, p in zip(documents, mine, strict=True)]
+        pairs = [
+            target(d, p, tokenizer, tokenizer.eos_token_id) for d, p in zip(documents, mine, strict=True)
+        ]
         ids, mask = pad_right(
-            [[p.ids[-1], *answer[:-1]] for p, (answer, _) in zip(mine, pairs, strict=True)], endpoint.pad_id, endpoint.device
+            [[p.ids[-1], *answer[:-1]] for p, (answer, _) in zip(mine, pairs, strict=True)],
+            endpoint.pad_id,
+            endpoint.device,
         )
         gold, _ = pad_right([answer for answer, _ in pairs], 0, endpoint.device)
         weight, _ = pad_right([[int(s) for s in flags] for _, flags in pairs], 0, endpoint.device)
         at = own.mask.sum(1, keepdim=True) + torch.arange(ids.shape[1], device=endpoint.device)
-        out = receiver(ids, attention_mask=torch.cat([own.mask, mask], 1), position_ids=at, past_key_values=cache, use_cache=True)
+        out = receiver(
+            ids,
+            attention_mask=torch.cat([own.mask, mask], 1),
+            position_ids=at,
+            past_key_values=cache,
+            use_cache=True,
+        )
         nll = F.cross_entropy(out.logits.float().transpose(1, 2), gold, reduction="none") * weight
         return (nll.sum(1) / weight.sum(1)).mean()
 
-    def fused(self, batch: Batch, mine: list[Prompt], shared: list[Prompt], theirs: KV, own: KV) -> DynamicCache:
+    def fused(
+        self, batch: Batch, mine: list[Prompt], shared: list[Prompt], theirs: KV, own: KV
+    ) -> DynamicCache:
         """One layer after another, each edited by its own module."""
         method, cache = self.method, DynamicCache()
         edits: dict[int, tuple[nn.Module, int]] = {
-            t: (module, s) for module, t, s in zip(self.layers, self.config.layers, self.config.layer_map, strict=True)
+            t: (module, s)
+            for module, t, s in zip(self.layers, self.config.layers, self.config.layer_map, strict=True)
         }
         if pooled := self.config.kind == "lcfx":
             assert isinstance(method, LCF)
-            member = membership(method.spans, shared, theirs.mask, windows=method.windows, window=method.window, stride=method.stride)
+            member = membership(
+                method.spans,
+                shared,
+                theirs.mask,
+                windows=method.windows,
+                window=method.window,
+                stride=method.stride,
+            )
             theirs = content_keys(theirs, method.sharer.model) if self.layers[0].unrotated_keys else theirs
             real = own.mask.bool()[None, :, None, :, None]
         else:
@@ -119,14 +157,18 @@ class Plain:
                 module, s = edits[t]
                 sent = theirs.keys[s : s + 1], theirs.values[s : s + 1]  # (1, B, H, M, D)
                 if pooled:
-                    assert isinstance(module, lcfx.Fuser)
+                    assert isinstance(module, lcfx.LCFXAdapter)
                     message = module.message(module.pool(*sent, member)[:, :, 0])[:, :, None]
                 else:
                     entries = torch.cat([flat(x) for x in sent], -1)  # (1, B, M, s)
-                    rows = entries.gather(2, index.clamp(min=0)[None, :, :, None].expand(1, -1, -1, entries.shape[-1]))
+                    rows = entries.gather(
+                        2, index.clamp(min=0)[None, :, :, None].expand(1, -1, -1, entries.shape[-1])
+                    )
                     message = module.message(rows.flatten(1, 2)).unflatten(1, index.shape)  # type: ignore[operator]
                 new = module(message, keys[None], values[None])
-                keys, values = (torch.where(real, a, b[None])[0] for a, b in zip(new, (keys, values), strict=True))
+                keys, values = (
+                    torch.where(real, a, b[None])[0] for a, b in zip(new, (keys, values), strict=True)
+                )
             cache.update(keys, values, t)
         return cache
 
@@ -161,7 +203,11 @@ class Case:
     def add_plain(self) -> None:
         names = split_pair(self.given.pair)
         receiver = own_model(find_model(names[0]).path, self.lanes[0].method.receiver)
-        sharer = receiver if names[0] == names[1] else own_model(find_model(names[1]).path, self.lanes[0].method.sharer)
+        sharer = (
+            receiver
+            if names[0] == names[1]
+            else own_model(find_model(names[1]).path, self.lanes[0].method.sharer)
+        )
         self.plain = [Plain(lane, receiver, sharer, self.recipe, self.given.lean) for lane in self.lanes]
 
     def check(self) -> dict[str, float]:
@@ -212,7 +258,9 @@ class Case:
 
 def norm(module: nn.Module | Adapter) -> float:
     """Of all gradients together."""
-    return float(torch.stack([p.grad.float().norm() for p in module.parameters() if p.grad is not None]).norm())
+    return float(
+        torch.stack([p.grad.float().norm() for p in module.parameters() if p.grad is not None]).norm()
+    )
 
 
 def measured(adapters: list[str], given: Any) -> dict[str, Any]:
@@ -273,12 +321,22 @@ def print_memory(given: Any) -> None:
 
 def main() -> None:
     """Prints a line a case, then JSON."""
-    made = parser(__doc__, task="openbookqa", pair="smollm2-135m:gemma3-270m", adapters=FOUR, batch_size=8, batches=4, repeats=2)
+    made = parser(
+        __doc__,
+        task="openbookqa",
+        pair="smollm2-135m:gemma3-270m",
+        adapters=FOUR,
+        batch_size=8,
+        batches=4,
+        repeats=2,
+    )
     made.add_argument("--dtype", default="auto")
     made.add_argument("--device", default="auto")
     made.add_argument("--lean", action="store_true", help="the plain loop asks for one logit a prompt")
     made.add_argument("--no-memory", action="store_true")
-    made.add_argument("--memory-of", choices=("ours", "plain"), help="two steps of one side, and its peak memory")
+    made.add_argument(
+        "--memory-of", choices=("ours", "plain"), help="two steps of one side, and its peak memory"
+    )
     given = made.parse_args()
     quiet_libraries()
     if given.memory_of:

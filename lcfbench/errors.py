@@ -35,5 +35,11 @@ def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> UserErr
     """An error for a name that is not among `known`, with the nearest ones and the command that lists them all."""
     names = list(known)
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}? " if near else f"Known: {', '.join(names)}. " if 0 < len(names) <= FEW else ""
+    hint = (
+        f"Did you mean {' or '.join(near)}? "
+        if near
+        else f"Known: {', '.join(names)}. "
+        if 0 < len(names) <= FEW
+        else ""
+    )
     return UserError(f"unknown {kind} {name!r}.", f"{hint}See `{listing}`.")

@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    *("lcfbench", "torch", "transformers", "tokenizers", "lm_eval", "datasets", "accelerate", "safetensors", "gguf"),
+    *(
+        "lcfbench",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "lm_eval",
+        "datasets",
+        "accelerate",
+        "safetensors",
+        "gguf",
+    ),
     *("numpy", "scipy", "pandas", "pyarrow", "matplotlib"),
 )
 
@@ -40,7 +50,10 @@ def file_sha256(path: Path) -> str:
 
 
 def environment(
-    device: str = "cpu", threads: int | None = None, gpu: str | None = None, dtype: Mapping[str, Any] | None = None
+    device: str = "cpu",
+    threads: int | None = None,
+    gpu: str | None = None,
+    dtype: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What ran where. `device`, `threads` and the `gpu`'s name as the model runner knows them; threads default to the CPUs this process may use.
 
@@ -86,7 +99,9 @@ def git_state(root: Path) -> dict[str, Any] | None:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine, or a file system that hangs
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -5,7 +5,7 @@ A document: id, question, options (texts), letters ("A", "B", … by position), 
 
 import re
 
-from lcfbench.rows import per_row
+from lcfbench.tasks.process_docs import per_row
 
 ALPHABET = "ABCDEFGHIJ"
 _SAYS = r"\b(?:answer|correct (?:option|choice)|choice|option)\b[^\n.:]{0,20}?(?:\bis\b|\bwould be\b|:|=)(?!\s*not\b)\s*(.*)"
@@ -35,7 +35,9 @@ def position(labels, key):
 @per_row
 def openbookqa(row, index):
     choices = row["choices"]
-    return document(row["id"], row["question_stem"], choices["text"], position(choices["label"], row["answerKey"]))
+    return document(
+        row["id"], row["question_stem"], choices["text"], position(choices["label"], row["answerKey"])
+    )
 
 
 @per_row
@@ -79,7 +81,9 @@ def read_letter(text, options):
     it says "the answer is …"; it points at exactly one letter ("(C)", "option C"). A word's initial and the words "A" and "I"
     are not letters.
     """
-    text = re.sub(r"\n\s*(Question|Q)\s*\d*:.*", "", text.rpartition("</think>")[2], flags=re.S)  # a next question is not ours
+    text = re.sub(
+        r"\n\s*(Question|Q)\s*\d*:.*", "", text.rpartition("</think>")[2], flags=re.S
+    )  # a next question is not ours
     text = re.sub(r"\\(?:boxed|text|textbf|mathrm)\s*\{([^{}]*)\}", r"(\1)", text)
     emphasised = text
     text = re.sub(r"[*_`$#]+", "", text).strip()
@@ -91,12 +95,21 @@ def read_letter(text, options):
         return found
     said = re.search(_SAYS, text, re.I | re.S)
     if said:
-        rest = re.sub(r"^(?:(?:the )?(?:option|choice|letter|answer)\b[\s:]*)+", "", said[1].strip(" \n:"), flags=re.I)
-        if (named := _option(re.split(r"[.\n]", rest, maxsplit=1)[0], options)) is not None and len(_plain(rest)) > 1:
+        rest = re.sub(
+            r"^(?:(?:the )?(?:option|choice|letter|answer)\b[\s:]*)+", "", said[1].strip(" \n:"), flags=re.I
+        )
+        if (named := _option(re.split(r"[.\n]", rest, maxsplit=1)[0], options)) is not None and len(
+            _plain(rest)
+        ) > 1:
             return letters[named]
         if found := _leading(rest, letters):
             return found
-    pointed = set(re.findall(rf"\(([{letters}])\)|\b(?:[Oo]ption|[Cc]hoice) ([{letters}])\b|\*\*\(?([{letters}])[).:]?\*\*", emphasised))
+    pointed = set(
+        re.findall(
+            rf"\(([{letters}])\)|\b(?:[Oo]ption|[Cc]hoice) ([{letters}])\b|\*\*\(?([{letters}])[).:]?\*\*",
+            emphasised,
+        )
+    )
     pointed = {letter for groups in pointed for letter in groups if letter}
     return pointed.pop() if len(pointed) == 1 else None
 
@@ -110,7 +123,9 @@ def _leading(text, letters):
         return found[1].upper()
     if found := re.match(rf"[\"']?[(\[]\s*([{letters}{small}])\s*[)\]]", text):
         return found[1].upper()
-    if found := re.match(rf"[\"']?([{letters}{small}])\s?[).:\]](?:\s|$|[A-Z])", text) or re.match(rf"[\"']?([{letters}])[,;\"'\n]", text):
+    if found := re.match(rf"[\"']?([{letters}{small}])\s?[).:\]](?:\s|$|[A-Z])", text) or re.match(
+        rf"[\"']?([{letters}])[,;\"'\n]", text
+    ):
         return found[1].upper()
     if found := re.match(rf"([{letters}])\s*[\n–—-]", text):
         return found[1]

@@ -8,9 +8,9 @@ has more gold answers to score against. Questions answered by yes or no, and ans
 
 import hashlib
 
-from lcfbench.halves import find, halve, views
-from lcfbench.qa_metrics import answer_scores, normalised
-from lcfbench.rows import part_of, per_row
+from lcfbench.tasks.process_docs import part_of, per_row
+from lcfbench.tasks.qa_metrics import answer_scores, normalised
+from lcfbench.tasks.split_text import find, halve, views
 
 PARTS = {"train": 70, "validation": 10, "test": 20}
 TURNS = 2  # questions and answers before this one that both models are shown
@@ -26,7 +26,9 @@ def turns(table, split):
             said = list(zip(row["questions"], row["answers"]["input_text"], strict=True))
             found += [_turn(row["story"], said, i, [answer]) for i, (_, answer) in enumerate(said)]
         else:
-            said = [(pair["question"], pair["answer"]) for pair in row["previous_qa"]]  # the whole conversation, in spite of its name
+            said = [
+                (pair["question"], pair["answer"]) for pair in row["previous_qa"]
+            ]  # the whole conversation, in spite of its name
             found.append(_turn(row["story"], said, int(row["id"].rpartition("_turn")[2]), row["answers"]))
     return found
 
@@ -34,7 +36,13 @@ def turns(table, split):
 def _turn(story, said, at, answers):
     ident = hashlib.sha256(f"{story.strip()}\n{said[0][0]}".encode()).hexdigest()[:12]
     before = [list(pair) for pair in said[max(at - TURNS, 0) : at]]
-    return {"id": f"{ident}-{at}", "story": story, "question": said[at][0], "answers": list(answers), "before": before}
+    return {
+        "id": f"{ident}-{at}",
+        "story": story,
+        "question": said[at][0],
+        "answers": list(answers),
+        "before": before,
+    }
 
 
 @per_row(raw=turns)

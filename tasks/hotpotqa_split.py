@@ -12,14 +12,17 @@ import hashlib
 import json
 from pathlib import Path
 
-from lcfbench.qa_metrics import answer_scores
-from lcfbench.rows import part_of, per_row
+from lcfbench.tasks.process_docs import part_of, per_row
+from lcfbench.tasks.qa_metrics import answer_scores
 
 MANIFEST = Path(__file__).with_name("hotpotqa_split.manifest.json.gz")
 FORM = "Answer the question from the passages, in a few words and nothing else.\n\n"
 ASK = "Write down, in a few sentences, the facts from the passages that help to answer the question.\n\n"
 ASK_BLIND = "Write down, in a few sentences, the most important facts from the passages.\n\n"
-PARTS = {"train": 97, "validation": 3}  # of the Hub's train split: what is left to train on is one published epoch of 276 × 256
+PARTS = {
+    "train": 97,
+    "validation": 3,
+}  # of the Hub's train split: what is left to train on is one published epoch of 276 × 256
 
 
 def questions(table, split):
@@ -76,7 +79,9 @@ def rule(ident, titles, supporting, split_seed):
         return hashlib.sha256("/".join(map(str, (split_seed, ident, *parts))).encode()).digest()
 
     order = sorted(range(len(titles)), key=lambda i: draw(titles[i], i))
-    first = "RS" if draw()[0] % 2 == 0 else "SR"  # whose the first supporting paragraph (in the dataset's order) is
+    first = (
+        "RS" if draw()[0] % 2 == 0 else "SR"
+    )  # whose the first supporting paragraph (in the dataset's order) is
     gold = [i for i, title in enumerate(titles) if title in supporting]
     side = dict(zip(gold, first, strict=True))
     others = [i for i in order if i not in side]
@@ -100,7 +105,9 @@ def freeze(documents):
 
 def manifest(documents):
     """The split of these documents as one canonical text; its sha256 goes into every result."""
-    return json.dumps({d["id"]: [d["order"], d["sides"]] for d in documents}, sort_keys=True, separators=(",", ":"))
+    return json.dumps(
+        {d["id"]: [d["order"], d["sides"]] for d in documents}, sort_keys=True, separators=(",", ":")
+    )
 
 
 def score(doc, results):

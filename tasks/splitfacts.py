@@ -1,8 +1,8 @@
-"""splitfacts for lm-eval: the generator of lcfbench.splitfacts, and how a written answer is read."""
+"""splitfacts for lm-eval: the generator of lcfbench.tasks.splitfacts, and how a written answer is read."""
 
 import re
 
-from lcfbench.splitfacts import Settings, rows
+from lcfbench.tasks.splitfacts import Settings, rows
 
 
 def generate(split, limit, /, *, seed=0, **options):
@@ -27,5 +27,7 @@ def dataset_heldout(**_):
 
 def score_written(doc, results):
     """lm-eval's `process_results`: the answer's last place (or box, for one hop) is the right one."""
-    named = re.findall(r"\b(?:is in|goes to) (?:the )?([\w' -]+)", results[0]) or re.findall(r"([\w'-]+) box", results[0])
+    named = re.findall(r"\b(?:is in|goes to) (?:the )?([\w' -]+)", results[0]) or re.findall(
+        r"([\w'-]+) box", results[0]
+    )
     return {"exact_match": float(bool(named) and named[-1].strip().casefold() == doc["answer"].casefold())}

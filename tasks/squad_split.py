@@ -4,9 +4,9 @@ A paragraph is dropped (and counted) where any of the gold answers also stands i
 The Hub's validation split is the test split; of its train split, 5 % of the articles (by hash of the title) are for validation.
 """
 
-from lcfbench.halves import find, halve, views
-from lcfbench.qa_metrics import answer_scores
-from lcfbench.rows import part_of, per_row
+from lcfbench.tasks.process_docs import part_of, per_row
+from lcfbench.tasks.qa_metrics import answer_scores
+from lcfbench.tasks.split_text import find, halve, views
 
 PARTS = {"train": 95, "validation": 5}
 
@@ -27,7 +27,12 @@ def row(raw, index, *, seed=0, sharer_question="yes", receiver_context="half", m
     halves = halve(text, [span, *(place for gold in golds for place in find(text, gold))], max_words)
     if isinstance(halves, str):
         return halves
-    return {"id": raw["id"], "answer": golds[0], "answers": golds, **views(halves, raw["question"], (), sharer_question, receiver_context)}
+    return {
+        "id": raw["id"],
+        "answer": golds[0],
+        "answers": golds,
+        **views(halves, raw["question"], (), sharer_question, receiver_context),
+    }
 
 
 def score(doc, results):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from lcfbench import cli
+from lcfbench.cli import __main__ as cli
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +98,13 @@ def start(*args: object, cwd: Path | None = None, **env: str) -> subprocess.Pope
     """`lcfbench …` in a process of its own."""
     command = [sys.executable, "-m", "lcfbench.cli", *map(str, args)]
     return subprocess.Popen(
-        command, cwd=cwd or ROOT, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_ctrl_c
+        command,
+        cwd=cwd or ROOT,
+        env=environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hear_ctrl_c,
     )
 
 
@@ -112,4 +118,7 @@ def process(*args: object, cwd: Path | None = None, **env: str) -> tuple[int, st
 def rows(folder: Path, without: set[str] | None = None) -> list[dict]:
     """The rows of a run folder, in order, without the columns that hold times."""
     drop = TIMES if without is None else without
-    return [{k: v for k, v in row.items() if k not in drop} for row in pq.ParquetFile(folder / "samples.parquet").read().to_pylist()]
+    return [
+        {k: v for k, v in row.items() if k not in drop}
+        for row in pq.ParquetFile(folder / "samples.parquet").read().to_pylist()
+    ]

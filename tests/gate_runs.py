@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from lcfbench.store import RunWriter
+from lcfbench.results.writer import RunWriter
 
 PAIR = "smollm2-135m:gemma3-270m"
 MACHINE = {"cpu": "Test CPU", "device": "cpu", "threads": 1}
@@ -21,7 +21,14 @@ def identity(**more: Any) -> dict[str, Any]:
     """A run's identity as `run` writes it."""
     receiver, _, sharer = str(more.get("pair", PAIR)).partition(":")
     base = {
-        **{"pair": PAIR, "receiver": receiver, "sharer": sharer, "revisions": ["r1", "s1"], "mode": "lcf", "options": {}},
+        **{
+            "pair": PAIR,
+            "receiver": receiver,
+            "sharer": sharer,
+            "revisions": ["r1", "s1"],
+            "mode": "lcf",
+            "options": {},
+        },
         **{
             "adapter_sha256": "c" * 64,
             "task": "splitfacts",
@@ -31,7 +38,14 @@ def identity(**more: Any) -> dict[str, Any]:
             "control": "matched",
             "seed": 0,
         },
-        **{"limit": None, "dtype": "float32", "device": "cpu", "attention": "sdpa", "batch_size": 16, "version": "0.1.0"},
+        **{
+            "limit": None,
+            "dtype": "float32",
+            "device": "cpu",
+            "attention": "sdpa",
+            "batch_size": 16,
+            "version": "0.1.0",
+        },
     }
     return base | more
 
@@ -66,7 +80,13 @@ def record(
             cells |= {"score": 0.0, "error": f"RuntimeError: document {index} is too long"}
         if index < len(ms):
             cells["ttft_ms"] = float(ms[index])
-        writer.append({"doc_hash": f"{prefix or more.get('task', 'splitfacts')}-{index:05d}", "doc_index": number, **cells})
+        writer.append(
+            {
+                "doc_hash": f"{prefix or more.get('task', 'splitfacts')}-{index:05d}",
+                "doc_index": number,
+                **cells,
+            }
+        )
     {"complete": writer.finish, "interrupted": writer.interrupt, "running": writer.close}[state]()
     return writer.folder
 

@@ -6,14 +6,25 @@ from pathlib import Path
 
 import numpy as np
 
-from lcfbench.store import RunWriter
+from lcfbench.results.writer import RunWriter
 
 PAIR = "smollm2-135m:gemma3-270m"
 EVIL = "<script>document.title = 'owned'</script></pre><img src=x onerror=alert(1)>{{ 7 * 7 }} | `x`"
 LAYERS = [0, 1, 2, 4]
 GATES = {"layers": LAYERS, "key": [1.0, 0.5, 0.0, 0.25], "value": [1.0, 1.0, 0.0, 0.75]}
-CALIBRATION = {"documents": 8, "layers": [1, 3], "importance": [0.1, 0.8, 0.2, 0.4], "scores": [0.2, 0.9, 0.3, 0.6]}
-MACHINE = {"python": "3.11.7", "cpu": "AMD EPYC", "threads": 1, "libraries": {"numpy": "2.4"}, "git": {"commit": "c" * 40, "dirty": True}}
+CALIBRATION = {
+    "documents": 8,
+    "layers": [1, 3],
+    "importance": [0.1, 0.8, 0.2, 0.4],
+    "scores": [0.2, 0.9, 0.3, 0.6],
+}
+MACHINE = {
+    "python": "3.11.7",
+    "cpu": "AMD EPYC",
+    "threads": 1,
+    "libraries": {"numpy": "2.4"},
+    "git": {"commit": "c" * 40, "dirty": True},
+}
 # what is right of 60 documents: receiver 20, t2t as much, lcf 55 with its own message and 20 with another's
 RIGHT = {
     ("receiver", "matched"): range(20),
@@ -26,7 +37,14 @@ N = 60
 
 def record(out: Path, mode: str, control: str, right: range, task: str = "splitfacts", **more) -> str:
     """One finished run. more: `options`, `manifest`, `timed` (documents timed alone), `row` (columns of every row)."""
-    identity = {"pair": PAIR, "receiver": "smollm2-135m", "sharer": "gemma3-270m", "mode": mode, "control": control, "task": task}
+    identity = {
+        "pair": PAIR,
+        "receiver": "smollm2-135m",
+        "sharer": "gemma3-270m",
+        "mode": mode,
+        "control": control,
+        "task": task,
+    }
     identity |= {
         "scoring": "cloze",
         "seed": more.get("seed", 0),
@@ -47,13 +65,25 @@ def record(out: Path, mode: str, control: str, right: range, task: str = "splitf
             "metric": "acc",
             "batch_size": 8,
         }
-        row |= {"prediction": "Seoul" if i in right else "Graz", "gold": "Seoul", "amortized_ms": 50.0, "subject": ""}
-        row |= {"receiver_prompt": f"Where is key {i}? {EVIL}", "adapter_params": 1000 if mode == "lcf" else 0}
+        row |= {
+            "prediction": "Seoul" if i in right else "Graz",
+            "gold": "Seoul",
+            "amortized_ms": 50.0,
+            "subject": "",
+        }
+        row |= {
+            "receiver_prompt": f"Where is key {i}? {EVIL}",
+            "adapter_params": 1000 if mode == "lcf" else 0,
+        }
         if task == "mmlu_redux":
             row["subject"] = "astronomy" if i % 3 else "virology"
         if sends:
             row |= {"sharer_prompt": f"Notes of {sender}: {EVIL}", "message_from": f"{task}{sender}"}
-            row |= {"message_bytes": 1920} if mode != "t2t" else {"message_text": f"orange box {EVIL}", "message_bytes": 12}
+            row |= (
+                {"message_bytes": 1920}
+                if mode != "t2t"
+                else {"message_text": f"orange box {EVIL}", "message_bytes": 12}
+            )
             row |= {"adapter_bytes": 3_400_000 if mode == "lcf" else 0}
         if i < more.get("timed", 5):
             row |= {

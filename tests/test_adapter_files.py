@@ -147,11 +147,17 @@ def test_changed_configs(folder, changes, says):
     change_config(folder, **changes)
     with pytest.raises(UserError) as error:
         load(folder)
-    assert any(word in str(error.value) for word in says.split("|")) and "\n" not in str(error.value) and error.value.next_step
+    assert (
+        any(word in str(error.value) for word in says.split("|"))
+        and "\n" not in str(error.value)
+        and error.value.next_step
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "3", "null", '"adapter"', '{"format": ' + "9" * 5000 + "}", "[" * 100_000, "\ufeff{}"], ids=range(9)
+    "text",
+    ["", "{", "[]", "3", "null", '"adapter"', '{"format": ' + "9" * 5000 + "}", "[" * 100_000, "\ufeff{}"],
+    ids=range(9),
 )
 def test_configs_that_are_no_config(folder, text):
     (folder / CONFIG).write_text(text)
@@ -175,7 +181,9 @@ def test_an_adapter_is_replaced_whole_or_not_at_all(folder):
         with pytest.raises((KeyboardInterrupt, OSError)), making(folder, force=True) as new:
             (new / WEIGHTS).write_text("half")
             raise error
-        assert (folder / WEIGHTS).read_bytes() == before and [p.name for p in folder.parent.iterdir()] == ["adapter"]
+        assert (folder / WEIGHTS).read_bytes() == before and [p.name for p in folder.parent.iterdir()] == [
+            "adapter"
+        ]
     with making(folder, force=True) as new:
         (new / WEIGHTS).write_text("new")
     assert (folder / WEIGHTS).read_text() == "new" and (folder / "log.parquet").read_text() == "kept"

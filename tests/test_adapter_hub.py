@@ -17,12 +17,13 @@ import yaml
 from huggingface_hub import ModelCard, constants
 
 from lcfbench.adapters.base import build
+from lcfbench.adapters.card import card, refreshed
 from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, pair_config, weights_sha256
 from lcfbench.adapters.files import save
-from lcfbench.assets import GEOMETRIES, hub
-from lcfbench.assets.adapters import pull, push
+from lcfbench.adapters.hub import pull, push
 from lcfbench.errors import UserError
-from lcfbench.training.card import card, refreshed
+from lcfbench.sources import hub
+from lcfbench.sources.models import GEOMETRIES
 from tests import drive
 
 PAIR = ("smollm2-135m", "gemma3-270m")
@@ -62,7 +63,9 @@ class Server:
 
     def change(self, repo_id: str, **files: bytes | None) -> None:
         """A commit behind our back: `config` and `weights` changed, or gone where None."""
-        new = self.files(repo_id) | {{"config": CONFIG, "weights": WEIGHTS}[name]: data for name, data in files.items()}
+        new = self.files(repo_id) | {
+            {"config": CONFIG, "weights": WEIGHTS}[name]: data for name, data in files.items()
+        }
         sha = hashlib.sha1(repr(files).encode()).hexdigest()
         self.repos[repo_id]["commits"][sha] = {name: data for name, data in new.items() if data is not None}
         self.repos[repo_id]["branches"]["main"] = sha
@@ -87,7 +90,11 @@ class Server:
             return 200, {"errors": [], "warnings": []}, {}
         if verb != "GET" and verb != "HEAD" and token != "token" and not path.startswith("/upload/"):
             known = token == "reader"
-            return (403, {"error": "no"}, {"X-Error-Message": "no write access"}) if known else (401, {"error": "who"}, {})
+            return (
+                (403, {"error": "no"}, {"X-Error-Message": "no write access"})
+                if known
+                else (401, {"error": "who"}, {})
+            )
         if path == "/api/repos/create":
             asked = json.loads(body)
             repo_id = f"{asked['organization']}/{asked['name']}"
@@ -95,25 +102,46 @@ class Server:
             if repo_id in self.repos:
                 return 409, made | {"error": "exists"}, {}
             private = asked.get("visibility") == "private" or asked.get("private") is True
-            self.repos[repo_id] = {"private": private, "branches": {"main": "0" * 40}, "commits": {"0" * 40: {}}}
+            self.repos[repo_id] = {
+                "private": private,
+                "branches": {"main": "0" * 40},
+                "commits": {"0" * 40: {}},
+            }
             return 200, made, {}
         if path.startswith("/upload/"):
             self.blobs[path.rpartition("/")[2]] = body
             return 200, {}, {}
-        found = re.fullmatch(r"/(?:api/models/)?([\w.-]+/[\w-]+)(?:\.git/info/lfs/objects/(batch)|/(\w+)/([^/]+)(?:/(.+))?)?", path)
+        found = re.fullmatch(
+            r"/(?:api/models/)?([\w.-]+/[\w-]+)(?:\.git/info/lfs/objects/(batch)|/(\w+)/([^/]+)(?:/(.+))?)?",
+            path,
+        )
         assert found, path
         repo_id, batch, action, revision, name = found.groups()
         repo = self.repos.get(repo_id)
         if repo is None or (repo["private"] and token not in ("token", "reader")):
-            return (404 if token in ("token", "reader") else 401), {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+            return (
+                (404 if token in ("token", "reader") else 401),
+                {"error": "Repository not found"},
+                {"X-Error-Code": "RepoNotFound"},
+            )
         if batch:
-            objects = [o | {"actions": {"upload": {"href": f"{self.url}/upload/{o['oid']}"}}} for o in json.loads(body)["objects"]]
+            objects = [
+                o | {"actions": {"upload": {"href": f"{self.url}/upload/{o['oid']}"}}}
+                for o in json.loads(body)["objects"]
+            ]
             return 200, {"transfer": "basic", "objects": objects}, {}
         if action == "branch":
-            return (409, {}, {}) if repo["branches"].setdefault(revision, "0" * 40) != "0" * 40 else (200, {}, {})
+            return (
+                (409, {}, {})
+                if repo["branches"].setdefault(revision, "0" * 40) != "0" * 40
+                else (200, {}, {})
+            )
         if action == "preupload":
             asked = json.loads(body)["files"]
-            modes = [{"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular"} for f in asked]
+            modes = [
+                {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular"}
+                for f in asked
+            ]
             return 200, {"files": [m | {"shouldIgnore": False} for m in modes]}, {}
         if action == "commit":
             files = dict(repo["commits"][repo["branches"][revision]])
@@ -124,7 +152,11 @@ class Server:
                     files[line["value"]["path"]] = self.blobs[line["value"]["oid"]]
             sha = hashlib.sha1(body).hexdigest()
             repo["branches"][revision], repo["commits"][sha] = sha, files
-            return 200, {"commitUrl": f"{self.url}/{repo_id}/commit/{sha}", "commitOid": sha, "success": True}, {}
+            return (
+                200,
+                {"commitUrl": f"{self.url}/{repo_id}/commit/{sha}", "commitOid": sha, "success": True},
+                {},
+            )
         sha = repo["branches"].get(revision or "main", revision)
         if sha not in repo["commits"]:
             return 404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"}
@@ -179,7 +211,9 @@ def adapter(tmp_path) -> Path:
     """A small adapter folder with something in it that nobody else should get."""
     torch.manual_seed(0)
     config = pair_config("lcfx", *((name, GEOMETRIES[name]) for name in PAIR), options={"width": 2}, layers=2)
-    made = build(config.model_copy(update={"training": {"tasks": ["splitfacts*2", "openbookqa"], "steps": 1}}))
+    made = build(
+        config.model_copy(update={"training": {"tasks": ["splitfacts*2", "openbookqa"], "steps": 1}})
+    )
     save(made, tmp_path / "mine", card(made))
     (tmp_path / "mine" / "notes.txt").write_text("private")
     return tmp_path / "mine"
@@ -196,8 +230,14 @@ def test_what_is_pushed_is_pulled_and_nothing_else_is_sent(server, adapter, monk
     text = server.files("me/small")[CARD].decode()
     assert "lcfbench adapter pull me/small" in text and "ORG/NAME" not in text
     got = pull("me/small")
-    assert got == Path("adapters/small") and sorted(p.name for p in got.iterdir()) == sorted((WEIGHTS, CONFIG, CARD))
-    assert weights_sha256(got) == weights_sha256(adapter) and not got.is_symlink() and not (got / WEIGHTS).is_symlink()
+    assert got == Path("adapters/small") and sorted(p.name for p in got.iterdir()) == sorted(
+        (WEIGHTS, CONFIG, CARD)
+    )
+    assert (
+        weights_sha256(got) == weights_sha256(adapter)
+        and not got.is_symlink()
+        and not (got / WEIGHTS).is_symlink()
+    )
     assert list(Path("adapters").iterdir()) == [got], "nothing temporary stays"
     push(adapter, "me/small", private=True)  # once more, with nothing changed: no error
     assert push(adapter, "me/small").count("/commit/") == 1
@@ -207,14 +247,21 @@ def test_the_card_is_metadata_the_hub_can_read(adapter):
     text = (adapter / CARD).read_text()
     data = ModelCard(text).data
     assert data.library_name == "lcfbench" and "lcfx" in data.tags
-    assert data.base_model == ["HuggingFaceTB/SmolLM2-135M-Instruct", "google/gemma-3-270m"] and data.datasets == ["allenai/openbookqa"]
+    assert data.base_model == [
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "google/gemma-3-270m",
+    ] and data.datasets == ["allenai/openbookqa"]
     assert "license" not in data.to_dict(), "a licence is said only where one is known"
     from lcfbench.adapters.config import read_config
 
     config = read_config(adapter)
     written = "---\nlicense: mit\ntags:\n- mine\n---\nMy own words.\n---\nAnd a rule."
     merged = ModelCard(refreshed(written, config))
-    assert merged.data.license == "mit" and merged.data.tags == ["mine"] and merged.data.base_model == data.base_model
+    assert (
+        merged.data.license == "mit"
+        and merged.data.tags == ["mine"]
+        and merged.data.base_model == data.base_model
+    )
     assert merged.text.strip() == "My own words.\n---\nAnd a rule."
     assert ModelCard(refreshed("# No metadata", config)).text.strip() == "# No metadata"
     assert refreshed(refreshed(text, config), config) == refreshed(text, config)
@@ -236,7 +283,11 @@ def card_of(kind: str = "lcfx", **training) -> str:
 
 def test_a_plain_trainings_card_says_nothing_of_deviations():
     text = card_of()
-    assert "- method `lcf`\n" in text and "- contexts of the two models in its examples: different\n" in text and "seed 0\n" in text
+    assert (
+        "- method `lcf`\n" in text
+        and "- contexts of the two models in its examples: different\n" in text
+        and "seed 0\n" in text
+    )
     for word in (
         "adaptation",
         "supervised",
@@ -255,7 +306,10 @@ def test_a_plain_trainings_card_says_nothing_of_deviations():
 @pytest.mark.parametrize(
     ("training", "says"),
     [
-        ({"senders": "deranged"}, "- trained on the messages of other documents: what it gains is adaptation"),
+        (
+            {"senders": "deranged"},
+            "- trained on the messages of other documents: what it gains is adaptation",
+        ),
         ({"supervise": "first"}, "- only the first step of each answer was supervised"),
         ({"targets": "receiver"}, "what the receiver writes when it reads both contexts"),
         ({"loss_mean": "token"}, "mean over tokens"),
@@ -282,10 +336,15 @@ def test_the_card_tells_how_a_training_differed(training, says):
 def test_the_card_shows_test_results():
     row = {"task": "splitfacts", "mode": "lcf", "control": "matched", "documents": 500, "score": 0.9124, "low": 0.88, "high": 0.935,
            "message_bytes": 15360.0}  # fmt: skip
-    text = card_of(results=[row, {"task": "splitfacts", "mode": "receiver", "score": 0.25}], notes="One seed.")
+    text = card_of(
+        results=[row, {"task": "splitfacts", "mode": "receiver", "score": 0.25}], notes="One seed."
+    )
     _, _, section = text.partition("## Test results\n\n")
     lines = section.splitlines()
-    assert lines[0] == "| task | mode | control | documents | score | 95 % interval | message bytes |" and lines[1].count("|") == 8
+    assert (
+        lines[0] == "| task | mode | control | documents | score | 95 % interval | message bytes |"
+        and lines[1].count("|") == 8
+    )
     assert lines[2] == "| splitfacts | lcf | matched | 500 | 0.912 | 0.880 to 0.935 | 15,360 |"
     assert lines[3] == "| splitfacts | receiver |  |  | 0.250 |  |  |"
     assert lines[4:6] == ["", "One seed."] and "## Notes" not in text
@@ -346,10 +405,14 @@ def test_revisions_and_the_cache(server, adapter, monkeypatch, capsys):
     asked = len(server.asked)
     assert tasks(pull("me/small", Path("three"), offline=True)) == ["splitfacts*2", "openbookqa"]
     assert tasks(pull("me/small", Path("four"), revision="v2", offline=True)) == ["second"]
-    assert tasks(pull("me/small", Path("five"), revision=server.repos["me/small"]["branches"]["v2"], offline=True)) == ["second"]
+    assert tasks(
+        pull("me/small", Path("five"), revision=server.repos["me/small"]["branches"]["v2"], offline=True)
+    ) == ["second"]
     assert len(server.asked) == asked and "taken from its cache, commit " in capsys.readouterr().err
     del server.repos["me/small"]
-    with pytest.raises(UserError, match="no such repository"):  # what the Hub refuses is not taken from the cache either
+    with pytest.raises(
+        UserError, match="no such repository"
+    ):  # what the Hub refuses is not taken from the cache either
         pull("me/small", Path("six"))
 
 
@@ -358,8 +421,15 @@ def test_without_the_hub_the_error_lists_what_was_tried(server, monkeypatch, tmp
     with pytest.raises(UserError) as error:
         pull("me/small", offline=True)
     what = error.value.what
-    places = [what.index(word) for word in ("mirror/adapters/me/small", "mirror/models/me/small", "Hub: offline", "Hub cache: ")]
-    assert places == sorted(places) and "LCFBENCH_MIRROR" in error.value.next_step and "\n" not in str(error.value)
+    places = [
+        what.index(word)
+        for word in ("mirror/adapters/me/small", "mirror/models/me/small", "Hub: offline", "Hub cache: ")
+    ]
+    assert (
+        places == sorted(places)
+        and "LCFBENCH_MIRROR" in error.value.next_step
+        and "\n" not in str(error.value)
+    )
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_TOKEN", "token")
     with pytest.raises(UserError, match="Hub: no connection"):
@@ -373,7 +443,11 @@ def test_a_mirror_serves_too(server, adapter, monkeypatch, tmp_path, kind):
     with pytest.raises(UserError, match=r"no config.json"):
         pull("me/small", offline=True)
     got = pull("me/small", subfolder="nine")
-    assert got == Path("adapters/nine") and weights_sha256(got) == weights_sha256(adapter) and server.asked[-1:] == []
+    assert (
+        got == Path("adapters/nine")
+        and weights_sha256(got) == weights_sha256(adapter)
+        and server.asked[-1:] == []
+    )
     assert not (got / "notes.txt").exists()
 
 
@@ -391,7 +465,9 @@ def test_a_bad_download_never_replaces_a_good_adapter(server, adapter, monkeypat
         with pytest.raises(UserError, match=says) as error:
             pull("me/small", force=True)
         assert "\n" not in str(error.value)
-        assert (here / WEIGHTS).read_bytes() == good and sorted(p.name for p in Path("adapters").iterdir()) == ["small"]
+        assert (here / WEIGHTS).read_bytes() == good and sorted(
+            p.name for p in Path("adapters").iterdir()
+        ) == ["small"]
 
     server.damage = lambda path, data: data[:-1] + bytes([data[-1] ^ 1]) if path == WEIGHTS else data
     stays("damaged: its sha256 is not the one the Hub names")
@@ -399,12 +475,18 @@ def test_a_bad_download_never_replaces_a_good_adapter(server, adapter, monkeypat
     stays("cannot find|truncated|damaged")
     server.damage = lambda path, data: data
     config = json.loads(server.files("me/small")[CONFIG])
-    for change, says in (({"format": 99}, "format 99"), ({"layers": [0]}, "layer_map"), ({"options": {"width": 4}}, "does not match")):
+    for change, says in (
+        ({"format": 99}, "format 99"),
+        ({"layers": [0]}, "layer_map"),
+        ({"options": {"width": 4}}, "does not match"),
+    ):
         server.change("me/small", config=json.dumps(config | change).encode())
         stays(says)
     server.change("me/small", weights=None)
     stays(f"no {WEIGHTS}, so it holds no adapter")
-    server.change("me/small", weights=good, config=json.dumps(config | {"training": {"tasks": ["new"]}}).encode())
+    server.change(
+        "me/small", weights=good, config=json.dumps(config | {"training": {"tasks": ["new"]}}).encode()
+    )
     shutil.rmtree(constants.HF_HUB_CACHE)
     assert json.loads((pull("me/small", force=True) / CONFIG).read_text())["training"] == {"tasks": ["new"]}
     assert (here / "diary.txt").read_text() == "mine", "what is not the adapter's stays"
@@ -414,7 +496,9 @@ def test_the_verbs(server, adapter, monkeypatch, capsys):
     code, _, err = drive.invoke(capsys, monkeypatch, "adapter", "push", adapter, "me/small")
     assert code == 2 and "hf auth login" in err and err.count("\n") == 1
     monkeypatch.setenv("HF_TOKEN", "token")
-    code, out, err = drive.invoke(capsys, monkeypatch, "adapter", "push", adapter, "me/small", "--revision", "v2", "--message", "hello")
+    code, out, err = drive.invoke(
+        capsys, monkeypatch, "adapter", "push", adapter, "me/small", "--revision", "v2", "--message", "hello"
+    )
     assert code == 0 and f"{server.url}/me/small/commit/" in out, err
     code, out, err = drive.invoke(capsys, monkeypatch, "adapter", "pull", "me/small@v2", "--out", "got")
     assert code == 0 and "saved got" in out and "--task splitfacts --adapter got" in out, err

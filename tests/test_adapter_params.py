@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lcfbench.adapters.base import build
-from lcfbench.adapters.c2c import Fuser as C2CFuser
+from lcfbench.adapters.c2c import C2CAdapter as C2CFuser
 from lcfbench.adapters.config import pair_config
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
@@ -36,7 +36,9 @@ TABLE = [
 
 def made(kind: str, sharer: Geometry, options: dict[str, object], layers: int | None = None):
     with torch.device("meta"):
-        return build(pair_config(kind, ("receiver", QWEN3), ("sharer", sharer), options=options, layers=layers))
+        return build(
+            pair_config(kind, ("receiver", QWEN3), ("sharer", sharer), options=options, layers=layers)
+        )
 
 
 @pytest.mark.parametrize(("kind", "sharer", "options", "layers", "params"), TABLE)
@@ -51,7 +53,8 @@ def test_lcfx_queries_are_a_small_part():
 
 def test_defaults_are_the_published_sizes():
     assert (
-        made("c2c", SHARERS["0.5b"], {}).params == made("c2c", SHARERS["0.5b"], {"hidden": 1024, "intermediate": 1024, "blocks": 3}).params
+        made("c2c", SHARERS["0.5b"], {}).params
+        == made("c2c", SHARERS["0.5b"], {"hidden": 1024, "intermediate": 1024, "blocks": 3}).params
     )
     assert made("lcf", SHARERS["0.5b"], {}).params == 19_393_528
 
@@ -62,7 +65,9 @@ def test_c2c_formula(blocks):
     S, T, H, h, i = 12, 40, 5, 24, 20
     receiver, sharer = Geometry(layers=3, kv_heads=H, head_dim=8), Geometry(layers=2, kv_heads=3, head_dim=4)
     options = {"hidden": h, "intermediate": i, "blocks": blocks}
-    per_layer = 2 * ((S + T + 1) * h + (blocks - 1) * (h + 2 * h * i) + (h + 2 * h * h) + (h * H + H) + (h * T + T) + 1)
+    per_layer = 2 * (
+        (S + T + 1) * h + (blocks - 1) * (h + 2 * h * i) + (h + 2 * h * h) + (h * H + H) + (h * T + T) + 1
+    )
     with torch.device("meta"):
         adapter = build(pair_config("c2c", ("r", receiver), ("s", sharer), options=options))
     assert adapter.params == 3 * per_layer
@@ -83,7 +88,9 @@ def test_sizes_that_make_no_sense_are_refused():
 def test_untrained_c2c_is_the_identity_and_a_selection_is_a_shorter_one():
     receiver, sharer = Geometry(layers=3, kv_heads=2, head_dim=4), Geometry(layers=2, kv_heads=1, head_dim=6)
     torch.manual_seed(0)
-    adapter = build(pair_config("c2c", ("r", receiver), ("s", sharer), options={"hidden": 8, "intermediate": 10})).eval()
+    adapter = build(
+        pair_config("c2c", ("r", receiver), ("s", sharer), options={"hidden": 8, "intermediate": 10})
+    ).eval()
     keys, values, message = torch.randn(3, 2, 2, 5, 4), torch.randn(3, 2, 2, 5, 4), torch.randn(3, 2, 5, 12)
     with torch.no_grad():
         out = adapter(message, keys, values)
@@ -93,7 +100,11 @@ def test_untrained_c2c_is_the_identity_and_a_selection_is_a_shorter_one():
         assert not torch.equal(whole[0][0], keys[0]) and torch.equal(whole[1][0], values[0])  # K open, V shut
         assert torch.equal(whole[0][2], keys[2]) and not torch.equal(whole[1][2], values[2])  # K shut, V open
         half = adapter.requires_grad_(False).select([0, 2])
-        assert isinstance(half, C2CFuser) and half.config.layers == (0, 2) and not any(p.requires_grad for p in half.parameters())
+        assert (
+            isinstance(half, C2CFuser)
+            and half.config.layers == (0, 2)
+            and not any(p.requires_grad for p in half.parameters())
+        )
         some = half(message[[0, 2]], keys[[0, 2]], values[[0, 2]])
     torch.testing.assert_close(some[0], whole[0][[0, 2]])
     torch.testing.assert_close(some[1], whole[1][[0, 2]])
@@ -101,14 +112,23 @@ def test_untrained_c2c_is_the_identity_and_a_selection_is_a_shorter_one():
 
 def test_selection_keeps_the_dtype():
     receiver = Geometry(layers=3, kv_heads=2, head_dim=4)
-    adapter = build(pair_config("c2c", ("r", receiver), ("s", receiver), options={"hidden": 8, "intermediate": 10})).to(torch.bfloat16)
+    adapter = build(
+        pair_config("c2c", ("r", receiver), ("s", receiver), options={"hidden": 8, "intermediate": 10})
+    ).to(torch.bfloat16)
     adapter.gate_logit.data = adapter.gate_logit.data.float()
-    assert adapter.select([1]).in_weight.dtype == torch.bfloat16 and adapter.select([1]).gate_logit.dtype == torch.float32
+    assert (
+        adapter.select([1]).in_weight.dtype == torch.bfloat16
+        and adapter.select([1]).gate_logit.dtype == torch.float32
+    )
 
 
 def test_every_parameter_of_c2c_gets_a_gradient():
     receiver, sharer = Geometry(layers=2, kv_heads=2, head_dim=4), Geometry(layers=2, kv_heads=1, head_dim=6)
-    adapter = build(pair_config("c2c", ("r", receiver), ("s", sharer), options={"hidden": 8, "intermediate": 10, "blocks": 4})).train()
+    adapter = build(
+        pair_config(
+            "c2c", ("r", receiver), ("s", sharer), options={"hidden": 8, "intermediate": 10, "blocks": 4}
+        )
+    ).train()
     keys, values = torch.randn(2, 1, 2, 5, 4), torch.randn(2, 1, 2, 5, 4)
     out = adapter(torch.randn(2, 1, 5, 12), keys, values)
     (out[0].square().sum() + out[1].square().sum()).backward()

@@ -26,7 +26,9 @@ KINDS = [
 def made(kind: str, gate: str = "soft", **options) -> Editor:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    adapter = build(pair_config(kind, ("r", RECEIVER), ("s", SHARER), options={**options, "gate": gate, "gate_init": 0.5}))
+    adapter = build(
+        pair_config(kind, ("r", RECEIVER), ("s", SHARER), options={**options, "gate": gate, "gate_init": 0.5})
+    )
     assert isinstance(adapter, Editor)
     with torch.no_grad():
         for name, tensor in adapter.state_dict().items():
@@ -63,7 +65,9 @@ def test_pieces_without_gradients_equal_the_whole_with_them(kind, options, monke
             parts.append(adapter(message, keys[at], values[at], None, at))
     for got, wanted in zip((torch.cat(x) for x in zip(*parts, strict=True)), want, strict=True):
         torch.testing.assert_close(got, wanted)
-    assert all(torch.equal(a, b) for a, b in zip(before, (sent, keys, values), strict=True))  # what is handed in stays as it is
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, (sent, keys, values), strict=True)
+    )  # what is handed in stays as it is
 
 
 @pytest.mark.parametrize("standardise", [False, True])
@@ -78,9 +82,14 @@ def test_lcf_is_its_formula(standardise):
             theirs = ((theirs - adapter.sharer_mean[i]) / adapter.sharer_scale[i]).clamp(-CLAMP, CLAMP)
             own = ((own - adapter.receiver_mean[i]) / adapter.receiver_scale[i]).clamp(-CLAMP, CLAMP)
         z = theirs @ adapter.down_sharer[i] + own @ adapter.down_receiver[i] + adapter.down_bias[i]
-        for norm, up, down in ((adapter.norm1, adapter.ffn1_in, adapter.ffn1_out), (adapter.norm2, adapter.ffn2_in, adapter.ffn2_out)):
+        for norm, up, down in (
+            (adapter.norm1, adapter.ffn1_in, adapter.ffn1_out),
+            (adapter.norm2, adapter.ffn2_in, adapter.ffn2_out),
+        ):
             z = z + F.gelu(rms_norm(z, norm[i]) @ up[i]) @ down[i]
-        alpha = torch.sigmoid(z @ adapter.head_weight[i] + adapter.head_bias[i]).view(3, 7, 2, 2)  # (B, N, K or V, H)
+        alpha = torch.sigmoid(z @ adapter.head_weight[i] + adapter.head_bias[i]).view(
+            3, 7, 2, 2
+        )  # (B, N, K or V, H)
         gate = torch.sigmoid(adapter.gate_logit[i])
         for kv, (x, up, plus) in enumerate(
             ((keys, adapter.up_key, adapter.up_key_bias), (values, adapter.up_value, adapter.up_value_bias))
@@ -109,7 +118,11 @@ def test_gradients_are_those_of_finite_differences(kind, options):
             down = loss()
             flat_p[at] += h
         torch.testing.assert_close(
-            p.grad.view(-1)[at], (up - down) / (2 * h), rtol=5e-3, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+            p.grad.view(-1)[at],
+            (up - down) / (2 * h),
+            rtol=5e-3,
+            atol=1e-3,
+            msg=lambda m, name=name: f"{name}: {m}",
         )
 
 
@@ -118,7 +131,9 @@ def test_standardising_is_the_same_either_way_and_leaves_its_input(gradients):
     x = torch.randn(2, 5, 4) * 20
     mean, scale = torch.randn(2, 1, 4), torch.rand(2, 1, 4) + 0.5
     given = x.clone().requires_grad_(gradients)
-    assert torch.equal(standard(given, mean, scale, 8.0), ((x - mean) / scale).clamp(-8, 8)) and torch.equal(given, x)
+    assert torch.equal(standard(given, mean, scale, 8.0), ((x - mean) / scale).clamp(-8, 8)) and torch.equal(
+        given, x
+    )
 
 
 def test_joined_is_k_then_v_of_each_token():
@@ -139,4 +154,6 @@ def test_a_shut_gate_leaves_every_bit(kind):
     with torch.no_grad():
         adapter.gate_logit.copy_(torch.tensor([[1.0, -1.0]]).expand(5, 2))
         got = whole(adapter, sent, keys, values)
-        assert torch.equal(got[1].view(torch.int32), values.view(torch.int32)) and not torch.equal(got[0], keys)
+        assert torch.equal(got[1].view(torch.int32), values.view(torch.int32)) and not torch.equal(
+            got[0], keys
+        )

@@ -10,11 +10,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lcfbench.alignment import aligned_positions, content_tokens, layer_map, layer_sources, turn_ends
-from lcfbench.document import View
+from lcfbench.alignment.layers import layer_map, layer_sources
+from lcfbench.alignment.remap import candidates, remap_chat, remap_ids, remap_prompt, shared_length
+from lcfbench.alignment.tokens import aligned_positions, content_tokens, turn_ends
 from lcfbench.errors import UserError
-from lcfbench.prompts import Prompt, render
-from lcfbench.remap import candidates, remap_chat, remap_ids, remap_prompt, shared_length
+from lcfbench.tasks.document import View
+from lcfbench.tasks.prompts import Prompt, render
 from tests import tiny
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "fixtures" / "c2c_reference"
@@ -35,7 +36,10 @@ def wordpiece() -> PreTrainedTokenizerFast:
     inner.normalizer = normalizers.Lowercase()
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
-    inner.train_from_iterator(tiny.TEXT, trainers.WordPieceTrainer(vocab_size=260, special_tokens=["[UNK]", "[CLS]"], show_progress=False))
+    inner.train_from_iterator(
+        tiny.TEXT,
+        trainers.WordPieceTrainer(vocab_size=260, special_tokens=["[UNK]", "[CLS]"], show_progress=False),
+    )
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="[CLS]", unk_token="[UNK]")
 
 
@@ -46,9 +50,13 @@ def metaspace() -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    inner.train_from_iterator(tiny.TEXT, trainers.BpeTrainer(vocab_size=480, special_tokens=special[:3], show_progress=False))
+    inner.train_from_iterator(
+        tiny.TEXT, trainers.BpeTrainer(vocab_size=480, special_tokens=special[:3], show_progress=False)
+    )
     inner.add_tokens(special[3:])
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def kinds() -> dict[str, PreTrainedTokenizerFast]:
@@ -73,7 +81,11 @@ def shown(text: str, name: str, prefix: str = "") -> Prompt:
 
 def test_layer_maps():
     assert layer_map("terminal", 6, 4) == [0, 0, 0, 1, 2, 3]
-    assert layer_map("terminal", 28, 24)[:6] == [0, 0, 0, 0, 0, 1] and layer_map("terminal", 3, 5) == [2, 3, 4]
+    assert layer_map("terminal", 28, 24)[:6] == [0, 0, 0, 0, 0, 1] and layer_map("terminal", 3, 5) == [
+        2,
+        3,
+        4,
+    ]
     assert layer_map("proportional", 30, 18)[0] == 0 and layer_map("proportional", 30, 18)[-1] == 17
     assert layer_map("proportional", 5, 3) == [0, 0, 1, 2, 2] and layer_map("proportional", 1, 3) == [2]
     with pytest.raises(UserError, match="terminal"):
@@ -81,7 +93,9 @@ def test_layer_maps():
 
 
 @needs_reference
-@pytest.mark.parametrize(("name", "scheme"), [("last_aligned_sources", "terminal"), ("k_nearest_sources", "nearest")])
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("last_aligned_sources", "terminal"), ("k_nearest_sources", "nearest")]
+)
 def test_layer_maps_are_the_reference_s(name, scheme):
     recorded = json.loads((REFERENCE / "functions" / "layer_maps.json").read_text())[name]
     for key, sources in recorded.items():
@@ -156,7 +170,11 @@ def test_different_contents_are_refused():
 def test_remapped_prompt_has_one_token_for_one(text, a, b):
     mine, own = shown(text, a, "The answer is"), shown(text, b, "The answer is")
     theirs = remap_prompt(mine, own, kinds()[a], kinds()[b], "longest")
-    assert theirs.text == own.text and len(theirs.ids) == len(theirs.offsets) and max(theirs.ids) < len(kinds()[b])
+    assert (
+        theirs.text == own.text
+        and len(theirs.ids) == len(theirs.offsets)
+        and max(theirs.ids) < len(kinds()[b])
+    )
     source = aligned_positions(mine, theirs, "remap")
     read = [s for s in source if s >= 0]
     assert read == content_tokens(theirs)  # every content token of the sharer is read, once, in order
@@ -172,10 +190,14 @@ def test_remapped_prompt_has_one_token_for_one(text, a, b):
 def test_a_blank_that_the_receiver_s_token_brings_is_not_said_twice():
     """Plain text: the joint between question and answer is a space, which ` The` of the receiver carries along."""
     receiver, sharer = tiny.tokenizer(400), tiny.tokenizer(330)
-    mine, own = (render(View("Which box?", "Answer"), t, chat=False, choices=False) for t in (receiver, sharer))
+    mine, own = (
+        render(View("Which box?", "Answer"), t, chat=False, choices=False) for t in (receiver, sharer)
+    )
     assert " Answer" in [receiver.decode([i]) for i in mine.ids]
     theirs = remap_prompt(mine, own, receiver, sharer, "longest")
-    assert len(theirs.ids) == len(mine.ids) and aligned_positions(mine, theirs, "remap") == list(range(len(mine.ids)))
+    assert len(theirs.ids) == len(mine.ids) and aligned_positions(mine, theirs, "remap") == list(
+        range(len(mine.ids))
+    )
 
 
 def test_a_newline_that_the_receiver_s_token_takes_along_is_not_said_twice():
@@ -183,7 +205,10 @@ def test_a_newline_that_the_receiver_s_token_takes_along_is_not_said_twice():
     receiver, sharer = tiny.tokenizer(400), tiny.tokenizer(330)
     mine = Prompt("Notes:\nAnswer", (40, 41), ((0, 5), (5, 7)), ((0, 6),))
     theirs = remap_prompt(mine, Prompt(mine.text, (), (), mine.spans), receiver, sharer, "longest")
-    assert list(theirs.ids[2:]) == sharer.encode("Answer", add_special_tokens=False) and theirs.offsets[2][0] == 7
+    assert (
+        list(theirs.ids[2:]) == sharer.encode("Answer", add_special_tokens=False)
+        and theirs.offsets[2][0] == 7
+    )
     assert theirs.offsets[:2] == ((0, 5), (5, 6))
 
 
@@ -198,15 +223,24 @@ def test_equal_vocabularies_are_the_identity():
 def test_specials_go_by_role_then_by_string_then_nowhere():
     one, other = tiny.tokenizer(400), wordpiece()
     assert other.eos_token_id is None and other.pad_token_id is None
-    assert remap_ids([one.bos_token_id, one.unk_token_id], one, other, "longest") == [other.bos_token_id, other.unk_token_id]
+    assert remap_ids([one.bos_token_id, one.unk_token_id], one, other, "longest") == [
+        other.bos_token_id,
+        other.unk_token_id,
+    ]
     assert remap_ids([one.eos_token_id, one.pad_token_id], one, other, "longest") == [other.unk_token_id] * 2
     meta = metaspace()
     assert meta.pad_token_id is None
-    assert remap_ids([one.pad_token_id], one, meta, "first") == [meta.eos_token_id]  # padding falls back on EOS
+    assert remap_ids([one.pad_token_id], one, meta, "first") == [
+        meta.eos_token_id
+    ]  # padding falls back on EOS
     bare = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer(300).backend_tokenizer)
     assert bare.unk_token_id is None and remap_ids([meta.eos_token_id], meta, bare, "longest") == [0]
-    same = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer(300).backend_tokenizer, extra_special_tokens=["<|im_start|>"])
-    full = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer(400).backend_tokenizer, extra_special_tokens=["<|im_start|>"])
+    same = PreTrainedTokenizerFast(
+        tokenizer_object=tiny.tokenizer(300).backend_tokenizer, extra_special_tokens=["<|im_start|>"]
+    )
+    full = PreTrainedTokenizerFast(
+        tokenizer_object=tiny.tokenizer(400).backend_tokenizer, extra_special_tokens=["<|im_start|>"]
+    )
     start = full.convert_tokens_to_ids("<|im_start|>")
     assert remap_ids([start], full, same, "longest") == [same.convert_tokens_to_ids("<|im_start|>")]
 
@@ -219,7 +253,9 @@ def test_longest_shares_most_and_first_is_first():
     for token, best, head in zip(many, longest, first, strict=True):
         found, text = candidates(token, one, other), one.decode([token])
         assert head == found[0] and best in found
-        assert all(shared_length(text, other.decode([best])) >= shared_length(text, other.decode([c])) for c in found)
+        assert all(
+            shared_length(text, other.decode([best])) >= shared_length(text, other.decode([c])) for c in found
+        )
     with pytest.raises(UserError, match="longest"):
         remap_ids([1], one, other, "longst")
 
@@ -230,7 +266,10 @@ def recorded() -> dict:
 
 
 def both():
-    return [AutoTokenizer.from_pretrained(REFERENCE / "aligner" / f"tokenizer-{side}") for side in ("receiver", "sharer")]
+    return [
+        AutoTokenizer.from_pretrained(REFERENCE / "aligner" / f"tokenizer-{side}")
+        for side in ("receiver", "sharer")
+    ]
 
 
 @needs_reference
@@ -238,7 +277,10 @@ def test_sequences_are_the_reference_s():
     mine, theirs = both()
     for case in recorded()["sequences"]:
         ids = case["slm_token_ids"]
-        assert mine.encode(case["text"], add_special_tokens=False) == ids and theirs.encode(case["text"]) == case["original_llm_token_ids"]
+        assert (
+            mine.encode(case["text"], add_special_tokens=False) == ids
+            and theirs.encode(case["text"]) == case["original_llm_token_ids"]
+        )
         assert remap_ids(ids, mine, theirs, case["strategy"]) == case["aligned_llm_token_ids"], case["text"]
         assert [[i, candidates(i, mine, theirs)] for i in ids] == case["mapping"]
 
@@ -257,7 +299,10 @@ def test_chats_are_the_reference_s():
             ("llm_padding_mask", chat.sharer_padding),
         ):
             assert [int(m) for m in mask] == case[name]
-        sections = [{"type": "message" if m else "template", "slm_range": [a, b], "llm_range": [a, b]} for m, a, b in chat.sections]
+        sections = [
+            {"type": "message" if m else "template", "slm_range": [a, b], "llm_range": [a, b]}
+            for m, a, b in chat.sections
+        ]
         assert sections == case["sections"]
         assert (chat.receiver_text, chat.sharer_text) == (case["slm_text"], case["llm_text"])
 
@@ -268,15 +313,29 @@ def test_our_prompts_are_the_reference_s_chats_without_the_padding():
     checked = 0
     for case in recorded()["chats"]:
         messages = case["messages"]
-        if case["kwargs"] != {"add_generation_prompt": True, "enable_thinking": False} or messages[0]["role"] != "user":
+        if (
+            case["kwargs"] != {"add_generation_prompt": True, "enable_thinking": False}
+            or messages[0]["role"] != "user"
+        ):
             continue  # `render` shows neither system turns nor thinking
         history = [(m["role"], m["content"]) for m in messages[:-1]]
-        receiver, own = (render(View(messages[-1]["content"]), t, chat=True, choices=False, history=history) for t in (mine, theirs))
+        receiver, own = (
+            render(View(messages[-1]["content"]), t, chat=True, choices=False, history=history)
+            for t in (mine, theirs)
+        )
         sharer = remap_prompt(receiver, own, mine, theirs, case["strategy"])
         real = [i for i, pad in zip(case["slm_ids_padded"], case["slm_padding_mask"], strict=True) if not pad]
-        real_sharer = [i for i, pad in zip(case["llm_ids_padded"], case["llm_padding_mask"], strict=True) if not pad]
+        real_sharer = [
+            i for i, pad in zip(case["llm_ids_padded"], case["llm_padding_mask"], strict=True) if not pad
+        ]
         assert list(receiver.ids) == real and list(sharer.ids) == real_sharer
-        fused = [t for t, m in enumerate(m for m, p in zip(case["message_mask"], case["slm_padding_mask"], strict=True) if not p) if m]
+        fused = [
+            t
+            for t, m in enumerate(
+                m for m, p in zip(case["message_mask"], case["slm_padding_mask"], strict=True) if not p
+            )
+            if m
+        ]
         assert [t for t, s in enumerate(aligned_positions(receiver, sharer, "remap")) if s >= 0] == fused
         checked += 1
     assert checked == 6

@@ -16,13 +16,13 @@ import pytest
 from rich.console import Console
 
 from lcfbench.analysis import show
-from lcfbench.analysis.cells import read_cells
 from lcfbench.analysis.plots import frontier
 from lcfbench.analysis.plots.published import published
-from lcfbench.analysis.stats import wilson
+from lcfbench.analysis.run_groups import read_run_groups
+from lcfbench.analysis.stats.proportions import wilson
 from lcfbench.analysis.summary import summarise
 from lcfbench.errors import UserError
-from lcfbench.store import RunWriter
+from lcfbench.results.writer import RunWriter
 
 PAIR = "smollm2-135m:gemma3-270m"
 # task → (mode, control, right of 200, asked twice, ttft_ms, adapter MB, message bytes)
@@ -45,7 +45,7 @@ LINES = {
 
 
 def lines_of(out: Path, **more: bool) -> pd.DataFrame:
-    return summarise(read_cells([out], **more).cells)
+    return summarise(read_run_groups([out], **more).cells)
 
 
 def record(out: Path, task: str, mode: str, control: str, scores: list[float], **more: object) -> str:
@@ -59,10 +59,21 @@ def record(out: Path, task: str, mode: str, control: str, scores: list[float], *
         "seed": 0,
     }
     identity = {name: more.pop(name) for name in ("options", "seed", "dtype", "data_sha256") if name in more}
-    writer = RunWriter.open(out, {"options": {}, **names, **identity}, {"chance": 1 / 3} if task == "splitfacts" else {})
+    writer = RunWriter.open(
+        out, {"options": {}, **names, **identity}, {"chance": 1 / 3} if task == "splitfacts" else {}
+    )
     for index, score in enumerate(scores):
         own = {name: value[index] if isinstance(value, list) else value for name, value in more.items()}
-        writer.append({"doc_hash": f"{task}{index}", "doc_index": index, "score": score, "metric": "accuracy", "batch_size": 1, **own})
+        writer.append(
+            {
+                "doc_hash": f"{task}{index}",
+                "doc_index": index,
+                "score": score,
+                "metric": "accuracy",
+                "batch_size": 1,
+                **own,
+            }
+        )
     writer.finish()
     return writer.run_id
 
@@ -73,7 +84,16 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     for task, lines in LINES.items():
         for mode, control, right, ttft_ms, mb, size in lines:
             scores = [1.0] * (2 * right) + [0.0] * (400 - 2 * right)
-            record(out, task, mode, control, scores, ttft_ms=ttft_ms, adapter_bytes=int(mb * 1e6), message_bytes=size)
+            record(
+                out,
+                task,
+                mode,
+                control,
+                scores,
+                ttft_ms=ttft_ms,
+                adapter_bytes=int(mb * 1e6),
+                message_bytes=size,
+            )
     return lines_of(out)
 
 
@@ -87,7 +107,11 @@ def test_errors_count_as_wrong_and_stay_in_the_denominator(tmp_path: Path) -> No
     names = {"mode": "lcf", "control": "matched", "task": "t", "pair": "a:b", "scoring": "letters", "seed": 0}
     writer = RunWriter.open(tmp_path, names, {})
     for index in range(10):
-        failed = {"error": "RuntimeError: too long", "score": 1.0 if index == 9 else None} if index >= 8 else {"score": 1.0}
+        failed = (
+            {"error": "RuntimeError: too long", "score": 1.0 if index == 9 else None}
+            if index >= 8
+            else {"score": 1.0}
+        )
         writer.append({"doc_hash": str(index), "doc_index": index, **failed})
     writer.finish()
     got = lines_of(tmp_path).iloc[0]
@@ -97,17 +121,34 @@ def test_errors_count_as_wrong_and_stay_in_the_denominator(tmp_path: Path) -> No
 
 def test_gain_content_and_verdict(summary: pd.DataFrame) -> None:
     lcf = line(summary, "splitfacts", "lcf")
-    assert (lcf["gain"], lcf["gain_n"]) == (pytest.approx(0.65), 400) and lcf["content"] == pytest.approx(0.64)
+    assert (lcf["gain"], lcf["gain_n"]) == (pytest.approx(0.65), 400) and lcf["content"] == pytest.approx(
+        0.64
+    )
     assert lcf["verdict"] == "communicates" and lcf["adapter_mb"] == 7.9 and lcf["ttft_ms"] == 180.0
     assert line(summary, "openbookqa", "lcf")["verdict"] == "does not communicate"
-    assert line(summary, "openbookqa", "receiver")["verdict"] == "" and math.isnan(line(summary, "openbookqa", "receiver")["gain"])
-    assert summary["mode"].iloc[0] == "receiver" and list(summary["task"].unique()) == ["openbookqa", "splitfacts"]
+    assert line(summary, "openbookqa", "receiver")["verdict"] == "" and math.isnan(
+        line(summary, "openbookqa", "receiver")["gain"]
+    )
+    assert summary["mode"].iloc[0] == "receiver" and list(summary["task"].unique()) == [
+        "openbookqa",
+        "splitfacts",
+    ]
 
 
 def test_pairs_are_joined_by_document_and_by_options(tmp_path: Path) -> None:
     for width, right in ((64, 3), (128, 9)):
-        record(tmp_path, "t", "lcf", "matched", [1.0] * right + [0.0] * (12 - right), options={"width": width}, message_bytes=9)
-    record(tmp_path, "t", "lcf", "deranged", [1.0, 1.0, 0.0], options={"width": 128}, message_bytes=9)  # fewer documents
+        record(
+            tmp_path,
+            "t",
+            "lcf",
+            "matched",
+            [1.0] * right + [0.0] * (12 - right),
+            options={"width": width},
+            message_bytes=9,
+        )
+    record(
+        tmp_path, "t", "lcf", "deranged", [1.0, 1.0, 0.0], options={"width": 128}, message_bytes=9
+    )  # fewer documents
     got = lines_of(tmp_path).set_index(["label", "control"])
     assert got.loc[("lcf width=64", "matched"), "verdict"] == "untested"
     wide = got.loc[("lcf width=128", "matched")]
@@ -130,7 +171,9 @@ def test_the_table_loses_nothing_and_says_it_in_words(summary: pd.DataFrame, wid
     for cells in (show.cells(item) for item in summary.to_dict("records")):
         assert list(" ".join(cells).split()) in rows  # every line whole, on one line
     words = " ".join(text.split())
-    assert "lcf: nothing is communicated" in words and "lcf: communicates: matched 98.0, deranged 34.0" in words
+    assert (
+        "lcf: nothing is communicated" in words and "lcf: communicates: matched 98.0, deranged 34.0" in words
+    )
     assert "message of another document" in words and "guessing gives 33.3 %" in words and "12,345" in words
 
 
@@ -144,12 +187,19 @@ def test_a_long_label_folds_and_numbers_stay(summary: pd.DataFrame) -> None:
 def test_exports(summary: pd.DataFrame) -> None:
     told = json.loads(show.to_json(summary))
     assert len(told) == 10 and told[0]["adapter_mb"] is None and told[0]["score"] == 0.35
-    assert [row["run_id"] for row in csv.DictReader(io.StringIO(show.to_csv(summary)))] == list(summary["run_id"])
+    assert [row["run_id"] for row in csv.DictReader(io.StringIO(show.to_csv(summary)))] == list(
+        summary["run_id"]
+    )
     text = show.to_markdown(summary)
-    assert text.count("| --- |") == 2 and "| lcf | deranged | 400 | 34.0 | 29.5–38.8 | 181 | 7.9 | 12,345 |" in text
+    assert (
+        text.count("| --- |") == 2
+        and "| lcf | deranged | 400 | 34.0 | 29.5–38.8 | 181 | 7.9 | 12,345 |" in text
+    )
 
 
-def test_the_plot_is_the_same_bytes_twice(summary: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plot_is_the_same_bytes_twice(
+    summary: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = frontier.plot(summary.iloc[6:], tmp_path / "a")
     import matplotlib
 
@@ -172,13 +222,17 @@ def test_labels_do_not_overlap_and_stay_inside(summary: pd.DataFrame) -> None:
         assert len(boxes) >= 3
         assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
         frame = axes.get_window_extent(renderer).padded(1)
-        assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 and b.y1 <= frame.y1 for b in boxes)
+        assert all(
+            frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 and b.y1 <= frame.y1 for b in boxes
+        )
     said = " ".join(text.get_text() for text in figure.texts)
     assert "lcf: nothing is communicated" in said and "lcf communicates: 98.0 % with its own message" in said
 
 
 def test_a_plot_of_what_was_not_measured(summary: pd.DataFrame) -> None:
-    bare = summary.assign(ttft_ms=math.nan, adapter_mb=math.nan, message_bytes=math.nan, verdict="untested", chance=math.nan)
+    bare = summary.assign(
+        ttft_ms=math.nan, adapter_mb=math.nan, message_bytes=math.nan, verdict="untested", chance=math.nan
+    )
     figure = frontier.draw(bare.iloc[:1])
     assert [text.get_text() for text in figure.axes[1].texts] == ["not measured"]
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["no\nadapter"]
@@ -202,9 +256,11 @@ def test_published_numbers_only_when_asked_and_only_for_the_same_pair_and_task(s
 
 
 def test_no_torch() -> None:
-    code = "import sys, lcfbench.store, lcfbench.analysis.show, lcfbench.analysis.plots.frontier; print([m for m in sys.modules if m in "
+    code = "import sys, lcfbench.results.writer, lcfbench.analysis.show, lcfbench.analysis.plots.frontier; print([m for m in sys.modules if m in "
     code += "('torch', 'pandas', 'pyarrow', 'scipy', 'matplotlib', 'rich')])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -212,7 +268,10 @@ def test_subjects_are_tasks_of_their_own(tmp_path: Path) -> None:
     for mode, scores in (("receiver", [1.0, 0.0, 1.0, 1.0]), ("lcf", [1.0, 1.0, 1.0, 0.0])):
         record(tmp_path, "mmlu", mode, "matched", scores, subject=["law", "law", "art", "art"])
     got = lines_of(tmp_path, by_subject=True).set_index(["task", "mode"])
-    assert got.loc[("mmlu/law", "receiver"), "score"] == 0.5 and got.loc[("mmlu/art", "receiver"), "score"] == 1.0
+    assert (
+        got.loc[("mmlu/law", "receiver"), "score"] == 0.5
+        and got.loc[("mmlu/art", "receiver"), "score"] == 1.0
+    )
     assert got.loc[("mmlu/law", "lcf"), "gain"] == 0.5 and got.loc[("mmlu/art", "lcf"), "gain"] == -0.5
     assert set(lines_of(tmp_path)["task"]) == {"mmlu"}
     record(tmp_path, "plain", "receiver", "matched", [1.0])
@@ -231,12 +290,32 @@ def test_a_baseline_must_be_the_same_receiver(tmp_path: Path) -> None:
 def test_seeds_share_a_line(tmp_path: Path) -> None:
     for seed, right in ((0, 6), (1, 8), (2, 10)):  # documents 0..9, 10..19, 20..29: another seed draws others
         hashes = [f"d{10 * seed + i}" for i in range(10)]
-        record(tmp_path, "t", "lcf", "matched", [1.0] * right + [0.0] * (10 - right), seed=seed, doc_hash=hashes, message_bytes=9)
-        record(tmp_path, "t", "lcf", "deranged", [1.0] * 2 + [0.0] * 8, seed=seed, doc_hash=hashes, message_bytes=9)
+        record(
+            tmp_path,
+            "t",
+            "lcf",
+            "matched",
+            [1.0] * right + [0.0] * (10 - right),
+            seed=seed,
+            doc_hash=hashes,
+            message_bytes=9,
+        )
+        record(
+            tmp_path,
+            "t",
+            "lcf",
+            "deranged",
+            [1.0] * 2 + [0.0] * 8,
+            seed=seed,
+            doc_hash=hashes,
+            message_bytes=9,
+        )
     got = lines_of(tmp_path).set_index("control")
     assert list(got["n"]) == [30, 30] and list(got["seeds"]) == [3, 3]
     own = got.loc["matched"]
-    assert own["score"] == pytest.approx(0.8) and own["seed_sd"] == pytest.approx(0.2) and own["content_n"] == 30
+    assert (
+        own["score"] == pytest.approx(0.8) and own["seed_sd"] == pytest.approx(0.2) and own["content_n"] == 30
+    )
     assert any("over 3 seeds 20.0 points" in note for note in show.notes(lines_of(tmp_path)))
 
 
@@ -256,5 +335,5 @@ def test_two_runs_of_one_seed_are_two_lines(tmp_path: Path) -> None:
 def test_wrong_files_are_named_and_the_rest_is_summarised(tmp_path: Path) -> None:
     record(tmp_path, "t", "lcf", "matched", [1.0])
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
-    found = read_cells([tmp_path])
+    found = read_run_groups([tmp_path])
     assert len(found.cells) == 1 and "torn.parquet: skipped" in found.warnings[0]

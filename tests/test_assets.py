@@ -20,10 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lcfbench import assets
-from lcfbench.assets import gguf_models, hub, tables, wheels
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
+from lcfbench.sources import datasets as tables
+from lcfbench.sources import gguf as gguf_models
+from lcfbench.sources import hub, wheels
+from lcfbench.sources import models as assets
 
 SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "hub"
@@ -49,7 +51,13 @@ def places(request, monkeypatch, tmp_path):
 def model_folder(path: Path, **changes) -> Path:
     """A folder with all that a model folder needs, as far as finding it goes."""
     path.mkdir(parents=True)
-    config = {"model_type": "llama", "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_size": 32,
+    }
     (path / "config.json").write_text(json.dumps({**config, **changes}))
     (path / "model.safetensors").write_bytes(b"0" * 100)
     (path / "tokenizer.json").write_text("{}")
@@ -69,12 +77,21 @@ def test_geometries_of_known_models_need_neither_weights_nor_network():
     assert assets.ALIASES.keys() == expected.keys()
     for alias, (layers, heads, dim) in expected.items():
         shape = Geometry(layers=layers, kv_heads=heads, head_dim=dim)
-        assert assets.geometry(alias, offline=True) == assets.geometry(assets.ALIASES[alias], offline=True) == shape
+        assert (
+            assets.geometry(alias, offline=True)
+            == assets.geometry(assets.ALIASES[alias], offline=True)
+            == shape
+        )
 
 
 def test_names_import_no_heavy_library():
-    code = "import sys, lcfbench.assets as a; a.geometry('qwen3-8b'); print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    code = "import sys, lcfbench.sources.models as a; a.geometry('qwen3-8b'); print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "set()"
+    )
 
 
 def test_geometry_of_a_folder_comes_from_its_config(tmp_path):
@@ -109,13 +126,17 @@ def test_bad_pairs_are_one_line_with_a_next_step(text, says):
 
 def test_order_of_resolution(monkeypatch, tmp_path):
     converted = model_folder(gguf_models._target(SMOL))
-    assert assets.find_model("smollm2-135m", offline=True) == assets.Found("smollm2-135m", SMOL, "wheel", converted, "b179c9523d0e")
+    assert assets.find_model("smollm2-135m", offline=True) == assets.Found(
+        "smollm2-135m", SMOL, "wheel", converted, "b179c9523d0e"
+    )
 
     repo = tmp_path / "hf" / f"models--{SMOL.replace('/', '--')}"
     snapshot = model_folder(repo / "snapshots" / "c0ffee")
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("c0ffee")
-    assert assets.find_model("smollm2-135m", offline=True) == assets.Found("smollm2-135m", SMOL, "hub", snapshot, "c0ffee")
+    assert assets.find_model("smollm2-135m", offline=True) == assets.Found(
+        "smollm2-135m", SMOL, "hub", snapshot, "c0ffee"
+    )
 
     monkeypatch.setenv("LCFBENCH_MIRROR", str(tmp_path / "mirror"))
     mirrored = model_folder(tmp_path / "mirror" / "models" / SMOL)
@@ -123,7 +144,9 @@ def test_order_of_resolution(monkeypatch, tmp_path):
     assert (found.source, found.path) == ("mirror", mirrored)
 
     (snapshot / "model.safetensors").unlink()  # an interrupted download does not count
-    (mirrored / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "model-2-of-2.safetensors"}}))
+    (mirrored / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"w": "model-2-of-2.safetensors"}})
+    )
     found, tried = assets.look("smollm2-135m")
     assert found is not None and found.source == "wheel"
     assert "no model-2-of-2.safetensors" in tried[0] and tried[1] == "Hub cache: no *.safetensors"
@@ -143,7 +166,9 @@ def test_errors_list_what_was_tried_in_order(monkeypatch, tmp_path):
     monkeypatch.setenv("LCFBENCH_MIRROR", str(tmp_path))
     with pytest.raises(UserError) as e:
         assets.find_model("smollm2-135m", offline=True)
-    places = [e.value.what.index(word) for word in ("mirror: ", "Hub cache: ", "Hub: offline", "PyPI wheel: ")]
+    places = [
+        e.value.what.index(word) for word in ("mirror: ", "Hub cache: ", "Hub: offline", "PyPI wheel: ")
+    ]
     assert places == sorted(places) and "LCFBENCH_MIRROR" in e.value.next_step and "\n" not in str(e.value)
 
 
@@ -182,14 +207,24 @@ def test_a_model_comes_from_the_hub_once(tmp_path):
     folder, sha, asked = model_folder(tmp_path / "m"), "a" * 40, []
     (folder / "pytorch_model.bin").write_bytes(b"not wanted")
     files = {f.name: f.read_bytes() for f in folder.iterdir()}
-    tree = [{"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for n, d in files.items()]
-    answers = {"/api/models/org/name": {"id": "org/name", "sha": sha, "siblings": []}, f"/api/models/org/name/tree/{sha}": tree}
+    tree = [
+        {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
+        for n, d in files.items()
+    ]
+    answers = {
+        "/api/models/org/name": {"id": "org/name", "sha": sha, "siblings": []},
+        f"/api/models/org/name/tree/{sha}": tree,
+    }
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             path = self.path.partition("?")[0]
             asked.append(path)
-            data = files.get(path.rpartition("/")[2]) if "/resolve/" in path else json.dumps(answers.get(path)).encode()
+            data = (
+                files.get(path.rpartition("/")[2])
+                if "/resolve/" in path
+                else json.dumps(answers.get(path)).encode()
+            )
             self.send_response(404 if data in (None, b"null") else 200)
             self.send_header("X-Repo-Commit", sha)
             self.send_header("ETag", f'"{hashlib.sha1(data or b"").hexdigest()}"')
@@ -203,7 +238,7 @@ def test_a_model_comes_from_the_hub_once(tmp_path):
         def log_message(self, *args):
             pass
 
-    code = "from lcfbench.assets import find_model as f; a = f('org/name'); print(a == f('org/name', offline=True), a.source, a.revision)"
+    code = "from lcfbench.sources.models import find_model as f; a = f('org/name'); print(a == f('org/name', offline=True), a.source, a.revision)"
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         env = {
@@ -235,10 +270,18 @@ def index(monkeypatch, tmp_path):
         with zipfile.ZipFile(path, "w") as z:
             for member, content in files.items():
                 z.writestr(member, content)
-            z.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: not-there==9\n")
-            z.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            z.writestr(
+                f"{info}/METADATA",
+                f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: not-there==9\n",
+            )
+            z.writestr(
+                f"{info}/WHEEL",
+                "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            )
             z.writestr(f"{info}/RECORD", "")
-        return wheels.Wheel(f"{name}==1.0", hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+        return wheels.Wheel(
+            f"{name}==1.0", hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
+        )
 
     return put
 
@@ -305,12 +348,24 @@ def test_parts_are_joined_in_order_and_checked(index, tmp_path):
 # -- tables ---------------------------------------------------------------------------------------------------------------------
 
 ROWS = [
-    {"id": "a", "question": "Né?", "choices": {"text": ["x", "y", "z"], "label": ["A", "B", "C"]}, "answerKey": "B"},
-    {"id": "b", "question": "Q2", "choices": {"text": ["p", "q", "r", "s"], "label": ["A", "B", "C", "D"]}, "answerKey": "D"},
+    {
+        "id": "a",
+        "question": "Né?",
+        "choices": {"text": ["x", "y", "z"], "label": ["A", "B", "C"]},
+        "answerKey": "B",
+    },
+    {
+        "id": "b",
+        "question": "Q2",
+        "choices": {"text": ["p", "q", "r", "s"], "label": ["A", "B", "C", "D"]},
+        "answerKey": "D",
+    },
 ]
 
 
-def put_parquet(root: Path, rows: list[dict], shard: str = "test-00000-of-00001", repo: str = "org/set") -> None:
+def put_parquet(
+    root: Path, rows: list[dict], shard: str = "test-00000-of-00001", repo: str = "org/set"
+) -> None:
     folder = root / "datasets" / repo / "main"
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / f"{shard}.parquet")
@@ -338,7 +393,10 @@ def test_digest_is_of_the_rows_and_their_order():
 
 def test_numbered_choices_become_letters(monkeypatch, tmp_path):
     monkeypatch.setenv("LCFBENCH_MIRROR", str(tmp_path))
-    numbered = [ROWS[0], {**ROWS[1], "choices": {"text": ROWS[1]["choices"]["text"], "label": list("1234")}, "answerKey": "4"}]
+    numbered = [
+        ROWS[0],
+        {**ROWS[1], "choices": {"text": ROWS[1]["choices"]["text"], "label": list("1234")}, "answerKey": "4"},
+    ]
     put_parquet(tmp_path, numbered)
     assert tables.load_table("org/set", "main", "test").to_list() == ROWS
 
@@ -356,9 +414,16 @@ def test_rows_come_out_of_a_wheel_once(index, monkeypatch):
     lines = []
     for row in ROWS:
         gold = row["choices"]["label"].index(row["answerKey"])
-        doc = {"id": row["id"], "query": f"Question: {row['question']}\nAnswer:", "choices": row["choices"]["text"], "gold": gold}
+        doc = {
+            "id": row["id"],
+            "query": f"Question: {row['question']}\nAnswer:",
+            "choices": row["choices"]["text"],
+            "gold": gold,
+        }
         lines += [json.dumps({"doc": doc, "idx": i}) for i in range(len(doc["choices"]))]
-    lines += [json.dumps({"doc": {**json.loads(lines[0])["doc"], "query": "Answer:"}})]  # the unconditional repeat of a document
+    lines += [
+        json.dumps({"doc": {**json.loads(lines[0])["doc"], "query": "Answer:"}})
+    ]  # the unconditional repeat of a document
     wheel = index("rows", {"r.jsonl.gz": gzip.compress("\n".join(lines).encode())})
     monkeypatch.setattr(wheels, "TABLES", {("org/set", "main"): {"test": (wheel, "r.jsonl.gz")}})
     with pytest.raises(UserError, match=r"Hub: offline.*PyPI wheel: rows==1.0 is not in the cache"):
@@ -371,8 +436,14 @@ def test_rows_come_out_of_a_wheel_once(index, monkeypatch):
 def test_one_config_a_subject_reads_as_all(monkeypatch, tmp_path):
     for subject, answer in (("virology", 1), ("anatomy", 2)):
         (tmp_path / "repo" / subject).mkdir(parents=True)
-        pq.write_table(pa.table({"question": [subject], "answer": [answer]}), tmp_path / "repo" / subject / "test.parquet")
-    configs = [{"config_name": s, "data_files": [{"split": "test", "path": f"{s}/test.parquet"}]} for s in ("virology", "anatomy")]
+        pq.write_table(
+            pa.table({"question": [subject], "answer": [answer]}),
+            tmp_path / "repo" / subject / "test.parquet",
+        )
+    configs = [
+        {"config_name": s, "data_files": [{"split": "test", "path": f"{s}/test.parquet"}]}
+        for s in ("virology", "anatomy")
+    ]
     (tmp_path / "repo" / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
     monkeypatch.setattr(hub, "commit", lambda *a: "0")
     rows = hub.fetch_dataset(str(tmp_path / "repo"), "all", "test", False).to_list()
@@ -383,7 +454,7 @@ def test_one_config_a_subject_reads_as_all(monkeypatch, tmp_path):
 
 
 def test_doctor_says_what_is_missing_and_fetches_nothing():
-    from lcfbench.doctor import checks, models_table
+    from lcfbench.cli.doctor import checks, models_table
 
     found = {c.name: c for c in checks(offline=True)}
     assert not found["model smollm2-135m"].ok and "LCFBENCH_MIRROR" in found["model smollm2-135m"].next_step
@@ -393,7 +464,8 @@ def test_doctor_says_what_is_missing_and_fetches_nothing():
 
 
 def test_doctor_fails_on_a_yaml_that_does_not_parse(monkeypatch, tmp_path):
-    from lcfbench import doctor, task_files
+    from lcfbench.cli import doctor
+    from lcfbench.tasks import yaml_files as task_files
 
     (tmp_path / "bad.yaml").write_text("task: [bad\n")
     monkeypatch.setattr(task_files, "TASKS", tmp_path)
@@ -405,7 +477,9 @@ def test_doctor_fails_on_a_yaml_that_does_not_parse(monkeypatch, tmp_path):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("repo_id", "config", "split"), [(*key, s) for key, splits in wheels.TABLES.items() for s in splits])
+@pytest.mark.parametrize(
+    ("repo_id", "config", "split"), [(*key, s) for key, splits in wheels.TABLES.items() for s in splits]
+)
 def test_wheel_rows_are_the_mirrors_rows(monkeypatch, repo_id, config, split):
     if not SHARED.is_dir():
         pytest.skip(f"no mirror at {SHARED} to compare with")
@@ -431,8 +505,17 @@ def test_embedded_models_are_sane():
     ids = tokenizer("The capital of France is", return_tensors="pt")
     out = model.generate(**ids, do_sample=False, max_new_tokens=2)
     assert tokenizer.decode(out[0]) == "The capital of France is Paris."  # so no BOS either
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
     assert "<|im_start|>" in tokenizer.chat_template
-    assert tokenizer.tokenize("a\n\n12") == ["a", "ĊĊ", "1", "2"]  # digits stand alone, as in the published tokenizer
+    assert tokenizer.tokenize("a\n\n12") == [
+        "a",
+        "ĊĊ",
+        "1",
+        "2",
+    ]  # digits stand alone, as in the published tokenizer
     other = AutoTokenizer.from_pretrained(gemma.path)
     assert other("hi").input_ids[0] == other.bos_token_id == 2 and not other.chat_template

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from lcfbench.bench.clock import EventClock, clock_for
-from lcfbench.timing import PHASES, Clock
+from lcfbench.latency.clock import EventClock, clock_for
+from lcfbench.models.timing import PHASES, Clock
 
 
 @dataclass

@@ -10,14 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
-from lcfbench.bench.counting import watch
-from lcfbench.bench.documents import unstopped
-from lcfbench.bench.floors import Work, floors, forward, fusion, head_params, pairs
-from lcfbench.bench.machine import Limits, measure
-from lcfbench.document import NOTE, Document, View
-from lcfbench.methods.base import Batch, create
-from lcfbench.scoring import answer
-from lcfbench.timing import PHASES, Clock
+from lcfbench.evaluation.answer import answer
+from lcfbench.latency.counting import watch
+from lcfbench.latency.documents import unstopped
+from lcfbench.latency.floors import Work, floors, forward, fusion, head_params, pairs
+from lcfbench.latency.machine import Limits, measure
+from lcfbench.methods.base import Batch
+from lcfbench.methods.create import create
+from lcfbench.models.timing import PHASES, Clock
+from lcfbench.tasks.document import NOTE, Document, View
 from tests import tiny
 
 FAMILIES = ["llama", "qwen3", "gemma3"]
@@ -31,22 +32,42 @@ def quiet():
 
 
 def asked(shared: bool = True, answer_tokens: int = 5) -> Document:
-    mine, theirs = View("The orange box is in Seoul. " * 4), View("The key of Kafi is in the orange box. " * 3)
+    mine, theirs = (
+        View("The orange box is in Seoul. " * 4),
+        View("The key of Kafi is in the orange box. " * 3),
+    )
     theirs = mine if shared else theirs
     noted = View(f"{NOTE}\n{mine.user}")
     return Document(
-        "bench", "1", mine, theirs, mine, theirs, noted, "generate", "", shared=shared, chat=False, max_new_tokens=answer_tokens
+        "bench",
+        "1",
+        mine,
+        theirs,
+        mine,
+        theirs,
+        noted,
+        "generate",
+        "",
+        shared=shared,
+        chat=False,
+        max_new_tokens=answer_tokens,
     )
 
 
 def square(endpoint, new: int, past: int, logits: int) -> float:
     """Operations as they are really run: attention is a full rectangle, of which half is masked away."""
     head = head_params(endpoint)
-    return 2 * (endpoint.matmul_params - head) * new + 2 * head * logits + endpoint.attention_flops(new, past=past, tokens=new)
+    return (
+        2 * (endpoint.matmul_params - head) * new
+        + 2 * head * logits
+        + endpoint.attention_flops(new, past=past, tokens=new)
+    )
 
 
 def test_a_forward_by_hand():
-    end = tiny.endpoint(layers=3, heads=2, dim=8, vocabulary=400)  # hidden 32, feed-forward 48, 4 query heads, tied
+    end = tiny.endpoint(
+        layers=3, heads=2, dim=8, vocabulary=400
+    )  # hidden 32, feed-forward 48, 4 query heads, tied
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48 + 2 * 32  # Q, K and V, O, feed-forward, norms
     body, head = 3 * layer + 32, 400 * 32
     work = forward(end, "decode", new=5, past=7, logits=1)
@@ -64,7 +85,9 @@ def test_an_untied_head_is_counted_as_a_tied_one_is():
     assert work[1].flops - work[0].flops == 2 * end.model.get_output_embeddings().weight.numel()
     table = end.model.get_input_embeddings().weight.numel()
     weights = sum(p.numel() for p in end.model.parameters())
-    assert work[0].bytes < 4 * (weights - 2 * table) * 1.5  # neither table nor head are in a forward without logits
+    assert (
+        work[0].bytes < 4 * (weights - 2 * table) * 1.5
+    )  # neither table nor head are in a forward without logits
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,9 +103,13 @@ def test_operations_are_those_pytorch_counts(family, new, past, logits):
             end.model(ids, past_key_values=cache, logits_to_keep=logits)
         else:
             end.model.get_decoder()(ids, past_key_values=cache)
-    assert square(end, new, past, logits) == pytest.approx(counter.get_total_flops(), rel=0.03)  # norms are no matmuls
+    assert square(end, new, past, logits) == pytest.approx(
+        counter.get_total_flops(), rel=0.03
+    )  # norms are no matmuls
     masked = end.attention_flops(1, past=new * (new - 1) / 2)
-    assert forward(end, "prefill", new, past, logits).flops == pytest.approx(square(end, new, past, logits) - masked)
+    assert forward(end, "prefill", new, past, logits).flops == pytest.approx(
+        square(end, new, past, logits) - masked
+    )
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 7, 100])
@@ -129,7 +156,11 @@ def test_every_phase_is_counted_where_it_runs(mode, kind, shared):
             "prefix": {"slots": 4, "width": 32},
         }[kind]
         with torch.inference_mode(False):
-            adapter = build(pair_config(kind, *((e.name, e.geometry) for e in ends), options=options)).requires_grad_(False).eval()
+            adapter = (
+                build(pair_config(kind, *((e.name, e.geometry) for e in ends), options=options))
+                .requires_grad_(False)
+                .eval()
+            )
             adapter.gate_logit.fill_(1.0)
     method, document = create(mode, *ends, adapter, {"budget": "6"} if mode == "t2t" else {}), asked(shared)
     seen, clock = watch(method, document), Counting()
@@ -145,7 +176,10 @@ def test_every_phase_is_counted_where_it_runs(mode, kind, shared):
     if kind:
         assert 0.85 * clock.flops["fuse"] <= fused <= 1.05 * clock.flops["fuse"], (fused, clock.flops["fuse"])
     assert not hasattr(ends[0].model.get_decoder(), "flops") and "flops" not in vars(adapter or object)
-    assert not ends[0].model.get_decoder()._forward_pre_hooks and not ends[0].model.get_output_embeddings()._forward_hooks
+    assert (
+        not ends[0].model.get_decoder()._forward_pre_hooks
+        and not ends[0].model.get_output_embeddings()._forward_hooks
+    )
 
 
 def test_what_is_read_is_what_was_asked_for():
@@ -153,7 +187,11 @@ def test_what_is_read_is_what_was_asked_for():
     seen = watch(create("t2t", *ends, options={"budget": "6"}), asked(shared=False))
     of = lambda phase: [(f.new, f.past) for f in seen.forwards if f.phase == phase]  # noqa: E731
     [(read, _)] = of("sharer")
-    assert of("message") == [(1, read + i) for i in range(6)] and seen.tokens["note"] == 6 and seen.tokens["sharer"] == read + 1 + 6
+    assert (
+        of("message") == [(1, read + i) for i in range(6)]
+        and seen.tokens["note"] == 6
+        and seen.tokens["sharer"] == read + 1 + 6
+    )
     [(prompt, _)] = of("prefill")
     assert seen.tokens["answering"] == prompt + 1 and of("decode") == [(1, prompt + i) for i in range(5)]
     assert [f.by_first for f in seen.forwards if f.phase == "decode"] == [True, False, False, False, False]
@@ -162,15 +200,23 @@ def test_what_is_read_is_what_was_asked_for():
 
 def test_a_fusion_by_hand():
     ends = tiny.endpoint(layers=2), tiny.endpoint(layers=2)
-    adapter = build(pair_config("lcf", *((e.name, e.geometry) for e in ends), options={"width": 8})).requires_grad_(False).eval()
+    adapter = (
+        build(pair_config("lcf", *((e.name, e.geometry) for e in ends), options={"width": 8}))
+        .requires_grad_(False)
+        .eval()
+    )
     adapter.gate_logit.fill_(1.0)
     seen = watch(create("lcf", *ends, adapter), asked())
     n = seen.tokens["answering"] - 1
     [work] = [w for w in seen.work if w.phase == "fuse"]
     entries = 2 * 2 * 16 * n * 4  # K and V, 2 layers, 2 heads of 8, fp32
-    assert work.bytes == 4 * adapter.params + 2 * 2 * 16 * seen.tokens["sharer"] * 4 + 2 * entries  # weights; sharer's; own in and out
+    assert (
+        work.bytes == 4 * adapter.params + 2 * 2 * 16 * seen.tokens["sharer"] * 4 + 2 * entries
+    )  # weights; sharer's; own in and out
     assert work.flops == 2 * adapter.params * n
-    assert work == fusion(adapter, 2 * 2 * 16 * seen.tokens["sharer"] * 4, 2 * entries, 2.0 * adapter.params * n)
+    assert work == fusion(
+        adapter, 2 * 2 * 16 * seen.tokens["sharer"] * 4, 2 * entries, 2.0 * adapter.params * n
+    )
 
 
 def test_the_floor_is_the_slower_of_memory_and_arithmetic():

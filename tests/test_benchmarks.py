@@ -14,8 +14,8 @@ from benchmarks import _table, run_all
 from benchmarks._common import ratio, report, turns
 from benchmarks._peer import PerDocument
 from benchmarks._sides import TOLERANCE, batched, difference, must_agree, random_adapter
-from lcfbench.harness import Outcome
-from lcfbench.methods.base import create
+from lcfbench.methods.create import create
+from lcfbench.tasks.task import Outcome
 from tests.drive import save_pair
 from tests.test_methods import SHARED, SPLIT, fused, pair
 
@@ -61,7 +61,9 @@ def test_the_per_document_peer_answers_as_the_batches_do(mode, kind, options, do
         assert found.picks == 0 and found.nats < TOLERANCE, found
 
 
-@pytest.mark.parametrize(("mode", "kind", "documents"), [("lcf", "lcf", SHARED), ("lcf", "lcfx", SPLIT), ("c2c", "c2c", SHARED)])
+@pytest.mark.parametrize(
+    ("mode", "kind", "documents"), [("lcf", "lcf", SHARED), ("lcf", "lcfx", SPLIT), ("c2c", "c2c", SHARED)]
+)
 def test_a_peer_that_computes_something_else_is_noticed(mode, kind, documents) -> None:
     ends = pair()
     method = create(mode, *ends, fused(kind, ends))
@@ -80,7 +82,9 @@ def test_each_choice_is_read_anew_unless_lean(monkeypatch) -> None:
     for lean, times in ((False, 3), (True, 1)):
         peer, read = PerDocument(method, *(end.model for end in pair()), lean=lean), []
         whole = peer.read
-        monkeypatch.setattr(peer, "read", lambda *prompts, whole=whole, read=read: read.append(1) or whole(*prompts))
+        monkeypatch.setattr(
+            peer, "read", lambda *prompts, whole=whole, read=read: read.append(1) or whole(*prompts)
+        )
         peer.answer(SHARED[0])
         assert len(read) == times
 
@@ -94,9 +98,15 @@ def test_a_random_adapter_edits_every_layer() -> None:
 
 
 def test_differences_are_counted_by_document() -> None:
-    one = {"a": Outcome((((-1.0, True), (-2.0, False)),), None, (0,)), "b": Outcome((((-1.0, True), (-2.0, False)),), None, (0,))}
+    one = {
+        "a": Outcome((((-1.0, True), (-2.0, False)),), None, (0,)),
+        "b": Outcome((((-1.0, True), (-2.0, False)),), None, (0,)),
+    }
     other = {"a": one["a"], "b": Outcome((((-3.0, True), (-2.0, False)),), None, (1,))}
-    assert difference(one, other) == (1, 0.0)  # where picks differ, likelihoods of later steps are of other texts
+    assert difference(one, other) == (
+        1,
+        0.0,
+    )  # where picks differ, likelihoods of later steps are of other texts
     assert difference(one, {**one, "b": Outcome((((-1.0, True), (-2.5, False)),), None, (0,))}) == (0, 0.5)
     with pytest.raises(AssertionError):
         difference(one, {"a": one["a"]})
@@ -108,7 +118,13 @@ def test_differences_are_counted_by_document() -> None:
 def test_sides_take_turns_and_are_checked_before_their_times_count() -> None:
     seen, now = [], iter(range(1000))
     sides = {name: (lambda name=name: seen.append(name) or name) for name in "ab"}
-    times = turns(sides, 2, warm_up=1, clock=lambda: next(now), check=lambda returned: seen.append(sorted(returned.values())))
+    times = turns(
+        sides,
+        2,
+        warm_up=1,
+        clock=lambda: next(now),
+        check=lambda returned: seen.append(sorted(returned.values())),
+    )
     both = ["a", "b"]
     assert seen == ["b", "a", both, "a", "b", both, "b", "a", both]
     assert times == {"a": [1, 1], "b": [1, 1]}
@@ -121,14 +137,25 @@ def test_sides_take_turns_and_are_checked_before_their_times_count() -> None:
 
 
 def test_ratios_are_paired() -> None:
-    assert ratio({"ours": [1.0, 2.0, 4.0], "theirs": [3.0, 4.0, 16.0]}, of="theirs", to="ours") == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert ratio({"ours": [1.0, 2.0, 4.0], "theirs": [3.0, 4.0, 16.0]}, of="theirs", to="ours") == {
+        "median": 3.0,
+        "low": 2.0,
+        "high": 4.0,
+    }
 
 
 def test_a_report_is_one_json_line_and_a_file(tmp_path, capsys) -> None:
     report("mine", [{"case": "x", "ratio": 1.23456789}], tmp_path / "deep" / "mine.json", dtype="float32")
     line = json.loads(capsys.readouterr().out)
     assert line == json.loads((tmp_path / "deep" / "mine.json").read_text())
-    assert line["results"] == [{"case": "x", "ratio": 1.235}] and {"machine", "threads", "torch", "commit", "date", "dtype"} <= set(line)
+    assert line["results"] == [{"case": "x", "ratio": 1.235}] and {
+        "machine",
+        "threads",
+        "torch",
+        "commit",
+        "date",
+        "dtype",
+    } <= set(line)
 
 
 # -- the table and the driver -------------------------------------------------------------------------------------------------------------
@@ -141,8 +168,20 @@ FOUND = {
     "date": "2026-01-02T03:04:05Z",
     "results": [
         {"case": "seen", "ratio": 7.0},
-        {"case": "slow", "claim": "faster", "target": 3.0, "ratio": {"median": 2.9, "low": 2.0, "high": 4.0}, "differing": 1},
-        {"case": "small", "claim": "less", "target": 1.6, "better": "lower", "ratio": {"median": 1.6, "low": 1.5, "high": 1.7}},
+        {
+            "case": "slow",
+            "claim": "faster",
+            "target": 3.0,
+            "ratio": {"median": 2.9, "low": 2.0, "high": 4.0},
+            "differing": 1,
+        },
+        {
+            "case": "small",
+            "claim": "less",
+            "target": 1.6,
+            "better": "lower",
+            "ratio": {"median": 1.6, "low": 1.5, "high": 1.7},
+        },
         {"case": "start", "claim": "quick", "target": 10, "better": "lower", "ratio": 2.5, "unit": "s"},
         {"case": "no ratio"},
     ],
@@ -178,10 +217,17 @@ def test_a_benchmark_runs_apart_and_its_end_is_told(code, limit, found, why) -> 
 
 
 def test_one_that_fails_is_reported_and_the_rest_go_on(tmp_path, monkeypatch, capsys) -> None:
-    ends = {"fusion": (None, "ended with exit code 1"), "dtype": ({"results": [{"case": "x", "claim": "c", "ratio": 2.0}]}, "")}
+    ends = {
+        "fusion": (None, "ended with exit code 1"),
+        "dtype": ({"results": [{"case": "x", "claim": "c", "ratio": 2.0}]}, ""),
+    }
     asked = []
-    monkeypatch.setattr(run_all, "run_one", lambda command, limit: asked.append(command) or ends[command[2].split(".")[1]])
-    monkeypatch.setattr(sys, "argv", ["run_all", "--only", "fusion,dtype", "--results", str(tmp_path), "--quick"])
+    monkeypatch.setattr(
+        run_all, "run_one", lambda command, limit: asked.append(command) or ends[command[2].split(".")[1]]
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["run_all", "--only", "fusion,dtype", "--results", str(tmp_path), "--quick"]
+    )
     with pytest.raises(SystemExit, match="failed: fusion"):
         run_all.main()
     assert json.loads((tmp_path / "dtype.json").read_text())["quick"] is True
@@ -214,7 +260,9 @@ def test_a_joint_run_has_the_rows_of_the_runs_made_apart(tmp_path) -> None:
         "dtype": "float32",
         "options": {"budget": "4"},
     }
-    joint, taken = timed(time.perf_counter, **asked, mode=["receiver", "t2t"], control=["matched", "deranged"])
+    joint, taken = timed(
+        time.perf_counter, **asked, mode=["receiver", "t2t"], control=["matched", "deranged"]
+    )
     apart = {}
     for mode, control in (("receiver", "matched"), ("t2t", "matched"), ("t2t", "deranged")):
         options = asked["options"] if mode == "t2t" else {}
@@ -227,8 +275,8 @@ def test_lm_eval_scores_the_same_documents_alike(scoring, mirror) -> None:
     from lm_eval.models.huggingface import HFLM
 
     from benchmarks.receiver_vs_lm_eval import ours, theirs
-    from lcfbench.harness import load_task
-    from lcfbench.rows import Rows
+    from lcfbench.tasks.process_docs import Rows
+    from lcfbench.tasks.task import load_task
 
     end, copy = pair(chat=True)[0], pair(chat=True)[0]
     task = load_task("openbookqa")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lcfbench.branching import Branches, branch, can_branch
-from lcfbench.kv import pad_left
+from lcfbench.models.choice_tree import Branches, branch, can_branch
+from lcfbench.models.padding import pad_left
 from tests import tiny
 from tests.test_endpoint import FAMILIES, prompts
 
@@ -38,7 +38,9 @@ def test_branches_are_ranked_as_rows_are(family, attention):
     ranked, opened = branch(end, state, CHOICES)
     plain = end.open(state)
     same(ranked, end.rank(plain, CHOICES))
-    assert torch.allclose(opened.logits, plain.logits, atol=3e-4) and torch.equal(opened.next_position, plain.next_position)
+    assert torch.allclose(opened.logits, plain.logits, atol=3e-4) and torch.equal(
+        opened.next_position, plain.next_position
+    )
     assert torch.equal(opened.kv.mask, plain.kv.mask) and torch.equal(
         opened.kv.positions * opened.kv.mask, plain.kv.positions * plain.kv.mask
     )
@@ -72,7 +74,9 @@ def test_a_window_counts_what_stands_on_the_way(family):
 def test_rows_of_near_length_go_together(monkeypatch):
     end = tiny.endpoint()
     widths, forward = [], end.forward
-    monkeypatch.setattr(end, "forward", lambda kv, ids, *rest: (widths.append(tuple(ids.shape)), forward(kv, ids, *rest))[1])
+    monkeypatch.setattr(
+        end, "forward", lambda kv, ids, *rest: (widths.append(tuple(ids.shape)), forward(kv, ids, *rest))[1]
+    )
     long = [[[n] * 60 for n in range(5, 9)], [[20, 21], [22]], [[30], [31]]]
     ranked, opened = branch(end, end.read(prompts(end)), long)
     assert widths == [(2, 2), (1, 1 + 4 * 59)]

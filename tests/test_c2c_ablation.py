@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from lcfbench.adapters import import_c2c as importing
+from lcfbench.adapters import c2c_files as importing
 from lcfbench.adapters.base import build
-from lcfbench.adapters.c2c import ABLATIONS, Fuser
+from lcfbench.adapters.c2c import ABLATIONS, C2CAdapter
 from lcfbench.adapters.config import pair_config, read_config
 from lcfbench.adapters.files import load, save
-from lcfbench.assets import fusers, hub
-from lcfbench.assets.fusers import find_fuser, lacks
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
-from lcfbench.methods.base import Batch, create
-from lcfbench.timing import Clock
+from lcfbench.methods.base import Batch
+from lcfbench.methods.create import create
+from lcfbench.models.timing import Clock
+from lcfbench.sources import c2c_fusers as fusers
+from lcfbench.sources import hub
+from lcfbench.sources.c2c_fusers import find_fuser, lacks
 from tests import drive, tiny
 from tests.test_methods import SHARED
 
@@ -34,10 +36,17 @@ def single_thread():
     torch.set_num_threads(1)
 
 
-def made(ablation: str = "none", **options) -> Fuser:
+def made(ablation: str = "none", **options) -> C2CAdapter:
     torch.manual_seed(3)
-    adapter = build(pair_config("c2c", ("r", R), ("s", S), options={"hidden": 12, "intermediate": 10, "ablation": ablation, **options}))
-    assert isinstance(adapter, Fuser)
+    adapter = build(
+        pair_config(
+            "c2c",
+            ("r", R),
+            ("s", S),
+            options={"hidden": 12, "intermediate": 10, "ablation": ablation, **options},
+        )
+    )
+    assert isinstance(adapter, C2CAdapter)
     with torch.no_grad():
         for p in adapter.parameters():
             p.add_(0.2 * torch.randn_like(p))
@@ -55,12 +64,22 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_each_level_leaves_its_weights_out():
     h, i, s, t, heads, L = 1024, 1024, 128, 1024, 8, 28
-    whole = 2 * ((s + t + 1) * h + 2 * (h + 2 * h * i) + (h + 2 * h * h) + (h * heads + heads) + (h * t + t) + 1)
+    whole = 2 * (
+        (s + t + 1) * h + 2 * (h + 2 * h * i) + (h + 2 * h * h) + (h * heads + heads) + (h * t + t) + 1
+    )
     head = 2 * ((h + 2 * h * h) + (h * heads + heads))
-    expected = {"none": whole, "no-heads": whole - head, "no-gate": whole - head - 2, "projection": whole - head - 2 - 2 * t * h}
+    expected = {
+        "none": whole,
+        "no-heads": whole - head,
+        "no-gate": whole - head - 2,
+        "projection": whole - head - 2 - 2 * t * h,
+    }
     sizes = {}
     for ablation in ABLATIONS:
-        names = (("r", Geometry(layers=L, kv_heads=heads, head_dim=128)), ("s", Geometry(layers=24, kv_heads=2, head_dim=64)))
+        names = (
+            ("r", Geometry(layers=L, kv_heads=heads, head_dim=128)),
+            ("s", Geometry(layers=24, kv_heads=2, head_dim=64)),
+        )
         with torch.device("meta"):
             sizes[ablation] = build(pair_config("c2c", *names, options={"ablation": ablation})).params
     assert sizes == {name: L * count for name, count in expected.items()}
@@ -75,7 +94,11 @@ def test_each_level_computes_what_it_says(mode):
     state = whole.state_dict()
     # all head weights one: no-heads
     whole.load_state_dict(
-        state | {"head_weight": torch.zeros_like(state["head_weight"]), "head_bias": torch.full_like(state["head_bias"], 99.0)}
+        state
+        | {
+            "head_weight": torch.zeros_like(state["head_weight"]),
+            "head_bias": torch.full_like(state["head_bias"], 99.0),
+        }
     )
     expected = whole(sent, keys, values)
     less = made("no-heads", dropout=0.0, gate="hard").train(mode == "train")
@@ -91,12 +114,15 @@ def test_each_level_computes_what_it_says(mode):
     # projection: the edit itself, with the receiver's columns of the input cut off
     alone = made("projection", dropout=0.0).train(mode == "train")
     alone.load_state_dict(
-        {k: state[k] for k in alone.state_dict()} | {"in_weight": state["in_weight"][:, :, :16], "gate_logit": torch.ones(3, 2)}
+        {k: state[k] for k in alone.state_dict()}
+        | {"in_weight": state["in_weight"][:, :, :16], "gate_logit": torch.ones(3, 2)}
     )
     cut = dict(state) | {"in_weight": state["in_weight"].clone(), "gate_logit": torch.ones(3, 2)}
     cut["in_weight"][:, :, 16:] = 0.0
     bare.load_state_dict({k: cut[k] for k in bare.state_dict()})
-    for own, fused, projected in zip((keys, values), bare(sent, keys, values), alone(sent, keys, values), strict=True):
+    for own, fused, projected in zip(
+        (keys, values), bare(sent, keys, values), alone(sent, keys, values), strict=True
+    ):
         torch.testing.assert_close(projected, fused - own, atol=1e-5, rtol=1e-5)
     other = alone(sent, keys + 5.0, values - 3.0)
     assert all(torch.equal(a, b) for a, b in zip(other, alone(sent, keys, values), strict=True))
@@ -120,7 +146,9 @@ def test_every_level_trains_saves_loads_and_is_pruned(ablation, tmp_path):
         assert again.open_layers() == [0, 1, 2]
         fewer = again.select([0, 2])
         assert fewer.params * 3 == again.params * 2
-        for x, y in zip(fewer(sent[[0, 2]], keys[[0, 2]], values[[0, 2]]), again(sent, keys, values), strict=True):
+        for x, y in zip(
+            fewer(sent[[0, 2]], keys[[0, 2]], values[[0, 2]]), again(sent, keys, values), strict=True
+        ):
             torch.testing.assert_close(x, y[[0, 2]])
 
 
@@ -142,7 +170,9 @@ def test_the_whole_fuser_is_initialised_as_before():
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_every_level_runs_as_a_method(ablation):
     receiver = tiny.endpoint("tiny-a", layers=3)
-    sharer = tiny.endpoint("tiny-b", bos=True, family="gemma3", layers=2, heads=1, dim=16, vocabulary=330, seed=1)
+    sharer = tiny.endpoint(
+        "tiny-b", bos=True, family="gemma3", layers=2, heads=1, dim=16, vocabulary=330, seed=1
+    )
     method = create("c2c", receiver, sharer, made(ablation).eval().requires_grad_(False))
     with torch.no_grad():
         together = method.respond(Batch(SHARED, SHARED, Clock()))
@@ -158,13 +188,17 @@ def test_every_level_runs_as_a_method(ablation):
 
 def test_shut_layers_retained_give_the_same_bits():
     receiver = tiny.endpoint("tiny-a", layers=3)
-    sharer = tiny.endpoint("tiny-b", bos=True, family="gemma3", layers=2, heads=1, dim=16, vocabulary=330, seed=1)
+    sharer = tiny.endpoint(
+        "tiny-b", bos=True, family="gemma3", layers=2, heads=1, dim=16, vocabulary=330, seed=1
+    )
     for shut in ([1], [0, 1, 2]):
         adapter = made().eval().requires_grad_(False)
         adapter.gate_logit[shut] = -1.0
         dropped = create("c2c", receiver, sharer, adapter)
         retained = create("c2c", receiver, sharer, adapter, {"closed": "retained"})
-        assert len(dropped.adapter.config.layers) == 3 - len(shut) and len(retained.adapter.config.layers) == 3
+        assert (
+            len(dropped.adapter.config.layers) == 3 - len(shut) and len(retained.adapter.config.layers) == 3
+        )
         with torch.no_grad():
             a, b = (m.respond(Batch(SHARED, SHARED, Clock())) for m in (dropped, retained))
             assert torch.equal(a.kv.keys, b.kv.keys) and torch.equal(a.kv.values, b.kv.values)
@@ -186,12 +220,16 @@ def test_retained_layers_behave_as_the_reference():
     adapter.gate_logit[2:4] = -1e-6
     documents = [document("Name one planet.", True), document("2+2?", True)]
     a, b = (
-        create("c2c", receiver, sharer, adapter, {"closed": closed}).respond(Batch(documents, documents, Clock()))
+        create("c2c", receiver, sharer, adapter, {"closed": closed}).respond(
+            Batch(documents, documents, Clock())
+        )
         for closed in ("dropped", "retained")
     )
     alone = receiver.read(a.prompts)
     assert torch.equal(a.kv.keys, b.kv.keys) and torch.equal(a.kv.values, b.kv.values)
-    assert torch.equal(b.kv.keys[2:4], alone.kv.keys[2:4]) and not torch.equal(b.kv.keys[:1], alone.kv.keys[:1])
+    assert torch.equal(b.kv.keys[2:4], alone.kv.keys[2:4]) and not torch.equal(
+        b.kv.keys[:1], alone.kv.keys[:1]
+    )
 
 
 # -- where fusers come from -------------------------------------------------------------------------------------------------------
@@ -226,7 +264,8 @@ def nowhere(tmp_path, monkeypatch):
 def test_a_fuser_comes_from_a_folder_the_mirror_the_cache_or_the_hub(nowhere, monkeypatch):
     assert find_fuser(str(RELEASED)) == RELEASED
     with pytest.raises(
-        UserError, match=r"some-lab/Fusers/r1\+s1_Fuser'\. Tried, in order: path.*LCFBENCH_MIRROR.*Hub cache: nothing.*no conn"
+        UserError,
+        match=r"some-lab/Fusers/r1\+s1_Fuser'\. Tried, in order: path.*LCFBENCH_MIRROR.*Hub cache: nothing.*no conn",
     ):
         find_fuser(NAME)
     mirror = copied(nowhere / "mirror" / "models" / NAME)
@@ -254,7 +293,11 @@ def test_a_fuser_comes_from_a_folder_the_mirror_the_cache_or_the_hub(nowhere, mo
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     found = find_fuser(NAME)
     assert found == cache / "snapshots" / "def" / "r1+s1_Fuser"
-    assert asked == {"repo_id": "some-lab/Fusers", "revision": "def", "patterns": ["r1+s1_Fuser/config.json", "r1+s1_Fuser/final/*"]}
+    assert asked == {
+        "repo_id": "some-lab/Fusers",
+        "revision": "def",
+        "patterns": ["r1+s1_Fuser/config.json", "r1+s1_Fuser/final/*"],
+    }
     asked.clear()
     assert find_fuser(NAME) == found and not asked  # the second time from the cache
 
@@ -285,7 +328,9 @@ def test_the_command(nowhere, monkeypatch, capsys, dtype):
     copied(nowhere / "mirror" / "models" / NAME)
     monkeypatch.setenv("LCFBENCH_MIRROR", str(nowhere / "mirror"))
     chosen = ["--dtype", dtype] if dtype else []
-    code, out, err = drive.invoke(capsys, monkeypatch, "adapter", "import-c2c", NAME, "--out", "ours", *chosen)
+    code, out, err = drive.invoke(
+        capsys, monkeypatch, "adapter", "import-c2c", NAME, "--out", "ours", *chosen
+    )
     assert code == 0 and "saved ours" in out, err
     original, ours = importing.import_c2c(RELEASED), load(nowhere / "ours")
     exact = dtype == "fp32"
@@ -297,7 +342,15 @@ def test_the_command(nowhere, monkeypatch, capsys, dtype):
     code, _, err = drive.invoke(capsys, monkeypatch, "adapter", "import-c2c", NAME, "--out", "ours")
     assert code == 2 and "--force" in err
     # what fails leaves what is there alone
-    code, _, err = drive.invoke(capsys, monkeypatch, "adapter", "import-c2c", "some-lab/Fusers/other", "--out", "ours", "--force")
-    assert code == 2 and "r1+s1_Fuser" in err and (nowhere / "ours" / "adapter.safetensors").read_bytes() == before
-    code, _, err = drive.invoke(capsys, monkeypatch, "adapter", "import-c2c", NAME, "--out", "b", "--dtype", "int4")
+    code, _, err = drive.invoke(
+        capsys, monkeypatch, "adapter", "import-c2c", "some-lab/Fusers/other", "--out", "ours", "--force"
+    )
+    assert (
+        code == 2
+        and "r1+s1_Fuser" in err
+        and (nowhere / "ours" / "adapter.safetensors").read_bytes() == before
+    )
+    code, _, err = drive.invoke(
+        capsys, monkeypatch, "adapter", "import-c2c", NAME, "--out", "b", "--dtype", "int4"
+    )
     assert code == 2 and "bf16 or fp32" in err

@@ -14,21 +14,21 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lcfbench.adapters.base import build
-from lcfbench.adapters.c2c import Fuser
+from lcfbench.adapters.c2c import C2CAdapter
+from lcfbench.adapters.c2c_files import _stack, import_c2c
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import load, save
-from lcfbench.adapters.import_c2c import _stack, import_c2c
-from lcfbench.document import Document, View
-from lcfbench.endpoint import Endpoint
+from lcfbench.alignment.remap import remap_chat
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
-from lcfbench.kv import KV
 from lcfbench.methods.base import Batch
 from lcfbench.methods.c2c import C2C
-from lcfbench.prompts import Prompt
-from lcfbench.remap import remap_chat
-from lcfbench.state import State
-from lcfbench.timing import Clock
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.state import State
+from lcfbench.models.timing import Clock
+from lcfbench.tasks.document import Document, View
+from lcfbench.tasks.prompts import Prompt
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "fixtures" / "c2c_reference"
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"no recorded reference at {REFERENCE}")
@@ -44,10 +44,10 @@ def single_thread():
 
 
 @cache
-def endpoint(name: str, tokenizer: str = "") -> Endpoint:
+def endpoint(name: str, tokenizer: str = "") -> CausalLM:
     path = REFERENCE / "models" / name
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
-    return Endpoint(name, model, AutoTokenizer.from_pretrained(REFERENCE / tokenizer if tokenizer else path))
+    return CausalLM(name, model, AutoTokenizer.from_pretrained(REFERENCE / tokenizer if tokenizer else path))
 
 
 @cache
@@ -56,12 +56,18 @@ def fixture(name: str) -> tuple[object, dict[str, Tensor]]:
 
 
 def runs() -> list[dict]:
-    return json.loads((REFERENCE / "runs" / "pair1_fp32.json").read_text())["prompts"] if REFERENCE.is_dir() else []
+    return (
+        json.loads((REFERENCE / "runs" / "pair1_fp32.json").read_text())["prompts"]
+        if REFERENCE.is_dir()
+        else []
+    )
 
 
 def method() -> C2C:
     receiver, sharer = endpoint("r1-qwen3"), endpoint("s1-qwen2")
-    return C2C(receiver, sharer, import_c2c(FUSER, ("r1-qwen3", receiver.geometry), ("s1-qwen2", sharer.geometry)))
+    return C2C(
+        receiver, sharer, import_c2c(FUSER, ("r1-qwen3", receiver.geometry), ("s1-qwen2", sharer.geometry))
+    )
 
 
 def document(user: str, chat: bool) -> Document:
@@ -87,16 +93,23 @@ def check_answer(state: State, run: dict, name: str, kind: str = "") -> None:
 # -- the fuser alone --------------------------------------------------------------------------------------------------------------
 
 
-def unit(case: dict, tensors: dict[str, Tensor], name: str) -> Fuser:
+def unit(case: dict, tensors: dict[str, Tensor], name: str) -> C2CAdapter:
     a = case["args"]
     receiver = Geometry(layers=1, kv_heads=a["target_num_heads"], head_dim=a["target_dim"])
     sharer = Geometry(layers=1, kv_heads=a["source_num_heads"], head_dim=a["source_dim"])
-    options = {"hidden": a["hidden_dim"], "intermediate": a["intermediate_dim"], "blocks": a["num_layers"], "dropout": 0.0}
+    options = {
+        "hidden": a["hidden_dim"],
+        "intermediate": a["intermediate_dim"],
+        "blocks": a["num_layers"],
+        "dropout": 0.0,
+    }
     fuser = build(pair_config("c2c", ("r", receiver), ("s", sharer), options=options))
-    state = {k.removeprefix(f"{name}/state/"): v for k, v in tensors.items() if k.startswith(f"{name}/state/")}
+    state = {
+        k.removeprefix(f"{name}/state/"): v for k, v in tensors.items() if k.startswith(f"{name}/state/")
+    }
     state |= {"key_gate_logit": torch.zeros(()), "value_gate_logit": torch.zeros(())}
     fuser.load_state_dict(_stack([state], a["num_layers"]), strict=True)
-    assert isinstance(fuser, Fuser)
+    assert isinstance(fuser, C2CAdapter)
     return fuser
 
 
@@ -107,7 +120,9 @@ def test_projector_units(number, mode):
     case, name = cases[number], f"case{number}"
     fuser = unit(case, tensors, name).train(mode == "train")
     keys, values = tensors[f"{name}/target_key"][None], tensors[f"{name}/target_value"][None]
-    source = [tensors[f"{name}/source_{x}"].transpose(1, 2).flatten(2)[None] for x in ("key", "value")]  # (1, B, N, S)
+    source = [
+        tensors[f"{name}/source_{x}"].transpose(1, 2).flatten(2)[None] for x in ("key", "value")
+    ]  # (1, B, N, S)
     for i, step in enumerate(case[mode]):
         fuser.gate_logit.copy_(
             torch.tensor(
@@ -120,7 +135,11 @@ def test_projector_units(number, mode):
             )
         )
         fuser.temperature = step["gate_temperature"]
-        noise = tuple(tensors[f"{name}/train{i}/u_{x}"][None] for x in ("key", "value")) if mode == "train" else None
+        noise = (
+            tuple(tensors[f"{name}/train{i}/u_{x}"][None] for x in ("key", "value"))
+            if mode == "train"
+            else None
+        )
         out = fuser(fuser.message(torch.cat(source, -1)), keys, values, noise)
         for ours, own, x in zip(out, (keys, values), ("key", "value"), strict=True):
             torch.testing.assert_close(ours[0], tensors[f"{name}/{mode}{i}/out_{x}"], atol=1e-6, rtol=1e-5)
@@ -132,19 +151,27 @@ def test_temperature_schedule():
     adapter = method().adapter
     assert adapter is not None
     for schedule in json.loads((REFERENCE / "functions" / "temperature.json").read_text())["schedules"]:
-        first, last, steps = schedule["initial_temperature"], schedule["final_temperature"], schedule["anneal_steps"]
+        first, last, steps = (
+            schedule["initial_temperature"],
+            schedule["final_temperature"],
+            schedule["anneal_steps"],
+        )
         for step, wide, single, half in schedule["steps"]:
             adapter.anneal(step, steps, first, last)
             assert adapter.temperature == pytest.approx(wide, rel=1e-12)
             # the reference keeps it in a buffer of the fuser's dtype; ours is a float, so it is never rounded
-            assert torch.tensor(adapter.temperature, dtype=torch.float32).item() == pytest.approx(single, rel=2e-7)
+            assert torch.tensor(adapter.temperature, dtype=torch.float32).item() == pytest.approx(
+                single, rel=2e-7
+            )
             assert torch.tensor(adapter.temperature, dtype=torch.bfloat16).item() == half
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", [r for r in runs() if r["mode"] == "raw" and "source_text" in r], ids=lambda r: r["name"])
+@pytest.mark.parametrize(
+    "run", [r for r in runs() if r["mode"] == "raw" and "source_text" in r], ids=lambda r: r["name"]
+)
 def test_raw_prompts(run):
     c2c, name = method(), run["name"]
     prompts = [Prompt("", tuple(run["receiver_ids"]), (), ())]
@@ -213,7 +240,9 @@ class Sections(C2C):
         return torch.where(keep, out, -1)
 
 
-@pytest.mark.parametrize("run", [r for r in runs() if r["name"].startswith("partial")], ids=lambda r: r["name"])
+@pytest.mark.parametrize(
+    "run", [r for r in runs() if r["name"].startswith("partial")], ids=lambda r: r["name"]
+)
 def test_partial_fusion(run):
     whole = method()
     c2c = Sections(whole.receiver, whole.sharer, whole.adapter)
@@ -237,7 +266,9 @@ def test_decoding_stops_at_eos():
     finally:
         config.eos_token_id = before
     wanted = recorded["generated_ids"][:-1]  # the reference appends the pad id where it stops
-    assert written == [len(wanted)] and texts == [c2c.receiver.tokenizer.decode(wanted, skip_special_tokens=True)]
+    assert written == [len(wanted)] and texts == [
+        c2c.receiver.tokenizer.decode(wanted, skip_special_tokens=True)
+    ]
 
 
 def test_shut_gates_are_the_receiver_alone_bit_for_bit():
@@ -247,7 +278,9 @@ def test_shut_gates_are_the_receiver_alone_bit_for_bit():
     adapter = import_c2c(FUSER)
     adapter.gate_logit[:, 1] = 0.0  # V shut, K as it was
     half = C2C(c2c.receiver, c2c.sharer, adapter).respond(Batch(documents, documents, Clock()))
-    assert torch.equal(half.kv.values.view(torch.int32), alone.kv.values.view(torch.int32)) and not torch.equal(half.kv.keys, alone.kv.keys)
+    assert torch.equal(
+        half.kv.values.view(torch.int32), alone.kv.values.view(torch.int32)
+    ) and not torch.equal(half.kv.keys, alone.kv.keys)
     adapter = import_c2c(FUSER)
     adapter.gate_logit.fill_(-1e-30)
     shut = C2C(c2c.receiver, c2c.sharer, adapter)
@@ -268,7 +301,9 @@ def forced(adapter, c2c: C2C, documents) -> State:
 # -- aligned chats, in C2C's padded sections --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("messages", [["What is 2+2?"], ["Hi user", "Größe 😀, yes.", "Bye"]], ids=["one turn", "three turns"])
+@pytest.mark.parametrize(
+    "messages", [["What is 2+2?"], ["Hi user", "Größe 😀, yes.", "Bye"]], ids=["one turn", "three turns"]
+)
 def test_remap_is_c2c_s_sections_without_the_padding(messages):
     """Written out by hand as C2C lays it out (templates padded to equal length, contents fused one after another): same logits."""
     receiver, sharer = endpoint("r1-qwen3"), endpoint("s1-qwen2", "aligner/tokenizer-sharer")
@@ -277,7 +312,9 @@ def test_remap_is_c2c_s_sections_without_the_padding(messages):
     c2c = C2C(receiver, sharer, adapter)
     turns = [{"role": ("user", "assistant")[i % 2], "content": m} for i, m in enumerate(messages)]
     chat = remap_chat(turns, receiver.tokenizer, sharer.tokenizer, "longest")
-    columns = torch.tensor([[int(not p) for p in chat.receiver_padding], [int(not p) for p in chat.sharer_padding]])
+    columns = torch.tensor(
+        [[int(not p) for p in chat.receiver_padding], [int(not p) for p in chat.sharer_padding]]
+    )
     theirs = sharer.prefill(torch.tensor([chat.sharer_ids]), columns[1:])
     kv: KV | None = None
     for content, a, b in chat.sections[:-1]:
@@ -286,24 +323,39 @@ def test_remap_is_c2c_s_sections_without_the_padding(messages):
         if content:
             sources = torch.tensor(adapter.config.layer_map)
             c, n = int(columns[1, :a].sum()), b - a  # caches are kept without the holes that padding leaves
-            sent = [x[sources][:, :, :, c : c + n].transpose(2, 3).flatten(3) for x in (theirs.keys, theirs.values)]
+            sent = [
+                x[sources][:, :, :, c : c + n].transpose(2, 3).flatten(3)
+                for x in (theirs.keys, theirs.values)
+            ]
             keys, values = adapter(torch.cat(sent, -1), kv.keys[..., -n:, :], kv.values[..., -n:, :])
-            kv = KV(torch.cat([kv.keys[..., :-n, :], keys], 3), torch.cat([kv.values[..., :-n, :], values], 3), kv.mask, kv.positions)
-    tail = [i for i, p in zip(chat.receiver_ids, chat.receiver_padding, strict=True) if not p][int(columns[0, : a + b - a].sum()) :]
+            kv = KV(
+                torch.cat([kv.keys[..., :-n, :], keys], 3),
+                torch.cat([kv.values[..., :-n, :], values], 3),
+                kv.mask,
+                kv.positions,
+            )
+    tail = [i for i, p in zip(chat.receiver_ids, chat.receiver_padding, strict=True) if not p][
+        int(columns[0, : a + b - a].sum()) :
+    ]
     assert kv is not None
     ids = torch.tensor([tail])
     positions = kv.positions.max() + 1 + torch.arange(len(tail))[None]
     by_hand = receiver.open(State(receiver, kv, ids, torch.ones_like(ids), positions, []))
 
-    from lcfbench.prompts import render
-    from lcfbench.remap import remap_prompt
+    from lcfbench.alignment.remap import remap_prompt
+    from lcfbench.tasks.prompts import render
 
     history = [(t["role"], t["content"]) for t in turns[:-1]]
-    mine, own = (render(View(messages[-1]), e.tokenizer, chat=True, choices=False, history=history) for e in (receiver, sharer))
+    mine, own = (
+        render(View(messages[-1]), e.tokenizer, chat=True, choices=False, history=history)
+        for e in (receiver, sharer)
+    )
     shared = [remap_prompt(mine, own, receiver.tokenizer, sharer.tokenizer, "longest")]
     state = c2c.edit(c2c.adapter, batch(), [mine], c2c.sharer_cache(shared), shared)
     close(receiver.open(state).logits, by_hand.logits)
-    assert not torch.allclose(by_hand.logits, receiver.open(receiver.read([mine])).logits, atol=0.1)  # fusion did something
+    assert not torch.allclose(
+        by_hand.logits, receiver.open(receiver.read([mine])).logits, atol=0.1
+    )  # fusion did something
     # and a longer neighbour in the batch changes nothing
     other = render(View("Hi user, what is the correct answer?"), receiver.tokenizer, chat=True, choices=False)
     its = remap_prompt(
@@ -400,4 +452,4 @@ def test_ids_beyond_the_sharer_s_table_are_refused():
     small = AutoModelForCausalLM.from_config(sharer.model.config)
     small.resize_token_embeddings(300)
     with pytest.raises(UserError, match="300"):
-        C2C(receiver, Endpoint("small", small, sharer.tokenizer), import_c2c(FUSER))
+        C2C(receiver, CausalLM("small", small, sharer.tokenizer), import_c2c(FUSER))

@@ -15,9 +15,9 @@ import torch
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import save as save_adapter
+from lcfbench.cli.lists import ranges
+from lcfbench.cli.progress import RunProgress, duration
 from lcfbench.geometry import Geometry
-from lcfbench.ui.lists import ranges
-from lcfbench.ui.progress import RunProgress, duration
 from tests import drive
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "c2c_reference"
@@ -39,12 +39,20 @@ def ground(tmp_path_factory) -> Path:
     shutil.copy(here / "junk.parquet", here / "junk" / "x.parquet")
     for name in ("torn_weights", "no_tokenizer", "torn_config"):
         shutil.copytree(receiver, here / name)
-    (here / "torn_weights" / "model.safetensors").write_bytes((Path(receiver) / "model.safetensors").read_bytes()[:999])
+    (here / "torn_weights" / "model.safetensors").write_bytes(
+        (Path(receiver) / "model.safetensors").read_bytes()[:999]
+    )
     (here / "no_tokenizer" / "tokenizer.json").unlink()
     (here / "no_tokenizer" / "tokenizer_config.json").unlink()
     (here / "torn_config" / "config.json").write_text("{")
-    ends = ("receiver", Geometry(layers=4, kv_heads=2, head_dim=8)), ("sharer", Geometry(layers=3, kv_heads=1, head_dim=16))
-    for name, first in (("adapter", ends[0]), ("other", ("big", Geometry(layers=5, kv_heads=2, head_dim=16)))):
+    ends = (
+        ("receiver", Geometry(layers=4, kv_heads=2, head_dim=8)),
+        ("sharer", Geometry(layers=3, kv_heads=1, head_dim=16)),
+    )
+    for name, first in (
+        ("adapter", ends[0]),
+        ("other", ("big", Geometry(layers=5, kv_heads=2, head_dim=16))),
+    ):
         save_adapter(build(pair_config("lcfx", first, ends[1], options={"width": 8})), here / name, "")
     save_adapter(build(pair_config("lcf", *ends, options={"width": 8})), here / "token_wise", "")
     good = (here / "adapter" / "adapter.safetensors").read_bytes()
@@ -108,7 +116,8 @@ BAD = {
     "run --mode ,": "nothing to run",
     "run --control derange": "Did you mean deranged",
     "run --scoring leters": "'letters', 'cloze' or 'generate'",
-    RUN + "--mode receiver --scoring letters": "unknown scoring of splitfacts 'letters'. Known: cloze, generate",
+    RUN
+    + "--mode receiver --scoring letters": "unknown scoring of splitfacts 'letters'. Known: cloze, generate",
     "run -o budget": "KEY=VALUE",
     RUN + "--mode t2t -o bugdet=3": "Did you mean budget",
     RUN + "--mode t2t -o budget=ten": "must be of type int",
@@ -219,12 +228,20 @@ BAD = {
 
 @pytest.mark.parametrize("line", BAD)
 def test_bad_input_is_one_line_and_exit_2(lcf, ground, line):
-    before = sorted(p for p in ground.rglob("*") if "made" not in p.parts and "trained" not in p.parts and "cache" not in p.parts)
+    before = sorted(
+        p
+        for p in ground.rglob("*")
+        if "made" not in p.parts and "trained" not in p.parts and "cache" not in p.parts
+    )
     code, out, err = lcf(line)
     assert code == 2, err
     assert err.startswith("lcfbench: ") and err.count("\n") == 1 and err.endswith("\n"), err
     assert BAD[line] in err and "Traceback" not in err and out == ""
-    assert before == sorted(p for p in ground.rglob("*") if "made" not in p.parts and "trained" not in p.parts and "cache" not in p.parts)
+    assert before == sorted(
+        p
+        for p in ground.rglob("*")
+        if "made" not in p.parts and "trained" not in p.parts and "cache" not in p.parts
+    )
 
 
 def test_environment_variables_are_checked_as_flags_are(lcf, monkeypatch):
@@ -253,11 +270,18 @@ def test_flags_win_over_the_environment_and_both_over_the_recipe(lcf, ground, mo
 
 
 def test_a_run_a_table_a_plot(lcf, ground):
-    code, out, err = lcf(RUN + "--mode receiver,lcf --adapter adapter --control matched,deranged --limit 4 --out tried")
+    code, out, err = lcf(
+        RUN + "--mode receiver,lcf --adapter adapter --control matched,deranged --limit 4 --out tried"
+    )
     assert code == 0 and "lcf" in out and "deranged" in out
-    assert all(line.startswith(("splitfacts · ", "receiver: sends no message", "recorded in ")) for line in err.splitlines()), err
+    assert all(
+        line.startswith(("splitfacts · ", "receiver: sends no message", "recorded in "))
+        for line in err.splitlines()
+    ), err
     assert len(json.loads(lcf("show tried --json")[1])) == 3
-    assert lcf("show tried --csv")[1].count("\n") == 4 and lcf("show tried --markdown")[1].startswith("**splitfacts")
+    assert lcf("show tried --csv")[1].count("\n") == 4 and lcf("show tried --markdown")[1].startswith(
+        "**splitfacts"
+    )
     assert [row["state"] for row in json.loads(lcf("ls runs --out tried --json")[1])] == ["complete"] * 3
     code, out, _ = lcf("plot frontier tried")
     assert code == 0 and sorted(Path(p).name for p in out.split()) == ["frontier.png", "frontier.svg"]
@@ -268,11 +292,17 @@ def test_unreadable_rows_beside_good_ones_are_warned_of_and_skipped(lcf, ground)
     lcf(RUN + "--mode receiver --out mixed")
     shutil.copy(ground / "junk.parquet", ground / "mixed" / "junk.parquet")
     code, out, err = lcf("show mixed")
-    assert code == 0 and "receiver" in out and err.startswith("warning: ") and "junk.parquet: skipped" in err and err.count("\n") == 1
+    assert (
+        code == 0
+        and "receiver" in out
+        and err.startswith("warning: ")
+        and "junk.parquet: skipped" in err
+        and err.count("\n") == 1
+    )
 
 
 def test_a_dry_run_shows_prompts_and_loads_no_weights(lcf, ground, monkeypatch):
-    monkeypatch.setattr("lcfbench.endpoint.Endpoint.load", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr("lcfbench.models.causal_lm.CausalLM.load", lambda *a, **k: pytest.fail("loaded"))
     code, out, _ = lcf("run --pair ./receiver:./sharer --dry-run --limit 1 --out dry")
     shown = json.loads(out)
     assert code == 0 and shown["receiver"]["prompt"].startswith("Notes:") and shown["sharer"]["tokens"] > 0
@@ -280,12 +310,18 @@ def test_a_dry_run_shows_prompts_and_loads_no_weights(lcf, ground, monkeypatch):
 
 
 def test_adapter_verbs(lcf, ground):
-    size = json.loads(lcf("adapter size --mode lcf --pair qwen3-0.6b:qwen2.5-0.5b -o width=128 -o layers=9 --json")[1])
+    size = json.loads(
+        lcf("adapter size --mode lcf --pair qwen3-0.6b:qwen2.5-0.5b -o width=128 -o layers=9 --json")[1]
+    )
     assert size["layers"] == 9 and size["params"] == 6233634
     assert lcf("adapter size")[1].startswith("lcf smollm2-135m:gemma3-270m: ")
     for name in ("adapter", "adapter/adapter.safetensors"):
         facts = json.loads(lcf(f"adapter info {name} --json")[1])
-        assert facts["kind"] == "lcfx" and facts["layers"] == [0, 1, 2, 3] and len(facts["gate_logits_key_value"]) == 4
+        assert (
+            facts["kind"] == "lcfx"
+            and facts["layers"] == [0, 1, 2, 3]
+            and len(facts["gate_logits_key_value"]) == 4
+        )
     assert "layers open: 4" in lcf("adapter info adapter")[1]
     (ground / "adapters").mkdir()
     shutil.copytree(ground / "future", ground / "adapters" / "future")
@@ -320,12 +356,17 @@ IMPORTS += "finally: print('LOADED', *(m for m in ('torch', 'transformers', 'lm_
 
 @pytest.fixture(scope="module")
 def recorded(ground) -> Path:
-    from lcfbench.recipe import Recipe
-    from lcfbench.runner import run
+    from lcfbench.evaluation.recipe import Recipe
+    from lcfbench.evaluation.runner import run
 
     out = ground / "recorded"
     pair = f"{ground / 'receiver'}:{ground / 'sharer'}"
-    list(run(Recipe(pair=pair, mode=["receiver"], limit=2, out=out, dtype="float32", latency_documents=0), drive.Watcher()))
+    list(
+        run(
+            Recipe(pair=pair, mode=["receiver"], limit=2, out=out, dtype="float32", latency_documents=0),
+            drive.Watcher(),
+        )
+    )
     return out
 
 
@@ -336,7 +377,12 @@ def recorded(ground) -> Path:
 )  # fmt: skip
 def test_torch_stays_out_of_what_runs_no_model(ground, recorded, line):
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTS, *line.split()], cwd=ground, env=drive.environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", IMPORTS, *line.split()],
+        cwd=ground,
+        env=drive.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stdout.splitlines()[-1].split() == ["LOADED"], done.stdout[-200:] + done.stderr
 
@@ -351,13 +397,23 @@ def test_a_reader_that_leaves_is_no_error(ground, recorded):
 
 def test_help_says_what_to_do_next():
     code, out, err = drive.process("--help")
-    assert code == 0 and all(verb in out for verb in ("run", "train", "show", "ls", "doctor", "demo", "adapter", "plot")) and not err
+    assert (
+        code == 0
+        and all(verb in out for verb in ("run", "train", "show", "ls", "doctor", "demo", "adapter", "plot"))
+        and not err
+    )
     code, out, err = drive.process()
     assert code == 2 and "Usage: lcfbench" in err and "Traceback" not in err
 
 
 def test_durations_and_ranges_read_well():
-    assert [duration(s) for s in (0.4, 59.4, 65, 3600, 7830)] == ["0 s", "59 s", "1 min 05 s", "1 h 00 min", "2 h 10 min"]
+    assert [duration(s) for s in (0.4, 59.4, 65, 3600, 7830)] == [
+        "0 s",
+        "59 s",
+        "1 min 05 s",
+        "1 h 00 min",
+        "2 h 10 min",
+    ]
     assert ranges([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8" and ranges([]) == ""
 
 
@@ -366,12 +422,14 @@ def test_a_log_gets_whole_lines_and_a_terminal_one_that_changes(capsys, monkeypa
     monkeypatch.setenv("COLUMNS", "40")
     title = "splitfacts · full_context · deranged"
     line.begin(title, 1000, 16, 4.0)
-    monkeypatch.setattr("lcfbench.ui.progress.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("lcfbench.cli.console.progress.QUIET_SECONDS", 0.0)
     line.update(title, 8.0, 32)
     line.warn("a [bracket] is no markup")
     line.end(title)
     first, warning, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("splitfacts · full_context · deranged  32/1000  score 25.0 ± 14.4 %  ") and first.endswith(" left")
+    assert first.startswith(
+        "splitfacts · full_context · deranged  32/1000  score 25.0 ± 14.4 %  "
+    ) and first.endswith(" left")
     assert warning == "warning: a [bracket] is no markup" and last.startswith(
         "splitfacts · full_context · deranged  32/1000  score 25.0 ± 14.4 %  "
     )
@@ -389,4 +447,6 @@ def test_a_full_disk_is_one_line(ground):
             stderr=subprocess.PIPE,
             text=True,
         )
-    assert done.returncode == 2 and done.stderr.startswith("lcfbench: ") and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("lcfbench: ") and done.stderr.count("\n") == 1, (
+        done.stderr
+    )

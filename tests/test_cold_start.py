@@ -39,7 +39,12 @@ def results(tmp_path_factory) -> Path:
 def loaded(line: str, results: Path, codes: tuple[int, ...] = (0,)) -> tuple[int, set[str]]:
     """How many modules a command imports, and the packages they are of. codes: one of which it must end with."""
     done = subprocess.run(
-        [sys.executable, "-c", COUNT, *line.split()], cwd=results, env=drive.environment(), capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", COUNT, *line.split()],
+        cwd=results,
+        env=drive.environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     last = done.stdout.splitlines()[-1].split()
     assert last[0] == "LOADED" and done.returncode in codes, done.stdout[-300:] + done.stderr[-300:]
@@ -56,7 +61,9 @@ def test_help_and_mistakes_import_next_to_nothing(results, line, code):
     assert not packages & (HEAVY | READERS) and count < 400
 
 
-@pytest.mark.parametrize("line", ["ls tasks", "ls methods", "ls models", "ls adapters", "ls recipes", "ls runs --out a"])
+@pytest.mark.parametrize(
+    "line", ["ls tasks", "ls methods", "ls models", "ls adapters", "ls recipes", "ls runs --out a"]
+)
 def test_lists_read_no_tables(results, line):
     count, packages = loaded(line, results)
     assert not packages & (HEAVY | READERS) and count < 500

@@ -7,9 +7,10 @@ from collections import Counter
 
 import pytest
 
-from lcfbench.controls import NEIGHBOURHOOD, check_control, sender_of
-from lcfbench.document import Document, View
+from lcfbench.controls.assignment import NEIGHBOURHOOD, sender_of
+from lcfbench.controls.names import check_control
 from lcfbench.errors import UserError
+from lcfbench.tasks.document import Document, View
 
 
 def document(name: object, text: str) -> Document:

@@ -10,14 +10,15 @@ import torch
 
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
-from lcfbench.alignment import aligned_positions
-from lcfbench.altered import Altered, Muted, noised, without_message
-from lcfbench.catalogue import method_names
-from lcfbench.controls import CONTROLS, lacks, under
-from lcfbench.endpoint import Endpoint
-from lcfbench.kv import pad_left
-from lcfbench.methods.base import Batch, create, method_class
-from lcfbench.timing import Clock
+from lcfbench.alignment.tokens import aligned_positions
+from lcfbench.controls.names import CONTROLS
+from lcfbench.controls.wrappers import ReplacedCacheModel, SilentMethod, lacks, noised, under, without_message
+from lcfbench.methods.base import Batch
+from lcfbench.methods.create import create, method_class
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.padding import pad_left
+from lcfbench.models.timing import Clock
+from lcfbench.registry import method_names
 from tests import test_baselines, test_dense, test_prefix, tiny
 from tests.drive import ROOT
 from tests.test_methods import SHARED, SPLIT, fused, made, outcomes, pair, same_bits
@@ -59,7 +60,9 @@ def method_of(name: str, what: str):
     """A method with its tiny pair. `what`: its kind of adapter, or what else there is to choose."""
     if name == "dense":
         ends = pair(name)
-        return create(name, *ends, test_dense.noisy(ends, form="linear", sources=2, residual=6), {"context": what})
+        return create(
+            name, *ends, test_dense.noisy(ends, form="linear", sources=2, residual=6), {"context": what}
+        )
     if name == "prefix":
         ends = pair(name)
         return create(name, *ends, test_prefix.adapter(ends, place=what))
@@ -77,11 +80,15 @@ def controls_of(name: str) -> list[str]:
     return [c for c in CONTROLS if not lacks(c, method_class(name))]
 
 
-def ids_of(end: Endpoint, texts: list[str]):
+def ids_of(end: CausalLM, texts: list[str]):
     return pad_left([end.tokenizer(text)["input_ids"] for text in texts], end.pad_id)
 
 
-TEXTS = ["The key of Kafi is in the orange box.", "Zona works.", "The purple box is in Vienna. The brown box is in Toronto."]
+TEXTS = [
+    "The key of Kafi is in the orange box.",
+    "Zona works.",
+    "The purple box is in Vienna. The brown box is in Toronto.",
+]
 
 
 def test_every_method_that_sends_is_covered_and_knows_of_no_control():
@@ -121,15 +128,17 @@ def test_under_a_control(name, what, documents):
 def test_what_is_sent_is_made_from_the_altered_cache(name, what, documents, control, monkeypatch):
     if lacks(control, method_class(name)):
         pytest.skip("sends no cache")
-    method, read, plain = method_of(name, what), [], Altered.prefill
+    method, read, plain = method_of(name, what), [], ReplacedCacheModel.prefill
 
     def prefill(self, *args):
         read.append(plain(self, *args))
         return read[-1]
 
-    monkeypatch.setattr(Altered, "prefill", prefill)
+    monkeypatch.setattr(ReplacedCacheModel, "prefill", prefill)
     _, state, _ = outcomes(under(control, method, seed=0), documents)
-    assert sum(kv.rows for kv in read) == len(documents), "every document's message comes from a cache that was altered"
+    assert sum(kv.rows for kv in read) == len(documents), (
+        "every document's message comes from a cache that was altered"
+    )
     matched, own, _ = outcomes(method, documents)
     assert own.message.wire_bytes == state.message.wire_bytes or own.message.texts is not None
     assert own.message.read == state.message.read, "it reads what it always reads"
@@ -141,7 +150,10 @@ def test_what_is_sent_is_made_from_the_altered_cache(name, what, documents, cont
 def test_an_emptied_cache_is_zero_where_it_is_real(family):
     end = tiny.endpoint("one", family=family)
     ids, mask = ids_of(end, TEXTS)
-    real, emptied = end.prefill(ids, mask), under("zero", create("kvcomm", end, end), 0).sharer.prefill(ids, mask)
+    real, emptied = (
+        end.prefill(ids, mask),
+        under("zero", create("kvcomm", end, end), 0).sharer.prefill(ids, mask),
+    )
     kept = ~mask.bool()[None, :, None, :, None].expand_as(real.keys)
     for x, y in ((real.keys, emptied.keys), (real.values, emptied.values)):
         assert not y[~kept].any() and same_bits(y[kept], x[kept]) and x[~kept].any()
@@ -161,7 +173,9 @@ def test_noise_has_the_moments_of_each_documents_real_cache_by_layer_and_head(fa
             x, y, z = (getattr(kv, which)[:, b][:, :, on] for kv in (real, noise, other))
             assert torch.allclose(x.mean((2, 3)), y.mean((2, 3)), atol=1e-5)
             assert torch.allclose(x.std((2, 3), correction=0), y.std((2, 3), correction=0), rtol=1e-4)
-            assert (torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1].abs() < 0.95) and not torch.equal(y, z)
+            assert (
+                torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1].abs() < 0.95
+            ) and not torch.equal(y, z)
             assert same_bits(getattr(real, which)[:, b][:, :, ~on], getattr(noise, which)[:, b][:, :, ~on])
             a = (y - y.mean((2, 3), keepdim=True)) / y.std((2, 3), keepdim=True)
             assert (a[0, 0] - a[-1, -1]).abs().max() > 0.5, "layers and heads are drawn apart"
@@ -196,7 +210,11 @@ def test_what_was_read_before_stays_and_only_what_is_read_now_is_altered():
 def test_an_altered_sharer_shares_prefills_and_is_an_endpoint():
     end = tiny.endpoint("one")
     sharer = noised(create("kvcomm", end, end), 0).sharer
-    assert isinstance(sharer, Endpoint) and (sharer.name, sharer.revision, sharer.geometry) == (end.name, end.revision, end.geometry)
+    assert isinstance(sharer, CausalLM) and (sharer.name, sharer.revision, sharer.geometry) == (
+        end.name,
+        end.revision,
+        end.geometry,
+    )
     assert sharer.model is end.model and sharer.tokenizer is end.tokenizer
     runs = []
     hook = end.model.get_decoder().register_forward_hook(lambda *a: runs.append(1))
@@ -208,7 +226,9 @@ def test_an_altered_sharer_shares_prefills_and_is_an_endpoint():
 
 
 @EVERY
-def test_silence_runs_no_sharer_and_leaves_the_receiver_or_the_adapter_on_its_own_cache(name, what, documents):
+def test_silence_runs_no_sharer_and_leaves_the_receiver_or_the_adapter_on_its_own_cache(
+    name, what, documents
+):
     method = method_of(name, what)
     unheard = copy.deepcopy(method.sharer.model)
 
@@ -220,15 +240,22 @@ def test_silence_runs_no_sharer_and_leaves_the_receiver_or_the_adapter_on_its_ow
     real, method.sharer = method.sharer, copy.copy(method.sharer)
     method.sharer.model = unheard
     silent = under("silent", method, seed=0)
-    assert isinstance(silent, Muted) and not silent.sends
+    assert isinstance(silent, SilentMethod) and not silent.sends
     got, state, batch = outcomes(silent, documents)
     rows = len(documents)
     message = state.message
-    assert message.wire_bytes == message.cache_bytes == message.sharer_tokens == [0] * rows and message.texts is message.read is None
+    assert (
+        message.wire_bytes == message.cache_bytes == message.sharer_tokens == [0] * rows
+        and message.texts is message.read is None
+    )
     method.sharer = real
     alone, base, _ = outcomes(create("receiver", method.receiver, method.receiver), documents)
     if what not in OWN:
-        assert got == alone and same_bits(state.kv.keys, base.kv.keys) and same_bits(state.kv.values, base.kv.values)
+        assert (
+            got == alone
+            and same_bits(state.kv.keys, base.kv.keys)
+            and same_bits(state.kv.values, base.kv.values)
+        )
         assert message.adapter_flops is None and batch.clock.ms["sharer"] == 0
         return
     # the very same thing: the sharer's half of W_down is zero
@@ -272,7 +299,9 @@ def test_position_t_of_n_reads_position_t_m_over_n_of_another_text(name, monkeyp
             lengths.add(N != M)
             inside = aligned_positions(mine, mine, method.adapter.config.token_alignment)
             stop = part.stops[b] if part is not None else N - 1
-            for column, t in zip(range(index.shape[1] - 1, -1, -1), range(stop - 1, part.starts[b] - 1, -1), strict=False):
+            for column, t in zip(
+                range(index.shape[1] - 1, -1, -1), range(stop - 1, part.starts[b] - 1, -1), strict=False
+            ):
                 expected = (t * M) // N + width - M if inside[t] >= 0 else -1
                 assert int(index[b, column]) == expected
                 read += expected >= 0
@@ -294,6 +323,8 @@ def test_gates_as_they_act():
     found = soft.gates_applied()
     assert found["key"] == [0.5] * 4 and found["value"] == pytest.approx([0.880797, 0.5, 0.5, 0.5])
     names = ((e.name, e.geometry) for e in ends)
-    open_for_good = build(pair_config("c2c", *names, options={"hidden": 8, "intermediate": 8, "ablation": "no-gate"}))
+    open_for_good = build(
+        pair_config("c2c", *names, options={"hidden": 8, "intermediate": 8, "ablation": "no-gate"})
+    )
     assert open_for_good.gates_applied() is None
     assert test_baselines.lora_adapter(ends[0]).gates_applied() is None

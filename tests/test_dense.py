@@ -9,18 +9,23 @@ import torch
 
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import AdapterConfig, pair_config
+from lcfbench.adapters.dense_fit import Pairs, low_rank, r2, reconstruct
 from lcfbench.adapters.files import load, save
 from lcfbench.errors import UserError
+from lcfbench.evaluation.answer import target
 from lcfbench.geometry import Geometry
-from lcfbench.methods._translate import Pairs, read_pairs
-from lcfbench.methods.base import Batch, create
-from lcfbench.scoring import target
-from lcfbench.timing import Clock
-from lcfbench.training.reconstruction import low_rank, r2, reconstruct
+from lcfbench.methods._translate import read_pairs
+from lcfbench.methods.base import Batch
+from lcfbench.methods.create import create
+from lcfbench.models.timing import Clock
 from tests import tiny
 from tests.test_methods import SHARED, SPLIT, outcomes, pair, same_bits
 
-FORMS = [{"form": "mlp", "multiple": 2}, {"form": "linear", "sources": 3, "residual": 6}, {"form": "linear", "rank": 5, "residual": 6}]
+FORMS = [
+    {"form": "mlp", "multiple": 2},
+    {"form": "linear", "sources": 3, "residual": 6},
+    {"form": "linear", "rank": 5, "residual": 6},
+]
 TEXTS = [replace(d, doc_id=f"{d.doc_id}-{i}") for i in range(7) for d in SPLIT + SHARED]
 
 
@@ -79,8 +84,13 @@ def test_the_own_cache_translated_into_itself_changes_nothing(family, keep):
 @torch.no_grad()
 def test_the_own_cache_in_front_equals_the_two_texts_in_a_row(family):
     one = tiny.endpoint("same", family=family)
-    same_lead = [replace(d, receiver=replace(d.receiver, user="The b" + d.receiver.user[len("Notes") :])) for d in SPLIT]
-    same_lead = [replace(d, sharer=replace(d.sharer, user="The b" + d.sharer.user[len("Notes") :])) for d in same_lead]
+    same_lead = [
+        replace(d, receiver=replace(d.receiver, user="The b" + d.receiver.user[len("Notes") :]))
+        for d in SPLIT
+    ]
+    same_lead = [
+        replace(d, sharer=replace(d.sharer, user="The b" + d.sharer.user[len("Notes") :])) for d in same_lead
+    ]
     got, _, _ = outcomes(create("dense", one, one, identity(one)), same_lead)
     expected, _, _ = outcomes(create("kvcomm", one, one), same_lead)
     for a, b in zip(got, expected, strict=True):
@@ -94,9 +104,14 @@ def test_shut_gates_leave_what_was_read_bit_for_bit(blend):
     alone, base, _ = outcomes(create("receiver", *ends), SHARED)
     adapter = noisy(ends, logit=-1.0, form="linear", blend=blend, gate="hard")
     assert outcomes(create("dense", *ends, adapter), SHARED)[0] == alone  # all layers dropped
-    assert outcomes(create("dense", *ends, adapter), SPLIT)[0] == outcomes(create("receiver", *ends), SPLIT)[0]
+    assert (
+        outcomes(create("dense", *ends, adapter), SPLIT)[0] == outcomes(create("receiver", *ends), SPLIT)[0]
+    )
     adapter.requires_grad_(True)  # as in training: the layers are computed, and change nothing
-    bare = [replace(d, receiver=replace(d.receiver, prefix=""), sharer=replace(d.sharer, prefix="")) for d in SHARED]
+    bare = [
+        replace(d, receiver=replace(d.receiver, prefix=""), sharer=replace(d.sharer, prefix=""))
+        for d in SHARED
+    ]
     _, base, _ = outcomes(create("receiver", *ends), bare)
     _, state, _ = outcomes(create("dense", *ends, adapter), bare)
     assert same_bits(state.kv.keys, base.kv.keys)
@@ -128,7 +143,9 @@ def test_sdpa_equals_eager(documents, context):
     got = []
     for attention in ("sdpa", "eager"):
         ends = pair(attention=attention)
-        got.append(outcomes(create("dense", *ends, noisy(ends, **FORMS[2]), {"context": context}), documents)[0])
+        got.append(
+            outcomes(create("dense", *ends, noisy(ends, **FORMS[2]), {"context": context}), documents)[0]
+        )
     for a, b in zip(*got, strict=True):
         assert a == pytest.approx(b, abs=5e-4)
 
@@ -152,8 +169,17 @@ def test_unaware_hides_the_text_from_the_receiver():
     adapter = identity(one)
     adapter.weight.zero_()
     words = ["copper conducts heat", "conducts copper heat", "heat conducts copper"]
-    documents = [replace(SHARED[0], receiver=replace(SHARED[0].receiver, user=w), sharer=replace(SHARED[0].sharer, user=w)) for w in words]
-    same = [d for d in documents if len(one.tokenizer(d.receiver.user).input_ids) == len(one.tokenizer(words[0]).input_ids)]
+    documents = [
+        replace(
+            SHARED[0], receiver=replace(SHARED[0].receiver, user=w), sharer=replace(SHARED[0].sharer, user=w)
+        )
+        for w in words
+    ]
+    same = [
+        d
+        for d in documents
+        if len(one.tokenizer(d.receiver.user).input_ids) == len(one.tokenizer(words[0]).input_ids)
+    ]
     assert len(same) > 1
     got, _, _ = outcomes(create("dense", one, one, adapter, {"context": "unaware"}), same)
     assert all(row == pytest.approx(got[0], abs=5e-4) for row in got)
@@ -202,8 +228,15 @@ def planted(ends, **options):
     mean, scale = x.mean(1, keepdim=True), x.std(1, keepdim=True)
     torch.manual_seed(5)
     rank = options.get("rank") or adapter.width_out
-    W = torch.randn(len(adapter.config.layers), adapter.width_in, rank) @ torch.randn(rank, adapter.width_out) / 20
-    made = [Pairs(p.entries, torch.bmm(adapter.window((p.entries - mean) / scale), W) + 0.7, p.held) for p in batches]
+    W = (
+        torch.randn(len(adapter.config.layers), adapter.width_in, rank)
+        @ torch.randn(rank, adapter.width_out)
+        / 20
+    )
+    made = [
+        Pairs(p.entries, torch.bmm(adapter.window((p.entries - mean) / scale), W) + 0.7, p.held)
+        for p in batches
+    ]
     return adapter, made
 
 
@@ -229,7 +262,9 @@ def test_low_rank_is_the_best_of_its_rank():
     torch.testing.assert_close(down @ up, W)
 
 
-@pytest.mark.parametrize("options", [FORMS[0], {**FORMS[1], "reconstruction": "gradient"}], ids=["mlp", "linear"])
+@pytest.mark.parametrize(
+    "options", [FORMS[0], {**FORMS[1], "reconstruction": "gradient"}], ids=["mlp", "linear"]
+)
 def test_gradient_reconstruction_learns(options):
     ends = (tiny.endpoint("same"),) * 2
     adapter = build(config_of(ends, reconstruction_steps=80, reconstruction_lr=1e-2, **options))
@@ -260,7 +295,9 @@ def test_gradients_reach_every_weight(documents, share, options):
     method = create("dense", *ends, adapter)
     state = method.respond(Batch(documents, documents, Clock()))
     tokenizer = ends[0].tokenizer
-    pairs = [target(d, p, tokenizer, tokenizer.eos_token_id) for d, p in zip(documents, state.prompts, strict=True)]
+    pairs = [
+        target(d, p, tokenizer, tokenizer.eos_token_id) for d, p in zip(documents, state.prompts, strict=True)
+    ]
     loss, _ = ends[0].loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs])
     loss.backward()
     for name, p in adapter.named_parameters():
@@ -298,13 +335,17 @@ def test_parameters_of_the_mlp_form():
 def test_wire_bytes_are_the_least_that_would_do():
     def of(**options):
         with torch.device("meta"):
-            return build(pair_config("dense", ("a", QWEN3), ("b", QWEN25), layer_map="proportional", options=options))
+            return build(
+                pair_config("dense", ("a", QWEN3), ("b", QWEN25), layer_map="proportional", options=options)
+            )
 
     cache = 24 * 256 * 50 * 2  # all sharer layers are read
     assert of(form="linear", rank=32).wire_bytes(50, 40, 2) == 28 * 32 * 40 * 2 < cache
     assert of(form="linear", rank=512).wire_bytes(50, 50, 2) == cache
     assert of(form="linear", sources=3).wire_bytes(50, 40, 2) == cache == of().cache_bytes(50, 2)
-    one = AdapterConfig.model_validate({**of(form="linear").config.model_dump(), "layers": (27,), "layer_map": (23,)})
+    one = AdapterConfig.model_validate(
+        {**of(form="linear").config.model_dump(), "layers": (27,), "layer_map": (23,)}
+    )
     with torch.device("meta"):
         assert build(one).cache_bytes(50, 2) == 256 * 50 * 2
 
@@ -318,10 +359,18 @@ def test_saved_and_loaded_it_answers_alike(tmp_path):
         adapter.output_scale.uniform_(0.5, 2)
         save(adapter, tmp_path / str(i), "card", torch.float32)
         again = load(tmp_path / str(i))
-        assert all(torch.equal(a, b) for a, b in zip(adapter.state_dict().values(), again.state_dict().values(), strict=True))
-        assert outcomes(create("dense", *ends, again), SPLIT)[0] == outcomes(create("dense", *ends, adapter), SPLIT)[0]
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(adapter.state_dict().values(), again.state_dict().values(), strict=True)
+        )
+        assert (
+            outcomes(create("dense", *ends, again), SPLIT)[0]
+            == outcomes(create("dense", *ends, adapter), SPLIT)[0]
+        )
         save(adapter, tmp_path / f"bf{i}", "card")
-        assert torch.equal(load(tmp_path / f"bf{i}").output_scale, adapter.output_scale)  # statistics stay in fp32
+        assert torch.equal(
+            load(tmp_path / f"bf{i}").output_scale, adapter.output_scale
+        )  # statistics stay in fp32
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from lcfbench import dtypes
+from lcfbench.models import dtypes
 from lcfbench.provenance import environment
 
 CPU = torch.device("cpu")
@@ -34,7 +34,10 @@ def taking(prefill: float, decode: float = 1.0):
     return timer
 
 
-@pytest.mark.parametrize(("speedup", "wanted"), [(1.9, torch.bfloat16), (1.1, torch.bfloat16), (1.09, torch.float32), (0.2, torch.float32)])
+@pytest.mark.parametrize(
+    ("speedup", "wanted"),
+    [(1.9, torch.bfloat16), (1.1, torch.bfloat16), (1.09, torch.float32), (0.2, torch.float32)],
+)
 def test_the_prefill_decides(cache, speedup, wanted):
     dtype, record = dtypes.choose(CPU, taking(speedup, decode=0.5))
     assert dtype is wanted and record["prefill_speedup"] == speedup and record["decode_speedup"] == 0.5

@@ -7,10 +7,14 @@ import warnings
 import pytest
 import torch
 
-from lcfbench import endpoint, memory, prefill
-from lcfbench.document import View
-from lcfbench.kv import KV, pad_left, positions_of, rotate
-from lcfbench.prompts import continuation, render
+from lcfbench.models import causal_lm as endpoint
+from lcfbench.models import memory
+from lcfbench.models import shared_prefill as prefill
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.padding import pad_left, positions_of
+from lcfbench.models.rotary import rotate
+from lcfbench.tasks.document import View
+from lcfbench.tasks.prompts import continuation, render
 from tests import tiny
 
 TEXTS = [
@@ -77,9 +81,9 @@ def test_decode_equals_generate(family):
     for p in prompts(end):
         text, written = end.decode(end.open(end.read([p])), 10)
         ids = torch.tensor([p.ids])
-        made = end.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, pad_token_id=3)[
-            0, ids.shape[1] :
-        ]
+        made = end.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, pad_token_id=3
+        )[0, ids.shape[1] :]
         assert text[0] == end.tokenizer.decode(made, skip_special_tokens=True)
         assert written[0] == int((made != 2).sum())
 
@@ -99,7 +103,9 @@ def test_prefill_in_two_pieces_equals_one():
     half = end.prefill(ids[:, :5], mask[:, :5])
     rest = end.prefill(ids[:, 5:], mask[:, 5:], past=half, start=mask[:, :5].sum(1))
     real = mask.bool()
-    assert torch.allclose(whole.keys.permute(1, 3, 0, 2, 4)[real], rest.keys.permute(1, 3, 0, 2, 4)[real], atol=1e-4)
+    assert torch.allclose(
+        whole.keys.permute(1, 3, 0, 2, 4)[real], rest.keys.permute(1, 3, 0, 2, 4)[real], atol=1e-4
+    )
     assert torch.equal(whole.positions[real], rest.positions[real])
 
 

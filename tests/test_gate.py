@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lcfbench.analysis.cells import read_cells
 from lcfbench.analysis.gate import Outcome, decide, equal_answers, score_shift
-from lcfbench.analysis.gate.check import check_cells
+from lcfbench.analysis.gate.check import check_run_groups
 from lcfbench.analysis.gate.outputs import annotation
 from lcfbench.analysis.gate.times import time_shift
-from lcfbench.ui.gate import table
+from lcfbench.analysis.run_groups import read_run_groups
+from lcfbench.cli.gate_view import table
 from tests.drive import invoke
 from tests.gate_runs import MACHINE, answers, changed, forget, record, rewrite
 
@@ -36,7 +36,9 @@ def check(capsys, monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
 
     def run(*args: object, baseline: str = "base", new: str = "new") -> tuple[int, str]:
-        code, told, complained = invoke(capsys, monkeypatch, "check", tmp_path / baseline, tmp_path / new, *args)
+        code, told, complained = invoke(
+            capsys, monkeypatch, "check", tmp_path / baseline, tmp_path / new, *args
+        )
         assert "Traceback" not in told + complained
         return code, " ".join((told + complained).split())
 
@@ -46,13 +48,17 @@ def check(capsys, monkeypatch, tmp_path):
 def both(out: Path, new: np.ndarray, base: np.ndarray = BASE, **more) -> tuple[Path, Path]:
     """A baseline run and a new one."""
     shared = {k: more.pop(k) for k in ("task",) if k in more}
-    return record(out / "base", base, ms=MS, **shared), record(out / "new", new, **{"ms": MS, **shared, **more})
+    return record(out / "base", base, ms=MS, **shared), record(
+        out / "new", new, **{"ms": MS, **shared, **more}
+    )
 
 
 def test_a_planted_drop_fails_and_few_documents_cannot_say(check, tmp_path) -> None:
     both(tmp_path, changed(BASE, lost=60, gained=20))
     code, said = check()
-    assert code == FAILED and "surely worse" in said and "-2.0" in said and "2,000" in said and "exit 1" in said
+    assert (
+        code == FAILED and "surely worse" in said and "-2.0" in said and "2,000" in said and "exit 1" in said
+    )
     both(tmp_path, changed(BASE[:100], lost=3, gained=1), BASE[:100])
     code, said = check()
     assert code == UNSURE and "n=100; about" in said and "documents would decide" in said
@@ -75,7 +81,9 @@ def test_equal_answers_need_so_many_documents(check, tmp_path, limit: str, fewes
     """A loss of exactly the limit leaves all answers equal with probability (1 − limit)ⁿ: .99²⁹⁸ and .98¹⁴⁸ are above 5 %."""
     both(tmp_path, BASE[: fewest - 1], BASE[: fewest - 1])
     code, said = check("--max-drop", limit)
-    assert code == UNSURE and f"all {fewest - 1} answers score the same; {fewest} documents would decide" in said
+    assert (
+        code == UNSURE and f"all {fewest - 1} answers score the same; {fewest} documents would decide" in said
+    )
     both(tmp_path, BASE[:fewest], BASE[:fewest])
     assert check("--max-drop", limit)[0] == OK
     assert "equal answers never show a loss of 0" in check("--max-drop", "0")[1]
@@ -102,7 +110,13 @@ def timed(out: Path, factors: Sequence[float], machines: Sequence[dict] = ()) ->
     for seed, factor in enumerate(factors):
         noise = np.random.default_rng(seed).normal(1, 0.03, len(MS))
         record(out / "base", FEW, ms=MS, seed=seed)
-        record(out / "new", FEW, ms=MS * factor * noise, seed=seed, machine=dict(enumerate(machines)).get(seed, MACHINE))
+        record(
+            out / "new",
+            FEW,
+            ms=MS * factor * noise,
+            seed=seed,
+            machine=dict(enumerate(machines)).get(seed, MACHINE),
+        )
 
 
 def test_a_slowdown_fails_only_when_asked_for_and_only_on_the_same_machine(check, tmp_path) -> None:
@@ -110,11 +124,16 @@ def test_a_slowdown_fails_only_when_asked_for_and_only_on_the_same_machine(check
     assert check()[0] == OK
     code, said = check("--max-slowdown", "10%")
     assert code == FAILED and "31.0 % slower, surely more than 10 %" in said and "3 runs" in said
-    assert "share what the machine does between two sittings: record the baseline in the same job, the two sides alternately" in said
+    assert (
+        "share what the machine does between two sittings: record the baseline in the same job, the two sides alternately"
+        in said
+    )
     assert check("--max-slowdown", "60%")[0] == OK
     code, said = check("--max-slowdown", "25%")
     assert code == UNSURE and "n=3; about" in said and "runs would decide" in said
-    record(tmp_path / "new", FEW, ms=MS * 3, seed=2, machine={**MACHINE, "threads": 8})  # one of the three is enough
+    record(
+        tmp_path / "new", FEW, ms=MS * 3, seed=2, machine={**MACHINE, "threads": 8}
+    )  # one of the three is enough
     code, said = check("--max-slowdown", "10%")
     assert code == UNSURE and "not compared: several machines (threads 1 → 8)" in said
     shutil.rmtree(tmp_path / "new")
@@ -123,9 +142,12 @@ def test_a_slowdown_fails_only_when_asked_for_and_only_on_the_same_machine(check
 
 
 @pytest.mark.parametrize(
-    ("factors", "words"), [([1.24], "slower by 24 %"), ([1.0], "as fast"), ([0.5, 0.5], "faster by 50 %"), ([9], "slower")]
+    ("factors", "words"),
+    [([1.24], "slower by 24 %"), ([1.0], "as fast"), ([0.5, 0.5], "faster by 50 %"), ([9], "slower")],
 )
-def test_one_run_a_side_cannot_tell_the_machine_from_the_code(check, tmp_path, factors: list[float], words: str) -> None:
+def test_one_run_a_side_cannot_tell_the_machine_from_the_code(
+    check, tmp_path, factors: list[float], words: str
+) -> None:
     timed(tmp_path, factors)
     code, said = check("--max-slowdown", "10%")
     runs = "1 run" if len(factors) == 1 else "2 runs"
@@ -191,7 +213,10 @@ def test_repeated_rows_count_once(check, tmp_path) -> None:
     assert code == FAILED and "2,700 rows repeat a document; each counts once" in said and "2,000" in said
 
 
-@pytest.mark.parametrize(("name", "value"), [("dtype", "bfloat16"), ("device", "cuda"), ("attention", "eager"), ("data_sha256", "d" * 64)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dtype", "bfloat16"), ("device", "cuda"), ("attention", "eager"), ("data_sha256", "d" * 64)],
+)
 def test_what_is_computed_or_asked_differently_is_refused(check, tmp_path, name: str, value: str) -> None:
     both(tmp_path, FEW, FEW, **{name: value})
     code, said = check()
@@ -214,14 +239,24 @@ def test_other_data_under_the_same_name_is_found_by_its_documents(check, tmp_pat
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("task", "splitfacts2"), ("pair", "a:b"), ("mode", "t2t"), ("control", "deranged"), ("options", {"width": "8"}), ("seed", 1)],
+    [
+        ("task", "splitfacts2"),
+        ("pair", "a:b"),
+        ("mode", "t2t"),
+        ("control", "deranged"),
+        ("options", {"width": "8"}),
+        ("seed", 1),
+    ],
 )
 def test_another_run_does_not_stand_in(check, tmp_path, field: str, value) -> None:
     both(tmp_path, FEW, FEW)
     shutil.rmtree(tmp_path / "new")
     record(tmp_path / "new", FEW, prefix="splitfacts", **{field: value})
     code, said = check()
-    assert code == INCOMPLETE and f"no such run; the nearest, {value if field == 'task' else 'splitfacts'}" in said
+    assert (
+        code == INCOMPLETE
+        and f"no such run; the nearest, {value if field == 'task' else 'splitfacts'}" in said
+    )
     assert f"differs: {field}" in said and "not in the baseline, so not checked" in said
 
 
@@ -229,7 +264,9 @@ def test_an_adapter_that_changed_is_what_is_guarded(check, tmp_path) -> None:
     both(tmp_path, FEW, FEW, adapter_sha256="e" * 64, version="0.2.0", revisions=["r2", "s1"])
     code, said = check()
     assert code == OK and "adapter_sha256 cccccccccc → eeeeeeeeee" in said and "version 0.1.0 → 0.2.0" in said
-    record(tmp_path / "new", FEW, adapter_sha256="f" * 64)  # an older run left beside it must not answer for it
+    record(
+        tmp_path / "new", FEW, adapter_sha256="f" * 64
+    )  # an older run left beside it must not answer for it
     code, said = check()
     assert code == USER and "2 new runs could be meant" in said and "adapter_sha256" in said
 
@@ -237,7 +274,11 @@ def test_an_adapter_that_changed_is_what_is_guarded(check, tmp_path) -> None:
 def test_errors_are_counted_and_named(check, tmp_path) -> None:
     both(tmp_path, FEW, FEW, errors=range(3))
     code, said = check()
-    assert code == INCOMPLETE and "3 of 300 documents failed, 0 in the baseline; the first: RuntimeError: document 0 is too long" in said
+    assert (
+        code == INCOMPLETE
+        and "3 of 300 documents failed, 0 in the baseline; the first: RuntimeError: document 0 is too long"
+        in said
+    )
     both(tmp_path, FEW, FEW, errors=np.flatnonzero(FEW == 1)[:100])
     assert check()[0] == FAILED  # they also count as wrong
 
@@ -283,14 +324,26 @@ def test_a_damaged_baseline_does_not_pass_in_silence(check, tmp_path) -> None:
     assert code == INCOMPLETE and "skipped, cannot be read" in said
 
 
-GUARDED = ("task_options", "task_sha256", "data_sha256", "split_manifest_sha256", "dtype", "device", "attention")
+GUARDED = (
+    "task_options",
+    "task_sha256",
+    "data_sha256",
+    "split_manifest_sha256",
+    "dtype",
+    "device",
+    "attention",
+)
 
 
 def test_what_one_side_does_not_tell_is_incomplete(check, tmp_path) -> None:
     new = both(tmp_path, FEW, FEW)[1]
     forget(new, "dtype", "data_sha256")
     code, said = check()
-    assert code == INCOMPLETE and "recorded in the baseline only, so whether it is the same is not known: data_sha256, dtype;" in said
+    assert (
+        code == INCOMPLETE
+        and "recorded in the baseline only, so whether it is the same is not known: data_sha256, dtype;"
+        in said
+    )
     assert check("--allow", "dtype")[0] == INCOMPLETE
     code, said = check("--allow", "dtype", "--allow", "data_sha256")
     assert code == OK and "recorded on neither side" not in said
@@ -299,7 +352,10 @@ def test_what_one_side_does_not_tell_is_incomplete(check, tmp_path) -> None:
     assert code == OK and "recorded on neither side, so not checked: data_sha256, dtype" in said
     forget(next((tmp_path / "base").iterdir()), "device")
     code, said = check()
-    assert code == INCOMPLETE and "recorded in the new only, so whether it is the same is not known: device" in said
+    assert (
+        code == INCOMPLETE
+        and "recorded in the new only, so whether it is the same is not known: device" in said
+    )
 
 
 def test_runs_without_their_manifests_do_not_pass(check, tmp_path) -> None:
@@ -371,13 +427,29 @@ def test_junit_reads_back(check, tmp_path, monkeypatch) -> None:
         suite = root.find("testsuite")
         assert root.tag == "testsuites" and suite is not None
         cases = suite.findall("testcase")
-        counts = {"tests": len(cases), **{f"{k}s": len(suite.findall(f"testcase/{k}")) for k in ("failure", "error")}}
+        counts = {
+            "tests": len(cases),
+            **{f"{k}s": len(suite.findall(f"testcase/{k}")) for k in ("failure", "error")},
+        }
         counts["skipped"] = len(suite.findall("testcase/skipped"))
-        assert {name: int(suite.attrib[name]) for name in counts} == counts == {name: int(root.attrib[name]) for name in counts}
+        assert (
+            {name: int(suite.attrib[name]) for name in counts}
+            == counts
+            == {name: int(root.attrib[name]) for name in counts}
+        )
         assert all(case.attrib.keys() >= {"classname", "name", "time"} for case in cases)
-        names = {case.attrib["classname"]: [child.tag for child in case] for case in cases if case.attrib["name"].startswith("score")}
+        names = {
+            case.attrib["classname"]: [child.tag for child in case]
+            for case in cases
+            if case.attrib["name"].startswith("score")
+        }
         unsure = "failure" if strict else "skipped"
-        assert names == {"splitfacts.lcf": ["failure"], "few.lcf": [unsure], "small.lcf": [unsure], "fine.lcf": ["system-out"]}
+        assert names == {
+            "splitfacts.lcf": ["failure"],
+            "few.lcf": [unsure],
+            "small.lcf": [unsure],
+            "fine.lcf": ["system-out"],
+        }
         missing = next(case for case in cases if case.attrib["name"].startswith("documents: few"))
         assert "are missing" in missing.find("error").attrib["message"]
     file.write_text("an older result")
@@ -399,7 +471,10 @@ def test_control_characters_do_not_break_the_xml(check, tmp_path) -> None:
 
 
 def test_github(check, tmp_path, monkeypatch) -> None:
-    assert annotation("error", "a: b, c", "50 %\r\nof it: all") == "::error title=a%3A b%2C c::50 %25%0D%0Aof it: all"
+    assert (
+        annotation("error", "a: b, c", "50 %\r\nof it: all")
+        == "::error title=a%3A b%2C c::50 %25%0D%0Aof it: all"
+    )
     both(tmp_path, changed(BASE, lost=60, gained=20))
     record(tmp_path / "base", BASE[:100], task="small")
     record(tmp_path / "new", BASE[:100], task="small")
@@ -413,7 +488,11 @@ def test_github(check, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     assert "::error" in check()[1] and "::warning" not in check("--strict")[1]
     text = page.read_text()
-    assert text.startswith("before\n") and text.count("**lcfbench check**") == 3 and "| ❌ surely worse | splitfacts lcf | score |" in text
+    assert (
+        text.startswith("before\n")
+        and text.count("**lcfbench check**") == 3
+        and "| ❌ surely worse | splitfacts lcf | score |" in text
+    )
     assert "exit 1" in text
     assert "::error title=lcfbench check::nothing to read" in check(new="nowhere")[1]
     assert page.read_text().startswith(text + "**lcfbench check** refused: nothing to read")
@@ -422,7 +501,7 @@ def test_github(check, tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize("width", [80, 100])
 def test_lines_fit_a_narrow_terminal(tmp_path, width: int) -> None:
     base, new = both(tmp_path, changed(BASE, lost=60, gained=20), ms=MS * 1.3, control="matched")
-    checked = check_cells(read_cells([base]), read_cells([new]), 0.01, 0.1)
+    checked = check_run_groups(read_run_groups([base]), read_run_groups([new]), 0.01, 0.1)
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
     console.print(table(checked))
     lines = console.file.getvalue().splitlines()
@@ -435,13 +514,19 @@ def test_decisions_on_arrays() -> None:
     same = score_shift(BASE, BASE, 0.01)
     assert same.same and decide([same]) == [Outcome.OK]
     assert decide([score_shift([1.0], [1.0], 0.01)]) == [Outcome.UNSURE]
-    assert decide([score_shift(1 - BASE, BASE, 0.01)] * 3) == [Outcome.WORSE] * 3 or (1 - BASE).mean() > BASE.mean()
+    assert (
+        decide([score_shift(1 - BASE, BASE, 0.01)] * 3) == [Outcome.WORSE] * 3
+        or (1 - BASE).mean() > BASE.mean()
+    )
     assert equal_answers(0.0) is None
     one, same = (np.full(5, 110.0), np.full(5, 100.0)), (np.full(5, 104.0), np.full(5, 100.0))
     assert decide([time_shift([one] * 3, 0.05)]) == [Outcome.WORSE] and time_shift([one] * 3, 0.05).n == 3
     assert decide([time_shift([same] * 3, 0.05)]) == [Outcome.OK]
     assert decide([time_shift([one] * 2, 0.05)]) == decide([time_shift([], 0.05)]) == [Outcome.UNSURE]
     # what cannot be tested takes nothing from the others' share of the 5 %
-    assert decide([time_shift([one], 0.05)] * 9 + [score_shift(changed(BASE, 60, 24), BASE, 0.01)])[-1] is Outcome.WORSE
+    assert (
+        decide([time_shift([one], 0.05)] * 9 + [score_shift(changed(BASE, 60, 24), BASE, 0.01)])[-1]
+        is Outcome.WORSE
+    )
     few = time_shift([(np.full(5, x), np.full(5, 100.0)) for x in (120.0, 80.0, 130.0)], 0.05)
     assert decide([few]) == [Outcome.UNSURE] and (few.enough() or 0) > 3

@@ -9,16 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lcfbench import runner
-from lcfbench.document import Document, Step, View
-from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
-from lcfbench.kv import pad_left
+from lcfbench.evaluation import runner
+from lcfbench.evaluation.answer import answer
+from lcfbench.evaluation.recipe import Recipe
 from lcfbench.methods._kvcomm_scores import attention_sums, best, importance, parse_layers, scores
-from lcfbench.methods.base import Batch, create, prompt
-from lcfbench.recipe import Recipe
-from lcfbench.scoring import answer
-from lcfbench.timing import Clock
+from lcfbench.methods.base import Batch, prompt
+from lcfbench.methods.create import create
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.padding import pad_left
+from lcfbench.models.timing import Clock
+from lcfbench.tasks.document import Document, Step, View
 from tests import drive, tiny
 from tests.drive import Watcher, rows
 
@@ -33,8 +34,12 @@ def document(i: int, mine: str, theirs: str) -> Document:
 
 
 DOCUMENTS = [
-    document(0, "The brown box is in Toronto. The orange box is in Seoul.", "The key of Kafi is in the orange box."),
-    document(1, "The purple box is in Vienna.", "Zona works as a farmer. The key of Kafi is in the brown box."),
+    document(
+        0, "The brown box is in Toronto. The orange box is in Seoul.", "The key of Kafi is in the orange box."
+    ),
+    document(
+        1, "The purple box is in Vienna.", "Zona works as a farmer. The key of Kafi is in the brown box."
+    ),
     document(2, "The brown box is in Seoul.", "The key."),
 ]
 
@@ -52,7 +57,7 @@ def outcome(method, documents, senders=None):
     return [[ll for ll, _ in o.loglikelihoods[0]] for o in answer(state, batch)[0]], state
 
 
-def made(end: Endpoint, **options: str):
+def made(end: CausalLM, **options: str):
     return create("kvcomm", end, end, None, options)
 
 
@@ -86,7 +91,9 @@ def test_importance_is_the_attention_on_the_sharer_s_entries(family, attention):
 
         def hook(module, args, kwargs, i=i):
             x = kwargs.get("hidden_states", args[0] if args else None)
-            q, k = (p(x).view(1, n, -1, module.head_dim).transpose(1, 2) for p in (module.q_proj, module.k_proj))
+            q, k = (
+                p(x).view(1, n, -1, module.head_dim).transpose(1, 2) for p in (module.q_proj, module.k_proj)
+            )
             if hasattr(module, "q_norm"):
                 q, k = module.q_norm(q), module.k_norm(k)
             cos, sin = (t[:, None] for t in kwargs["position_embeddings"])
@@ -112,7 +119,9 @@ def test_importance_is_the_attention_on_the_sharer_s_entries(family, attention):
         assert float(ends[i]) == pytest.approx(float(weights[0, :, -2:, 1:m].sum(-1).mean()), abs=1e-5)
     assert float(got.min()) > 0 and float(got.max()) < 1
     both = importance(end, end, DOCUMENTS[:2])
-    assert both.tolist() == pytest.approx(((got + importance(end, end, DOCUMENTS[1:2])) / 2).tolist(), abs=1e-6)
+    assert both.tolist() == pytest.approx(
+        ((got + importance(end, end, DOCUMENTS[1:2])) / 2).tolist(), abs=1e-6
+    )
 
 
 def test_the_model_is_left_as_it_was():
@@ -233,7 +242,15 @@ def same_pair(tmp_path_factory) -> str:
 
 
 def run(pair, out, options, **more):
-    chosen = {"mode": ["kvcomm"], "limit": 6, "batch_size": 4, "dtype": "float32", "latency_documents": 0, "options": options, "out": out}
+    chosen = {
+        "mode": ["kvcomm"],
+        "limit": 6,
+        "batch_size": 4,
+        "dtype": "float32",
+        "latency_documents": 0,
+        "options": options,
+        "out": out,
+    }
     watcher = Watcher()
     (run_id,) = runner.run(Recipe.model_validate({**chosen, "pair": pair, **more}), watcher)
     return out / run_id, watcher
@@ -252,10 +269,20 @@ def test_a_run_calibrates_on_the_dev_split_and_says_what_it_chose(same_pair, tmp
     assert asked == [("test", 6), ("validation", 8)]
     manifest = json.loads((folder / "manifest.json").read_text())
     chosen = manifest["calibration"]
-    assert len(chosen["layers"]) == 2 and len(chosen["scores"]) == len(chosen["importance"]) == 4 and chosen["documents"] == 8
+    assert (
+        len(chosen["layers"]) == 2
+        and len(chosen["scores"]) == len(chosen["importance"]) == 4
+        and chosen["documents"] == 8
+    )
     assert chosen["layers"] == best(torch.tensor(chosen["scores"]), 0.5)
     identity = manifest["identity"]
-    assert identity["options"] == {"layers": "0.5", "alpha": 0.5, "last": 0, "prior_mean": 0.5, "prior_width": pytest.approx(1 / 3)}
+    assert identity["options"] == {
+        "layers": "0.5",
+        "alpha": 0.5,
+        "last": 0,
+        "prior_mean": 0.5,
+        "prior_width": pytest.approx(1 / 3),
+    }
     assert len(identity["calibration_sha256"]) == 64
     # the layers it chose, named: the same answers
     named, _ = run(same_pair, tmp_path, {"layers": f"[{','.join(map(str, chosen['layers']))}]"})
@@ -282,6 +309,8 @@ def test_a_task_without_a_dev_split_is_refused(same_pair, tmp_path, monkeypatch)
 
     whole = runner.Task.documents
     monkeypatch.setattr(runner.Task, "documents", documents)
-    with pytest.raises(UserError, match=r"kvcomm .* which splitfacts cannot give: splitfacts has no validation split"):
+    with pytest.raises(
+        UserError, match=r"kvcomm .* which splitfacts cannot give: splitfacts has no validation split"
+    ):
         run(same_pair, tmp_path, {"layers": "0.3"})
     run(same_pair, tmp_path, {"layers": "1,2"})

@@ -8,16 +8,25 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
-from lcfbench.kv import KV, pad_left, positions_of
-from lcfbench.layer_masks import hiding, windows
-from lcfbench.state import State
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.layer_masks import hiding, windows
+from lcfbench.models.padding import pad_left, positions_of
+from lcfbench.models.state import State
 from tests import tiny
 
 FAMILIES = ["llama", "qwen3", "gemma3"]
-READ = [list(range(20, 34)), list(range(60, 65)), list(range(101, 112))]  # what the cache holds, a row each: 14, 5 and 11 tokens
-REST = [[200, 201, 202, 203], [210], [220, 221, 222, 223, 224, 225, 226, 227, 228, 229, 230]]  # what runs on it; windows are 8 wide
+READ = [
+    list(range(20, 34)),
+    list(range(60, 65)),
+    list(range(101, 112)),
+]  # what the cache holds, a row each: 14, 5 and 11 tokens
+REST = [
+    [200, 201, 202, 203],
+    [210],
+    [220, 221, 222, 223, 224, 225, 226, 227, 228, 229, 230],
+]  # what runs on it; windows are 8 wide
 CLOSE = dict(atol=2e-4, rtol=0)
 
 
@@ -28,7 +37,7 @@ def no_grad():
         yield
 
 
-def cached(end: Endpoint, rows: list[list[int]], seed: int = 0) -> KV:
+def cached(end: CausalLM, rows: list[list[int]], seed: int = 0) -> KV:
     """Rows read, and about half of their entries hidden, others in every layer; the first one from none."""
     kv = end.prefill(*pad_left(rows, 3))
     hidden = torch.rand(kv.keys.shape[0], kv.length, generator=torch.Generator().manual_seed(seed)) < 0.5
@@ -39,12 +48,12 @@ def cached(end: Endpoint, rows: list[list[int]], seed: int = 0) -> KV:
     return replace(kv, hidden=out)
 
 
-def state(end: Endpoint, kv: KV, rest: list[list[int]]) -> State:
+def state(end: CausalLM, kv: KV, rest: list[list[int]]) -> State:
     ids, mask = pad_left(rest, 3)
     return State(end, kv, ids, mask, positions_of(mask, kv.mask.sum(1)), [])
 
 
-def by_hand(end: Endpoint, kv: KV, b: int, ids: list[int]) -> torch.Tensor:
+def by_hand(end: CausalLM, kv: KV, b: int, ids: list[int]) -> torch.Tensor:
     """Logits (T, V) of row b, layer after layer: each on a cache that holds nothing but what it may see, under a mask written out."""
     decoder, config = end.model.get_decoder(), end.model.config
     start = int(kv.mask[b].sum())
@@ -83,7 +92,10 @@ def test_a_layer_sees_what_it_would_see_without_the_hidden_entries(family, atten
     texts, written = end.decode(opened, 6)
     for b, rest in enumerate(REST):
         ids: list[int] = []
-        while len(ids) < 6 and (best := int(by_hand(end, kv, b, [*rest, *ids])[-1].argmax())) not in end.stop_ids():
+        while (
+            len(ids) < 6
+            and (best := int(by_hand(end, kv, b, [*rest, *ids])[-1].argmax())) not in end.stop_ids()
+        ):
             ids.append(best)
         assert texts[b] == end.tokenizer.decode(ids, skip_special_tokens=True) and written[b] == len(ids)
 

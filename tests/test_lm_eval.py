@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lcfbench.harness import load_task
-from lcfbench.loop import batches
-from lcfbench.methods.base import Batch, create
-from lcfbench.scoring import answer
-from lcfbench.timing import Clock
+from lcfbench.evaluation.answer import answer
+from lcfbench.evaluation.batching import batches
+from lcfbench.methods.base import Batch
+from lcfbench.methods.create import create
+from lcfbench.models.timing import Clock
+from lcfbench.tasks.task import load_task
 from tests import tiny
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -53,7 +54,9 @@ def theirs(task, end, scoring, documents, chat):
 
 
 @pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize(("name", "scoring"), [("openbookqa", "letters"), ("openbookqa", "cloze"), ("arc_challenge", "letters")])
+@pytest.mark.parametrize(
+    ("name", "scoring"), [("openbookqa", "letters"), ("openbookqa", "cloze"), ("arc_challenge", "letters")]
+)
 def test_choices_equal_simple_evaluate(mirror, name, scoring, chat):
     end = tiny.endpoint(chat=chat)
     task = load_task(name, offline=True)
@@ -62,7 +65,9 @@ def test_choices_equal_simple_evaluate(mirror, name, scoring, chat):
     assert len(sample) == len(mine) == 6
     for key, (outcome, scores) in mine.items():
         reference = [r[0] for r in sample[key]["resps"]]
-        assert [ll for ll, _ in outcome.loglikelihoods[0]] == pytest.approx([float(ll) for ll, _ in reference], abs=2e-4)
+        assert [ll for ll, _ in outcome.loglikelihoods[0]] == pytest.approx(
+            [float(ll) for ll, _ in reference], abs=2e-4
+        )
         assert [g for _, g in outcome.loglikelihoods[0]] == [str(g) == "True" for _, g in reference]
         for metric in sample[key]["metrics"]:
             assert scores[metric] == pytest.approx(float(sample[key][metric]))

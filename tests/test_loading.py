@@ -9,7 +9,7 @@ import sys
 import pytest
 from transformers import AutoTokenizer, GemmaTokenizer
 
-from lcfbench import loading
+from lcfbench.models import tokenizers as loading
 
 TEXT = "a sa  sand ß 🙂\n<eos>"
 
@@ -43,7 +43,10 @@ def test_the_copy_is_the_tokenizer(folder, monkeypatch):
     second = loading.load_tokenizer(folder)
     assert second(TEXT).input_ids == first(TEXT).input_ids and len(first(TEXT).input_ids) > 8
     assert second.decode(second(TEXT).input_ids) == first.decode(first(TEXT).input_ids)
-    assert second(TEXT, return_offsets_mapping=True)["offset_mapping"] == first(TEXT, return_offsets_mapping=True)["offset_mapping"]
+    assert (
+        second(TEXT, return_offsets_mapping=True)["offset_mapping"]
+        == first(TEXT, return_offsets_mapping=True)["offset_mapping"]
+    )
     assert (second.eos_token_id, second.pad_token_id, second.bos_token_id) == (1, 0, 2)
     assert second.chat_template == first.chat_template and second.padding_side == first.padding_side
     assert second.name_or_path == str(folder)
@@ -72,7 +75,10 @@ def test_a_copy_that_reads_otherwise_is_not_kept(folder, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_costs_only_time(folder):
     (folder.parent / "cache").write_text("a file where the folder should be")
-    assert loading.load_tokenizer(folder)("sand").input_ids == AutoTokenizer.from_pretrained(folder)("sand").input_ids
+    assert (
+        loading.load_tokenizer(folder)("sand").input_ids
+        == AutoTokenizer.from_pretrained(folder)("sand").input_ids
+    )
 
 
 def test_small_ones_are_left_alone(folder, monkeypatch):
@@ -82,10 +88,10 @@ def test_small_ones_are_left_alone(folder, monkeypatch):
 
 def test_the_libraries_of_a_run_are_all_imported_with_the_collector_at_rest():
     code = "import gc, json, sys; from lcfbench.loading import import_libraries as i; gc.callbacks.append(lambda *a: walks.append(a)); walks = []\n"
-    code += (
-        "i(); n = len(walks); have = [m in sys.modules for m in ('torch', 'transformers.modeling_utils', 'lm_eval.api.task', 'datasets')]\n"
-    )
+    code += "i(); n = len(walks); have = [m in sys.modules for m in ('torch', 'transformers.modeling_utils', 'lm_eval.api.task', 'datasets')]\n"
     code += "print(json.dumps([n, have, gc.isenabled(), gc.get_freeze_count() > 10_000]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
+    )
     walks, have, enabled, frozen = json.loads(done.stdout.splitlines()[-1])
     assert all(have) and enabled and frozen and walks <= 2

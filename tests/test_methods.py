@@ -9,13 +9,14 @@ import torch
 
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
-from lcfbench.catalogue import method_names, method_summaries
-from lcfbench.document import NOTE, Document, Step, View
-from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
-from lcfbench.methods.base import Batch, create, method_class
-from lcfbench.scoring import answer
-from lcfbench.timing import PHASES, Clock
+from lcfbench.evaluation.answer import answer
+from lcfbench.methods.base import Batch
+from lcfbench.methods.create import create, method_class
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.timing import PHASES, Clock
+from lcfbench.registry import method_names, method_summaries
+from lcfbench.tasks.document import NOTE, Document, Step, View
 from tests import tiny
 from tests.drive import ROOT
 
@@ -25,22 +26,41 @@ COLOURS = (" orange", " brown", " purple box")
 def shared(i: int, text: str) -> Document:
     view = View(f"Question: {text}", "Answer:")
     steps = (Step(COLOURS, (i % 3,)),)
-    return Document("shared", str(i), view, view, view, View(f"Background on: {text}"), view, "cloze", COLOURS[i % 3], steps)
+    return Document(
+        "shared",
+        str(i),
+        view,
+        view,
+        view,
+        View(f"Background on: {text}"),
+        view,
+        "cloze",
+        COLOURS[i % 3],
+        steps,
+    )
 
 
 def split(i: int, mine: str, theirs: str) -> Document:
     ask = "\nQuestion: In which city is the key of Kafi?\nAnswer: The key of Kafi is in the"
     steps = (Step(COLOURS, (0,)), Step((" Seoul", " Toronto"), (1,), " {0} box. The {0} box is in"))
-    a, b, both, noted = (View(f"Notes: {t}{ask}") for t in (mine, theirs, f"{theirs} {mine}", f"{NOTE} {mine}"))
-    return Document("split", str(i), a, b, both, b, noted, "cloze", "Toronto", steps, shared=False, chat=False)
+    a, b, both, noted = (
+        View(f"Notes: {t}{ask}") for t in (mine, theirs, f"{theirs} {mine}", f"{NOTE} {mine}")
+    )
+    return Document(
+        "split", str(i), a, b, both, b, noted, "cloze", "Toronto", steps, shared=False, chat=False
+    )
 
 
 SHARED = [
     shared(i, t)
-    for i, t in enumerate(["Which conducts heat? Zürich 鍵", "What is copper?", "The quick brown fox jumps over the lazy dog."])
+    for i, t in enumerate(
+        ["Which conducts heat? Zürich 鍵", "What is copper?", "The quick brown fox jumps over the lazy dog."]
+    )
 ]
 SPLIT = [
-    split(0, "The brown box is in Toronto. The orange box is in Seoul.", "The key of Kafi is in the orange box."),
+    split(
+        0, "The brown box is in Toronto. The orange box is in Seoul.", "The key of Kafi is in the orange box."
+    ),
     split(1, "The purple box is in Vienna.", "Zona works as a farmer. The key of Kafi is in the brown box."),
     split(2, "The brown box is in Seoul.", "The key."),
 ]
@@ -53,16 +73,27 @@ def no_grad():
         yield
 
 
-def pair(method: str = "lcf", attention: str = "sdpa", chat: bool = False) -> tuple[Endpoint, Endpoint]:
+def pair(method: str = "lcf", attention: str = "sdpa", chat: bool = False) -> tuple[CausalLM, CausalLM]:
     receiver = tiny.endpoint("tiny-a", chat=chat, attention=attention, layers=4)
     if method == "kvcomm":
         return receiver, receiver
     return receiver, tiny.endpoint(
-        "tiny-b", bos=True, chat=chat, attention=attention, family="gemma3", layers=3, heads=1, dim=16, vocabulary=330, seed=1
+        "tiny-b",
+        bos=True,
+        chat=chat,
+        attention=attention,
+        family="gemma3",
+        layers=3,
+        heads=1,
+        dim=16,
+        vocabulary=330,
+        seed=1,
     )
 
 
-def fused(kind: str, ends: tuple[Endpoint, Endpoint], gate: float = 1.0, token_alignment: str = "span", **options):
+def fused(
+    kind: str, ends: tuple[CausalLM, CausalLM], gate: float = 1.0, token_alignment: str = "span", **options
+):
     receiver, sharer = ends
     torch.manual_seed(3)
     small = {"hidden": 24, "intermediate": 20} if kind == "c2c" else {"width": 8}
@@ -96,8 +127,10 @@ ELSEWHERE = {
 IDS = [f"{m}-{k or 'none'}-{d[0].task}" for m, k, d in CASES]
 
 
-def made(name: str, kind: str | None, ends: tuple[Endpoint, Endpoint], **options):
-    return create(name, *ends, fused(kind, ends, **options) if kind else None, {"budget": "6"} if name == "t2t" else {})
+def made(name: str, kind: str | None, ends: tuple[CausalLM, CausalLM], **options):
+    return create(
+        name, *ends, fused(kind, ends, **options) if kind else None, {"budget": "6"} if name == "t2t" else {}
+    )
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -143,7 +176,9 @@ def test_sdpa_equals_eager(name, kind, documents):
 
 @pytest.mark.parametrize("alignment", ["span", "remap"])
 @pytest.mark.parametrize(
-    ("name", "kind", "documents"), [c for c in CASES if c[1]], ids=[i for c, i in zip(CASES, IDS, strict=True) if c[1]]
+    ("name", "kind", "documents"),
+    [c for c in CASES if c[1]],
+    ids=[i for c, i in zip(CASES, IDS, strict=True) if c[1]],
 )
 def test_shut_gates_equal_the_receiver_alone_bit_for_bit(name, kind, documents, alignment):
     ends = pair(name)
@@ -152,7 +187,9 @@ def test_shut_gates_equal_the_receiver_alone_bit_for_bit(name, kind, documents, 
     dropped, _, _ = outcomes(create(name, *ends, shut), documents)
     assert dropped == alone
     # and with the layers computed all the same: half-open layers keep the shut half's bits
-    if alignment == "remap":  # read turn by turn: a later turn sees the edited earlier one, so the shut half moves too
+    if (
+        alignment == "remap"
+    ):  # read turn by turn: a later turn sees the edited earlier one, so the shut half moves too
         return
     shut.gate_logit[0, 0] = 1.0
     _, state, _ = outcomes(create(name, *ends, shut), documents)
@@ -161,7 +198,9 @@ def test_shut_gates_equal_the_receiver_alone_bit_for_bit(name, kind, documents, 
     assert not torch.equal(state.kv.keys[0], base.kv.keys[0])
 
 
-@pytest.mark.parametrize(("name", "kind", "documents"), [c for c in CASES if method_class(c[0]).sends], ids=lambda v: str(v)[:12])
+@pytest.mark.parametrize(
+    ("name", "kind", "documents"), [c for c in CASES if method_class(c[0]).sends], ids=lambda v: str(v)[:12]
+)
 def test_the_message_matters_and_is_accounted(name, kind, documents):
     ends = pair(name)
     method = made(name, kind, ends)
@@ -169,10 +208,14 @@ def test_the_message_matters_and_is_accounted(name, kind, documents):
     deranged, other, _ = outcomes(method, documents, documents[1:] + documents[:1])
     if name == "t2t":  # what was written is what moved on
         assert other.message.texts == state.message.texts[1:] + state.message.texts[:1]
-    assert name == "t2t" or any(m != pytest.approx(d, abs=1e-6) for m, d in zip(matched, deranged, strict=True))
+    assert name == "t2t" or any(
+        m != pytest.approx(d, abs=1e-6) for m, d in zip(matched, deranged, strict=True)
+    )
     assert all(n > 0 for n in state.message.wire_bytes)
     assert all(
-        0 < w <= c for w, c in zip(state.message.wire_bytes, state.message.cache_bytes, strict=True) if name != "t2t" and kind != "lcfx"
+        0 < w <= c
+        for w, c in zip(state.message.wire_bytes, state.message.cache_bytes, strict=True)
+        if name != "t2t" and kind != "lcfx"
     )
     # what lies between the phases is next to nothing, unless another process takes the core meanwhile
     assert 0.5 * batch.clock.total < sum(batch.clock.ms[p] for p in PHASES) <= batch.clock.total
@@ -184,13 +227,15 @@ def test_kvcomm_equals_reading_the_two_texts_in_a_row(family):
     one = tiny.endpoint("same", family=family)
     got, _, _ = outcomes(create("kvcomm", one, one), SPLIT)
     from lcfbench.methods.base import prompt
-    from lcfbench.prompts import continuation
+    from lcfbench.tasks.prompts import continuation
 
     for d, row in zip(SPLIT, got, strict=True):
         a, b = prompt(one, d.sharer, d), prompt(one, d.receiver, d)
         for c, ll in zip(d.steps[0].choices, row, strict=False):
             tail = continuation(b, c, one.tokenizer)
-            logits = one.model(torch.tensor([[*a.ids, *b.ids, *tail]])).logits.log_softmax(-1)[0, -len(tail) - 1 : -1]
+            logits = one.model(torch.tensor([[*a.ids, *b.ids, *tail]])).logits.log_softmax(-1)[
+                0, -len(tail) - 1 : -1
+            ]
             assert ll == pytest.approx(float(logits.gather(1, torch.tensor(tail)[:, None]).sum()), abs=5e-4)
 
 
@@ -206,13 +251,19 @@ def test_t2t_puts_the_note_where_it_belongs():
         assert p.text.index(d.request.user) < p.text.index(d.receiver.user)
         assert f"assistant\n{note}<|im_end|>" in p.text
     _, state, _ = outcomes(create("t2t", *ends, None, {"budget": "5"}), SPLIT)
-    assert all(p.text.startswith(f"Notes: {note} The") for p, note in zip(state.prompts, state.message.texts, strict=True))
+    assert all(
+        p.text.startswith(f"Notes: {note} The")
+        for p, note in zip(state.prompts, state.message.texts, strict=True)
+    )
 
 
 def test_one_token_prompts_have_nothing_to_fuse():
     ends = pair()
     bare = [replace(d, receiver=View("A"), sharer=View("A")) for d in SHARED[:2]]
-    assert outcomes(create("lcf", *ends, fused("lcf", ends)), bare)[0] == outcomes(create("receiver", *ends), bare)[0]
+    assert (
+        outcomes(create("lcf", *ends, fused("lcf", ends)), bare)[0]
+        == outcomes(create("receiver", *ends), bare)[0]
+    )
 
 
 def test_open_layers_only_are_kept():
@@ -243,5 +294,7 @@ def test_mistakes_are_named(name, options, match):
 def test_an_adapter_for_another_pair_names_the_dims():
     ends = pair()
     other = (ends[0], tiny.endpoint("tiny-c", layers=4))
-    with pytest.raises(UserError, match=r"sharer layers 4, not 3; sharer kv_heads 2, not 1; sharer head_dim 8, not 16"):
+    with pytest.raises(
+        UserError, match=r"sharer layers 4, not 3; sharer kv_heads 2, not 1; sharer head_dim 8, not 16"
+    ):
         create("lcf", *other, fused("lcf", ends))

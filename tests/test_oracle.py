@@ -11,21 +11,22 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from lcfbench.adapters.ridge import Held, Ridge, Scale
 from lcfbench.analysis.plots import oracle as oracle_plots
-from lcfbench.cli_oracle import oracle_app
+from lcfbench.cli.oracle import oracle_app
 from lcfbench.errors import UserError
-from lcfbench.harness import load_task
-from lcfbench.loop import batches
-from lcfbench.methods.base import Batch, create, prompt
-from lcfbench.oracle import Place
+from lcfbench.evaluation.answer import answer
+from lcfbench.evaluation.batching import batches
+from lcfbench.methods.base import Batch, prompt
+from lcfbench.methods.create import create
+from lcfbench.models.timing import Clock
 from lcfbench.oracle.enrich import Enrich, examples, measure, run_enrich
 from lcfbench.oracle.picture import plane
+from lcfbench.oracle.record import Place
 from lcfbench.oracle.same_text import caches, file_texts, read_pairs, split
 from lcfbench.oracle.slices import answered, enriched_prompt, one_layer, oracle, sliced
 from lcfbench.oracle.transform import Transform, fit, run_transform
-from lcfbench.ridge import Held, Ridge, Scale
-from lcfbench.scoring import answer
-from lcfbench.timing import Clock
+from lcfbench.tasks.task import load_task
 from tests import tiny
 from tests.drive import save, save_pair
 from tests.test_methods import SHARED, SPLIT, same_bits
@@ -80,8 +81,12 @@ def test_the_slice_is_the_questions_and_nothing_else(chat, family):
         expected = [False] * (direct.kv.length - n) + [True] * n
         assert changed[i].tolist() == expected
         start = len(a.ids) - n - 1
-        assert a.ids[start:] == b.ids[-n - 1 :] and a.offsets[start][1] > a.spans[0][0], "it begins within the question's own text"
-        assert a.offsets[start - 1][1] <= max(a.spans[0][0], a.offsets[1][1]), "and leaves none of it out, the sink aside"
+        assert a.ids[start:] == b.ids[-n - 1 :] and a.offsets[start][1] > a.spans[0][0], (
+            "it begins within the question's own text"
+        )
+        assert a.offsets[start - 1][1] <= max(a.spans[0][0], a.offsets[1][1]), (
+            "and leaves none of it out, the sink aside"
+        )
 
 
 def test_a_moved_slice_has_the_keys_of_its_new_positions():
@@ -93,7 +98,10 @@ def test_a_moved_slice_has_the_keys_of_its_new_positions():
         real = direct.kv.mask.bool()
         own, moved, old = (s.kv.keys[0].transpose(1, 2)[real] for s in (direct, enriched, stayed))
         assert torch.allclose(own, moved, atol=1e-5) and not torch.allclose(own, old, atol=1e-2)
-        assert torch.equal(stayed.positions, kept.positions) and (enriched.kv.keys[-1] != direct.kv.keys[-1]).any()
+        assert (
+            torch.equal(stayed.positions, kept.positions)
+            and (enriched.kv.keys[-1] != direct.kv.keys[-1]).any()
+        )
 
 
 def test_all_layers_one_by_one_are_the_oracle():
@@ -110,9 +118,13 @@ def test_all_layers_one_by_one_are_the_oracle():
 def test_the_other_sides_text_stands_in_front(splitfacts):
     end = tiny.endpoint(layers=2)
     for d in splitfacts.documents(limit=3):
-        assert enriched_prompt(end, d, "context", []).text == prompt(end, d.full, d).text, "kept is then the method full_context"
+        assert enriched_prompt(end, d, "context", []).text == prompt(end, d.full, d).text, (
+            "kept is then the method full_context"
+        )
     made = enriched_prompt(end, SPLIT[0], "context", []).text
-    assert made.startswith("Notes: The key of Kafi is in the orange box. The brown box") and made.endswith("The key of Kafi is in the")
+    assert made.startswith("Notes: The key of Kafi is in the orange box. The brown box") and made.endswith(
+        "The key of Kafi is in the"
+    )
     direct, kept = states(end, SPLIT, "context")
     assert all(sliced(a, b) > 10 for a, b in zip(direct.prompts, kept.prompts, strict=True))
 
@@ -121,7 +133,11 @@ def test_examples_are_answered_train_documents(splitfacts):
     asked = splitfacts.documents(limit=20)
     shown = examples(splitfacts, asked, 3, None, False)
     train = {d.hash for d in splitfacts.documents(split="train", limit=200)}
-    assert len(shown) == 3 and all(d.hash in train for d in shown) and not {d.receiver for d in shown} & {d.receiver for d in asked}
+    assert (
+        len(shown) == 3
+        and all(d.hash in train for d in shown)
+        and not {d.receiver for d in shown} & {d.receiver for d in asked}
+    )
     word, city = (s.choices[s.gold[0]].strip() for s in shown[0].steps)
     assert answered(shown[0]) == f"{shown[0].receiver.prefix} {word} box. The {word} box is in {city}"
     text = enriched_prompt(tiny.endpoint(layers=2), asked[0], "examples", shown).text
@@ -144,7 +160,9 @@ def test_direct_is_the_receiver_method_and_kept_is_full_context(splitfacts):
             outcomes, _ = answer(method.respond(batch), batch)
             for d, outcome in zip(group, outcomes, strict=True):
                 row = rows[(rows["doc_hash"] == d.hash) & (rows["condition"] == condition)].iloc[0]
-                gold = [ranked[s.gold[0]][0] for s, ranked in zip(d.steps, outcome.loglikelihoods, strict=True)]
+                gold = [
+                    ranked[s.gold[0]][0] for s, ranked in zip(d.steps, outcome.loglikelihoods, strict=True)
+                ]
                 assert row["gold_ll"] == sum(gold) and row["score"] == splitfacts.score(d, outcome)["score"]
 
 
@@ -152,10 +170,21 @@ def test_batch_1_equals_batch_n_in_every_condition(splitfacts):
     end, documents = tiny.endpoint(layers=2, bos=True, family="gemma3"), splitfacts.documents(limit=6)
     shown = examples(splitfacts, documents, 2, None, False)
     one, many = (
-        measure(end, splitfacts, documents, shown, "examples", Enrich(task="splitfacts", per_layer=True, batch_size=n), print)
+        measure(
+            end,
+            splitfacts,
+            documents,
+            shown,
+            "examples",
+            Enrich(task="splitfacts", per_layer=True, batch_size=n),
+            print,
+        )
         for n in (1, 6)
     )
-    assert one["prediction"].tolist() == many["prediction"].tolist() and one["slice_tokens"].tolist() == many["slice_tokens"].tolist()
+    assert (
+        one["prediction"].tolist() == many["prediction"].tolist()
+        and one["slice_tokens"].tolist() == many["slice_tokens"].tolist()
+    )
     assert np.allclose(one["gold_ll"], many["gold_ll"], atol=1e-4)
     direct, whole = (many[many["condition"] == c]["gold_ll"].to_numpy() for c in ("direct", "oracle"))
     assert (direct != whole).all()
@@ -163,7 +192,15 @@ def test_batch_1_equals_batch_n_in_every_condition(splitfacts):
 
 def test_written_answers_have_a_score_and_no_likelihood(splitfacts):
     documents = splitfacts.documents(limit=2, scoring="generate")
-    rows = measure(tiny.endpoint(layers=2), splitfacts, documents, [], "context", Enrich(task="splitfacts", scoring="generate"), print)
+    rows = measure(
+        tiny.endpoint(layers=2),
+        splitfacts,
+        documents,
+        [],
+        "context",
+        Enrich(task="splitfacts", scoring="generate"),
+        print,
+    )
     assert rows["gold_ll"].isna().all() and rows["score"].notna().all()
 
 
@@ -203,7 +240,9 @@ def test_streamed_sums_equal_the_textbook_ridge():
         scale, found, _ = fitted(x, y, size, 0.05)
         z = scale(x).double()
         z_mean, y_mean = z.mean(0), y.double().mean(0)
-        weight = torch.linalg.solve((z - z_mean).T @ (z - z_mean) + 0.05 * 900 * torch.eye(12), (z - z_mean).T @ (y - y_mean))
+        weight = torch.linalg.solve(
+            (z - z_mean).T @ (z - z_mean) + 0.05 * 900 * torch.eye(12), (z - z_mean).T @ (y - y_mean)
+        )
         assert torch.allclose(found.weight, weight.float(), atol=1e-3)
         assert torch.allclose(found(scale(x)), ((z - z_mean) @ weight + y_mean).float(), atol=2e-2)
     held = Held(7)
@@ -215,7 +254,9 @@ def test_streamed_sums_equal_the_textbook_ridge():
 def test_inputs_are_standardised_and_clamped():
     x, _ = planted()
     z = Scale.of(x.split(64))(x)
-    assert torch.allclose(z.mean(0), torch.zeros(12), atol=1e-3) and torch.allclose(z.std(0), torch.ones(12), atol=1e-2)
+    assert torch.allclose(z.mean(0), torch.zeros(12), atol=1e-3) and torch.allclose(
+        z.std(0), torch.ones(12), atol=1e-2
+    )
     assert float(Scale.of([x])(x + 1e6).max()) == 8.0
     assert float(Scale.of([torch.ones(5, 2)])(torch.ones(5, 2)).abs().max()) == 0.0
 
@@ -229,7 +270,9 @@ def passages(splitfacts):
 
 @pytest.fixture(scope="module")
 def unlike():
-    return tiny.endpoint(layers=4), tiny.endpoint(bos=True, family="gemma3", layers=3, heads=1, dim=24, vocabulary=330, seed=1)
+    return tiny.endpoint(layers=4), tiny.endpoint(
+        bos=True, family="gemma3", layers=3, heads=1, dim=24, vocabulary=330, seed=1
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -243,7 +286,9 @@ def test_a_model_is_mapped_onto_itself(splitfacts, family):
     assert (rows["mean_cosine_v"] < 0.9).all()
     best, _ = fit(end, end, pairs, "best", 1, 16, print)
     assert len(best) == 9 and best[best["chosen"]]["sharer_layers"].tolist() == ["0", "1", "2"]
-    assert set(points["kind"]) == {"receiver", "mapped", "sharer"}, "equal dims: the sharer's entries are drawn as they are"
+    assert set(points["kind"]) == {"receiver", "mapped", "sharer"}, (
+        "equal dims: the sharer's entries are drawn as they are"
+    )
 
 
 def test_other_models_are_mapped_less_and_batches_do_not_matter(splitfacts, unlike):
@@ -255,7 +300,12 @@ def test_other_models_are_mapped_less_and_batches_do_not_matter(splitfacts, unli
     assert one["sharer_layers"].tolist() == many["sharer_layers"].tolist() == ["0,1", "1,0", "1,0", "2,1"]
     assert np.allclose(one[numbers], many[numbers], atol=5e-3)
     assert (one[["r2_k", "r2_v"]] < 0.999).all(axis=None) and (one["r2_k"] > 0.05).all()
-    assert set(points["kind"]) == {"receiver", "mapped"} and sorted(points["receiver_layer"].unique()) == [0, 1, 2, 3]
+    assert set(points["kind"]) == {"receiver", "mapped"} and sorted(points["receiver_layer"].unique()) == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_more_input_fits_no_worse_and_best_contains_every_single_map(splitfacts, unlike):
@@ -266,7 +316,9 @@ def test_more_input_fits_no_worse_and_best_contains_every_single_map(splitfacts,
     both = single.merge(best, on=["receiver_layer", "sharer_layers"], suffixes=("", "_best"))
     assert len(both) == 4 and np.allclose(both["r2_v"], both["r2_v_best"], atol=1e-3)
     top = best[best["chosen"]]
-    assert ((top["r2_k"] + top["r2_v"]).to_numpy() >= (single["r2_k"] + single["r2_v"]).to_numpy() - 1e-3).all()
+    assert (
+        (top["r2_k"] + top["r2_v"]).to_numpy() >= (single["r2_k"] + single["r2_v"]).to_numpy() - 1e-3
+    ).all()
 
 
 def test_the_plane_holds_what_lies_in_a_plane():
@@ -282,7 +334,9 @@ def test_the_plane_holds_what_lies_in_a_plane():
 def test_a_file_is_cut_into_texts(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("One.\n\nTwo\nlines.\n\nOne.\n\n" + "x" * 4100)
-    assert [len(t) for t in file_texts(file)] == [4, 10, 2000, 100], "equal paragraphs once, long ones in pieces"
+    assert [len(t) for t in file_texts(file)] == [4, 10, 2000, 100], (
+        "equal paragraphs once, long ones in pieces"
+    )
     for bad in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
             file_texts(bad)
@@ -331,7 +385,11 @@ def test_enrich_records_shows_and_finds_again(tmp_path, pair, monkeypatch):
     assert "oracle: question's slice" in first.output and "points (95 %" in " ".join(first.output.split())
     [folder] = (tmp_path / "oracle").iterdir()
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["state"] == "complete" and manifest["identity"]["before"] == "context" and manifest["documents"] == 6
+    assert (
+        manifest["state"] == "complete"
+        and manifest["identity"]["before"] == "context"
+        and manifest["documents"] == 6
+    )
     assert {p.name for p in folder.iterdir()} == {"manifest.json", "rows.parquet", "enrich.png", "enrich.svg"}
     stamps = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
     monkeypatch.setattr("lcfbench.oracle.enrich.measure", compute)
@@ -340,14 +398,30 @@ def test_enrich_records_shows_and_finds_again(tmp_path, pair, monkeypatch):
     told = json.loads(again.stdout)
     rows = pd.read_parquet(folder / "rows.parquet")
     for line in told["conditions"]:
-        assert line["score"] == pytest.approx(rows.loc[rows["condition"] == line["condition"], "score"].mean())
+        assert line["score"] == pytest.approx(
+            rows.loc[rows["condition"] == line["condition"], "score"].mean()
+        )
     assert told["conditions"][0]["change"] == 0 and len(told["layers"]) == 3
     assert isinstance(call(*asked, "--fresh").exception, ComputedError)
-    assert stamps == {p: p.stat().st_mtime_ns for p in folder.iterdir()}, "what fails leaves the earlier run alone"
+    assert stamps == {p: p.stat().st_mtime_ns for p in folder.iterdir()}, (
+        "what fails leaves the earlier run alone"
+    )
 
 
 def test_transform_records_shows_and_finds_again(tmp_path, pair, monkeypatch):
-    asked = ("transform", "--pair", pair, "--tokens", 1500, "--map", "best", "--out", tmp_path, "--dtype", "float32")
+    asked = (
+        "transform",
+        "--pair",
+        pair,
+        "--tokens",
+        1500,
+        "--map",
+        "best",
+        "--out",
+        tmp_path,
+        "--dtype",
+        "float32",
+    )
     first = call(*asked)
     assert first.exit_code == 0, (first.output, first.exception)
     assert "of the variance of the receiver's keys" in " ".join(first.output.split())
@@ -358,7 +432,9 @@ def test_transform_records_shows_and_finds_again(tmp_path, pair, monkeypatch):
     place = Place(folder)
     kept = place.manifest()
     place.keep({n: place.table(n) for n in ("rows", "points")}, kept.pop("identity"), kept)
-    assert {p.suffix for p in folder.iterdir()} == {".json", ".parquet"} and place.finished(), "plots of other numbers do not stay"
+    assert {p.suffix for p in folder.iterdir()} == {".json", ".parquet"} and place.finished(), (
+        "plots of other numbers do not stay"
+    )
     monkeypatch.setattr("lcfbench.oracle.transform.fit", compute)
     told = json.loads(call(*asked, "--json").stdout)
     rows = pd.read_parquet(folder / "rows.parquet")
@@ -405,7 +481,9 @@ def test_mistakes_are_one_line_and_a_next_step(args, said, tmp_path, pair):
     model = ("--model", pair.split(":")[0]) if args[0] == "enrich" else ("--pair", pair)
     known = () if model[0] in args else model
     error = call(*args, *known, "--out", tmp_path, "--offline").exception
-    assert isinstance(error, UserError) and said in f"{error.what} {error.next_step}" and error.next_step, error
+    assert isinstance(error, UserError) and said in f"{error.what} {error.next_step}" and error.next_step, (
+        error
+    )
     assert "\n" not in str(error) and not list(tmp_path.iterdir())
 
 
@@ -428,11 +506,11 @@ def test_a_task_that_cuts_no_slice_says_so(tmp_path, monkeypatch, splitfacts):
 
 @pytest.mark.real
 def test_real_models_direct_equals_the_receiver_and_maps_carry_something():
-    from lcfbench.assets import find_model
-    from lcfbench.endpoint import Endpoint
+    from lcfbench.models.causal_lm import CausalLM
+    from lcfbench.sources.models import find_model
 
     task = load_task("splitfacts")
-    receiver, sharer = (Endpoint.load(find_model(name)) for name in ("smollm2-135m", "gemma3-270m"))
+    receiver, sharer = (CausalLM.load(find_model(name)) for name in ("smollm2-135m", "gemma3-270m"))
     documents = task.documents(limit=4)
     rows = measure(receiver, task, documents, [], "context", Enrich(task="splitfacts", batch_size=4), print)
     assert rows.groupby("condition").size().to_dict() == {"direct": 4, "kept": 4, "oracle": 4}

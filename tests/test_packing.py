@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lcfbench import packing
-from lcfbench.packing import Packed, packed
+from lcfbench.models import cpu_packing as packing
+from lcfbench.models.cpu_packing import Packed, packed
 from tests import tiny
 
 needs = pytest.mark.skipif(not packing.can_pack(), reason="this CPU has no bfloat16 matmul instructions")
@@ -54,7 +54,9 @@ def test_gradients_flow_through_the_plain_weights():
     assert torch.equal(*grads) and quick._laid_out is None
     with torch.inference_mode():
         quick(torch.ones(1, 96, dtype=torch.bfloat16))
-    held = quick(torch.ones(1, 96, dtype=torch.bfloat16))  # laid out under inference, used where gradients are recorded
+    held = quick(
+        torch.ones(1, 96, dtype=torch.bfloat16)
+    )  # laid out under inference, used where gradients are recorded
     assert not held.requires_grad
 
 

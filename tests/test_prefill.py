@@ -7,12 +7,18 @@ import itertools
 import pytest
 import torch
 
-from lcfbench import prefill
-from lcfbench.kv import pad_left
+from lcfbench.models import shared_prefill as prefill
+from lcfbench.models.padding import pad_left
 from tests import tiny
 
 COMMON = list(range(40, 60))
-ROWS = [[*COMMON, 5, 6, 7], [*COMMON, 9], [*COMMON, 5, 8, *range(60, 90)], [*COMMON, 9], [*COMMON, 11, 12, 13, 14]]
+ROWS = [
+    [*COMMON, 5, 6, 7],
+    [*COMMON, 9],
+    [*COMMON, 5, 8, *range(60, 90)],
+    [*COMMON, 9],
+    [*COMMON, 11, 12, 13, 14],
+]
 
 
 @pytest.fixture(autouse=True)
@@ -98,15 +104,15 @@ def test_any_order_of_a_batch_is_the_same_batch_bit_for_bit(counted):
 def test_what_a_borrower_read_itself_is_not_lent_to_it(counted):
     end, _ = counted()
     with end.sharing() as shared:
-        end.lend_anew()
+        end.start_accounting()
         for _ in range(3):
             prefill.read(end, ROWS, shared)
-        assert end.lent_seconds == 0.0
-        end.lend_anew()
+        assert end.saved_seconds == 0.0
+        end.start_accounting()
         for _ in range(3):
             prefill.read(end, ROWS, shared)
         once = shared.held[next(iter(shared.held))][1]
-        assert end.lent_seconds == once > 0, "another one would have read it once"
+        assert end.saved_seconds == once > 0, "another one would have read it once"
         assert end.release() == 1 and not shared.held
 
 

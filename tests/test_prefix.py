@@ -11,16 +11,17 @@ from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import load, save
 from lcfbench.adapters.lcf import flat
-from lcfbench.adapters.prefix import Fuser
-from lcfbench.bench.counting import PhaseClock
-from lcfbench.document import View
+from lcfbench.adapters.prefix import PrefixAdapter
 from lcfbench.errors import UserError
-from lcfbench.kv import rotate
+from lcfbench.evaluation.answer import answer, target
+from lcfbench.latency.counting import PhaseClock
 from lcfbench.methods._fusion import content_keys
-from lcfbench.methods.base import Batch, create, prompt
+from lcfbench.methods.base import Batch, prompt
+from lcfbench.methods.create import create
 from lcfbench.methods.prefix import last_tokens
-from lcfbench.scoring import answer, target
-from lcfbench.timing import Clock
+from lcfbench.models.rotary import rotate
+from lcfbench.models.timing import Clock
+from lcfbench.tasks.document import View
 from lcfbench.training.options import adapter_options
 from tests import tiny
 from tests.test_methods import SHARED, SPLIT, outcomes, pair, same_bits
@@ -34,7 +35,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def adapter(ends, stir: float = 0.3, **options) -> Fuser:
+def adapter(ends, stir: float = 0.3, **options) -> PrefixAdapter:
     """A small adapter, away from its zeros by `stir`."""
     torch.manual_seed(3)
     options = {"slots": 4, "width": 6, "gate": "soft", **options}
@@ -42,7 +43,7 @@ def adapter(ends, stir: float = 0.3, **options) -> Fuser:
     with torch.no_grad():
         for p in made.parameters():
             p.add_(stir * torch.randn_like(p))
-    assert isinstance(made, Fuser)
+    assert isinstance(made, PrefixAdapter)
     return made.requires_grad_(False).eval()
 
 
@@ -70,7 +71,10 @@ def test_batch_1_equals_batch_n(documents, place, chat):
 @PLACE
 def test_sdpa_equals_eager(documents, place):
     with torch.no_grad():
-        a, b = (outcomes(create("prefix", *ends, adapter(ends, place=place)), documents)[0] for ends in (pair(), pair(attention="eager")))
+        a, b = (
+            outcomes(create("prefix", *ends, adapter(ends, place=place)), documents)[0]
+            for ends in (pair(), pair(attention="eager"))
+        )
     for x, y in zip(a, b, strict=True):
         assert x == pytest.approx(y, abs=5e-4)
 
@@ -96,7 +100,9 @@ def test_the_message_of_the_sender_is_what_counts(documents, place):
 @PLACE
 def test_an_untrained_up_projection_does_not_depend_on_the_sharer(place):
     ends = pair()
-    fuser = build(pair_config("prefix", *((e.name, e.geometry) for e in ends), options={"slots": 4, "place": place})).eval()
+    fuser = build(
+        pair_config("prefix", *((e.name, e.geometry) for e in ends), options={"slots": 4, "place": place})
+    ).eval()
     method = create("prefix", *ends, fuser)
     assert torch.count_nonzero(fuser.up) == 0
     a, b = responded(method), responded(method, SPLIT, SPLIT[1:] + SPLIT[:1])
@@ -110,14 +116,21 @@ def test_shut_gates_equal_the_receiver_alone_bit_for_bit(documents, place):
     shut = adapter(ends, gate="gumbel", place=place)
     shut.gate_logit.fill_(-1.0)
     with torch.no_grad():
-        got, alone = outcomes(create("prefix", *ends, shut), documents)[0], outcomes(create("receiver", *ends), documents)[0]
+        got, alone = (
+            outcomes(create("prefix", *ends, shut), documents)[0],
+            outcomes(create("receiver", *ends), documents)[0],
+        )
         assert got == alone
         # one open gate of one layer: there alone the sender matters, and all layers have equally many entries
         shut.gate_logit[1, 1] = 1.0
         assert outcomes(create("prefix", *ends, shut), documents)[0] != alone
     message = torch.randn(4, 2, 4, 6)
     (k, v), base = shut(message), flat(shut.base.view(4, 1, 4, 2, 2, 8)[:, :, :, 0].transpose(2, 3))
-    assert same_bits(flat(k), base.expand(4, 2, 4, 16)) and torch.equal(v[0, 0], v[0, 1]) and not torch.equal(v[1, 0], v[1, 1])
+    assert (
+        same_bits(flat(k), base.expand(4, 2, 4, 16))
+        and torch.equal(v[0, 0], v[0, 1])
+        and not torch.equal(v[1, 0], v[1, 1])
+    )
 
 
 def test_after_the_prompt_never_saw_the_entries_which_stand_at_the_last_token_read():
@@ -127,7 +140,13 @@ def test_after_the_prompt_never_saw_the_entries_which_stand_at_the_last_token_re
     n = alone.kv.length
     assert state.kv.length == n + fuser.slots
     for b, row in enumerate(alone.kv.mask.bool()):
-        mine = torch.cat([state.kv.keys[:, b, :, state.kv.mask[b].bool()], state.kv.values[:, b, :, state.kv.mask[b].bool()]], -1)
+        mine = torch.cat(
+            [
+                state.kv.keys[:, b, :, state.kv.mask[b].bool()],
+                state.kv.values[:, b, :, state.kv.mask[b].bool()],
+            ],
+            -1,
+        )
         own = torch.cat([alone.kv.keys[:, b, :, row], alone.kv.values[:, b, :, row]], -1)
         assert same_bits(mine[:, :, : own.shape[2]], own)
     assert torch.equal(state.positions, alone.positions)
@@ -137,12 +156,19 @@ def test_after_the_prompt_never_saw_the_entries_which_stand_at_the_last_token_re
 def test_before_the_prompt_follows_the_entries_and_attends_them():
     ends = pair()
     fuser = adapter(ends, place="before")
-    state, alone = responded(create("prefix", *ends, fuser), SPLIT[:1]), responded(create("receiver", *ends), SPLIT[:1])
+    state, alone = (
+        responded(create("prefix", *ends, fuser), SPLIT[:1]),
+        responded(create("receiver", *ends), SPLIT[:1]),
+    )
     n, lead = alone.kv.length, 2
     assert state.kv.length == n + lead + fuser.slots
-    assert state.kv.positions[0].tolist() == list(range(n + lead + fuser.slots)) and state.positions.tolist() == [[n + lead + fuser.slots]]
+    assert state.kv.positions[0].tolist() == list(
+        range(n + lead + fuser.slots)
+    ) and state.positions.tolist() == [[n + lead + fuser.slots]]
     prompt_values = state.kv.values[:, 0, :, -n:]
-    torch.testing.assert_close(prompt_values[0], alone.kv.values[0, 0])  # the first layer's values have attended nothing yet
+    torch.testing.assert_close(
+        prompt_values[0], alone.kv.values[0, 0]
+    )  # the first layer's values have attended nothing yet
     assert not torch.allclose(prompt_values[1:], alone.kv.values[1:, 0], atol=1e-3)
     # the entries are the adapter's, turned to where they stand
     keys, _ = fuser(fuser.message(create("prefix", *ends, fuser).pooled(theirs(ends, SPLIT[:1]))))
@@ -151,7 +177,9 @@ def test_before_the_prompt_follows_the_entries_and_attends_them():
 
 
 def theirs(ends, documents):
-    return create("prefix", *ends, adapter(ends)).sharer_cache([prompt(ends[1], d.sharer, d) for d in documents])
+    return create("prefix", *ends, adapter(ends)).sharer_cache(
+        [prompt(ends[1], d.sharer, d) for d in documents]
+    )
 
 
 def test_slots_start_on_the_last_tokens_whatever_the_padding():
@@ -175,7 +203,9 @@ def test_keys_are_read_without_their_positions():
     ends = pair()
     cache = theirs(ends, SPLIT[:1])
     moved = replace(
-        cache, keys=rotate(content_keys(cache, ends[1].model).keys, cache.positions + 7, ends[1].model), positions=cache.positions + 7
+        cache,
+        keys=rotate(content_keys(cache, ends[1].model).keys, cache.positions + 7, ends[1].model),
+        positions=cache.positions + 7,
     )
     for unrotated in (True, False):
         method = create("prefix", *ends, adapter(ends, unrotated_keys=unrotated))
@@ -192,10 +222,17 @@ def test_prepare_standardises_every_slot_and_starts_from_the_receivers_last_toke
     x = (pooled - fuser.mean[:, None]) / (fuser.slot_scale * fuser.channel_scale)[:, None]
     assert "3 documents" in said[0]
     torch.testing.assert_close(x.mean(1), torch.zeros_like(x.mean(1)), atol=1e-3, rtol=0)
-    assert 0.3 < float(x[1:].std(1, correction=0).mean()) < 1.5  # layer 0 sees the same last tokens in all: there the floor holds
+    assert (
+        0.3 < float(x[1:].std(1, correction=0).mean()) < 1.5
+    )  # layer 0 sees the same last tokens in all: there the floor holds
     read = responded(create("receiver", *ends))
     one = content_keys(read.kv, ends[0].model)
-    torch.testing.assert_close(fuser.base[:, 1], torch.cat([flat(one.keys), flat(one.values)], -1)[:, :, -2].mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        fuser.base[:, 1],
+        torch.cat([flat(one.keys), flat(one.values)], -1)[:, :, -2].mean(1),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     keys, _ = last_tokens(one, one.length + 3)  # longer than any prompt
     assert torch.isfinite(keys).all() and torch.count_nonzero(keys[..., -3:, :]) == 0
 
@@ -203,7 +240,9 @@ def test_prepare_standardises_every_slot_and_starts_from_the_receivers_last_toke
 def test_outliers_are_clamped():
     fuser = adapter(pair(), stir=0.0, width=2)
     big = torch.full((4, 1, 4, 32), 1e6)
-    assert torch.equal(fuser.message(big), fuser.message(big * 10)) and not torch.equal(fuser.message(big), fuser.message(-big))
+    assert torch.equal(fuser.message(big), fuser.message(big * 10)) and not torch.equal(
+        fuser.message(big), fuser.message(-big)
+    )
     raw = adapter(pair(), stir=0.0, width=2, standardise=False)
     assert not torch.equal(raw.message(big), raw.message(big * 10)) and "mean" not in raw.state_dict()
 
@@ -248,8 +287,16 @@ def test_prompts_are_rendered_within_a_phase(kind, monkeypatch):
     from lcfbench.methods import dense, prefix
 
     ends, clock, phases = pair(), PhaseClock(), []
-    made = adapter(ends) if kind == "prefix" else build(pair_config("dense", *((e.name, e.geometry) for e in ends))).requires_grad_(False)
-    monkeypatch.setattr({"prefix": prefix, "dense": dense}[kind], "prompt", lambda *a: (phases.append(clock.phase), prompt(*a))[1])
+    made = (
+        adapter(ends)
+        if kind == "prefix"
+        else build(pair_config("dense", *((e.name, e.geometry) for e in ends))).requires_grad_(False)
+    )
+    monkeypatch.setattr(
+        {"prefix": prefix, "dense": dense}[kind],
+        "prompt",
+        lambda *a: (phases.append(clock.phase), prompt(*a))[1],
+    )
     with torch.no_grad():
         create(kind, *ends, made.eval()).respond(Batch(SPLIT, SPLIT, clock))
     assert set(phases) == {"prefix": {"prefill", "sharer"}, "dense": {"prefill"}}[kind]
@@ -262,7 +309,9 @@ def test_sizes():
     queries, bias = L * T * 16, L * T * 64
     assert fuser.params == queries + bias + L * (s * d + T * d + 3 * d + 16 * d * d + d * r + T * r + 2)
     assert fuser.wire_bytes(1000, T, 2) == L * T * d * 2
-    assert fuser.wire_bytes(1, T, 2) == fuser.cache_bytes(1, 2) == 3 * 32 * 2  # a one-token text is smaller than its message
+    assert (
+        fuser.wire_bytes(1, T, 2) == fuser.cache_bytes(1, 2) == 3 * 32 * 2
+    )  # a one-token text is smaller than its message
     assert fuser.flops(10) == 2 * (3 * queries * 10 + T * L * (s * d + 16 * d * d + d * r))
     assert fuser.flops(20) - fuser.flops(10) == 2 * 3 * queries * 10
 
@@ -286,7 +335,10 @@ def test_saved_and_loaded_it_answers_the_same(tmp_path):
     again = load(tmp_path / "a")
     assert again.config.options["place"] == "before" == again.place
     with torch.no_grad():
-        assert outcomes(create("prefix", *ends, fuser), SPLIT)[0] == outcomes(create("prefix", *ends, again), SPLIT)[0]
+        assert (
+            outcomes(create("prefix", *ends, fuser), SPLIT)[0]
+            == outcomes(create("prefix", *ends, again), SPLIT)[0]
+        )
 
 
 def test_mistakes_are_named():

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lcfbench.document import View
-from lcfbench.prompts import continuation, extend, render
+from lcfbench.tasks.document import View
+from lcfbench.tasks.prompts import continuation, extend, render
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "c2c_reference"
 SHARED = ["models/r1-qwen3", "models/s1-qwen2", "aligner/tokenizer-receiver", "aligner/tokenizer-sharer"]
@@ -37,14 +37,23 @@ def own(kind):
     inner.decoder = decoders.ByteLevel()
     specials = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=420,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    inner.train_from_iterator(["Question: What is it?\nA. one\nB. two\nAnswer: the same café assistant user system"] * 3, trainer)
+    inner.train_from_iterator(
+        ["Question: What is it?\nA. one\nB. two\nAnswer: the same café assistant user system"] * 3, trainer
+    )
     if kind == "bos":
-        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))])
+        inner.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
+        )
     elif kind == "trims":
         inner.post_processor = processors.ByteLevel(trim_offsets=True)
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
     if kind in ("keeps", "strips"):
         made.chat_template = CHATML.replace(" STRIP", " | trim " if kind == "strips" else " ")
     elif kind == "bos":
@@ -68,8 +77,20 @@ def hflm(tokenizer):
     """lm-eval's model around a tiny one: only its tokenization and chat rules are used."""
     from lm_eval.models.huggingface import HFLM
 
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    return HFLM(pretrained=LlamaForCausalLM(config), tokenizer=tokenizer, device="cpu", enable_thinking=False, batch_size=1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    return HFLM(
+        pretrained=LlamaForCausalLM(config),
+        tokenizer=tokenizer,
+        device="cpu",
+        enable_thinking=False,
+        batch_size=1,
+    )
 
 
 def lm_eval_text(hflm, view, chat):
@@ -77,7 +98,9 @@ def lm_eval_text(hflm, view, chat):
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.api.utils import multiturn_to_singleturn
 
-    turns = ConfigurableTask.build_qa_turn(None, q=view.user, gen_prefix=view.prefix or None, tgt_delim=" ", few_delim="")
+    turns = ConfigurableTask.build_qa_turn(
+        None, q=view.user, gen_prefix=view.prefix or None, tgt_delim=" ", few_delim=""
+    )
     if not chat:
         return "".join(turn.to_text() for turn in turns)
     return hflm.apply_chat_template(multiturn_to_singleturn(turns), add_generation_prompt=not view.prefix)
@@ -108,20 +131,28 @@ def test_spans_are_the_turns_and_offsets_cover_the_text(tokenizer, view, chat):
         assert [prompt.text[a:b] for a, b in prompt.spans] == contents
         assert all(b <= c for (_, b), (c, _) in zip(prompt.spans, prompt.spans[1:], strict=False))
         if view.prefix.strip():
-            assert prompt.spans[-1][1] == len(prompt.text.rstrip())  # the prefix is the end, wherever else its words stand
+            assert prompt.spans[-1][1] == len(
+                prompt.text.rstrip()
+            )  # the prefix is the end, wherever else its words stand
         assert len(prompt.offsets) == len(prompt.ids)
         covered = {i for a, b in prompt.offsets for i in range(a, b)}
-        assert not "".join(c for i, c in enumerate(prompt.text) if i not in covered).strip()  # some tokenizers trim spaces
+        assert not "".join(
+            c for i, c in enumerate(prompt.text) if i not in covered
+        ).strip()  # some tokenizers trim spaces
         starts = [a for a, b in prompt.offsets if b]
         assert starts == sorted(starts)
-        assert all(b > a for (a, b), i in zip(prompt.offsets, prompt.ids, strict=True) if i != tokenizer.bos_token_id)
+        assert all(
+            b > a for (a, b), i in zip(prompt.offsets, prompt.ids, strict=True) if i != tokenizer.bos_token_id
+        )
 
 
 def test_a_template_that_repeats_the_question_is_searched_from_the_right():
     tokenizer = own("doubles")
     prompt = render(View("the same the same", "the same"), tokenizer, chat=True, choices=True)
     first, second = prompt.spans
-    assert first[0] == prompt.text.index("user\n") + len("user\n") and prompt.text[: first[0]].startswith("Topic: the same")
+    assert first[0] == prompt.text.index("user\n") + len("user\n") and prompt.text[: first[0]].startswith(
+        "Topic: the same"
+    )
     assert second[1] == len(prompt.text)
 
 
@@ -154,7 +185,9 @@ def test_a_lead_extends_the_prompt_like_one_text():
     longer = extend(prompt, " red box. The red box is in ", tokenizer)
     assert longer.text == "Notes: x. The key is in the red box. The red box is in" and longer.tail == " "
     assert longer.ids == render(View(longer.text), tokenizer, chat=False, choices=True).ids
-    assert continuation(longer, "Rome", tokenizer) == tokenizer.encode(longer.text + " Rome")[len(longer.ids) :]
+    assert (
+        continuation(longer, "Rome", tokenizer) == tokenizer.encode(longer.text + " Rome")[len(longer.ids) :]
+    )
 
 
 def test_an_empty_prompt_is_lm_evals_prefix_token():
@@ -167,5 +200,7 @@ def test_an_empty_prompt_is_lm_evals_prefix_token():
 def test_thinking_is_off():
     if not (FIXTURES / "models/r1-qwen3").is_dir():
         pytest.skip("../shared/fixtures/c2c_reference is not here")
-    prompt = render(View("Hi"), AutoTokenizer.from_pretrained(FIXTURES / "models/r1-qwen3"), chat=True, choices=False)
+    prompt = render(
+        View("Hi"), AutoTokenizer.from_pretrained(FIXTURES / "models/r1-qwen3"), chat=True, choices=False
+    )
     assert prompt.text.endswith("<think>\n\n</think>\n\n")  # the template's empty think block

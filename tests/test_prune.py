@@ -10,20 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lcfbench import pruning
-from lcfbench.ablation import Bench, Tally, method_for
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import WEIGHTS, pair_config, read_config, weights_sha256
 from lcfbench.adapters.files import PICTURE, REPORT, load, save
-from lcfbench.assets import find_model
-from lcfbench.endpoint import Endpoint
+from lcfbench.cli.adapter_view import before_after, layers_table, remarks
 from lcfbench.errors import UserError
-from lcfbench.harness import Task
-from lcfbench.loop import batches
-from lcfbench.methods.base import Batch, create
-from lcfbench.pruning import PruneRecipe, audit, judge, prune
-from lcfbench.timing import Clock
-from lcfbench.ui.adapters import before_after, layers_table, remarks
+from lcfbench.evaluation.batching import batches
+from lcfbench.methods.base import Batch
+from lcfbench.methods.create import create
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.timing import Clock
+from lcfbench.sources.models import find_model
+from lcfbench.tasks.task import Task
+from lcfbench.training import prune as pruning
+from lcfbench.training.ablation import Bench, Tally, method_for
+from lcfbench.training.prune import PruneRecipe, audit, judge, prune
 from tests import drive
 
 
@@ -49,7 +50,7 @@ def pair(tmp_path_factory) -> str:
 
 def make(pair: str, folder: Path, kind: str = "lcfx", gates: list | None = None, **options) -> Path:
     torch.manual_seed(0)
-    ends = [Endpoint.load(find_model(name), dtype="float32") for name in pair.split(":")]
+    ends = [CausalLM.load(find_model(name), dtype="float32") for name in pair.split(":")]
     adapter = build(pair_config(kind, *((e.name, e.geometry) for e in ends), options=options))
     with torch.no_grad():
         if gates is not None:
@@ -70,7 +71,10 @@ def whole(pair, tmp_path_factory) -> Path:
 
 
 def recipe(whole: Path, out: Path, **more) -> PruneRecipe:
-    return PruneRecipe(**{"adapter": whole, "dev": "splitfacts", "limit": 6, "batch_size": 3, "dtype": "float32", "out": out} | more)
+    return PruneRecipe(
+        **{"adapter": whole, "dev": "splitfacts", "limit": 6, "batch_size": 3, "dtype": "float32", "out": out}
+        | more
+    )
 
 
 # -- the procedure on numbers --------------------------------------------------------------------------------------------------------
@@ -80,18 +84,44 @@ def test_fates_and_ranks(pair, whole):
     adapter = load(whole)
     assert audit(adapter) == [1, 2, 3] == adapter.open_layers()
     base = {"score": 0.5, "loglik": -1.0}
-    without = [{"score": 0.25, "loglik": -0.9}, {"score": 0.5, "loglik": -1.2}, {"score": 0.75, "loglik": -2.0}]
+    without = [
+        {"score": 0.25, "loglik": -0.9},
+        {"score": 0.5, "loglik": -1.2},
+        {"score": 0.75, "loglik": -2.0},
+    ]
     rows = judge(adapter, [1, 2, 3], base, without, None)
     assert [r["fate"] for r in rows] == ["shut", "kept", "kept", "hurts"]
-    assert [r["rank"] for r in rows] == [None, 1, 2, None], "the score decides; likelihood only where it stays"
-    assert rows[1]["importance"] == 0.25 and rows[2]["loglik_importance"] == pytest.approx(0.2) and rows[0]["importance"] is None
-    assert [r["fate"] for r in judge(adapter, [1, 2, 3], base, without, 1)] == ["shut", "kept", "outranked", "hurts"]
+    assert [r["rank"] for r in rows] == [None, 1, 2, None], (
+        "the score decides; likelihood only where it stays"
+    )
+    assert (
+        rows[1]["importance"] == 0.25
+        and rows[2]["loglik_importance"] == pytest.approx(0.2)
+        and rows[0]["importance"] is None
+    )
+    assert [r["fate"] for r in judge(adapter, [1, 2, 3], base, without, 1)] == [
+        "shut",
+        "kept",
+        "outranked",
+        "hurts",
+    ]
     tied = [{"score": 0.5, "loglik": v} for v in (-1.1, -0.9, -1.0)]
-    assert [r["fate"] for r in judge(adapter, [1, 2, 3], base, tied, 1)] == ["shut", "kept", "hurts", "outranked"], "no effect is no harm"
+    assert [r["fate"] for r in judge(adapter, [1, 2, 3], base, tied, 1)] == [
+        "shut",
+        "kept",
+        "hurts",
+        "outranked",
+    ], "no effect is no harm"
 
 
 def test_soft_gates_are_shut_only_where_nothing_passes(pair, tmp_path):
-    folder = make(pair, tmp_path / "soft", gates=[[-1.0, -1.0], [-9.0, -9.0], [-9.0, 0.0], [1.0, 1.0]], width=8, gate="soft")
+    folder = make(
+        pair,
+        tmp_path / "soft",
+        gates=[[-1.0, -1.0], [-9.0, -9.0], [-9.0, 0.0], [1.0, 1.0]],
+        width=8,
+        gate="soft",
+    )
     assert audit(load(folder)) == [0, 2, 3]
 
 
@@ -112,8 +142,8 @@ def pruned(pair, whole, tmp_path_factory):
         end.model.get_decoder().register_forward_pre_hook(lambda *a: calls.__setitem__(name, calls[name] + 1))
         return end
 
-    load_endpoint = Endpoint.load
-    patch.setattr(pruning.Endpoint, "load", staticmethod(loaded))
+    load_endpoint = CausalLM.load
+    patch.setattr(pruning.CausalLM, "load", staticmethod(loaded))
     out = tmp_path_factory.mktemp("pruned") / "small"
     progress = Quiet()
     report = prune(recipe(whole, out, keep=2), progress)
@@ -126,12 +156,14 @@ def test_both_models_read_each_batch_once_for_all_ablations(pruned):
     # 2 batches, own and deranged messages, in two passes: ablations, then the pruned adapter
     assert calls["sharer"] == 2 * 2 * 2
     assert set(splits) == {"validation"}, "the test split is never read"
-    assert progress.done[-1][0] == progress.done[-1][1] and not [t for t in progress.said if "other weights" in t]
+    assert progress.done[-1][0] == progress.done[-1][1] and not [
+        t for t in progress.said if "other weights" in t
+    ]
 
 
 def test_ablations_equal_runs_of_their_own(pair, whole, pruned):
     report = pruned[0]
-    ends = [Endpoint.load(find_model(name), dtype="float32") for name in pair.split(":")]
+    ends = [CausalLM.load(find_model(name), dtype="float32") for name in pair.split(":")]
     adapter = load(whole)
     task = pruning.load_task("splitfacts")
     documents = task.documents(split="validation", limit=6, receiver_chat=ends[0].has_chat)
@@ -143,26 +175,48 @@ def test_ablations_equal_runs_of_their_own(pair, whole, pruned):
             for group in batches(documents, 3):
                 bench.add(method, Batch(group, group, Clock()), tally)
         row = report["layers"][left_out]
-        assert (row["score_without"], row["loglik_without"]) == (tally.means()["score"], pytest.approx(tally.means()["loglik"], abs=1e-6))
+        assert (row["score_without"], row["loglik_without"]) == (
+            tally.means()["score"],
+            pytest.approx(tally.means()["loglik"], abs=1e-6),
+        )
         assert abs(row["loglik_importance"]) > 1e-6, "a layer that does nothing would prove nothing"
 
 
 def test_the_smaller_adapter_is_the_kept_layers_bit_for_bit(pair, whole, pruned):
     report, out, *_ = pruned
     kept = [i for i, row in enumerate(report["layers"]) if row["fate"] == "kept"]
-    assert report["kept"] == [report["layers"][i]["layer"] for i in kept] and 0 < len(kept) <= 2 and report["layers"][0]["fate"] == "shut"
+    assert (
+        report["kept"] == [report["layers"][i]["layer"] for i in kept]
+        and 0 < len(kept) <= 2
+        and report["layers"][0]["fate"] == "shut"
+    )
     big, small = load_file(whole / WEIGHTS), load_file(out / WEIGHTS)
     assert all(torch.equal(small[n], t[kept]) and small[n].dtype == t.dtype for n, t in big.items())
     config = read_config(out)
     assert list(config.layers) == report["kept"] and len(config.layer_map) == len(kept)
     told = config.training["pruned"]
-    assert told["sha256"] == weights_sha256(whole) and told["kept"] == report["kept"] and told["dropped"]["shut"] == [0]
-    assert told["pruned"]["matched"] == report["pruned"]["matched"] and set(report["whole"]["deranged"]) == {"score", "loglik"}
+    assert (
+        told["sha256"] == weights_sha256(whole)
+        and told["kept"] == report["kept"]
+        and told["dropped"]["shut"] == [0]
+    )
+    assert told["pruned"]["matched"] == report["pruned"]["matched"] and set(report["whole"]["deranged"]) == {
+        "score",
+        "loglik",
+    }
     card = (out / "README.md").read_text()
-    assert "## Pruned from whole" in card and f"{load(out).params:,} parameters in {len(kept)} of 4" in card and "old card" not in card
+    assert (
+        "## Pruned from whole" in card
+        and f"{load(out).params:,} parameters in {len(kept)} of 4" in card
+        and "old card" not in card
+    )
     assert json.loads((out / REPORT).read_text())["kept"] == report["kept"]
-    assert (out / PICTURE).read_bytes()[:4] == b"\x89PNG" and report["pruned"]["bytes"] == (out / WEIGHTS).stat().st_size
-    assert sorted(p.name for p in out.iterdir()) == sorted(("README.md", WEIGHTS, "config.json", REPORT, PICTURE))
+    assert (out / PICTURE).read_bytes()[:4] == b"\x89PNG" and report["pruned"]["bytes"] == (
+        out / WEIGHTS
+    ).stat().st_size
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        ("README.md", WEIGHTS, "config.json", REPORT, PICTURE)
+    )
 
 
 def test_the_tables_fit_80_columns(pruned):
@@ -193,27 +247,57 @@ def test_an_interruption_leaves_nothing(pair, whole, tmp_path, monkeypatch, caps
         plain(self, *rest)
 
     monkeypatch.setattr(Bench, "add", add)
-    line = ("adapter", "prune", whole, "--dev", "splitfacts", "--limit", "6", "--dtype", "float32", "--out", tmp_path / "out" / "x")
+    line = (
+        "adapter",
+        "prune",
+        whole,
+        "--dev",
+        "splitfacts",
+        "--limit",
+        "6",
+        "--dtype",
+        "float32",
+        "--out",
+        tmp_path / "out" / "x",
+    )
     code, out, err = drive.invoke(capsys, monkeypatch, *line)
     assert code == 130 and "nothing was written" in err and out == "" and list(tmp_path.rglob("*")) == []
     monkeypatch.setattr(Bench, "add", plain)
-    monkeypatch.setattr("lcfbench.analysis.plots.layers.draw_layers", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "lcfbench.analysis.plots.layers.draw_layers", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     assert drive.invoke(capsys, monkeypatch, *line)[0] == 130  # in the middle of writing
     assert [p for p in tmp_path.rglob("*") if p.is_file() or p.name != "out"] == []
 
 
 def test_the_verb(pair, whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
-    line = ("adapter", "prune", whole, "--dev", "splitfacts", "--limit", "6", "--dtype", "float32", "--out", tmp_path / "x", "--keep", "1")
+    line = (
+        "adapter",
+        "prune",
+        whole,
+        "--dev",
+        "splitfacts",
+        "--limit",
+        "6",
+        "--dtype",
+        "float32",
+        "--out",
+        tmp_path / "x",
+        "--keep",
+        "1",
+    )
     code, out, err = drive.invoke(capsys, monkeypatch, *line)
     assert code == 0 and "saved " in out and "kept" in out and "1 of 4" in err, err
     before = weights_sha256(tmp_path / "x")
     code, _, err = drive.invoke(capsys, monkeypatch, *line)
     assert code == 2 and "--force" in err and weights_sha256(tmp_path / "x") == before
     code, out, err = drive.invoke(capsys, monkeypatch, *line, "--force", "--json")
-    assert code == 0 and json.loads(out)["folder"] == str(tmp_path / "x") and weights_sha256(tmp_path / "x") == before, (
-        "the same every time"
-    )
+    assert (
+        code == 0
+        and json.loads(out)["folder"] == str(tmp_path / "x")
+        and weights_sha256(tmp_path / "x") == before
+    ), "the same every time"
 
 
 @pytest.mark.parametrize(
@@ -236,13 +320,19 @@ def test_bad_input(whole, tmp_path, settings, says):
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("lcf", {"width": 8}), ("prefix", {"slots": 2, "width": 8}), ("dense", {"form": "linear", "reconstruction": "none"})],
+    [
+        ("lcf", {"width": 8}),
+        ("prefix", {"slots": 2, "width": 8}),
+        ("dense", {"form": "linear", "reconstruction": "none"}),
+    ],
 )
 def test_kinds_that_cannot_be_pruned_here_say_so_in_one_line(pair, tmp_path, kind, options):
     folder = make(pair, tmp_path / kind, kind, **options)
     with pytest.raises(UserError) as error:
         prune(recipe(folder, tmp_path / "x"), Quiet())
-    assert "\n" not in str(error.value) and ("cannot be pruned" in error.value.what or "token by token" in error.value.what)
+    assert "\n" not in str(error.value) and (
+        "cannot be pruned" in error.value.what or "token by token" in error.value.what
+    )
     assert error.value.next_step and not (tmp_path / "x").exists()
 
 
@@ -252,12 +342,16 @@ def test_an_adapter_that_is_shut_or_useless_is_not_saved(pair, tmp_path, monkeyp
         prune(recipe(shut, tmp_path / "x"), Quiet())
     bad = make(pair, tmp_path / "bad", gates=[[1.0, 1.0]] * 4, width=8)
     means = iter(range(1000))
-    monkeypatch.setattr(Tally, "means", lambda self: {"score": next(means) / 1000, "loglik": 0.0})  # every ablation scores better
+    monkeypatch.setattr(
+        Tally, "means", lambda self: {"score": next(means) / 1000, "loglik": 0.0}
+    )  # every ablation scores better
     with pytest.raises(UserError, match="better without any one of its layers"):
         prune(recipe(bad, tmp_path / "x"), Quiet())
     assert not (tmp_path / "x").exists()
 
 
 def test_methods_are_found_by_kind():
-    assert method_for("lcfx") == "lcf" and method_for("c2c") == "c2c" and method_for("lcf", "single") == "single"
+    assert (
+        method_for("lcfx") == "lcf" and method_for("c2c") == "c2c" and method_for("lcf", "single") == "single"
+    )
     assert method_for("lcf", "gone") == "lcf"

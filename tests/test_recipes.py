@@ -7,12 +7,14 @@ import torch
 
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
-from lcfbench.assets import geometry, split_pair
+from lcfbench.config import packaged_recipes, read_recipe
 from lcfbench.errors import UserError
-from lcfbench.harness import load_task
-from lcfbench.methods.base import method_class, option_fields, parse_options
-from lcfbench.recipe import Recipe, packaged_recipes, read_recipe
-from lcfbench.task_files import options_for, read_task
+from lcfbench.evaluation.recipe import Recipe
+from lcfbench.methods.base import option_fields
+from lcfbench.methods.create import method_class, parse_options
+from lcfbench.sources.models import geometry, split_pair
+from lcfbench.tasks.task import load_task
+from lcfbench.tasks.yaml_files import options_for, read_task
 from lcfbench.training import data
 from lcfbench.training.options import adapter_options, split_options
 from lcfbench.training.recipe import TrainRecipe, folder_of

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from lcfbench.ui.report import write_report
+from lcfbench.cli.report_view import write_report
 from tests import report_runs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    (p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None
+)
 if CHROMIUM is None:
     pytest.skip("no Chromium on this machine (set CHROMIUM to one)", allow_module_level=True)
 
@@ -91,9 +93,15 @@ def test_sorting(show) -> None:
     assert column(page, "method") == ["lcf", "kvcomm", "t2t"] and head.get_attribute("aria-sort") == "none"
     best = sorted(map(float, column(page, "matched %")), reverse=True)
     head.get_by_role("button").click()
-    assert list(map(float, column(page, "matched %"))) == best and head.get_attribute("aria-sort") == "descending"
+    assert (
+        list(map(float, column(page, "matched %"))) == best
+        and head.get_attribute("aria-sort") == "descending"
+    )
     page.keyboard.press("Enter")  # the button has the focus
-    assert list(map(float, column(page, "matched %"))) == best[::-1] and head.get_attribute("aria-sort") == "ascending"
+    assert (
+        list(map(float, column(page, "matched %"))) == best[::-1]
+        and head.get_attribute("aria-sort") == "ascending"
+    )
     method = page.locator("#verdicts th", has_text="method")
     method.get_by_role("button").click()
     assert column(page, "method") == ["kvcomm", "lcf", "t2t"]
@@ -123,9 +131,7 @@ def test_nothing_sticks_out(show, width) -> None:
     page = show(width)
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    wide = (
-        "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, svg') && e.getBoundingClientRect().right > innerWidth)"
-    )
+    wide = "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, svg') && e.getBoundingClientRect().right > innerWidth)"
     assert page.evaluate(f"{wide}.map(e => e.outerHTML.slice(0, 99))") == []
 
 
@@ -140,7 +146,9 @@ def test_drawings_can_be_read(show, width) -> None:
     assert len(told) == 8
 
     def meet(a, b) -> bool:
-        return a[0] < b[2] - 1 and b[0] < a[2] - 1 and a[1] < b[3] - 3 and b[1] < a[3] - 3  # line boxes are taller than letters
+        return (
+            a[0] < b[2] - 1 and b[0] < a[2] - 1 and a[1] < b[3] - 3 and b[1] < a[3] - 3
+        )  # line boxes are taller than letters
 
     for picture in told:
         assert picture["size"] * 11 >= 10
@@ -178,8 +186,14 @@ def test_prompts_open_and_stay_text(show) -> None:
 def test_without_script(show) -> None:
     """All that the script adds is comfort."""
     page = show(java_script_enabled=False)
-    assert page.locator("#verdicts tbody tr:visible").count() == 3 and page.locator("#verdicts th button").count() == 0
-    assert not page.locator("form.filter").is_visible() and not page.get_by_role("button", name="Theme").is_visible()
+    assert (
+        page.locator("#verdicts tbody tr:visible").count() == 3
+        and page.locator("#verdicts th button").count() == 0
+    )
+    assert (
+        not page.locator("form.filter").is_visible()
+        and not page.get_by_role("button", name="Theme").is_visible()
+    )
     page.locator("article summary").first.click()
     assert page.locator("article pre").first.is_visible()
     assert page.locator("svg.chart").first.is_visible()
@@ -188,5 +202,8 @@ def test_without_script(show) -> None:
 def test_print_shows_everything(show, tmp_path: Path) -> None:
     page = show()
     page.emulate_media(media="print")
-    assert not page.locator("nav").is_visible() and page.locator("article pre").first.bounding_box()["height"] > 10
+    assert (
+        not page.locator("nav").is_visible()
+        and page.locator("article pre").first.bounding_box()["height"] > 10
+    )
     assert re.match(rb"%PDF", page.pdf())

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from lcfbench import assets, session
-from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
-from lcfbench.harness import Task
-from lcfbench.recipe import Recipe
-from lcfbench.rows import Rows
-from lcfbench.store import RunWriter, read_runs
+from lcfbench.evaluation import session
+from lcfbench.evaluation.recipe import Recipe
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.results.reader import read_runs
+from lcfbench.results.writer import RunWriter
+from lcfbench.sources import models as assets
+from lcfbench.tasks.process_docs import Rows
+from lcfbench.tasks.task import Task
 from tests.drive import Watcher, rows
 from tests.test_runner import adapter, go, manifest, pair  # noqa: F401 (fixtures)
 
@@ -53,7 +55,10 @@ def controlled(pair, adapter, tmp_path_factory) -> dict[tuple[str, str], Path]: 
         pair, tmp_path_factory.mktemp("controls"), watcher, mode=["receiver", "excerpt", "t2t", "lcf"], adapter=[adapter],
         control=["matched", "deranged", "zero", "noise", "silent"],
     )  # fmt: skip
-    assert "receiver: sends no message, so there is no deranged or zero or noise or silent run of it." in watcher.said
+    assert (
+        "receiver: sends no message, so there is no deranged or zero or noise or silent run of it."
+        in watcher.said
+    )
     assert "excerpt: sends no cache, so there is no zero or noise run of it." in watcher.said
     return {tuple(f.name.split("-")[::2][:2]): f for f in folders}  # type: ignore[misc]
 
@@ -61,7 +66,12 @@ def controlled(pair, adapter, tmp_path_factory) -> dict[tuple[str, str], Path]: 
 def test_every_method_runs_under_the_controls_that_mean_something(controlled):
     found = {mode: [c for m, c in controlled if m == mode] for mode in ("receiver", "excerpt", "t2t", "lcf")}
     everything = ["matched", "deranged", "zero", "noise", "silent"]
-    assert found == {"receiver": ["matched"], "excerpt": ["matched", "deranged", "silent"], "t2t": everything, "lcf": everything}
+    assert found == {
+        "receiver": ["matched"],
+        "excerpt": ["matched", "deranged", "silent"],
+        "t2t": everything,
+        "lcf": everything,
+    }
     assert all(r["error"] is None for f in controlled.values() for r in rows(f))
 
 
@@ -75,13 +85,23 @@ def test_rows_say_what_was_sent_and_by_whom(controlled):
                 assert b["message_bytes"] > 0 and b["sharer_tokens"] > 0
                 assert (a["sharer_prompt"] == b["sharer_prompt"]) == (control != "deranged")
         for a, b, c in zip(matched, silent, alone, strict=True):
-            assert b["message_from"] is b["message_text"] is b["sharer_prompt"] is b["sharer_prompt_sha256"] is None
+            assert (
+                b["message_from"]
+                is b["message_text"]
+                is b["sharer_prompt"]
+                is b["sharer_prompt_sha256"]
+                is None
+            )
             assert b["message_bytes"] == b["message_cache_bytes"] == b["sharer_tokens"] == 0
             assert b["receiver_prompt"] == c["receiver_prompt"] and c["flops"] <= b["flops"] < a["flops"]
             assert (b["choices_loglikelihood"] == c["choices_loglikelihood"]) == (mode == "t2t")
     excerpt = rows(controlled["excerpt", "silent"])
     assert [r["choices_loglikelihood"] for r in excerpt] == [r["choices_loglikelihood"] for r in alone]
-    answers = {c: [r["choices_loglikelihood"] for r in rows(controlled["lcf", c])] for m, c in controlled if m == "lcf"}
+    answers = {
+        c: [r["choices_loglikelihood"] for r in rows(controlled["lcf", c])]
+        for m, c in controlled
+        if m == "lcf"
+    }
     assert answers["zero"] == answers["silent"], "to an adapter with raw inputs an empty cache says nothing"
     assert len({str(a) for a in answers.values()}) == 4
 
@@ -90,12 +110,16 @@ def test_manifests_tell_gates_and_derangement(controlled):
     for (mode, control), folder in controlled.items():
         found = manifest(folder)
         assert (len(found.get("senders_sha256", "")) == 64) == (control == "deranged")
-        assert (found.get("gates") == {"layers": [0, 1, 2, 3], "key": [1.0] * 4, "value": [1.0] * 4}) == (mode == "lcf")
+        assert (found.get("gates") == {"layers": [0, 1, 2, 3], "key": [1.0] * 4, "value": [1.0] * 4}) == (
+            mode == "lcf"
+        )
     one, two = (manifest(controlled[m, "deranged"])["senders_sha256"] for m in ("t2t", "lcf"))
     assert one == two, "the same documents exchange messages under every method"
 
 
-def test_noise_is_the_same_alone_in_batches_and_after_a_resume(pair, adapter, controlled, tmp_path, monkeypatch):  # noqa: F811
+def test_noise_is_the_same_alone_in_batches_and_after_a_resume(
+    pair, adapter, controlled, tmp_path, monkeypatch
+):
     whole = rows(controlled["lcf", "noise"])
     chosen = {"mode": ["lcf"], "adapter": [adapter], "control": ["noise"]}
     [alone] = go(pair, tmp_path / "alone", batch_size=1, **chosen)
@@ -120,7 +144,9 @@ def test_a_method_without_a_cache_alone_is_refused(pair, tmp_path):  # noqa: F81
 
 def test_seeds_are_numbers_and_stand_in_the_place_of_one():
     assert Recipe.merge(None, {"seeds": "2,0,2"}).every_seed == [2, 0]
-    assert Recipe.merge(None, {"seeds": 3}).every_seed == [3] and Recipe.merge(None, {"seed": 4}).every_seed == [4]
+    assert Recipe.merge(None, {"seeds": 3}).every_seed == [3] and Recipe.merge(
+        None, {"seed": 4}
+    ).every_seed == [4]
     assert Recipe.merge(None, {}).every_seed == [0]
     with pytest.raises(UserError, match="seed 1 and seeds 0,1 are both given"):
         Recipe.merge(None, {"seed": 1, "seeds": "0,1"})
@@ -135,8 +161,10 @@ def test_a_recipe_file_may_list_seeds(tmp_path):
 
 
 def test_each_seed_is_the_run_that_it_is_alone(pair, tmp_path, monkeypatch):  # noqa: F811
-    loaded, plain, watcher = [], Endpoint.load, Watcher()
-    monkeypatch.setattr(Endpoint, "load", lambda found, **kw: (loaded.append(found.name), plain(found, **kw))[1])
+    loaded, plain, watcher = [], CausalLM.load, Watcher()
+    monkeypatch.setattr(
+        CausalLM, "load", lambda found, **kw: (loaded.append(found.name), plain(found, **kw))[1]
+    )
     both = go(pair, tmp_path / "both", watcher, mode=["receiver"], seeds=[0, 3], limit=FEW)
     assert len(loaded) == 1 and not any("draws nothing" in text for text in watcher.said)
     apart = [go(pair, tmp_path / "apart", mode=["receiver"], seed=s, limit=FEW)[0] for s in (0, 3)]
@@ -150,7 +178,13 @@ def test_each_seed_is_the_run_that_it_is_alone(pair, tmp_path, monkeypatch):  # 
 
 
 def test_seeds_resume_where_they_were_cut(pair, adapter, tmp_path, monkeypatch):  # noqa: F811
-    chosen = {"mode": ["lcf"], "adapter": [adapter], "control": ["deranged", "noise"], "seeds": [0, 1], "limit": FEW}
+    chosen = {
+        "mode": ["lcf"],
+        "adapter": [adapter],
+        "control": ["deranged", "noise"],
+        "seeds": [0, 1],
+        "limit": FEW,
+    }
     whole = go(pair, tmp_path / "whole", **chosen)
     assert len({f.name for f in whole}) == 4
     with interrupted_after(FEW + 2, monkeypatch):
@@ -164,7 +198,12 @@ def test_what_draws_nothing_is_run_once_and_the_data_is_read_once(pair, tmp_path
     few(monkeypatch)
     tables, plain, watcher = [], assets.load_table, Watcher()
     monkeypatch.setattr(assets, "load_table", lambda *a, **kw: (tables.append(a), plain(*a, **kw))[1])
-    chosen = {"mode": ["receiver", "t2t"], "task": ["openbookqa"], "control": ["matched", "deranged", "noise", "silent"], "seeds": [1, 2]}
+    chosen = {
+        "mode": ["receiver", "t2t"],
+        "task": ["openbookqa"],
+        "control": ["matched", "deranged", "noise", "silent"],
+        "seeds": [1, 2],
+    }
     folders = go(pair, tmp_path, watcher, limit=None, **chosen)
     found = [(m["mode"], m["control"], m["seed"]) for m in (manifest(f)["identity"] for f in folders)]
     assert found == [
@@ -176,7 +215,9 @@ def test_what_draws_nothing_is_run_once_and_the_data_is_read_once(pair, tmp_path
     ]
     assert len(tables) == 1
     one, two = (manifest(f) for f in folders[2:4])
-    assert one["dropped"] == two["dropped"] and one["identity"]["data_sha256"] == two["identity"]["data_sha256"]
+    assert (
+        one["dropped"] == two["dropped"] and one["identity"]["data_sha256"] == two["identity"]["data_sha256"]
+    )
     assert one["senders_sha256"] != two["senders_sha256"]
 
 
@@ -184,7 +225,9 @@ def test_a_limit_draws_documents_by_the_seed(pair, tmp_path, mirror, monkeypatch
     few(monkeypatch, 8)
     drawn = go(pair, tmp_path, task=["openbookqa"], limit=FEW, seeds=[0, 1])
     assert len(drawn) == 2 and len({r["doc_hash"] for f in drawn for r in rows(f)}) > FEW
-    assert len(go(pair, tmp_path, task=["openbookqa"], limit=8, seeds=[0, 1])) == 1, "the limit leaves nothing out"
+    assert len(go(pair, tmp_path, task=["openbookqa"], limit=8, seeds=[0, 1])) == 1, (
+        "the limit leaves nothing out"
+    )
 
 
 def test_calibration_documents_are_drawn_too(pair, tmp_path):  # noqa: F811
@@ -199,7 +242,14 @@ def test_calibration_documents_are_drawn_too(pair, tmp_path):  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "load_task", load)
         whole = go(f"{receiver}:{receiver}", tmp_path, mode=["kvcomm"], limit=2, seeds=[0, 1])
-        chosen = go(f"{receiver}:{receiver}", tmp_path, mode=["kvcomm"], limit=2, seeds=[0, 1], options={"layers": "0.5"})
+        chosen = go(
+            f"{receiver}:{receiver}",
+            tmp_path,
+            mode=["kvcomm"],
+            limit=2,
+            seeds=[0, 1],
+            options={"layers": "0.5"},
+        )
     assert len(whole) == 1 and len(chosen) == 2
 
 

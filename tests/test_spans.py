@@ -12,14 +12,15 @@ from lcfbench.adapters import lcfx
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.lcf import flat
-from lcfbench.alignment import content_tokens
-from lcfbench.document import View
+from lcfbench.alignment.spans import SCHEMES, cut, membership, paragraphs, sentences, spans_of
+from lcfbench.alignment.tokens import content_tokens
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
-from lcfbench.methods._spans import SCHEMES, cut, membership, paragraphs, sentences, spans_of
-from lcfbench.methods.base import Batch, create
-from lcfbench.prompts import Prompt, render
-from lcfbench.timing import Clock
+from lcfbench.methods.base import Batch
+from lcfbench.methods.create import create
+from lcfbench.models.timing import Clock
+from lcfbench.tasks.document import View
+from lcfbench.tasks.prompts import Prompt, render
 from tests import tiny
 from tests.test_methods import SPLIT, fused, outcomes, pair
 
@@ -43,7 +44,10 @@ def shown(text: str, prefix: str = "", bos: bool = True, chat: bool = False) -> 
 
 def texts(prompt: Prompt, spans: list) -> list[str]:
     """What the tokens of each span cover."""
-    return [prompt.text[min(prompt.offsets[t][0] for t in s) : max(prompt.offsets[t][1] for t in s)].strip() for s in spans]
+    return [
+        prompt.text[min(prompt.offsets[t][0] for t in s) : max(prompt.offsets[t][1] for t in s)].strip()
+        for s in spans
+    ]
 
 
 # -- where texts are cut ------------------------------------------------------------------------------------------------------------------
@@ -65,7 +69,10 @@ def test_a_pasted_text_is_cut_at_its_blank_lines():
         ("[1] One. [2] is not a start.\n[2] Two.", ["[1]", "[2] Two"]),
         ("Passage 1:\nOne.\nPassage 2:\nTwo.", ["Passage 1", "Passage 2"]),
         ("## Document 10\nOne\nmore\n## Document 11\nTwo", ["## Document 10", "## Document 11"]),
-        ("Notes: The box is here.\nQuestion: Where?\nAnswer:", ["Notes", "Question", "Answer"]),  # lines, where there is nothing else
+        (
+            "Notes: The box is here.\nQuestion: Where?\nAnswer:",
+            ["Notes", "Question", "Answer"],
+        ),  # lines, where there is nothing else
         ("One line,\n1984 was a year.\nNo number.", ["One", "1984", "No"]),  # a single number is no numbering
         ("All in one.", ["All"]),
         ("\r\n\r\n".join(["One.", "Two."]), ["One", "Two"]),
@@ -118,7 +125,10 @@ def test_content_tokens_are_covered_and_no_others(scheme, chat):
         assert not any("Answer" in t and "Question" in t for t in found)  # another turn, another span
 
 
-@pytest.mark.parametrize(("n", "window", "stride"), [(1, 4, 2), (4, 4, 2), (5, 4, 2), (9, 4, 4), (10, 4, 3), (10, 1, 1), (3, 99, 1)])
+@pytest.mark.parametrize(
+    ("n", "window", "stride"),
+    [(1, 4, 2), (4, 4, 2), (5, 4, 2), (9, 4, 4), (10, 4, 3), (10, 1, 1), (3, 99, 1)],
+)
 def test_overlapping_windows_leave_no_token_out_and_none_is_idle(n, window, stride):
     p = Prompt("x" * n, tuple(range(n)), tuple((i, i + 1) for i in range(n)), ((0, n),))
     spans = [set(s) for s in spans_of("overlap", p, window, stride)]
@@ -175,14 +185,16 @@ def pool_before(adapter, keys, values, spans):
     return torch.cat([flat(weight @ span_k), flat(weight @ span_v)], -1)
 
 
-def pooler(pool_start: str = "last") -> lcfx.Fuser:
+def pooler(pool_start: str = "last") -> lcfx.LCFXAdapter:
     torch.manual_seed(0)
     shape = Geometry(layers=3, kv_heads=2, head_dim=8)
-    made = build(pair_config("lcfx", ("a", shape), ("b", shape), options={"width": 8, "pool_start": pool_start}))
+    made = build(
+        pair_config("lcfx", ("a", shape), ("b", shape), options={"width": 8, "pool_start": pool_start})
+    )
     with torch.no_grad():
         for p in made.parameters():
             p.add_(0.3 * torch.randn_like(p))
-    assert isinstance(made, lcfx.Fuser)
+    assert isinstance(made, lcfx.LCFXAdapter)
     return made.requires_grad_(False)
 
 
@@ -192,9 +204,13 @@ def pooler(pool_start: str = "last") -> lcfx.Fuser:
 def test_windows_and_one_pool_to_the_same_bits_as_ever(pool_start, dtype, count):
     adapter = pooler(pool_start)
     keys, values = torch.randn(2, 3, 4, 2, 23, 8).to(dtype)
-    mask = (torch.arange(23) >= torch.tensor([0, 3, 11, 20])[:, None]).long()  # the last row has fewer tokens than windows
+    mask = (
+        torch.arange(23) >= torch.tensor([0, 3, 11, 20])[:, None]
+    ).long()  # the last row has fewer tokens than windows
     member = membership("windows", [], mask, windows=count)
-    assert torch.equal(adapter.pool(keys, values, member), pool_before(adapter, keys, values, windows_before(mask, count)))
+    assert torch.equal(
+        adapter.pool(keys, values, member), pool_before(adapter, keys, values, windows_before(mask, count))
+    )
 
 
 def test_many_spans_are_pooled_in_parts_as_if_at_once(monkeypatch):
@@ -230,7 +246,9 @@ def test_empty_spans_and_padding_change_nothing():
     mask = torch.ones(1, 12, dtype=torch.long)
     member = membership("windows", [], mask, windows=3)
     want = adapter.pool(keys, values, member)
-    wider = torch.cat([member, torch.zeros(1, 4, 12, dtype=torch.bool)], 1)  # another row of the batch has seven spans
+    wider = torch.cat(
+        [member, torch.zeros(1, 4, 12, dtype=torch.bool)], 1
+    )  # another row of the batch has seven spans
     torch.testing.assert_close(adapter.pool(keys, values, wider), want)
     padded = torch.cat([torch.zeros(1, 3, 5, dtype=torch.bool), member], 2)
     more = [torch.cat([torch.randn(3, 1, 2, 5, 8), x], 3) for x in (keys, values)]
@@ -269,7 +287,9 @@ def test_schemes_differ_in_what_they_read():
     seen = []
     for options in OPTIONS:
         with torch.no_grad():
-            seen.append(create("lcf", *ends, adapter, options).respond(Batch(SPLIT, SPLIT, Clock())).kv.values)
+            seen.append(
+                create("lcf", *ends, adapter, options).respond(Batch(SPLIT, SPLIT, Clock())).kv.values
+            )
     assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
     # a text of one paragraph and as many tokens as the window holds: `overlap` is then `one` without BOS
     whole = {"spans": "overlap", "window": "500", "stride": "500"}

@@ -7,13 +7,13 @@ import json
 import pytest
 from datasets import Dataset
 
-from lcfbench import doctor
-from lcfbench.document import Document
+from lcfbench.cli import doctor
 from lcfbench.errors import UserError
-from lcfbench.halves import SHOT, find, halve, sentences
-from lcfbench.harness import Outcome, load_task
-from lcfbench.qa_metrics import answer_scores
-from lcfbench.rows import part_of
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.process_docs import part_of
+from lcfbench.tasks.qa_metrics import answer_scores
+from lcfbench.tasks.split_text import SHOT, find, halve, sentences
+from lcfbench.tasks.task import Outcome, load_task
 
 TASKS = ("squad_split", "coqa_split")
 
@@ -60,7 +60,11 @@ def paragraphs(n: int = 60) -> list[dict]:
     return [
         row(i, *asked)
         for i in range(n)
-        for asked in (("Where?", [f"barn {i}", f"in barn {i}"]), ("What ball?", ["red", "red ball"]), ("Who?", ["It"]))
+        for asked in (
+            ("Where?", [f"barn {i}", f"in barn {i}"]),
+            ("What ball?", ["red", "red ball"]),
+            ("Who?", ["It"]),
+        )
     ]
 
 
@@ -131,14 +135,23 @@ def test_texts_that_are_no_test_are_dropped():
 
 def test_scores_take_the_best_gold():
     assert answer_scores(" the Barn.", ["house", "barn"]) == {"f1": 1, "exact_match": 1}
-    assert answer_scores("red barn", ["barn", "a big red barn"]) == {"f1": pytest.approx(0.8), "exact_match": 0}
+    assert answer_scores("red barn", ["barn", "a big red barn"]) == {
+        "f1": pytest.approx(0.8),
+        "exact_match": 0,
+    }
     assert answer_scores("", ["barn"]) == {"f1": 0, "exact_match": 0}
 
 
 def test_parts_are_decided_by_the_text_alone():
     parts = [part_of(f"text {i}", {"train": 70, "validation": 10, "test": 20}) for i in range(1000)]
-    assert all(abs(parts.count(name) / 10 - share) < 4 for name, share in (("train", 70), ("validation", 10), ("test", 20)))
-    assert (part_of("Cotton", {"a": 7, "b": 93}), part_of("Cotton", {"a": 8, "b": 92})) == ("b", "a")  # its place is 7, for ever
+    assert all(
+        abs(parts.count(name) / 10 - share) < 4
+        for name, share in (("train", 70), ("validation", 10), ("test", 20))
+    )
+    assert (part_of("Cotton", {"a": 7, "b": 93}), part_of("Cotton", {"a": 8, "b": 92})) == (
+        "b",
+        "a",
+    )  # its place is 7, for ever
     with pytest.raises(AssertionError, match="sum to 100"):
         [part_of(f"{i}", {"a": 10}) for i in range(100)]
 
@@ -148,16 +161,28 @@ def test_parts_are_decided_by_the_text_alone():
 
 def assert_split(d: Document) -> None:
     """Two disjoint halves, the answer in the sharer's only, both in `full`; the question for both."""
-    mine, theirs = (view.user.removeprefix(SHOT).partition("Notes: ")[2].partition("\n")[0] for view in (d.receiver, d.sharer))
-    assert " ".join(d.gold.split()) in theirs or find(theirs, d.gold)  # a few of SQuAD's spans begin inside a word
+    mine, theirs = (
+        view.user.removeprefix(SHOT).partition("Notes: ")[2].partition("\n")[0]
+        for view in (d.receiver, d.sharer)
+    )
+    assert " ".join(d.gold.split()) in theirs or find(
+        theirs, d.gold
+    )  # a few of SQuAD's spans begin inside a word
     assert not find(mine, d.gold) and mine not in theirs and theirs not in mine
     whole = d.full.user.removeprefix(SHOT).partition("Notes: ")[2].partition("\n")[0]
     assert whole in (f"{mine} {theirs}", f"{theirs} {mine}")
     asked = f"Question: {d.native['question'].strip()}\n"
     assert d.receiver.user.endswith(asked) and d.sharer.user.endswith(asked) and d.full.user.endswith(asked)
-    assert d.receiver.prefix == d.sharer.prefix == d.full.prefix == "Answer:" and d.noted.user.count("<<note>>") == 1
+    assert (
+        d.receiver.prefix == d.sharer.prefix == d.full.prefix == "Answer:"
+        and d.noted.user.count("<<note>>") == 1
+    )
     assert not d.shared and not d.chat and d.until == ("\n",) and d.gold == d.native["answers"][0]
-    assert d.noted.user.replace("<<note>>\n", "") == d.receiver.user and d.request.prefix == "Answer:" and d.request_until == ("\n",)
+    assert (
+        d.noted.user.replace("<<note>>\n", "") == d.receiver.user
+        and d.request.prefix == "Answer:"
+        and d.request_until == ("\n",)
+    )
 
 
 def test_squad_halves(made):
@@ -184,13 +209,18 @@ def test_coqa_halves_turns_and_parts(made):
         and len(ids["train"]) > len(ids["test"]) > len(ids["validation"]) > 0
     )
     stories_ = len(ids["test"])
-    assert len(parts["test"]) == 3 * stories_ and task.dropped == {"the answer is not in the text": stories_, "yes or no": stories_}
+    assert len(parts["test"]) == 3 * stories_ and task.dropped == {
+        "the answer is not in the text": stories_,
+        "yes or no": stories_,
+    }
     for d in parts["test"]:
         assert_split(d)
     last = next(d for d in parts["test"] if d.gold == "Mr. Lee")
     number = last.sharer.user.partition("barn ")[2].partition(".")[0]
     before = f"Question: Where does it sleep?\nAnswer: in barn {number}.\nQuestion: Is it fed?\nAnswer: Yes\nQuestion: By whom?\n"
-    assert last.receiver.user.endswith(f"red ball.\n{before}") and last.sharer.user.endswith(f"noon.\n{before}")
+    assert last.receiver.user.endswith(f"red ball.\n{before}") and last.sharer.user.endswith(
+        f"noon.\n{before}"
+    )
     assert last.native["answers"] == ["Mr. Lee", "Mr. Lee indeed"]
     assert task.score(last, Outcome(text="mr lee indeed"))["score"] == 1
 
@@ -216,12 +246,19 @@ def test_an_answer_that_was_given_before_is_dropped(made):
 @pytest.mark.parametrize("name", TASKS)
 def test_options(made, name):
     base = load_task(name).documents(limit=4)
-    assert {d.hash for d in load_task(name, seed=1).documents()} == {d.hash for d in load_task(name).documents()}
+    assert {d.hash for d in load_task(name, seed=1).documents()} == {
+        d.hash for d in load_task(name).documents()
+    }
     for d, blind, none, full, short in zip(
         base,
         *(
             load_task(name, options=o).documents(limit=4)
-            for o in ({"sharer_question": "no"}, {"receiver_context": "none"}, {"receiver_context": "full"}, {"max_words": "6"})
+            for o in (
+                {"sharer_question": "no"},
+                {"receiver_context": "none"},
+                {"receiver_context": "full"},
+                {"max_words": "6"},
+            )
         ),
         strict=True,
     ):
@@ -232,8 +269,15 @@ def test_options(made, name):
             and blind.request.prefix == "In short:"
             and blind.receiver == d.receiver
         )
-        assert blind.sharer.user == "Notes: " + d.sharer.user.removeprefix(SHOT).partition("Notes: ")[2].partition("\n")[0] + "\n"
-        assert none.receiver.user.startswith(f"{SHOT}Question: ") and none.sharer == d.sharer and none.full == d.full
+        assert (
+            blind.sharer.user
+            == "Notes: " + d.sharer.user.removeprefix(SHOT).partition("Notes: ")[2].partition("\n")[0] + "\n"
+        )
+        assert (
+            none.receiver.user.startswith(f"{SHOT}Question: ")
+            and none.sharer == d.sharer
+            and none.full == d.full
+        )
         assert full.receiver == full.full == d.full
         for view in (short.sharer, short.receiver):
             notes = view.user.removeprefix(SHOT).partition("\n")[0]
@@ -245,14 +289,12 @@ def test_options(made, name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_lm_eval_alone_reads_the_same_rows(made, name):
-    from lcfbench.task_files import read_task
+    from lcfbench.tasks.yaml_files import read_task
 
     config = read_task(name, functions=True)
     repo, split = config["dataset_path"], config["test_split"]
     file = next((made / "datasets" / repo).glob(f"*/{split}-*.parquet"))
-    theirs = config["process_docs"](
-        Dataset.from_parquet(str(file), cache_dir=str(made / "cache")),
-    )
+    theirs = config["process_docs"](Dataset.from_parquet(str(file), cache_dir=str(made / "cache")))
     ours = {d.doc_id: dict(d.native) for d in load_task(name).documents()}
     assert {row["id"]: row for row in theirs} == ours
 
@@ -264,7 +306,7 @@ def test_doctor_finds_the_data_in_either_layout(made):
 
 
 def test_on_the_real_data(mirror):
-    from lcfbench.assets.tables import look_table
+    from lcfbench.sources.datasets import look_table
 
     for name, repo, config, counts in (
         ("squad_split", "rajpurkar/squad", "plain_text", {"test": 864}),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lcfbench.errors import UserError
-from lcfbench.splitfacts import CITIES, Settings, rows, vocabulary
+from lcfbench.tasks.splitfacts import CITIES, Settings, rows, vocabulary
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,11 +31,16 @@ def test_a_document_reads_as_the_protocol_says():
         assert row["sharer"].endswith(f"\nQuestion: In which city is the key of {name}?\nAnswer:")
         assert word not in row["receiver"].partition("\nQuestion")[2] and row["answer"] not in row["sharer"]
         first, second = row["steps"]
-        assert first["choices"][first["gold"]] == f" {word}" and sorted(c.strip() for c in first["choices"]) == sorted(dict(boxes(row)))
+        assert first["choices"][first["gold"]] == f" {word}" and sorted(
+            c.strip() for c in first["choices"]
+        ) == sorted(dict(boxes(row)))
         assert second["choices"][second["gold"]] == f" {row['answer']}"
         assert second["lead"].format(word) == f" {word} box. The {word} box is in"
         assert row["answers"][row["gold"]] == f"{word} box. The {word} box is in {row['answer']}."
-        assert row["noted"].startswith("Notes: <<note>> The ") and row["noted"].replace("<<note>> ", "") == row["receiver"]
+        assert (
+            row["noted"].startswith("Notes: <<note>> The ")
+            and row["noted"].replace("<<note>> ", "") == row["receiver"]
+        )
 
 
 def test_the_same_in_another_process_with_another_hash_seed():
@@ -53,7 +58,11 @@ def test_the_same_in_another_process_with_another_hash_seed():
 
 
 def test_splits_and_seeds_do_not_overlap_and_a_longer_run_contains_a_shorter():
-    test, train, other = rows("test", 300, Settings()), rows("train", 3000, Settings()), rows("test", 300, Settings(seed=1))
+    test, train, other = (
+        rows("test", 300, Settings()),
+        rows("train", 3000, Settings()),
+        rows("test", 300, Settings(seed=1)),
+    )
     assert rows("test", 20, Settings()) == test[:20]
     for more in (train, other, rows("validation", 300, Settings())):
         assert not {r["receiver"] for r in test} & {r["receiver"] for r in more}
@@ -67,7 +76,10 @@ def test_half_of_the_evidence_is_worth_nothing():
     rules = {
         **{f"note {i}": lambda r, i=i: boxes(r)[i][1] for i in range(3)},
         **{f"choice {i}": lambda r, i=i: r["steps"][1]["choices"][i].strip() for i in range(3)},
-        **{f"word choice {i}": lambda r, i=i: dict(boxes(r))[r["steps"][0]["choices"][i].strip()] for i in range(3)},
+        **{
+            f"word choice {i}": lambda r, i=i: dict(boxes(r))[r["steps"][0]["choices"][i].strip()]
+            for i in range(3)
+        },
     }
     for name, rule in rules.items():
         hit = sum(rule(r) == r["answer"] for r in made) / len(made)
@@ -78,7 +90,13 @@ def test_half_of_the_evidence_is_worth_nothing():
             for pair in boxes(r):
                 seen[pair[column]] += 1
                 right[pair[column]] += pair[1] == r["answer"]
-        hit = sum(max(boxes(r), key=lambda p: right[p[column]] / (seen[p[column]] or 1))[1] == r["answer"] for r in made[half:]) / half
+        hit = (
+            sum(
+                max(boxes(r), key=lambda p: right[p[column]] / (seen[p[column]] or 1))[1] == r["answer"]
+                for r in made[half:]
+            )
+            / half
+        )
         assert abs(hit - 1 / 3) < 4 * (2 / 9 / half) ** 0.5, (column, hit)
 
 
@@ -91,19 +109,32 @@ def test_the_sharer_alone_does_not_know_the_city():
 @pytest.mark.parametrize("answer_set", ["notes", "all"])
 def test_every_parameter_changes_what_it_says(hops, phrasing, answer_set):
     settings = Settings(
-        hops=hops, phrasing=phrasing, answer_set=answer_set, keys=2, boxes=4, distractors=2, receiver_distractors=1, distance=3
+        hops=hops,
+        phrasing=phrasing,
+        answer_set=answer_set,
+        keys=2,
+        boxes=4,
+        distractors=2,
+        receiver_distractors=1,
+        distance=3,
     )
     for row in rows("test", 30, settings):
         assert len(row["steps"]) == hops
-        assert all(len(s["choices"]) == len(set(s["choices"])) == (4 if answer_set == "notes" else 24) for s in row["steps"])
+        assert all(
+            len(s["choices"]) == len(set(s["choices"])) == (4 if answer_set == "notes" else 24)
+            for s in row["steps"]
+        )
         notes = row["sharer"].partition("\nQuestion")[0]
         assert notes.count("key") == 2 and notes.count(".") == 2 + 2 + 3
         assert row["receiver"].partition("\nQuestion")[0].count(".") == 4 + (4 if hops == 3 else 0) + 1 + 3
-        assert ("The key of" in notes) == (phrasing == "template") or "lies the key of" in notes or "find the key" in notes
-        assert len(row["answers"]) == len(row["steps"][-1]["choices"]) and row["answers"][row["gold"]].rstrip(".").split()[-1] in (
-            row["answer"],
-            "box",
+        assert (
+            ("The key of" in notes) == (phrasing == "template")
+            or "lies the key of" in notes
+            or "find the key" in notes
         )
+        assert len(row["answers"]) == len(row["steps"][-1]["choices"]) and row["answers"][row["gold"]].rstrip(
+            "."
+        ).split()[-1] in (row["answer"], "box")
         picked: list[str] = []
         for step in row["steps"]:
             step["lead"].format(*picked)  # names only earlier picks
@@ -150,7 +181,9 @@ def test_generating_is_fast():
 
 
 def test_words_are_single_tokens_of_the_embedded_pair():
-    folder = os.environ.get("LCFBENCH_TEST_TOKENIZERS", "")  # folders of the two models' tokenizers, separated by ":"
+    folder = os.environ.get(
+        "LCFBENCH_TEST_TOKENIZERS", ""
+    )  # folders of the two models' tokenizers, separated by ":"
     if not folder:
         pytest.skip("LCFBENCH_TEST_TOKENIZERS names no tokenizers of the embedded pair")
     from transformers import AutoTokenizer
@@ -163,15 +196,19 @@ def test_words_are_single_tokens_of_the_embedded_pair():
 
 def test_the_test_split_is_generated_once_a_seed(monkeypatch):
     """Its digest, lm-eval's task and the documents take the same rows; another seed has its own."""
-    from lcfbench.harness import load_task
+    from lcfbench.tasks.task import load_task
 
     task = load_task("splitfacts", options={"n": "40"})
     made = []
     generator = task._extra["generator"]
-    monkeypatch.setitem(task._extra, "generator", lambda *a, **k: (made.append(k["seed"]), generator(*a, **k))[1])
+    monkeypatch.setitem(
+        task._extra, "generator", lambda *a, **k: (made.append(k["seed"]), generator(*a, **k))[1]
+    )
     digest, documents = task.data_sha256, task.documents(limit=10)
     assert made == [0] and len(documents) == 10 and len(task.documents()) == 40
-    assert [d.hash for d in documents] == [d.hash for d in load_task("splitfacts", options={"n": "40"}).documents(limit=10)]
+    assert [d.hash for d in documents] == [
+        d.hash for d in load_task("splitfacts", options={"n": "40"}).documents(limit=10)
+    ]
     other = task.reseeded(1)
     assert other.data_sha256 != digest and made == [0, 1] and task.data_sha256 == digest
     assert other.documents(limit=1)[0].hash != documents[0].hash and made == [0, 1]

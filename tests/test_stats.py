@@ -14,23 +14,10 @@ import pytest
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binom, binomtest, bootstrap, norm, skew
 
-from lcfbench.analysis.stats import (
-    NEVER,
-    Paired,
-    equivalence_p,
-    holm,
-    mcnemar,
-    mean_interval,
-    needed,
-    paired,
-    paired_difference,
-    smallest_visible,
-    tango,
-    wilson,
-)
+from lcfbench.analysis.stats import Paired, equivalence_p, holm, mean_interval, paired, paired_difference
 from lcfbench.analysis.stats.bootstrap import FLOOR, RESAMPLED, RESAMPLES, TIE, bca
-from lcfbench.analysis.stats.power import mcnemar_power
-from lcfbench.analysis.stats.proportions import sign_test, tango_z
+from lcfbench.analysis.stats.power import NEVER, mcnemar_power, needed, smallest_visible
+from lcfbench.analysis.stats.proportions import mcnemar, sign_test, tango, tango_z, wilson
 from lcfbench.analysis.verdict import LABELS, Evidence, Label, Verdict, verdict, verdicts
 
 
@@ -75,16 +62,21 @@ def test_the_sign_test_is_scipys_binomial(b: int, c: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("b", "c", "n", "margin"), [(7, 1, 21, 0.1), (7, 1, 21, -0.2), (0, 3, 44, -0.1), (12, 9, 200, 0.02), (5, 0, 30, 0.4)]
+    ("b", "c", "n", "margin"),
+    [(7, 1, 21, 0.1), (7, 1, 21, -0.2), (0, 3, 44, -0.1), (12, 9, 200, 0.02), (5, 0, 30, 0.4)],
 )
-def test_tangos_statistic_is_the_score_at_the_restricted_maximum(b: int, c: int, n: int, margin: float) -> None:
+def test_tangos_statistic_is_the_score_at_the_restricted_maximum(
+    b: int, c: int, n: int, margin: float
+) -> None:
     """Maximise the multinomial likelihood under p(gained) − p(lost) = margin numerically, and take the score's variance there."""
 
     def loss(q: float) -> float:  # q = p(lost)
         told = ((b, q + margin), (c, q), (n - b - c, 1 - 2 * q - margin))
         return -sum(k * math.log(max(p, 1e-300)) for k, p in told if k)
 
-    best = minimize_scalar(loss, bounds=(max(0.0, -margin), (1 - margin) / 2), method="bounded", options={"xatol": 1e-12}).x
+    best = minimize_scalar(
+        loss, bounds=(max(0.0, -margin), (1 - margin) / 2), method="bounded", options={"xatol": 1e-12}
+    ).x
     expected = (b - c - n * margin) / math.sqrt(n * (2 * best + margin * (1 - margin)))
     assert tango_z(b, c, n, margin) == pytest.approx(expected, abs=1e-5)
     low = brentq(lambda m: tango_z(b, c, n, m) - norm.isf(0.05), -0.999, 0.999)
@@ -99,9 +91,13 @@ def test_intervals_of_scores_that_are_not_binary() -> None:
     got = mean_interval(values)
     half = 1.96 * values.std(ddof=1) / math.sqrt(300)
     assert got == mean_interval(values)  # seeded
-    assert got.low == pytest.approx(values.mean() - half, abs=0.005) and got.high == pytest.approx(values.mean() + half, abs=0.005)
+    assert got.low == pytest.approx(values.mean() - half, abs=0.005) and got.high == pytest.approx(
+        values.mean() + half, abs=0.005
+    )
     same = paired_difference(values, values)
-    assert same.value == 0 and same.low < 0 < same.high  # equal scores on 300 documents are no proof of equality
+    assert (
+        same.value == 0 and same.low < 0 < same.high
+    )  # equal scores on 300 documents are no proof of equality
     assert math.isnan(mean_interval([]).value) and math.isnan(paired_difference([], []).p)
 
 
@@ -109,8 +105,15 @@ def test_intervals_of_scores_that_are_not_binary() -> None:
 @pytest.mark.parametrize(("n", "power"), [(40, 1), (300, 1), (300, 9)])  # to the ninth power: skewed
 def test_bca_is_scipys(n: int, power: int, confidence: float) -> None:
     x = np.random.default_rng(n).beta(0.4, 0.6, n) ** power
-    options = {"n_resamples": RESAMPLES, "confidence_level": confidence, "method": "BCa", "rng": np.random.default_rng(0)}
-    assert bca(x).interval(confidence) == pytest.approx(tuple(bootstrap((x,), np.mean, **options).confidence_interval), abs=1e-9)
+    options = {
+        "n_resamples": RESAMPLES,
+        "confidence_level": confidence,
+        "method": "BCa",
+        "rng": np.random.default_rng(0),
+    }
+    assert bca(x).interval(confidence) == pytest.approx(
+        tuple(bootstrap((x,), np.mean, **options).confidence_interval), abs=1e-9
+    )
     a, b = x, np.zeros(n)
     assert paired(a, b).interval(confidence) == bca(x).interval(confidence)
 
@@ -118,10 +121,14 @@ def test_bca_is_scipys(n: int, power: int, confidence: float) -> None:
 def means_at(x: np.ndarray, resamples: int) -> np.ndarray:
     """Bootstrap means of a vector with few distinct values, drawn as counts: many resamples in little time."""
     values, counts = np.unique(x, return_counts=True)
-    return np.sort(np.random.default_rng(1).multinomial(len(x), counts / len(x), size=resamples) @ values / len(x))
+    return np.sort(
+        np.random.default_rng(1).multinomial(len(x), counts / len(x), size=resamples) @ values / len(x)
+    )
 
 
-@pytest.mark.parametrize(("n", "off"), [(301, 0.06), (1000, 0.025), (5000, 0.02)])  # 10,000 resamples scatter by 0.02 to 0.05 themselves
+@pytest.mark.parametrize(
+    ("n", "off"), [(301, 0.06), (1000, 0.025), (5000, 0.02)]
+)  # 10,000 resamples scatter by 0.02 to 0.05 themselves
 @pytest.mark.parametrize("kind", ["even", "skewed", "seldom"])
 def test_the_closed_form_agrees_with_resampling(kind: str, n: int, off: float) -> None:
     rng = np.random.default_rng(5)
@@ -137,9 +144,9 @@ def test_the_closed_form_agrees_with_resampling(kind: str, n: int, off: float) -
     z, acceleration = z0 + norm.ppf([0.025, 0.975]), skew(x) / (6 * math.sqrt(n))
     drawn = np.quantile(means, norm.cdf(z0 + z / (1 - acceleration * z)))
     assert closed.interval() == pytest.approx(tuple(drawn), abs=off * (drawn[1] - drawn[0]) / 2)
-    assert closed.p(drawn[0]) == pytest.approx(0.05, abs=0.15 * off + 0.002) and closed.p(drawn[1], "less") == pytest.approx(
-        0.025, abs=0.1 * off + 0.001
-    )
+    assert closed.p(drawn[0]) == pytest.approx(0.05, abs=0.15 * off + 0.002) and closed.p(
+        drawn[1], "less"
+    ) == pytest.approx(0.025, abs=0.1 * off + 0.001)
 
 
 def test_few_documents_that_differ_are_counted() -> None:
@@ -180,7 +187,9 @@ def test_at_the_interval_ends_p_is_alpha(name: str, confidence: float) -> None:
     counted = got.binary or got.few or got.spread < TIE  # then exact, which may only ask for more
     for margin, side in ((low, "greater"), (high, "less")):
         assert got.p(margin, side) >= alpha / 2 - 1e-6
-        assert got.p(margin, side) < alpha / 2 + 1e-6 or (counted and got.p(margin, side) < (0.75 * alpha if got.binary else 0.2))
+        assert got.p(margin, side) < alpha / 2 + 1e-6 or (
+            counted and got.p(margin, side) < (0.75 * alpha if got.binary else 0.2)
+        )
         assert got.p(margin) == pytest.approx(2 * got.p(margin, side), rel=1e-4)
     for step in (1e-3, 0.01):  # a margin further away is rejected more surely
         assert got.p(low - step, "greater") <= got.p(low, "greater") <= got.p(low + step, "greater")
@@ -192,8 +201,12 @@ def test_at_the_interval_ends_p_is_alpha(name: str, confidence: float) -> None:
 def test_p_at_margin_zero_is_exact_for_counts() -> None:
     got = paired(*answers(7, 1, 8, 21))
     assert (got.gained, got.lost, got.n, got.binary) == (7, 1, 21, True)
-    assert got.p() == mcnemar(7, 1) and got.p(side="greater") == pytest.approx(binomtest(7, 8, alternative="greater").pvalue)
-    assert got.p(1e-9) >= 2 * norm.sf((7 - 1) / math.sqrt(8)) - 1e-6  # any other margin: Tango's, here McNemar's score, or the exact one
+    assert got.p() == mcnemar(7, 1) and got.p(side="greater") == pytest.approx(
+        binomtest(7, 8, alternative="greater").pvalue
+    )
+    assert (
+        got.p(1e-9) >= 2 * norm.sf((7 - 1) / math.sqrt(8)) - 1e-6
+    )  # any other margin: Tango's, here McNemar's score, or the exact one
     assert paired_difference(*answers(7, 1, 8, 21)).p == got.p() and got.spread == pytest.approx(
         np.std(np.r_[np.ones(7), -1, [0] * 13], ddof=1)
     )
@@ -216,7 +229,9 @@ def test_p_has_a_floor_where_it_comes_from_resampling_and_limits_everywhere() ->
 def test_holm_on_a_textbook_vector() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     with_gap = holm([0.01, math.nan, 0.04, 0.03, 0.005])
-    assert math.isnan(with_gap[1]) and [p for p in with_gap if p == p] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert math.isnan(with_gap[1]) and [p for p in with_gap if p == p] == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02]
+    )
     assert holm([]) == [] and holm([0.6, 0.7]) == [1.0, 1.0] and holm([0.2]) == [0.2]
 
 
@@ -237,7 +252,10 @@ def test_sample_sizes() -> None:
     assert needed(0.0, 0.1) == 2
 
 
-@pytest.mark.parametrize(("gained", "lost", "n"), [(3, 1, 40), (5, 2, 64), (0, 0, 100), (30, 12, 100), (15, 9, 200), (40, 60, 1000)])
+@pytest.mark.parametrize(
+    ("gained", "lost", "n"),
+    [(3, 1, 40), (5, 2, 64), (0, 0, 100), (30, 12, 100), (15, 9, 200), (40, 60, 1000)],
+)
 def test_the_smallest_visible_effect_has_the_power_it_promises(gained: int, lost: int, n: int) -> None:
     """Summed over all outcomes, besides the noise that was seen: half of what changed is lost."""
     effect, noise = smallest_visible(paired(*answers(gained, lost, 0, n))), (gained + lost) / n
@@ -246,20 +264,33 @@ def test_the_smallest_visible_effect_has_the_power_it_promises(gained: int, lost
         better = np.arange(changed // 2 + 1, changed + 1)
         better = better[2 * binom.sf(better - 1, changed, 0.5) < 0.05]
         seen += binom.pmf(changed, n, share) * binom.pmf(better, changed, (noise / 2 + effect) / share).sum()
-    assert seen == pytest.approx(0.8, abs=1e-3) and mcnemar_power(effect, noise, n) == pytest.approx(0.8, abs=1e-3)
+    assert seen == pytest.approx(0.8, abs=1e-3) and mcnemar_power(effect, noise, n) == pytest.approx(
+        0.8, abs=1e-3
+    )
 
 
 def test_where_no_effect_would_be_visible() -> None:
-    assert math.isnan(smallest_visible(paired([], []))) and math.isnan(smallest_visible(paired(*answers(0, 0, 2, 4))))
-    assert math.isnan(smallest_visible(paired(*answers(2, 1, 0, 5)))) and smallest_visible(paired(*answers(0, 0, 2, 6))) < 1
-    assert math.isnan(smallest_visible(paired([0.5] * 4, [0.4] * 4)))  # scores ask for no less than counting does
-    assert smallest_visible(paired(*answers(20, 20, 0, 40))) < 0.5  # all changed: what is gained was lost before
+    assert math.isnan(smallest_visible(paired([], []))) and math.isnan(
+        smallest_visible(paired(*answers(0, 0, 2, 4)))
+    )
+    assert (
+        math.isnan(smallest_visible(paired(*answers(2, 1, 0, 5))))
+        and smallest_visible(paired(*answers(0, 0, 2, 6))) < 1
+    )
+    assert math.isnan(
+        smallest_visible(paired([0.5] * 4, [0.4] * 4))
+    )  # scores ask for no less than counting does
+    assert (
+        smallest_visible(paired(*answers(20, 20, 0, 40))) < 0.5
+    )  # all changed: what is gained was lost before
     exact, normal = (smallest_visible(paired(*answers(k, k, 0, 20_000))) for k in (1000, 1001))
     assert normal == pytest.approx(exact, rel=0.01)
     a, b = scores(6)
     pair = paired(a, b)
     effect = smallest_visible(pair)
-    assert effect == pytest.approx((1.959964 + 0.841621) * math.sqrt((pair.spread**2 + effect * (1 - effect)) / 300), rel=1e-5)
+    assert effect == pytest.approx(
+        (1.959964 + 0.841621) * math.sqrt((pair.spread**2 + effect * (1 - effect)) / 300), rel=1e-5
+    )
     assert smallest_visible(pair, 0.05 / 20) > effect
 
 
@@ -273,12 +304,22 @@ def of(gained: int, lost: int, n: int, gain: Paired | None = None) -> Evidence:
 def test_verdicts() -> None:
     assert verdict([1] * 60 + [0] * 40, [1] * 30 + [0] * 70).label == "communicates"
     equal = [1, 0] * 250
-    assert verdict(equal, equal).label == "does not communicate" and "nothing is communicated" in verdict(equal, equal).text
+    assert (
+        verdict(equal, equal).label == "does not communicate"
+        and "nothing is communicated" in verdict(equal, equal).text
+    )
     few = verdict(equal[:20], equal[:20])
     assert few.label == "undecided" and "n=20" in few.text and few.detectable > 0.05
     assert verdict([1] * 30 + [0] * 70, [1] * 60 + [0] * 40).label == "misleads"
     assert verdict([], []).label == "untested" and verdicts([]) == []
-    assert LABELS == ("communicates", "adapts only", "undecided", "does not communicate", "misleads", "untested")
+    assert LABELS == (
+        "communicates",
+        "adapts only",
+        "undecided",
+        "does not communicate",
+        "misleads",
+        "untested",
+    )
     assert set(LABELS) == set(get_args(Label))
 
 
@@ -290,9 +331,19 @@ def test_what_a_verdict_says() -> None:
         f"communicates: matched 92.2, deranged 37.5 (content +54.7, 95 % {100 * low:+.1f} to {100 * high:+.1f}, n=64, "
         "p<0.001 after Holm over 3)"
     )
-    assert got[1].text.startswith("no communication shown, undecided at n=64: matched 34.4, deranged 34.4 (content +0.0, 95 % ")
-    assert f"smallest visible effect {100 * got[1].detectable:.1f} points" in got[1].text and got[1].detectable > 0.06
-    assert "--control deranged" in got[2].text and math.isnan(got[2].p_holm) and got[2].matched == 1 and math.isnan(got[2].deranged)
+    assert got[1].text.startswith(
+        "no communication shown, undecided at n=64: matched 34.4, deranged 34.4 (content +0.0, 95 % "
+    )
+    assert (
+        f"smallest visible effect {100 * got[1].detectable:.1f} points" in got[1].text
+        and got[1].detectable > 0.06
+    )
+    assert (
+        "--control deranged" in got[2].text
+        and math.isnan(got[2].p_holm)
+        and got[2].matched == 1
+        and math.isnan(got[2].deranged)
+    )
     assert [v.family for v in got] == [3] * 4 and got[3].p_holm == holm([v.p for v in got])[3]
     assert "Holm" not in verdict(np.ones(64), np.zeros(64)).text
     assert verdict([1, 0, 0, 0], [0, 0, 0, 0]).text.endswith("; no effect would be visible at n=4")
@@ -300,17 +351,32 @@ def test_what_a_verdict_says() -> None:
 
 def test_documents_left_out_are_told() -> None:
     a, b = answers(38, 3, 10, 64)
-    one, three, none = verdicts([Evidence(a, b, None, 1), Evidence(a, b, paired(a, b), 3), Evidence(a[:0], b[:0], None, 64)])
+    one, three, none = verdicts(
+        [Evidence(a, b, None, 1), Evidence(a, b, paired(a, b), 3), Evidence(a[:0], b[:0], None, 64)]
+    )
     assert one.text.endswith(" (1 document failed in the other run and is left out)")
-    assert " (3 documents failed in the other run and are left out); gain over the receiver alone +54.7" in three.text
+    assert (
+        " (3 documents failed in the other run and are left out); gain over the receiver alone +54.7"
+        in three.text
+    )
     assert none.label == "untested" and "(64 documents failed" in none.text
 
 
 def test_the_gain_is_told_at_the_end_whatever_the_label() -> None:
-    below, level, empty = paired(*answers(2, 300, 200, 1000)), paired(*answers(50, 45, 200, 1000)), paired([], [])
+    below, level, empty = (
+        paired(*answers(2, 300, 200, 1000)),
+        paired(*answers(50, 45, 200, 1000)),
+        paired([], []),
+    )
     contents = ((200, 50), (50, 50), (10, 10), (50, 200))
     got = verdicts([*(of(*pair, 1000, below) for pair in contents), Evidence(np.ones(4), None, below)])
-    assert [v.label for v in got] == ["communicates", "undecided", "does not communicate", "misleads", "untested"]
+    assert [v.label for v in got] == [
+        "communicates",
+        "undecided",
+        "does not communicate",
+        "misleads",
+        "untested",
+    ]
     low, high = (f"{-100 * end:.1f}" for end in reversed(tango(2, 300, 1000)))
     assert all(v.text.endswith(f"; worse than the receiver alone by 29.8, {low} to {high}") for v in got)
     assert "; gain over the receiver alone +0.5, -" in verdicts([of(200, 50, 1000, level)])[0].text
@@ -326,7 +392,11 @@ def test_gain_tells_adaptation_from_nothing() -> None:
     adapts, nothing, unknown = verdicts([of(10, 10, 1000, gain), of(10, 10, 1000, none), of(10, 10, 1000)])
     assert adapts.label == "adapts only" and "gain over the receiver alone +11.0" in adapts.text
     assert adapts.gain and adapts.gain.value == pytest.approx(0.11) and adapts.gain.low > 0
-    assert nothing.label == unknown.label == "does not communicate" and "within 2 points" in nothing.text and unknown.gain is None
+    assert (
+        nothing.label == unknown.label == "does not communicate"
+        and "within 2 points" in nothing.text
+        and unknown.gain is None
+    )
     misled = verdicts([of(10, 90, 1000, gain), of(10, 90, 1000), of(100, 200, 30_000)])
     assert {v.label for v in misled} == {"misleads"} and not any("nothing" in v.text for v in misled)
     assert "though by less than 2 points" in misled[2].text and "though" not in misled[1].text
@@ -340,8 +410,13 @@ def test_holm_changes_labels_and_says_so() -> None:
     alone = verdicts([lucky])[0]
     assert alone.label == "communicates" and 0.01 < alone.p == alone.p_holm < 0.05
     many: list[Verdict] = verdicts([lucky, *(of(20, 20, 200) for _ in range(5))])
-    assert many[0].label == "undecided" and many[0].p == alone.p and many[0].p_holm == pytest.approx(6 * alone.p)
-    assert 'alone it would pass as "communicates" (p=0.027), among 6 tests it does not' in many[0].text and "among" not in many[1].text
+    assert (
+        many[0].label == "undecided" and many[0].p == alone.p and many[0].p_holm == pytest.approx(6 * alone.p)
+    )
+    assert (
+        'alone it would pass as "communicates" (p=0.027), among 6 tests it does not' in many[0].text
+        and "among" not in many[1].text
+    )
     assert many[0].detectable > alone.detectable  # the family asks for more
     strong = verdicts([of(60, 10, 200), *(of(20, 20, 200) for _ in range(5))])[0]
     assert strong.label == "communicates" and "after Holm over 6" in strong.text
@@ -358,18 +433,37 @@ def test_one_message_that_did_worse_by_chance_does_not_mislead_among_twenty() ->
 def test_equivalence_and_gain_are_corrected_as_families_of_their_own() -> None:
     barely, others = of(45, 45, 1000), [of(60, 60, 1000) for _ in range(19)]
     alone = verdicts([barely])[0]
-    assert alone.label == "does not communicate" and 0.001 < alone.p_equivalence == alone.p_equivalence_holm < 0.05
+    assert (
+        alone.label == "does not communicate"
+        and 0.001 < alone.p_equivalence == alone.p_equivalence_holm < 0.05
+    )
     assert f"equivalence p={alone.p_equivalence:.3f})" in alone.text
     among = verdicts([barely, *others])[0]
-    assert among.label == "undecided" and among.p_equivalence_holm == pytest.approx(20 * among.p_equivalence) and among.p_holm == 1
-    assert f'pass as "does not communicate" (p={alone.p_equivalence:.3f}), among 20 tests it does not' in among.text
+    assert (
+        among.label == "undecided"
+        and among.p_equivalence_holm == pytest.approx(20 * among.p_equivalence)
+        and among.p_holm == 1
+    )
+    assert (
+        f'pass as "does not communicate" (p={alone.p_equivalence:.3f}), among 20 tests it does not'
+        in among.text
+    )
     gain, level = paired(*answers(20, 6, 200, 1000)), paired(*answers(50, 45, 200, 1000))
     assert gain.p() < 0.05 < 10 * gain.p()
     nothing = of(5, 5, 2000)
     assert verdicts([nothing._replace(gain=gain)])[0].label == "adapts only"
-    weak = verdicts([nothing._replace(gain=gain), *(of(5, 5, 2000, level) for _ in range(9)), of(5, 5, 2000)])[0]
-    assert weak.label == "does not communicate" and weak.p_gain_holm == pytest.approx(10 * gain.p()) and weak.family == 11
-    assert f'alone it would pass as "adapts only" (p={gain.p():.3f}), among 10 tests it does not; gain over' in weak.text
+    weak = verdicts(
+        [nothing._replace(gain=gain), *(of(5, 5, 2000, level) for _ in range(9)), of(5, 5, 2000)]
+    )[0]
+    assert (
+        weak.label == "does not communicate"
+        and weak.p_gain_holm == pytest.approx(10 * gain.p())
+        and weak.family == 11
+    )
+    assert (
+        f'alone it would pass as "adapts only" (p={gain.p():.3f}), among 10 tests it does not; gain over'
+        in weak.text
+    )
 
 
 # -- cost ------------------------------------------------------------------------------------------------------------------------------
@@ -387,5 +481,7 @@ def test_a_million_documents_cost_less_than_a_second() -> None:
 
 def test_numpy_and_scipy_stay_out_until_needed() -> None:
     code = "import sys, lcfbench.analysis.verdict; print([m for m in sys.modules if m in ('numpy', 'scipy', 'torch', 'pandas')])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
     assert done.stdout.strip() == "[]", done.stderr

@@ -13,8 +13,14 @@ def test_tangos_interval_covers(world: tuple[int, float, float, float]) -> None:
     assert 0.935 <= simulation.tango_coverage(world, 3000).value <= 0.97
 
 
-@pytest.mark.parametrize(("world", "repetitions"), [((40, 0.3, 0.2), 500), ((100, 0.6, 0.0), 1000), ((6000, 0.7, 0.1), 600)], ids=str)
-def test_the_bootstrap_interval_covers(world: tuple[int, float, float], repetitions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("world", "repetitions"),
+    [((40, 0.3, 0.2), 500), ((100, 0.6, 0.0), 1000), ((6000, 0.7, 0.1), 600)],
+    ids=str,
+)
+def test_the_bootstrap_interval_covers(
+    world: tuple[int, float, float], repetitions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lcfbench.analysis.stats.bootstrap.RESAMPLES", 2000)
     assert 0.925 <= simulation.bca_coverage(world, repetitions).value <= 0.97
 
@@ -49,7 +55,9 @@ def test_equivalence_over_a_family_is_wrong_at_most_one_time_in_twenty() -> None
 
 @pytest.mark.parametrize("label", ["communicates", "misleads"])
 @pytest.mark.parametrize(("n", "family", "repetitions"), [(64, 1, 2000), (500, 1, 300), (200, 20, 60)])
-def test_without_effect_hardly_anything_communicates_or_misleads(label: Label, n: int, family: int, repetitions: int) -> None:
+def test_without_effect_hardly_anything_communicates_or_misleads(
+    label: Label, n: int, family: int, repetitions: int
+) -> None:
     rate = simulation.labelled(label, repetitions, n, 0.1, 0.1, family)
     assert rate.value <= 0.025 + 2 * rate.error  # one side each
 

@@ -16,17 +16,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lcfbench import records
 from lcfbench.errors import UserError
 from lcfbench.provenance import digest, environment, file_sha256
-from lcfbench.store import COLUMNS, SCHEMA_VERSION, RunWriter, list_runs, read_runs, run_id_of, schema
+from lcfbench.results import schema as records
+from lcfbench.results.reader import list_runs, read_runs
+from lcfbench.results.schema import COLUMNS, SCHEMA_VERSION, RunWriter, run_id_of, schema
 
-IDENTITY = {"mode": "lcf", "task": "splitfacts", "control": "matched", "pair": "a:b", "seed": 0, "options": {"width": 128}}
+IDENTITY = {
+    "mode": "lcf",
+    "task": "splitfacts",
+    "control": "matched",
+    "pair": "a:b",
+    "seed": 0,
+    "options": {"width": 128},
+}
 TIMES = ["written_at"]
 
 
 def row(index: int, **more: object) -> dict:
-    return {"doc_hash": f"h{index:03}", "doc_index": index, "score": float(index % 2), "metrics": {"acc": index % 2}, **more}
+    return {
+        "doc_hash": f"h{index:03}",
+        "doc_index": index,
+        "score": float(index % 2),
+        "metrics": {"acc": index % 2},
+        **more,
+    }
 
 
 def start(out: Path, **more: object) -> RunWriter:
@@ -52,12 +66,19 @@ def test_manifest_is_there_before_the_first_row_and_rows_fill_the_schema(tmp_pat
     assert table["pair"].to_pylist() == ["a:b"] * 2 and table["seed"].to_pylist() == [0, 0]
     assert json.loads(table["metrics"][1].as_py()) == {"acc": 1}
     manifest = json.loads((writer.folder / "manifest.json").read_text())
-    assert (manifest["state"], manifest["documents"], manifest["errors"], manifest["note"]) == ("complete", 2, 0, "done")
+    assert (manifest["state"], manifest["documents"], manifest["errors"], manifest["note"]) == (
+        "complete",
+        2,
+        0,
+        "done",
+    )
     assert sorted(p.name for p in writer.folder.iterdir()) == ["manifest.json", "samples.parquet"]
     assert writer.folder.name == run_id_of(IDENTITY) == f"lcf-splitfacts-matched-{digest(IDENTITY)[:10]}"
 
 
-@pytest.mark.parametrize("bad", [{"nope": 1}, {"message_bytes": "many"}, {"message_bytes": 1.5}, {"doc_hash": None}])
+@pytest.mark.parametrize(
+    "bad", [{"nope": 1}, {"message_bytes": "many"}, {"message_bytes": 1.5}, {"doc_hash": None}]
+)
 def test_a_row_that_does_not_fit_is_refused_at_once(tmp_path: Path, bad: dict) -> None:
     writer = start(tmp_path)
     with pytest.raises(TypeError):
@@ -82,7 +103,9 @@ for index in range(100_000):
 def test_kill_9_then_resume_equals_uninterrupted(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     command = [sys.executable, "-c", CHILD, str(tmp_path / "killed")]
-    child = subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout
     while int(child.stdout.readline()) < 20:
         pass
@@ -116,13 +139,20 @@ def test_interrupt_keeps_rows_and_a_resumed_run_tries_errors_again(tmp_path: Pat
     writer.append(row(0))
     writer.append(row(1, score=None, error="out of memory"))
     writer.interrupt()
-    assert not (writer.folder / "samples.jsonl").exists() and read_runs([tmp_path]).manifests[writer.run_id]["errors"] == 1
+    assert (
+        not (writer.folder / "samples.jsonl").exists()
+        and read_runs([tmp_path]).manifests[writer.run_id]["errors"] == 1
+    )
     again = start(tmp_path)
     assert again.done == {"h000"} and not again.complete
     again.append(row(1))
     again.finish()
     rows = read_runs([tmp_path]).rows
-    assert rows["doc_hash"].tolist() == ["h000", "h001"] and rows["error"].isna().all() and rows["score"].tolist() == [0.0, 1.0]
+    assert (
+        rows["doc_hash"].tolist() == ["h000", "h001"]
+        and rows["error"].isna().all()
+        and rows["score"].tolist() == [0.0, 1.0]
+    )
 
 
 def test_a_finished_run_is_not_run_again_unless_fresh(tmp_path: Path) -> None:
@@ -148,7 +178,9 @@ def test_two_writers_of_one_run(tmp_path: Path) -> None:
     assert start(tmp_path).complete
 
 
-def test_a_full_disk_is_one_line_and_keeps_what_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_and_keeps_what_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = start(tmp_path)
     writer.append(row(0))
     real = os.write
@@ -164,10 +196,17 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_recorded(tmp_path: Path, monk
     assert writer.done == {"h000"}
     writer.append(row(2))  # the half line is gone
     with monkeypatch.context() as patch:
-        patch.setattr(records.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        patch.setattr(
+            records.os,
+            "replace",
+            lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
+        )
         with pytest.raises(UserError, match="No space left"):
             writer.finish()
-    assert not list(writer.folder.glob(".*")) and read_runs([tmp_path]).rows["doc_hash"].tolist() == ["h000", "h002"]
+    assert not list(writer.folder.glob(".*")) and read_runs([tmp_path]).rows["doc_hash"].tolist() == [
+        "h000",
+        "h002",
+    ]
     writer.finish()
     assert read_runs([tmp_path]).rows["doc_hash"].tolist() == ["h000", "h002"]
 
@@ -183,7 +222,12 @@ def test_one_bad_file_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     runs = read_runs([tmp_path, tmp_path / "absent"])
     assert len(runs.rows) == 4 and set(runs.manifests) == {good.name}
     told = "\n".join(runs.warnings)
-    assert "lcf-broken: skipped" in told and "other.parquet: skipped" in told and "absent: no such" in told and "manifest.json" in told
+    assert (
+        "lcf-broken: skipped" in told
+        and "other.parquet: skipped" in told
+        and "absent: no such" in told
+        and "manifest.json" in told
+    )
     with pytest.raises(UserError, match="lcf-broken"):
         read_runs([bad])
     states = {run.get("run_id", ""): run.get("state") for run in list_runs(tmp_path)}
@@ -193,10 +237,16 @@ def test_one_bad_file_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
 def test_older_and_newer_schemas_open(tmp_path: Path) -> None:
     folder = full(tmp_path, 2)
     table = pq.read_table(folder / "samples.parquet")
-    older = table.select(["run_id", "doc_hash", "score", "mode"]).set_column(1, "doc_hash", table["doc_hash"].dictionary_encode())
+    older = table.select(["run_id", "doc_hash", "score", "mode"]).set_column(
+        1, "doc_hash", table["doc_hash"].dictionary_encode()
+    )
     pq.write_table(older, tmp_path / "older.parquet")
     rows = read_runs([tmp_path / "older.parquet"]).rows
-    assert list(rows.columns) == list(COLUMNS) and rows["ttft_ms"].isna().all() and rows["score"].tolist() == [0.0, 1.0]
+    assert (
+        list(rows.columns) == list(COLUMNS)
+        and rows["ttft_ms"].isna().all()
+        and rows["score"].tolist() == [0.0, 1.0]
+    )
     newer = table.append_column("entropy", pa.array([0.1, 0.2]))
     pq.write_table(newer, folder / "samples.parquet")
     runs = read_runs([folder])
@@ -224,7 +274,11 @@ def test_provenance(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     assert file_sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     found = environment(device="cuda:0", threads=3)
-    assert found["libraries"]["pyarrow"] == pa.__version__ and found["device"] == "cuda:0" and found["threads"] == 3
+    assert (
+        found["libraries"]["pyarrow"] == pa.__version__
+        and found["device"] == "cuda:0"
+        and found["threads"] == 3
+    )
 
 
 # -- a long run ------------------------------------------------------------------------------------------------------------------------
@@ -243,7 +297,9 @@ def test_the_journals_last_whole_line_is_found_from_its_end(
     assert records.journal_end(tmp_path / "journal") == 0
 
 
-def test_scores_recorded_before_come_without_a_second_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_recorded_before_come_without_a_second_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the parquet file of a stopped sitting and the journal of a killed one; a failure after an answer is a failure."""
     first = start(tmp_path)
     for index in range(4):
@@ -261,8 +317,10 @@ def test_scores_recorded_before_come_without_a_second_reading(tmp_path: Path, mo
     assert third.manifest["documents"] == 5 and third.manifest["errors"] == 1
 
 
-def test_a_run_is_sealed_without_its_rows_in_python_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lcfbench import reading
+def test_a_run_is_sealed_without_its_rows_in_python_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lcfbench.results import reader as reading
 
     most = []
     journal = reading._journal

@@ -12,18 +12,25 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from lcfbench import task_files
-from lcfbench.dry_run import preview
 from lcfbench.errors import UserError
-from lcfbench.harness import Outcome, describe, load_task, task_names
-from lcfbench.prompts import render
-from lcfbench.splitfacts import vocabulary
+from lcfbench.tasks import yaml_files as task_files
+from lcfbench.tasks.preview import preview
+from lcfbench.tasks.prompts import render
+from lcfbench.tasks.splitfacts import vocabulary
+from lcfbench.tasks.task import Outcome, load_task
+from lcfbench.tasks.yaml_files import describe, task_names
 from tests.test_prompts import own
 
 ROOT = Path(__file__).parents[1]
 HUB = ROOT.parent / "shared" / "hub"
 MC = ("openbookqa", "arc_challenge", "mmlu_redux")
-COUNTS = {"openbookqa": 500, "arc_challenge": 1172, "mmlu_redux": 5700, "splitfacts": 500, "splitfacts_heldout": 500}
+COUNTS = {
+    "openbookqa": 500,
+    "arc_challenge": 1172,
+    "mmlu_redux": 5700,
+    "splitfacts": 500,
+    "splitfacts_heldout": 500,
+}
 
 
 def options(n):
@@ -108,9 +115,16 @@ def test_listing_imports_neither_lm_eval_nor_torch():
         "assert not {'torch', 'lm_eval', 'datasets', 'transformers'} & set(sys.modules)"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    listed = json.loads(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True).stdout)
-    assert [row["name"] for row in listed] == task_names() and set(task_names()) >= {*COUNTS, "hotpotqa_split"}
-    assert all(row["description"] and row["licence"] and row["default_scoring"] in row["scorings"] for row in listed)
+    listed = json.loads(
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True).stdout
+    )
+    assert [row["name"] for row in listed] == task_names() and set(task_names()) >= {
+        *COUNTS,
+        "hotpotqa_split",
+    }
+    assert all(
+        row["description"] and row["licence"] and row["default_scoring"] in row["scorings"] for row in listed
+    )
     assert describe("hotpotqa_split")["context"] == "different" and describe("openbookqa")["scorings"] == [
         "letters",
         "cloze",
@@ -177,17 +191,30 @@ def test_letters_by_position():
     }  # fmt: skip
     assert task.dropped == {"the key names no option": 1}
     d = documents["n1"]
-    assert d.receiver.user == "Question: Numbers?\nA. option 0\nB. option 1\nC. option 2\nD. option 3\n" and d.receiver.prefix == "Answer:"
+    assert (
+        d.receiver.user == "Question: Numbers?\nA. option 0\nB. option 1\nC. option 2\nD. option 3\n"
+        and d.receiver.prefix == "Answer:"
+    )
     assert d.receiver == d.sharer == d.full and d.shared and d.steps[0].choices == (" A", " B", " C", " D")
     assert "option" not in d.request.user and "Numbers?" in d.request.user and "<<note>>" in d.noted.user
     cloze = {d.doc_id: d for d in task.documents(scoring="cloze")}["n1"]
-    assert cloze.receiver.user == "Question: Numbers?\n" and cloze.steps[0].choices[2] == " option 2" and cloze.gold == "option 2"
+    assert (
+        cloze.receiver.user == "Question: Numbers?\n"
+        and cloze.steps[0].choices[2] == " option 2"
+        and cloze.gold == "option 2"
+    )
     written = {d.doc_id: d for d in task.documents(scoring="generate")}["n1"]
-    assert written.receiver == d.receiver and not written.steps and written.gold == "C" and written.max_new_tokens == 64
+    assert (
+        written.receiver == d.receiver
+        and not written.steps
+        and written.gold == "C"
+        and written.max_new_tokens == 64
+    )
 
 
 @pytest.mark.parametrize(
-    ("labels", "key", "index"), [("ABCD", "4", 3), ("1234", "4", 3), ("1234", "B", 1), ("ABC", " C", 2), ("ABC", "?", None)]
+    ("labels", "key", "index"),
+    [("ABCD", "4", 3), ("1234", "4", 3), ("1234", "B", 1), ("ABC", " C", 2), ("ABC", "?", None)],
 )
 def test_keys_are_positions(labels, key, index):
     load_task("openbookqa")
@@ -201,18 +228,28 @@ def test_mmlu_redux_keys():
         "fine": ("A", "law"), "index": ("C", "law"), "letter": ("D", "law"), "text": ("C", "law"),
         "two": ("A", "art"), "unclear": ("A", "art"),
     }  # fmt: skip
-    assert task.dropped == {"no_correct_answer": 1, "expert": 1, "wrong_groundtruth without a corrected key": 3}
+    assert task.dropped == {
+        "no_correct_answer": 1,
+        "expert": 1,
+        "wrong_groundtruth without a corrected key": 3,
+    }
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_on_the_real_data(real, name):
     task = load_task(name)
-    documents = task.documents() if name != "mmlu_redux" else task._rows_of("test", None)  # its 5,600 prompts take seconds
+    documents = (
+        task.documents() if name != "mmlu_redux" else task._rows_of("test", None)
+    )  # its 5,600 prompts take seconds
     assert len(documents) + sum(task.dropped.values()) == COUNTS[name]
     assert len({d["id"] if name == "mmlu_redux" else d.doc_id for d in documents}) == len(documents)
     assert len(task.data_sha256) == len(task.yaml_sha256) == 64
     if name == "mmlu_redux":
-        assert task.dropped == {"expert": 32, "no_correct_answer": 35, "wrong_groundtruth without a corrected key": 5}
+        assert task.dropped == {
+            "expert": 32,
+            "no_correct_answer": 35,
+            "wrong_groundtruth without a corrected key": 5,
+        }
         assert len({d["subject"] for d in documents}) == 57
     if name == "arc_challenge":
         assert sorted({len(d.steps[0].choices) for d in documents}) == [3, 4, 5] and not task.dropped
@@ -229,7 +266,10 @@ def test_documents_are_lm_evals_requests(scoring, chat):
 
     config = load_yaml(ROOT / "tasks" / "openbookqa.yaml")  # lm-eval's own reading of the file
     over = task_files.read_task("openbookqa", functions=True)["metadata"]["scorings"][scoring]
-    config |= {k: v for k, v in over.items() if k != "primary"} | {"training_split": None, "validation_split": None}
+    config |= {k: v for k, v in over.items() if k != "primary"} | {
+        "training_split": None,
+        "validation_split": None,
+    }
     rows = Dataset.from_list(SMALL["allenai/openbookqa", "main", "test"])
     theirs = ConfigurableTask(config=config | {"metadata": {}, "custom_dataset": lambda **_: {"test": rows}})
     tokenizer = own("keeps")
@@ -253,14 +293,21 @@ def test_documents_are_lm_evals_requests(scoring, chat):
     for d in documents:
         prompt = render(d.receiver, tokenizer, chat=chat, choices=scoring != "generate")
         if scoring == "generate":
-            assert [(prompt.text, {"until": list(d.until), "max_gen_toks": 64, "do_sample": False})] == expected[d.doc_id]
+            assert [
+                (prompt.text, {"until": list(d.until), "max_gen_toks": 64, "do_sample": False})
+            ] == expected[d.doc_id]
         else:
             assert [(prompt.text + prompt.tail, c) for c in d.steps[0].choices] == expected[d.doc_id]
 
 
 @pytest.mark.parametrize(
     ("name", "scoring"),
-    [("openbookqa", "letters"), ("openbookqa", "cloze"), ("openbookqa", "generate"), ("hotpotqa_split", "generate")],
+    [
+        ("openbookqa", "letters"),
+        ("openbookqa", "cloze"),
+        ("openbookqa", "generate"),
+        ("hotpotqa_split", "generate"),
+    ],
 )
 def test_scores_are_simple_evaluates(name, scoring):
     from lm_eval import simple_evaluate
@@ -271,7 +318,11 @@ def test_scores_are_simple_evaluates(name, scoring):
         return -int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 1e5
 
     def writes(text):
-        return " " + "ABCD"[int(-number(text) * 1e5) % 4] if "option" in text else f" the person {len(text) % 8}."
+        return (
+            " " + "ABCD"[int(-number(text) * 1e5) % 4]
+            if "option" in text
+            else f" the person {len(text) % 8}."
+        )
 
     class Fake(LM):
         def loglikelihood(self, requests):
@@ -284,11 +335,15 @@ def test_scores_are_simple_evaluates(name, scoring):
 
     task = load_task(name)
     manager = TaskManager(include_path=str(ROOT / "tasks"), include_defaults=False)
-    ran = simple_evaluate(model=Fake(), tasks=[task.lm_eval_task(scoring)], bootstrap_iters=0, task_manager=manager)
+    ran = simple_evaluate(
+        model=Fake(), tasks=[task.lm_eval_task(scoring)], bootstrap_iters=0, task_manager=manager
+    )
     found = ran["results"][name]
     scores = []
     for d in task.documents(scoring=scoring):
-        text = d.receiver.user + d.receiver.prefix  # every user turn of ours ends with a newline: no delimiter
+        text = (
+            d.receiver.user + d.receiver.prefix
+        )  # every user turn of ours ends with a newline: no delimiter
         lls = tuple(tuple((number(text + c), False) for c in step.choices) for step in d.steps)
         scores.append(task.score(d, Outcome(lls, None if d.steps else writes(text))))
     metric = task.metric(scoring)
@@ -324,12 +379,16 @@ def halves(document):
 def assert_disjoint(documents, raw):
     for d in documents:
         source = raw[d.doc_id]
-        passages = {f"{t}: {''.join(s).strip()}" for t, s in zip(source["context"]["title"], source["context"]["sentences"], strict=True)}
+        passages = {
+            f"{t}: {''.join(s).strip()}"
+            for t, s in zip(source["context"]["title"], source["context"]["sentences"], strict=True)
+        }
         mine, theirs = (half & passages for half in halves(d))
         assert len(mine) == len(theirs) == 5 and not mine & theirs and mine | theirs == passages
         gold = set(source["supporting_facts"]["title"])
         assert all(
-            sum(p.partition(": ")[0] in gold or any(p.startswith(f"{g}: ") for g in gold) for p in half) >= 1 for half in (mine, theirs)
+            sum(p.partition(": ")[0] in gold or any(p.startswith(f"{g}: ") for g in gold) for p in half) >= 1
+            for half in (mine, theirs)
         )
         assert all(p in d.full.user for p in passages) and source["question"].strip() in d.sharer.user
 
@@ -340,26 +399,44 @@ def test_two_disjoint_halves_with_one_supporting_paragraph_each():
     raw = {r["id"]: r for r in SMALL["hotpotqa/hotpot_qa", "distractor", "validation"]}
     assert_disjoint(documents, raw)
     assert {d.native["sides"].count("R") for d in documents} == {5}
-    assert task.dropped == {"comparison question": 1, "not ten paragraphs": 1, "not two supporting paragraphs": 1}
-    parts = [{d.doc_id for d in load_task("hotpotqa_split").documents(split=s)} for s in ("train", "validation")]
+    assert task.dropped == {
+        "comparison question": 1,
+        "not ten paragraphs": 1,
+        "not two supporting paragraphs": 1,
+    }
+    parts = [
+        {d.doc_id for d in load_task("hotpotqa_split").documents(split=s)} for s in ("train", "validation")
+    ]
     assert sum(map(len, parts)) == 4 and not parts[0] & parts[1]  # both are parts of the Hub's train split
-    assert not any(d.shared for d in documents) and documents[0].until == ("\n",) and documents[0].max_new_tokens == 32
+    assert (
+        not any(d.shared for d in documents)
+        and documents[0].until == ("\n",)
+        and documents[0].max_new_tokens == 32
+    )
 
 
 def test_split_options_and_their_digests():
     base = load_task("hotpotqa_split")
     d = base.documents()[0]
     same = load_task("hotpotqa_split", seed=5)
-    assert {x.hash for x in same.documents()} == {x.hash for x in base.documents()}  # the run's seed orders, it does not split
+    assert {x.hash for x in same.documents()} == {
+        x.hash for x in base.documents()
+    }  # the run's seed orders, it does not split
     assert same.split_manifest_sha256 == base.split_manifest_sha256
     other = load_task("hotpotqa_split", options={"split_seed": "1"})
     assert other.split_manifest_sha256 != base.split_manifest_sha256
     blind = load_task("hotpotqa_split", options={"sharer_question": "no"}).documents()[0]
     assert d.native["question"] in d.sharer.user and d.native["question"] in d.request.user
-    assert d.native["question"] not in blind.sharer.user + blind.request.user and blind.sharer.prefix == "" and blind.receiver == d.receiver
+    assert (
+        d.native["question"] not in blind.sharer.user + blind.request.user
+        and blind.sharer.prefix == ""
+        and blind.receiver == d.receiver
+    )
     none = load_task("hotpotqa_split", options={"receiver_context": "none"}).documents()[0]
     full = load_task("hotpotqa_split", options={"receiver_context": "full"}).documents()[0]
-    assert none.receiver.user == f"Question: {d.native['question']}\n" and full.receiver == full.full == d.full
+    assert (
+        none.receiver.user == f"Question: {d.native['question']}\n" and full.receiver == full.full == d.full
+    )
     assert none.sharer == full.sharer == d.sharer
 
 
@@ -373,7 +450,9 @@ def test_the_manifest_is_the_rule_and_real_rows_are_disjoint(real):
     assert_disjoint(documents, raw)
     for d in documents:
         source = raw[d.doc_id]
-        order, sides = module.rule(d.doc_id, source["context"]["title"], set(source["supporting_facts"]["title"]), 0)
+        order, sides = module.rule(
+            d.doc_id, source["context"]["title"], set(source["supporting_facts"]["title"]), 0
+        )
         assert frozen[d.doc_id] == ["".join(map(str, order)), sides] == [d.native["order"], d.native["sides"]]
     first = [d.native["sides"][[int(c) for c in d.native["order"]].index(min(i for i, t in enumerate(raw[d.doc_id]["context"]["title"])
              if t in raw[d.doc_id]["supporting_facts"]["title"]))] for d in documents]  # fmt: skip
@@ -401,7 +480,13 @@ def test_official_f1_and_exact_match(text, gold, f1, em):
 def test_splitfacts_documents_and_scores():
     task = load_task("splitfacts")
     d = task.documents(limit=1)[0]
-    assert not d.chat and not d.shared and d.until == ("\n",) and d.request == d.sharer and "<<note>>" in d.noted.user
+    assert (
+        not d.chat
+        and not d.shared
+        and d.until == ("\n",)
+        and d.request == d.sharer
+        and "<<note>>" in d.noted.user
+    )
     assert d.steps[1].choices[d.steps[1].gold[0]].strip() == d.gold
     right = tuple(tuple((0.0 if i in s.gold else -5.0, True) for i in range(len(s.choices))) for s in d.steps)
     assert task.score(d, Outcome(right)) == {"score": 1.0, "acc": 1.0, "step1_acc": 1.0}
@@ -455,17 +540,27 @@ def test_dry_run_shows_prompts_and_counts():
     for name in task_names():
         task = load_task(name)
         receiver, sharer = own("keeps"), own("bos")
-        for d, row in zip(task.documents(limit=2), preview(task.documents(limit=2), receiver, sharer), strict=True):
+        for d, row in zip(
+            task.documents(limit=2), preview(task.documents(limit=2), receiver, sharer), strict=True
+        ):
             shown = render(d.receiver, receiver, chat=d.chat, choices=bool(d.steps))
-            assert row["receiver"] == {"prompt": shown.text, "tokens": len(shown.ids)} and row["hash"] == d.hash
+            assert (
+                row["receiver"] == {"prompt": shown.text, "tokens": len(shown.ids)} and row["hash"] == d.hash
+            )
             assert ("<|im_start|>" in row["receiver"]["prompt"]) == d.chat
-            assert [[c["text"] for c in s["choices"]] for s in row["steps"]] == [list(s.choices) for s in d.steps]
+            assert [[c["text"] for c in s["choices"]] for s in row["steps"]] == [
+                list(s.choices) for s in d.steps
+            ]
             assert all(c["tokens"] > 0 for s in row["steps"] for c in s["choices"])
             assert not any("{0}" in s["lead"] for s in row["steps"])
             json.dumps(row)
 
 
-FOUR, FIVE, TEN = ["red", "blue", "a good idea", "Democracy"], ["one", "two", "three", "four", "five"], list("qrstuvwxyz")
+FOUR, FIVE, TEN = (
+    ["red", "blue", "a good idea", "Democracy"],
+    ["one", "two", "three", "four", "five"],
+    list("qrstuvwxyz"),
+)
 OTHER = ["w w", "x x", "y y", "z z"]
 
 

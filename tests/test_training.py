@@ -9,21 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from lcfbench import runner
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config, read_config
 from lcfbench.adapters.files import load
-from lcfbench.assets import find_model
-from lcfbench.document import Document, Step, View
-from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
-from lcfbench.harness import load_task
-from lcfbench.loop import batches
-from lcfbench.methods.base import Batch, create, method_class, prompt
-from lcfbench.recipe import Recipe
-from lcfbench.scoring import answer, target
-from lcfbench.timing import Clock
-from lcfbench.training.lane import Lane
+from lcfbench.evaluation import runner
+from lcfbench.evaluation.answer import answer, target
+from lcfbench.evaluation.batching import batches
+from lcfbench.evaluation.recipe import Recipe
+from lcfbench.methods.base import Batch, prompt
+from lcfbench.methods.create import create, method_class
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.timing import Clock
+from lcfbench.sources.models import find_model
+from lcfbench.tasks.document import Document, Step, View
+from lcfbench.tasks.task import load_task
+from lcfbench.training.lane import AdapterTraining
 from lcfbench.training.options import adapter_options
 from lcfbench.training.recipe import AdapterSpec, TrainRecipe
 from lcfbench.training.setup import accelerator_of
@@ -47,7 +48,15 @@ def train(chosen: TrainRecipe, watcher: Watcher) -> Path:
 
 
 def recipe(pair: str, out: Path, **more) -> TrainRecipe:
-    small = {"steps": 6, "batch_size": 4, "dev_documents": 12, "eval_every": 3, "lr": 3e-3, "warmup": 1, "dtype": "float32"}
+    small = {
+        "steps": 6,
+        "batch_size": 4,
+        "dev_documents": 12,
+        "eval_every": 3,
+        "lr": 3e-3,
+        "warmup": 1,
+        "dtype": "float32",
+    }
     return TrainRecipe(**{**small, "pair": pair, "out": out, "options": {"width": "16"}, **more})
 
 
@@ -55,7 +64,16 @@ def recipe(pair: str, out: Path, **more) -> TrainRecipe:
 def trained(pair, tmp_path_factory) -> tuple[Path, Watcher]:
     watcher = Watcher()
     return train(
-        recipe(pair, tmp_path_factory.mktemp("trained") / "a", steps=40, eval_every=20, train_documents=8, batch_size=8, lr=2e-2), watcher
+        recipe(
+            pair,
+            tmp_path_factory.mktemp("trained") / "a",
+            steps=40,
+            eval_every=20,
+            train_documents=8,
+            batch_size=8,
+            lr=2e-2,
+        ),
+        watcher,
     ), watcher
 
 
@@ -63,7 +81,11 @@ def test_a_few_steps_reduce_the_loss(trained):
     folder, watcher = trained
     assert len(watcher.losses) == 40 and sum(watcher.losses[-5:]) < 0.8 * sum(watcher.losses[:5])
     training = read_config(folder).training
-    assert [point["step"] for point in training["dev"]] == [20, 40] and training["steps"] == 40 and training["minutes"] >= 0
+    assert (
+        [point["step"] for point in training["dev"]] == [20, 40]
+        and training["steps"] == 40
+        and training["minutes"] >= 0
+    )
     assert set(training["dev"][0]) == {"step", "loss", "splitfacts/matched", "splitfacts/deranged"}
     card = (folder / "README.md").read_text()
     assert "LCF-X adapter" in card and "| 40 |" in card and "splitfacts" in card
@@ -71,14 +93,15 @@ def test_a_few_steps_reduce_the_loss(trained):
 
 def test_the_same_seed_gives_the_same_adapter_and_another_one_another(pair, tmp_path):
     one, two, other = (
-        train(recipe(pair, tmp_path / n, seed=s, steps=3), Watcher()) / "adapter.safetensors" for n, s in zip("abc", (0, 0, 1), strict=True)
+        train(recipe(pair, tmp_path / n, seed=s, steps=3), Watcher()) / "adapter.safetensors"
+        for n, s in zip("abc", (0, 0, 1), strict=True)
     )
     assert one.read_bytes() == two.read_bytes() != other.read_bytes()
 
 
 def test_the_saved_adapter_scores_on_the_dev_split_what_its_card_says(pair, trained):
     folder, _ = trained
-    receiver, sharer = (Endpoint.load(find_model(name), dtype="float32") for name in pair.split(":"))
+    receiver, sharer = (CausalLM.load(find_model(name), dtype="float32") for name in pair.split(":"))
     method, task = create("lcf", receiver, sharer, load(folder)), load_task("splitfacts")
     documents = task.documents(split="validation", limit=12, receiver_chat=receiver.has_chat)
     scores = []
@@ -93,11 +116,17 @@ def test_the_saved_adapter_scores_on_the_dev_split_what_its_card_says(pair, trai
 def test_a_run_takes_it_without_a_warning(pair, trained, tmp_path):
     folder, _ = trained
     revisions = read_config(folder).training["revisions"]
-    assert revisions == {r: find_model(n).revision for r, n in zip(("receiver", "sharer"), pair.split(":"), strict=True)}
+    assert revisions == {
+        r: find_model(n).revision for r, n in zip(("receiver", "sharer"), pair.split(":"), strict=True)
+    }
     watcher = Watcher()
-    chosen = Recipe(pair=pair, mode=["lcf"], adapter=[folder], limit=6, out=tmp_path, dtype="float32", latency_documents=0)
+    chosen = Recipe(
+        pair=pair, mode=["lcf"], adapter=[folder], limit=6, out=tmp_path, dtype="float32", latency_documents=0
+    )
     [run_id] = runner.run(chosen, watcher)
-    assert watcher.warned == [] and {r["adapter_params"] for r in drive.rows(tmp_path / run_id)} == {load(folder).params}
+    assert watcher.warned == [] and {r["adapter_params"] for r in drive.rows(tmp_path / run_id)} == {
+        load(folder).params
+    }
 
 
 def test_an_adapter_is_not_overwritten_without_force(pair, tmp_path):
@@ -107,20 +136,24 @@ def test_an_adapter_is_not_overwritten_without_force(pair, tmp_path):
         train(recipe(pair, tmp_path / "a", steps=2), Watcher())
     assert (folder / "adapter.safetensors").read_bytes() == before
     train(recipe(pair, tmp_path / "a", steps=2, force=True), Watcher())
-    assert (folder / "adapter.safetensors").read_bytes() != before and read_config(folder).training["steps"] == 2
+    assert (folder / "adapter.safetensors").read_bytes() != before and read_config(folder).training[
+        "steps"
+    ] == 2
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(pair, tmp_path, monkeypatch, what):
-    plain, count = Lane.forward, [0]
+    plain, count = AdapterTraining.forward, [0]
 
     def forward(self, documents):
         count[0] += 1
         value, right, tokens = plain(self, documents)
-        bad = value * math.nan if what == "loss" else value + (next(self.adapter.parameters()).sum() * 0).sqrt()  # finite, its slope is not
+        bad = (
+            value * math.nan if what == "loss" else value + (next(self.adapter.parameters()).sum() * 0).sqrt()
+        )  # finite, its slope is not
         return (bad if count[0] == 6 else value), right, tokens  # the first is the probe of the memory
 
-    monkeypatch.setattr(Lane, "forward", forward)
+    monkeypatch.setattr(AdapterTraining, "forward", forward)
     with pytest.raises(UserError, match=f"the {what} is not finite at step 5"):
         train(recipe(pair, tmp_path / "a", eval_every=2), Watcher())
     assert all(torch.isfinite(t).all() for t in load(tmp_path / "a").state_dict().values())
@@ -137,20 +170,26 @@ def test_ctrl_c_keeps_the_best_state(pair, tmp_path):
     watcher = Impatient()
     with pytest.raises(KeyboardInterrupt):
         train(recipe(pair, tmp_path / "a"), watcher)
-    assert read_config(tmp_path / "a").training["dev"][-1]["step"] == 3 and "best state so far" in watcher.said[-2]
+    assert (
+        read_config(tmp_path / "a").training["dev"][-1]["step"] == 3
+        and "best state so far" in watcher.said[-2]
+    )
 
 
 def test_the_best_state_by_dev_accuracy_is_the_one_that_is_saved(pair, tmp_path, monkeypatch):
     states = []
-    plain = Lane.judge
+    plain = AdapterTraining.judge
 
     def judge(self, point):
         plain(self, point | {"splitfacts/matched": {3: 0.9, 6: 0.1}[point["step"]]})
         states.append({n: p.detach().clone() for n, p in self.adapter.named_parameters() if p.dim() > 2})
 
-    monkeypatch.setattr(Lane, "judge", judge)
+    monkeypatch.setattr(AdapterTraining, "judge", judge)
     saved = load(train(recipe(pair, tmp_path / "a"), Watcher())).state_dict()
-    distance = [sum(float((saved[n] - t.to(torch.bfloat16)).abs().sum()) for n, t in state.items()) for state in states]
+    distance = [
+        sum(float((saved[n] - t.to(torch.bfloat16)).abs().sum()) for n, t in state.items())
+        for state in states
+    ]
     assert distance[0] == 0 < distance[1]
 
 
@@ -206,8 +245,24 @@ class Colours:
         words = ["Kafi", "Zona", "Boma", "Vienna", "Seoul"]
         made = []
         for i in range(n):
-            view = View(f"Notes: The box of {words[i % 5]} is {COLOURS[i % 3].strip()}. Question: {i}, which?", "Answer:")
-            made.append(Document("colours", str(i), view, view, view, view, view, "cloze", COLOURS[i % 3], (Step(COLOURS, (i % 3,)),)))
+            view = View(
+                f"Notes: The box of {words[i % 5]} is {COLOURS[i % 3].strip()}. Question: {i}, which?",
+                "Answer:",
+            )
+            made.append(
+                Document(
+                    "colours",
+                    str(i),
+                    view,
+                    view,
+                    view,
+                    view,
+                    view,
+                    "cloze",
+                    COLOURS[i % 3],
+                    (Step(COLOURS, (i % 3,)),),
+                )
+            )
         return made
 
     def metric(self, scoring=None):
@@ -218,17 +273,23 @@ class Colours:
         return {"acc": right, "score": right}
 
 
-@pytest.mark.parametrize(("kind", "alignment"), [("lcf", "span"), ("lcf", "remap"), ("c2c", "span"), ("c2c", "remap")])
+@pytest.mark.parametrize(
+    ("kind", "alignment"), [("lcf", "span"), ("lcf", "remap"), ("c2c", "span"), ("c2c", "remap")]
+)
 def test_token_wise_adapters_learn_through_the_same_loop(pair, tmp_path, kind, alignment):
     torch.manual_seed(0)
-    receiver, sharer = (Endpoint.load(find_model(name), dtype="float32") for name in pair.split(":"))
-    options, _ = adapter_options(kind, {"width": "16"} if kind == "lcf" else {"hidden": "16", "intermediate": "16"})
+    receiver, sharer = (CausalLM.load(find_model(name), dtype="float32") for name in pair.split(":"))
+    options, _ = adapter_options(
+        kind, {"width": "16"} if kind == "lcf" else {"hidden": "16", "intermediate": "16"}
+    )
     names = ((e.name, e.geometry) for e in (receiver, sharer))
-    adapter = build(pair_config(kind, *names, layer_map="proportional", token_alignment=alignment, options=options))
+    adapter = build(
+        pair_config(kind, *names, layer_map="proportional", token_alignment=alignment, options=options)
+    )
     method, task = method_class(kind)(receiver, sharer, adapter), Colours()
     watcher, documents = Watcher(), task.documents(36)
     chosen = recipe(pair, tmp_path / "a", steps=30, eval_every=15, lr=1e-2, batch_size=12)
-    lane = Lane(AdapterSpec.parse(kind, 0), method, tmp_path / "a")
+    lane = AdapterTraining(AdapterSpec.parse(kind, 0), method, tmp_path / "a")
     trainer = Trainer(chosen, [lane], {"colours": (task, documents[:12])}, watcher, accelerator_of(chosen))
     chosen.out.mkdir()
     method.prepare(documents, print)
@@ -237,7 +298,9 @@ def test_token_wise_adapters_learn_through_the_same_loop(pair, tmp_path, kind, a
     trainer.fit(documents)
     assert sum(watcher.losses[-5:]) < 0.7 * sum(watcher.losses[:5])
     for endpoint in (receiver, sharer):
-        assert not any(p.requires_grad or p.grad is not None for p in endpoint.model.parameters()), "both models stay frozen"
+        assert not any(p.requires_grad or p.grad is not None for p in endpoint.model.parameters()), (
+            "both models stay frozen"
+        )
     saved = load(lane.save(chosen))
     assert (
         saved.config.kind == kind
@@ -252,7 +315,9 @@ def test_token_wise_adapters_learn_through_the_same_loop(pair, tmp_path, kind, a
             for m in (create(kind, receiver, sharer, saved), method)
         )
     for x, y in zip(a, b, strict=True):
-        assert [ll for ll, _ in x.loglikelihoods[0]] == pytest.approx([ll for ll, _ in y.loglikelihoods[0]], rel=0.03)  # saved in bf16
+        assert [ll for ll, _ in x.loglikelihoods[0]] == pytest.approx(
+            [ll for ll, _ in y.loglikelihoods[0]], rel=0.03
+        )  # saved in bf16
 
 
 def test_one_dev_document_is_evaluated_matched_only(pair, tmp_path):

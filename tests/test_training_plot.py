@@ -19,7 +19,9 @@ def log(folder: Path) -> Path:
         for m, v in (("loss", 3.0), *((("t/matched", 0.9), ("t/deranged", 0.3)) if s % 10 == 0 else ()))
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([*rows, {"adapter": "", "step": 1, "metric": "examples_per_s", "value": 4.0}]).to_parquet(folder / "training.parquet")
+    pd.DataFrame([*rows, {"adapter": "", "step": 1, "metric": "examples_per_s", "value": 4.0}]).to_parquet(
+        folder / "training.parquet"
+    )
     return folder
 
 
@@ -28,7 +30,9 @@ def test_seeds_share_a_colour_and_every_task_has_a_panel(tmp_path):
     assert [a.get_title() for a in figure.axes] == ["training loss (mean of 10 steps)", "t, dev split"]
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["lcf", "c2c"]
     colours = [line.get_color() for line in figure.axes[0].lines]
-    assert colours[:3] == [colours[0]] * 3 and colours[0] != colours[-1]  # two seeds and their mean, then the other adapter
+    assert (
+        colours[:3] == [colours[0]] * 3 and colours[0] != colours[-1]
+    )  # two seeds and their mean, then the other adapter
 
 
 def test_the_same_log_gives_the_same_bytes(tmp_path):

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lcfbench.endpoint import Endpoint
+from lcfbench.models.causal_lm import CausalLM
 
 TEXT = [
     "Question: In which city is the key of Kafi? Answer: The key of Kafi is in the orange box. The orange box is in Seoul.",
@@ -39,13 +39,20 @@ def tokenizer(vocabulary: int = 400, bos: bool = False, chat: bool = False) -> P
     special = ["<s>", "<|im_start|>", "<|im_end|>", "<pad>", "<unk>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     inner.train_from_iterator(
-        TEXT, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        TEXT,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     if bos:
         from tokenizers.processors import TemplateProcessing
 
-        inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))])
-    out = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="<|im_end|>", pad_token="<pad>", unk_token="<unk>")
+        inner.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
+        )
+    out = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="<|im_end|>", pad_token="<pad>", unk_token="<unk>"
+    )
     if chat:
         out.chat_template = CHAT
     return out
@@ -79,7 +86,10 @@ def model(
     )
     if family == "gemma3":
         config = Gemma3TextConfig(
-            **shape, sliding_window=window, layer_types=["sliding_attention"] * (layers - 1) + ["full_attention"], query_pre_attn_scalar=dim
+            **shape,
+            sliding_window=window,
+            layer_types=["sliding_attention"] * (layers - 1) + ["full_attention"],
+            query_pre_attn_scalar=dim,
         )
         made = Gemma3ForCausalLM(config)
     elif family == "qwen3":
@@ -93,7 +103,9 @@ def model(
     return made.eval()
 
 
-def endpoint(name: str = "tiny-receiver", bos: bool = False, chat: bool = False, **shape) -> Endpoint:
+def endpoint(name: str = "tiny-receiver", bos: bool = False, chat: bool = False, **shape) -> CausalLM:
     """A tiny endpoint in fp32."""
     made = model(**shape)
-    return Endpoint(name, made, tokenizer(made.config.vocab_size, bos, chat), revision=str(sorted(shape.items())))
+    return CausalLM(
+        name, made, tokenizer(made.config.vocab_size, bos, chat), revision=str(sorted(shape.items()))
+    )

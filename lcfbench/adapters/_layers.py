@@ -15,7 +15,9 @@ def stacked(layers: int, fan_in: int, fan_out: int, zero: bool = False) -> nn.Pa
     """Weights (L, in, out) with PyTorch's own linear initialisation, or zeros."""
     if zero:
         return nn.Parameter(torch.zeros(layers, fan_in, fan_out))
-    return nn.Parameter(torch.empty(layers, fan_in, fan_out).uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in)))
+    return nn.Parameter(
+        torch.empty(layers, fan_in, fan_out).uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+    )
 
 
 def linear(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -42,7 +44,9 @@ def standard(x: Tensor, mean: Tensor, scale: Tensor, limit: float) -> Tensor:
     """Standardised x, clamped to ±limit, in the dtype of x; statistics (L, 1, width) in fp32."""
     if x.requires_grad:
         return ((x.float() - mean) / scale).clamp(-limit, limit).to(x.dtype)
-    return torch.sub(x.float(), mean).div_(scale).clamp_(-limit, limit).to(x.dtype)  # the same numbers with one buffer
+    return (
+        torch.sub(x.float(), mean).div_(scale).clamp_(-limit, limit).to(x.dtype)
+    )  # the same numbers with one buffer
 
 
 def joined(keys: Tensor, values: Tensor) -> Tensor:

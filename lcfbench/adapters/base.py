@@ -1,25 +1,27 @@
 """What every trainable adapter shares: stacked weights, gates, pruning to fewer layers.
 
 Weights have a leading layer dimension; entry `i` of the stack edits receiver layer `config.layers[i]` from sharer layer
-`config.layer_map[i]`. One kind of adapter is one file of this folder with a class `Fuser`, found by its name.
+`config.layer_map[i]`. One kind of adapter is one file of this folder with one subclass of `Adapter`.
 
 >>> adapter = build(config)
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lcfbench.adapters._layers import WHOLE
-from lcfbench.adapters.config import AdapterConfig, kinds
+from lcfbench.adapters.config import AdapterConfig
 from lcfbench.errors import UserError
+from lcfbench.registry import class_in, kinds
 
 GateMode = Literal["gumbel", "soft", "hard"]
-AT_ONCE = 1 << 21  # numbers in the widest tensor of one stretch of layers: so many stay in a processor's cache
+AT_ONCE = (
+    1 << 21
+)  # numbers in the widest tensor of one stretch of layers: so many stay in a processor's cache
 
 
 class Adapter(nn.Module):
@@ -30,9 +32,13 @@ class Adapter(nn.Module):
     """
 
     default_gate_init: ClassVar[float] = 0.0
-    own_cache: ClassVar[bool] = False  # the message is a term beside the receiver's own: without one the rest is still an edit of its cache
+    own_cache: ClassVar[bool] = (
+        False  # the message is a term beside the receiver's own: without one the rest is still an edit of its cache
+    )
 
-    def __init__(self, config: AdapterConfig, gate: GateMode = "gumbel", gate_init: float | None = None) -> None:
+    def __init__(
+        self, config: AdapterConfig, gate: GateMode = "gumbel", gate_init: float | None = None
+    ) -> None:
         super().__init__()
         self.config, self.gate_mode = config, gate
         init = self.default_gate_init if gate_init is None else gate_init
@@ -43,7 +49,9 @@ class Adapter(nn.Module):
         """Gumbel temperature at a training step: `first · (last/first)^(min(step/steps, 1))` (C2C's schedule)."""
         self.temperature = first * (last / first) ** min(step / steps, 1.0)
 
-    def gates(self, shape: tuple[int, ...], noise: tuple[Tensor, Tensor] | None = None, at: slice = WHOLE) -> tuple[Tensor, Tensor]:
+    def gates(
+        self, shape: tuple[int, ...], noise: tuple[Tensor, Tensor] | None = None, at: slice = WHOLE
+    ) -> tuple[Tensor, Tensor]:
         """Gate of K and of V of the layers `at`, broadcastable to `(L,) + shape`; `noise` are the uniform draws of that shape, for tests."""
         logits = self.gate_logit[at]
         layers = logits.shape[0]
@@ -88,7 +96,9 @@ class Adapter(nn.Module):
             shorter = build(config)
         index = torch.tensor(keep, dtype=torch.long, device=self.gate_logit.device)
         # assigned, not copied: every tensor keeps its dtype
-        shorter.load_state_dict({name: t.index_select(0, index) for name, t in self.state_dict().items()}, assign=True)
+        shorter.load_state_dict(
+            {name: t.index_select(0, index) for name, t in self.state_dict().items()}, assign=True
+        )
         for mine, whole in zip(shorter.parameters(), self.parameters(), strict=True):
             mine.requires_grad_(whole.requires_grad)
         shorter.temperature = self.temperature
@@ -112,7 +122,13 @@ class Adapter(nn.Module):
 
     def cache_bytes(self, sharer_tokens: int, itemsize: int) -> int:
         """Bytes of the sharer's cache entries this adapter reads: K and V of the distinct sharer layers."""
-        return len(set(self.config.layer_map)) * 2 * self.config.sharer_geometry.kv_width * sharer_tokens * itemsize
+        return (
+            len(set(self.config.layer_map))
+            * 2
+            * self.config.sharer_geometry.kv_width
+            * sharer_tokens
+            * itemsize
+        )
 
 
 class Editor(Adapter):
@@ -145,14 +161,20 @@ class Editor(Adapter):
         return [slice(start, min(start + size, layers)) for start in range(0, layers, size)]
 
 
+def adapter_class(kind: str) -> type[Adapter]:
+    """The class of a kind of adapter. Raises UserError for a kind this version does not know."""
+    if kind not in kinds():
+        raise UserError(f"adapter of unknown kind {kind!r}.", f"This version knows {', '.join(kinds())}.")
+    return class_in(f"lcfbench.adapters.{kind}", Adapter)
+
+
 def build(config: AdapterConfig) -> Adapter:
     """An untrained adapter; under `torch.device("meta")` it costs nothing and still counts its parameters."""
-    if config.kind not in kinds():
-        raise UserError(f"adapter of unknown kind {config.kind!r}.", f"This version knows {', '.join(kinds())}.")
-    kind = importlib.import_module(f"lcfbench.adapters.{config.kind}").Fuser
+    kind = adapter_class(config.kind)
     try:
         return kind(config, **config.options)
     except TypeError as error:  # an option this version does not know
         raise UserError(
-            f"the options of this {config.kind} adapter do not fit: {error}.", "Upgrade lcfbench, or mend its config.json."
+            f"the options of this {config.kind} adapter do not fit: {error}.",
+            "Upgrade lcfbench, or mend its config.json.",
         ) from error

@@ -20,11 +20,16 @@ from lcfbench.adapters.base import Editor, GateMode
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.errors import UserError, unknown
 
-ABLATIONS = ("none", "no-heads", "no-gate", "projection")  # each leaves out what the one before does, and more
+ABLATIONS = (
+    "none",
+    "no-heads",
+    "no-gate",
+    "projection",
+)  # each leaves out what the one before does, and more
 Ablation = Literal["none", "no-heads", "no-gate", "projection"]
 
 
-class Fuser(Editor):
+class C2CAdapter(Editor):
     """hidden, intermediate: widths of the blocks. blocks: C2C's `num_layers`: one block is the trunk, blocks − 2 follow
     on the way to the edit, one on the way to the head weights.
 
@@ -73,7 +78,12 @@ class Fuser(Editor):
         return sharer
 
     def forward(
-        self, message: Tensor, keys: Tensor, values: Tensor, noise: tuple[Tensor, Tensor] | None = None, at: slice = WHOLE
+        self,
+        message: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        noise: tuple[Tensor, Tensor] | None = None,
+        at: slice = WHOLE,
     ) -> tuple[Tensor, Tensor]:
         """Edited keys and values (L, B, H, N, D) from the message (L, B, N or 1, s) and the receiver's own, of the stack entries `at`.
 
@@ -84,7 +94,9 @@ class Fuser(Editor):
         if self.fuses:
             own = torch.stack([keys.transpose(2, 3), values.transpose(2, 3)], 1).view(L, 2, B, N, H * D)
             x = torch.cat([x, own], -1)  # (L, 2, B, N, S+T)
-        u = self.trunk(linear(x.reshape(2 * L, B * N, -1), both(self.in_weight, at), both(self.in_bias, at)), at)
+        u = self.trunk(
+            linear(x.reshape(2 * L, B * N, -1), both(self.in_weight, at), both(self.in_bias, at)), at
+        )
         z = u
         for block in self.delta:
             z = block(z, at)

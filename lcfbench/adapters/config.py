@@ -17,17 +17,24 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError, model_validator
 
-from lcfbench.alignment import layer_map as make_map
+from lcfbench.alignment.layers import layer_map as make_map
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
-LARGEST = 1 << 20  # no dim of a cache comes near it; a larger one in a config is a mistake, and arithmetic on it may overflow
-HELPERS = {"base", "config", "files", "import_c2c"}  # files of this folder that are no kind of adapter
+LARGEST = (
+    1 << 20
+)  # no dim of a cache comes near it; a larger one in a config is a mistake, and arithmetic on it may overflow
+# files of this folder that are no kind of adapter
 
 
-TRAINING: dict[str, type] = {"tasks": list, "dev": list, "revisions": dict, "pruned": dict}  # what is read of `training`, not only shown
+TRAINING: dict[str, type] = {
+    "tasks": list,
+    "dev": list,
+    "revisions": dict,
+    "pruned": dict,
+}  # what is read of `training`, not only shown
 
 
 class AdapterConfig(BaseModel):
@@ -87,17 +94,14 @@ class AdapterConfig(BaseModel):
 
     def check_fits(self, receiver: Geometry, sharer: Geometry, where: str) -> None:
         """Raises UserError naming every dim in which the pair at hand differs from the one this adapter was made for."""
-        wrong = self.receiver_geometry.differences(receiver, "receiver") + self.sharer_geometry.differences(sharer, "sharer")
+        wrong = self.receiver_geometry.differences(receiver, "receiver") + self.sharer_geometry.differences(
+            sharer, "sharer"
+        )
         if wrong:
             raise UserError(
                 f"adapter {where} was made for {self.receiver}:{self.sharer} and does not fit this pair: {'; '.join(wrong)}.",
                 f"Run it with --pair {self.receiver}:{self.sharer}, or train one for this pair.",
             )
-
-
-def kinds() -> list[str]:
-    """Kinds of adapter: the files of this folder that are not helpers."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_") and p.stem not in HELPERS)
 
 
 def pair_config(
@@ -134,25 +138,36 @@ def read_config(folder: Path) -> AdapterConfig:
     """The config of an adapter folder; UserError for what is missing, broken or from a future version (before anything else is read)."""
     path = folder / CONFIG
     if folder.is_file():
-        raise UserError(f"{folder} is a file; an adapter is a folder of {WEIGHTS} and {CONFIG}.", "Name the folder.")
+        raise UserError(
+            f"{folder} is a file; an adapter is a folder of {WEIGHTS} and {CONFIG}.", "Name the folder."
+        )
     if not path.is_file():
         looks_like_hub = not folder.exists() and len(folder.parts) == 2 and folder.parts[0] not in ("/", "..")
         raise UserError(
             f"{folder} holds no adapter ({CONFIG} is missing).",
             "Name a folder made by `lcfbench train`; see `lcfbench ls adapters`."
-            + (f" One on the Hub is fetched with `lcfbench adapter pull {folder}`." if looks_like_hub else ""),
+            + (
+                f" One on the Hub is fetched with `lcfbench adapter pull {folder}`." if looks_like_hub else ""
+            ),
         )
     try:
         raw = json.loads(path.read_text())
         version = raw.get("format", 0) if isinstance(raw, dict) else 0
         if isinstance(version, int) and version > FORMAT:
             shown = version if version < LARGEST else "beyond count"
-            raise UserError(f"{path} has format {shown}; this version reads up to {FORMAT}.", "Upgrade lcfbench.")
+            raise UserError(
+                f"{path} has format {shown}; this version reads up to {FORMAT}.", "Upgrade lcfbench."
+            )
         if not isinstance(version, int) or isinstance(version, bool) or version < 0:
             raise ValueError(f"format is {str(version)[:40]!r}, not a version number")
         return AdapterConfig.model_validate(raw)
-    except (ValueError, RecursionError) as error:  # pydantic's, JSON's and Unicode's errors are all ValueErrors
-        raise UserError(f"{path} is not a valid adapter config ({reason(error)}).", "Fetch or train it again.") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # pydantic's, JSON's and Unicode's errors are all ValueErrors
+        raise UserError(
+            f"{path} is not a valid adapter config ({reason(error)}).", "Fetch or train it again."
+        ) from error
 
 
 def reason(error: Exception) -> str:

@@ -24,7 +24,7 @@ CLAMP = 8.0  # standardised inputs beyond this are outliers of the frozen models
 MOST_SOURCES = 3
 
 
-class Fuser(Adapter):
+class DenseAdapter(Adapter):
     """Translates; how the translation reaches the receiver is the method's affair.
 
     form: `mlp`, for each receiver KV head one MLP for K and one for V, each reading that head group's keys or values of the sharer, hidden width
@@ -68,7 +68,14 @@ class Fuser(Adapter):
         super().__init__(config, gate, gate_init)
         L, R, S = len(config.layers), config.receiver_geometry, config.sharer_geometry
         _check(form, rank, reconstruction, sources, S.layers)
-        self.form, self.multiple, self.sources, self.rank, self.residual, self.last = form, multiple, sources, rank, residual, last
+        self.form, self.multiple, self.sources, self.rank, self.residual, self.last = (
+            form,
+            multiple,
+            sources,
+            rank,
+            residual,
+            last,
+        )
         self.blend_as, self.aware_share, self.reconstruction = blend, aware_share, reconstruction
         self.ridge_tokens, self.ridge_alpha = ridge_tokens, ridge_alpha
         self.reconstruction_steps, self.reconstruction_lr = reconstruction_steps, reconstruction_lr
@@ -77,8 +84,15 @@ class Fuser(Adapter):
             self.register_buffer(f"{name}_mean", torch.zeros(L, 1, size))
             self.register_buffer(f"{name}_scale", torch.ones(L, 1, size))
         if form == "mlp":
-            groups, fan_in, hidden = 2 * R.kv_heads, sources * self.group_heads * S.head_dim, multiple * R.head_dim
-            self.mlp_in, self.mlp_out = stacked(L * groups, fan_in, hidden), stacked(L * groups, hidden, R.head_dim)
+            groups, fan_in, hidden = (
+                2 * R.kv_heads,
+                sources * self.group_heads * S.head_dim,
+                multiple * R.head_dim,
+            )
+            self.mlp_in, self.mlp_out = (
+                stacked(L * groups, fan_in, hidden),
+                stacked(L * groups, hidden, R.head_dim),
+            )
             self.mlp_in.data = self.mlp_in.data.view(L, groups, fan_in, hidden)
             self.mlp_out.data = self.mlp_out.data.view(L, groups, hidden, R.head_dim)
             self.mlp_in_bias = nn.Parameter(torch.zeros(L, groups, 1, hidden))
@@ -89,7 +103,10 @@ class Fuser(Adapter):
             self.weight = stacked(L, self.width_in, self.width_out)
         if residual:
             d = residual
-            self.residual_down, self.residual_down_bias = stacked(L, self.code, d), nn.Parameter(torch.zeros(L, 1, d))
+            self.residual_down, self.residual_down_bias = (
+                stacked(L, self.code, d),
+                nn.Parameter(torch.zeros(L, 1, d)),
+            )
             self.residual_norm = nn.Parameter(torch.ones(L, 1, d))
             self.residual_in, self.residual_out = stacked(L, d, 4 * d), stacked(L, 4 * d, d)
             self.residual_up = stacked(L, d, self.width_out, zero=True)
@@ -139,7 +156,9 @@ class Fuser(Adapter):
         out = self._mlp(x) if self.form == "mlp" else linear(x, self.up if self.rank else self.weight)
         if self.residual:
             z = linear(x, self.residual_down, self.residual_down_bias)
-            z = z + linear(F.gelu(linear(rms_norm(z, self.residual_norm), self.residual_in)), self.residual_out)
+            z = z + linear(
+                F.gelu(linear(rms_norm(z, self.residual_norm), self.residual_in)), self.residual_out
+            )
             out = out + linear(z, self.residual_up, self.residual_up_bias)
         out = (out.float() * self.output_scale + self.output_mean).to(message.dtype)
         out = out.view(L, B, N, 2, R.kv_heads, R.head_dim).permute(3, 0, 1, 4, 2, 5)
@@ -150,7 +169,9 @@ class Fuser(Adapter):
         R, S, n = self.config.receiver_geometry, self.config.sharer_geometry, self.group_heads
         first = [min(h * S.kv_heads // R.kv_heads, S.kv_heads - n) for h in range(R.kv_heads)]
         heads = torch.tensor([list(range(a, a + n)) for a in first], device=x.device)  # (H, n)
-        split = x.view(L, T, self.sources, 2, S.kv_heads, S.head_dim)[:, :, :, :, heads]  # (L, T, sources, 2, H, n, D_s)
+        split = x.view(L, T, self.sources, 2, S.kv_heads, S.head_dim)[
+            :, :, :, :, heads
+        ]  # (L, T, sources, 2, H, n, D_s)
         read = split.permute(0, 3, 4, 1, 2, 5, 6).reshape(L, 2 * R.kv_heads, T, -1)
         hidden = F.gelu(read @ self.mlp_in.to(x.dtype) + self.mlp_in_bias.to(x.dtype))
         out = hidden @ self.mlp_out.to(x.dtype) + self.mlp_out_bias.to(x.dtype)  # (L, 2H, T, D)
@@ -178,8 +199,14 @@ class Fuser(Adapter):
 def _check(form: str, rank: int, reconstruction: str, sources: int, sharer_layers: int) -> None:
     """Raises UserError for settings that do not go together."""
     if not 1 <= sources <= min(MOST_SOURCES, sharer_layers):
-        raise UserError(f"sources={sources} of a sharer with {sharer_layers} layers.", f"Give 1 to {min(MOST_SOURCES, sharer_layers)}.")
+        raise UserError(
+            f"sources={sources} of a sharer with {sharer_layers} layers.",
+            f"Give 1 to {min(MOST_SOURCES, sharer_layers)}.",
+        )
     if form == "mlp" and rank:
         raise UserError(f"rank={rank} belongs to form=linear.", "Add -o form=linear, or leave the rank out.")
     if form == "mlp" and reconstruction == "ridge":
-        raise UserError("reconstruction=ridge belongs to form=linear.", "Use -o form=linear or -o reconstruction=gradient.")
+        raise UserError(
+            "reconstruction=ridge belongs to form=linear.",
+            "Use -o form=linear or -o reconstruction=gradient.",
+        )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import shutil
 import tempfile
@@ -15,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from lcfbench.adapters.base import Adapter, build
-from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, AdapterConfig, check_options, kinds, read_config, reason
+from lcfbench.adapters.base import Adapter, adapter_class, build
+from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, AdapterConfig, check_options, read_config, reason
 from lcfbench.errors import UserError
-from lcfbench.records import writing
+from lcfbench.files import writing
 
 MEND = "Fetch or train it again."
 POINTER = b"version https://git-lfs"
@@ -26,7 +25,9 @@ REPORT, PICTURE = "pruning.json", "pruning.png"  # what pruning puts beside the 
 OWN = {WEIGHTS, CONFIG, CARD, REPORT, PICTURE}
 
 
-def save(adapter: Adapter, folder: Path, card: str, dtype: torch.dtype = torch.bfloat16, replace: bool = False) -> None:
+def save(
+    adapter: Adapter, folder: Path, card: str, dtype: torch.dtype = torch.bfloat16, replace: bool = False
+) -> None:
     """Writes weights, config and card; the weights come last and whole. Raises UserError where the folder already holds an adapter, unless
     `replace`: then the old weights stay until the new ones are there.
     """
@@ -37,7 +38,10 @@ def save(adapter: Adapter, folder: Path, card: str, dtype: torch.dtype = torch.b
     folder.mkdir(parents=True, exist_ok=True)
     # statistics and gates decide, so they stay in fp32; matrices are what takes space
     tensors = {
-        n: t.detach().cpu().to(dtype if t.dim() > 2 and n in dict(adapter.named_parameters()) else torch.float32).contiguous()
+        n: t.detach()
+        .cpu()
+        .to(dtype if t.dim() > 2 and n in dict(adapter.named_parameters()) else torch.float32)
+        .contiguous()
         for n, t in adapter.state_dict().items()
     }
     partial = folder / (WEIGHTS + ".partial")
@@ -58,7 +62,9 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = 
     try:
         tensors = load_file(path)
         wrong = [name for name, t in tensors.items() if not t.is_floating_point()]
-        wrong += [name for name, t in tensors.items() if name not in wrong and not bool(torch.isfinite(t).all())]
+        wrong += [
+            name for name, t in tensors.items() if name not in wrong and not bool(torch.isfinite(t).all())
+        ]
         if wrong:
             raise UserError(f"{path}: {wrong[0]} holds NaN, infinity or no floating-point numbers.", MEND)
         adapter.load_state_dict(tensors, strict=True, assign=True)
@@ -67,11 +73,14 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = 
     except SafetensorError as error:
         if path.read_bytes()[: len(POINTER)] == POINTER:
             raise UserError(
-                f"{path} is a git-lfs pointer, not the weights.", "Run `git lfs pull`, or use `lcfbench adapter pull`."
+                f"{path} is a git-lfs pointer, not the weights.",
+                "Run `git lfs pull`, or use `lcfbench adapter pull`.",
             ) from error
         raise UserError(f"{path} is truncated or no safetensors file ({reason(error)}).", MEND) from error
     except RuntimeError as error:
-        raise UserError(f"{path} does not match its config ({str(error).strip().splitlines()[-1].strip()}).", MEND) from error
+        raise UserError(
+            f"{path} does not match its config ({str(error).strip().splitlines()[-1].strip()}).", MEND
+        ) from error
     parameters = dict(adapter.named_parameters())
     for name, tensor in adapter.state_dict().items():
         wide = name == "gate_logit" or name not in parameters
@@ -83,14 +92,14 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = 
 
 def blank(config: AdapterConfig, folder: Path) -> Adapter:
     """The adapter of a config without storage. Raises UserError for a config no adapter can be built from."""
-    kind = getattr(importlib.import_module(f"lcfbench.adapters.{config.kind}"), "Fuser", None) if config.kind in kinds() else None
-    if kind is not None:
-        check_options(config, inspect.signature(kind.__init__, eval_str=True).parameters)
+    check_options(config, inspect.signature(adapter_class(config.kind).__init__, eval_str=True).parameters)
     try:
         with torch.device("meta"):
             return build(config)
     except (RuntimeError, ValueError, OverflowError) as error:  # sizes that no tensor can have
-        raise UserError(f"{folder / CONFIG} describes no adapter that can be built ({reason(error)}).", MEND) from error
+        raise UserError(
+            f"{folder / CONFIG} describes no adapter that can be built ({reason(error)}).", MEND
+        ) from error
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -20,7 +20,7 @@ from lcfbench.errors import UserError
 CLAMP = 8.0  # standardised inputs beyond this are outliers of the frozen models, not content
 
 
-class Fuser(Editor):
+class LCFAdapter(Editor):
     """Position-wise LCF.
 
     width: the bottleneck d (even). standardise: subtract mean and divide by deviation of each input channel, measured once before training and
@@ -54,12 +54,18 @@ class Fuser(Editor):
         self.norm1, self.norm2 = nn.Parameter(torch.ones(L, 1, d)), nn.Parameter(torch.ones(L, 1, d))
         self.ffn1_in, self.ffn1_out = stacked(L, d, 4 * d), stacked(L, 4 * d, d)
         self.ffn2_in, self.ffn2_out = stacked(L, d, 4 * d), stacked(L, 4 * d, d)
-        self.up_key, self.up_value = stacked(L, d // 2, R.kv_width, zero_up), stacked(L, d // 2, R.kv_width, zero_up)
+        self.up_key, self.up_value = (
+            stacked(L, d // 2, R.kv_width, zero_up),
+            stacked(L, d // 2, R.kv_width, zero_up),
+        )
         self.up_key_bias, self.up_value_bias = (
             nn.Parameter(torch.zeros(L, 1, R.kv_width)),
             nn.Parameter(torch.zeros(L, 1, R.kv_width)),
         )
-        self.head_weight, self.head_bias = stacked(L, d, 2 * R.kv_heads), nn.Parameter(torch.zeros(L, 1, 2 * R.kv_heads))
+        self.head_weight, self.head_bias = (
+            stacked(L, d, 2 * R.kv_heads),
+            nn.Parameter(torch.zeros(L, 1, 2 * R.kv_heads)),
+        )
         self.standardise = standardise
         if standardise:
             for name, size in (("sharer", 2 * S.kv_width), ("receiver", 2 * R.kv_width)):
@@ -77,7 +83,12 @@ class Fuser(Editor):
         return linear(sharer, self.down_sharer[at])
 
     def forward(
-        self, message: Tensor, keys: Tensor, values: Tensor, noise: tuple[Tensor, Tensor] | None = None, at: slice = WHOLE
+        self,
+        message: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        noise: tuple[Tensor, Tensor] | None = None,
+        at: slice = WHOLE,
     ) -> tuple[Tensor, Tensor]:
         """Edited keys and values (L, B, H, N, D) from the message (L, B, N or 1, d) and the receiver's own, of the stack entries `at`."""
         L, B, H, N, D = keys.shape
@@ -85,15 +96,29 @@ class Fuser(Editor):
         if self.standardise:
             own = standard(own, self.receiver_mean[at], self.receiver_scale[at], CLAMP)
         sent = message + self.down_bias[at].to(message.dtype)[:, :, None]
-        z = linear(own, self.down_receiver[at], sent.expand(L, B, N, self.width).reshape(L, B * N, self.width))
+        z = linear(
+            own, self.down_receiver[at], sent.expand(L, B, N, self.width).reshape(L, B * N, self.width)
+        )
         z = ffn(z, self.norm1[at], self.ffn1_in[at], self.ffn1_out[at])
         z = ffn(z, self.norm2[at], self.ffn2_in[at], self.ffn2_out[at])
         half = self.width // 2
-        delta_k = linear(z[..., :half], self.up_key[at], self.up_key_bias[at]).view(L, B, N, H, D).transpose(2, 3)
-        delta_v = linear(z[..., half:], self.up_value[at], self.up_value_bias[at]).view(L, B, N, H, D).transpose(2, 3)
-        alpha = torch.sigmoid(linear(z, self.head_weight[at], self.head_bias[at])).view(L, B, N, 2, H, 1).permute(3, 0, 1, 4, 2, 5)
+        delta_k = (
+            linear(z[..., :half], self.up_key[at], self.up_key_bias[at]).view(L, B, N, H, D).transpose(2, 3)
+        )
+        delta_v = (
+            linear(z[..., half:], self.up_value[at], self.up_value_bias[at])
+            .view(L, B, N, H, D)
+            .transpose(2, 3)
+        )
+        alpha = (
+            torch.sigmoid(linear(z, self.head_weight[at], self.head_bias[at]))
+            .view(L, B, N, 2, H, 1)
+            .permute(3, 0, 1, 4, 2, 5)
+        )
         edits = []
-        for own_x, gate, share, delta in zip((keys, values), self.gates((B, H, N, 1), noise, at), alpha, (delta_k, delta_v), strict=True):
+        for own_x, gate, share, delta in zip(
+            (keys, values), self.gates((B, H, N, 1), noise, at), alpha, (delta_k, delta_v), strict=True
+        ):
             edit = weighted(delta, share * gate.to(share.dtype))
             edits.append(added(own_x, edit, gate if self.can_shut else None))
         return edits[0], edits[1]
@@ -108,7 +133,10 @@ class Fuser(Editor):
 
     def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
         """The smaller of the projected message, d numbers a fused token and layer, and the sharer's cache itself."""
-        return min(len(self.config.layers) * self.width * fused_tokens * itemsize, self.cache_bytes(sharer_tokens, itemsize))
+        return min(
+            len(self.config.layers) * self.width * fused_tokens * itemsize,
+            self.cache_bytes(sharer_tokens, itemsize),
+        )
 
 
 def flat(x: Tensor) -> Tensor:

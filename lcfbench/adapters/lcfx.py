@@ -23,7 +23,7 @@ LAST_SPAN = 5
 SPANS_AT_ONCE = 16
 
 
-class Fuser(lcf.Fuser):
+class LCFXAdapter(lcf.LCFAdapter):
     """pool_start: "random" queries (the paper), or "last": a learned bias over the distance from the end starts the pool on the sharer's last
     tokens, and one over spans on the last span. unrotated_keys: pool keys without their rotary positions, which say where, not what.
     """
@@ -48,7 +48,10 @@ class Fuser(lcf.Fuser):
         self.query_base = nn.Parameter(scale * torch.randn(L, S.kv_heads, S.head_dim))
         self.query_layer = nn.Parameter(scale * torch.randn(L, S.kv_heads, S.head_dim))
         if pool_start == "last":
-            self.token_bias, self.span_bias = nn.Parameter(torch.zeros(L, TAIL)), nn.Parameter(torch.zeros(L, LAST_SPAN))
+            self.token_bias, self.span_bias = (
+                nn.Parameter(torch.zeros(L, TAIL)),
+                nn.Parameter(torch.zeros(L, LAST_SPAN)),
+            )
             with torch.no_grad():
                 self.token_bias[:, 0], self.span_bias[:, 0] = 6.0, 4.0
 
@@ -62,11 +65,15 @@ class Fuser(lcf.Fuser):
         score = torch.einsum("lhd,lbhmd->lbhm", self.query_base[at].float(), keys.float()) / math.sqrt(D)
         if self.pool_start == "last":
             read = member.any(1).long()
-            from_end = read.flip(1).cumsum(1).flip(1).sub(1).clamp(0, TAIL - 1)  # 0 at the last token that is read
+            from_end = (
+                read.flip(1).cumsum(1).flip(1).sub(1).clamp(0, TAIL - 1)
+            )  # 0 at the last token that is read
             score = score + self.token_bias[at].float()[:, from_end][:, :, None]  # (L, B, 1, M)
         pooled = []
         for some in member.split(SPANS_AT_ONCE, 1):
-            inside = masked_softmax(score[:, :, :, None], some[None, :, None]).to(keys.dtype)  # (L, B, H, P', M)
+            inside = masked_softmax(score[:, :, :, None], some[None, :, None]).to(
+                keys.dtype
+            )  # (L, B, H, P', M)
             pooled.append((inside @ keys, inside @ values))
         span_k, span_v = (torch.cat(x, 3) for x in zip(*pooled, strict=True))  # (L, B, H, P, D)
         across = torch.einsum("lhd,lbhpd->lbhp", self.query_layer[at].float(), span_k.float()) / math.sqrt(D)

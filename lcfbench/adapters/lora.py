@@ -20,7 +20,7 @@ from lcfbench.errors import UserError
 Shapes = Mapping[str, Sequence[int]]  # target module → (out, in) features, equal in all layers
 
 
-class Fuser(Adapter):
+class LoraAdapter(Adapter):
     """Starts as no change at all: B is zero, A as PEFT begins it. Gates are always open.
 
     rank: columns of A and B. params: instead of the rank, about how many parameters there shall be (before training, see `rank_for`).
@@ -51,7 +51,10 @@ class Fuser(Adapter):
         return list(range(len(self.config.layers)))
 
     def select(self, keep: list[int]) -> Adapter:
-        raise UserError("a lora adapter has no gates to prune it by.", "Train one of lower rank: -o rank=4, or -o params=1000000.")
+        raise UserError(
+            "a lora adapter has no gates to prune it by.",
+            "Train one of lower rank: -o rank=4, or -o params=1000000.",
+        )
 
     def message(self, sharer: Tensor) -> Tensor:
         raise AssertionError("lora sends nothing")
@@ -75,7 +78,10 @@ def checked(shapes: Any) -> dict[str, tuple[int, int]]:
     except (TypeError, ValueError):
         found = {}
     if not found or any(n < 1 for pair in found.values() for n in pair):
-        raise UserError("option shapes of this lora adapter makes no sense.", "Fetch or train it again, or mend its config.json.")
+        raise UserError(
+            "option shapes of this lora adapter makes no sense.",
+            "Fetch or train it again, or mend its config.json.",
+        )
     return found
 
 

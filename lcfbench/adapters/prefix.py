@@ -24,7 +24,7 @@ TAIL = 64  # distances from the end that have a bias of their own with `pool_sta
 Place = Literal["after", "before"]
 
 
-class Fuser(Adapter):
+class PrefixAdapter(Adapter):
     """slots: entries a layer. width: numbers a slot and layer that cross. place: `after` the receiver's prompt or `before` it.
 
     pool_start: "last" starts slot t on the sharer's t-th last token by a learned bias over the distance from the end; "random" has queries alone.
@@ -65,7 +65,9 @@ class Fuser(Adapter):
             raise unknown("place", place, get_args(Place), "lcfbench train --help")
         self.slots, self.width, self.place, self.heads, self.dim = T, d, place, R.kv_heads, R.head_dim
         self.pool_start, self.unrotated_keys, self.standardise = pool_start, unrotated_keys, standardise
-        self.query = nn.Parameter((0.1 if pool_start == "last" else 1.0) * torch.randn(L, S.kv_heads, T, S.head_dim))
+        self.query = nn.Parameter(
+            (0.1 if pool_start == "last" else 1.0) * torch.randn(L, S.kv_heads, T, S.head_dim)
+        )
         if pool_start == "last":
             self.token_bias = nn.Parameter(torch.zeros(L, T, TAIL))
             with torch.no_grad():
@@ -79,23 +81,33 @@ class Fuser(Adapter):
         self.norm1, self.norm2, self.norm3 = (nn.Parameter(torch.ones(L, 1, d)) for _ in range(3))
         self.ffn1_in, self.ffn1_out = stacked(L, d, 4 * d), stacked(L, 4 * d, d)
         self.ffn2_in, self.ffn2_out = stacked(L, d, 4 * d), stacked(L, 4 * d, d)
-        self.up = stacked(L, d, 2 * R.kv_width, zero=True)  # the receiver starts from the base entries, whatever it is sent
+        self.up = stacked(
+            L, d, 2 * R.kv_width, zero=True
+        )  # the receiver starts from the base entries, whatever it is sent
         self.base = nn.Parameter(torch.zeros(L, T, 2 * R.kv_width))
 
     def pool(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """What each slot reads: (L, B, T, s) from the aligned sharer layers (L, B, H, M, D) under mask (B, M)."""
-        score = torch.einsum("lhtd,lbhmd->lbhtm", self.query.float(), keys.float()) / math.sqrt(keys.shape[-1])
+        score = torch.einsum("lhtd,lbhmd->lbhtm", self.query.float(), keys.float()) / math.sqrt(
+            keys.shape[-1]
+        )
         if self.pool_start == "last":
             from_end = mask.flip(1).cumsum(1).flip(1).sub(1).clamp(0, TAIL - 1)  # (B, M), 0 at the last token
             score = score + self.token_bias.float()[:, :, from_end].transpose(1, 2)[:, :, None]
-        weight = score.masked_fill(~mask.bool()[None, :, None, None], torch.finfo(score.dtype).min).softmax(-1).to(keys.dtype)
+        weight = (
+            score.masked_fill(~mask.bool()[None, :, None, None], torch.finfo(score.dtype).min)
+            .softmax(-1)
+            .to(keys.dtype)
+        )
         return torch.cat([flat(weight @ keys), flat(weight @ values)], -1)
 
     def message(self, sharer: Tensor) -> Tensor:
         """What crosses the wire: (L, B, T, d) from the pooled slots (L, B, T, s)."""
         if self.standardise:
             scale = self.slot_scale * self.channel_scale
-            sharer = ((sharer.float() - self.mean[:, None]) / scale[:, None]).clamp(-CLAMP, CLAMP).to(sharer.dtype)
+            sharer = (
+                ((sharer.float() - self.mean[:, None]) / scale[:, None]).clamp(-CLAMP, CLAMP).to(sharer.dtype)
+            )
         return linear(sharer.flatten(1, 2), self.down).unflatten(1, sharer.shape[1:3])
 
     def forward(self, message: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -107,8 +119,17 @@ class Fuser(Adapter):
         z = (message + self.slot_embedding.to(message.dtype)[:, None]).flatten(1, 2)
         z = z + linear(F.gelu(linear(rms_norm(z, self.norm1), self.ffn1_in)), self.ffn1_out)
         z = z + linear(F.gelu(linear(rms_norm(z, self.norm2), self.ffn2_in)), self.ffn2_out)
-        edit = linear(rms_norm(z, self.norm3), self.up).view(L, B, T, 2, self.heads, self.dim).permute(3, 0, 1, 4, 2, 5)
-        base = self.base.to(message.dtype).view(L, 1, T, 2, self.heads, self.dim).permute(3, 0, 1, 4, 2, 5).expand_as(edit)
+        edit = (
+            linear(rms_norm(z, self.norm3), self.up)
+            .view(L, B, T, 2, self.heads, self.dim)
+            .permute(3, 0, 1, 4, 2, 5)
+        )
+        base = (
+            self.base.to(message.dtype)
+            .view(L, 1, T, 2, self.heads, self.dim)
+            .permute(3, 0, 1, 4, 2, 5)
+            .expand_as(edit)
+        )
         gate_k, gate_v = self.gates((B, self.heads, T, 1), noise)
         return gated(base[0], gate_k, edit[0]), gated(base[1], gate_v, edit[1])
 
@@ -133,10 +154,14 @@ class Fuser(Adapter):
     def flops(self, positions: int) -> float:
         """Of one document whose sharer read `positions` tokens: every slot attends them, then goes through the matrices."""
         pool = 3 * self.query.numel() * positions  # scores, and the weighted sums of keys and of values
-        matrices = sum(w.numel() for w in (self.down, self.ffn1_in, self.ffn1_out, self.ffn2_in, self.ffn2_out, self.up))
+        matrices = sum(
+            w.numel() for w in (self.down, self.ffn1_in, self.ffn1_out, self.ffn2_in, self.ffn2_out, self.up)
+        )
         return 2.0 * (pool + matrices * self.slots)
 
     def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
         """`slots · width` numbers a layer, whatever the length; or the sharer's cache itself where that is less."""
-        numbers = len(self.config.layers) * self.slots * min(self.width, 2 * self.config.sharer_geometry.kv_width)
+        numbers = (
+            len(self.config.layers) * self.slots * min(self.width, 2 * self.config.sharer_geometry.kv_width)
+        )
         return min(numbers * itemsize, self.cache_bytes(sharer_tokens, itemsize))

@@ -1,6 +1,6 @@
 """What the rows say: statistics, summaries, tables and pictures. Reads parquet, imports no torch.
 
-from lcfbench.analysis.cells import read_cells
+from lcfbench.analysis.run_groups import read_run_groups
 from lcfbench.analysis.summary import summarise
-summary = summarise(read_cells([Path("results")]).cells)
+summary = summarise(read_run_groups([Path("results")]).cells)
 """

@@ -1,7 +1,7 @@
 """Two sets of runs side by side: what changed on the same documents, how surely, and at what cost.
 
     from lcfbench.analysis.compare import compare
-    compare(read_cells([Path("a")]), read_cells([Path("b")])).lines[0].difference
+    compare(read_run_groups([Path("a")]), read_run_groups([Path("b")])).lines[0].difference
 
 Differences are B − A, document by document; ratios are B / A. Scores are fractions here; tables show points.
 """
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lcfbench.analysis.cells import joined
 from lcfbench.analysis.matching import (
     EXPLAINS,
     REFUSED,
@@ -33,13 +32,14 @@ from lcfbench.analysis.matching import (
     told_apart,
     unrecorded,
 )
+from lcfbench.analysis.run_groups import joined
 from lcfbench.analysis.stats import Paired, holm, paired
 from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from lcfbench.analysis.cells import Cell, Cells
+    from lcfbench.analysis.run_groups import RunGroup, RunGroups
 
 SAME_TASK = "Name two runs of the same task; `lcfbench ls runs` lists them."
 FEW = 30  # documents below which an interval is told with a warning
@@ -87,7 +87,7 @@ class Comparison:
     unmatched_b: list[str]
 
 
-def compare(a: Cells, b: Cells, allow: Sequence[str] = ()) -> Comparison:
+def compare(a: RunGroups, b: RunGroups, allow: Sequence[str] = ()) -> Comparison:
     """Everything that A and B both asked, compared. A pair that is not comparable is a line that says why, without numbers.
 
     allow: fields of `REFUSED` that may differ. Raises UserError: the two hold nothing alike; nothing they hold is comparable;
@@ -96,7 +96,9 @@ def compare(a: Cells, b: Cells, allow: Sequence[str] = ()) -> Comparison:
     known_fields(REFUSED, allow, "compare")
     pairs, left_a, left_b = match(a.cells, b.cells)
     if not pairs:
-        held = "; ".join(f"{side} holds {listed(cells.cells) or 'nothing'}" for side, cells in (("A", a), ("B", b)))
+        held = "; ".join(
+            f"{side} holds {listed(cells.cells) or 'nothing'}" for side, cells in (("A", a), ("B", b))
+        )
         raise UserError(f"nothing to compare: {held}.", SAME_TASK)
     bad = {id(one): found for one, other in pairs if (found := clashes(one, other, REFUSED, allow))}
     good = [pair for pair in pairs if id(pair[0]) not in bad]
@@ -104,25 +106,34 @@ def compare(a: Cells, b: Cells, allow: Sequence[str] = ()) -> Comparison:
     if not any(len(x) for x, _ in shared.values()):
         one, other = pairs[0]
         if one.task != other.task:
-            raise UserError(f"A asks task {one.task}, B asks task {other.task}: nothing to compare.", SAME_TASK)
+            raise UserError(
+                f"A asks task {one.task}, B asks task {other.task}: nothing to compare.", SAME_TASK
+            )
     if not good:
         refuse(pairs, REFUSED, allow, "compare")
     if not any(len(shared[id(one)][0]) for one, _ in good):
         one, other = good[0]
-        raise UserError(f"no document in common: {full_name(one)} and {full_name(other)}.", "Run both with the same --limit and --seed.")
+        raise UserError(
+            f"no document in common: {full_name(one)} and {full_name(other)}.",
+            "Run both with the same --limit and --seed.",
+        )
     names = short_names([one for one, _ in pairs])
     lines = [
-        _refused(name, pair, bad[id(pair[0])]) if id(pair[0]) in bad else _line(name, pair, shared[id(pair[0])])
+        _refused(name, pair, bad[id(pair[0])])
+        if id(pair[0]) in bad
+        else _line(name, pair, shared[id(pair[0])])
         for name, pair in zip(names, pairs, strict=True)
     ]
     lines += _overall(good, [shared[id(one)] for one, _ in good])
     adjusted = holm([line.p for line in lines])
     lines = [line._replace(p_holm=p) for line, p in zip(lines, adjusted, strict=True)]
-    names_a, names_b = (dict(zip(map(id, side.cells), short_names(side.cells), strict=True)) for side in (a, b))
+    names_a, names_b = (
+        dict(zip(map(id, side.cells), short_names(side.cells), strict=True)) for side in (a, b)
+    )
     return Comparison(lines, [names_a[id(cell)] for cell in left_a], [names_b[id(cell)] for cell in left_b])
 
 
-def latency_ratios(a: Cell, b: Cell, column: str = "ttft_ms") -> np.ndarray:
+def latency_ratios(a: RunGroup, b: RunGroup, column: str = "ttft_ms") -> np.ndarray:
     """B / A of every document that was timed alone in both."""
     import numpy as np
 
@@ -133,7 +144,7 @@ def latency_ratios(a: Cell, b: Cell, column: str = "ttft_ms") -> np.ndarray:
     return other[timed] / one[timed]
 
 
-def only_in(a: Cell, b: Cell) -> list[str]:
+def only_in(a: RunGroup, b: RunGroup) -> list[str]:
     """Hashes of the documents that A has and B lacks."""
     import numpy as np
 
@@ -144,11 +155,15 @@ def only_in(a: Cell, b: Cell) -> list[str]:
 def _named(name: str, pair: Pairing) -> Line:
     a, b = pair
     ends = name_of(a), name_of(b)
-    return Line(name if ends[0] == ends[1] else f"{name} → {ends[1]}", a.task, a.scoring, a.metric, *ends, n=0)
+    return Line(
+        name if ends[0] == ends[1] else f"{name} → {ends[1]}", a.task, a.scoring, a.metric, *ends, n=0
+    )
 
 
 def _refused(name: str, pair: Pairing, found: dict[str, tuple[Any, Any]]) -> Line:
-    return _named(name, pair)._replace(notes=[f"not comparable: {told_apart(found)} differs; {allowing(found)} compares all the same"])
+    return _named(name, pair)._replace(
+        notes=[f"not comparable: {told_apart(found)} differs; {allowing(found)} compares all the same"]
+    )
 
 
 def _line(name: str, pair: Pairing, scores: tuple[np.ndarray, np.ndarray]) -> Line:
@@ -179,13 +194,25 @@ def _scored(line: Line, x: np.ndarray, y: np.ndarray) -> Line:
         return line
     got: Paired = paired(y, x)
     low, high = got.interval()
-    return line._replace(n=got.n, mean_a=float(x.mean()), mean_b=float(y.mean()), difference=got.value, low=low, high=high, p=got.p())
+    return line._replace(
+        n=got.n,
+        mean_a=float(x.mean()),
+        mean_b=float(y.mean()),
+        difference=got.value,
+        low=low,
+        high=high,
+        p=got.p(),
+    )
 
 
-def _notes(a: Cell, b: Cell, n: int) -> list[str]:
+def _notes(a: RunGroup, b: RunGroup, n: int) -> list[str]:
     notes = []
     if n < FEW:
-        notes.append(f"only {n} documents: whatever the difference looks like, little can be concluded" if n else "no document in common")
+        notes.append(
+            f"only {n} documents: whatever the difference looks like, little can be concluded"
+            if n
+            else "no document in common"
+        )
     for side, cell in (("A", a), ("B", b)):
         if cell.errors:
             notes.append(f"{side}: {cell.errors} of {cell.n} documents failed and count as wrong")
@@ -207,11 +234,15 @@ def _overall(pairs: Sequence[Pairing], shared: Sequence[tuple[np.ndarray, np.nda
             groups.setdefault((a.pair, a.mode, a.control, b.pair, b.mode, b.control, scale), []).append(index)
     lines = []
     for members in groups.values():
-        if len({pairs[i][0].task for i in members}) < max(2, len(members)):  # one task, or a task twice: no sum of tasks
+        if len({pairs[i][0].task for i in members}) < max(
+            2, len(members)
+        ):  # one task, or a task twice: no sum of tasks
             continue
         x, y = (np.concatenate([shared[i][side] for i in members]) for side in (0, 1))
         (a, b), metrics = pairs[members[0]], dict.fromkeys(pairs[i][0].metric for i in members)
-        first, second = (c.mode if c.control in ("matched", "") else f"{c.mode} ({c.control})" for c in (a, b))
+        first, second = (
+            c.mode if c.control in ("matched", "") else f"{c.mode} ({c.control})" for c in (a, b)
+        )
         what = f"overall, {len(x):,} documents of {len(members)} tasks: {' → '.join(dict.fromkeys((first, second)))}"
         lines.append(_scored(Line(what, "", "", ", ".join(metrics), first, second, n=0, overall=True), x, y))
     return lines

@@ -13,18 +13,29 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lcfbench.analysis.cells import OF_THE_SEED
 from lcfbench.analysis.naming import is_digest
+from lcfbench.analysis.run_groups import OF_THE_SEED
 from lcfbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from lcfbench.analysis.cells import Cell
+    from lcfbench.analysis.run_groups import RunGroup
 
-Pairing: TypeAlias = "tuple[Cell, Cell]"
+Pairing: TypeAlias = "tuple[RunGroup, RunGroup]"
 # what must agree, or the scores answer different questions
 REFUSED = ("task", "scoring", "metric", "task_options", "task_sha256", "data_sha256", "split_manifest_sha256")
 COMPUTED = ("dtype", "device", "attention")  # a gate also holds still how numbers are computed
-EXPLAINS = ("pair", "revisions", "mode", "options", "adapter_sha256", "control", *COMPUTED, "batch_size", "seed", "version")
+EXPLAINS = (
+    "pair",
+    "revisions",
+    "mode",
+    "options",
+    "adapter_sha256",
+    "control",
+    *COMPUTED,
+    "batch_size",
+    "seed",
+    "version",
+)
 OWN = ("pair", "task", "scoring", "metric", "mode", "control")  # of the rows; others are the manifest's
 MACHINE = ("cpu", "device", "gpu", "threads")
 ABSENT = "not recorded"
@@ -32,7 +43,7 @@ SIDES = ("A", "B")
 LISTED = 8  # names in a sentence
 
 
-def value_of(cell: Cell, name: str) -> Any:
+def value_of(cell: RunGroup, name: str) -> Any:
     """A cell's value of a field of the run's identity; `ABSENT` where its file does not tell."""
     if name == "seed":
         return list(cell.seeds)
@@ -41,25 +52,29 @@ def value_of(cell: Cell, name: str) -> Any:
     if name not in OF_THE_SEED or len(cell.runs) == 1:
         return cell.identity.get(name, ABSENT)
     by_seed = [(run.manifest.get("identity") or {}).get(name, ABSENT) for run in cell.runs]
-    return ABSENT if ABSENT in by_seed else by_seed[0] if all(one == by_seed[0] for one in by_seed) else by_seed
+    return (
+        ABSENT if ABSENT in by_seed else by_seed[0] if all(one == by_seed[0] for one in by_seed) else by_seed
+    )
 
 
-def differing(a: Cell, b: Cell, names: Iterable[str]) -> dict[str, tuple[Any, Any]]:
+def differing(a: RunGroup, b: RunGroup, names: Iterable[str]) -> dict[str, tuple[Any, Any]]:
     """Fields that both record and that are not the same, with both values."""
     found = {name: (value_of(a, name), value_of(b, name)) for name in names}
     return {name: two for name, two in found.items() if two[0] != two[1] and ABSENT not in two}
 
 
-def unrecorded(a: Cell, b: Cell, names: Iterable[str]) -> list[str]:
+def unrecorded(a: RunGroup, b: RunGroup, names: Iterable[str]) -> list[str]:
     """Fields that at least one of the two does not record (older files, parquet files without their manifest)."""
     return [name for name in names if ABSENT in (value_of(a, name), value_of(b, name))]
 
 
-def machines(cell: Cell) -> list[dict[str, Any]] | None:
+def machines(cell: RunGroup) -> list[dict[str, Any]] | None:
     """Where its times come from, each machine once, over all runs and sittings; None where one of them does not tell."""
     found: list[dict[str, Any]] = []
     for run in cell.runs:
-        sittings = [sitting.get("environment") for sitting in run.manifest.get("sittings") or []] or [run.manifest.get("environment")]
+        sittings = [sitting.get("environment") for sitting in run.manifest.get("sittings") or []] or [
+            run.manifest.get("environment")
+        ]
         for where in sittings:
             if not where:
                 return None
@@ -68,7 +83,7 @@ def machines(cell: Cell) -> list[dict[str, Any]] | None:
     return found
 
 
-def other_machine(a: Cell, b: Cell) -> str:
+def other_machine(a: RunGroup, b: RunGroup) -> str:
     """Why times of the two cannot be compared; empty where they can."""
     first, second = machines(a), machines(b)
     if first is None or second is None:
@@ -79,21 +94,21 @@ def other_machine(a: Cell, b: Cell) -> str:
     return f"{several} ({', '.join(words)})" if words else ""
 
 
-def name_of(cell: Cell) -> str:
+def name_of(cell: RunGroup) -> str:
     """`lcf (deranged)`: method and control, as a person calls it. An ordinary run needs no control named."""
     return cell.label if cell.control in ("matched", "") else f"{cell.label} ({cell.control})"
 
 
-def full_name(cell: Cell) -> str:
+def full_name(cell: RunGroup) -> str:
     """Pair, task, scoring and method of a cell."""
     if not cell.task:  # no row tells
         return f"{cell.run_ids[0]} (no documents)"
     return f"{cell.task} {name_of(cell)} ({cell.scoring}, {cell.pair})"
 
 
-def short_names(cells: Sequence[Cell]) -> list[str]:
+def short_names(cells: Sequence[RunGroup]) -> list[str]:
     """A name for each, with no more than tells them apart: task and method, then scoring, pair and run where they must."""
-    parts: list[Callable[[Cell], str]] = [
+    parts: list[Callable[[RunGroup], str]] = [
         lambda c: f"{c.task} {name_of(c)}",
         lambda c: f"{c.task} {name_of(c)} ({c.scoring})",
         lambda c: f"{c.task} {name_of(c)} ({c.scoring}, {c.pair})",
@@ -109,7 +124,7 @@ def short_names(cells: Sequence[Cell]) -> list[str]:
     return [f"{name} {i + 1}" if i in unnamed else name for i, name in enumerate(names)]
 
 
-def listed(cells: Sequence[Cell], among: Sequence[Cell] = ()) -> str:
+def listed(cells: Sequence[RunGroup], among: Sequence[RunGroup] = ()) -> str:
     """Their short names, told apart from all of `among` too; of many only the first."""
     names = dict(zip(map(id, among or cells), short_names(among or cells), strict=True))
     return first_few([names[id(cell)] for cell in cells])
@@ -120,13 +135,15 @@ def first_few(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
-def match(a: Sequence[Cell], b: Sequence[Cell]) -> tuple[list[Pairing], list[Cell], list[Cell]]:
+def match(
+    a: Sequence[RunGroup], b: Sequence[RunGroup]
+) -> tuple[list[Pairing], list[RunGroup], list[RunGroup]]:
     """Pairs of cells that ask the same, ordered for reading, and what is left of either side.
 
     First those that agree in everything, then in ever less, and last, method against method, the only ones of a task on both
     sides. Where several cells could be meant none is taken.
     """
-    stages: list[Callable[[Cell], Any]] = [
+    stages: list[Callable[[RunGroup], Any]] = [
         lambda c: (*same(c), {k: v for k, v in c.identity.items() if k != "version"}),
         same,
         lambda c: (c.pair, c.task, c.subject, c.scoring, c.mode, c.control),
@@ -138,7 +155,9 @@ def match(a: Sequence[Cell], b: Sequence[Cell]) -> tuple[list[Pairing], list[Cel
     left_a, left_b = list(a), list(b)
     for stage in stages:
         ours, theirs = _grouped(left_a, stage), _grouped(left_b, stage)
-        found = [(ours[key][0], theirs[key][0]) for key in ours if len(ours[key]) == len(theirs.get(key, ())) == 1]
+        found = [
+            (ours[key][0], theirs[key][0]) for key in ours if len(ours[key]) == len(theirs.get(key, ())) == 1
+        ]
         pairs += found
         left_a = [cell for cell in left_a if not any(cell is one for one, _ in found)]
         left_b = [cell for cell in left_b if not any(cell is one for _, one in found)]
@@ -147,18 +166,29 @@ def match(a: Sequence[Cell], b: Sequence[Cell]) -> tuple[list[Pairing], list[Cel
     return sorted(pairs, key=lambda pair: reading_order(pair[0])), left_a, left_b
 
 
-def reading_order(cell: Cell) -> tuple[Any, ...]:
+def reading_order(cell: RunGroup) -> tuple[Any, ...]:
     """By task, the receiver alone first, an ordinary run before its controls."""
-    return cell.task, cell.scoring, cell.pair, cell.mode != "receiver", cell.label, cell.control != "matched", cell.control, cell.run_ids
+    return (
+        cell.task,
+        cell.scoring,
+        cell.pair,
+        cell.mode != "receiver",
+        cell.label,
+        cell.control != "matched",
+        cell.control,
+        cell.run_ids,
+    )
 
 
-def same(cell: Cell) -> tuple[Any, ...]:
+def same(cell: RunGroup) -> tuple[Any, ...]:
     """What two runs of one thing have in common."""
     options = (value_of(cell, "options"), value_of(cell, "task_options"))
     return cell.pair, cell.task, cell.subject, cell.scoring, cell.mode, cell.control, *options
 
 
-def clashes(a: Cell, b: Cell, names: Sequence[str], allow: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+def clashes(
+    a: RunGroup, b: RunGroup, names: Sequence[str], allow: Sequence[str]
+) -> dict[str, tuple[Any, Any]]:
     """Fields of `names` that keep the two from being compared, with both values."""
     return {name: two for name, two in differing(a, b, names).items() if name not in allow}
 
@@ -170,13 +200,23 @@ def known_fields(names: Sequence[str], allow: Sequence[str], verb: str) -> None:
             raise unknown("field", name, names, f"lcfbench {verb} --help")
 
 
-def refuse(pairs: Iterable[Pairing], names: Sequence[str], allow: Sequence[str], verb: str, sides: tuple[str, str] = SIDES) -> None:
+def refuse(
+    pairs: Iterable[Pairing],
+    names: Sequence[str],
+    allow: Sequence[str],
+    verb: str,
+    sides: tuple[str, str] = SIDES,
+) -> None:
     """Raises UserError for the first pair that differs in a field of `names` that is not allowed to."""
     known_fields(names, allow, verb)
     for a, b in pairs:
         if found := clashes(a, b, names, allow):
             one, other = full_name(a), full_name(b)
-            who = f"{one}: {sides[0]} and {sides[1]}" if one == other else f"{sides[0]} ({one}) and {sides[1]} ({other})"
+            who = (
+                f"{one}: {sides[0]} and {sides[1]}"
+                if one == other
+                else f"{sides[0]} ({one}) and {sides[1]} ({other})"
+            )
             what = f"not comparable: {who} differ in {told_apart(found, sides)}."
             raise UserError(what, f"To go on all the same: {allowing(found)}.")
 
@@ -218,8 +258,8 @@ def shown(value: Any) -> str:
     return text[:10] if is_digest(text) else text
 
 
-def _grouped(cells: Iterable[Cell], key: Callable[[Cell], Any]) -> dict[str, list[Cell]]:
-    groups: dict[str, list[Cell]] = {}
+def _grouped(cells: Iterable[RunGroup], key: Callable[[RunGroup], Any]) -> dict[str, list[RunGroup]]:
+    groups: dict[str, list[RunGroup]] = {}
     for cell in cells:
         groups.setdefault(json.dumps(key(cell), sort_keys=True, default=str), []).append(cell)
     return groups

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def labels(cells: Sequence[Any]) -> list[str]:
-    """One for each `Cell`, in order. Digests tell cells apart only where nothing else does."""
+    """One for each `RunGroup`, in order. Digests tell cells apart only where nothing else does."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, cell in enumerate(cells):
         groups.setdefault((cell.pair, cell.task, cell.scoring, cell.mode, cell.control), []).append(i)
@@ -20,9 +20,17 @@ def labels(cells: Sequence[Any]) -> list[str]:
         flat = [_flat(cells[i].identity or {"run": cells[i].run_ids[0][-6:]}) for i in members]
         names = list(dict.fromkeys(name for settings in flat for name in settings))
         tell = [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
-        tell = [name for name in tell if not all(settings.get(name) is None or is_digest(settings[name]) for settings in flat)] or tell
+        tell = [
+            name
+            for name in tell
+            if not all(settings.get(name) is None or is_digest(settings[name]) for settings in flat)
+        ] or tell
         for i, settings in zip(members, flat, strict=True):
-            told = [f"{name.rpartition('.')[2]}={_short(settings[name])}" for name in tell if settings.get(name) is not None]
+            told = [
+                f"{name.rpartition('.')[2]}={_short(settings[name])}"
+                for name in tell
+                if settings.get(name) is not None
+            ]
             found[i] = " ".join([found[i], *told])
     return found
 

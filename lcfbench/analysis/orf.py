@@ -13,21 +13,23 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lcfbench.analysis.cells import Cell, joined
+from lcfbench.analysis.run_groups import RunGroup, joined
 from lcfbench.analysis.stats import mean_interval, paired
 
 MODE, DERIVED = "orf", "derived"  # what stands in the columns mode and control
 EITHER = "right when either model alone is right (the larger of two scores); from the rows of receiver and sharer, not run"
 
 
-def derived_lines(found: Sequence[tuple[Cell, dict[str, Any]]], asked: Callable[[Cell], Any]) -> list[dict[str, Any]]:
+def derived_lines(
+    found: Sequence[tuple[RunGroup, dict[str, Any]]], asked: Callable[[RunGroup], Any]
+) -> list[dict[str, Any]]:
     """A summary line for every receiver and sharer that belong together; of several such pairs the one that shares most documents.
 
     found: cells with their summary lines. asked: what must agree between the two beside pair, task and scoring.
     """
     import numpy as np
 
-    groups: dict[str, dict[str, list[tuple[Cell, dict[str, Any]]]]] = {}
+    groups: dict[str, dict[str, list[tuple[RunGroup, dict[str, Any]]]]] = {}
     for cell, line in found:
         if cell.mode in ("receiver", "sharer"):
             key = repr([cell.pair, cell.task, cell.scoring, asked(cell)])
@@ -44,8 +46,17 @@ def derived_lines(found: Sequence[tuple[Cell, dict[str, Any]]], asked: Callable[
         got, gain = mean_interval(either), paired(either, receiver)
         low, high = gain.interval()
         lines.append(
-            {name: base[name] for name in ("pair", "receiver", "task", "scoring", "seed", "metric", "chance", "seeds")}
-            | {"mode": MODE, "label": MODE, "control": DERIVED, "state": DERIVED, "run_id": "+".join([*one.run_ids, *other.run_ids])}
+            {
+                name: base[name]
+                for name in ("pair", "receiver", "task", "scoring", "seed", "metric", "chance", "seeds")
+            }
+            | {
+                "mode": MODE,
+                "label": MODE,
+                "control": DERIVED,
+                "state": DERIVED,
+                "run_id": "+".join([*one.run_ids, *other.run_ids]),
+            }
             | {"n": got.n, "errors": 0, "sends": False, "score": got.value, "low": got.low, "high": got.high}
             | {"ttft_n": 0, "ttea_n": 0, "adapter_params": 0, "message_bytes": math.nan}
             | {"gain": gain.value, "gain_low": low, "gain_high": high, "gain_n": gain.n}

@@ -16,9 +16,24 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NAMES = ("pair", "receiver", "sharer", "task", "subject", "scoring", "mode", "control", "metric", "seed")
-TIMED = ("ttft_ms", "ttea_ms", "sharer_ms", "message_ms", "fuse_ms", "prefill_ms", "decode_ms")  # of documents timed alone
+TIMED = (
+    "ttft_ms",
+    "ttea_ms",
+    "sharer_ms",
+    "message_ms",
+    "fuse_ms",
+    "prefill_ms",
+    "decode_ms",
+)  # of documents timed alone
 TYPICAL = (
-    *("amortized_ms", "message_bytes", "message_cache_bytes", "sharer_tokens", "receiver_tokens", "answer_tokens"),
+    *(
+        "amortized_ms",
+        "message_bytes",
+        "message_cache_bytes",
+        "sharer_tokens",
+        "receiver_tokens",
+        "answer_tokens",
+    ),
     *("flops", "peak_memory_bytes", "adapter_params", "adapter_bytes"),
 )
 COLUMNS = (*NAMES, "doc_hash", "score", "error", *TIMED, *TYPICAL)
@@ -58,10 +73,19 @@ def read_run(run_id: str, table: pa.Table, manifest: Mapping[str, Any], subject:
     import pyarrow.compute as pc
 
     asked = manifest.get("identity") or {}  # a run that has just begun has no rows
-    names: dict[str, Any] = {name: next((x for x in table[name].unique().to_pylist() if x is not None), asked.get(name)) for name in NAMES}
-    names |= {name: str(names[name] or "") for name in ("pair", "task", "subject", "scoring", "mode", "control")}
+    names: dict[str, Any] = {
+        name: next((x for x in table[name].unique().to_pylist() if x is not None), asked.get(name))
+        for name in NAMES
+    }
+    names |= {
+        name: str(names[name] or "") for name in ("pair", "task", "subject", "scoring", "mode", "control")
+    }
     receiver, _, sharer = names["pair"].partition(":")
-    names |= {"receiver": names["receiver"] or receiver, "sharer": names["sharer"] or sharer, "metric": names["metric"] or "accuracy"}
+    names |= {
+        "receiver": names["receiver"] or receiver,
+        "sharer": names["sharer"] or sharer,
+        "metric": names["metric"] or "accuracy",
+    }
     names |= {"subject": subject, "task": f"{names['task']}/{subject}" if subject else names["task"]}
     codes = pd.util.hash_array(np.asarray(table["doc_hash"].to_pandas(), dtype=object))
     failed = np.asarray(table["error"].is_valid())
@@ -78,4 +102,6 @@ def read_run(run_id: str, table: pa.Table, manifest: Mapping[str, Any], subject:
         if name == "amortized_ms" and known.any():
             amortized = float(values[known].mean())
     sends = bool(manifest.get("sends", pc.any(pc.greater(table["message_bytes"], 0)).as_py()))
-    return Recorded(run_id, names, manifest, codes, table["doc_hash"], scores, failed, sends, timed, typical, amortized)
+    return Recorded(
+        run_id, names, manifest, codes, table["doc_hash"], scores, failed, sends, timed, typical, amortized
+    )

@@ -1,7 +1,7 @@
 """The summary as a table: for a terminal, or as JSON, CSV or Markdown.
 
 from lcfbench.analysis.show import table
-rich.print(table(summarise(read_cells(paths).cells)))
+rich.print(table(summarise(read_run_groups(paths).cells)))
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.summary import DERIVED, GROUP
+from lcfbench.analysis.orf import DERIVED
+from lcfbench.analysis.summary import GROUP
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,11 +51,19 @@ def table(summary: pd.DataFrame) -> Group:
         grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for index, name in enumerate(HEADERS):
             wide = index == 0
-            grid.add_column(name, justify="left" if index < 2 else "right", no_wrap=not wide, overflow="fold", vertical="bottom")
+            grid.add_column(
+                name,
+                justify="left" if index < 2 else "right",
+                no_wrap=not wide,
+                overflow="fold",
+                vertical="bottom",
+            )
         for line in lines.to_dict("records"):
             grid.add_row(*cells(line), style="" if line["control"] in ("matched", DERIVED) else "dim")
         parts += [heading, Padding(grid, (0, 0, 0, 2))]
-        words = Table.grid(padding=(0, 1, 0, 0))  # two columns, so that long sentences hang under their first word
+        words = Table.grid(
+            padding=(0, 1, 0, 0)
+        )  # two columns, so that long sentences hang under their first word
         for label, text in verdicts(lines):
             words.add_row(Text("•", style=STYLES.get(label, "")), Text(text))
         for note in notes(lines):
@@ -118,10 +127,22 @@ def to_markdown(summary: pd.DataFrame) -> str:
     """GitHub tables, one a task, with the verdicts below each."""
     out = []
     for head, lines in _tasks(summary):
-        out += [f"**{head}** {_metric(lines)}", "", "| " + " | ".join(name.replace("\n", " ") for name in HEADERS) + " |"]
+        out += [
+            f"**{head}** {_metric(lines)}",
+            "",
+            "| " + " | ".join(name.replace("\n", " ") for name in HEADERS) + " |",
+        ]
         out.append("| --- | --- |" + " ---: |" * (len(HEADERS) - 2))
-        out += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(line)) + " |" for line in lines.to_dict("records")]
-        out += ["", *(f"- {text}" for _, text in verdicts(lines)), *(f"- note: {note}" for note in notes(lines)), ""]
+        out += [
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in cells(line)) + " |"
+            for line in lines.to_dict("records")
+        ]
+        out += [
+            "",
+            *(f"- {text}" for _, text in verdicts(lines)),
+            *(f"- note: {note}" for note in notes(lines)),
+            "",
+        ]
     return "\n".join([*out, LEGEND, ""])
 
 
@@ -142,7 +163,9 @@ def _percent(value: float) -> str:
 
 
 def _number(value: float, digits: int = 0) -> str:
-    return NONE if value is None or math.isnan(value) or (value == 0 and digits == 0) else f"{value:,.{digits}f}"
+    return (
+        NONE if value is None or math.isnan(value) or (value == 0 and digits == 0) else f"{value:,.{digits}f}"
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -14,13 +14,23 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from lcfbench.analysis.stats import DELTA, Difference, Paired, Scores, difference, equivalence_p, holm, paired, smallest_visible
+from lcfbench.analysis.stats import DELTA, Difference, Paired, Scores, difference, equivalence_p, holm, paired
+from lcfbench.analysis.stats.power import smallest_visible
 
 if TYPE_CHECKING:
     import numpy as np
 
-Label: TypeAlias = Literal["communicates", "adapts only", "undecided", "does not communicate", "misleads", "untested"]
-LABELS: tuple[Label, ...] = ("communicates", "adapts only", "undecided", "does not communicate", "misleads", "untested")  # best first
+Label: TypeAlias = Literal[
+    "communicates", "adapts only", "undecided", "does not communicate", "misleads", "untested"
+]
+LABELS: tuple[Label, ...] = (
+    "communicates",
+    "adapts only",
+    "undecided",
+    "does not communicate",
+    "misleads",
+    "untested",
+)  # best first
 
 
 class Evidence(NamedTuple):
@@ -82,7 +92,9 @@ def verdicts(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.
     shown to be equivalent to none within `delta` (two one-sided tests), and a gain is shown. "does not communicate": the same without
     gain. Else "undecided"; without a deranged run "untested".
     """
-    contents = [paired(e.matched, e.deranged) if e.deranged is not None and len(e.deranged) else None for e in family]
+    contents = [
+        paired(e.matched, e.deranged) if e.deranged is not None and len(e.deranged) else None for e in family
+    ]
     gains = [e.gain if e.gain is not None and e.gain.n else None for e in family]
     alone = [
         _Chances(
@@ -95,7 +107,10 @@ def verdicts(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.
     together = map(_Chances, *(holm(ps) for ps in zip(*alone, strict=True))) if alone else ()
     sizes = sum(pair is not None for pair in contents), sum(gain is not None for gain in gains)
     whole = zip(family, contents, gains, alone, together, strict=True)
-    return [_judge(e, pair, gain, (single, adjusted), sizes, delta, alpha) for e, pair, gain, single, adjusted in whole]
+    return [
+        _judge(e, pair, gain, (single, adjusted), sizes, delta, alpha)
+        for e, pair, gain, single, adjusted in whole
+    ]
 
 
 def _judge(
@@ -112,7 +127,10 @@ def _judge(
     content = difference(pair, 1 - alpha) if pair else Difference(math.nan, math.nan, math.nan, 0, math.nan)
     gain = difference(gained, 1 - alpha) if gained else None
     visible = smallest_visible(pair, alpha / tests) if pair else math.nan
-    own, other = (float(x.mean()) if x is not None and len(x) else math.nan for x in (evidence.matched, evidence.deranged))
+    own, other = (
+        float(x.mean()) if x is not None and len(x) else math.nan
+        for x in (evidence.matched, evidence.deranged)
+    )
     label: Label = _label(content, gain, adjusted, alpha) if pair else "untested"
     if pair:
         said = _said(label, pair.n, delta, adjusted.equivalence < alpha)
@@ -138,7 +156,9 @@ def _label(content: Difference, gain: Difference | None, p: _Chances, alpha: flo
     if p.content < alpha and content.high < 0:
         return "misleads"
     if p.equivalence < alpha:
-        return "adapts only" if gain is not None and gain.low > 0 and p.gain < alpha else "does not communicate"
+        return (
+            "adapts only" if gain is not None and gain.low > 0 and p.gain < alpha else "does not communicate"
+        )
     return "undecided"
 
 
@@ -146,14 +166,17 @@ def _said(label: Label, n: int, delta: float, small: bool) -> str:
     within = f"within {_points(delta)}"
     return {
         "communicates": "communicates" + (f", though less than {_points(delta)}" if small else ""),
-        "misleads": "misleads, another document's message serves better" + (f", though by less than {_points(delta)}" if small else ""),
+        "misleads": "misleads, another document's message serves better"
+        + (f", though by less than {_points(delta)}" if small else ""),
         "adapts only": f"adapts only, another document's message helps as much ({within})",
         "does not communicate": f"nothing is communicated ({within})",
         "undecided": f"no communication shown, undecided at n={n:,}",
     }[label]
 
 
-def _facts(label: Label, content: Difference, single: _Chances, adjusted: _Chances, tests: int, alpha: float) -> str:
+def _facts(
+    label: Label, content: Difference, single: _Chances, adjusted: _Chances, tests: int, alpha: float
+) -> str:
     """The number, its interval, and the p-value that the label rests on."""
     if label in ("adapts only", "does not communicate"):
         chance = "equivalence " + _chance(single.equivalence, adjusted.equivalence, tests)
@@ -162,7 +185,9 @@ def _facts(label: Label, content: Difference, single: _Chances, adjusted: _Chanc
     return f"content {100 * content.value:+.1f}, {100 * (1 - alpha):g} % {_range(content)}, n={content.n:,}, {chance}"
 
 
-def _without_holm(label: Label, alone: Label, single: _Chances, adjusted: _Chances, sizes: tuple[int, int], alpha: float) -> str:
+def _without_holm(
+    label: Label, alone: Label, single: _Chances, adjusted: _Chances, sizes: tuple[int, int], alpha: float
+) -> str:
     """What the label would be without the correction, where it would be another."""
     if alone == label:
         return ""
@@ -195,7 +220,9 @@ def _range(found: Difference) -> str:
 
 def _chance(p: float, p_holm: float, tests: int) -> str:
     told = _short(p if tests == 1 else p_holm)
-    return f"p{told if told.startswith('<') else '=' + told}" + (f" after Holm over {tests}" if tests > 1 else "")
+    return f"p{told if told.startswith('<') else '=' + told}" + (
+        f" after Holm over {tests}" if tests > 1 else ""
+    )
 
 
 def _short(p: float) -> str:

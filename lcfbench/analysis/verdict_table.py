@@ -36,9 +36,13 @@ def judged(summary: pd.DataFrame) -> pd.DataFrame:
     """The lines that have a verdict, by task, best first. Raises UserError where there are none."""
     lines = summary[~summary["verdict"].fillna("").isin(["", DERIVED])]
     if not len(lines):
-        raise UserError("no run here sends a message.", "Run a method that does, with --control matched,deranged.")
+        raise UserError(
+            "no run here sends a message.", "Run a method that does, with --control matched,deranged."
+        )
     rank = lines["verdict"].map({label: i for i, label in enumerate(LABELS)})
-    keys = lines.assign(_rank=rank, _content=-lines["content"].fillna(-9.0)).sort_values([*GROUP, "_rank", "_content"], kind="stable")
+    keys = lines.assign(_rank=rank, _content=-lines["content"].fillna(-9.0)).sort_values(
+        [*GROUP, "_rank", "_content"], kind="stable"
+    )
     return lines.loc[keys.index].reset_index(drop=True)
 
 
@@ -53,12 +57,24 @@ def table(summary: pd.DataFrame, delta: float) -> Group:
     for (pair, task, scoring), group in judged(summary).groupby(GROUP, sort=False):
         grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
         for i, name in enumerate(HEADERS):
-            grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, min_width=12 if i == 0 else None, overflow="fold")
+            grid.add_column(
+                name,
+                justify="left" if i == 0 else "right",
+                no_wrap=i > 0,
+                min_width=12 if i == 0 else None,
+                overflow="fold",
+            )
         words = Table.grid(padding=(0, 1, 0, 0))
         for line in group.to_dict("records"):
             grid.add_row(*(x.replace(" [", "\n[") for x in cells(line)))
-            words.add_row(Text("•", style=STYLES.get(line["verdict"], "")), Text(f"{line['label']}: {line['verdict_text']}"))
-        parts += [Text(f"{task} ({scoring}, {group['metric'].iloc[0]}): {pair}", style="bold"), Padding(grid, (0, 0, 0, 2))]
+            words.add_row(
+                Text("•", style=STYLES.get(line["verdict"], "")),
+                Text(f"{line['label']}: {line['verdict_text']}"),
+            )
+        parts += [
+            Text(f"{task} ({scoring}, {group['metric'].iloc[0]}): {pair}", style="bold"),
+            Padding(grid, (0, 0, 0, 2)),
+        ]
         for note in _minded(summary, pair, task, scoring):
             words.add_row(Text("!", style="yellow"), Text(note, style="yellow"))
         parts.append(Padding(words, (0, 0, 1, 2)))
@@ -101,10 +117,19 @@ def to_markdown(summary: pd.DataFrame) -> str:
             out.append("| " + " | ".join(str(x).replace("|", "\\|") for x in shown) + " |")
         out += ["", *(f"- {x['task']}, {x['label']}: {x['verdict_text']}" for x in group.to_dict("records"))]
         tasks = group[["task", "scoring"]].drop_duplicates().itertuples(index=False)
-        out += [*(f"- note: {task}, {note}" for task, scoring in tasks for note in _minded(summary, pair, task, scoring)), ""]
+        out += [
+            *(
+                f"- note: {task}, {note}"
+                for task, scoring in tasks
+                for note in _minded(summary, pair, task, scoring)
+            ),
+            "",
+        ]
     return "\n".join(out)
 
 
 def _minded(summary: pd.DataFrame, pair: Any, task: Any, scoring: Any) -> list[str]:
     """Notes on every run of a task, also on those that a verdict is held against."""
-    return notes(summary[(summary["pair"] == pair) & (summary["task"] == task) & (summary["scoring"] == scoring)])
+    return notes(
+        summary[(summary["pair"] == pair) & (summary["task"] == task) & (summary["scoring"] == scoring)]
+    )

@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 
 from lcfbench.adapters.base import Adapter, Editor
-from lcfbench.alignment import aligned_positions, turn_ends
+from lcfbench.alignment.remap import remap_prompt
+from lcfbench.alignment.tokens import aligned_positions, turn_ends
 from lcfbench.errors import UserError
-from lcfbench.kv import KV, pad_left, positions_of, put, rotate
 from lcfbench.methods.base import Batch, Method, prompt
-from lcfbench.prompts import Prompt
-from lcfbench.remap import remap_prompt
-from lcfbench.state import Message, State
+from lcfbench.models.kv_cache import KV, put
+from lcfbench.models.padding import pad_left, positions_of
+from lcfbench.models.rotary import rotate
+from lcfbench.models.state import Message, State
+from lcfbench.tasks.prompts import Prompt
 
 VECTOR = 32  # numbers in the widest vector of a processor (bfloat16 in AVX-512)
 
 
 @dataclass(frozen=True)
-class Part:
+class Segment:
     """A stretch of the prompts that is read, then edited: tokens [start, stop) of each."""
 
     starts: list[int]
@@ -69,11 +71,13 @@ class Fusion(Method):
             theirs = self.sharer_cache(shared)
         return self.edit(adapter, batch, prompts, theirs, shared)
 
-    def edit(self, adapter: Adapter, batch: Batch, prompts: list[Prompt], theirs: KV, shared: list[Prompt]) -> State:
+    def edit(
+        self, adapter: Adapter, batch: Batch, prompts: list[Prompt], theirs: KV, shared: list[Prompt]
+    ) -> State:
         """The receiver reads and is edited, part by part; what follows the last part is left to run on the edited cache."""
         state, starts, fused = None, [0] * len(prompts), [0] * len(prompts)
         for stops in self.parts(prompts):
-            part = Part(starts, stops)
+            part = Segment(starts, stops)
             with batch.clock("prefill"):
                 state = self.read(prompts, state, part)
             if part.width:  # a one-token prompt has nothing to fuse
@@ -100,14 +104,18 @@ class Fusion(Method):
             return [whole]
         return [[([0] * (count - len(e)) + e)[k] for e in ends] for k in range(count)]
 
-    def read(self, prompts: list[Prompt], state: State | None, part: Part) -> State:
+    def read(self, prompts: list[Prompt], state: State | None, part: Segment) -> State:
         """The state after reading a part too, with the rest of the prompts left to run."""
         device, pad = self.receiver.device, self.receiver.pad_id
         starts, stops = torch.tensor(part.starts), torch.tensor(part.stops)
-        ids, mask = pad_left([list(p.ids[a:b]) for p, a, b in zip(prompts, part.starts, part.stops, strict=True)], pad)
+        ids, mask = pad_left(
+            [list(p.ids[a:b]) for p, a, b in zip(prompts, part.starts, part.stops, strict=True)], pad
+        )
         kv = self.receiver.prefill(ids, mask, state.kv if state is not None else None, starts)
         ids, mask = pad_left([list(p.ids[b:]) for p, b in zip(prompts, part.stops, strict=True)], pad)
-        return State(self.receiver, kv, ids.to(device), mask.to(device), positions_of(mask, stops).to(device), prompts)
+        return State(
+            self.receiver, kv, ids.to(device), mask.to(device), positions_of(mask, stops).to(device), prompts
+        )
 
     def sharer_prompts(self, batch: Batch, prompts: list[Prompt]) -> list[Prompt]:
         """What the sharer reads for each document: its own view; under `remap` with the receiver's tokens translated one by one
@@ -116,20 +124,26 @@ class Fusion(Method):
         assert self.adapter is not None
         config = self.adapter.config
         if config.token_alignment == "span" or not all(d.shared for d in batch.documents):
-            return [prompt(self.sharer, s.sharer, s) for s in batch.senders]
-        mine = prompts if all(batch.own) else [prompt(self.receiver, s.receiver, s) for s in batch.senders]
+            return [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
+        mine = (
+            prompts if all(batch.own) else [prompt(self.receiver, s.receiver, s) for s in batch.message_from]
+        )
         if config.token_alignment == "same":
             return mine
-        theirs = [prompt(self.sharer, s.sharer, s) for s in batch.senders]
+        theirs = [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
         tokenizers = self.receiver.tokenizer, self.sharer.tokenizer
-        return [remap_prompt(m, t, *tokenizers, config.remap_strategy) for m, t in zip(mine, theirs, strict=True)]
+        return [
+            remap_prompt(m, t, *tokenizers, config.remap_strategy) for m, t in zip(mine, theirs, strict=True)
+        ]
 
     def sharer_cache(self, prompts: list[Prompt]) -> KV:
         """The sharer's cache over its whole prompt, left-padded."""
         ids, mask = pad_left([list(p.ids) for p in prompts], self.sharer.pad_id)
         return self.sharer.prefill(ids, mask)
 
-    def fuse(self, adapter: Adapter, batch: Batch, state: State, theirs: KV, shared: list[Prompt], part: Part) -> list[int]:
+    def fuse(
+        self, adapter: Adapter, batch: Batch, state: State, theirs: KV, shared: list[Prompt], part: Segment
+    ) -> list[int]:
         """Edits the part's columns of the state's cache. Returns how many positions were edited, a document each."""
         kv, column = state.kv, state.kv.length - part.width
         index = self.positions(batch, state.prompts, shared, theirs.length, kv.length - column, part)
@@ -147,7 +161,13 @@ class Fusion(Method):
         return (index >= 0).sum(1).tolist()
 
     def positions(
-        self, batch: Batch, prompts: list[Prompt], shared: list[Prompt], width: int, fused: int, part: Part | None = None
+        self,
+        batch: Batch,
+        prompts: list[Prompt],
+        shared: list[Prompt],
+        width: int,
+        fused: int,
+        part: Segment | None = None,
     ) -> Tensor:
         """(B, `fused`): the column of the sharer's padded cache (of `width`) that each receiver position reads; −1 where it is not edited.
 
@@ -162,7 +182,9 @@ class Fusion(Method):
                 source = aligned_positions(mine, theirs, scheme)
             else:
                 # another document's text: position t of N reads t·M/N, where this document's own text would be edited
-                source = [-1 if e < 0 else t * m // n for t, e in enumerate(aligned_positions(mine, mine, scheme))]
+                source = [
+                    -1 if e < 0 else t * m // n for t, e in enumerate(aligned_positions(mine, mine, scheme))
+                ]
             source = source[part.starts[i] : part.stops[i]] if part is not None else source[:-1]
             rows.append([-1] * (fused - len(source)) + [-1 if p < 0 else p + width - m for p in source])
         return torch.tensor(rows, dtype=torch.long)
@@ -172,8 +194,12 @@ class Fusion(Method):
         tokens = [len(p.ids) for p in shared]
         size = self.receiver.dtype.itemsize
         return Message(
-            wire_bytes=[adapter.wire_bytes(m, n, size) if n else 0 for m, n in zip(tokens, fused, strict=True)],
-            cache_bytes=[adapter.cache_bytes(m, size) if n else 0 for m, n in zip(tokens, fused, strict=True)],
+            wire_bytes=[
+                adapter.wire_bytes(m, n, size) if n else 0 for m, n in zip(tokens, fused, strict=True)
+            ],
+            cache_bytes=[
+                adapter.cache_bytes(m, size) if n else 0 for m, n in zip(tokens, fused, strict=True)
+            ],
             sharer_tokens=tokens,
             adapter_flops=[adapter.flops(n) for n in fused],
             read=shared,
@@ -187,7 +213,14 @@ def entries(theirs: KV, sources: Sequence[int], rows: Tensor, columns: Tensor) -
     return torch.cat([x.transpose(1, 2).flatten(2) for x in both], -1)
 
 
-def edited(adapter: Editor, kv: KV, message: Callable[[slice], Tensor], rows: Tensor, columns: Tensor, partly: bool = False) -> KV:
+def edited(
+    adapter: Editor,
+    kv: KV,
+    message: Callable[[slice], Tensor],
+    rows: Tensor,
+    columns: Tensor,
+    partly: bool = False,
+) -> KV:
     """The receiver's cache with the entries at `rows`, `columns` (T,) edited by a message.
 
     message: (L, T, d), of a stretch of the adapter's stack; stretches come one after another, see `Editor.pieces`.

@@ -16,21 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcfbench.document import Document
-from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
-from lcfbench.kv import pad_left
 from lcfbench.methods.base import prompt
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.padding import pad_left
+from lcfbench.tasks.document import Document
 
 
-def importance(receiver: Endpoint, sharer: Endpoint, documents: Sequence[Document], last: int = 0) -> Tensor:
+def importance(receiver: CausalLM, sharer: CausalLM, documents: Sequence[Document], last: int = 0) -> Tensor:
     """(L,), the share of the receiver's attention that falls on the sharer's entries but the first, in [0, 1].
 
     The mean over heads, documents and the `last` tokens of the receiver's prompt (0: all of them). Every document is read alone, all layers seeing all entries.
     """
     found = []
     for d in documents:
-        theirs = sharer.prefill(*pad_left([list(prompt(sharer, d.sharer, d).ids)], sharer.pad_id, sharer.device))
+        theirs = sharer.prefill(
+            *pad_left([list(prompt(sharer, d.sharer, d).ids)], sharer.pad_id, sharer.device)
+        )
         ids, mask = pad_left([list(prompt(receiver, d.receiver, d).ids)], receiver.pad_id, receiver.device)
         with attention_sums(receiver.model, slice(1, theirs.length), slice(-last or None, None)) as sums:
             receiver.prefill(ids, mask, theirs, theirs.mask.sum(1))
@@ -92,7 +94,9 @@ def parse_layers(text: str, depth: int) -> tuple[float, list[int] | None]:
             return share, list(range(depth)) if share == 1 else None
         layers = sorted({int(part) for part in inner.removeprefix("[").removesuffix("]").split(",")})
     except ValueError as error:
-        raise UserError(f"layers={text} is no share of the layers (above 0, up to 1) and no list of them.", example) from error
+        raise UserError(
+            f"layers={text} is no share of the layers (above 0, up to 1) and no list of them.", example
+        ) from error
     if layers[0] < 0 or layers[-1] >= depth:
         raise UserError(f"layers={text}: the model's layers are 0..{depth - 1}.", example)
     return len(layers) / depth, layers

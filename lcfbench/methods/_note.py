@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lcfbench.document import NOTE, Document
-from lcfbench.endpoint import Endpoint
 from lcfbench.methods.base import prompt
-from lcfbench.prompts import Prompt
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.tasks.document import NOTE, Document
+from lcfbench.tasks.prompts import Prompt
 
 ENDS = ("first", "last")
 
 
-def in_context(receiver: Endpoint, document: Document, text: str) -> Prompt:
+def in_context(receiver: CausalLM, document: Document, text: str) -> Prompt:
     """The receiver's prompt with the text inside its own context, where the task wants notes."""
     return prompt(receiver, replace(document.noted, user=document.noted.user.replace(NOTE, text)), document)
 

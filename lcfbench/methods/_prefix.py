@@ -13,13 +13,17 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lcfbench.endpoint import Endpoint
-from lcfbench.kv import KV, pad_left, rotate
-from lcfbench.prompts import Prompt
-from lcfbench.state import State
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.padding import pad_left
+from lcfbench.models.rotary import rotate
+from lcfbench.models.state import State
+from lcfbench.tasks.prompts import Prompt
 
 
-def read_on_top(receiver: Endpoint, prompts: Sequence[Prompt], keys: Tensor, values: Tensor, mask: Tensor, lead: int) -> State:
+def read_on_top(
+    receiver: CausalLM, prompts: Sequence[Prompt], keys: Tensor, values: Tensor, mask: Tensor, lead: int
+) -> State:
     """The receiver reads the first `lead` tokens of its own prompt, the entries stand behind them, then it reads its whole prompt and attends
     both: as if a text it never saw stood in front.
 
@@ -31,7 +35,9 @@ def read_on_top(receiver: Endpoint, prompts: Sequence[Prompt], keys: Tensor, val
     first = lead_mask.sum(1, keepdim=True)
     positions = first + (mask.cumsum(1) - 1).clamp(min=0)
     entries = KV(rotate(keys, positions, receiver.model), values, mask, positions)
-    return receiver.read(prompts, past=own.then(entries).flush(), start=(first + mask.sum(1, keepdim=True))[:, 0])
+    return receiver.read(
+        prompts, past=own.then(entries).flush(), start=(first + mask.sum(1, keepdim=True))[:, 0]
+    )
 
 
 def append(state: State, keys: Tensor, values: Tensor, mask: Tensor) -> State:

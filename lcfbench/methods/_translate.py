@@ -7,27 +7,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lcfbench.adapters.config import AdapterConfig
+from lcfbench.adapters.dense_fit import Pairs
 from lcfbench.adapters.lcf import flat
-from lcfbench.alignment import aligned_positions
-from lcfbench.document import Document
-from lcfbench.endpoint import Endpoint
-from lcfbench.kv import KV, pad_left
+from lcfbench.alignment.remap import remap_prompt
+from lcfbench.alignment.tokens import aligned_positions
 from lcfbench.methods._fusion import content_keys
 from lcfbench.methods.base import prompt
-from lcfbench.prompts import Prompt, render
-from lcfbench.remap import remap_prompt
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.padding import pad_left
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt, render
 
 HELD_OUT = 10  # every so many-th document judges the translation
 
 
 def two_readings(
-    receiver: Endpoint, sharer: Endpoint, documents: Sequence[Document], config: AdapterConfig
+    receiver: CausalLM, sharer: CausalLM, documents: Sequence[Document], config: AdapterConfig
 ) -> tuple[list[Prompt], list[Prompt]]:
     """The sharer's views in the receiver's tokens, plain (no chat template), and as the sharer reads them."""
     mine = [render(d.sharer, receiver.tokenizer, chat=False, choices=bool(d.steps)) for d in documents]
@@ -36,7 +37,9 @@ def two_readings(
     theirs = [prompt(sharer, d.sharer, d) for d in documents]
     if config.token_alignment == "remap":
         both = zip(mine, theirs, strict=True)
-        theirs = [remap_prompt(m, t, receiver.tokenizer, sharer.tokenizer, config.remap_strategy) for m, t in both]
+        theirs = [
+            remap_prompt(m, t, receiver.tokenizer, sharer.tokenizer, config.remap_strategy) for m, t in both
+        ]
     return mine, theirs
 
 
@@ -66,18 +69,14 @@ def entries_at(content: KV, index: Tensor) -> Tensor:
     return both.gather(2, at).flatten(1, 2)
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """The two models' entries of the same tokens of one text, content keys. entries: (S, T, s); targets: (L, T, r); held: (T,), True in held-out texts."""
-
-    entries: Tensor
-    targets: Tensor
-    held: Tensor
-
-
 @torch.no_grad()
 def read_pairs(
-    receiver: Endpoint, sharer: Endpoint, documents: Sequence[Document], config: AdapterConfig, lead: int, batch_size: int = 16
+    receiver: CausalLM,
+    sharer: CausalLM,
+    documents: Sequence[Document],
+    config: AdapterConfig,
+    lead: int,
+    batch_size: int = 16,
 ) -> Iterator[Pairs]:
     """Both models read the sharer's views; one `Pairs` a batch. Nothing is kept between batches."""
     layers = torch.tensor(config.layers, device=receiver.device)
@@ -92,7 +91,9 @@ def read_pairs(
         at = [[t + own.length - len(p.ids) for t in row] for row, p in zip(tokens, mine, strict=True)]
         (index, real), (own_index, _) = left_padded(read, sent.keys.device), left_padded(at, own.keys.device)
         keep = real.flatten().bool()
-        held = torch.tensor([(start + i) % HELD_OUT == HELD_OUT - 1 for i in range(len(group))], device=keep.device)
+        held = torch.tensor(
+            [(start + i) % HELD_OUT == HELD_OUT - 1 for i in range(len(group))], device=keep.device
+        )
         held = held[:, None].expand_as(real).flatten()[keep]
         targets = entries_at(own, own_index)[layers][:, keep.to(own_index.device)]
         entries = entries_at(sent, index)[:, keep].to(targets.device, targets.dtype)

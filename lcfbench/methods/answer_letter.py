@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lcfbench.document import Document
 from lcfbench.errors import UserError
 from lcfbench.methods._note import in_context
 from lcfbench.methods.base import Batch, Method, prompt
-from lcfbench.prompts import continuation
-from lcfbench.state import Message, State
+from lcfbench.models.state import Message, State
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import continuation
 
 
 @dataclass
@@ -30,15 +30,22 @@ class AnswerLetter(Method):
     def respond(self, batch: Batch) -> State:
         tokenizer = self.sharer.tokenizer
         with batch.clock("sharer"):
-            asked = [prompt(self.sharer, s.sharer, s) for s in batch.senders]
+            asked = [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
             state = self.sharer.read(asked)
         with batch.clock("message"):
-            choices = [[continuation(p, c, tokenizer) for c in s.steps[0].choices] for s, p in zip(batch.senders, asked, strict=True)]
+            choices = [
+                [continuation(p, c, tokenizer) for c in s.steps[0].choices]
+                for s, p in zip(batch.message_from, asked, strict=True)
+            ]
             ranked = self.sharer.rank(self.sharer.open(state), choices)
-            picks = [picked(s, [ll for ll, _ in row]) for s, row in zip(batch.senders, ranked, strict=True)]
+            picks = [
+                picked(s, [ll for ll, _ in row]) for s, row in zip(batch.message_from, ranked, strict=True)
+            ]
         with batch.clock("prefill"):
             notes = [sentence(d, pick) for d, pick in zip(batch.documents, picks, strict=True)]
-            out = self.receiver.read([in_context(self.receiver, d, text) for d, text in zip(batch.documents, notes, strict=True)])
+            out = self.receiver.read(
+                [in_context(self.receiver, d, text) for d, text in zip(batch.documents, notes, strict=True)]
+            )
         size = [len(pick.encode()) for pick in picks]
         ran = [len(p.ids) + sum(len(ids) - 1 for ids in row) for p, row in zip(asked, choices, strict=True)]
         out.message = Message(size, size, ran, picks, read=asked)
@@ -48,7 +55,9 @@ class AnswerLetter(Method):
 def picked(document: Document, loglikelihoods: list[float]) -> str:
     """The text of the choice that scoring would pick in the first step."""
     choices = [c.strip() for c in document.steps[0].choices]
-    by_length = document.scoring == "cloze" and len(document.steps) == 1  # lm-eval's acc_norm; between steps plain likelihood decides
+    by_length = (
+        document.scoring == "cloze" and len(document.steps) == 1
+    )  # lm-eval's acc_norm; between steps plain likelihood decides
     worth = [ll / max(len(c), 1) if by_length else ll for c, ll in zip(choices, loglikelihoods, strict=True)]
     return choices[worth.index(max(worth))]
 

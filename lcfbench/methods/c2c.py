@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lcfbench.document import Document
 from lcfbench.errors import UserError, unknown
 from lcfbench.methods._fusion import Fusion
+from lcfbench.tasks.document import Document
 
 CLOSED = ("dropped", "retained")
 

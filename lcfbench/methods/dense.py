@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from lcfbench.adapters.base import Adapter
-from lcfbench.adapters.dense import Fuser
-from lcfbench.alignment import turn_ends
-from lcfbench.document import Document
+from lcfbench.adapters.dense import DenseAdapter
+from lcfbench.alignment.tokens import turn_ends
 from lcfbench.errors import UserError, unknown
-from lcfbench.kv import KV, rotate
-from lcfbench.methods._fusion import Fusion, Part, content_keys
+from lcfbench.methods._fusion import Fusion, Segment, content_keys
 from lcfbench.methods._prefix import read_on_top
 from lcfbench.methods._translate import columns, entries_at, left_padded, read_pairs, two_readings
 from lcfbench.methods.base import Batch, prompt
-from lcfbench.prompts import Prompt
-from lcfbench.state import State
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.rotary import rotate
+from lcfbench.models.state import State
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt
 
 CONTEXTS = ("auto", "aware", "unaware")
 
@@ -47,8 +48,8 @@ class Dense(Fusion):
         super().__post_init__()
 
     @property
-    def fuser(self) -> Fuser:
-        assert isinstance(self.adapter, Fuser)
+    def fuser(self) -> DenseAdapter:
+        assert isinstance(self.adapter, DenseAdapter)
         return self.adapter
 
     def check(self, document: Document) -> None:
@@ -70,10 +71,12 @@ class Dense(Fusion):
             if not adapter.config.layers:  # every gate is shut: the receiver alone
                 return self.receiver.read(prompts)
         with torch.no_grad(), clock("sharer"):
-            mine, theirs = two_readings(self.receiver, self.sharer, batch.senders, adapter.config)
+            mine, theirs = two_readings(self.receiver, self.sharer, batch.message_from, adapter.config)
             sent = self.sharer_cache(theirs)
         with clock("fuse"):
-            _, read = columns(mine, theirs, adapter.config.token_alignment, self.lead, sent.length, adapter.last)
+            _, read = columns(
+                mine, theirs, adapter.config.token_alignment, self.lead, sent.length, adapter.last
+            )
             index, mask = left_padded(read, sent.keys.device)
             keys, values = self.translate(sent, index)
         with clock("prefill"):
@@ -81,15 +84,21 @@ class Dense(Fusion):
         counts = [len(row) for row in read]
         state.message = self.account(adapter, theirs, counts)
         # every receiver token attends the entries too
-        extra = [self.receiver.attention_flops(len(p.ids), past=n) for p, n in zip(prompts, counts, strict=True)]
-        state.message.adapter_flops = [a + b for a, b in zip(state.message.adapter_flops or [], extra, strict=True)]
+        extra = [
+            self.receiver.attention_flops(len(p.ids), past=n) for p, n in zip(prompts, counts, strict=True)
+        ]
+        state.message.adapter_flops = [
+            a + b for a, b in zip(state.message.adapter_flops or [], extra, strict=True)
+        ]
         return state
 
     def translate(self, sent: KV, index: Tensor) -> tuple[Tensor, Tensor]:
         """The receiver's content keys and values (L, B, H, N, D) for columns `index` (B, N) of the sharer's cache."""
         adapter = self.fuser
         with torch.no_grad():
-            entries = entries_at(content_keys(sent, self.sharer.model), index).to(self.receiver.device, self.receiver.dtype)
+            entries = entries_at(content_keys(sent, self.sharer.model), index).to(
+                self.receiver.device, self.receiver.dtype
+            )
             entries = adapter.window(entries)
         return adapter(adapter.message(entries).unflatten(1, index.shape))
 
@@ -110,13 +119,17 @@ class Dense(Fusion):
         count = max(len(e) for e in ends)
         return [[([0] * (count - len(e)) + e)[k] for e in ends] for k in range(count)] or [whole]
 
-    def fuse(self, adapter: Adapter, batch: Batch, state: State, theirs: KV, shared: list[Prompt], part: Part) -> list[int]:
+    def fuse(
+        self, adapter: Adapter, batch: Batch, state: State, theirs: KV, shared: list[Prompt], part: Segment
+    ) -> list[int]:
         kv, column, fuser = state.kv, state.kv.length - part.width, self.fuser
         index = self.positions(batch, state.prompts, shared, theirs.length, part.width, part)
         keys, values = self.translate(theirs, index.clamp(min=0).to(theirs.keys.device))
         layers = torch.tensor(fuser.config.layers, device=kv.keys.device)
         keys = self.rotated(keys, kv.positions[:, column:], layers)
-        (old_k, own_k), (old_v, own_v) = ((x[layers][..., :column, :], x[layers][..., column:, :]) for x in (kv.keys, kv.values))
+        (old_k, own_k), (old_v, own_v) = (
+            (x[layers][..., :column, :], x[layers][..., column:, :]) for x in (kv.keys, kv.values)
+        )
         if self.aware(batch):
             keys, values = fuser.blend(own_k, own_v, keys, values)
         edited = (index >= 0)[None, :, None, :, None].to(kv.keys.device)
@@ -129,12 +142,14 @@ class Dense(Fusion):
         whole = self.receiver.geometry.layers
         if len(layers) == whole:
             return rotate(keys, positions, self.receiver.model)
-        return rotate(keys.new_zeros(whole, *keys.shape[1:]).index_copy(0, layers, keys), positions, self.receiver.model)[layers]
+        return rotate(
+            keys.new_zeros(whole, *keys.shape[1:]).index_copy(0, layers, keys), positions, self.receiver.model
+        )[layers]
 
     # -- phase I -------------------------------------------------------------------------------------------------------------------------
 
     def prepare(self, documents: Sequence[Document], say: Callable[[str], None]) -> None:
-        from lcfbench.training.reconstruction import reconstruct
+        from lcfbench.adapters.dense_fit import reconstruct
 
         fuser, lead = self.fuser, self.lead
         reconstruct(fuser, lambda: read_pairs(self.receiver, self.sharer, documents, fuser.config, lead), say)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import ClassVar
 
-from lcfbench.document import NOTE, Document
 from lcfbench.errors import UserError
 from lcfbench.methods._note import ENDS, cut_bytes, in_context
 from lcfbench.methods.base import Batch, Method
-from lcfbench.state import Message, State
+from lcfbench.models.state import Message, State
+from lcfbench.tasks.document import NOTE, Document
 
 
 @dataclass
@@ -23,12 +23,15 @@ class Excerpt(Method):
     bytes: int = 256
     end: str = "first"
 
-    cached: ClassVar[bool] = False
-    uses: ClassVar[tuple[str, ...]] = ("receiver",)
+    uses_sharer_cache: ClassVar[bool] = False
+    roles: ClassVar[tuple[str, ...]] = ("receiver",)
 
     def __post_init__(self) -> None:
         if self.bytes < 1 or self.end not in ENDS:
-            raise UserError(f"bytes={self.bytes}, end={self.end} is no excerpt.", f"Use bytes of 1 or more and end={'|'.join(ENDS)}.")
+            raise UserError(
+                f"bytes={self.bytes}, end={self.end} is no excerpt.",
+                f"Use bytes of 1 or more and end={'|'.join(ENDS)}.",
+            )
 
     def check(self, document: Document) -> None:
         if document.shared:
@@ -39,9 +42,11 @@ class Excerpt(Method):
 
     def respond(self, batch: Batch) -> State:
         with batch.clock("message"):
-            texts = [cut_bytes(own_text(s), self.bytes, self.end).strip() for s in batch.senders]
+            texts = [cut_bytes(own_text(s), self.bytes, self.end).strip() for s in batch.message_from]
         with batch.clock("prefill"):
-            state = self.receiver.read([in_context(self.receiver, d, text) for d, text in zip(batch.documents, texts, strict=True)])
+            state = self.receiver.read(
+                [in_context(self.receiver, d, text) for d, text in zip(batch.documents, texts, strict=True)]
+            )
         size = [len(text.encode()) for text in texts]
         state.message = Message(size, size, [0] * len(texts), texts)
         return state

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lcfbench.methods.base import Batch, Method, plain
-from lcfbench.state import State
+from lcfbench.models.state import State
 
 
 @dataclass
@@ -14,7 +14,7 @@ class FullContext(Method):
     """On shared-context tasks this is the receiver alone."""
 
     sends: ClassVar[bool] = False
-    uses: ClassVar[tuple[str, ...]] = ("receiver",)
+    roles: ClassVar[tuple[str, ...]] = ("receiver",)
 
     def respond(self, batch: Batch) -> State:
         return plain(self.receiver, [d.full for d in batch.documents], batch)

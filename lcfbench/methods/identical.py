@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lcfbench.document import Document
 from lcfbench.errors import UserError
 from lcfbench.methods.lcf import LCF
+from lcfbench.tasks.document import Document
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Identical(LCF):
     On different contexts the receiver's model reads the sharer's view too, so this says what a sharer that thinks exactly alike is worth.
     """
 
-    uses: ClassVar[tuple[str, ...]] = ("receiver",)
+    roles: ClassVar[tuple[str, ...]] = ("receiver",)
     adapter_kinds: ClassVar[tuple[str, ...]] = ("lcf", "lcfx", "c2c")
 
     def __post_init__(self) -> None:

@@ -8,14 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from lcfbench.document import Document
 from lcfbench.errors import UserError
-from lcfbench.kv import KV, pad_left
-from lcfbench.layer_masks import check_kernel, windows
 from lcfbench.methods._kvcomm_scores import best, importance, parse_layers, scores
 from lcfbench.methods.base import Batch, Method, prompt
-from lcfbench.prompts import Prompt
-from lcfbench.state import Message, State
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.layer_masks import check_kernel, windows
+from lcfbench.models.padding import pad_left
+from lcfbench.models.state import Message, State
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt
 
 CALIBRATION = 8  # documents of the validation split from which attention importance is measured
 
@@ -71,15 +72,18 @@ class KVComm(Method):
         ranked = scores(found, self.alpha, self.prior_mean, self.prior_width)
         self.chosen = best(ranked, self.share)
         numbers = {"importance": found, "scores": ranked}
-        return {"layers": self.chosen} | {name: [round(v, 6) for v in x.tolist()] for name, x in numbers.items()}
+        return {"layers": self.chosen} | {
+            name: [round(v, 6) for v in x.tolist()] for name, x in numbers.items()
+        }
 
     def respond(self, batch: Batch) -> State:
         if self.chosen is None:
             raise UserError(
-                f"kvcomm with layers={self.layers} chooses them on validation documents, and has seen none.", "Name the layers."
+                f"kvcomm with layers={self.layers} chooses them on validation documents, and has seen none.",
+                "Name the layers.",
             )
         with batch.clock("sharer"):
-            shared = [prompt(self.sharer, s.sharer, s) for s in batch.senders]
+            shared = [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
             ids, mask = pad_left([list(p.ids) for p in shared], self.sharer.pad_id, self.sharer.device)
             theirs = self.sharer.prefill(ids, mask)
         with batch.clock("message"):
@@ -108,5 +112,8 @@ class KVComm(Method):
         entries = [len(self.chosen) * m + (g.layers - len(self.chosen)) for m in tokens]
         sent = [2 * g.kv_width * n * size for n in entries]
         # reading on top of the sharer's cache: every receiver token attends its entries too
-        extra = [self.receiver.attention_flops(len(p.ids), past=n / g.layers) for p, n in zip(prompts, entries, strict=True)]
+        extra = [
+            self.receiver.attention_flops(len(p.ids), past=n / g.layers)
+            for p, n in zip(prompts, entries, strict=True)
+        ]
         return Message(sent, sent, tokens, adapter_flops=extra, read=shared)

@@ -13,15 +13,15 @@ from lcfbench.adapters import lcf, lcfx
 from lcfbench.adapters._layers import WHOLE
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.lcf import flat
-from lcfbench.document import Document
+from lcfbench.alignment.spans import check_spans, membership
 from lcfbench.errors import UserError
-from lcfbench.kv import KV
-from lcfbench.methods._fusion import Fusion, Part, content_keys, edited, entries
-from lcfbench.methods._spans import check_spans, membership
+from lcfbench.methods._fusion import Fusion, Segment, content_keys, edited, entries
 from lcfbench.methods.base import Batch, prompt
-from lcfbench.prompts import Prompt
-from lcfbench.state import State
-from lcfbench.timing import Clock
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.state import State
+from lcfbench.models.timing import Clock
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt
 
 CALIBRATION = 64  # documents from which input statistics are measured
 
@@ -58,17 +58,19 @@ class LCF(Fusion):
 
     def sharer_prompts(self, batch: Batch, prompts: list[Prompt]) -> list[Prompt]:
         if self.pooled:  # pooled entries need no token alignment: the sharer reads its own text
-            return [prompt(self.sharer, s.sharer, s) for s in batch.senders]
+            return [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
         return super().sharer_prompts(batch, prompts)
 
     def parts(self, prompts: list[Prompt]) -> list[list[int]]:
         return [[len(p.ids) - 1 for p in prompts]] if self.pooled else super().parts(prompts)
 
-    def fuse(self, adapter: Adapter, batch: Batch, state: State, theirs: KV, shared: list[Prompt], part: Part) -> list[int]:
+    def fuse(
+        self, adapter: Adapter, batch: Batch, state: State, theirs: KV, shared: list[Prompt], part: Segment
+    ) -> list[int]:
         if not self.pooled:
             return super().fuse(adapter, batch, state, theirs, shared, part)
         kv = state.kv
-        assert isinstance(adapter, lcfx.Fuser)
+        assert isinstance(adapter, lcfx.LCFXAdapter)
         pool = self.pool(adapter, theirs, shared)
         lengths = [stop - start for start, stop in zip(part.starts, part.stops, strict=True)]
         real = (
@@ -85,9 +87,11 @@ class LCF(Fusion):
 
     def pool(self, adapter: Adapter, theirs: KV, shared: list[Prompt]) -> Callable[[slice], Tensor]:
         """The sharer's cache pooled by the adapter's queries (L, B, s), a stretch of its stack at a time."""
-        assert isinstance(adapter, lcfx.Fuser)
+        assert isinstance(adapter, lcfx.LCFXAdapter)
         cache = content_keys(theirs, self.sharer.model) if adapter.unrotated_keys else theirs
-        member = membership(self.spans, shared, theirs.mask, windows=self.windows, window=self.window, stride=self.stride)
+        member = membership(
+            self.spans, shared, theirs.mask, windows=self.windows, window=self.window, stride=self.stride
+        )
 
         def pooled(at: slice) -> Tensor:
             sources = torch.tensor(adapter.config.layer_map[at], device=cache.keys.device)
@@ -106,12 +110,14 @@ class LCF(Fusion):
             shared = self.sharer_prompts(batch, prompts)
             theirs, state = self.sharer_cache(shared), self.receiver.read(prompts)
             layers = torch.tensor(adapter.config.layers, device=state.kv.keys.device)
-            own = torch.cat([flat(state.kv.keys[layers]), flat(state.kv.values[layers])], -1)[:, state.kv.mask.bool()]
+            own = torch.cat([flat(state.kv.keys[layers]), flat(state.kv.values[layers])], -1)[
+                :, state.kv.mask.bool()
+            ]
             if self.pooled:
                 sent = self.pool(adapter, theirs, shared)(WHOLE)
             else:
                 index = self.positions(batch, prompts, shared, theirs.length, state.kv.length)
                 rows, columns = (index >= 0).nonzero(as_tuple=True)
                 sent = entries(theirs, adapter.config.layer_map, rows, index[rows, columns])
-            assert isinstance(adapter, lcf.Fuser)
+            assert isinstance(adapter, lcf.LCFAdapter)
             adapter.calibrate(sent.to(own.device), own)

@@ -12,10 +12,10 @@ from torch import nn
 
 from lcfbench.adapters import lora
 from lcfbench.adapters.config import AdapterConfig
-from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError, unknown
 from lcfbench.methods.base import Batch, Method, plain
-from lcfbench.state import State
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.state import State
 
 NAME = "default"  # PEFT's name for its only adapter
 
@@ -25,12 +25,12 @@ class Lora(Method):
     """`tuned` answers: a second tree of modules over the receiver's own frozen weights, with LoRA layers in it. The receiver stays as it is."""
 
     sends: ClassVar[bool] = False
-    uses: ClassVar[tuple[str, ...]] = ("receiver",)
+    roles: ClassVar[tuple[str, ...]] = ("receiver",)
     adapter_kinds: ClassVar[tuple[str, ...]] = ("lora",)
 
     def __post_init__(self) -> None:
         adapter, base = self.adapter, self.receiver
-        assert isinstance(adapter, lora.Fuser)
+        assert isinstance(adapter, lora.LoraAdapter)
         adapter.config.check_fits(base.geometry, base.geometry, "")
         model = sharing_weights(base.model)
         found = places(model, sorted(adapter.down), adapter.config.layers)
@@ -42,13 +42,13 @@ class Lora(Method):
                 f"Run it with --pair {adapter.config.receiver}:{adapter.config.receiver}, or train one for this receiver.",
             )
         self.layers = inject(model, found, adapter)
-        self.tuned = Endpoint(base.name, model, base.tokenizer, base.revision, base.source)
+        self.tuned = CausalLM(base.name, model, base.tokenizer, base.revision, base.source)
         self.tuned.matmul_params += adapter.params
         self.tuned.beginnings = None  # its weights change while it learns
         self._lent: tuple[Any, ...] = ()
 
     @classmethod
-    def configure(cls, config: AdapterConfig, receiver: Endpoint, sharer: Endpoint) -> AdapterConfig:
+    def configure(cls, config: AdapterConfig, receiver: CausalLM, sharer: CausalLM) -> AdapterConfig:
         """Adds the shapes of the target modules, and the rank where a number of parameters was asked for."""
         options = dict(config.options)
         wanted = [t for t in str(options.get("targets", "all")).split("+") if t]
@@ -69,7 +69,7 @@ class Lora(Method):
         Frozen weights that have not changed since are lent already.
         """
         adapter, dtype = self.adapter, self.tuned.dtype
-        assert isinstance(adapter, lora.Fuser)
+        assert isinstance(adapter, lora.LoraAdapter)
         weights = list(adapter.parameters())
         now: tuple[Any, ...] = ()
         if not any(p.requires_grad or p.is_inference() for p in weights):
@@ -100,12 +100,19 @@ def places(model: Any, targets: Sequence[str], layers: Sequence[int]) -> dict[st
         for name, module in blocks[layer].named_modules():
             if isinstance(module, nn.Linear):
                 found.setdefault(name.rpartition(".")[2], []).append(module)
-    known = {name: modules for name, modules in found.items() if len(modules) == len(layers) and len({shape_of(m) for m in modules}) == 1}
+    known = {
+        name: modules
+        for name, modules in found.items()
+        if len(modules) == len(layers) and len({shape_of(m) for m in modules}) == 1
+    }
     for target in targets:
         if target not in known:
             raise unknown("lora target", target, sorted(known), "lcfbench train --mode lora -o targets=all")
     if not known:
-        raise UserError(f"{type(model).__name__} has no linear modules that are alike in all layers.", "LoRA cannot be trained on it.")
+        raise UserError(
+            f"{type(model).__name__} has no linear modules that are alike in all layers.",
+            "LoRA cannot be trained on it.",
+        )
     return {target: known[target] for target in (targets or sorted(known))}
 
 
@@ -114,7 +121,7 @@ def shape_of(module: nn.Linear) -> tuple[int, int]:
     return module.out_features, module.in_features
 
 
-def inject(model: Any, found: dict[str, list[nn.Linear]], adapter: lora.Fuser) -> dict[str, list[Any]]:
+def inject(model: Any, found: dict[str, list[nn.Linear]], adapter: lora.LoraAdapter) -> dict[str, list[Any]]:
     """Puts PEFT's LoRA layers in place of these modules, without weights of their own; returns them, by target, in the same order."""
     from peft import LoraConfig, inject_adapter_in_model  # not at the top: slow to import
 
@@ -128,5 +135,8 @@ def inject(model: Any, found: dict[str, list[nn.Linear]], adapter: lora.Fuser) -
     inject_adapter_in_model(config, model, low_cpu_mem_usage=True, adapter_name=NAME)
     layers = {target: [model.get_submodule(path) for path in each] for target, each in paths.items()}
     for layer in (x for each in layers.values() for x in each):
-        del layer.lora_A[NAME].weight, layer.lora_B[NAME].weight  # parameters without storage: `lend` sets tensors in their place
+        del (
+            layer.lora_A[NAME].weight,
+            layer.lora_B[NAME].weight,
+        )  # parameters without storage: `lend` sets tensors in their place
     return layers

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from lcfbench.adapters import prefix
-from lcfbench.document import Document
-from lcfbench.kv import KV, pad_left
 from lcfbench.methods._fusion import content_keys
 from lcfbench.methods._prefix import append, read_on_top
 from lcfbench.methods.base import Batch, Method, prompt
-from lcfbench.prompts import Prompt
-from lcfbench.state import Message, State
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.padding import pad_left
+from lcfbench.models.state import Message, State
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt
 
 LEAD = 2  # tokens of the receiver's prompt that stand in front of the entries with place=before
 CALIBRATION = 64  # documents from which input statistics are measured
@@ -38,8 +39,8 @@ class Prefix(Method):
         self.fuser.config.check_fits(self.receiver.geometry, self.sharer.geometry, "")
 
     @property
-    def fuser(self) -> prefix.Fuser:
-        assert isinstance(self.adapter, prefix.Fuser), "prefix needs a prefix adapter"
+    def fuser(self) -> prefix.PrefixAdapter:
+        assert isinstance(self.adapter, prefix.PrefixAdapter), "prefix needs a prefix adapter"
         return self.adapter
 
     def respond(self, batch: Batch) -> State:
@@ -49,7 +50,7 @@ class Prefix(Method):
             if not fuser.training and not fuser.open_layers():  # every gate is shut: the receiver alone
                 return self.receiver.read(prompts)
         with clock("sharer"):
-            shared = [prompt(self.sharer, s.sharer, s) for s in batch.senders]
+            shared = [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
             theirs = self.sharer_cache(shared)
         with clock("fuse"):
             keys, values = fuser(fuser.message(self.pooled(theirs)))
@@ -80,7 +81,10 @@ class Prefix(Method):
         fuser, size, tokens = self.fuser, self.receiver.dtype.itemsize, [len(p.ids) for p in shared]
         work = [fuser.flops(n) for n in tokens]
         if fuser.place == "before":  # the lead-in is read twice, and the prompt attends it and the entries
-            extra = [self.receiver.flops(LEAD) + self.receiver.attention_flops(len(p.ids), past=LEAD + fuser.slots) for p in prompts]
+            extra = [
+                self.receiver.flops(LEAD) + self.receiver.attention_flops(len(p.ids), past=LEAD + fuser.slots)
+                for p in prompts
+            ]
             work = [a + b for a, b in zip(work, extra, strict=True)]
         return Message(
             wire_bytes=[fuser.wire_bytes(n, fuser.slots, size) for n in tokens],
@@ -93,9 +97,14 @@ class Prefix(Method):
     def prepare(self, documents: Sequence[Document], say: Callable[[str], None]) -> None:
         """Measures the input statistics, and starts the base entries from what the receiver's own last tokens look like on average."""
         measured, based = documents[:CALIBRATION], documents[:BASE]
-        say(f"prefix: input statistics from {len(measured)} documents, base entries from the receiver's last tokens in {len(based)}.")
+        say(
+            f"prefix: input statistics from {len(measured)} documents, base entries from the receiver's last tokens in {len(based)}."
+        )
         with torch.no_grad():
-            caches = (self.sharer_cache([prompt(self.sharer, d.sharer, d) for d in part]) for part in chunks(measured))
+            caches = (
+                self.sharer_cache([prompt(self.sharer, d.sharer, d) for d in part])
+                for part in chunks(measured)
+            )
             self.fuser.calibrate(torch.cat([self.pooled(c) for c in caches], 1))
             state = self.receiver.read([prompt(self.receiver, d.receiver, d) for d in based])
             self.fuser.start_base(*last_tokens(content_keys(state.kv, self.receiver.model), self.fuser.slots))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lcfbench.methods.base import Batch, Method, plain
-from lcfbench.state import State
+from lcfbench.models.state import State
 
 
 @dataclass
@@ -14,7 +14,7 @@ class Sharer(Method):
     """Says whether the sharer has anything to send."""
 
     sends: ClassVar[bool] = False
-    uses: ClassVar[tuple[str, ...]] = ("sharer",)
+    roles: ClassVar[tuple[str, ...]] = ("sharer",)
 
     def respond(self, batch: Batch) -> State:
         return plain(self.sharer, [d.sharer for d in batch.documents], batch)

@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lcfbench.document import Document
-from lcfbench.kv import KV
-from lcfbench.methods._fusion import Part
+from lcfbench.methods._fusion import Segment
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.identical import Identical
-from lcfbench.prompts import Prompt
-from lcfbench.state import Message, State
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.state import Message, State
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt
 
 
 @dataclass
@@ -41,12 +41,15 @@ class Single(Identical):
     def sharer_cache(self, prompts: list[Prompt]) -> KV:
         """The receiver's cache of all but the last token, which it runs only after the edit; an empty column stands for that one."""
         own = self.own_cache(prompts)
-        wide = {name: _widened(getattr(own, name), dim) for name, dim in (("keys", 3), ("values", 3), ("mask", 1), ("positions", 1))}
+        wide = {
+            name: _widened(getattr(own, name), dim)
+            for name, dim in (("keys", 3), ("values", 3), ("mask", 1), ("positions", 1))
+        }
         return replace(own, **wide)
 
     def own_cache(self, prompts: list[Prompt]) -> KV:
         """The receiver's cache as it is about to be edited, read in the same words so that it is computed once."""
-        return self.read(prompts, None, Part([0] * len(prompts), [len(p.ids) - 1 for p in prompts])).kv
+        return self.read(prompts, None, Segment([0] * len(prompts), [len(p.ids) - 1 for p in prompts])).kv
 
     def prepare(self, documents: Sequence[Document], say: Callable[[str], None]) -> None:
         super().prepare(_alone(documents), say)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lcfbench.document import Document
 from lcfbench.errors import UserError
 from lcfbench.methods._note import cut_bytes, in_context
 from lcfbench.methods.base import Batch, Method, prompt
-from lcfbench.prompts import Prompt
-from lcfbench.state import Message, State
+from lcfbench.models.state import Message, State
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt
 
 
 @dataclass
@@ -28,23 +28,29 @@ class T2T(Method):
         if self.budget < 1:
             raise UserError(f"budget={self.budget} leaves no room for a note.", "Use -o budget=50, say.")
         if self.bytes < 0:
-            raise UserError(f"bytes={self.bytes} is no size of a note.", "Use -o bytes=256, say, or 0 for no limit.")
+            raise UserError(
+                f"bytes={self.bytes} is no size of a note.", "Use -o bytes=256, say, or 0 for no limit."
+            )
 
     def respond(self, batch: Batch) -> State:
         with batch.clock("sharer"):
-            asked = [prompt(self.sharer, s.request, replace(s, steps=())) for s in batch.senders]
+            asked = [prompt(self.sharer, s.request, replace(s, steps=())) for s in batch.message_from]
             state = self.sharer.read(asked)
         with batch.clock("message"):
             opened = self.sharer.open(state)
-            until = sorted({u for s in batch.senders for u in s.request_until})
+            until = sorted({u for s in batch.message_from for u in s.request_until})
             notes, written = self.sharer.decode(opened, self.budget, until)
         # only what the sharer wrote crosses; the words it was made to begin with are the receiver's own
         notes = [(cut_bytes(note.strip(), self.bytes) if self.bytes else note).strip() for note in notes]
         texts = [f"{d.request.prefix} {note}".strip() for d, note in zip(batch.documents, notes, strict=True)]
         with batch.clock("prefill"):
-            out = self.receiver.read([self.noted(d, text) for d, text in zip(batch.documents, texts, strict=True)])
+            out = self.receiver.read(
+                [self.noted(d, text) for d, text in zip(batch.documents, texts, strict=True)]
+            )
         size = [len(note.encode()) for note in notes]
-        out.message = Message(size, size, [len(p.ids) + n for p, n in zip(asked, written, strict=True)], notes, read=asked)
+        out.message = Message(
+            size, size, [len(p.ids) + n for p, n in zip(asked, written, strict=True)], notes, read=asked
+        )
         return out
 
     def noted(self, document: Document, text: str) -> Prompt:

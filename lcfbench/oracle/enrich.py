@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lcfbench.document import Document, Scoring
-from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError, unknown
-from lcfbench.harness import Task, load_task
-from lcfbench.loop import batches, predicted
+from lcfbench.evaluation.answer import answer, predicted
+from lcfbench.evaluation.batching import batches
 from lcfbench.methods.base import Batch, prompt
-from lcfbench.oracle import Asked, Place
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.timing import Clock
+from lcfbench.oracle.record import Asked, Place
 from lcfbench.oracle.slices import enriched_prompt, one_layer, oracle, sliced
 from lcfbench.provenance import digest
-from lcfbench.scoring import answer
-from lcfbench.timing import Clock
+from lcfbench.tasks.document import Document, Scoring
+from lcfbench.tasks.task import Task, load_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> Place:
     """
     from transformers import AutoTokenizer
 
-    from lcfbench.assets import find_model, label
+    from lcfbench.sources.models import find_model, label
 
     task = load_task(chosen.task, seed=chosen.seed, offline=chosen.offline, options=chosen.task_options)
     before = chosen.before or ("examples" if task.shared else "context")
@@ -89,7 +89,7 @@ def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> Place:
     if not chosen.fresh and place.finished():
         return place
     began = time.perf_counter()
-    endpoint = Endpoint.load(found, dtype=chosen.dtype, device=chosen.device, attention=chosen.attention)
+    endpoint = CausalLM.load(found, dtype=chosen.dtype, device=chosen.device, attention=chosen.attention)
     with torch.inference_mode():
         rows = measure(endpoint, task, documents, shown, before, chosen, say)
     facts = {
@@ -107,24 +107,38 @@ def _check(chosen: Enrich, task: Task, before: str) -> None:
         if value not in known:
             raise unknown(what, value, known, "lcfbench oracle enrich --help")
     if before == "context" and task.shared:
-        raise UserError(f"{task.name} gives both models the same text: there is no other side's context.", "Use --with examples.")
+        raise UserError(
+            f"{task.name} gives both models the same text: there is no other side's context.",
+            "Use --with examples.",
+        )
     if before == "examples" and chosen.shots < 1:
         raise UserError(f"--shots {chosen.shots} puts nothing in front of the question.", "Give 1 or more.")
     if chosen.per_layer and chosen.positions == "kept":
-        raise UserError("layers can be compared at the question's own positions only.", "Leave out --per-layer or --positions kept.")
+        raise UserError(
+            "layers can be compared at the question's own positions only.",
+            "Leave out --per-layer or --positions kept.",
+        )
     if chosen.limit < 2:
-        raise UserError(f"--limit {chosen.limit} documents cannot be compared.", "Give 2 or more; intervals say something from about 50.")
+        raise UserError(
+            f"--limit {chosen.limit} documents cannot be compared.",
+            "Give 2 or more; intervals say something from about 50.",
+        )
     if chosen.batch_size < 1:
         raise UserError(f"--batch-size {chosen.batch_size}.", "Give 1 or more.")
 
 
-def examples(task: Task, asked: Sequence[Document], shots: int, scoring: Scoring | None, chat: bool) -> list[Document]:
+def examples(
+    task: Task, asked: Sequence[Document], shots: int, scoring: Scoring | None, chat: bool
+) -> list[Document]:
     """`shots` documents of the train split, in the task's seeded order; none that is asked too. Raises UserError where there are too few."""
     same = {d.receiver for d in asked}
     train = task.documents(scoring=scoring, split="train", limit=shots + SPARE, receiver_chat=chat)
     found = [d for d in train if d.receiver not in same][:shots]
     if len(found) < shots:
-        raise UserError(f"the train split of {task.name} has only {len(found)} documents for {shots} examples.", "Lower --shots.")
+        raise UserError(
+            f"the train split of {task.name} has only {len(found)} documents for {shots} examples.",
+            "Lower --shots.",
+        )
     return found
 
 
@@ -132,7 +146,7 @@ def examples(task: Task, asked: Sequence[Document], shots: int, scoring: Scoring
 
 
 def measure(
-    endpoint: Endpoint,
+    endpoint: CausalLM,
     task: Task,
     documents: Sequence[Document],
     shown: Sequence[Document],
@@ -166,7 +180,10 @@ def measure(
             batch = Batch(group, group, Clock(endpoint.device))
             outcomes, _ = answer(state if layer is None else one_layer(direct, enriched, layer), batch)  # type: ignore[arg-type]
             for i, (d, outcome) in enumerate(zip(group, outcomes, strict=True)):
-                golds = [ranked[step.gold[0]][0] for step, ranked in zip(d.steps, outcome.loglikelihoods, strict=False)]
+                golds = [
+                    ranked[step.gold[0]][0]
+                    for step, ranked in zip(d.steps, outcome.loglikelihoods, strict=False)
+                ]
                 rows.append({
                     "doc_id": d.doc_id, "doc_hash": d.hash, "doc_index": index[d.hash], "condition": condition, "layer": layer,
                     "score": task.score(d, outcome)["score"], "gold_ll": sum(golds) if golds else None,
@@ -177,4 +194,6 @@ def measure(
             last = time.monotonic()
             say(f"{len({r['doc_hash'] for r in rows})} of {len(documents)} documents")
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "gold_ll": "float64"})
-    return frame.sort_values(["condition", "layer", "doc_index"], na_position="first", kind="stable").reset_index(drop=True)
+    return frame.sort_values(
+        ["condition", "layer", "doc_index"], na_position="first", kind="stable"
+    ).reset_index(drop=True)

@@ -18,5 +18,7 @@ def plane(clouds: Sequence[Tensor]) -> list[Any]:
     arrays = [c.double().cpu().numpy() for c in clouds]
     centre = np.concatenate(arrays).mean(0)
     _, _, axes = np.linalg.svd(np.concatenate(arrays) - centre, full_matrices=False)
-    signs = np.where(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1) < 0, -1.0, 1.0)  # SVD leaves the sign open
+    signs = np.where(
+        np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1) < 0, -1.0, 1.0
+    )  # SVD leaves the sign open
     return [(a - centre) @ (axes * signs)[:2].T for a in arrays]

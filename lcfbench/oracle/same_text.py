@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from lcfbench.adapters.lcf import flat
-from lcfbench.alignment import aligned_positions
-from lcfbench.document import View
-from lcfbench.endpoint import Endpoint
+from lcfbench.alignment.tokens import aligned_positions
 from lcfbench.errors import UserError
-from lcfbench.harness import load_task
-from lcfbench.kv import pad_left, rotate
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.padding import pad_left
+from lcfbench.models.rotary import rotate
 from lcfbench.oracle.slices import answered, joined
-from lcfbench.prompts import Prompt, render
+from lcfbench.tasks.document import View
+from lcfbench.tasks.prompts import Prompt, render
+from lcfbench.tasks.task import load_task
 
 DROPPED = 2  # first tokens of each text: their entries are like no others (attention sinks)
 EVERY = 5  # each so many-th text is held out
@@ -57,7 +58,9 @@ def file_texts(file: Path) -> list[str]:
         lines = file.read_text(encoding="utf-8").strip().split("\n\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"{file} cannot be read: {reason}.", "Name a file of plain text, paragraphs apart by blank lines.") from error
+        raise UserError(
+            f"{file} cannot be read: {reason}.", "Name a file of plain text, paragraphs apart by blank lines."
+        ) from error
     cut = [p.strip()[i : i + LONGEST] for p in lines for i in range(0, len(p.strip()), LONGEST)]
     return list(dict.fromkeys(cut))
 
@@ -80,7 +83,8 @@ def read_pairs(passages: Sequence[str], tokenizers: tuple[Any, Any], tokens: int
             count += len(used)
     if len(pairs) < FEWEST:
         raise UserError(
-            f"only {len(pairs)} texts for {tokens} tokens.", f"At least {FEWEST} are needed: more or shorter texts, or more --tokens."
+            f"only {len(pairs)} texts for {tokens} tokens.",
+            f"At least {FEWEST} are needed: more or shorter texts, or more --tokens.",
         )
     return pairs
 
@@ -93,18 +97,24 @@ def split(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
 # -- caches -----------------------------------------------------------------------------------------------------------------------------
 
 
-def content(endpoint: Endpoint, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Tensor:
+def content(endpoint: CausalLM, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Tensor:
     """(L, T, 2·H·D): keys without rotary positions, then values, of the given tokens of each prompt, one prompt after another."""
     ids, mask = pad_left([list(p.ids) for p in prompts], endpoint.pad_id, endpoint.device)
     kv = endpoint.prefill(ids, mask)
     both = torch.cat(
-        [flat(rotate(kv.keys.float(), kv.positions, endpoint.model, inverse=True)), flat(kv.values.float())], -1
+        [flat(rotate(kv.keys.float(), kv.positions, endpoint.model, inverse=True)), flat(kv.values.float())],
+        -1,
     )  # (L, B, N, 2HD)
-    parts = [both[:, b, [kv.length - len(p.ids) + t for t in at]] for b, (p, at) in enumerate(zip(prompts, tokens, strict=True))]
+    parts = [
+        both[:, b, [kv.length - len(p.ids) + t for t in at]]
+        for b, (p, at) in enumerate(zip(prompts, tokens, strict=True))
+    ]
     return torch.cat(parts, 1)
 
 
-def caches(receiver: Endpoint, sharer: Endpoint, pairs: Sequence[Pair], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def caches(
+    receiver: CausalLM, sharer: CausalLM, pairs: Sequence[Pair], size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (x, y) of aligned entries: x (S, T, s) the sharer's, y (L, T, r) the receiver's, all layers, fp32."""
     order = sorted(pairs, key=lambda p: -len(p.mine.ids))
     for i in range(0, len(order), size):

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcfbench.document import Document
-from lcfbench.endpoint import Endpoint
-from lcfbench.kv import KV, rotate
 from lcfbench.methods.base import prompt
-from lcfbench.prompts import Prompt
-from lcfbench.state import State
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.rotary import rotate
+from lcfbench.models.state import State
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt
 
 SINK = 2  # a prompt's first tokens take what attention pours on the beginning of any text: these stay direct
 
@@ -39,7 +40,7 @@ def joined(text: str, more: str) -> str:
     return text + ("" if not text or text[-1].isspace() or more[:1].isspace() else " ") + more
 
 
-def enriched_prompt(endpoint: Endpoint, document: Document, before: str, shown: Sequence[Document]) -> Prompt:
+def enriched_prompt(endpoint: CausalLM, document: Document, before: str, shown: Sequence[Document]) -> Prompt:
     """The document's prompt with the examples or the other side's text in front of it.
 
     Examples are earlier turns where the model has a chat template and the task wants it, else text with blank lines between. For the context, the task's
@@ -87,7 +88,9 @@ def oracle(direct: State, kept: State, positions: str = "direct") -> State:
     """The direct state with the question's slice taken from the kept cache: as long as direct, but it has seen more."""
     model, mine, theirs = direct.endpoint.model, direct.kv, kept.kv
     width = mine.length
-    lengths = torch.tensor([sliced(a, b) - 1 for a, b in zip(direct.prompts, kept.prompts, strict=True)], device=mine.mask.device)
+    lengths = torch.tensor(
+        [sliced(a, b) - 1 for a, b in zip(direct.prompts, kept.prompts, strict=True)], device=mine.mask.device
+    )
     taken = torch.arange(width, device=lengths.device) >= width - lengths[:, None]  # (B, N)
     last = replace(theirs, **{n: getattr(theirs, n)[..., -width:, :] for n in ("keys", "values")}, mask=theirs.mask[:, -width:],
                    positions=theirs.positions[:, -width:])  # fmt: skip
@@ -96,7 +99,12 @@ def oracle(direct: State, kept: State, positions: str = "direct") -> State:
     else:
         keys, places, ids_at = moved(last, mine.positions, model), mine.positions, direct.positions
     pick = taken[None, :, None, :, None]
-    kv = replace(mine, keys=torch.where(pick, keys, mine.keys), values=torch.where(pick, last.values, mine.values), positions=places)
+    kv = replace(
+        mine,
+        keys=torch.where(pick, keys, mine.keys),
+        values=torch.where(pick, last.values, mine.values),
+        positions=places,
+    )
     return replace(direct, kv=kv, positions=ids_at)
 
 

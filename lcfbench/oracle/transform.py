@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcfbench.alignment import MAPS, layer_sources
-from lcfbench.endpoint import Endpoint
+from lcfbench.adapters.ridge import Held, Ridge, Scale
+from lcfbench.alignment.layers import MAPS, layer_sources
 from lcfbench.errors import UserError, unknown
-from lcfbench.oracle import Asked, Place
+from lcfbench.models.causal_lm import CausalLM
 from lcfbench.oracle.picture import plane
+from lcfbench.oracle.record import Asked, Place
 from lcfbench.oracle.same_text import Pair, caches, content, file_texts, read_pairs, split, task_texts
 from lcfbench.provenance import digest
-from lcfbench.ridge import Held, Ridge, Scale
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +60,7 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> Place:
     """
     from transformers import AutoTokenizer
 
-    from lcfbench.assets import find_model, label, split_pair
+    from lcfbench.sources.models import find_model, label, split_pair
 
     _check(chosen)
     names = split_pair(chosen.pair)
@@ -82,9 +82,13 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> Place:
     if not chosen.fresh and place.finished():
         return place
     began = time.perf_counter()
-    receiver = Endpoint.load(found[0], dtype=chosen.dtype, device=chosen.device, attention=chosen.attention)
+    receiver = CausalLM.load(found[0], dtype=chosen.dtype, device=chosen.device, attention=chosen.attention)
     same = names[0] == names[1]
-    sharer = receiver if same else Endpoint.load(found[1], dtype=chosen.dtype, device=chosen.device, attention=chosen.attention)
+    sharer = (
+        receiver
+        if same
+        else CausalLM.load(found[1], dtype=chosen.dtype, device=chosen.device, attention=chosen.attention)
+    )
     with torch.inference_mode():
         rows, points = fit(receiver, sharer, pairs, chosen.map, chosen.sources, chosen.batch_size, say)
     facts = {
@@ -104,9 +108,14 @@ def _check(chosen: Transform) -> None:
     if not 1 <= chosen.sources <= 3:
         raise UserError(f"--sources {chosen.sources}.", "Give 1, 2 or 3 sharer layers a receiver layer.")
     if chosen.map == "best" and chosen.sources > 1:
-        raise UserError("--map best tries sharer layers one at a time.", "Leave out --sources, or name a map.")
+        raise UserError(
+            "--map best tries sharer layers one at a time.", "Leave out --sources, or name a map."
+        )
     if chosen.tokens < 200:
-        raise UserError(f"--tokens {chosen.tokens} are too few to fit a map and test it.", "Give 200 or more; 8000 are a good start.")
+        raise UserError(
+            f"--tokens {chosen.tokens} are too few to fit a map and test it.",
+            "Give 200 or more; 8000 are a good start.",
+        )
     if chosen.batch_size < 1:
         raise UserError(f"--batch-size {chosen.batch_size}.", "Give 1 or more.")
 
@@ -131,7 +140,7 @@ class Group:
         return torch.cat([y[t] for t in self.layers], -1)
 
 
-def grouped(map_name: str, count: int, receiver: Endpoint, sharer: Endpoint) -> list[Group]:
+def grouped(map_name: str, count: int, receiver: CausalLM, sharer: CausalLM) -> list[Group]:
     """Which receiver layers read which sharer layers. `best`: every one reads every one, singly."""
     L, S = receiver.geometry.layers, sharer.geometry.layers
     wanted: dict[tuple[int, ...], list[int]] = {}
@@ -145,7 +154,13 @@ def grouped(map_name: str, count: int, receiver: Endpoint, sharer: Endpoint) -> 
 
 
 def fit(
-    receiver: Endpoint, sharer: Endpoint, pairs: Sequence[Pair], map_name: str, count: int, size: int, say: Callable[[str], None]
+    receiver: CausalLM,
+    sharer: CausalLM,
+    pairs: Sequence[Pair],
+    map_name: str,
+    count: int,
+    size: int,
+    say: Callable[[str], None],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables.
 
@@ -189,11 +204,15 @@ def fit(
     first_source = rows["sharer_layers"].str.split(",").str[0].astype(int)
     rows = rows.iloc[np.lexsort((first_source, rows["receiver_layer"]))]
     x, y = (torch.cat(parts, 1)[:, :POINTS] for parts in zip(*seen, strict=True))
-    points = [p for t in pictured for p in _points(t, next(test for test in tested if test.name == chosen[t]), scales, x, y)]
+    points = [
+        p
+        for t in pictured
+        for p in _points(t, next(test for test in tested if test.name == chosen[t]), scales, x, y)
+    ]
     return rows.reset_index(drop=True), pd.DataFrame(points)
 
 
-def scales_of(sharer: Endpoint, pairs: Sequence[Pair], size: int, device: torch.device) -> list[Scale]:
+def scales_of(sharer: CausalLM, pairs: Sequence[Pair], size: int, device: torch.device) -> list[Scale]:
     """How each sharer layer's entries are standardised, measured on some texts."""
     some = [pairs[i : i + size] for i in range(0, len(pairs), size)]
     first = [content(sharer, [p.theirs for p in part], [p.reads for p in part]).to(device) for part in some]
@@ -207,7 +226,9 @@ class _Tested:
         self.group, self.width, self.name = group, width, ",".join(map(str, group.sources))
         self.map, self.mean = group.ridge.solve(), group.ridge.mean()
         self.held = Held(len(self.mean), self.mean.device)
-        self.cosine, self.mean_cosine = (torch.zeros(2 * len(group.layers), device=self.mean.device) for _ in range(2))
+        self.cosine, self.mean_cosine = (
+            torch.zeros(2 * len(group.layers), device=self.mean.device) for _ in range(2)
+        )
 
     def add(self, x: Tensor, y: Tensor) -> None:
         mapped, true = self.map(self.group.inputs(x)), self.group.outputs(y)
@@ -220,19 +241,34 @@ class _Tested:
         found = {"r2": self.held.r2(2 * len(self.group.layers)), "cosine": self.cosine / self.held.tokens,
                  "mean_cosine": self.mean_cosine / self.held.tokens}  # fmt: skip
         for i, layer in enumerate(self.group.layers):
-            numbers = {f"{name}_{part}": float(value[2 * i + k]) for name, value in found.items() for k, part in enumerate("kv")}
+            numbers = {
+                f"{name}_{part}": float(value[2 * i + k])
+                for name, value in found.items()
+                for k, part in enumerate("kv")
+            }
             yield {"receiver_layer": layer, "sharer_layers": self.name, **numbers}
 
 
-def _points(layer: int, test: _Tested, scales: Sequence[Scale], x: Tensor, y: Tensor) -> Iterator[dict[str, Any]]:
+def _points(
+    layer: int, test: _Tested, scales: Sequence[Scale], x: Tensor, y: Tensor
+) -> Iterator[dict[str, Any]]:
     """The picture's points of one layer: the receiver's own entries, the mapped ones and, where the dims are equal, the sharer's as they are."""
     standard = torch.stack([scale(part) for scale, part in zip(scales, x, strict=True)])
     at, width = test.group.layers.index(layer), test.width
     mapped = test.map(test.group.inputs(standard)).unflatten(1, (-1, 2, width))[:, at]  # (T, 2, H·D)
     true, raw = y[layer].unflatten(1, (2, width)), x[test.group.sources[0]].unflatten(1, (2, -1))
     for k, part in enumerate(("key", "value")):
-        clouds = {"receiver": true[:, k], "mapped": mapped[:, k]} | ({"sharer": raw[:, k]} if raw.shape[-1] == width else {})
+        clouds = {"receiver": true[:, k], "mapped": mapped[:, k]} | (
+            {"sharer": raw[:, k]} if raw.shape[-1] == width else {}
+        )
         flatly = plane(list(clouds.values()))
         for kind, cloud in zip(clouds, flatly, strict=True):
             for token, (a, b) in enumerate(cloud):
-                yield {"receiver_layer": layer, "part": part, "kind": kind, "token": token, "x": float(a), "y": float(b)}
+                yield {
+                    "receiver_layer": layer,
+                    "part": part,
+                    "kind": kind,
+                    "token": token,
+                    "x": float(a),
+                    "y": float(b),
+                }

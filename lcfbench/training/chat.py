@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from lcfbench.document import NOTE, Document, View
 from lcfbench.errors import UserError
+from lcfbench.tasks.document import NOTE, Document, View
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,7 +58,7 @@ class Chat:
     @cached_property
     def table(self) -> Dataset:
         """The rows. Raises UserError for a data set that cannot be found, and one without columns that could hold a chat."""
-        from lcfbench.assets import load_table
+        from lcfbench.sources.datasets import load_table
 
         table = load_table(self.name, self.config, "train", offline=self.offline)
         self._columns(table.column_names)
@@ -77,7 +77,11 @@ class Chat:
 
         order = np.random.default_rng(seed).permutation(len(self))
         # the last row of each hundred is held out: row k of the training part has k // 99 of those before it
-        rows = order * _HOLD_OUT + _HOLD_OUT - 1 if self.split == "validation" else order + order // (_HOLD_OUT - 1)
+        rows = (
+            order * _HOLD_OUT + _HOLD_OUT - 1
+            if self.split == "validation"
+            else order + order // (_HOLD_OUT - 1)
+        )
         made, roles = 0, Counter[str]()
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK].tolist()
@@ -108,10 +112,16 @@ class Chat:
         columns = self._columns(list(row))
         if len(columns) == 2:
             asked = [row[columns[0]], *(row[name] for name in _MORE if name in row)]
-            return [("user", "\n\n".join(str(text).strip() for text in asked if text)), ("assistant", str(row[columns[1]] or "").strip())]
+            return [
+                ("user", "\n\n".join(str(text).strip() for text in asked if text)),
+                ("assistant", str(row[columns[1]] or "").strip()),
+            ]
         turns = []
         for turn in row[columns[0]] or []:
-            role, text = turn.get("from") or turn.get("role") or "", turn.get("value") or turn.get("content") or ""
+            role, text = (
+                turn.get("from") or turn.get("role") or "",
+                turn.get("value") or turn.get("content") or "",
+            )
             turns.append((_ROLES.get(role, role), text.strip() if isinstance(text, str) else ""))
         return [(role, text) for role, text in turns if role != "system"]
 
@@ -123,7 +133,10 @@ class Chat:
         *earlier, (_, gold) = turns[: last + 1]
         begin = next((i for i, (role, _) in enumerate(earlier) if role == "user"), len(earlier))
         earlier = earlier[begin:]
-        if any(role != ("user", "assistant")[i % 2] for i, (role, _) in enumerate(earlier)) or len(earlier) % 2 == 0:
+        if (
+            any(role != ("user", "assistant")[i % 2] for i, (role, _) in enumerate(earlier))
+            or len(earlier) % 2 == 0
+        ):
             return "turns do not alternate"
         if not gold or not all(text for _, text in earlier):
             return "an empty turn"

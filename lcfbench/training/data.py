@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lcfbench.document import Document, Scoring
-from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
-from lcfbench.harness import load_task
-from lcfbench.prompts import render
-from lcfbench.scoring import target
-from lcfbench.task_files import options_for
+from lcfbench.evaluation.answer import target
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.tasks.document import Document, Scoring
+from lcfbench.tasks.prompts import render
+from lcfbench.tasks.task import load_task
+from lcfbench.tasks.yaml_files import options_for
 from lcfbench.training.chat import FIRST, Chat
 
 MAX_TOKENS = 2048
@@ -67,8 +67,8 @@ def examples(
     *,
     count: int,
     seed: int,
-    receiver: Endpoint,
-    sharer: Endpoint,
+    receiver: CausalLM,
+    sharer: CausalLM,
     scoring: Scoring | None = None,
     task_options: Mapping[str, str] | None = None,
     offline: bool = False,
@@ -95,9 +95,19 @@ def examples(
     drawn: list[Document] = []
     for source, wanted in zip(sources, shares([s.weight for s in sources], count), strict=True):
         if source.kind == "task":
-            stream, dropped = _of_task(source, wanted, seed, scoring, options[source.name], offline, split, receiver), Counter[str]()
+            stream, dropped = (
+                _of_task(source, wanted, seed, scoring, options[source.name], offline, split, receiver),
+                Counter[str](),
+            )
         else:
-            chat = Chat(source.name, source.config or "default", split, first, offline, "" if receiver.has_chat else "\n")
+            chat = Chat(
+                source.name,
+                source.config or "default",
+                split,
+                first,
+                offline,
+                "" if receiver.has_chat else "\n",
+            )
             stream, dropped = chat.documents(seed), chat.dropped
         drawn += _take(source, stream, wanted, fits, dropped, say)
     random.Random(f"mixture/{seed}").shuffle(drawn)
@@ -124,7 +134,7 @@ def _of_task(
     options: Mapping[str, str],
     offline: bool,
     split: str,
-    receiver: Endpoint,
+    receiver: CausalLM,
 ) -> Iterator[Document]:
     """Documents of one task, as many as are asked for; more of the same order when the first ones did not suffice."""
     task = load_task(source.name, seed=seed, offline=offline, options=options)
@@ -139,7 +149,12 @@ def _of_task(
 
 
 def _take(
-    source: Source, stream: Iterator[Document], wanted: int, fits: _Fits, dropped: Counter[str], say: Callable[[str], None] | None
+    source: Source,
+    stream: Iterator[Document],
+    wanted: int,
+    fits: _Fits,
+    dropped: Counter[str],
+    say: Callable[[str], None] | None,
 ) -> list[Document]:
     """The first `wanted` documents that fit, repeated from the front when there are fewer."""
     taken: list[Document] = []
@@ -154,7 +169,8 @@ def _take(
             break
     if wanted and not taken:
         raise UserError(
-            f"{source.label}: nothing to train on ({_counts(dropped) or 'no documents'}).", "Raise --max-tokens, or name another source."
+            f"{source.label}: nothing to train on ({_counts(dropped) or 'no documents'}).",
+            "Raise --max-tokens, or name another source.",
         )
     if say and dropped:
         say(f"{source.label}: dropped {_counts(dropped)}.")
@@ -167,20 +183,30 @@ def _take(
 class _Fits:
     """Whether both models can read a document within the limit; what it returns is why not."""
 
-    receiver: Endpoint
-    sharer: Endpoint
+    receiver: CausalLM
+    sharer: CausalLM
     max_tokens: int
 
     def __call__(self, document: Document) -> str:
         if self._surely(document):
             return ""
         choices = bool(document.steps)
-        prompt = render(document.receiver, self.receiver.tokenizer, chat=document.chat and self.receiver.has_chat, choices=choices)
+        prompt = render(
+            document.receiver,
+            self.receiver.tokenizer,
+            chat=document.chat and self.receiver.has_chat,
+            choices=choices,
+        )
         answer, _ = target(document, prompt, self.receiver.tokenizer, self.receiver.tokenizer.eos_token_id)
         if len(prompt.ids) + len(answer) > self._limit(self.receiver):
             return self._why(self.receiver)
         if self.sharer is not self.receiver or document.sharer != document.receiver:
-            theirs = render(document.sharer, self.sharer.tokenizer, chat=document.chat and self.sharer.has_chat, choices=choices)
+            theirs = render(
+                document.sharer,
+                self.sharer.tokenizer,
+                chat=document.chat and self.sharer.has_chat,
+                choices=choices,
+            )
             if len(theirs.ids) > self._limit(self.sharer):
                 return self._why(self.sharer)
         return ""
@@ -189,15 +215,18 @@ class _Fits:
         """No token stands for less than a byte: most documents need not be tokenised to know that they fit."""
         answer = document.gold + "".join(s.lead + s.choices[s.gold[0]] for s in document.steps)
         views = (document.receiver, document.sharer)
-        longest = max(sum(len(text.encode()) for text in (v.user, v.prefix, answer, *(t for _, t in v.history))) for v in views)
+        longest = max(
+            sum(len(text.encode()) for text in (v.user, v.prefix, answer, *(t for _, t in v.history)))
+            for v in views
+        )
         turns = 16 * max(len(v.history) for v in views)
         return longest + turns + _TEMPLATE <= min(self._limit(self.receiver), self._limit(self.sharer))
 
-    def _limit(self, endpoint: Endpoint) -> int:
+    def _limit(self, endpoint: CausalLM) -> int:
         own = getattr(endpoint.model.config, "max_position_embeddings", None) or self.max_tokens
         return min(own, self.max_tokens)
 
-    def _why(self, endpoint: Endpoint) -> str:
+    def _why(self, endpoint: CausalLM) -> str:
         return f"longer than {self._limit(endpoint):,} tokens"
 
 

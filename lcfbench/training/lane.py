@@ -17,20 +17,20 @@ import torch
 from torch import nn
 
 from lcfbench.adapters.base import Adapter
+from lcfbench.adapters.card import card
 from lcfbench.adapters.files import save
-from lcfbench.document import Document
+from lcfbench.evaluation.answer import target
+from lcfbench.files import writing
 from lcfbench.methods.base import Batch, Method
-from lcfbench.records import writing
-from lcfbench.scoring import target
-from lcfbench.timing import Clock
-from lcfbench.training.card import card
+from lcfbench.models.timing import Clock
+from lcfbench.tasks.document import Document
 from lcfbench.training.recipe import AdapterSpec, TrainRecipe
 
 FLOOR = 0.02  # of the peak learning rate: the last steps still learn
 
 
 @dataclass
-class Lane:
+class AdapterTraining:
     """An adapter in training.
 
     senders: whose message a document gets (by hash); without it, its own. contexts: `shared`, `different`, as the examples have them.
@@ -69,10 +69,14 @@ class Lane:
     def begin(self, recipe: TrainRecipe) -> None:
         """A fresh optimiser: AdamW with linear warm-up and decay."""
         # fused: one pass over each tensor; a fifth of the time on a CPU, where PyTorch's default goes over it a dozen times
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        )
         up, steps = recipe.warmup_steps, recipe.steps
         down = max(steps - up, 1)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda s: min((s + 1) / up, max((steps - s) / down, FLOOR)))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, lambda s: min((s + 1) / up, max((steps - s) / down, FLOOR))
+        )
 
     @contextmanager
     def own_randomness(self) -> Iterator[None]:
@@ -93,7 +97,9 @@ class Lane:
         """Adds the gradient of these documents' loss, weighted by their share of the batch."""
         with self.own_randomness():
             loss, right, tokens = self.forward(documents)
-            weight = share if self.loss_mean == "document" else tokens  # tokens are divided by their number in the whole batch, in `step`
+            weight = (
+                share if self.loss_mean == "document" else tokens
+            )  # tokens are divided by their number in the whole batch, in `step`
             backward(loss * weight)
         self.loss += float(loss.detach()) * weight
         self.right += float(right) * weight
@@ -105,8 +111,13 @@ class Lane:
         state = self.method.respond(Batch(documents, senders, Clock()))
         endpoint = state.endpoint
         eos = endpoint.tokenizer.eos_token_id
-        pairs = [target(d, p, endpoint.tokenizer, eos, self.spec.supervise) for d, p in zip(documents, state.prompts, strict=True)]
-        loss, right = endpoint.loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs], self.loss_mean)
+        pairs = [
+            target(d, p, endpoint.tokenizer, eos, self.spec.supervise)
+            for d, p in zip(documents, state.prompts, strict=True)
+        ]
+        loss, right = endpoint.loss(
+            state, [ids for ids, _ in pairs], [flags for _, flags in pairs], self.loss_mean
+        )
         return loss, right, sum(sum(flags) for _, flags in pairs)
 
     def step(self, clip: float) -> float:
@@ -170,7 +181,9 @@ class Lane:
         config = self.adapter.config
         self.adapter.config = config.model_copy(update={"training": config.training | training})
         with writing(self.folder):
-            save(self.adapter, self.folder, card(self.adapter), replace=True)  # asked for by --force, or this training's own earlier one
+            save(
+                self.adapter, self.folder, card(self.adapter), replace=True
+            )  # asked for by --force, or this training's own earlier one
         return self.folder
 
     # -- a checkpoint ------------------------------------------------------------------------------------------------------
@@ -194,7 +207,11 @@ class Lane:
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         # other processes than the first have streams of their own, which no checkpoint keeps
-        self.random, self.curve, self.failed = state["random"] if not self.offset else [], state["curve"], state["failed"]
+        self.random, self.curve, self.failed = (
+            state["random"] if not self.offset else [],
+            state["curve"],
+            state["failed"],
+        )
         self.best = tuple(state["best"]) if state["best"] is not None else None  # type: ignore[assignment]
         self.steps_done, self.seconds = state["steps_done"], state["seconds"]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import Any, get_args
 
+from lcfbench.adapters.base import adapter_class
 from lcfbench.errors import UserError, unknown
 
 SMALL_SCALE: dict[str, dict[str, Any]] = {
@@ -40,17 +40,22 @@ ALIGNMENT = {
     "token_alignment": ("span", "remap", "same"),
     "remap_strategy": ("longest", "first"),
 }
-SMALL_SCALE_ALIGNMENT = {"layer_map": "proportional"}  # the embedded pair differs much in depth: 30 layers read 18
+SMALL_SCALE_ALIGNMENT = {
+    "layer_map": "proportional"
+}  # the embedded pair differs much in depth: 30 layers read 18
 
 
-def adapter_options(kind: str, given: dict[str, str], small_scale: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+def adapter_options(
+    kind: str, given: dict[str, str], small_scale: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of the adapter (typed by its constructor) and of the alignment, from `-o` texts. UserError for unknown ones.
 
     small_scale: start from the settings that converge in minutes on a CPU; without it, from the constructor's own, which are the papers'.
     """
-    module = importlib.import_module(f"lcfbench.adapters.{kind}")
     parameters = {
-        n: p for n, p in inspect.signature(module.Fuser.__init__, eval_str=True).parameters.items() if n not in {"self", "config"}
+        n: p
+        for n, p in inspect.signature(adapter_class(kind).__init__, eval_str=True).parameters.items()
+        if n not in {"self", "config"}
     }
     options: dict[str, Any] = dict(SMALL_SCALE.get(kind, {})) if small_scale else {}
     alignment: dict[str, Any] = dict(SMALL_SCALE_ALIGNMENT) if small_scale else {}
@@ -62,7 +67,9 @@ def adapter_options(kind: str, given: dict[str, str], small_scale: bool = True) 
         elif key in parameters:
             options[key] = convert(key, text, parameters[key])
         else:
-            raise unknown(f"option of a {kind} adapter", key, [*parameters, *ALIGNMENT], "lcfbench train --help")
+            raise unknown(
+                f"option of a {kind} adapter", key, [*parameters, *ALIGNMENT], "lcfbench train --help"
+            )
     return {k: v for k, v in options.items() if k in parameters}, alignment
 
 
@@ -75,8 +82,10 @@ def split_options(
     """
     from lcfbench.methods.base import option_fields
 
-    module = importlib.import_module(f"lcfbench.adapters.{kind}")
-    of_adapter = {*inspect.signature(module.Fuser.__init__).parameters, *ALIGNMENT} - {"self", "config"}
+    of_adapter = {*inspect.signature(adapter_class(kind).__init__).parameters, *ALIGNMENT} - {
+        "self",
+        "config",
+    }
     of_method = {f.name for f in option_fields(method_kind)}
     taken = set(general) & (of_adapter | of_method)
     chosen = {k: v for k, v in general.items() if k in taken} | own
@@ -91,7 +100,9 @@ def convert(key: str, text: str, parameter: inspect.Parameter) -> Any:
         raise unknown(f"{key}", text, words, "lcfbench train --help")
     try:
         if isinstance(default, bool):
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
+                text.lower()
+            ]
         if isinstance(default, int):
             if (number := int(text)) < min(default, 1):  # 0 where it is the default: it means none
                 raise ValueError

@@ -11,15 +11,15 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from lcfbench.adapters.config import WEIGHTS
-from lcfbench.document import Scoring
+from lcfbench.config import Settings, several, texts
 from lcfbench.errors import UserError, unknown
-from lcfbench.recipe import Settings, several, texts
-from lcfbench.records import writing
+from lcfbench.files import writing
+from lcfbench.tasks.document import Scoring
 
 CHECKPOINT = "checkpoint.pt"
 SUPERVISE = ("all", "first", "last")
@@ -90,12 +90,16 @@ class TrainRecipe(Settings):
         made = [AdapterSpec.parse(text, self.seed) for text in self.adapters]
         labels = [s.label for s in made]
         if twice := {label for label in labels if labels.count(label) > 1}:
-            raise UserError(f"adapter {twice.pop()} is asked for twice.", "Give each its own options or seed.")
+            raise UserError(
+                f"adapter {twice.pop()} is asked for twice.", "Give each its own options or seed."
+            )
         return made
 
     def digest(self) -> str:
         """Of all that changes what is learned: a checkpoint goes on only under the same."""
-        asked = self.model_dump(mode="json", exclude={"out", "offline", "force", "tracker", "save_every", "device", "accumulate"})
+        asked = self.model_dump(
+            mode="json", exclude={"out", "offline", "force", "tracker", "save_every", "device", "accumulate"}
+        )
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -124,13 +128,17 @@ class AdapterSpec:
         for part in filter(None, rest.split(",")):
             key, sign, value = part.partition("=")
             if not sign:
-                raise UserError(f"adapter {text!r}: {part!r} is not KEY=VALUE.", "For example lcf:width=128,seed=1.")
+                raise UserError(
+                    f"adapter {text!r}: {part!r} is not KEY=VALUE.", "For example lcf:width=128,seed=1."
+                )
             options[key.strip().replace("-", "_")] = value.strip()
         label = re.sub(r"[^\w.-]+", "-", text.strip()).strip("-")
         own: dict[str, Any] = {"seed": seed, "kind": options.pop("kind", None)}
         if "seed" in options:
             if not re.fullmatch(r"\d+", given := options.pop("seed")):
-                raise UserError(f"adapter {text!r}: seed={given} is not a whole number.", "For example lcf:seed=1.")
+                raise UserError(
+                    f"adapter {text!r}: seed={given} is not a whole number.", "For example lcf:seed=1."
+                )
             own["seed"] = int(given)
         for key, known in (("senders", SENDERS), ("supervise", SUPERVISE)):
             if key in options:
@@ -140,20 +148,15 @@ class AdapterSpec:
         return cls(mode.strip(), label, tuple(options.items()), **own)
 
 
-class TrainProgress(Protocol):
-    """What the trainer tells whoever watches."""
-
-    def say(self, text: str) -> None: ...
-
-    def step(self, step: int, steps: int, loss: float, right: float, gates_open: int, gates: int, examples_per_s: float) -> None: ...
-
-
 def check(recipe: TrainRecipe) -> None:
     """Something to train, and a folder that can be written: better known now than after an hour. Raises UserError."""
     if not recipe.task or not recipe.adapters:
         raise UserError("nothing to train.", "Name a --task and a --mode; see `lcfbench ls tasks`.")
     if recipe.batch_size < recipe.accumulate:
-        raise UserError(f"--accumulate {recipe.accumulate} leaves no examples a pass.", f"--batch-size is {recipe.batch_size}.")
+        raise UserError(
+            f"--accumulate {recipe.accumulate} leaves no examples a pass.",
+            f"--batch-size is {recipe.batch_size}.",
+        )
     specs = recipe.specs()
     for folder in (folder_of(recipe, s) for s in specs):
         if (folder / WEIGHTS).exists() and not recipe.force and not (recipe.out / CHECKPOINT).exists():

@@ -7,16 +7,18 @@ from dataclasses import replace
 
 import torch
 
-from lcfbench.document import Document
-from lcfbench.endpoint import Endpoint
 from lcfbench.errors import UserError
-from lcfbench.loop import batches
+from lcfbench.evaluation.batching import batches
 from lcfbench.methods.base import prompt
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.tasks.document import Document
 
 LONGEST = 256  # tokens of a target
 
 
-def written_by(receiver: Endpoint, documents: Sequence[Document], batch_size: int, say: Callable[[str], None]) -> list[Document]:
+def written_by(
+    receiver: CausalLM, documents: Sequence[Document], batch_size: int, say: Callable[[str], None]
+) -> list[Document]:
     """The documents with the receiver's own greedy answers as gold, in the order given; those to which it says nothing are left out.
 
     Raises UserError where nothing is left.
@@ -31,9 +33,17 @@ def written_by(receiver: Endpoint, documents: Sequence[Document], batch_size: in
             # an answer that was cut off would teach to stop in the middle
             whole = [n < longest for n in lengths]
             cut += len(group) - sum(whole)
-            written |= {d.hash: text.strip() if ok else "" for d, text, ok in zip(group, texts, whole, strict=True)}
-    out = [replace(d, gold=written[d.hash], steps=(), scoring="generate") for d in documents if written[d.hash]]
+            written |= {
+                d.hash: text.strip() if ok else "" for d, text, ok in zip(group, texts, whole, strict=True)
+            }
+    out = [
+        replace(d, gold=written[d.hash], steps=(), scoring="generate") for d in documents if written[d.hash]
+    ]
     if not out:
-        raise UserError("the receiver wrote no answer to any example.", "Use --recipe or settings with targets: gold.")
-    say(f"targets written by the receiver: {len(out):,} of {len(documents):,} examples; {cut:,} answers were longer than {LONGEST} tokens.")
+        raise UserError(
+            "the receiver wrote no answer to any example.", "Use --recipe or settings with targets: gold."
+        )
+    say(
+        f"targets written by the receiver: {len(out):,} of {len(documents):,} examples; {cut:,} answers were longer than {LONGEST} tokens."
+    )
     return out

@@ -17,20 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lcfbench.controls import sender_of
-from lcfbench.document import Document
-from lcfbench.endpoint import sharing
+from lcfbench.controls.assignment import sender_of
 from lcfbench.errors import UserError
-from lcfbench.harness import Task
-from lcfbench.loop import batches, length
-from lcfbench.memory import peak_memory_bytes, reset_peak_memory
+from lcfbench.evaluation.answer import answer
+from lcfbench.evaluation.batching import batches, length
+from lcfbench.files import writing
 from lcfbench.methods.base import Batch
-from lcfbench.records import writing
-from lcfbench.scoring import answer
-from lcfbench.timing import Clock
-from lcfbench.training.lane import Lane
-from lcfbench.training.log import TrainLog
-from lcfbench.training.recipe import CHECKPOINT, TrainProgress, TrainRecipe, check
+from lcfbench.models.causal_lm import sharing
+from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
+from lcfbench.models.timing import Clock
+from lcfbench.progress import TrainProgress
+from lcfbench.results.training_log import TrainLog
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.task import Task
+from lcfbench.training.lane import AdapterTraining
+from lcfbench.training.recipe import CHECKPOINT, TrainRecipe, check
 from lcfbench.training.setup import accelerator_of, data_of, ends_of, lanes_of
 
 if TYPE_CHECKING:
@@ -58,8 +59,12 @@ def train(recipe: TrainRecipe, progress: TrainProgress) -> list[Path]:
     for lane in lanes:
         trainer.agree(lane)
         lane.begin(recipe)
-        progress.say(f"{lane.spec.label}: {lane.adapter.config.kind} adapter, {lane.adapter.params:,} parameters.")
-    progress.say(f"{len(examples):,} examples from {', '.join(recipe.task)}; models in {ends[0].dtype} on {ends[0].device}.")
+        progress.say(
+            f"{lane.spec.label}: {lane.adapter.config.kind} adapter, {lane.adapter.params:,} parameters."
+        )
+    progress.say(
+        f"{len(examples):,} examples from {', '.join(recipe.task)}; models in {ends[0].dtype} on {ends[0].device}."
+    )
     trainer.fit(examples, resumed)
     failed = [lane for lane in lanes if lane.failed]
     saved = [lane.save(recipe) for lane in lanes] if accelerator.is_main_process else []
@@ -68,17 +73,18 @@ def train(recipe: TrainRecipe, progress: TrainProgress) -> list[Path]:
     if failed:
         kept = ", ".join(str(lane.folder) for lane in failed)
         raise UserError(
-            f"the {failed[0].failed} is not finite at step {failed[0].steps_done + 1}.", f"The best state so far is in {kept}; lower --lr."
+            f"the {failed[0].failed} is not finite at step {failed[0].steps_done + 1}.",
+            f"The best state so far is in {kept}; lower --lr.",
         )
     return saved
 
 
 @dataclass
 class Trainer:
-    """The loop over batches; what belongs to one adapter is its `Lane`."""
+    """The loop over batches; what belongs to one adapter is its `AdapterTraining`."""
 
     recipe: TrainRecipe
-    lanes: list[Lane]
+    lanes: list[AdapterTraining]
     dev: dict[str, tuple[Task, list[Document]]]
     progress: TrainProgress
     accelerator: Accelerator
@@ -87,7 +93,7 @@ class Trainer:
     _log: TrainLog | None = field(default=None)
 
     @property
-    def alive(self) -> list[Lane]:
+    def alive(self) -> list[AdapterTraining]:
         return [lane for lane in self.lanes if not lane.failed]
 
     @property
@@ -153,14 +159,26 @@ class Trainer:
             except FloatingPointError as what:
                 lane.failed = str(what)
                 lane.optimiser.zero_grad(set_to_none=True)
-                self.progress.say(f"{lane.spec.label}: the {what} is not finite at step {self.step + 1}; it stops here.")
+                self.progress.say(
+                    f"{lane.spec.label}: the {what} is not finite at step {self.step + 1}; it stops here."
+                )
                 continue
-            lane.steps_done, lane.seconds = self.step + 1, lane.seconds + (time.perf_counter() - began) / len(self.lanes)
+            lane.steps_done, lane.seconds = (
+                self.step + 1,
+                lane.seconds + (time.perf_counter() - began) / len(self.lanes),
+            )
             if self._log is not None:
-                values = {"loss": lane.loss, "tokens_right": lane.right, "gradient_norm": norm, "lr": lane.schedule.get_last_lr()[0]}
+                values = {
+                    "loss": lane.loss,
+                    "tokens_right": lane.right,
+                    "gradient_norm": norm,
+                    "lr": lane.schedule.get_last_lr()[0],
+                }
                 self._log.add(lane.spec.label, self.step + 1, values)
                 if self.recipe.tracker:
-                    self.accelerator.log({f"{lane.spec.label}/{k}": v for k, v in values.items()}, step=self.step + 1)
+                    self.accelerator.log(
+                        {f"{lane.spec.label}/{k}": v for k, v in values.items()}, step=self.step + 1
+                    )
 
     def learn(self, documents: list[Document], share: float) -> None:
         """Gradients of every adapter on documents that both models read once."""
@@ -170,9 +188,11 @@ class Trainer:
 
     def sharing(self) -> AbstractContextManager[None]:
         """Equal prefills are computed once for all adapters; a baseline may use other models than its neighbour."""
-        return sharing(dict.fromkeys(e for lane in self.lanes for e in (lane.method.receiver, lane.method.sharer)))
+        return sharing(
+            dict.fromkeys(e for lane in self.lanes for e in (lane.method.receiver, lane.method.sharer))
+        )
 
-    def agree(self, lane: Lane) -> None:
+    def agree(self, lane: AdapterTraining) -> None:
         """Every process starts from the first one's adapter, and draws its own random numbers from here on."""
         if self.accelerator.num_processes > 1:
             for tensor in lane.adapter.state_dict().values():
@@ -181,14 +201,16 @@ class Trainer:
                 lane.random = []
                 lane.offset = self.accelerator.process_index
 
-    def gather(self, lane: Lane) -> None:
+    def gather(self, lane: AdapterTraining) -> None:
         """Sums gradients, loss and accuracy over processes: each has read its part of the batch."""
         if self.accelerator.num_processes == 1:
             return
         for p in lane.parameters:
             grad = p.grad if p.grad is not None else torch.zeros_like(p)
             p.grad = self.accelerator.reduce(grad, "sum")  # type: ignore[assignment]
-        sums = self.accelerator.reduce(torch.tensor([lane.loss, lane.right, lane.weight], device=self.accelerator.device), "sum")
+        sums = self.accelerator.reduce(
+            torch.tensor([lane.loss, lane.right, lane.weight], device=self.accelerator.device), "sum"
+        )
         lane.loss, lane.right, lane.weight = sums.tolist()  # type: ignore[union-attr]
 
     def probe(self, longest: list[Document]) -> None:
@@ -203,9 +225,15 @@ class Trainer:
         for lane, state in zip(self.lanes, random, strict=True):
             lane.optimiser.zero_grad(set_to_none=True)
             lane.random, lane.loss, lane.right, lane.weight = state, 0.0, 0.0, 0.0
-        states = sum(2 * p.numel() * p.element_size() + p.numel() * p.element_size() for lane in self.lanes for p in lane.parameters)
+        states = sum(
+            2 * p.numel() * p.element_size() + p.numel() * p.element_size()
+            for lane in self.lanes
+            for p in lane.parameters
+        )
         total = peak_memory_bytes(device) + states
-        self.progress.say(f"memory: about {total / 1e9:.1f} GB at its peak (longest batch measured, optimiser and best states added).")
+        self.progress.say(
+            f"memory: about {total / 1e9:.1f} GB at its peak (longest batch measured, optimiser and best states added)."
+        )
 
     @contextmanager
     def memory_named(self) -> Iterator[None]:
@@ -221,9 +249,7 @@ class Trainer:
 
     def out_of_memory(self) -> UserError:
         r = self.recipe
-        knob = (
-            f"Raise --accumulate (now {r.accumulate}): same batch of {r.batch_size}, less at once; or lower --max-tokens or --batch-size."
-        )
+        knob = f"Raise --accumulate (now {r.accumulate}): same batch of {r.batch_size}, less at once; or lower --max-tokens or --batch-size."
         if len(self.lanes) > 1:
             knob += " Train fewer adapters side by side."
         return UserError(f"out of memory at step {self.step + 1}.", knob)
@@ -234,7 +260,9 @@ class Trainer:
         gates = [lane.adapter.gate_logit for lane in lanes if hasattr(lane.adapter, "gate_logit")]
         opened, count = sum(int((g > 0).sum()) for g in gates), sum(g.numel() for g in gates)
         if self.main:
-            loss, right = (sum(getattr(lane, name) for lane in lanes) / len(lanes) for name in ("loss", "right"))
+            loss, right = (
+                sum(getattr(lane, name) for lane in lanes) / len(lanes) for name in ("loss", "right")
+            )
             self.progress.step(self.step, self.recipe.steps, loss, right, opened, count, rate)
             if self._log is not None:
                 self._log.add("", self.step, {"examples_per_s": rate, "gates_open": opened})
@@ -246,7 +274,9 @@ class Trainer:
     def evaluate(self) -> None:
         """Dev accuracy of every adapter, matched and with messages of other documents."""
         if self.main:
-            points: list[dict[str, Any]] = [{"step": self.step, "loss": lane.last_loss} for lane in self.alive]
+            points: list[dict[str, Any]] = [
+                {"step": self.step, "loss": lane.last_loss} for lane in self.alive
+            ]
             for lane in self.alive:
                 lane.adapter.eval()
             with torch.inference_mode(), self.memory_named():
@@ -256,7 +286,10 @@ class Trainer:
                 lane.adapter.train()
                 lane.judge(point)
                 scores = {k: v for k, v in point.items() if "/" in k}
-                self.progress.say(f"step {self.step}, dev, {lane.spec.label}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+                self.progress.say(
+                    f"step {self.step}, dev, {lane.spec.label}: "
+                    + ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
+                )
                 if self._log is not None:
                     self._log.add(lane.spec.label, self.step, scores)
                     self._log.seal()
@@ -275,7 +308,10 @@ class Trainer:
                             continue
                         batch = Batch(group, [senders[control][d.hash] for d in group], Clock())
                         outcomes, _ = answer(lane.method.respond(batch), batch)
-                        sums[control][i] += sum(task.score(d, o)[task.metric(d.scoring)] for d, o in zip(group, outcomes, strict=True))
+                        sums[control][i] += sum(
+                            task.score(d, o)[task.metric(d.scoring)]
+                            for d, o in zip(group, outcomes, strict=True)
+                        )
         for control in controls:
             for i, lane in enumerate(self.alive):
                 if control == "matched" or lane.method.sends:
@@ -285,7 +321,11 @@ class Trainer:
         """Everything the next step depends on, all of it or nothing."""
         if self.main:
             path = self.recipe.out / CHECKPOINT
-            state = {"recipe": self.recipe.digest(), "step": self.step, "lanes": [lane.state() for lane in self.lanes]}
+            state = {
+                "recipe": self.recipe.digest(),
+                "step": self.step,
+                "lanes": [lane.state() for lane in self.lanes],
+            }
             with writing(self.recipe.out):
                 part = path.with_suffix(".partial")
                 torch.save(state, part)
@@ -301,7 +341,9 @@ class Trainer:
             saved = [str(lane.save(self.recipe)) for lane in self.lanes if lane.best is not None]
             self.progress.say(f"the best state so far is in {', '.join(saved)}.")
         if (self.recipe.out / CHECKPOINT).exists():
-            self.progress.say(f"the last checkpoint is in {self.recipe.out}; the same command goes on from there.")
+            self.progress.say(
+                f"the last checkpoint is in {self.recipe.out}; the same command goes on from there."
+            )
         else:
             self.progress.say("no step was checkpointed yet; --force starts over.")
 
@@ -312,11 +354,14 @@ def _checkpoint(recipe: TrainRecipe) -> dict[str, Any] | None:
     if not path.exists() or recipe.force:
         return None
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} cannot be read (it is no checkpoint, or torn).", "Remove it, or start over with --force.")
+        raise UserError(
+            f"{path} cannot be read (it is no checkpoint, or torn).", "Remove it, or start over with --force."
+        )
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["recipe"] != recipe.digest():
         raise UserError(
-            f"{path} is of a training with other settings.", "Repeat that command, name another --out, or start over with --force."
+            f"{path} is of a training with other settings.",
+            "Repeat that command, name another --out, or start over with --force.",
         )
     return dict(state)
 
@@ -331,7 +376,10 @@ def batch_order(examples: Sequence[Document], recipe: TrainRecipe) -> list[list[
     out: list[list[Document]] = []
     stretch = 8 * recipe.batch_size
     for start in range(0, need, stretch):
-        part = sorted((examples[i] for i in drawn[start : min(start + stretch, need)]), key=lambda d: (d.shared, length(d)))
+        part = sorted(
+            (examples[i] for i in drawn[start : min(start + stretch, need)]),
+            key=lambda d: (d.shared, length(d)),
+        )
         groups = [part[i : i + recipe.batch_size] for i in range(0, len(part), recipe.batch_size)]
         out += [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
     return out[: recipe.steps]

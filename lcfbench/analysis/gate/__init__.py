@@ -20,8 +20,9 @@ from functools import cache, partial
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-from lcfbench.analysis.stats import Paired, Scores, holm, needed, paired
+from lcfbench.analysis.stats import Paired, Scores, holm, paired
 from lcfbench.analysis.stats.exact import count_p
+from lcfbench.analysis.stats.power import needed
 from lcfbench.errors import Exit
 
 ALPHA = 0.05
@@ -64,8 +65,12 @@ def score_shift(new: Scores, baseline: Scores, max_drop: float, family: int = 1)
     got: Paired = paired(new, baseline)
     same = got.spread == 0 and got.value == 0
     sure = got.p(margin=-max_drop, side="greater") < ALPHA
-    enough = partial(equal_answers, max_drop, got.binary) if same else partial(_documents, got, max_drop, family)
-    return Shift(got.value, *got.interval(CONFIDENCE), got.n, got.p(margin=-max_drop, side="less"), sure, enough, same)
+    enough = (
+        partial(equal_answers, max_drop, got.binary) if same else partial(_documents, got, max_drop, family)
+    )
+    return Shift(
+        got.value, *got.interval(CONFIDENCE), got.n, got.p(margin=-max_drop, side="less"), sure, enough, same
+    )
 
 
 @cache
@@ -75,7 +80,9 @@ def equal_answers(max_drop: float, binary: bool = True) -> int | None:
 
     if max_drop <= 0:
         return None
-    n = max(1, math.ceil(math.log(ALPHA) / math.log1p(-max_drop)))  # all of n keep their answer with probability (1 − max_drop)ⁿ
+    n = max(
+        1, math.ceil(math.log(ALPHA) / math.log1p(-max_drop))
+    )  # all of n keep their answer with probability (1 − max_drop)ⁿ
     while n <= MOST:
         equal = np.full(n, 1.0 if binary else 0.5)
         if paired(equal, equal).p(margin=-max_drop, side="greater") < ALPHA:
@@ -87,7 +94,10 @@ def equal_answers(max_drop: float, binary: bool = True) -> int | None:
 def decide(shifts: Sequence[Shift]) -> list[Outcome]:
     """What the whole family of tests says of each of its members."""
     adjusted = holm([shift.p for shift in shifts])
-    return [Outcome.WORSE if p < ALPHA else Outcome.OK if shift.sure else Outcome.UNSURE for p, shift in zip(adjusted, shifts, strict=True)]
+    return [
+        Outcome.WORSE if p < ALPHA else Outcome.OK if shift.sure else Outcome.UNSURE
+        for p, shift in zip(adjusted, shifts, strict=True)
+    ]
 
 
 def _documents(got: Paired, max_drop: float, family: int) -> int | None:
@@ -97,7 +107,9 @@ def _documents(got: Paired, max_drop: float, family: int) -> int | None:
     enough = needed(got.spread, distance, alpha=alpha, power=POWER, sides=1)
     if distance > 0:  # changed answers never need fewer than equal ones
         enough = max(enough, equal_answers(max_drop, got.binary) or 0)
-    if got.binary and got.gained + got.lost <= FEW and abs(distance) > 1e-9:  # where the normal approximation asks for too few
+    if (
+        got.binary and got.gained + got.lost <= FEW and abs(distance) > 1e-9
+    ):  # where the normal approximation asks for too few
         while enough <= MOST and _counted_p(got, enough, max_drop, distance > 0) >= alpha:
             enough += 1 + enough // 20
     return max(enough, got.n + 1) if enough <= MOST else None
@@ -160,40 +172,68 @@ class Checked:
         told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
         limits = f"at most {100 * self.max_drop:g} pt lost"
         limits += f", {100 * self.max_slowdown:g} % slower" if self.max_slowdown is not None else ""
-        ended = {Exit.OK: "passed", Exit.FAILED: "failed", Exit.INCOMPLETE: "incomplete", Exit.INCONCLUSIVE: "inconclusive"}
+        ended = {
+            Exit.OK: "passed",
+            Exit.FAILED: "failed",
+            Exit.INCOMPLETE: "incomplete",
+            Exit.INCONCLUSIVE: "inconclusive",
+        }
         cells = len({item.cell for item in self.items})
         return f"{ended[self.exit(strict)]}: {told} ({cells} cell{'s' if cells != 1 else ''}; {limits}; exit {int(self.exit(strict))})"
 
 
-def score_item(about: dict[str, Any], shift: Shift, outcome: Outcome, means: tuple[float, float], max_drop: float) -> Item:
+def score_item(
+    about: dict[str, Any], shift: Shift, outcome: Outcome, means: tuple[float, float], max_drop: float
+) -> Item:
     """The line of a score, in points."""
     text = ""
     if outcome is Outcome.WORSE:
         text = f"lost {-100 * shift.value:.1f} points, surely more than {100 * max_drop:g}"
     elif outcome is Outcome.UNSURE and shift.same:
         enough = shift.enough()
-        decides = f"{enough:,} documents would decide" if enough else "equal answers never show a loss of 0; give --max-drop"
+        decides = (
+            f"{enough:,} documents would decide"
+            if enough
+            else "equal answers never show a loss of 0; give --max-drop"
+        )
         text = f"all {shift.n:,} answers score the same; {decides}"
     elif outcome is Outcome.UNSURE:
         text = _undecided(shift, f"−{100 * max_drop:g} points")
     figures = (100 * mean for mean in means)
-    return Item(**about, aspect="score", outcome=outcome, n=shift.n, **_numbers(figures, [100 * x for x in shift[:3]]), text=text)
+    return Item(
+        **about,
+        aspect="score",
+        outcome=outcome,
+        n=shift.n,
+        **_numbers(figures, [100 * x for x in shift[:3]]),
+        text=text,
+    )
 
 
-def time_item(about: dict[str, Any], shift: Shift, outcome: Outcome, means: tuple[float, float], max_slowdown: float) -> Item:
+def time_item(
+    about: dict[str, Any], shift: Shift, outcome: Outcome, means: tuple[float, float], max_slowdown: float
+) -> Item:
     """The line of the time to the first token, in ms and per cent; slower is above 0."""
-    slower = [100 * math.expm1(-x) if math.isfinite(x) else math.nan for x in (shift.value, shift.high, shift.low)]
+    slower = [
+        100 * math.expm1(-x) if math.isfinite(x) else math.nan for x in (shift.value, shift.high, shift.low)
+    ]
     text = ""
     if outcome is Outcome.WORSE:
         text = f"{slower[0]:.1f} % slower, surely more than {100 * max_slowdown:g} %"
     elif not shift.n:
         text = "no document was timed alone in both runs (run --latency-documents)"
     elif shift.n < RUNS:
-        seen = f"{'slower' if slower[0] > 0 else 'faster'} by {abs(slower[0]):.0f} %" if abs(slower[0]) >= 0.5 else "as fast"
+        seen = (
+            f"{'slower' if slower[0] > 0 else 'faster'} by {abs(slower[0]):.0f} %"
+            if abs(slower[0]) >= 0.5
+            else "as fast"
+        )
         text = f"{seen} here, but {_runs(shift.n)} a side cannot tell the machine from the code; time three, with --seeds 0,1,2"
     elif outcome is Outcome.UNSURE:
         text = _undecided(shift, f"+{100 * max_slowdown:g} %", "runs")
-    return Item(**about, aspect="first token", outcome=outcome, n=shift.n, **_numbers(means, slower), text=text)
+    return Item(
+        **about, aspect="first token", outcome=outcome, n=shift.n, **_numbers(means, slower), text=text
+    )
 
 
 def _runs(n: int) -> str:

@@ -1,7 +1,7 @@
 """Every cell of a baseline looked up in new runs and judged by the gate: score, documents and, on request, time to the first token.
 
-from lcfbench.analysis.gate.check import check_cells
-check_cells(read_cells([Path("results/baseline")]), read_cells([Path("results")]), max_drop=0.01).exit(strict=False)
+from lcfbench.analysis.gate.check import check_run_groups
+check_run_groups(read_run_groups([Path("results/baseline")]), read_run_groups([Path("results")]), max_drop=0.01).exit(strict=False)
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.cells import joined
 from lcfbench.analysis.gate import RUNS, Checked, Item, Outcome, decide, score_item, score_shift, time_item
 from lcfbench.analysis.gate.times import CAVEAT, ONCE, blocks, time_shift, typical
 from lcfbench.analysis.matching import (
@@ -30,19 +29,36 @@ from lcfbench.analysis.matching import (
     short_names,
     value_of,
 )
+from lcfbench.analysis.run_groups import joined
 from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from lcfbench.analysis.cells import Cell, Cells
+    from lcfbench.analysis.run_groups import RunGroup, RunGroups
 
 GUARDED = (*REFUSED, *COMPUTED)  # what must agree between a baseline and what is checked against it
-KEY = ("pair", "task", "subject", "scoring", "mode", "control", "options", "task_options", "seed")  # which run a run is
+KEY = (
+    "pair",
+    "task",
+    "subject",
+    "scoring",
+    "mode",
+    "control",
+    "options",
+    "task_options",
+    "seed",
+)  # which run a run is
 SIDES = ("baseline", "new")
 
 
-def check_cells(baseline: Cells, new: Cells, max_drop: float, max_slowdown: float | None = None, allow: Sequence[str] = ()) -> Checked:
+def check_run_groups(
+    baseline: RunGroups,
+    new: RunGroups,
+    max_drop: float,
+    max_slowdown: float | None = None,
+    allow: Sequence[str] = (),
+) -> Checked:
     """Judges every cell of the baseline.
 
     max_drop, max_slowdown: fractions. allow: fields of `GUARDED` that may differ. Raises UserError where a field differs that must not,
@@ -55,7 +71,9 @@ def check_cells(baseline: Cells, new: Cells, max_drop: float, max_slowdown: floa
     shared = [joined(b, n)[:2] for b, n in pairs]
     untimed = [_not_timed(b, n) for b, n in pairs]
     scored = [i for i, (before, _) in enumerate(shared) if len(before)]
-    timed = {i: blocks(*pairs[i]) for i, why in enumerate(untimed) if not why} if max_slowdown is not None else {}
+    timed = (
+        {i: blocks(*pairs[i]) for i, why in enumerate(untimed) if not why} if max_slowdown is not None else {}
+    )
     family = len(scored) + sum(len(found) >= RUNS for found in timed.values())
     shifts = {("score", i): score_shift(shared[i][1], shared[i][0], max_drop, family) for i in scored}
     shifts |= {("time", i): time_shift(found, max_slowdown or 0.0, family) for i, found in timed.items()}
@@ -66,18 +84,35 @@ def check_cells(baseline: Cells, new: Cells, max_drop: float, max_slowdown: floa
             means = float(shared[i][0].mean()), float(shared[i][1].mean())
             checked.items.append(score_item(about, found, outcomes["score", i], means, max_drop))
         if found := shifts.get(("time", i)):
-            checked.items.append(time_item(about, found, outcomes["time", i], typical(timed[i]), max_slowdown or 0.0))
+            checked.items.append(
+                time_item(about, found, outcomes["time", i], typical(timed[i]), max_slowdown or 0.0)
+            )
         elif max_slowdown is not None:
-            checked.items.append(Item(**about, aspect="first token", outcome=Outcome.UNSURE, text=f"not compared: {untimed[i]}"))
-        if lacking := lacks(b, n, len(shared[i][0])) or ([] if i in scored else ["the baseline has no documents"]):
+            checked.items.append(
+                Item(
+                    **about, aspect="first token", outcome=Outcome.UNSURE, text=f"not compared: {untimed[i]}"
+                )
+            )
+        if lacking := lacks(b, n, len(shared[i][0])) or (
+            [] if i in scored else ["the baseline has no documents"]
+        ):
             text = "; ".join(lacking)
-            checked.items.append(Item(**about, aspect="documents", outcome=Outcome.INCOMPLETE, n=len(shared[i][0]), text=text))
+            checked.items.append(
+                Item(**about, aspect="documents", outcome=Outcome.INCOMPLETE, n=len(shared[i][0]), text=text)
+            )
         if text := _one_sided(b, n, allow):
             checked.items.append(Item(**about, aspect="fields", outcome=Outcome.INCOMPLETE, text=text))
         checked.notes += [f"{about['cell']}: {text}" for text in _notes(b, n, len(shared[i][0]))]
     for cell in missing:
         about = {"cell": names[id(cell)], "task": cell.task, "mode": name_of(cell)}
-        checked.items.append(Item(**about, aspect="documents", outcome=Outcome.INCOMPLETE, text=f"no such run{_nearest(cell, new.cells)}"))
+        checked.items.append(
+            Item(
+                **about,
+                aspect="documents",
+                outcome=Outcome.INCOMPLETE,
+                text=f"no such run{_nearest(cell, new.cells)}",
+            )
+        )
     # what cannot be read cannot be guarded; a baseline with a broken file must not pass in silence
     for text in (w for w in baseline.warnings if "skipped, cannot be read" in w):
         checked.items.append(Item("baseline", "baseline", "file", "documents", Outcome.INCOMPLETE, text=text))
@@ -88,34 +123,48 @@ def check_cells(baseline: Cells, new: Cells, max_drop: float, max_slowdown: floa
     return checked
 
 
-def pair_up(baseline: Sequence[Cell], new: Sequence[Cell], allow: Sequence[str] = ()) -> tuple[list[Pairing], list[Cell], list[Cell]]:
+def pair_up(
+    baseline: Sequence[RunGroup], new: Sequence[RunGroup], allow: Sequence[str] = ()
+) -> tuple[list[Pairing], list[RunGroup], list[RunGroup]]:
     """(baseline, new) cells of the same key, baseline cells without a new one, new ones without a baseline.
 
     Raises UserError where several new cells could be meant: an older run left in the folder must not answer for a newer one.
     """
     pairs: list[Pairing] = []
-    missing: list[Cell] = []
+    missing: list[RunGroup] = []
     taken: set[int] = set()
     for cell in sorted(baseline, key=reading_order):
         rivals = [other for other in baseline if _alike(cell, other, allow)]
         found = [other for other in new if _alike(cell, other, allow)]
         if len(rivals) > 1:  # told apart by what else their identity says, such as the adapter
-            found = [one for one in found if not differing(cell, one, (*EXPLAINS[:-1], "adapter_config", "limit"))]
+            found = [
+                one for one in found if not differing(cell, one, (*EXPLAINS[:-1], "adapter_config", "limit"))
+            ]
         if len(found) > 1:
-            apart = sorted({name for one in found for name in differing(found[0], one, (*EXPLAINS, "adapter_config", "limit"))})
+            apart = sorted(
+                {
+                    name
+                    for one in found
+                    for name in differing(found[0], one, (*EXPLAINS, "adapter_config", "limit"))
+                }
+            )
             what = f"{full_name(cell)}: {len(found)} new runs could be meant ({', '.join(one.run_ids[0] for one in found)})"
             raise UserError(
-                f"{what}; they differ in {', '.join(apart) or 'nothing recorded'}.", "Name the one run folder, or keep one of them."
+                f"{what}; they differ in {', '.join(apart) or 'nothing recorded'}.",
+                "Name the one run folder, or keep one of them.",
             )
         if any(id(one) in taken for one in found):
-            raise UserError(f"{full_name(found[0])} could be several of the baseline's runs.", "Give the run folder, with its manifest.")
+            raise UserError(
+                f"{full_name(found[0])} could be several of the baseline's runs.",
+                "Give the run folder, with its manifest.",
+            )
         pairs += [(cell, one) for one in found]
         missing += [] if found else [cell]
         taken |= {id(one) for one in found}
     return pairs, missing, [cell for cell in new if id(cell) not in taken]
 
 
-def lacks(b: Cell, n: Cell, shared: int) -> list[str]:
+def lacks(b: RunGroup, n: RunGroup, shared: int) -> list[str]:
     """What the new cell lacks that the baseline has, in words; seed by seed. shared: documents both have."""
     import numpy as np
 
@@ -123,7 +172,11 @@ def lacks(b: Cell, n: Cell, shared: int) -> list[str]:
     hashes = (
         []
         if len(b.runs) == 1 and shared == b.n
-        else sorted(str(name) for old, now in zip(b.runs, n.runs, strict=True) for name in _names(old, np.setdiff1d(old.codes, now.codes)))
+        else sorted(
+            str(name)
+            for old, now in zip(b.runs, n.runs, strict=True)
+            for name in _names(old, np.setdiff1d(old.codes, now.codes))
+        )
     )
     if hashes:
         few = ", ".join(hashes[:3]) + (", …" if len(hashes) > 3 else "")
@@ -131,13 +184,15 @@ def lacks(b: Cell, n: Cell, shared: int) -> list[str]:
     if n.state in ("running", "interrupted"):
         found.append(f"not finished ({n.state})")
     if n.errors > b.errors:
-        found.append(f"{n.errors:,} of {n.n:,} documents failed, {b.errors:,} in the baseline; the first: {first_error(n)}")
+        found.append(
+            f"{n.errors:,} of {n.n:,} documents failed, {b.errors:,} in the baseline; the first: {first_error(n)}"
+        )
     return found
 
 
-def first_error(cell: Cell) -> str:
+def first_error(cell: RunGroup) -> str:
     """What went wrong first, as its row says."""
-    from lcfbench.reading import Reading
+    from lcfbench.results.reader import Reading
 
     for run in cell.runs:
         for part in Reading([Path(run.manifest["folder"])], ("error",)):
@@ -155,21 +210,24 @@ def _names(run: Any, codes: np.ndarray) -> list[str]:
     return list(dict.fromkeys(run.hashes.take(at).to_pylist()))
 
 
-def _alike(a: Cell, b: Cell, allow: Sequence[str]) -> bool:
+def _alike(a: RunGroup, b: RunGroup, allow: Sequence[str]) -> bool:
     """Whether both are the same run of the same thing. What a file does not record cannot tell two apart."""
     if a.subject != b.subject or len(a.runs) != len(b.runs):
         return False
     return all(
-        x == y or ABSENT in (x, y) for name in KEY if name not in ("subject", *allow) for x, y in [(value_of(a, name), value_of(b, name))]
+        x == y or ABSENT in (x, y)
+        for name in KEY
+        if name not in ("subject", *allow)
+        for x, y in [(value_of(a, name), value_of(b, name))]
     )
 
 
-def _not_timed(b: Cell, n: Cell) -> str:
+def _not_timed(b: RunGroup, n: RunGroup) -> str:
     """Why times cannot be compared; empty where they can."""
     return other_machine(b, n) or ", ".join(changes(differing(b, n, COMPUTED)))
 
 
-def _recorded(b: Cell, n: Cell) -> dict[str, list[str]]:
+def _recorded(b: RunGroup, n: RunGroup) -> dict[str, list[str]]:
     """Guarded fields that do not stand on both sides, by where they do."""
     found: dict[str, list[str]] = {"neither": [], **{side: [] for side in SIDES}}
     for name in GUARDED:
@@ -179,15 +237,19 @@ def _recorded(b: Cell, n: Cell) -> dict[str, list[str]]:
     return found
 
 
-def _one_sided(b: Cell, n: Cell, allow: Sequence[str]) -> str:
+def _one_sided(b: RunGroup, n: RunGroup, allow: Sequence[str]) -> str:
     """What nobody can say to agree, since one side does not tell; empty where nothing is of that kind."""
     recorded = _recorded(b, n)
     halves = {side: [name for name in recorded[side] if name not in allow] for side in SIDES}
-    texts = [f"recorded in the {side} only, so whether it is the same is not known: {', '.join(x)}" for side, x in halves.items() if x]
+    texts = [
+        f"recorded in the {side} only, so whether it is the same is not known: {', '.join(x)}"
+        for side, x in halves.items()
+        if x
+    ]
     return "; ".join([*texts, "record again, or --allow each FIELD"]) if texts else ""
 
 
-def _notes(b: Cell, n: Cell, shared: int) -> list[str]:
+def _notes(b: RunGroup, n: RunGroup, shared: int) -> list[str]:
     """What may explain a change, and what a reader should know before believing that there is none."""
     notes = []
     if differs := changes(differing(b, n, (*REFUSED, *EXPLAINS))):
@@ -206,7 +268,7 @@ def _notes(b: Cell, n: Cell, shared: int) -> list[str]:
     return notes
 
 
-def _repeated(cell: Cell) -> int:
+def _repeated(cell: RunGroup) -> int:
     """Rows beyond the first of a document."""
     import numpy as np
 
@@ -215,10 +277,13 @@ def _repeated(cell: Cell) -> int:
     return sum(len(run.codes) - len(np.unique(run.codes)) for run in cell.runs)
 
 
-def _nearest(cell: Cell, new: Sequence[Cell]) -> str:
+def _nearest(cell: RunGroup, new: Sequence[RunGroup]) -> str:
     """The new run that comes closest, and what sets it apart."""
     names = [name for name in KEY if name != "subject"]
-    found = sorted((one for one in new if one.task), key=lambda one: (one.task != cell.task, len(differing(cell, one, names))))
+    found = sorted(
+        (one for one in new if one.task),
+        key=lambda one: (one.task != cell.task, len(differing(cell, one, names))),
+    )
     if not found:
         return ""
     return f"; the nearest, {full_name(found[0])}, differs: {'; '.join(changes(differing(cell, found[0], names))) or 'only in its seeds'}"

@@ -17,7 +17,9 @@ from lcfbench.analysis.gate import Checked, Item, Outcome
 
 SUITE = "lcfbench check"
 MARKS = {Outcome.OK: "✅", Outcome.WORSE: "❌", Outcome.UNSURE: "❔", Outcome.INCOMPLETE: "⚠️"}
-FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters that XML 1.0 cannot hold
+FORBIDDEN = re.compile(
+    "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+)  # characters that XML 1.0 cannot hold
 NONE = "–"
 
 
@@ -25,17 +27,28 @@ def to_junit(checked: Checked, strict: bool) -> str:
     """The layout that GitHub, GitLab and Jenkins read: testsuites, testsuite, testcase with failure, error or skipped."""
     results = [_result(item.outcome, strict) for item in checked.items]
     counts = Counter(results)
-    totals = {"tests": len(results), "failures": counts["failure"], "errors": counts["error"], "skipped": counts["skipped"]}
+    totals = {
+        "tests": len(results),
+        "failures": counts["failure"],
+        "errors": counts["error"],
+        "skipped": counts["skipped"],
+    }
     attributes = {name: str(count) for name, count in totals.items()} | {"time": "0"}
     root = ElementTree.Element("testsuites", {"name": SUITE, **attributes})
     suite = ElementTree.SubElement(root, "testsuite", {"name": SUITE, **attributes})
     for item, result in zip(checked.items, results, strict=True):
-        names = {"classname": _clean(f"{item.task}.{item.mode}"), "name": _clean(f"{item.aspect}: {item.cell}"), "time": "0"}
+        names = {
+            "classname": _clean(f"{item.task}.{item.mode}"),
+            "name": _clean(f"{item.aspect}: {item.cell}"),
+            "time": "0",
+        }
         case = ElementTree.SubElement(suite, "testcase", names)
         if result == "skipped":
             ElementTree.SubElement(case, "skipped", {"message": _clean(sentence(item))})
         elif result:
-            told = ElementTree.SubElement(case, result, {"message": _clean(sentence(item)), "type": str(item.outcome)})
+            told = ElementTree.SubElement(
+                case, result, {"message": _clean(sentence(item)), "type": str(item.outcome)}
+            )
             told.text = _clean(f"{item.cell}\n{sentence(item)}\n{checked.summary(strict)}")
         else:
             ElementTree.SubElement(case, "system-out").text = _clean(sentence(item))
@@ -50,9 +63,13 @@ def refused_junit(reason: str) -> str:
     counts = {"name": SUITE, "tests": "1", "failures": "0", "errors": "1", "skipped": "0", "time": "0"}
     root = ElementTree.Element("testsuites", counts)
     case = ElementTree.SubElement(
-        ElementTree.SubElement(root, "testsuite", counts), "testcase", {"classname": "check", "name": "refused", "time": "0"}
+        ElementTree.SubElement(root, "testsuite", counts),
+        "testcase",
+        {"classname": "check", "name": "refused", "time": "0"},
     )
-    ElementTree.SubElement(case, "error", {"message": _clean(reason), "type": "not comparable"}).text = _clean(reason)
+    ElementTree.SubElement(
+        case, "error", {"message": _clean(reason), "type": "not comparable"}
+    ).text = _clean(reason)
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
@@ -75,18 +92,35 @@ def github_lines(checked: Checked, strict: bool) -> list[str]:
 def annotation(level: str, title: str, message: str) -> str:
     """`::error title=…::…`. What has a meaning in a workflow command is escaped as GitHub's toolkit does it."""
     text = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    name = title.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A").replace(":", "%3A").replace(",", "%2C")
+    name = (
+        title.replace("%", "%25")
+        .replace("\r", "%0D")
+        .replace("\n", "%0A")
+        .replace(":", "%3A")
+        .replace(",", "%2C")
+    )
     return f"::{level} title={name}::{text}"
 
 
 def to_markdown(checked: Checked, strict: bool) -> str:
     """The table for a job's summary page."""
     rows = [("", "what", "", "baseline", "new", "change", "90 %", "n"), ("---",) * 3 + ("---:",) * 5]
-    rows += [(MARKS[item.outcome] + f" {item.outcome}", item.cell, item.aspect, *figures(item)) for item in checked.items]
+    rows += [
+        (MARKS[item.outcome] + f" {item.outcome}", item.cell, item.aspect, *figures(item))
+        for item in checked.items
+    ]
     table = ["| " + " | ".join(_cell(part) for part in row) + " |" for row in rows]
     details = [f"- {item.cell}, {item.aspect}: {_cell(item.text)}" for item in checked.items if item.text]
     return "\n".join(
-        [f"**lcfbench check** {checked.summary(strict)}", "", *table, "", *details, *(f"- {_cell(n)}" for n in checked.notes), ""]
+        [
+            f"**lcfbench check** {checked.summary(strict)}",
+            "",
+            *table,
+            "",
+            *details,
+            *(f"- {_cell(n)}" for n in checked.notes),
+            "",
+        ]
     )
 
 

@@ -21,7 +21,7 @@ from lcfbench.analysis.gate import ALPHA, POWER, RUNS, Shift
 if TYPE_CHECKING:
     import numpy as np
 
-    from lcfbench.analysis.cells import Cell
+    from lcfbench.analysis.run_groups import RunGroup
 
 MANY = 1000  # runs; nobody times more
 CAVEAT = (
@@ -31,7 +31,7 @@ CAVEAT = (
 ONCE = "time: --seeds repeats only what a seed changes; a method that draws nothing is run once, unless a --limit draws its documents"
 
 
-def blocks(baseline: Cell, new: Cell) -> list[tuple[np.ndarray, np.ndarray]]:
+def blocks(baseline: RunGroup, new: RunGroup) -> list[tuple[np.ndarray, np.ndarray]]:
     """(new, baseline) milliseconds to the first token of the documents timed alone in both, run by run; runs without any left out."""
     import numpy as np
 
@@ -45,12 +45,19 @@ def blocks(baseline: Cell, new: Cell) -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def time_shift(blocks: Iterable[tuple[np.ndarray, np.ndarray]], max_slowdown: float, family: int = 1) -> Shift:
+def time_shift(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]], max_slowdown: float, family: int = 1
+) -> Shift:
     """Of (new, baseline) times of the same documents, a pair of vectors a block. With fewer than three blocks there is no test."""
     import numpy as np
     from scipy.special import stdtr, stdtrit
 
-    moved = np.array([np.log(np.asarray(before, dtype=float) / np.asarray(now, dtype=float)).mean() for now, before in blocks])
+    moved = np.array(
+        [
+            np.log(np.asarray(before, dtype=float) / np.asarray(now, dtype=float)).mean()
+            for now, before in blocks
+        ]
+    )
     n, limit = len(moved), -math.log1p(max_slowdown)
     value = float(moved.mean()) if n else math.nan
     if n < RUNS:
@@ -60,7 +67,15 @@ def time_shift(blocks: Iterable[tuple[np.ndarray, np.ndarray]], max_slowdown: fl
     half = float(stdtrit(n - 1, 1 - ALPHA)) * error
     # clocks that repeat to the last digit leave no error: then the mean itself is the bound
     p = float(stdtr(n - 1, (value - limit) / error)) if error > 0 else float(value >= limit)
-    return Shift(value, value - half, value + half, n, p, value - half > limit, partial(_enough, spread, value - limit, n, family))
+    return Shift(
+        value,
+        value - half,
+        value + half,
+        n,
+        p,
+        value - half > limit,
+        partial(_enough, spread, value - limit, n, family),
+    )
 
 
 def typical(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:

@@ -22,7 +22,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8
 INK, GREY = "#222222", "#8a8a8a"
 STYLE: dict[Any, Any] = {
     **{"font.family": "DejaVu Sans", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False},
-    **{"axes.edgecolor": GREY, "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.labelcolor": INK},
+    **{
+        "axes.edgecolor": GREY,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+    },
     **{"svg.hashsalt": "lcfbench", "svg.fonttype": "path", "figure.dpi": 150, "savefig.dpi": 150},
 }
 
@@ -56,5 +62,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         figure.savefig(paths[0], metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}.", "Name another folder with --out.") from error
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}.", "Name another folder with --out."
+        ) from error
     return paths

@@ -1,7 +1,7 @@
 """The frontier: score against adapter size, latency and message bytes, one row of panels a task, as png and svg.
 
     from lcfbench.analysis.plots.frontier import plot
-    plot(summarise(read_cells(paths).cells), Path("results"))
+    plot(summarise(read_run_groups(paths).cells), Path("results"))
 
 Filled: matched. Hollow: deranged, the same method with another document's message; where the two meet nothing is communicated.
 The same summary gives the same bytes: fixed fonts, fixed ids, no dates.
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, TOP, ROW, TITLE, FOOT = 14.0, 0.45, 4.5, 0.35, 0.95  # inches: figure, legend, one row of panels, its heading, its x axis
+WIDTH, TOP, ROW, TITLE, FOOT = (
+    14.0,
+    0.45,
+    4.5,
+    0.35,
+    0.95,
+)  # inches: figure, legend, one row of panels, its heading, its x axis
 LINE = 0.22  # inches a sentence under a heading takes
 CROWD = 6  # with more methods than this the verdicts stay in the sentences above
 SAID = {
@@ -44,17 +50,24 @@ def plot(summary: pd.DataFrame, out_dir: Path, published: bool = False) -> list[
     Raises UserError where there is nothing to draw or the folder cannot be written.
     """
     if not len(summary):
-        raise UserError("no runs to plot.", "Run something first, or name a folder with runs; `lcfbench ls runs` lists them.")
+        raise UserError(
+            "no runs to plot.",
+            "Run something first, or name a folder with runs; `lcfbench ls runs` lists them.",
+        )
     with styled():
         return save(draw(summary, published), out_dir, "frontier")
 
 
 def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
     """The figure, drawn without pyplot (and so without a display or global state)."""
-    summary = summary[summary["control"].isin(SHOWN)]  # no oracles, which have no size; no controls from which nothing follows
+    summary = summary[
+        summary["control"].isin(SHOWN)
+    ]  # no oracles, which have no size; no controls from which nothing follows
     if not len(summary):
         raise UserError("no matched or deranged run to plot.", "Run with --control matched,deranged.")
-    rows = [(key, lines.to_dict("records")) for key, lines in summary.groupby(GROUP, sort=False, dropna=False)]
+    rows = [
+        (key, lines.to_dict("records")) for key, lines in summary.groupby(GROUP, sort=False, dropna=False)
+    ]
     said = [_sentences(lines) for _, lines in rows]
     height = TOP + sum(ROW + LINE * len(words) for words in said)
     figure = canvas((WIDTH, height))
@@ -68,7 +81,9 @@ def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
         figure.text(0.055, (top - 0.1) / height, head, weight="bold", size=13, va="top")
         for index, (label, word) in enumerate(words):
             weight = "bold" if label in ("does not communicate", "adapts only", "misleads") else "normal"
-            figure.text(0.055, (top - 0.1 - TITLE - LINE * index) / height, word, size=10.5, va="top", weight=weight)
+            figure.text(
+                0.055, (top - 0.1 - TITLE - LINE * index) / height, word, size=10.5, va="top", weight=weight
+            )
         upper = top - TITLE - LINE * len(words) - 0.25
         lower = top - ROW - LINE * len(words) + FOOT
         theirs = published_numbers(str(pair), str(task)) if published else []
@@ -82,7 +97,9 @@ def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, panel: Panel, marks: list[dict[Any, Any]], colours: dict[str, str], first: bool) -> None:
+def _panel(
+    axes: Axes, panel: Panel, marks: list[dict[Any, Any]], colours: dict[str, str], first: bool
+) -> None:
     points = positions(axes, panel, marks)
     lines = _vertical(axes, marks, first)
     axes.set_xlabel(panel.label, size=10.5)
@@ -99,7 +116,10 @@ def _panel(axes: Axes, panel: Panel, marks: list[dict[Any, Any]], colours: dict[
     for point in points:
         _mark(axes, point, colours.get(point.line["mode"], GREY))
     told = first and len(own) <= CROWD
-    labels = [(p.x, p.y, _name(p, told), colours.get(p.line["mode"], GREY), p.kind in ("matched", "published")) for p in points]
+    labels = [
+        (p.x, p.y, _name(p, told), colours.get(p.line["mode"], GREY), p.kind in ("matched", "published"))
+        for p in points
+    ]
     place(axes, labels, [(p.x, 100 * p.line["low"], 100 * p.line["high"]) for p in points], lines)
 
 
@@ -111,8 +131,19 @@ def _mark(axes: Axes, point: Point, colour: str) -> None:
     own = point.kind == "matched"
     edge = colour if own else _greyed(colour)
     span = [[max(0.0, point.y - 100 * line["low"])], [max(0.0, 100 * line["high"] - point.y)]]
-    axes.errorbar(point.x, point.y, yerr=span, fmt="none", ecolor=edge, elinewidth=1.6 if own else 1.0, capsize=3, zorder=3)
-    axes.plot(point.x, point.y, "o", ms=9, mfc=colour if own else "white", mec=edge, mew=1.6, zorder=5 if own else 4)
+    axes.errorbar(
+        point.x,
+        point.y,
+        yerr=span,
+        fmt="none",
+        ecolor=edge,
+        elinewidth=1.6 if own else 1.0,
+        capsize=3,
+        zorder=3,
+    )
+    axes.plot(
+        point.x, point.y, "o", ms=9, mfc=colour if own else "white", mec=edge, mew=1.6, zorder=5 if own else 4
+    )
 
 
 def _front(axes: Axes, points: list[Point]) -> list[Line]:
@@ -127,7 +158,10 @@ def _front(axes: Axes, points: list[Point]) -> list[Line]:
 def _vertical(axes: Axes, marks: list[dict[Any, Any]], first: bool) -> list[Line]:
     """Limits and grid of the score axis; returns the line of chance where it is known."""
     low, high = min(100 * m["low"] for m in marks), max(100 * m["high"] for m in marks)
-    chance = next((100 * m["chance"] for m in marks if m.get("chance") is not None and not math.isnan(m["chance"])), None)
+    chance = next(
+        (100 * m["chance"] for m in marks if m.get("chance") is not None and not math.isnan(m["chance"])),
+        None,
+    )
     if chance is not None:
         low, high = min(low, chance), max(high, chance)
         axes.axhline(chance, color=GREY, ls=(0, (4, 3)), lw=1, zorder=0)
@@ -148,19 +182,44 @@ def _sentences(lines: list[dict[Any, Any]]) -> list[tuple[str, str]]:
         facts = f"{100 * line['matched_score']:.1f} % with its own message, {100 * line['deranged_score']:.1f} % with another document's"
         match line["verdict"]:
             case "communicates":
-                found.append((line["verdict"], f"{line['label']} communicates: {facts} (n={line['content_n']:.0f})"))
+                found.append(
+                    (line["verdict"], f"{line['label']} communicates: {facts} (n={line['content_n']:.0f})")
+                )
             case "adapts only":
                 found.append(
-                    (line["verdict"], f"{line['label']} adapts only, its message adds nothing: {facts} (n={line['content_n']:.0f})")
+                    (
+                        line["verdict"],
+                        f"{line['label']} adapts only, its message adds nothing: {facts} (n={line['content_n']:.0f})",
+                    )
                 )
             case "misleads":
-                found.append((line["verdict"], f"{line['label']} misleads, its own message does harm: {facts} (n={line['content_n']:.0f})"))
+                found.append(
+                    (
+                        line["verdict"],
+                        f"{line['label']} misleads, its own message does harm: {facts} (n={line['content_n']:.0f})",
+                    )
+                )
             case "does not communicate":
-                found.append((line["verdict"], f"{line['label']}: nothing is communicated: {facts} (n={line['content_n']:.0f})"))
+                found.append(
+                    (
+                        line["verdict"],
+                        f"{line['label']}: nothing is communicated: {facts} (n={line['content_n']:.0f})",
+                    )
+                )
             case "undecided":
-                found.append((line["verdict"], f"{line['label']}: no communication shown, undecided at n={line['content_n']:.0f}: {facts}"))
+                found.append(
+                    (
+                        line["verdict"],
+                        f"{line['label']}: no communication shown, undecided at n={line['content_n']:.0f}: {facts}",
+                    )
+                )
             case "untested":
-                found.append((line["verdict"], f"{line['label']}: whether anything is communicated was not tested (no deranged run)"))
+                found.append(
+                    (
+                        line["verdict"],
+                        f"{line['label']}: whether anything is communicated was not tested (no deranged run)",
+                    )
+                )
     return found
 
 
@@ -176,14 +235,25 @@ def _legend(figure: Figure, summary: pd.DataFrame, published: bool) -> None:
 
     shapes = [
         Line2D([], [], ls="", marker="o", ms=9, color=INK, label="matched: its own document's message"),
-        Line2D([], [], ls=":", marker="o", ms=9, mfc="white", color=GREY, label="deranged: another document's message"),
+        Line2D(
+            [],
+            [],
+            ls=":",
+            marker="o",
+            ms=9,
+            mfc="white",
+            color=GREY,
+            label="deranged: another document's message",
+        ),
         Line2D([], [], color=INK, alpha=0.55, lw=1.1, label="Pareto front"),
         Line2D([], [], ls="", marker="|", ms=12, mew=1.6, color=INK, label="95 % interval"),
     ]
     if summary["chance"].notna().any():
         shapes.append(Line2D([], [], ls=(0, (4, 3)), color=GREY, label="chance"))
     if published:
-        shapes.append(Line2D([], [], ls="", marker="D", ms=8, mfc="white", color=INK, label="published, not ours"))
+        shapes.append(
+            Line2D([], [], ls="", marker="D", ms=8, mfc="white", color=INK, label="published, not ours")
+        )
     figure.legend(
         handles=shapes,
         loc="upper left",

@@ -22,7 +22,13 @@ COSTS = [radius + 0.4 * ANGLES.index(angle) for radius, angle in PLACES]  # near
 FAR = 21  # from here on a thin line leads back to the point
 
 
-def place(axes: Axes, labels: list[Label], bars: list[tuple[float, float, float]], lines: list[Line], size: float = 10.5) -> None:
+def place(
+    axes: Axes,
+    labels: list[Label],
+    bars: list[tuple[float, float, float]],
+    lines: list[Line],
+    size: float = 10.5,
+) -> None:
     """Annotate every shown label.
 
     Marks of all labels, their vertical error bars (x, low, high) and other labels are kept free; lines where it costs little.
@@ -38,14 +44,27 @@ def place(axes: Axes, labels: list[Label], bars: list[tuple[float, float, float]
     for x, low, high in bars:
         (px, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
         taken.append((px - 3 * scale, bottom, px + 3 * scale, top))
-    inked = np.concatenate([np.empty((0, 2)), *(_dotted(axes.transData.transform(np.column_stack(line))) for line in lines)])
+    inked = np.concatenate(
+        [np.empty((0, 2)), *(_dotted(axes.transData.transform(np.column_stack(line))) for line in lines)]
+    )
     for (x, y, text, colour, shown), (px, py) in zip(labels, dots, strict=True):
         if not shown:
             continue
-        note = axes.annotate(text, (x, y), textcoords="offset points", xytext=(0, 0), size=size, color=colour, zorder=6, gid="label")
+        note = axes.annotate(
+            text,
+            (x, y),
+            textcoords="offset points",
+            xytext=(0, 0),
+            size=size,
+            color=colour,
+            zorder=6,
+            gid="label",
+        )
         note.set_path_effects([withStroke(linewidth=3, foreground="white")])
         extent = note.get_window_extent(renderer)
-        boxes = np.array([_box(px, py, radius * scale, angle, extent.width, extent.height) for radius, angle in PLACES])
+        boxes = np.array(
+            [_box(px, py, radius * scale, angle, extent.width, extent.height) for radius, angle in PLACES]
+        )
         free = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
         outside = free[0] * free[1] - _shared(boxes, np.array([frame.extents]))[:, 0]
         covered = _shared(boxes, np.array(taken)).sum(1)
@@ -61,8 +80,18 @@ def place(axes: Axes, labels: list[Label], bars: list[tuple[float, float, float]
                 "",
                 (x, y),
                 textcoords="offset points",
-                xytext=((min(max(px, box[0]), box[2]) - px) / scale, (min(max(py, box[1]), box[3]) - py) / scale),
-                arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.7, "shrinkA": 0, "shrinkB": 5},
+                xytext=(
+                    (min(max(px, box[0]), box[2]) - px) / scale,
+                    (min(max(py, box[1]), box[3]) - py) / scale,
+                ),
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": colour,
+                    "lw": 0.7,
+                    "alpha": 0.7,
+                    "shrinkA": 0,
+                    "shrinkB": 5,
+                },
             )
 
 
@@ -77,7 +106,9 @@ def _dotted(corners: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _box(px: float, py: float, distance: float, angle: float, width: float, height: float) -> tuple[float, float, float, float]:
+def _box(
+    px: float, py: float, distance: float, angle: float, width: float, height: float
+) -> tuple[float, float, float, float]:
     """Left, bottom, right and top, in pixels, of a label that lies so far from its mark in the direction of `angle`, with a margin of 2."""
     dx, dy = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
     left = px + dx - (0 if abs(angle) < 80 else width / 2 if abs(angle) <= 100 else width)
@@ -89,5 +120,8 @@ def _shared(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(n, m) pixels that each of n boxes (left, bottom, right, top) shares with each of m others."""
     import numpy as np
 
-    low, high = np.maximum(boxes[:, None, :2], others[None, :, :2]), np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    low, high = (
+        np.maximum(boxes[:, None, :2], others[None, :, :2]),
+        np.minimum(boxes[:, None, 2:], others[None, :, 2:]),
+    )
     return np.clip(high - low, 0.0, None).prod(2)

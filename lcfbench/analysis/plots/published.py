@@ -40,11 +40,17 @@ def _c2c(sharer: str, c2c_mb: float | None, **tasks: tuple[float, ...]) -> list[
     for task, values in tasks.items():
         modes = ("receiver", "t2t", "c2c")[-len(values) :]
         for mode, value in zip(modes, values, strict=True):
-            found.append(Published(pair, task, mode, mode, value / 100, C2C, adapter_mb=c2c_mb if mode == "c2c" else None))
+            found.append(
+                Published(
+                    pair, task, mode, mode, value / 100, C2C, adapter_mb=c2c_mb if mode == "c2c" else None
+                )
+            )
     return found
 
 
-def _hotpot(mode: str, label: str, f1: float, mb: float | None = None, ttft_ms: float | None = None) -> Published:
+def _hotpot(
+    mode: str, label: str, f1: float, mb: float | None = None, ttft_ms: float | None = None
+) -> Published:
     return Published("qwen3-0.6b:qwen3-0.6b", "hotpotqa_split", mode, label, f1 / 100, LCF, "f1", mb, ttft_ms)
 
 
@@ -57,8 +63,20 @@ NUMBERS: tuple[Published, ...] = (
         mmlu_redux=(35.53, 41.03, 42.92),
         ceval=(32.04, 35.88, 41.77),
     ),
-    *_c2c("llama3.2-1b", 999.7, openbookqa=(41.20, 47.80), arc_challenge=(50.00, 53.39), mmlu_redux=(43.32, 44.42)),
-    *_c2c("qwen3-4b-base", None, openbookqa=(46.40, 53.20), arc_challenge=(53.91, 55.39), mmlu_redux=(43.87, 43.95)),
+    *_c2c(
+        "llama3.2-1b",
+        999.7,
+        openbookqa=(41.20, 47.80),
+        arc_challenge=(50.00, 53.39),
+        mmlu_redux=(43.32, 44.42),
+    ),
+    *_c2c(
+        "qwen3-4b-base",
+        None,
+        openbookqa=(46.40, 53.20),
+        arc_challenge=(53.91, 55.39),
+        mmlu_redux=(43.87, 43.95),
+    ),
     _hotpot("question_only", "question only", 7.48),
     _hotpot("receiver", "receiver", 24.62),
     _hotpot("full_context", "full_context", 29.98),

@@ -98,7 +98,9 @@ def positions(axes: Axes, panel: Panel, marks: list[dict[Any, Any]]) -> list[Poi
         for shift in (-0.013, 0.013):  # the axis is broken here
             x, lean = axis.edge + shift * axis.span, 0.008 * axis.span
             across = axes.get_xaxis_transform()
-            axes.plot([x - lean, x + lean], [-0.02, 0.02], transform=across, color="#222222", clip_on=False, lw=1.0)
+            axes.plot(
+                [x - lean, x + lean], [-0.02, 0.02], transform=across, color="#222222", clip_on=False, lw=1.0
+            )
     axes.set_xticks(axis.ticks, axis.names)
     return axis.points
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.plots.figures import COLOURS, GREY, INK, canvas, save, styled
 from lcfbench.errors import UserError
-from lcfbench.training.log import LOG
+from lcfbench.results.training_log import LOG
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,18 +29,27 @@ def read(folders: Sequence[Path]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    files = [f for folder in folders for f in ([folder] if folder.is_file() else sorted(folder.glob(f"**/{LOG}")))]
+    files = [
+        f for folder in folders for f in ([folder] if folder.is_file() else sorted(folder.glob(f"**/{LOG}")))
+    ]
     if not files:
-        raise UserError(f"no {LOG} under {', '.join(map(str, folders))}.", "Name a folder that `lcfbench train` wrote.")
+        raise UserError(
+            f"no {LOG} under {', '.join(map(str, folders))}.", "Name a folder that `lcfbench train` wrote."
+        )
     frames = []
     for file in files:
         try:
             frame = pd.read_parquet(file, columns=["adapter", "step", "metric", "value"])
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"{file} is no training log ({str(error).splitlines()[0]}).", "Name a folder that `lcfbench train` wrote."
+                f"{file} is no training log ({str(error).splitlines()[0]}).",
+                "Name a folder that `lcfbench train` wrote.",
             ) from error
-        frames.append(frame.assign(adapter=[f"{file.parent.name} {a}" if len(files) > 1 and a else a for a in frame["adapter"]]))
+        frames.append(
+            frame.assign(
+                adapter=[f"{file.parent.name} {a}" if len(files) > 1 and a else a for a in frame["adapter"]]
+            )
+        )
     return pd.concat(frames)
 
 
@@ -74,7 +83,14 @@ def draw(rows: pd.DataFrame) -> Figure:
                 part = 100 * _wide(mine, f"{task}/{control}")
                 if len(part):
                     axis.plot(
-                        part.index, part, linestyle="", color=colours[name], marker="o", markersize=3.5, alpha=0.5, markerfacecolor=fill
+                        part.index,
+                        part,
+                        linestyle="",
+                        color=colours[name],
+                        marker="o",
+                        markersize=3.5,
+                        alpha=0.5,
+                        markerfacecolor=fill,
                     )
                     axis.plot(part.index, part.mean(axis=1), line, color=colours[name], linewidth=1.6)
     axes[0].set(title=f"training loss (mean of {SMOOTH} steps)", xlabel="step", ylabel="cross-entropy, nats")
@@ -85,7 +101,9 @@ def draw(rows: pd.DataFrame) -> Figure:
         axis.set_xlim(0, 1.03 * rows["step"].max())
         axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axis.set_axisbelow(True)
-    handles: list[Any] = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in colours.items()]
+    handles: list[Any] = [
+        Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in colours.items()
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     if tasks:
         marks = [Line2D([], [], color=INK, marker="o", markersize=4, label="matched"),

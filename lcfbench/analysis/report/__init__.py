@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lcfbench.analysis.report import page, text
+from lcfbench.analysis.report import page, text  # isort: skip
 from lcfbench.analysis.report.source import Source
 
 FORMS: dict[str, Callable[[Source], str]] = {"html": page.html, "markdown": text.markdown, "csv": text.csv}

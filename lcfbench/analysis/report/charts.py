@@ -42,32 +42,55 @@ def panel(chosen: Panel, lines: Sequence[dict[Any, Any]], classes: Mapping[str, 
     axis = lay_out(chosen, lines)
     parts = [Markup("<title>{}</title>").format(title)]
     if axis is None:
-        parts.append(Markup('<text class="absent" x="{}" y="{}">not measured</text>').format((LEFT + WIDE - RIGHT) / 2, HIGH / 2 - 18))
+        parts.append(
+            Markup('<text class="absent" x="{}" y="{}">not measured</text>').format(
+                (LEFT + WIDE - RIGHT) / 2, HIGH / 2 - 18
+            )
+        )
         return _svg(parts + _name(chosen), title)
     low, high, chance = _limits(lines)
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = (x - axis.left) / (axis.right - axis.left)
-        return LEFT + across * (WIDE - LEFT - RIGHT), HIGH - FOOT - (y - low) / (high - low) * (HIGH - FOOT - TOP)
+        return LEFT + across * (WIDE - LEFT - RIGHT), HIGH - FOOT - (y - low) / (high - low) * (
+            HIGH - FOOT - TOP
+        )
 
     for tick in _steps(low, high):
         _, y = at(axis.left, tick)
-        parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(LEFT, WIDE - RIGHT, y, y))
-        parts.append(Markup('<text class="tick end" x="{}" y="{:.1f}">{}</text>').format(LEFT - 6, y + 4, plain(tick)))
+        parts.append(
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
+                LEFT, WIDE - RIGHT, y, y
+            )
+        )
+        parts.append(
+            Markup('<text class="tick end" x="{}" y="{:.1f}">{}</text>').format(LEFT - 6, y + 4, plain(tick))
+        )
     drawn: list[Box] = []  # lines that names had better not cover
     if chance is not None:
         _, y = at(axis.left, chance)
         drawn.append(Box(LEFT, y - 1, WIDE, y + 1))
-        parts.append(Markup('<line class="chance" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(LEFT, WIDE - RIGHT, y, y))
+        parts.append(
+            Markup('<line class="chance" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
+                LEFT, WIDE - RIGHT, y, y
+            )
+        )
     for x, name in zip(axis.ticks, axis.names, strict=True):
         px = at(x, low)[0]
         for index, word in enumerate(name.split("\n")):
-            parts.append(Markup('<text class="tick mid" x="{:.1f}" y="{}">{}</text>').format(px, HIGH - FOOT + 15 + 11 * index, word))
+            parts.append(
+                Markup('<text class="tick mid" x="{:.1f}" y="{}">{}</text>').format(
+                    px, HIGH - FOOT + 15 + 11 * index, word
+                )
+            )
     parts += _floor(at(axis.edge, low)[0] if axis.edge is not None else None) + _name(chosen)
     own = [point for point in axis.points if point.kind == "matched"]
     if corners := front(own, axis.right):
         ends = list(itertools.starmap(at, corners))
-        drawn += [Box(min(a, c), min(b, d) - 1, max(a, c), max(b, d) + 1) for (a, b), (c, d) in itertools.pairwise(ends)]
+        drawn += [
+            Box(min(a, c), min(b, d) - 1, max(a, c), max(b, d) + 1)
+            for (a, b), (c, d) in itertools.pairwise(ends)
+        ]
         way = " ".join(f"{px:.1f},{py:.1f}" for px, py in ends)
         parts.append(Markup('<polyline class="front" points="{}"/>').format(way))
     twins = {point.line["label"]: point for point in axis.points if point.kind == "deranged"}
@@ -76,7 +99,11 @@ def panel(chosen: Panel, lines: Sequence[dict[Any, Any]], classes: Mapping[str, 
             (x1, y1), (x2, y2) = at(point.x, point.y), at(twin.x, twin.y)
             colour = classes[str(point.line["label"])]
             drawn += [Box(x - 2, y - 2, x + 2, y + 2) for x, y in _dotted(x1, y1, x2, y2)]
-            parts.append(Markup('<line class="twin {}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(colour, x1, x2, y1, y2))
+            parts.append(
+                Markup('<line class="twin {}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
+                    colour, x1, x2, y1, y2
+                )
+            )
     taken, dots = [], {}
     for point in sorted(axis.points, key=lambda p: p.kind == "matched"):
         px, py = dots[id(point)] = at(point.x, point.y)
@@ -96,11 +123,17 @@ def strip(heat: Heat) -> Markup:
     parts = [Markup("<title>{}</title>").format(heat.said)]
     for index, row in enumerate(heat.strips):
         y = top + index * (row_high + 5)
-        parts.append(Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(left - 6, y + row_high / 2 + 4, row.name))
+        parts.append(
+            Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(
+                left - 6, y + row_high / 2 + 4, row.name
+            )
+        )
         for layer, value in enumerate(row.values):
             where = (left + layer * size, y, max(size - 1, 1), row_high)
             if value is None:
-                parts.append(Markup('<rect class="none" x="{:.2f}" y="{}" width="{:.2f}" height="{}"/>').format(*where))
+                parts.append(
+                    Markup('<rect class="none" x="{:.2f}" y="{}" width="{:.2f}" height="{}"/>').format(*where)
+                )
                 continue
             dark = max(0.0, min(1.0, value / row.most))
             said = f"layer {layer}, {row.name} {plain(value, 2)}"
@@ -112,13 +145,17 @@ def strip(heat: Heat) -> Markup:
         if layer in heat.marked:
             parts.append(Markup('<path class="sign" d="M{:.1f} {}l3.5 6h-7z"/>').format(middle, y))
         if layer % every == 0:
-            parts.append(Markup('<text class="tick mid" x="{:.1f}" y="{}">{}</text>').format(middle, y + 19, layer))
+            parts.append(
+                Markup('<text class="tick mid" x="{:.1f}" y="{}">{}</text>').format(middle, y + 19, layer)
+            )
     parts.append(Markup('<text class="tick end" x="{}" y="{}">layer</text>').format(left - 6, y + 19))
     return _svg(parts, heat.said, y + 24)
 
 
 def _svg(parts: Sequence[Markup], label: str, high: float = HIGH) -> Markup:
-    head = Markup('<svg class="chart" viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">').format(WIDE, high, label)
+    head = Markup('<svg class="chart" viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">').format(
+        WIDE, high, label
+    )
     return head + Markup("").join(parts) + Markup("</svg>")
 
 
@@ -138,7 +175,9 @@ def _labels(names: Sequence[tuple[str, float, float]], taken: list[Box], lines: 
     for full, px, py in names:
         name = full if len(full) <= NAME else full[: NAME - 1] + "…"
         width = GLYPH * len(name)
-        for drawn, radius, angle in itertools.product((lines, []), RADII, ANGLES):  # over a line only where nothing else is free
+        for drawn, radius, angle in itertools.product(
+            (lines, []), RADII, ANGLES
+        ):  # over a line only where nothing else is free
             dx, dy = radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle))
             left = px + dx - (0 if abs(angle) < 80 else width / 2 if abs(angle) <= 100 else width)
             top = py - dy - (TALL / 2 if abs(angle) in (0, 180) else TALL if angle > 0 else 0)
@@ -153,8 +192,14 @@ def _labels(names: Sequence[tuple[str, float, float]], taken: list[Box], lines: 
         x = (box.x0 + box.x1) / 2 if side == "mid" else box.x1 if side == "end" else box.x0
         if radius > RADII[1]:
             ends = (px, min(max(px, box.x0), box.x1), py, min(max(py, box.y0), box.y1))
-            parts.append(Markup('<line class="lead" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(*ends))
-        parts.append(Markup('<text class="label {}" x="{:.1f}" y="{:.1f}">{}</text>').format(side, x, box.y0 + 11, name))
+            parts.append(
+                Markup('<line class="lead" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(*ends)
+            )
+        parts.append(
+            Markup('<text class="label {}" x="{:.1f}" y="{:.1f}">{}</text>').format(
+                side, x, box.y0 + 11, name
+            )
+        )
     return parts
 
 
@@ -170,12 +215,20 @@ def _floor(broken: float | None) -> list[Markup]:
     parts = [Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDE - RIGHT, y, y)]
     if broken is not None:
         for x in (broken - 2, broken + 2):
-            parts.append(Markup('<line class="axis" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>').format(x - 2, x + 2, y + 5, y - 5))
+            parts.append(
+                Markup('<line class="axis" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>').format(
+                    x - 2, x + 2, y + 5, y - 5
+                )
+            )
     return parts
 
 
 def _name(chosen: Panel) -> list[Markup]:
-    return [Markup('<text class="name mid" x="{}" y="{}">{}</text>').format((LEFT + WIDE - RIGHT) / 2, HIGH - 6, chosen.label)]
+    return [
+        Markup('<text class="name mid" x="{}" y="{}">{}</text>').format(
+            (LEFT + WIDE - RIGHT) / 2, HIGH - 6, chosen.label
+        )
+    ]
 
 
 def _limits(lines: Sequence[dict[Any, Any]]) -> tuple[float, float, float | None]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lcfbench.analysis.cells import Cell
 from lcfbench.analysis.report.entries import NONE, cut, places_named, plain
 from lcfbench.analysis.report.source import Source
+from lcfbench.analysis.run_groups import RunGroup
 from lcfbench.analysis.summary import ALONE, SHOWN
 
 if TYPE_CHECKING:
@@ -84,13 +84,16 @@ def examples(source: Source) -> list[Examples]:
         hashes = {code: _hash(code, cells) for code in codes[[index for index, _ in chosen]].tolist()}
         rows = source.rows({cell.run_ids[0] for cell in cells}, set(hashes.values()))
         names = _names(rows.values(), cells, source)
-        cases = [_case(hashes[int(codes[index])], int(codes[index]), kind, cells, rows, names, source) for index, kind in chosen]
+        cases = [
+            _case(hashes[int(codes[index])], int(codes[index]), kind, cells, rows, names, source)
+            for index, kind in chosen
+        ]
         heading = f"{group[1]} ({group[2]}), {places_named(group[0])}"
         found.append(Examples(heading, int(_disagree(right).sum()), len(codes), cases))
     return found
 
 
-def patterns(cells: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray]:
+def patterns(cells: Sequence[RunGroup]) -> tuple[np.ndarray, np.ndarray]:
     """Codes (D,) of all documents, and (D, cells) whether each was right (a score of at least one half), wrong or absent."""
     import numpy as np
 
@@ -101,7 +104,7 @@ def patterns(cells: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray]:
     return codes, right
 
 
-def choose(right: np.ndarray, cells: Sequence[Cell], most: int = MOST) -> list[tuple[int, str]]:
+def choose(right: np.ndarray, cells: Sequence[RunGroup], most: int = MOST) -> list[tuple[int, str]]:
     """Rows of `right` to show, each with its kind. Kinds take turns; within one, documents that all methods answered and frequent patterns
     come first. A pattern comes again only when no other is left."""
     import numpy as np
@@ -125,11 +128,13 @@ def choose(right: np.ndarray, cells: Sequence[Cell], most: int = MOST) -> list[t
     for again in range(1, most):  # room left: a second document of every pattern, a third …
         for pattern, kind in chosen:
             if len(shown) < most and counts[pattern] > again:
-                shown.append((int(mixed[np.flatnonzero(keys[mixed] == patterns_[pattern])[again]]), KINDS[kind]))
+                shown.append(
+                    (int(mixed[np.flatnonzero(keys[mixed] == patterns_[pattern])[again]]), KINDS[kind])
+                )
     return sorted(shown, key=lambda found: KINDS.index(found[1]))
 
 
-def _kinds(rows: np.ndarray, cells: Sequence[Cell]) -> list[np.ndarray]:
+def _kinds(rows: np.ndarray, cells: Sequence[RunGroup]) -> list[np.ndarray]:
     """For each of `KINDS`, which patterns are of it."""
     import numpy as np
 
@@ -153,7 +158,7 @@ def _disagree(right: np.ndarray) -> np.ndarray:
     return (right == RIGHT).any(axis=1) & (right == WRONG).any(axis=1)
 
 
-def _hash(code: int, cells: Sequence[Cell]) -> str:
+def _hash(code: int, cells: Sequence[RunGroup]) -> str:
     import numpy as np
 
     for cell in cells:
@@ -163,10 +168,14 @@ def _hash(code: int, cells: Sequence[Cell]) -> str:
     raise AssertionError("a code without a document")
 
 
-def _names(rows: Iterable[Mapping[str, Any]], cells: Sequence[Cell], source: Source) -> dict[str, str]:
+def _names(rows: Iterable[Mapping[str, Any]], cells: Sequence[RunGroup], source: Source) -> dict[str, str]:
     """Hash → id of every document whose message was used."""
     senders = {str(row["message_from"]) for row in rows if row.get("message_from")}
-    found = source.rows({cell.run_ids[0] for cell in cells if cell.control == "deranged"}, senders, ("run_id", "doc_hash", "doc_id"))
+    found = source.rows(
+        {cell.run_ids[0] for cell in cells if cell.control == "deranged"},
+        senders,
+        ("run_id", "doc_hash", "doc_id"),
+    )
     return {doc_hash: row["doc_id"] for (_, doc_hash), row in found.items() if row.get("doc_id")}
 
 
@@ -174,7 +183,7 @@ def _case(
     doc_hash: str,
     code: int,
     kind: str,
-    cells: Sequence[Cell],
+    cells: Sequence[RunGroup],
     rows: Mapping[tuple[str, str], dict[str, Any]],
     documents: Mapping[str, str],
     source: Source,
@@ -187,7 +196,9 @@ def _case(
     answers = []
     for cell, row in seen:
         score = float(cell.scores[np.searchsorted(cell.codes, np.uint64(code))])
-        answers.append(Answer(*names[id(cell)], cut(row.get("prediction") or NONE, 300), score, row.get("error") or ""))
+        answers.append(
+            Answer(*names[id(cell)], cut(row.get("prediction") or NONE, 300), score, row.get("error") or "")
+        )
     recorded = any(row.get("receiver_prompt") or row.get("sharer_prompt") for _, row in seen)
     first: Mapping[str, Any] = seen[0][1] if seen else {}
     return Case(
@@ -218,10 +229,16 @@ def _alike(texts: Sequence[tuple[str, str | None]]) -> list[Shown]:
 def _told(kind: str, answers: Sequence[Answer], bases: set[str]) -> str:
     """The kind in words, with the methods it is true of."""
     right = {(answer.method, answer.control or "matched"): answer.score >= 0.5 for answer in answers}
-    own = {method: good for (method, control), good in right.items() if control == "matched" and method not in bases}
+    own = {
+        method: good
+        for (method, control), good in right.items()
+        if control == "matched" and method not in bases
+    }
     match kind:
         case "crosses":
-            who = [method for method, good in own.items() if good and right.get((method, "deranged")) is False]
+            who = [
+                method for method, good in own.items() if good and right.get((method, "deranged")) is False
+            ]
         case "harms":
             who = [method for method, good in own.items() if not good]
         case "reversed":
@@ -238,7 +255,11 @@ def _message(row: Mapping[str, Any], manifest: Mapping[str, Any], documents: Map
         return ""
     whose = ""
     if sender:
-        whose = ", made for this document" if sender == row["doc_hash"] else f", made for document {documents.get(sender, sender)}"
+        whose = (
+            ", made for this document"
+            if sender == row["doc_hash"]
+            else f", made for document {documents.get(sender, sender)}"
+        )
     if row.get("message_text"):
         return f"“{cut(row['message_text'], LONG)}”{whose}"
     layers = (manifest.get("gates") or manifest.get("calibration") or {}).get("layers") or []

@@ -9,9 +9,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lcfbench.analysis.cells import TIMED, Cell
-from lcfbench.analysis.report.entries import NONE, Entry, Head, Row, Table, duration, number, places_named, text
+from lcfbench.analysis.recorded import TIMED
+from lcfbench.analysis.report.entries import (
+    NONE,
+    Entry,
+    Head,
+    Row,
+    Table,
+    duration,
+    number,
+    places_named,
+    text,
+)
 from lcfbench.analysis.report.source import Source
+from lcfbench.analysis.run_groups import RunGroup
 from lcfbench.analysis.summary import SHOWN
 
 PHASES = tuple(name.removesuffix("_ms") for name in TIMED if name not in ("ttft_ms", "ttea_ms"))
@@ -52,7 +63,9 @@ def stacks(source: Source) -> list[Stack]:
         cells = [cell for cell in source.cells_of(group) if cell.control in SHOWN]
         bars = [bar for cell in cells if (bar := _bar(cell))]
         timed = {(bar.label, bar.control) for bar in bars}
-        untimed = [_named(cell.label, cell.control) for cell in cells if (cell.label, cell.control) not in timed]
+        untimed = [
+            _named(cell.label, cell.control) for cell in cells if (cell.label, cell.control) not in timed
+        ]
         heading = f"{group[1]} ({group[2]}), {places_named(group[0])}"
         found.append(Stack(heading, bars, max((bar.total for bar in bars), default=0.0), untimed))
     return found
@@ -60,19 +73,33 @@ def stacks(source: Source) -> list[Stack]:
 
 def tables(source: Source) -> list[Table]:
     """The same numbers for Markdown."""
-    heads = [Head("method"), *(Head(f"{name} ms", True) for name in PHASES), Head("to end of answer ms", True), Head("timed", True)]
+    heads = [
+        Head("method"),
+        *(Head(f"{name} ms", True) for name in PHASES),
+        Head("to end of answer ms", True),
+        Head("timed", True),
+    ]
     found = []
     for index, stack in enumerate(stacks(source)):
         rows = []
         for bar in stack.bars:
             parts = [Entry(duration(ms), ms) if ms > 0 else Entry(NONE) for ms in bar.parts.values()]
-            rows.append(Row([text(_named(bar.label, bar.control)), *parts, Entry(duration(bar.total), bar.total), number(bar.n)]))
+            rows.append(
+                Row(
+                    [
+                        text(_named(bar.label, bar.control)),
+                        *parts,
+                        Entry(duration(bar.total), bar.total),
+                        number(bar.n),
+                    ]
+                )
+            )
         if rows:
             found.append(Table(f"latency-{index}", stack.heading, heads, rows))
     return found
 
 
-def _bar(cell: Cell) -> Bar | None:
+def _bar(cell: RunGroup) -> Bar | None:
     """None where nothing was timed alone, or the phases were not told apart."""
     totals, firsts = (cell.timed[name][1] for name in ("ttea_ms", "ttft_ms"))
     parts = {name: cell.timed[f"{name}_ms"][1] for name in PHASES}
@@ -83,7 +110,15 @@ def _bar(cell: Cell) -> Bar | None:
     rest = total - sum(means.values())
     first = float(firsts.mean()) if len(firsts) else 0.0
     n = max(len(values) for values in parts.values())
-    return Bar(cell.label, cell.control, means, rest if rest > GAP * total else 0.0, max(total, sum(means.values())), first, n)
+    return Bar(
+        cell.label,
+        cell.control,
+        means,
+        rest if rest > GAP * total else 0.0,
+        max(total, sum(means.values())),
+        first,
+        n,
+    )
 
 
 def _named(label: str, control: str) -> str:

@@ -50,10 +50,16 @@ def _gates(manifest: Mapping[str, Any], label: str) -> Heat | None:
     if not isinstance(gates, Mapping) or not gates.get("layers"):
         return None
     layers = [int(layer) for layer in gates["layers"]]
-    made = [Strip(f"gate, {name}s", _spread(layers, gates[name]), 1.0) for name in ("key", "value") if gates.get(name)]
+    made = [
+        Strip(f"gate, {name}s", _spread(layers, gates[name]), 1.0)
+        for name in ("key", "value")
+        if gates.get(name)
+    ]
     shut = sorted({layer for strip in made for layer in layers if not strip.values[layer]})
     missing = sorted(set(range(max(layers) + 1)) - set(layers))
-    said = f"{len(layers)} layers have an adapter; " + (f"a gate is shut in layers {_list(shut)}" if shut else "no gate is shut")
+    said = f"{len(layers)} layers have an adapter; " + (
+        f"a gate is shut in layers {_list(shut)}" if shut else "no gate is shut"
+    )
     said += f"; no adapter in layers {_list(missing)}" if missing else ""
     said += "".join(f"; {strip.name} {_range(strip)}" for strip in made)
     name = manifest.get("adapter") or label
@@ -64,7 +70,9 @@ def _calibration(manifest: Mapping[str, Any], label: str) -> Heat | None:
     found = manifest.get("calibration")
     if not isinstance(found, Mapping):
         return None
-    names = [name for name in ("importance", "scores") if isinstance(found.get(name), Sequence) and found[name]]
+    names = [
+        name for name in ("importance", "scores") if isinstance(found.get(name), Sequence) and found[name]
+    ]
     if not names:
         return None
     made = []
@@ -74,7 +82,13 @@ def _calibration(manifest: Mapping[str, Any], label: str) -> Heat | None:
     chosen = [int(layer) for layer in found.get("layers", [])]
     ends = ", ".join(f"{strip.name} up to {plain(strip.most, 2)}" for strip in made)
     documents = f" on {found['documents']} validation documents" if "documents" in found else ""
-    return Heat(f"{label}: layers by calibration{documents}", "", made, chosen, f"Sent (▲): layers {_list(chosen)}; {ends}.")
+    return Heat(
+        f"{label}: layers by calibration{documents}",
+        "",
+        made,
+        chosen,
+        f"Sent (▲): layers {_list(chosen)}; {ends}.",
+    )
 
 
 def _range(strip: Strip) -> str:

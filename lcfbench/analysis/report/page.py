@@ -32,9 +32,14 @@ COLOURS = 9  # so many series have a colour of their own in page.css
 
 def html(source: Source) -> str:
     """The whole page. The same runs give the same bytes."""
-    script, style = (files("lcfbench.analysis.report").joinpath(name).read_text("utf-8") for name in ("page.js", "page.css"))
+    script, style = (
+        files("lcfbench.analysis.report").joinpath(name).read_text("utf-8")
+        for name in ("page.js", "page.css")
+    )
     shared, runs = provenance(source)
-    world = Environment(loader=PackageLoader("lcfbench.analysis.report", "."), autoescape=True, undefined=StrictUndefined)
+    world = Environment(
+        loader=PackageLoader("lcfbench.analysis.report", "."), autoescape=True, undefined=StrictUndefined
+    )
     world.trim_blocks = world.lstrip_blocks = True
     world.filters |= {"duration": duration, "plain": plain}
     return world.get_template("page.html.jinja").render(
@@ -71,7 +76,10 @@ def _frontiers(source: Source) -> list[dict[str, Any]]:
         if not lines:
             continue
         heading, metric = f"{task} ({scoring}), {places_named(pair)}", lines[0]["metric"]
-        panels = [charts.panel(panel, lines, classes, f"{task}: {metric}, %, against {panel.label}") for panel in PANELS]
+        panels = [
+            charts.panel(panel, lines, classes, f"{task}: {metric}, %, against {panel.label}")
+            for panel in PANELS
+        ]
         legend = dict.fromkeys((line["label"], classes[line["label"]]) for line in lines)
         found.append({"heading": heading, "metric": metric, "panels": panels, "legend": list(legend)})
     return found

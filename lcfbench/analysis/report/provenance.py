@@ -13,7 +13,18 @@ from typing import Any
 from lcfbench.analysis.report.entries import NONE, Entry, Head, Row, Table, text
 from lcfbench.analysis.report.source import Source
 
-OWN = ("run", "method", "task", "control", "seed", "state", "documents", "failed", "started", "finished")  # a column each, equal or not
+OWN = (
+    "run",
+    "method",
+    "task",
+    "control",
+    "seed",
+    "state",
+    "documents",
+    "failed",
+    "started",
+    "finished",
+)  # a column each, equal or not
 LONG = 32  # characters from which a value may take several lines
 SHORT = 12  # hex digits of a digest in the table
 
@@ -28,11 +39,15 @@ def provenance(source: Source) -> tuple[list[tuple[str, str]], Table]:
             runs.append(_facts(run.run_id, source.manifests.get(run.run_id, {})) | named | counts)
     names = list(dict.fromkeys(name for facts in runs for name in facts))
     values = {name: {facts.get(name, "") for facts in runs} for name in names}
-    shared = [(name, values[name].copy().pop()) for name in names if name not in OWN and len(values[name]) == 1]
+    shared = [
+        (name, values[name].copy().pop()) for name in names if name not in OWN and len(values[name]) == 1
+    ]
     columns = [*OWN, *(name for name in names if name not in OWN and len(values[name]) > 1)]
     rows = [Row([_entry(_short(facts.get(name, ""))) for name in columns], facts["task"]) for facts in runs]
     heads = [Head(name, number=name in ("documents", "failed")) for name in columns]
-    return [(name, value or NONE) for name, value in shared if value], Table("runs", "What differs from run to run", heads, rows)
+    return [(name, value or NONE) for name, value in shared if value], Table(
+        "runs", "What differs from run to run", heads, rows
+    )
 
 
 def _facts(run_id: str, manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -60,7 +75,9 @@ def _facts(run_id: str, manifest: Mapping[str, Any]) -> dict[str, str]:
     facts |= {name: machine.get(name) for name in ("cpu", "cpus", "threads", "platform")}
     for name in ("task", "data", "split_manifest", "calibration"):
         facts[f"{name.replace('_', ' ')} sha256"] = identity.get(f"{name}_sha256")
-    facts["git commit"] = f"{git.get('commit')}{', changed' if git.get('dirty') else ''}" if git.get("commit") else None
+    facts["git commit"] = (
+        f"{git.get('commit')}{', changed' if git.get('dirty') else ''}" if git.get("commit") else None
+    )
     if len(sittings := manifest.get("sittings") or []) > 1:
         facts["sittings"] = len(sittings)
     facts["python"] = machine.get("python")

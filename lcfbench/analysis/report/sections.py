@@ -51,7 +51,9 @@ class Sentence(NamedTuple):
 def tested(source: Source) -> list[dict[Any, Any]]:
     """Lines that carry a verdict, best first."""
     found = [line for line in source.lines if line["verdict"] and line["verdict"] != DERIVED]
-    return sorted(found, key=lambda line: (_rank(line["verdict"]), -line["content"] if known(line["content"]) else 2.0))
+    return sorted(
+        found, key=lambda line: (_rank(line["verdict"]), -line["content"] if known(line["content"]) else 2.0)
+    )
 
 
 def headline(source: Source) -> list[Sentence]:
@@ -82,14 +84,24 @@ def verdicts(source: Source) -> Table:
         Head("p (Holm)", True, "of content, corrected over all verdicts shown"),
         Head("adapter MB", True, "size of the trained module as saved, 10⁶ bytes"),
         Head("message bytes", True, "median over documents"),
-        Head("first token ms", True, "median time from the question to the first answer token, one document at a time"),
+        Head(
+            "first token ms",
+            True,
+            "median time from the question to the first answer token, one document at a time",
+        ),
         *([Head("pair", title="receiver ← sharer")] if pairs else []),
     ]
     rows = []
     for line in lines:
         entries = [text(line["label"]), text(line["task"], line["scoring"])]
         entries += [
-            Entry(line["verdict"], float(_rank(line["verdict"])), _visible(line), "verdict", line["verdict_text"]),
+            Entry(
+                line["verdict"],
+                float(_rank(line["verdict"])),
+                _visible(line),
+                "verdict",
+                line["verdict_text"],
+            ),
             percent(line["matched_score"] if known(line["matched_score"]) else line["score"]),
             percent(line["deranged_score"]),
             percent(_receiver(line, source)),
@@ -114,10 +126,27 @@ def tasks(source: Source) -> list[Table]:
         guess = f"; guessing gives {100 * chance:.1f} %" if chance is not None else ""
         metric = ", ".join(dict.fromkeys(str(line["metric"]) for line in lines))
         heads = [
-            *(Head("method"), Head("control"), Head("score %", True), Head("95 %", True, "interval over documents")),
-            *([Head("seeds", True), Head("± seeds", True, "standard deviation over seeds, points")] if seeds else []),
-            *(Head("0 to 100 %", drawn=True), Head("documents", True), Head("failed", True, "count as wrong")),
-            *(Head("first token ms", True), Head("end ms", True), Head("documents/s", True, "batched: another number than the latency")),
+            *(
+                Head("method"),
+                Head("control"),
+                Head("score %", True),
+                Head("95 %", True, "interval over documents"),
+            ),
+            *(
+                [Head("seeds", True), Head("± seeds", True, "standard deviation over seeds, points")]
+                if seeds
+                else []
+            ),
+            *(
+                Head("0 to 100 %", drawn=True),
+                Head("documents", True),
+                Head("failed", True, "count as wrong"),
+            ),
+            *(
+                Head("first token ms", True),
+                Head("end ms", True),
+                Head("documents/s", True, "batched: another number than the latency"),
+            ),
             *(Head("parameters", True), Head("adapter MB", True), Head("message bytes", True)),
         ]
         rows = []
@@ -127,12 +156,27 @@ def tasks(source: Source) -> list[Table]:
                 *(text(line["label"]), text(_control(line)), percent(line["score"])),
                 Entry(f"{percent(line['low']).text}–{percent(line['high']).text}", line["low"]),
                 *spread,
-                *(Entry("", line["score"], drawing=_whisker(line, chance)), number(line["n"]), number(line["errors"])),
+                *(
+                    Entry("", line["score"], drawing=_whisker(line, chance)),
+                    number(line["n"]),
+                    number(line["errors"]),
+                ),
                 *(number(line["ttft_ms"]), number(line["ttea_ms"]), number(line["docs_per_s"], 1)),
-                *(number(line["adapter_params"] or None), number(line["adapter_mb"], 1), number(line["message_bytes"] or None)),
+                *(
+                    number(line["adapter_params"] or None),
+                    number(line["adapter_mb"], 1),
+                    number(line["message_bytes"] or None),
+                ),
             ]
             rows.append(Row(entries, task, line["mode"], _slug(str(line["control"]))))
-        found.append(Table(f"task-{index}", f"{task} ({scoring}): {places_named(pair)}. Score: {metric}{guess}.", heads, rows))
+        found.append(
+            Table(
+                f"task-{index}",
+                f"{task} ({scoring}): {places_named(pair)}. Score: {metric}{guess}.",
+                heads,
+                rows,
+            )
+        )
     return found
 
 
@@ -140,22 +184,45 @@ def subjects(source: Source) -> list[Table]:
     """Where a task has subjects, the score of each: subjects down, methods across."""
     found = []
     for index, group in enumerate(source.groups):
-        cells = [cell for cell in source.cells_of(group) if any(run in source.subjects for run in cell.run_ids)]
-        names = sorted({subject for cell in cells for run in cell.run_ids for subject in source.subjects.get(run, {})})
+        cells = [
+            cell for cell in source.cells_of(group) if any(run in source.subjects for run in cell.run_ids)
+        ]
+        names = sorted(
+            {subject for cell in cells for run in cell.run_ids for subject in source.subjects.get(run, {})}
+        )
         if not names:
             continue
         heads = [Head("subject"), Head("documents", True)]
-        heads += [Head(cell.label if cell.control == "matched" else f"{cell.label}, {cell.control}", True) for cell in cells]
+        heads += [
+            Head(cell.label if cell.control == "matched" else f"{cell.label}, {cell.control}", True)
+            for cell in cells
+        ]
         rows = []
         for name in names:
             means = []
             for cell in cells:
-                got = [source.subjects[run][name] for run in cell.run_ids if name in source.subjects.get(run, {})]
-                means.append((sum(mean for mean, _ in got) / len(got), max(n for _, n in got)) if got else (None, 0))
+                got = [
+                    source.subjects[run][name] for run in cell.run_ids if name in source.subjects.get(run, {})
+                ]
+                means.append(
+                    (sum(mean for mean, _ in got) / len(got), max(n for _, n in got)) if got else (None, 0)
+                )
             documents = max(n for _, n in means)
-            rows.append(Row([text(name.replace("_", " ")), number(documents), *(percent(mean) for mean, _ in means)], group[1]))
+            rows.append(
+                Row(
+                    [text(name.replace("_", " ")), number(documents), *(percent(mean) for mean, _ in means)],
+                    group[1],
+                )
+            )
         pair, task, scoring = group
-        found.append(Table(f"subjects-{index}", f"{task} ({scoring}), {places_named(pair)}: score % of {len(names)} subjects", heads, rows))
+        found.append(
+            Table(
+                f"subjects-{index}",
+                f"{task} ({scoring}), {places_named(pair)}: score % of {len(names)} subjects",
+                heads,
+                rows,
+            )
+        )
     return found
 
 
@@ -167,7 +234,9 @@ def _named(line: dict[Any, Any], several: bool) -> str:
     if line["verdict"] == "adapts only" and known(line["gain"]):
         content = f"gain {signed(line['gain'])}, {content}"
     if line["verdict"] == "undecided" and known(line.get("detectable")):
-        content += f"; {line['content_n']:.0f} documents show effects from {100 * line['detectable']:.0f} points up"
+        content += (
+            f"; {line['content_n']:.0f} documents show effects from {100 * line['detectable']:.0f} points up"
+        )
     return f"{name} ({content})"
 
 
@@ -187,19 +256,32 @@ def _receiver(line: dict[Any, Any], source: Source) -> float | None:
     if known(line["gain"]) and line["gain_n"] == line["n"]:
         return float(line["score"]) - float(line["gain"])
     same = [other for other in source.lines if other["mode"] == ALONE]
-    same = [other for other in same if all(other[name] == line[name] for name in ("receiver", "task", "scoring"))]
+    same = [
+        other for other in same if all(other[name] == line[name] for name in ("receiver", "task", "scoring"))
+    ]
     return same[0]["score"] if len(same) == 1 else None
 
 
 def _control(line: dict[Any, Any]) -> str:
     """A method that sends nothing has no control to speak of."""
-    return "" if line["control"] == "matched" and not line["sends"] and not line["verdict"] else str(line["control"])
+    return (
+        ""
+        if line["control"] == "matched" and not line["sends"] and not line["verdict"]
+        else str(line["control"])
+    )
 
 
 def _whisker(line: dict[Any, Any], chance: float | None) -> Markup:
     """The score and its interval between 0 and 100 %; a tick where guessing is."""
-    low, score, high = (3 + 114 * min(1.0, max(0.0, line[name])) if known(line[name]) else 3 for name in ("low", "score", "high"))
-    tick = Markup('<line class="chance" x1="{0:.1f}" x2="{0:.1f}" y1="1" y2="15"/>').format(3 + 114 * chance) if chance is not None else ""
+    low, score, high = (
+        3 + 114 * min(1.0, max(0.0, line[name])) if known(line[name]) else 3
+        for name in ("low", "score", "high")
+    )
+    tick = (
+        Markup('<line class="chance" x1="{0:.1f}" x2="{0:.1f}" y1="1" y2="15"/>').format(3 + 114 * chance)
+        if chance is not None
+        else ""
+    )
     return Markup(
         '<svg class="whisker" viewBox="0 0 120 16" width="120" height="16" aria-hidden="true"><line class="axis" x1="3" x2="117" y1="8" y2="8"/>'
         '{}<line class="bar" x1="{:.1f}" x2="{:.1f}" y1="8" y2="8"/><circle cx="{:.1f}" cy="8" r="3.5"/></svg>'

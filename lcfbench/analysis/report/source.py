@@ -15,16 +15,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis import show
-from lcfbench.analysis.cells import Cell, read_cells
+from lcfbench.analysis.run_groups import RunGroup, read_run_groups
 from lcfbench.analysis.summary import summarise
-from lcfbench.reading import Reading, places, read_table
-from lcfbench.records import JOURNAL, SAMPLES
+from lcfbench.results.reader import Reading, places, read_table
+from lcfbench.results.schema import JOURNAL, SAMPLES
 
 if TYPE_CHECKING:
     import pandas as pd
 
 WIDE = (
-    *("run_id", "doc_hash", "doc_id", "gold", "prediction", "score", "error", "message_from", "message_text", "message_bytes"),
+    *(
+        "run_id",
+        "doc_hash",
+        "doc_id",
+        "gold",
+        "prediction",
+        "score",
+        "error",
+        "message_from",
+        "message_text",
+        "message_bytes",
+    ),
     *("receiver_prompt", "sharer_prompt"),
 )
 Group = tuple[str, str, str]  # pair, task, scoring
@@ -40,7 +51,7 @@ class Source:
 
     paths: tuple[Path, ...]
     summary: pd.DataFrame
-    cells: list[Cell]
+    cells: list[RunGroup]
     manifests: Mapping[str, Mapping[str, Any]]
     subjects: Mapping[str, Mapping[str, tuple[float, int]]]
     warnings: list[str]
@@ -67,13 +78,15 @@ class Source:
             found += [f"{task}: {note}" for note in show.notes(mine)]
         return found
 
-    def cells_of(self, group: Group) -> list[Cell]:
+    def cells_of(self, group: Group) -> list[RunGroup]:
         """Its cells in the order of the summary's lines."""
         order = {(line["label"], line["control"]): i for i, line in enumerate(self.groups[group])}
         found = [cell for cell in self.cells if (cell.pair, cell.task, cell.scoring) == group]
         return sorted(found, key=lambda cell: order.get((cell.label, cell.control), len(order)))
 
-    def rows(self, run_ids: Iterable[str], hashes: Iterable[str], columns: Sequence[str] = WIDE) -> dict[tuple[str, str], dict[str, Any]]:
+    def rows(
+        self, run_ids: Iterable[str], hashes: Iterable[str], columns: Sequence[str] = WIDE
+    ) -> dict[tuple[str, str], dict[str, Any]]:
         """(run id, document hash) → the row with prompts and messages. A column the file lacks is absent from its rows."""
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -82,16 +95,24 @@ class Source:
         runs, wanted = set(run_ids), set(hashes)
         found: list[dict[str, Any]] = []
         for place in dict.fromkeys(p.resolve() for path in self.paths for p in places(path, [])):
-            if place.is_dir() and place.name not in runs and str(place) not in {self.manifests[r].get("folder") for r in runs}:
+            if (
+                place.is_dir()
+                and place.name not in runs
+                and str(place) not in {self.manifests[r].get("folder") for r in runs}
+            ):
                 continue
             if place.is_dir() and (place / JOURNAL).exists():
                 table = read_table(place, columns, [])
-                found += table.filter(pc.is_in(table["doc_hash"], pa.array(sorted(wanted), pa.string()))).to_pylist()
+                found += table.filter(
+                    pc.is_in(table["doc_hash"], pa.array(sorted(wanted), pa.string()))
+                ).to_pylist()
                 continue
             try:
                 file = ds.dataset(place / SAMPLES if place.is_dir() else place, format="parquet")
                 chosen = ds.field("doc_hash").isin(list(wanted)) & ds.field("run_id").isin(list(runs))
-                found += file.to_table([name for name in columns if name in file.schema.names], filter=chosen).to_pylist()
+                found += file.to_table(
+                    [name for name in columns if name in file.schema.names], filter=chosen
+                ).to_pylist()
             except (OSError, pa.ArrowException):  # named in `warnings` when the scores were read
                 continue
         return {(row["run_id"], row["doc_hash"]): row for row in found if row["run_id"] in runs}
@@ -99,8 +120,15 @@ class Source:
 
 def read(paths: Sequence[Path]) -> Source:
     """Reads the runs under `paths`. Raises UserError where nothing can be read; what else is wrong is in `warnings`."""
-    cells = read_cells(paths)
-    return Source(tuple(map(Path, paths)), summarise(cells.cells), cells.cells, cells.manifests, _subjects(paths), cells.warnings)
+    cells = read_run_groups(paths)
+    return Source(
+        tuple(map(Path, paths)),
+        summarise(cells.cells),
+        cells.cells,
+        cells.manifests,
+        _subjects(paths),
+        cells.warnings,
+    )
 
 
 def _subjects(paths: Sequence[Path]) -> dict[str, dict[str, tuple[float, int]]]:
@@ -112,7 +140,16 @@ def _subjects(paths: Sequence[Path]) -> dict[str, dict[str, tuple[float, int]]]:
         if not any(table["subject"].unique().to_pylist()):
             continue
         score = pc.if_else(table["error"].is_valid(), 0.0, pc.fill_null(table["score"], 0.0))
-        means = table.append_column("right", score).group_by("subject").aggregate([("right", "mean"), ("right", "count")])
-        names = zip(means["subject"].to_pylist(), means["right_mean"].to_pylist(), means["right_count"].to_pylist(), strict=True)
+        means = (
+            table.append_column("right", score)
+            .group_by("subject")
+            .aggregate([("right", "mean"), ("right", "count")])
+        )
+        names = zip(
+            means["subject"].to_pylist(),
+            means["right_mean"].to_pylist(),
+            means["right_count"].to_pylist(),
+            strict=True,
+        )
         found[run_id] = {subject: (mean, count) for subject, mean, count in names if subject}
     return found

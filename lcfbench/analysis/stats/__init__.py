@@ -77,9 +77,16 @@ class Paired:
         """
         if not self.n:
             return math.nan, math.nan
-        ends = [tuple(scale * end for end in tango(self.gained, self.lost, self.n, confidence)) for scale in self._scales]
+        ends = [
+            tuple(scale * end for end in tango(self.gained, self.lost, self.n, confidence))
+            for scale in self._scales
+        ]
         if not self.binary:
-            ends.append(self._scatter.interval(confidence) if self._scatter else unanimous(self.value, self.n, confidence))
+            ends.append(
+                self._scatter.interval(confidence)
+                if self._scatter
+                else unanimous(self.value, self.n, confidence)
+            )
         return min(low for low, _ in ends), max(high for _, high in ends)
 
     def p(self, margin: float = 0.0, side: Side = "two-sided") -> float:
@@ -94,7 +101,11 @@ class Paired:
             return math.nan
         ps = [count_p(self.gained, self.lost, self.n, margin / scale, side) for scale in self._scales]
         if not self.binary:
-            ps.append(self._scatter.p(margin, side) if self._scatter else max(FLOOR, count_p(0, 0, self.n, margin - self.value, side)))
+            ps.append(
+                self._scatter.p(margin, side)
+                if self._scatter
+                else max(FLOOR, count_p(0, 0, self.n, margin - self.value, side))
+            )
             if self.few and margin:
                 ps.append(min(count_p(0, 0, self.n, margin, side), self.p(0.0, side)))
         return max(ps)
@@ -130,7 +141,9 @@ def mean_interval(values: Scores, confidence: float = 0.95) -> Interval:
     if _binary(x):
         low, high = wilson(float(x.sum()), len(x), confidence)
     else:
-        low, high = unanimous(mean, len(x), confidence) if float(np.ptp(x)) < TIE else bca(x).interval(confidence)
+        low, high = (
+            unanimous(mean, len(x), confidence) if float(np.ptp(x)) < TIE else bca(x).interval(confidence)
+        )
     return Interval(mean, max(0.0, low), min(1.0, high), len(x))
 
 

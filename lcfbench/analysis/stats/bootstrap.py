@@ -88,7 +88,9 @@ def _resampled(x: np.ndarray, a: float, seed: int) -> BCa:
 
     rng, batch = np.random.default_rng(seed), max(1, 2_000_000 // len(x))
     # "percentile": scipy's BCa would find the acceleration by n jackknife means, which for a mean is the skewness known already
-    found = bootstrap((x,), np.mean, n_resamples=RESAMPLES, batch=batch, method="percentile", vectorized=True, rng=rng)
+    found = bootstrap(
+        (x,), np.mean, n_resamples=RESAMPLES, batch=batch, method="percentile", vectorized=True, rng=rng
+    )
     means, mean = np.sort(found.bootstrap_distribution), x.mean()
     below = (np.searchsorted(means, mean, "left") + np.searchsorted(means, mean, "right")) / (2 * len(means))
     last = len(means) - 1
@@ -99,7 +101,11 @@ def _resampled(x: np.ndarray, a: float, seed: int) -> BCa:
         return float(means[i] + (means[i + 1] - means[i]) * (place - i))
 
     def score(value: float, upper: bool) -> float:
-        i = int(np.searchsorted(means, value + TIE, "right")) - 1 if upper else int(np.searchsorted(means, value - TIE, "left"))
+        i = (
+            int(np.searchsorted(means, value + TIE, "right")) - 1
+            if upper
+            else int(np.searchsorted(means, value - TIE, "left"))
+        )
         if not 0 <= i <= last:
             return math.copysign(math.inf, i)
         if abs(means[i] - value) > TIE:  # between two resamples

@@ -35,7 +35,10 @@ def count_p(gained: int, lost: int, n: int, margin: float, side: Side) -> float:
     if margin == 0:
         return sign_test(gained, lost, side)
     if side == "two-sided":
-        return min(1.0, 2 * min(count_p(gained, lost, n, margin, "greater"), count_p(gained, lost, n, margin, "less")))
+        return min(
+            1.0,
+            2 * min(count_p(gained, lost, n, margin, "greater"), count_p(gained, lost, n, margin, "less")),
+        )
     p = p_of(tango_z(gained, lost, n, margin), side)
     exact = p < CLOSE and gained + lost <= ENOUGH and abs(margin) < 1
     return max(p, exact_p(gained, lost, n, margin, side)) if exact else p
@@ -44,7 +47,9 @@ def count_p(gained: int, lost: int, n: int, margin: float, side: Side) -> float:
 @cache
 def exact_p(gained: int, lost: int, n: int, margin: float, side: Side) -> float:
     """Against H0 "(gained − lost)/n is in expectation at least `margin`" (less) or at most (greater), −1 < margin < 1."""
-    assert side != "two-sided" and -1 < margin < 1, f"one side and a margin within (−1, 1), not {side} and {margin}"
+    assert side != "two-sided" and -1 < margin < 1, (
+        f"one side and a margin within (−1, 1), not {side} and {margin}"
+    )
     if side == "greater":
         return exact_p(lost, gained, n, -margin, "less")
     import numpy as np
@@ -64,7 +69,13 @@ def exact_p(gained: int, lost: int, n: int, margin: float, side: Side) -> float:
     fewest = _fewest(gains, float(_statistic(np.array([gained]), np.array([lost]), n, margin)[0]), n, margin)
     possible = fewest <= n - gains
     gains, fewest = gains[possible], fewest[possible]
-    chance = np.exp(gammaln(n + 1) - gammaln(gains + 1) - gammaln(n - gains + 1) + xlogy(gains, gain) + xlog1py(n - gains, -gain))
+    chance = np.exp(
+        gammaln(n + 1)
+        - gammaln(gains + 1)
+        - gammaln(n - gains + 1)
+        + xlogy(gains, gain)
+        + xlog1py(n - gains, -gain)
+    )
     row, column = np.nonzero(chance > IMPROBABLE)
     tails = bdtrc(fewest[column] - 1, n - gains[column], np.minimum(1.0, loss[row, 0] / (1 - gain[row, 0])))
     tails[fewest[column] == 0] = 1.0
@@ -79,7 +90,10 @@ def _fewest(gains: np.ndarray, observed: float, n: int, margin: float) -> np.nda
     while (fewest - below > 1).any():
         middle = np.maximum(0, (below + fewest) // 2)
         out = _statistic(gains, middle, n, margin) <= observed + 1e-9
-        below, fewest = np.where(out, below, np.maximum(middle, below)), np.where(out, np.minimum(middle, fewest), fewest)
+        below, fewest = (
+            np.where(out, below, np.maximum(middle, below)),
+            np.where(out, np.minimum(middle, fewest), fewest),
+        )
     return fewest
 
 

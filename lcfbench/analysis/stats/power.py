@@ -1,6 +1,7 @@
 """What a number of documents can show: the smallest visible effect, and how many documents would settle a question.
 
-    from lcfbench.analysis.stats import paired, smallest_visible
+    from lcfbench.analysis.stats import paired
+    from lcfbench.analysis.stats.power import smallest_visible
     smallest_visible(paired([1] * 5 + [0] * 59, [0] * 5 + [1] * 2 + [0] * 57))
 
 The effect is asked for beside the noise that was seen: it comes on top of it and brings its own scatter. Answers that are right or wrong are

@@ -35,7 +35,9 @@ def mcnemar(b: int, c: int) -> float:
 
 def sign_test(gained: int, lost: int, side: Side) -> float:
     """Binomial(gained + lost, ½): at least that many gained, at least that many lost, or twice the smaller."""
-    from scipy.special import bdtr  # a third of the time that importing scipy.stats takes; tests hold it against binomtest
+    from scipy.special import (
+        bdtr,  # a third of the time that importing scipy.stats takes; tests hold it against binomtest
+    )
 
     n = gained + lost
     tails = {"greater": (lost,), "less": (gained,), "two-sided": (gained, lost)}[side]
@@ -49,7 +51,9 @@ def tango(b: int, c: int, n: int, confidence: float = 0.95) -> tuple[float, floa
     Unlike Wald's it has a width when no pair is discordant: ± z²/(n + z²).
     """
     z = two_sided_z(confidence)
-    return root(lambda m: tango_z(b, c, n, m) - z, -1.0, 1.0), root(lambda m: tango_z(b, c, n, m) + z, -1.0, 1.0)
+    return root(lambda m: tango_z(b, c, n, m) - z, -1.0, 1.0), root(
+        lambda m: tango_z(b, c, n, m) + z, -1.0, 1.0
+    )
 
 
 def tango_z(b: int, c: int, n: int, margin: float) -> float:

@@ -1,0 +1,232 @@
+"""Adapters on the Hub: pushed with their card, pulled whole or not at all.
+
+A repository holds the three files of an adapter folder, at its root or in a subfolder. `pull` looks in the mirror, on the Hub and in the Hub's
+cache, checks what it got by loading it, and only then puts it in place: a truncated or foreign download never replaces a good adapter.
+
+>>> pull("org/smollm2-lcfx", Path("adapters/smollm2-lcfx"))
+>>> push(Path("adapters/mine"), "me/mine", private=True)
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, read_config, weights_sha256
+from lcfbench.errors import UserError
+from lcfbench.sources import hub
+from lcfbench.sources.cache import mirror, say
+
+FILES = (CONFIG, WEIGHTS, CARD)
+LOGIN = "Run `hf auth login`, or set HF_TOKEN"
+
+
+def pull(
+    repo_id: str,
+    out: Path | None = None,
+    *,
+    revision: str | None = None,
+    subfolder: str = "",
+    force: bool = False,
+    offline: bool = False,
+) -> Path:
+    """Puts an adapter of the Hub into `out` (default `adapters/<name>`) and returns the folder.
+
+    Raises UserError: a name that is no Hub id, an `out` that is taken, nothing found (with what was tried), files that are no whole adapter
+    of this version.
+    """
+    from lcfbench.adapters.files import load, making
+
+    check_id(repo_id)
+    subfolder = subfolder.strip("/")
+    if ".." in Path(subfolder).parts:
+        raise UserError(f"subfolder {subfolder} leaves the repository.", "Name a folder inside it.")
+    place = out or Path("adapters") / (Path(subfolder).name or repo_id.partition("/")[2])
+    with making(place, force) as folder:
+        source = _find(repo_id, revision, subfolder, offline)
+        read_config(source)  # a future format is told before anything else is read
+        for name in FILES:
+            if (source / name).is_file():
+                _check_content(source / name)
+                shutil.copyfile(source / name, folder / name)
+        load(folder)
+    return place
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    offline: bool = False,
+) -> str:
+    """Uploads an adapter's weights, config and card in one commit; creates the repository, and the branch `revision`, where there is none.
+
+    Returns the commit's address. Nothing of the folder but these three files leaves the machine. Raises UserError: a folder that holds no whole
+    adapter, no token, no right to write, no connection, a public repository where a private one was asked for.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+
+    from lcfbench.adapters.card import REPO, card, refreshed
+    from lcfbench.adapters.files import load
+
+    check_id(repo_id)
+    adapter = load(folder)
+    if offline or constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"cannot push {folder}: {'offline was asked for' if offline else 'HF_HUB_OFFLINE is set'}.",
+            "Push from a machine online.",
+        )
+    if not get_token():
+        raise UserError(
+            f"no token, so nothing can be pushed to {repo_id}.", f"{LOGIN} to one that may write."
+        )
+    text = (folder / CARD).read_text(errors="replace") if (folder / CARD).is_file() else card(adapter)
+    text = refreshed(text, adapter.config).replace(REPO, repo_id)
+    api = HfApi()
+
+    def ask(request: Callable[[], Any]) -> Any:
+        return _ask(request, f"cannot push to {repo_id}")
+
+    ask(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+    if private and not ask(lambda: api.model_info(repo_id)).private:
+        raise UserError(
+            f"{repo_id} exists and is public; --private changes no existing repository.",
+            "Make it private on the Hub, or name another.",
+        )
+    if revision and revision != constants.DEFAULT_REVISION:
+        ask(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+    operations = [
+        CommitOperationAdd(CARD, text.encode()),
+        CommitOperationAdd(CONFIG, folder / CONFIG),
+        CommitOperationAdd(WEIGHTS, folder / WEIGHTS),
+    ]
+    told = message or f"Upload {adapter.config.kind} adapter {weights_sha256(folder)[:12]}"
+    return str(
+        ask(lambda: api.create_commit(repo_id, operations, commit_message=told, revision=revision)).commit_url
+    )
+
+
+def check_id(repo_id: str) -> None:
+    """Raises UserError for what is no `org/name`."""
+    if (
+        not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII)
+        or ".." in repo_id
+        or repo_id.startswith((".", "-"))
+    ):
+        raise UserError(f"{repo_id!r} is not a Hub repository.", "Name one as ORG/NAME.")
+
+
+def _find(repo_id: str, revision: str | None, subfolder: str, offline: bool) -> Path:
+    """The folder that holds the adapter: in the mirror, freshly from the Hub, or in its cache. Raises UserError with all that was tried."""
+    tried = []
+    if (root := mirror()) is None:
+        tried.append("mirror: LCFBENCH_MIRROR is not set")
+    elif revision:
+        tried.append("mirror: it knows no revisions")
+    else:
+        for kind in ("adapters", "models"):
+            found = root / kind / repo_id / subfolder
+            if (found / CONFIG).is_file():
+                return found
+            tried.append(f"mirror: {found}: {'no such folder' if not found.is_dir() else f'no {CONFIG}'}")
+    commit = ""
+    try:
+        commit = hub.commit(repo_id, "model", offline, revision)
+        return _inside(_snapshot(repo_id, commit, subfolder, revision), subfolder)
+    except hub.HubError as error:
+        why, answered = _phrase(error), bool(commit) or hasattr(error.__cause__, "response")
+        tried.append(f"Hub: {why}")
+    if not answered:  # what it refuses now is not taken from the cache either
+        try:
+            found = _inside(_snapshot(repo_id, revision, subfolder, None, local_files_only=True), subfolder)
+            say(f"{repo_id}: Hub: {why}; taken from its cache, commit {_commit_of(found, subfolder)}")
+            return found
+        except hub.HubError as error:
+            tried.append(f"Hub cache: {error if str(error).startswith('no ') else 'nothing there'}")
+    shown = f"{repo_id}@{revision}" if revision else repo_id
+    raise UserError(
+        f"cannot find the adapter {shown!r}. Tried, in order: {'; '.join(tried)}.", _next_step(why, repo_id)
+    )
+
+
+def _snapshot(repo_id: str, wanted: str | None, subfolder: str, branch: str | None, **how: Any) -> Path:
+    """A commit's three files in the Hub's cache; `branch` is noted there, so that it is found again without the Hub."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"{subfolder}/{name}" if subfolder else name for name in FILES]
+    path = Path(hub._ask(lambda: snapshot_download(repo_id, revision=wanted, allow_patterns=patterns, **how)))
+    if not how and wanted is not None and branch != wanted:
+        ref = path.parents[1] / "refs" / (branch or "main")
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(wanted)
+    return path
+
+
+def _inside(snapshot: Path, subfolder: str) -> Path:
+    folder = snapshot / subfolder
+    if lacking := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+        raise hub.HubError(
+            f"no {' and no '.join(lacking)}{f' in {subfolder}' if subfolder else ''}, so it holds no adapter"
+        )
+    return folder
+
+
+def _commit_of(folder: Path, subfolder: str) -> str:
+    return folder.parents[len(Path(subfolder).parts) - 1].name[:12] if subfolder else folder.name[:12]
+
+
+def _check_content(path: Path) -> None:
+    """Large files lie in the Hub's cache under the sha256 the Hub named. Raises UserError where the content is another."""
+    from lcfbench.sources.cache import sha256_of
+
+    named = path.resolve().name
+    if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", named) and sha256_of(path) != named:
+        raise UserError(
+            f"{path.name} is damaged: its sha256 is not the one the Hub names.",
+            f"Delete {path.resolve()} and pull again.",
+        )
+
+
+def _ask(request: Callable[[], Any], what: str) -> Any:
+    try:
+        return hub._ask(request)
+    except hub.HubError as error:
+        why = _phrase(error)
+        raise UserError(f"{what}: {why}.", _next_step(why, what.rpartition(" ")[2])) from error
+
+
+def _phrase(error: hub.HubError) -> str:
+    """Why the Hub did not help, by the status of its answer where it gave one."""
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    cause = error.__cause__
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if isinstance(cause, RevisionNotFoundError):
+        return "no such revision"
+    if isinstance(cause, EntryNotFoundError):
+        return "a file that it lists is not there"
+    if isinstance(cause, RepositoryNotFoundError) or status is None:
+        return str(error).rstrip(".")
+    return {
+        401: "it does not accept the token (401)",
+        403: "the token may not do this (403)",
+        404: "no such repository (404)",
+    }.get(status, f"it answered {status}")
+
+
+def _next_step(why: str, repo_id: str) -> str:
+    if "no such revision" in why:
+        return "Name a branch, tag or commit of it."
+    if "no such repository" in why:
+        return f"Check the name; if it is private, {LOGIN[0].lower()}{LOGIN[1:]}."
+    if "(401)" in why or "(403)" in why or "gated" in why:
+        return f"{LOGIN} of an account that may."
+    if "holds no adapter" in why:
+        return "Name a --subfolder that does, or another repository."
+    return f"Try again online, or set LCFBENCH_MIRROR to a folder that has adapters/{repo_id}."

@@ -1,0 +1,228 @@
+"""What tables, tests and pictures are made of: scores by document, one `RunGroup` for the runs that differ in their seed only.
+
+    from lcfbench.analysis.run_groups import joined, read_run_groups
+    cells = read_run_groups([Path("results")])
+    ours, theirs, _ = joined(cells.cells[0], cells.cells[1])
+
+Rows are read once, run by run, and only the columns needed; what stays in memory is a code and a score a document. A document that failed
+counts as wrong and stays in the denominator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcfbench.analysis.naming import labels
+from lcfbench.analysis.recorded import COLUMNS, NAMES, TIMED, Recorded, read_run
+from lcfbench.analysis.recorded import by_subject as subjects_of
+from lcfbench.provenance import digest
+from lcfbench.results.reader import Reading
+
+if TYPE_CHECKING:
+    import numpy as np
+
+OF_THE_SEED = (
+    "seed",
+    "data_sha256",
+    "split_manifest_sha256",
+    "calibration_sha256",
+)  # what another seed changes in a run's identity
+STATES = ("running", "interrupted", "unknown", "complete")  # worst first
+
+
+@dataclass
+class RunGroup:
+    """Runs that differ in their seed only.
+
+    label: the mode and whatever tells it from the others that are shown. identity: of its first run, without what only the seed changes where
+    there are several. codes: (n,) uint64, sorted, a document each; scores: (n,), the mean over the seeds that have the document.
+    seed_scores: a mean a seed. timed: column → (codes, milliseconds) of the documents timed alone.
+    """
+
+    runs: list[Recorded]
+    identity: dict[str, Any]
+    label: str = ""
+    codes: np.ndarray = field(init=False)
+    scores: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        import numpy as np
+
+        codes, scores = (
+            np.concatenate([getattr(run, name) for run in self.runs]) for name in ("codes", "scores")
+        )
+        self.codes, self.scores = _means(codes, scores)
+
+    def __getattr__(
+        self, name: str
+    ) -> Any:  # pair, receiver, sharer, task, subject, scoring, mode, control, metric, seed
+        if name in NAMES and "runs" in self.__dict__:
+            return self.runs[0].names[name]
+        raise AttributeError(name)
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        return tuple(run.run_id for run in self.runs)
+
+    @property
+    def seeds(self) -> tuple[Any, ...]:
+        return tuple(run.names["seed"] for run in self.runs)
+
+    @property
+    def seed_scores(self) -> list[float]:
+        return [float(run.scores.mean()) if len(run.scores) else math.nan for run in self.runs]
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        return self.runs[0].manifest
+
+    @property
+    def state(self) -> str:
+        """The worst of its runs' states."""
+        return min((str(run.manifest.get("state", "unknown")) for run in self.runs), key=_badness)
+
+    @property
+    def n(self) -> int:
+        """Documents, each counted once."""
+        return len(self.codes)
+
+    @property
+    def errors(self) -> int:
+        return sum(int(run.failed.sum()) for run in self.runs)
+
+    @cached_property
+    def failed(self) -> np.ndarray:
+        """Codes of the documents that failed under any seed, sorted."""
+        import numpy as np
+
+        return np.unique(np.concatenate([run.codes[run.failed] for run in self.runs]))
+
+    @property
+    def sends(self) -> bool:
+        """Whether anything is sent, be it an empty note."""
+        return any(run.sends for run in self.runs)
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """(n,) document hashes, in the order of `codes`."""
+        import numpy as np
+
+        codes = np.concatenate([run.codes for run in self.runs])
+        _, first = np.unique(codes, return_index=True)
+        names = np.concatenate([np.asarray(run.hashes.to_pandas(), dtype=object) for run in self.runs])
+        return names[first]
+
+    @cached_property
+    def timed(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        import numpy as np
+
+        return {
+            name: _means(
+                *(np.concatenate(x) for x in zip(*(run.timed[name] for run in self.runs), strict=True))
+            )
+            for name in TIMED
+        }
+
+    def median(self, column: str) -> float:
+        """Median over documents of a column of `TYPICAL`; over several seeds their mean. NaN where it was not measured."""
+        known = [run.typical[column] for run in self.runs if not math.isnan(run.typical[column])]
+        return sum(known) / len(known) if known else math.nan
+
+    @property
+    def documents_per_s(self) -> float:
+        """Batched throughput."""
+        known = [run.mean_amortized_ms for run in self.runs if run.mean_amortized_ms > 0]
+        return 1000 * len(known) / sum(known) if known else math.nan
+
+
+@dataclass
+class RunGroups:
+    """All that was read. manifests: by run id. warnings: a sentence for everything that could not be used."""
+
+    cells: list[RunGroup]
+    manifests: dict[str, dict[str, Any]]
+    warnings: list[str]
+
+
+def read_run_groups(paths: Sequence[Path], by_subject: bool = False) -> RunGroups:
+    """Every run under `paths`, grouped by all that matters but the seed, in the order found.
+
+    by_subject: a subject of a task (mmlu_redux) is a task of its own, `mmlu_redux/astronomy`. Raises UserError where nothing can be read.
+    """
+    reading = Reading(paths, COLUMNS)
+    runs: list[Recorded] = []
+    manifests: dict[str, dict[str, Any]] = {}
+    for part in reading:
+        manifests[part.run_id] = part.manifest
+        parts = subjects_of(part.table) if by_subject else [("", part.table)]
+        runs += [read_run(part.run_id, table, part.manifest, subject) for subject, table in parts]
+    return RunGroups(grouped(runs), manifests, reading.warnings)
+
+
+def grouped(runs: Iterable[Recorded]) -> list[RunGroup]:
+    """RunGroups of these runs. Two runs of one seed never share a cell, whatever else they have in common."""
+    groups: dict[str, list[Recorded]] = {}
+    for run in runs:
+        identity = run.manifest.get("identity")
+        rest = (
+            {k: v for k, v in identity.items() if k not in OF_THE_SEED} if identity else {"run": run.run_id}
+        )
+        groups.setdefault(digest([rest, run.names["task"]]), []).append(run)
+    cells = []
+    for group in groups.values():
+        group.sort(key=lambda run: (repr(run.names["seed"]), run.run_id))
+        apart = len({run.names["seed"] for run in group}) < len(group)
+        for members in [[run] for run in group] if apart else [group]:
+            identity = dict(members[0].manifest.get("identity") or {})
+            cells.append(
+                RunGroup(
+                    members,
+                    identity
+                    if len(members) == 1
+                    else {k: v for k, v in identity.items() if k not in OF_THE_SEED},
+                )
+            )
+    for cell, label in zip(cells, labels(cells), strict=True):
+        cell.label = label
+    return cells
+
+
+def joined(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores of both and codes, of the documents both have."""
+    import numpy as np
+
+    codes, of_a, of_b = np.intersect1d(a.codes, b.codes, assume_unique=True, return_indices=True)
+    return a.scores[of_a], b.scores[of_b], codes
+
+
+def held_against(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray, int]:
+    """Scores of both on shared documents, those that failed in `b` left out: nothing must look good because what it is held against broke.
+
+    Returns their number too. What failed in `a` counts as wrong.
+    """
+    import numpy as np
+
+    ours, theirs, codes = joined(a, b)
+    whole = ~np.isin(codes, b.failed)
+    return ours[whole], theirs[whole], int((~whole).sum())
+
+
+def _means(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted codes, each once, and the mean of what belongs to each."""
+    import numpy as np
+
+    found, index = np.unique(codes, return_inverse=True)
+    if len(found) == len(codes):
+        sorted_values = np.empty_like(values)
+        sorted_values[index] = values
+        return found, sorted_values
+    return found, np.bincount(index, values) / np.bincount(index)
+
+
+def _badness(state: str) -> int:
+    return STATES.index(state) if state in STATES else STATES.index("unknown")

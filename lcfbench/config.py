@@ -1,0 +1,108 @@
+"""Settings from files, environment and flags: YAML < `LCFBENCH_*` < flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lcfbench.errors import UserError, unknown
+
+
+def several(value: Any) -> Any:
+    """`a,b,c` means three; duplicates are dropped, order kept."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        raise ValueError("give names, separated by commas")
+    parts = [p.strip() if isinstance(p, str) else p for p in parts]
+    return list(dict.fromkeys(p for p in parts if p != ""))
+
+
+def texts(value: Any) -> Any:
+    """YAML reads `budget: 100` as a number; options are texts until whoever owns them converts them."""
+    return {str(k): _text(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _text(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+class Settings(BaseModel):
+    """Base of what can be asked for: a file of settings, overlaid with environment and flags."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def merge(cls, file: Path | str | None, given: dict[str, Any], section: str | None = None) -> Self:
+        """The YAML file or packaged recipe (if any) overlaid with what was `given` (environment and flags, None where not). Raises UserError.
+
+        section: the part of a recipe of several parts (`train`, `run`) that is meant.
+        """
+        base = read_recipe(file, section) if file is not None else {}
+        chosen = {k: v for k, v in given.items() if v is not None and v != [] and v != {}}
+        for key in ("options", "task_options"):
+            if key in chosen and isinstance(base.get(key), dict):
+                chosen[key] = {**base[key], **chosen[key]}
+        try:
+            return cls.model_validate({**base, **chosen})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(p) for p in first["loc"])
+            listing = f"lcfbench {section or 'run'} --help"
+            if first["type"] == "extra_forbidden":
+                raise unknown("setting", name, cls.model_fields, listing) from error
+            why = first["msg"].removeprefix("Value error, ").lower()
+            raise UserError(
+                f"setting {name.replace('_', '-')}: {why} (got {first.get('input')!r}).", f"See `{listing}`."
+            ) from error
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Recipes that come with the package, by name."""
+    return {p.stem: p for p in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+
+
+def read_recipe(file: Path | str, section: str | None) -> dict[str, Any]:
+    """The settings in a YAML file, or in the packaged recipe of that name: its `section`, where it has parts. Raises UserError."""
+    import yaml
+
+    known = packaged_recipes()
+    path = known[str(file)] if str(file) in known and not Path(file).is_file() else Path(file)
+    if not path.exists() and path.suffix not in {".yaml", ".yml"} and len(path.parts) == 1:
+        raise unknown("recipe", str(file), known, "lcfbench ls recipes")
+    try:
+        base = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"recipe {file} cannot be read ({' '.join(str(error).split())[:160]}).",
+            "Name a YAML file of settings, or one of `lcfbench ls recipes`.",
+        ) from error
+    if not isinstance(base, dict):
+        raise UserError(
+            f"recipe {file} is not a mapping of settings.", "See `lcfbench ls recipes` for examples."
+        )
+    if section is not None and PARTS & set(base):
+        if extra := set(base) - PARTS - {"description"}:
+            raise UserError(
+                f"recipe {file} has parts and, beside them, {', '.join(sorted(extra))}.",
+                "Put every setting under train: or run:.",
+            )
+        base = base.get(section) or {}
+        if not base:
+            raise UserError(f"recipe {file} has no part {section}.", "See `lcfbench ls recipes`.")
+    return dict(base)
+
+
+PARTS = {"train", "run"}
+
+
+def parse_assignments(texts: list[str] | None, flag: str) -> dict[str, str]:
+    """`["width=64"]` → `{"width": "64"}`. Raises UserError for anything else."""
+    out = {}
+    for text in texts or []:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise UserError(f"{flag} {text!r} is not KEY=VALUE.", f"For example {flag} budget=100.")
+        out[key.strip().replace("-", "_")] = value.strip()
+    return out

@@ -1,0 +1,107 @@
+"""From a `State` to outcomes: letters, full-text choices and generation, in one place for all methods and both models.
+
+>>> outcomes = answer(method.respond(batch), batch)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lcfbench.methods.base import Batch
+from lcfbench.models.choice_tree import branch, can_branch
+from lcfbench.models.state import State
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt, continuation, continuations, extend
+from lcfbench.tasks.task import Outcome
+
+
+def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
+    """Outcome of each document, and its answer tokens: those it wrote, or those that were run to rank its choices, leads included."""
+    documents, endpoint = list(batch.documents), state.endpoint
+    first = documents[0]
+    with batch.clock("decode"):
+        if not first.steps:
+            opened = endpoint.open(state)
+            batch.clock.first_token()
+            texts, written = endpoint.decode(opened, max(d.max_new_tokens for d in documents), first.until)
+            return [Outcome(loglikelihoods=(), text=text, picks=()) for text in texts], written
+        prompts = list(state.prompts)
+        scores: list[list[tuple[tuple[float, bool], ...]]] = [[] for _ in documents]
+        picks: list[list[int]] = [[] for _ in documents]
+        tokens = [0] * len(documents)
+        for number in range(len(first.steps)):
+            if number:
+                leads = [
+                    d.steps[number].led([s.choices[p] for s, p in zip(d.steps, row, strict=False)])
+                    for d, row in zip(documents, picks, strict=True)
+                ]
+                longer = [extend(p, text, endpoint.tokenizer) for p, text in zip(prompts, leads, strict=True)]
+                ids = [list(new.ids[len(old.ids) :]) for new, old in zip(longer, prompts, strict=True)]
+                prompts = longer
+                state = opened.then(ids, prompts)
+                tokens = [n + len(new) for n, new in zip(tokens, ids, strict=True)]
+            choices = [
+                continuations(p, d.steps[number].choices, endpoint.tokenizer)
+                for d, p in zip(documents, prompts, strict=True)
+            ]
+            if len(documents) > 1 and can_branch(state):
+                ranked, opened = branch(endpoint, state, choices)
+                batch.clock.first_token()
+            else:  # of a document alone the moment of its first token is wanted for itself
+                opened = endpoint.open(state)
+                batch.clock.first_token()
+                ranked = endpoint.rank(opened, choices)
+            for b, row in enumerate(ranked):
+                scores[b].append(tuple(row))
+                picks[b].append(max(range(len(row)), key=lambda c, row=row: row[c][0]))  # type: ignore[misc]
+                tokens[b] += sum(len(ids) - 1 for ids in choices[b])
+    return [
+        Outcome(loglikelihoods=tuple(s), text=None, picks=tuple(p))
+        for s, p in zip(scores, picks, strict=True)
+    ], tokens
+
+
+def target(
+    document: Document, prompt: Prompt, tokenizer: Any, eos: int | None, supervise: str = "all"
+) -> tuple[list[int], list[bool]]:
+    """The right answer as token ids, and which of them are supervised in training.
+
+    With closed steps the choices are supervised (those of `all` steps, or of the `first` or `last` alone) and the leads between them are
+    given; a free answer is supervised with its EOS.
+    """
+    if not document.steps:
+        text = document.gold if not document.receiver.prefix else " " + document.gold
+        ids = continuation(prompt, text, tokenizer) + ([] if eos is None else [eos])
+        return ids, [True] * len(ids)
+    golds = [s.choices[s.gold[0]] for s in document.steps]
+    out: list[int] = []
+    supervised: list[bool] = []
+    for number, step in enumerate(document.steps):
+        # the pick of the step before stands in the text already; its lead begins with it
+        given = step.led(golds[:number])
+        wanted = supervise == "all" or number == {"first": 0, "last": len(golds) - 1}[supervise]
+        assert not number or given.startswith(golds[number - 1]), (
+            f"lead {given!r} must begin with the pick {golds[number - 1]!r}"
+        )
+        for text, counts in (
+            (given.removeprefix(golds[number - 1]) if number else "", False),
+            (golds[number], wanted),
+        ):
+            if text:
+                ids = continuation(prompt, text, tokenizer)
+                prompt = extend(prompt, text, tokenizer)
+                out, supervised = out + ids, supervised + [counts] * len(ids)
+    return out, supervised
+
+
+def predicted(document: Document, outcome: Outcome, metric: str) -> str:
+    """What was answered, by the rule that scores it: the likeliest choice, by length-normalised likelihood where that is the metric."""
+    if outcome.text is not None:
+        return outcome.text
+    picks = list(outcome.picks)
+    if metric == "acc_norm":  # lm-eval divides by the characters of the choice, its delimiter left out
+        choices, ranked = document.steps[-1].choices, outcome.loglikelihoods[-1]
+        picks[-1] = max(
+            range(len(choices)), key=lambda c: ranked[c][0] / max(len(choices[c].removeprefix(" ")), 1)
+        )
+    return " → ".join(s.choices[p].strip() for s, p in zip(document.steps, picks, strict=True))

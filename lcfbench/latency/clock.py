@@ -1,0 +1,87 @@
+"""A clock for a GPU that never waits inside a phase: device events at both ends of each, read when all is over.
+
+`timing.Clock` waits for the device at both ends of a phase, so that the next phase's launches cannot overlap it; that is right where phases
+are to add up on the host, and slower than what a user sees. Here the device itself stamps its own stream.
+
+>>> clock = clock_for(torch.device("cuda"))
+>>> with clock("sharer"): ...
+>>> clock.first_token(); clock.total_ms(); clock.ms["sharer"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+
+from lcfbench.models.timing import PHASES, Clock
+
+
+class Mark(Protocol):
+    """A moment on the device's stream, already recorded: `torch.cuda.Event`, or what a test puts in its place."""
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end_event: Mark, /) -> float: ...
+
+
+def cuda_mark(device: torch.device) -> Mark:
+    """An event recorded on the device's current stream."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event  # type: ignore[return-value]
+
+
+class EventClock(Clock):
+    """The interface of `timing.Clock` on device events.
+
+    Reading `ms`, `ttft_ms` or `total_ms()` waits for the device, once; entering and leaving a phase does not. Its logic is tested with made-up
+    events (tests/test_bench_clock.py): the tests' machines have no GPU. mark: makes a recorded event.
+    """
+
+    def __init__(
+        self, device: torch.device | str = "cuda", mark: Callable[[torch.device], Mark] = cuda_mark
+    ) -> None:
+        self.device, self._mark = torch.device(device), mark
+        self._spans: list[tuple[str, Mark, Mark]] = []
+        self._first: Mark | None = None
+        self._begin = mark(self.device)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        began = self._mark(self.device)
+        yield
+        self._spans.append((phase, began, self._mark(self.device)))
+
+    def first_token(self) -> None:
+        if self._first is None:
+            self._first = self._mark(self.device)
+
+    @property
+    def ms(self) -> dict[str, float]:  # type: ignore[override]
+        """Milliseconds a phase, on the device's own clock."""
+        out = dict.fromkeys(PHASES, 0.0)
+        if self._spans:
+            self._spans[-1][2].synchronize()  # one stream: what was recorded before is over, too
+        for phase, began, ended in self._spans:
+            out[phase] += began.elapsed_time(ended)
+        return out
+
+    @property
+    def ttft_ms(self) -> float | None:  # type: ignore[override]
+        return None if self._first is None else self._between(self._first)
+
+    def total_ms(self) -> float:
+        """From construction until now."""
+        return self._between(self._mark(self.device))
+
+    def _between(self, mark: Mark) -> float:
+        mark.synchronize()
+        return self._begin.elapsed_time(mark)
+
+
+def clock_for(device: torch.device) -> Clock:
+    """Device events on a GPU, the host's clock elsewhere."""
+    return EventClock(device) if device.type == "cuda" else Clock(device)

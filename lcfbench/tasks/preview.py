@@ -1,0 +1,66 @@
+"""What both models would be shown, and how long it is, without a single weight: `lcfbench run --dry-run`.
+
+>>> from lcfbench.tasks.preview import preview                                                       # doctest: +SKIP
+>>> next(preview(documents, receiver_tokenizer, sharer_tokenizer))["receiver"]["tokens"]      # doctest: +SKIP
+64
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from lcfbench.tasks.document import Document, View
+from lcfbench.tasks.prompts import continuation, extend, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def preview(
+    documents: Iterable[Document],
+    receiver_tokenizer: PreTrainedTokenizerBase,
+    sharer_tokenizer: PreTrainedTokenizerBase,
+) -> Iterator[dict[str, Any]]:
+    """One JSON-ready row a document.
+
+    receiver, sharer, full, request: {prompt, tokens}: `full` as the receiver reads it, `request` as the sharer does when its message is text; `noted` is
+    where that text goes, at the marker, without a chat template. `tail` is whitespace that is scored with each choice (lm-eval's rule). steps:
+    {lead, choices: [{text, tokens}], gold}; leads are filled in with the right choices of the steps before.
+    """
+    for document in documents:
+        steps, picked = [], list[str]()
+        asked = render(
+            document.receiver, receiver_tokenizer, chat=document.chat, choices=bool(document.steps)
+        )
+        for step in document.steps:
+            lead = step.led(picked)
+            asked = extend(asked, lead, receiver_tokenizer) if lead else asked
+            ranked = [
+                {"text": text, "tokens": len(continuation(asked, text, receiver_tokenizer))}
+                for text in step.choices
+            ]
+            steps.append({"lead": lead, "choices": ranked, "gold": list(step.gold)})
+            picked.append(step.choices[step.gold[0]])
+        yield {
+            "task": document.task,
+            "doc_id": document.doc_id,
+            "hash": document.hash,
+            "scoring": document.scoring,
+            "gold": document.gold,
+            "receiver": _seen(document, document.receiver, receiver_tokenizer),
+            "sharer": _seen(document, document.sharer, sharer_tokenizer),
+            "full": _seen(document, document.full, receiver_tokenizer),
+            "request": _seen(document, document.request, sharer_tokenizer, writes=True),
+            "noted": _seen(document, document.noted, receiver_tokenizer),
+            "steps": steps,
+            "until": list(document.until),
+            "max_new_tokens": document.max_new_tokens,
+        }
+
+
+def _seen(
+    document: Document, view: View, tokenizer: PreTrainedTokenizerBase, writes: bool = False
+) -> dict[str, Any]:
+    prompt = render(view, tokenizer, chat=document.chat, choices=bool(document.steps) and not writes)
+    return {"prompt": prompt.text, "tokens": len(prompt.ids)} | ({"tail": prompt.tail} if prompt.tail else {})

@@ -1,0 +1,216 @@
+"""Views as token ids, exactly as lm-eval's `HFLM` would show them to the model, and where the views' own words stand in them.
+
+A number is comparable with lm-eval's only if the ids are the same, so its rules are followed here to the letter: its joining
+delimiter, its chat-template call (thinking off), its treatment of BOS, its trailing-whitespace rule and its way of splitting
+a continuation off the whole (lm_eval/api/utils.py, api/model.py `_encode_pair`, models/huggingface.py `tok_encode`).
+
+>>> from lcfbench.tasks.prompts import render, continuation                                        # doctest: +SKIP
+>>> prompt = render(document.receiver, tokenizer, chat=document.chat, choices=True)          # doctest: +SKIP
+>>> [continuation(prompt, choice, tokenizer) for choice in document.steps[0].choices]        # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lcfbench.errors import UserError
+from lcfbench.tasks.document import View
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_DELIMITER = " "  # lm-eval's target_delimiter; no task of ours changes it
+_SENTINEL = "7f3a9cturn{}c9a3f7"  # stands for a turn's content while the template's own text is found
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one model reads.
+
+    text: the rendered prompt; when choices are scored its trailing whitespace is in `tail` instead (lm-eval's rule).
+    ids, offsets: N token ids and the characters [a, b) of `text` that each stands for; (0, 0) for specials that are not in it.
+    spans: characters [a, b) of each turn's content, whitespace at its ends left out, empty turns left out: what token
+        alignment may use. Equal views give equal contents on any two models. () if the template rewrites a content.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+    spans: tuple[tuple[int, int], ...]
+    tail: str = ""
+
+
+def render(
+    view: View,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat: bool,
+    choices: bool,
+    history: Sequence[tuple[str, str]] = (),
+) -> Prompt:
+    """A view as this model's prompt.
+
+    chat: use the tokenizer's chat template, if it has one. choices: continuations will be scored (else the model writes).
+    history: further turns as (role, text), oldest first, between the view's own history and its question.
+    Raises `UserError` for a tokenizer that cannot tell offsets.
+    """
+    earlier = [*view.history, *history]
+    turns = [*earlier, ("user", view.user), *([("assistant", view.prefix)] if view.prefix else [])]
+    contents = [content for _, content in turns]
+    if chat and getattr(tokenizer, "chat_template", None):
+        text = _templated(turns, tokenizer, begun=bool(view.prefix))
+        marked = [(role, _SENTINEL.format(i)) for i, (role, _) in enumerate(turns)]
+        frames = _frames(_templated(marked, tokenizer, begun=bool(view.prefix)), len(turns))
+    else:
+        joints = ["\n"] * len(earlier) + [_DELIMITER if _needs_delimiter(view) else ""] * bool(view.prefix)
+        text = "".join(content + joint for content, joint in zip(contents, [*joints, ""], strict=True))
+        frames = ["", *joints, ""]
+    return _encode(text, _locate(text, frames, contents), tokenizer, choices=choices)
+
+
+def extend(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase, *, choices: bool = True) -> Prompt:
+    """The prompt with more of the answer written: how the lead of a later step is appended. Spans stay as they were."""
+    return _encode(prompt.text + prompt.tail + text, prompt.spans, tokenizer, choices=choices)
+
+
+def continuation(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of `text` after `prompt`: the whole tokenised, then split at the prompt's length (lm-eval's `_encode_pair`).
+
+    With some tokenizers the whole does not begin with the prompt's ids; lm-eval scores the same split, and so do we.
+    """
+    return continuations(prompt, [text], tokenizer)[0]
+
+
+def continuations(
+    prompt: Prompt, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    """`continuation` of each of several texts, in one call of the tokenizer."""
+    if not prompt.text:  # lm-eval gives an empty context the BOS (or EOS) id, which is in prompt.ids
+        coded = [tokenizer.encode(prompt.tail + text, add_special_tokens=False) for text in texts]
+        return [ids[1:] if tuple(ids[:1]) == prompt.ids else ids for ids in coded]
+    wholes = [prompt.text + prompt.tail + text for text in texts]
+    added = not _has_bos(wholes[0], tokenizer, True)  # decided by how the text begins
+    return [list(ids[len(prompt.ids) :]) for ids in tokenizer(wholes, add_special_tokens=added)["input_ids"]]
+
+
+def _needs_delimiter(view: View) -> bool:
+    return bool(view.user and view.prefix) and not (view.user[-1].isspace() or view.prefix[0].isspace())
+
+
+def _templated(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, *, begun: bool) -> str:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    text = tokenizer.apply_chat_template(
+        messages,
+        tokenize=False,
+        add_generation_prompt=not begun,
+        continue_final_message=begun,
+        enable_thinking=False,
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def _frames(marked: str, turns: int) -> list[str] | None:
+    """The template's own text before, between and after the turns, or None if it dropped or doubled one."""
+    frames = []
+    for i in range(turns):
+        before, found, marked = marked.partition(_SENTINEL.format(i))
+        if not found or _SENTINEL.format(i) in marked:
+            return None
+        frames.append(before)
+    return [*frames, marked]
+
+
+def _locate(text: str, frames: list[str] | None, contents: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Each content's place: walk the template's frames; where they differ for these contents, search from the right."""
+    walked = _walk(text, frames, contents) if frames is not None else None
+    if walked is not None:
+        return walked
+    spans: list[tuple[int, int]] = []
+    limit = len(text)
+    for content in reversed([c.strip() for c in contents if c.strip()]):
+        limit = text.rfind(content, 0, limit)
+        if limit < 0:
+            return ()
+        spans.insert(0, (limit, limit + len(content)))
+    return tuple(spans)
+
+
+def _walk(text: str, frames: list[str], contents: Sequence[str]) -> tuple[tuple[int, int], ...] | None:
+    spans: list[tuple[int, int]] = []
+    if not text.startswith(frames[0]):
+        return None
+    at = len(frames[0])
+    for content, frame in zip(contents, frames[1:], strict=True):
+        core = content.strip()
+        lead, trail = len(content) - len(content.lstrip()), len(content) - len(content.rstrip())
+        start = next(
+            (at + k for k in (lead, 0) if text.startswith(core, at + k)), None
+        )  # templates may strip
+        if start is None:
+            return None
+        end = start + len(core)
+        after = next((end + k for k in (trail, 0) if text.startswith(frame, end + k)), None)
+        if after is None:
+            return None
+        if core:
+            spans.append((start, end))
+        at = after + len(frame)
+    return tuple(spans) if at == len(text) else None
+
+
+def _has_bos(text: str, tokenizer: PreTrainedTokenizerBase, choices: bool) -> bool:
+    """Whether `text` brings its own BOS. lm-eval asks for BOS-or-EOS when it scores choices, for BOS when the model writes."""
+    if not choices:
+        return bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
+    ident = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return ident is not None and text.startswith(str(tokenizer.decode(ident)))
+
+
+def _encode(
+    text: str, spans: tuple[tuple[int, int], ...], tokenizer: PreTrainedTokenizerBase, *, choices: bool
+) -> Prompt:
+    kept = text.rstrip() if choices else text
+    tail = text[len(kept) :]
+    if choices and not kept:
+        ident = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        assert ident is not None, "an empty prompt needs a BOS or EOS token"
+        return Prompt("", (ident,), ((0, 0),), (), tail)
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} has no character offsets.",
+            "Use its tokenizer.json form.",
+        )
+    coded = tokenizer(
+        kept,
+        add_special_tokens=not _has_bos(kept, tokenizer, choices),
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    offsets = _mended(kept, [(a, b) for a, b in coded["offset_mapping"]], coded["special_tokens_mask"])
+    return Prompt(kept, tuple(coded["input_ids"]), offsets, spans, tail)
+
+
+def _mended(text: str, offsets: list[tuple[int, int]], added: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Offsets where a token of the text never covers nothing, and only whitespace is covered by no token.
+
+    Byte-level tokenizers that trim whitespace give a lone space (b, b), some give every token (a, a): such a token gets the
+    characters between its neighbours. NFC folds a combining mark into the letter before it and forgets it: the letter's token
+    gets it back. Tokens that share one character's bytes all cover that character and are left alone.
+    """
+    own = [i for i, (start, end) in enumerate(offsets) if not (added[i] and start == end)]
+    mended = [(0, 0)] * len(offsets)
+    reached = 0
+    for i, following in zip(own, [*own[1:], None], strict=True):
+        start, end = offsets[i]
+        nearest = len(text) if following is None else offsets[following][0]
+        if start == end:
+            start, end = (reached, end) if reached < start else (start, max(end, nearest))
+        if forgotten := text[end:nearest].rstrip():
+            end += len(forgotten)
+        mended[i] = (start, end)
+        reached = max(reached, end)
+    return tuple(mended)

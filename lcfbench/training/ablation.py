@@ -1,0 +1,111 @@
+"""Many variants of one adapter measured on the same documents: each model reads each batch once for all of them.
+
+>>> bench.measure({"whole": lambda: adapter, "without 3": lambda: adapter.select([0, 1, 2, 4])})["without 3", "matched"]["score"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lcfbench.adapters.base import Adapter
+from lcfbench.controls.assignment import sender_of
+from lcfbench.errors import UserError
+from lcfbench.evaluation.answer import answer, target
+from lcfbench.evaluation.batching import batches
+from lcfbench.methods.base import Batch, Method
+from lcfbench.methods.create import create, method_class
+from lcfbench.models.causal_lm import CausalLM, sharing
+from lcfbench.models.timing import Clock
+from lcfbench.progress import PruneProgress
+from lcfbench.registry import method_names
+from lcfbench.tasks.document import Document
+from lcfbench.tasks.task import Task
+
+Found = dict[tuple[str, str], dict[str, float]]  # (variant, control) → mean score and log-likelihood
+
+
+@dataclass
+class Tally:
+    """Sums over documents: of the task's score, and of the mean log-likelihood of an answer token of the gold answer (teacher-forced)."""
+
+    score: float = 0.0
+    loglik: float = 0.0
+    documents: int = 0
+
+    def means(self) -> dict[str, float]:
+        return {"score": self.score / self.documents, "loglik": self.loglik / self.documents}
+
+
+@dataclass
+class Bench:
+    """The dev documents, and how an adapter is measured on them."""
+
+    receiver: CausalLM
+    sharer: CausalLM
+    mode: str
+    options: dict[str, str]
+    task: Task
+    documents: Sequence[Document]
+    batch_size: int
+    seed: int
+    progress: PruneProgress
+
+    def method(self, adapter: Adapter) -> Method:
+        return create(self.mode, self.receiver, self.sharer, adapter, self.options)
+
+    def check(self, adapter: Adapter) -> None:
+        """Raises UserError where the adapter does not serve these documents, or would not with a layer less."""
+        self.method(adapter).check(self.documents[0])
+        layers = len(adapter.config.layers)
+        if layers < 2:
+            raise UserError(
+                f"this adapter has {layers} layer; there is nothing to prune.", "Prune one with more."
+            )
+        try:
+            self.method(adapter.select(list(range(1, layers)))).check(self.documents[0])
+        except UserError as error:
+            raise UserError(
+                f"{adapter.config.kind} adapters cannot be pruned here: {error.what}", error.next_step
+            ) from error
+
+    def measure(self, adapters: Mapping[str, Callable[[], Adapter]], deranged: Sequence[str] = ()) -> Found:
+        """Means of every adapter with its own messages, and of those named in `deranged` with other documents' too, where any are sent.
+
+        adapters: made when they are needed, so that of many variants one is there at a time.
+        """
+        senders = {c: sender_of(self.documents, c, self.seed) for c in ("matched", "deranged")}
+        sums = {(name, "matched"): Tally() for name in adapters}
+        if method_class(self.mode).sends:
+            sums |= {(name, "deranged"): Tally() for name in deranged}
+        groups = batches(self.documents, self.batch_size)
+        for number, group in enumerate(groups):
+            with sharing((self.receiver, self.sharer)):
+                for done, ((name, control), tally) in enumerate(sums.items()):
+                    batch = Batch(group, [senders[control][d.hash] for d in group], Clock())
+                    self.add(self.method(adapters[name]()), batch, tally)
+                    self.progress.update(number * len(sums) + done + 1, len(groups) * len(sums))
+        return {key: tally.means() for key, tally in sums.items()}
+
+    def add(self, method: Method, batch: Batch, tally: Tally) -> None:
+        """Answers a batch and adds it to the tally."""
+        state, tokenizer = method.respond(batch), method.receiver.tokenizer
+        outcomes, _ = answer(state, batch)
+        tally.score += sum(
+            self.task.score(d, o)["score"] for d, o in zip(batch.documents, outcomes, strict=True)
+        )
+        gold = [
+            target(d, p, tokenizer, tokenizer.eos_token_id)
+            for d, p in zip(batch.documents, state.prompts, strict=True)
+        ]
+        loss, _ = method.receiver.loss(state, [ids for ids, _ in gold], [flags for _, flags in gold])
+        tally.loglik -= float(loss) * len(batch.documents)
+        tally.documents += len(batch.documents)
+
+
+def method_for(kind: str, trained_as: str | None = None) -> str:
+    """The method that runs adapters of a kind: the one it was trained as, else the one named like it."""
+    able = [name for name in method_names() if kind in method_class(name).adapter_kinds]
+    if not able:
+        raise UserError(f"no method of this version runs {kind} adapters.", "Upgrade lcfbench.")
+    return next((name for name in (trained_as, kind, kind.removesuffix("x")) if name in able), able[0])
