@@ -27,14 +27,14 @@ from lcfbench.tasks.task import Outcome
 TOLERANCE = 1e-3  # of log-likelihoods in fp32
 
 
-def endpoints(pair: str, dtype: str, device: str = "auto") -> tuple[CausalLM, CausalLM]:
+def lms(pair: str, dtype: str, device: str = "auto") -> tuple[CausalLM, CausalLM]:
     """Receiver and sharer as the harness loads them."""
     first, second = (CausalLM.load(find_model(name), dtype=dtype, device=device) for name in split_pair(pair))
     return first, second
 
 
 def own_model(folder: Path, like: CausalLM) -> Any:
-    """A second copy of an endpoint's model, as transformers loads it from its folder and nothing done to it; same dtype and device."""
+    """A second copy of an model's model, as transformers loads it from its folder and nothing done to it; same dtype and device."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=like.dtype, attn_implementation="sdpa")

@@ -67,12 +67,12 @@ CLOSE = {
 }  # how far apart edits may be, as a share of their size
 
 
-def documents(tokens: int, count: int, endpoint: CausalLM) -> list[Document]:
+def documents(tokens: int, count: int, lm: CausalLM) -> list[Document]:
     """Different texts of so many of the receiver's tokens, near enough."""
     made = []
     for i in range(count):
         words = random.Random(i).choices(WORDS, k=tokens)
-        while len(endpoint.tokenizer(" ".join(words)).input_ids) > tokens - 2:
+        while len(lm.tokenizer(" ".join(words)).input_ids) > tokens - 2:
             words.pop()
         view = View(" ".join(words), "Answer:")
         made.append(
@@ -165,16 +165,16 @@ class Case:
 
     def prefills(self) -> None:
         """Both models read their whole prompts, from ids."""
-        for endpoint, prompts in ((self.method.sharer, self.shared), (self.method.receiver, self.prompts)):
-            whole(endpoint, prompts)
+        for lm, prompts in ((self.method.sharer, self.shared), (self.method.receiver, self.prompts)):
+            whole(lm, prompts)
 
     def first_token(self) -> Tensor:
         batch = Batch(self.batch.documents, self.batch.message_from, Clock(self.method.receiver.device))
         return self.method.receiver.open(self.method.respond(batch)).logits.argmax(-1)
 
 
-def whole(endpoint: CausalLM, prompts: list[Prompt]) -> KV:
-    return endpoint.prefill(*pad_left([list(p.ids) for p in prompts], endpoint.pad_id, endpoint.device))
+def whole(lm: CausalLM, prompts: list[Prompt]) -> KV:
+    return lm.prefill(*pad_left([list(p.ids) for p in prompts], lm.pad_id, lm.device))
 
 
 def measured(

@@ -22,7 +22,7 @@ from benchmarks._sides import (
     Difference,
     batched,
     difference,
-    endpoints,
+    lms,
     must_agree,
     own_model,
     random_adapter,
@@ -73,7 +73,7 @@ def main() -> None:
     if unknown := set(given.cases.split(",")) - set(CASES):
         options.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     quiet_libraries()
-    receiver, sharer = endpoints(given.pair, given.dtype, given.device)
+    receiver, sharer = lms(given.pair, given.dtype, given.device)
     folders = [find_model(name).path for name in split_pair(given.pair)]
     first, second = (own_model(folder, end) for folder, end in zip(folders, (receiver, sharer), strict=True))
     wide = {"hidden": given.c2c_hidden, "intermediate": given.c2c_hidden}

@@ -83,9 +83,9 @@ class Plain:
             1 if lean else 0,
         )  # transformers: 0 keeps the logits of all positions
 
-    def read(self, endpoint: CausalLM, model: Any, rows: list[list[int]]) -> KV:
+    def read(self, lm: CausalLM, model: Any, rows: list[list[int]]) -> KV:
         """A frozen model called on left-padded prompts."""
-        ids, mask = pad_left(rows, endpoint.pad_id, endpoint.device)
+        ids, mask = pad_left(rows, lm.pad_id, lm.device)
         positions = positions_of(mask)
         with torch.no_grad():
             out = model(
@@ -106,18 +106,18 @@ class Plain:
         theirs = self.read(method.sharer, sharer, [list(p.ids) for p in shared])
         own = self.read(method.receiver, receiver, [list(p.ids[:-1]) for p in mine])
         cache = self.fused(batch, mine, shared, theirs, own)
-        endpoint, tokenizer = method.receiver, method.receiver.tokenizer
+        lm, tokenizer = method.receiver, method.receiver.tokenizer
         pairs = [
             target(d, p, tokenizer, tokenizer.eos_token_id) for d, p in zip(documents, mine, strict=True)
         ]
         ids, mask = pad_right(
             [[p.ids[-1], *answer[:-1]] for p, (answer, _) in zip(mine, pairs, strict=True)],
-            endpoint.pad_id,
-            endpoint.device,
+            lm.pad_id,
+            lm.device,
         )
-        gold, _ = pad_right([answer for answer, _ in pairs], 0, endpoint.device)
-        weight, _ = pad_right([[int(s) for s in flags] for _, flags in pairs], 0, endpoint.device)
-        at = own.mask.sum(1, keepdim=True) + torch.arange(ids.shape[1], device=endpoint.device)
+        gold, _ = pad_right([answer for answer, _ in pairs], 0, lm.device)
+        weight, _ = pad_right([[int(s) for s in flags] for _, flags in pairs], 0, lm.device)
+        at = own.mask.sum(1, keepdim=True) + torch.arange(ids.shape[1], device=lm.device)
         out = receiver(
             ids,
             attention_mask=torch.cat([own.mask, mask], 1),

@@ -150,7 +150,9 @@ def _best_layers(rows: pd.DataFrame, count: int = 3) -> list[dict[str, Any]]:
     by = "gold_ll" if change["gold_ll"].notna().all() else "score"
     top = change.sort_values(by, ascending=False, kind="stable").head(count)
     rows_by_layer = zip(top.index.tolist(), top.to_dict("records"), strict=True)
-    return [{"layer": int(n), **{str(k): float(v) for k, v in row.items() if v == v}} for n, row in rows_by_layer]
+    return [
+        {"layer": int(n), **{str(k): float(v) for k, v in row.items() if v == v}} for n, row in rows_by_layer
+    ]
 
 
 # -- transform --------------------------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def like(entries: Tensor, name: str) -> Tensor:
 
 
 class ReplacedCacheModel(CausalLM):
-    """An endpoint in all things but what it remembers: the model reads as ever, then the entries just read are changed, document by document.
+    """An model in all things but what it remembers: the model reads as ever, then the entries just read are changed, document by document.
 
     Each row's change is named after its own tokens and how many it has read before, so a document gets the same one in any batch and sitting.
     Entries of a `past` stay as they are given. Padding does, too.
@@ -109,7 +109,7 @@ class ReplacedCacheModel(CausalLM):
 
 
 class SkippedModel(CausalLM):
-    """An endpoint whose model is never run: what it is given to read leaves zeros."""
+    """An model whose model is never run: what it is given to read leaves zeros."""
 
     def __init__(self, real: CausalLM) -> None:
         vars(self).update(vars(real))

@@ -17,13 +17,13 @@ from lcfbench.tasks.task import Outcome
 
 def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
     """Outcome of each document, and its answer tokens: those it wrote, or those that were run to rank its choices, leads included."""
-    documents, endpoint = list(batch.documents), state.endpoint
+    documents, lm = list(batch.documents), state.lm
     first = documents[0]
     with batch.clock("decode"):
         if not first.steps:
-            opened = endpoint.open(state)
+            opened = lm.open(state)
             batch.clock.first_token()
-            texts, written = endpoint.decode(opened, max(d.max_new_tokens for d in documents), first.until)
+            texts, written = lm.decode(opened, max(d.max_new_tokens for d in documents), first.until)
             return [Outcome(loglikelihoods=(), text=text, picks=()) for text in texts], written
         prompts = list(state.prompts)
         scores: list[list[tuple[tuple[float, bool], ...]]] = [[] for _ in documents]
@@ -35,22 +35,22 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
                     d.steps[number].led([s.choices[p] for s, p in zip(d.steps, row, strict=False)])
                     for d, row in zip(documents, picks, strict=True)
                 ]
-                longer = [extend(p, text, endpoint.tokenizer) for p, text in zip(prompts, leads, strict=True)]
+                longer = [extend(p, text, lm.tokenizer) for p, text in zip(prompts, leads, strict=True)]
                 ids = [list(new.ids[len(old.ids) :]) for new, old in zip(longer, prompts, strict=True)]
                 prompts = longer
                 state = opened.then(ids, prompts)
                 tokens = [n + len(new) for n, new in zip(tokens, ids, strict=True)]
             choices = [
-                continuations(p, d.steps[number].choices, endpoint.tokenizer)
+                continuations(p, d.steps[number].choices, lm.tokenizer)
                 for d, p in zip(documents, prompts, strict=True)
             ]
             if len(documents) > 1 and can_branch(state):
-                ranked, opened = branch(endpoint, state, choices)
+                ranked, opened = branch(lm, state, choices)
                 batch.clock.first_token()
             else:  # of a document alone the moment of its first token is wanted for itself
-                opened = endpoint.open(state)
+                opened = lm.open(state)
                 batch.clock.first_token()
-                ranked = endpoint.rank(opened, choices)
+                ranked = lm.rank(opened, choices)
             for b, row in enumerate(ranked):
                 scores[b].append(tuple(row))
                 picks[b].append(max(range(len(row)), key=lambda c, row=row: row[c][0]))  # type: ignore[misc]

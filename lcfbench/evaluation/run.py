@@ -126,7 +126,7 @@ class Loop:
         name, message, shown = self.task.metric(document.scoring), state.message, state.prompts[i]
         # who answered: the sharer's own tokens stand in the sharer's columns
         who = "sharer" if self.method.roles == ("sharer",) else "receiver"
-        flops = state.endpoint.flops(len(shown.ids) + answer_tokens)
+        flops = state.lm.flops(len(shown.ids) + answer_tokens)
         flops += (
             message.adapter_flops[i] if message.adapter_flops else 0.0
         )  # one that edits its own cache works without sending

@@ -1,6 +1,6 @@
-"""What the runs of one recipe share: endpoints, tasks, digests of their data, methods.
+"""What the runs of one recipe share: models, tasks, digests of their data, methods.
 
->>> session = Session(Recipe(mode=["lcf"])); session.endpoint("smollm2-135m")        # doctest: +SKIP
+>>> session = Session(Recipe(mode=["lcf"])); session.lm("smollm2-135m")        # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lcfbench.tasks.yaml_files import options_for
 
 @dataclass
 class Session:
-    """What the runs of one recipe share: the two endpoints, each loaded when first asked for, the tasks and the digests of their data."""
+    """What the runs of one recipe share: the two models, each loaded when first asked for, the tasks and the digests of their data."""
 
     recipe: Recipe
     told: set[tuple[str, str]] = field(default_factory=set)  # (mode, task) whose adapter has been spoken of
@@ -61,17 +61,17 @@ class Session:
         why = choose(device)[1] if self.recipe.dtype == "auto" else None
         return environment(str(device), torch.get_num_threads(), gpu, dtype=why)
 
-    def endpoint(self, name: str) -> CausalLM:
+    def lm(self, name: str) -> CausalLM:
         if name not in self._loaded:
             r = self.recipe
             found = find_model(name, offline=r.offline)
             self._loaded[name] = CausalLM.load(found, dtype=r.dtype, device=r.device, attention=r.attention)
         return self._loaded[name]
 
-    def endpoints(self, kind: type[Method]) -> tuple[CausalLM, CausalLM]:
+    def lms(self, kind: type[Method]) -> tuple[CausalLM, CausalLM]:
         """Both ends; a model the method does not use is not loaded, the other one stands in its place and is never called."""
         first, second = sides(kind, *self.names)
-        return self.endpoint(first), self.endpoint(second)
+        return self.lm(first), self.lm(second)
 
     def digests(self, task: Task) -> tuple[str, str | None]:
         """Digests of a task's data and of its split manifest, computed once; what is generated is other data under another seed."""
@@ -100,7 +100,7 @@ class Session:
 
     def _method(self, mode: str, task: Task, progress: Progress) -> Asked:
         recipe, kind = self.recipe, method_class(mode)
-        receiver, sharer = self.endpoints(kind)
+        receiver, sharer = self.lms(kind)
         folder = self.adapter(mode, task)
         adapter: Adapter | None = None
         if folder is not None:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from lcfbench.evaluation.answer import answer
-from lcfbench.latency.documents import endpoints_of, unstopped
+from lcfbench.latency.documents import models_of, unstopped
 from lcfbench.latency.floors import Work, forward, fusion
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.causal_lm import CausalLM
@@ -36,7 +36,7 @@ class Watched:
 class Forward:
     """One call of a model's decoder, and how many of its tokens got logits."""
 
-    endpoint: CausalLM
+    lm: CausalLM
     phase: str
     new: int
     past: int
@@ -45,7 +45,7 @@ class Forward:
 
     @property
     def work(self) -> Work:
-        return forward(self.endpoint, self.phase, self.new, self.past, self.logits, self.by_first)
+        return forward(self.lm, self.phase, self.new, self.past, self.logits, self.by_first)
 
 
 class PhaseClock(Clock):
@@ -70,22 +70,20 @@ class Ledger:
     adapter_flops: float = 0.0
     edited_bytes: int = 0
 
-    def follow(self, endpoint: CausalLM, stack: ExitStack) -> None:
+    def follow(self, lm: CausalLM, stack: ExitStack) -> None:
         """Notes every forward of a model: decoder calls, and the tokens its output head sees."""
 
         def decoder(module: Any, args: Any, given: dict[str, Any]) -> None:
             new = given["input_ids"].shape[1]
             self.forwards.append(
-                Forward(endpoint, self.clock.phase, new, read_before(given, new), self.clock.ttft_ms is None)
+                Forward(lm, self.clock.phase, new, read_before(given, new), self.clock.ttft_ms is None)
             )
 
         def head(module: Any, args: Any, logits: Tensor) -> None:
             self.forwards[-1].logits += logits.shape[-2]
 
-        stack.callback(
-            endpoint.model.get_decoder().register_forward_pre_hook(decoder, with_kwargs=True).remove
-        )
-        stack.callback(endpoint.model.get_output_embeddings().register_forward_hook(head).remove)
+        stack.callback(lm.model.get_decoder().register_forward_pre_hook(decoder, with_kwargs=True).remove)
+        stack.callback(lm.model.get_output_embeddings().register_forward_hook(head).remove)
 
     def follow_adapter(self, adapter: Any, stack: ExitStack) -> None:
         """Notes the work an adapter accounts for, and the receiver's entries that go in and come out."""
@@ -119,8 +117,8 @@ def watch(method: Method, document: Document) -> Watched:
     clock = PhaseClock(method.receiver.device)
     ledger, batch = Ledger(clock), Batch([document], [document], clock)
     with ExitStack() as stack:
-        for endpoint in endpoints_of(method):
-            ledger.follow(endpoint, stack)
+        for lm in models_of(method):
+            ledger.follow(lm, stack)
         if method.adapter is not None:
             ledger.follow_adapter(method.adapter, stack)
         stack.enter_context(unstopped(method))

@@ -91,7 +91,7 @@ def exactly(words: Sequence[str], wanted: int, count: Callable[[str], int]) -> s
     )
 
 
-def endpoints_of(method: Method) -> list[CausalLM]:
+def models_of(method: Method) -> list[CausalLM]:
     """Every model the method holds, each once."""
     return list({id(e): e for e in vars(method).values() if isinstance(e, CausalLM)}.values())
 
@@ -99,7 +99,7 @@ def endpoints_of(method: Method) -> list[CausalLM]:
 @contextmanager
 def unstopped(method: Method) -> Iterator[None]:
     """Within it no token ends what the method's models write: notes and answers are as long as they may be."""
-    models = endpoints_of(method)
+    models = models_of(method)
     for model in models:
         vars(model)["stop_ids"] = set  # the instance's own, called like the method: an empty set
     try:

@@ -32,17 +32,17 @@ class Work:
         return 1e3 * max(self.bytes / limits.bytes_per_s, self.flops / limits.flops_per_s)
 
 
-def head_params(endpoint: CausalLM) -> int:
+def head_params(lm: CausalLM) -> int:
     """Parameters of the output head: vocabulary × hidden, whether tied to the embedding table or not."""
-    return endpoint.model.get_input_embeddings().weight.numel()
+    return lm.model.get_input_embeddings().weight.numel()
 
 
-def windows(endpoint: CausalLM) -> list[int | None]:
+def windows(lm: CausalLM) -> list[int | None]:
     """The sliding window of each layer, None where it attends everything."""
-    config = getattr(endpoint.model.config, "text_config", None) or endpoint.model.config
+    config = getattr(lm.model.config, "text_config", None) or lm.model.config
     kinds, size = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
     if kinds is None:
-        return [size] * endpoint.geometry.layers
+        return [size] * lm.geometry.layers
     return [size if kind == "sliding_attention" else None for kind in kinds]
 
 
@@ -57,7 +57,7 @@ def pairs(new: int, past: int, window: int | None = None) -> int:
     return growing * past + growing * (growing + 1) // 2 + (new - growing) * window
 
 
-def forward(endpoint: CausalLM, phase: str, new: int, past: int, logits: int, by_first: bool = True) -> Work:
+def forward(lm: CausalLM, phase: str, new: int, past: int, logits: int, by_first: bool = True) -> Work:
     """One forward of `new` tokens on `past` cache entries, with the logits of `logits` of them.
 
     flops = 2·body·new + 2·head·logits + 4·heads·head_dim·Σ_layers pairs, where head = vocabulary × hidden and body = all other parameters that
@@ -65,9 +65,9 @@ def forward(endpoint: CausalLM, phase: str, new: int, past: int, logits: int, by
     bytes = itemsize · (body + [logits > 0]·head + new·hidden + 2·kv_width·(Σ_layers entries read + layers·new) + logits·vocabulary): weights
         once, rows of the embedding table, the cache read and written (K and V), logits written. A layer with a window reads no more of the cache.
     """
-    g, head = endpoint.geometry, head_params(endpoint)
-    vocabulary, hidden = endpoint.model.get_input_embeddings().weight.shape
-    body, spans = endpoint.matmul_params - head, windows(endpoint)
+    g, head = lm.geometry, head_params(lm)
+    vocabulary, hidden = lm.model.get_input_embeddings().weight.shape
+    body, spans = lm.matmul_params - head, windows(lm)
     seen = sum(pairs(new, past, w) for w in spans) / len(spans)  # a layer, on average
     read = sum(past if w is None else min(past, max(w - 1, 0)) for w in spans)
     numbers = (
@@ -77,8 +77,8 @@ def forward(endpoint: CausalLM, phase: str, new: int, past: int, logits: int, by
         + 2 * g.kv_width * (read + g.layers * new)
         + logits * vocabulary
     )
-    flops = 2.0 * body * new + 2.0 * head * logits + endpoint.attention_flops(1, past=seen)
-    return Work(phase, float(numbers * endpoint.dtype.itemsize), flops, by_first)
+    flops = 2.0 * body * new + 2.0 * head * logits + lm.attention_flops(1, past=seen)
+    return Work(phase, float(numbers * lm.dtype.itemsize), flops, by_first)
 
 
 def fusion(adapter: Adapter, sharer_bytes: int, edited_bytes: int, flops: float) -> Work:

@@ -68,18 +68,18 @@ class Bench:
     """Everything that was planned, and what came out of it. left_out: methods that cannot serve a task, and why."""
 
     recipe: BenchRecipe
-    endpoints: dict[str, CausalLM]
+    lms: dict[str, CausalLM]
     blocks: list[Block] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
     limits: Limits | None = None
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.endpoints.values())).device
+        return next(iter(self.lms.values())).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(iter(self.endpoints.values())).dtype
+        return next(iter(self.lms.values())).dtype
 
     def leave_out(self, mode: str, task: str, error: UserError) -> None:
         said = {"mode": mode, "task": task, "why": str(error)}
@@ -98,9 +98,9 @@ def plan(recipe: BenchRecipe) -> Bench:
     every = list(dict.fromkeys(t for tasks in names.values() for t in tasks)) or recipe.task or [DIFFERENT]
     tasks = {name: load_task(name, offline=recipe.offline) for name in every}
     for name in dict.fromkeys(name for kind in kinds.values() for name in sides(kind, first, second)):
-        if name not in bench.endpoints:
+        if name not in bench.lms:
             found = find_model(name, offline=recipe.offline)
-            bench.endpoints[name] = CausalLM.load(
+            bench.lms[name] = CausalLM.load(
                 found, dtype=recipe.dtype, device=recipe.device, attention=recipe.attention
             )
     for task in tasks.values():
@@ -159,7 +159,7 @@ def _methods(
 ) -> list[tuple[int | None, Path | None, Method]]:
     """A method ready for a task, once for each budget where it has one. Raises UserError where the pair, adapter or task do not suit it."""
     recipe, pair = bench.recipe, sides(kind, *pair)
-    receiver, sharer = (bench.endpoints[name] for name in pair)
+    receiver, sharer = (bench.lms[name] for name in pair)
     fields = {f.name for f in option_fields(kind)}
     options = {k: v for k, v in recipe.options.items() if k in fields}
     folder = pick_adapter(
@@ -191,7 +191,7 @@ def _blocks(bench: Bench, task: Task, kinds: dict[str, type[Method]], pair: tupl
             ready += [(mode, *each) for each in _methods(bench, mode, kind, task, pair)]
         except UserError as error:
             bench.leave_out(mode, task.name, error)
-    reader = bench.endpoints.get(pair[0]) or bench.endpoints[pair[1]]
+    reader = bench.lms.get(pair[0]) or bench.lms[pair[1]]
     for tokens in bench.recipe.prompt_tokens if ready else []:
         document = of_length(task, tokens, reader)
         for answer in bench.recipe.answer_tokens:
@@ -210,8 +210,8 @@ def _blocks(bench: Bench, task: Task, kinds: dict[str, type[Method]], pair: tupl
 def shapes_of(bench: Bench) -> list[tuple[int, int, int]]:
     """(tokens, in, out) of each model's feed-forward layers at the longest prompt: what the matmul rate is also measured on."""
     longest, out = max(bench.recipe.prompt_tokens), []
-    for endpoint in bench.endpoints.values():
-        config: Any = getattr(endpoint.model.config, "text_config", None) or endpoint.model.config
+    for lm in bench.lms.values():
+        config: Any = getattr(lm.model.config, "text_config", None) or lm.model.config
         if getattr(config, "intermediate_size", None):
             out.append((longest, config.hidden_size, config.intermediate_size))
     return out

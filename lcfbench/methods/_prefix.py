@@ -46,5 +46,5 @@ def append(state: State, keys: Tensor, values: Tensor, mask: Tensor) -> State:
     Needs no second prefill and no gradient through the prompt. Shapes as in `read_on_top`.
     """
     at = (state.positions[:, :1] - 1).clamp(min=0).expand_as(mask)
-    entries = KV(rotate(keys, at, state.endpoint.model), values, mask, at)
+    entries = KV(rotate(keys, at, state.lm.model), values, mask, at)
     return replace(state, kv=state.kv.then(entries).flush())

@@ -94,25 +94,23 @@ class Method:
         return {f.name: getattr(self, f.name) for f in option_fields(type(self))}
 
 
-def prompt(
-    endpoint: CausalLM, view: View, document: Document, history: Sequence[tuple[str, str]] = ()
-) -> Prompt:
-    """How `endpoint` is shown a view of a document: its chat template where it has one and the task wants one."""
-    chat = document.chat and endpoint.has_chat
-    shown = render(view, endpoint.tokenizer, chat=chat, choices=bool(document.steps), history=history)
-    limit = getattr(endpoint.model.config, "max_position_embeddings", None)
+def prompt(lm: CausalLM, view: View, document: Document, history: Sequence[tuple[str, str]] = ()) -> Prompt:
+    """How `CausalLM` is shown a view of a document: its chat template where it has one and the task wants one."""
+    chat = document.chat and lm.has_chat
+    shown = render(view, lm.tokenizer, chat=chat, choices=bool(document.steps), history=history)
+    limit = getattr(lm.model.config, "max_position_embeddings", None)
     if limit and len(shown.ids) > limit:
         raise UserError(
-            f"document {document.doc_id} has {len(shown.ids)} tokens; {endpoint.name} reads {limit}.",
+            f"document {document.doc_id} has {len(shown.ids)} tokens; {lm.name} reads {limit}.",
             "Use a model with a longer context.",
         )
     return shown
 
 
-def plain(endpoint: CausalLM, views: Sequence[View], batch: Batch) -> State:
+def plain(lm: CausalLM, views: Sequence[View], batch: Batch) -> State:
     """One model reading its views, nothing else."""
     with batch.clock("prefill"):
-        return endpoint.read([prompt(endpoint, v, d) for v, d in zip(views, batch.documents, strict=True)])
+        return lm.read([prompt(lm, v, d) for v, d in zip(views, batch.documents, strict=True)])
 
 
 # -- from a name to a method ----------------------------------------------------------------------------------------------------------

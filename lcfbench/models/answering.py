@@ -1,6 +1,6 @@
 """What a model does once it may answer: rank choices, write, or be taught; all batched, all from an opened state.
 
->>> ranked = endpoint.rank(endpoint.open(state), [[ids_of_a, ids_of_b]])
+>>> ranked = lm.rank(lm.open(state), [[ids_of_a, ids_of_b]])
 """
 
 from __future__ import annotations

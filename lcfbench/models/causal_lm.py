@@ -163,7 +163,7 @@ class CausalLM(Answering):
         """Within it equal batches are read from an empty cache once: several adapters, methods or controls on the same documents share them.
 
         Caches are never written in place, so sharing them is safe; they are let go at the end. What is kept ends at a quarter of
-        the memory that was free when this endpoint first shared.
+        the memory that was free when this model first shared.
         """
         self._shared_limit = self._shared_limit or max(free_bytes(self.device) // 4, LEAST_SHARED)
         outer, self._shared = self._shared, self._shared or Shared(self._shared_limit)
@@ -256,14 +256,14 @@ class CausalLM(Answering):
         )
 
 
-def sharing(endpoints: Iterable[CausalLM]) -> AbstractContextManager[None]:
+def sharing(lms: Iterable[CausalLM]) -> AbstractContextManager[None]:
     """`CausalLM.sharing` of several at once: each reads its part of a batch once, however many adapters or methods there are."""
-    return within(endpoint.sharing() for endpoint in endpoints)
+    return within(lm.sharing() for lm in lms)
 
 
-def apart(endpoints: Iterable[CausalLM]) -> AbstractContextManager[None]:
+def apart(lms: Iterable[CausalLM]) -> AbstractContextManager[None]:
     """`CausalLM.apart` of several at once."""
-    return within(endpoint.apart() for endpoint in endpoints)
+    return within(lm.apart() for lm in lms)
 
 
 @contextmanager

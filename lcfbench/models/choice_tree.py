@@ -3,7 +3,7 @@
 Ranking one choice a row would run a forward for the prompt's end and several for the choices, with a copy of the cache for each of them. The few
 tokens at stake cost less than those forwards: a model's weights are read once here.
 
->>> ranked, opened = branch(endpoint, state, choices)
+>>> ranked, opened = branch(lm, state, choices)
 """
 
 from __future__ import annotations
@@ -55,44 +55,44 @@ class Branches:
 
 def can_branch(state: State) -> bool:
     """Whether the model takes a mask a layer, and nothing is hidden from a layer already."""
-    return state.kv.hidden is None and maskable(state.endpoint.model)
+    return state.kv.hidden is None and maskable(state.lm.model)
 
 
-def branch(endpoint: CausalLM, state: State, choices: Choices) -> tuple[Ranked, Opened]:
+def branch(lm: CausalLM, state: State, choices: Choices) -> tuple[Ranked, Opened]:
     """What `rank(open(state), choices)` gives, and what `open(state)` does; rows of near length go together."""
     roots = [row[keep].tolist() for row, keep in zip(state.ids, state.mask.bool(), strict=True)]
     rows = [Branches.of(root, some) for root, some in zip(roots, choices, strict=True)]
     order = sorted(range(len(rows)), key=lambda b: len(rows[b].ids))
     ranked: list[list[tuple[float, bool]]] = [[] for _ in rows]
     logits, caches = [], []
-    for begin, end in groups([len(rows[b].ids) for b in order], forward_tokens(endpoint.device)):
+    for begin, end in groups([len(rows[b].ids) for b in order], forward_tokens(lm.device)):
         some = order[begin:end]
-        at = torch.tensor(some, device=endpoint.device)
+        at = torch.tensor(some, device=lm.device)
         kv = state.kv if some == list(range(len(rows))) else state.kv.rows_at(at)
         firsts, scores, grown = run(
-            endpoint, kv, state.positions[at, -1], [rows[b] for b in some], [choices[b] for b in some]
+            lm, kv, state.positions[at, -1], [rows[b] for b in some], [choices[b] for b in some]
         )
         for b, row in zip(some, scores, strict=True):
             ranked[b] = row
         logits.append(firsts)
         caches.append(grown)
-    back = torch.tensor([order.index(b) for b in range(len(rows))], device=endpoint.device)
+    back = torch.tensor([order.index(b) for b in range(len(rows))], device=lm.device)
 
     def extended() -> KV:
         return stacked([cut() for cut in caches]).rows_at(back)
 
-    return ranked, Opened(endpoint, torch.cat(logits)[back], state.positions[:, -1] + 1, extended)
+    return ranked, Opened(lm, torch.cat(logits)[back], state.positions[:, -1] + 1, extended)
 
 
 def run(
-    endpoint: CausalLM, kv: KV, last: Tensor, rows: list[Branches], choices: Choices
+    lm: CausalLM, kv: KV, last: Tensor, rows: list[Branches], choices: Choices
 ) -> tuple[Tensor, Ranked, Callable[[], KV]]:
     """One forward of some rows: logits (B, V) after the roots, the choices' scores, and how to get the cache of prompts and roots.
 
     last: (B,), rotary positions of the roots' last tokens.
     """
-    device = endpoint.device
-    ids, mask = (x.to(device) for x in pad_right([row.ids for row in rows], endpoint.pad_id))
+    device = lm.device
+    ids, mask = (x.to(device) for x in pad_right([row.ids for row in rows], lm.pad_id))
     depth = pad_right([row.depth for row in rows], 0)[0].to(device)
     path = pad_right([row.path for row in rows], PADDING)[0].to(device)
     lengths = torch.tensor([row.root for row in rows], device=device)
@@ -100,10 +100,8 @@ def run(
     # where logits are wanted: after each root, then after every token of the choices
     wanted = [(b, n) for b, row in enumerate(rows) for n in range(row.root - 1, len(row.ids))]
     at = torch.tensor(wanted, device=device).unbind(1)
-    with masking(
-        endpoint.model, windows(endpoint.model), lambda window: visible(kv.mask, path, depth, window)
-    ):
-        logits, cache = endpoint.forward(kv, ids, mask, positions, (at[0], at[1]))
+    with masking(lm.model, windows(lm.model), lambda window: visible(kv.mask, path, depth, window)):
+        logits, cache = lm.forward(kv, ids, mask, positions, (at[0], at[1]))
     where = {place: i for i, place in enumerate(wanted)}
     read, gold, counts = [], [], []
     for b, (row, some) in enumerate(zip(rows, choices, strict=True)):

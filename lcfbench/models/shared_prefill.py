@@ -3,7 +3,7 @@
 A batch is read in one canonical order, whatever order its prompts come in, so that what is shared is bit for bit what would have been computed:
 a derangement of a batch is the same batch.
 
->>> kv = read(endpoint, [[1, 5, 6], [1, 7]], shared)
+>>> kv = read(lm, [[1, 5, 6], [1, 7]], shared)
 """
 
 from __future__ import annotations
@@ -67,27 +67,27 @@ def size(kv: KV) -> int:
     return kv.keys.nbytes + kv.values.nbytes
 
 
-def read(endpoint: CausalLM, prompts: Sequence[Sequence[int]], shared: Shared | None = None) -> KV:
+def read(lm: CausalLM, prompts: Sequence[Sequence[int]], shared: Shared | None = None) -> KV:
     """The cache after reading each prompt's tokens, left-padded to the longest. Equal prompts, and those of `shared`, are read once."""
     given = [tuple(p) for p in prompts]
     rows: Rows = tuple(sorted(set(given), key=lambda row: (len(row), row)))
     kv = shared.get(rows) if shared is not None else None
     if kv is None:
         if shared is None:
-            kv = compute(endpoint, rows)
+            kv = compute(lm, rows)
         else:
-            began = now(endpoint.device)
-            kv = compute(endpoint, rows)
-            shared.put(rows, kv, now(endpoint.device) - began)
+            began = now(lm.device)
+            kv = compute(lm, rows)
+            shared.put(rows, kv, now(lm.device) - began)
     if list(rows) == given:
         return kv
     place = {row: i for i, row in enumerate(rows)}
     return kv.rows_at(torch.tensor([place[row] for row in given], device=kv.keys.device))
 
 
-def compute(endpoint: CausalLM, rows: Rows) -> KV:
+def compute(lm: CausalLM, rows: Rows) -> KV:
     """The cache of prompts in ascending order of length: the beginning they share is read once, the rest in groups of near length."""
-    lengths, cost = [len(row) for row in rows], forward_tokens(endpoint.device)
+    lengths, cost = [len(row) for row in rows], forward_tokens(lm.device)
     empty = lengths.count(0)
     common = min(
         in_common(min(rows), max(rows)), lengths[0] - 1
@@ -95,37 +95,32 @@ def compute(endpoint: CausalLM, rows: Rows) -> KV:
     # the caches of a group and of its beginning are copied together once more: not worth it for a few tokens
     if common * (len(rows) - 1) < cost:
         common = 0
-    first = beginning(endpoint, rows[0][:common]) if common else None
+    first = beginning(lm, rows[0][:common]) if common else None
     parts = [
-        rest(endpoint, rows[a:b], first)
-        for a, b in groups([n - common for n in lengths[empty:]], cost, empty)
+        rest(lm, rows[a:b], first) for a, b in groups([n - common for n in lengths[empty:]], cost, empty)
     ]
     if empty or not parts:
-        g = endpoint.geometry
+        g = lm.geometry
         parts.insert(
             0,
             KV.empty(
-                g.layers,
-                empty,
-                g.kv_heads,
-                g.head_dim,
-                torch.zeros(0, device=endpoint.device, dtype=endpoint.dtype),
+                g.layers, empty, g.kv_heads, g.head_dim, torch.zeros(0, device=lm.device, dtype=lm.dtype)
             ),
         )
     return parts[0] if len(parts) == 1 else stacked(parts)
 
 
-def beginning(endpoint: CausalLM, ids: tuple[int, ...]) -> KV:
-    """The cache of one row of tokens; the last few are kept, for endpoints whose weights stay as they are."""
-    kept = endpoint.beginnings
+def beginning(lm: CausalLM, ids: tuple[int, ...]) -> KV:
+    """The cache of one row of tokens; the last few are kept, for models whose weights stay as they are."""
+    kept = lm.beginnings
     if kept is None:
-        return rest(endpoint, (ids,), None)
+        return rest(lm, (ids,), None)
     if ids not in kept:
         with (
             torch.inference_mode(False),
             torch.no_grad(),
         ):  # kept longer than the mode in which it was first wanted
-            kv = rest(endpoint, (ids,), None)
+            kv = rest(lm, (ids,), None)
         if size(kv) > BEGINNING_BYTES:
             return kv
         kept[ids] = kv
@@ -135,13 +130,13 @@ def beginning(endpoint: CausalLM, ids: tuple[int, ...]) -> KV:
     return kept[ids]
 
 
-def rest(endpoint: CausalLM, rows: Rows, first: KV | None) -> KV:
+def rest(lm: CausalLM, rows: Rows, first: KV | None) -> KV:
     """The cache of some prompts, of which `first` (one row) holds the beginning."""
     if first is None:
-        return endpoint.run(*pad_left([list(row) for row in rows], endpoint.pad_id), None, 0)
+        return lm.run(*pad_left([list(row) for row in rows], lm.pad_id), None, 0)
     begun = first.rows_at(torch.zeros(len(rows), dtype=torch.long, device=first.keys.device))
-    ids, mask = pad_right([list(row[first.length :]) for row in rows], endpoint.pad_id)
-    return endpoint.run(ids, mask, begun, first.length)
+    ids, mask = pad_right([list(row[first.length :]) for row in rows], lm.pad_id)
+    return lm.run(ids, mask, begun, first.length)
 
 
 def warn_unshared(limit: int) -> None:

@@ -44,7 +44,7 @@ class State:
     ids, mask: (B, T), left-padded, T ≥ 1. positions: (B, T). prompts: what the answering model was shown.
     """
 
-    endpoint: CausalLM
+    lm: CausalLM
     kv: KV
     ids: Tensor
     mask: Tensor
@@ -60,7 +60,7 @@ class Opened:
     extended: makes the cache to go on from; where one token was the whole answer nobody asks for it.
     """
 
-    endpoint: CausalLM
+    lm: CausalLM
     logits: Tensor
     next_position: Tensor
     extended: Callable[[], KV]
@@ -71,5 +71,5 @@ class Opened:
 
     def then(self, ids: list[list[int]], prompts: list[Prompt]) -> State:
         """A state that runs `ids` next: how a second ranking step follows the first."""
-        x, mask = pad_left(ids, self.endpoint.pad_id, self.logits.device)
-        return State(self.endpoint, self.kv, x, mask, positions_of(mask, self.next_position), prompts)
+        x, mask = pad_left(ids, self.lm.pad_id, self.logits.device)
+        return State(self.lm, self.kv, x, mask, positions_of(mask, self.next_position), prompts)

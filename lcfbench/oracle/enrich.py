@@ -89,14 +89,14 @@ def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> Place:
     if not chosen.fresh and place.finished():
         return place
     began = time.perf_counter()
-    endpoint = CausalLM.load(found, dtype=chosen.dtype, device=chosen.device, attention=chosen.attention)
+    lm = CausalLM.load(found, dtype=chosen.dtype, device=chosen.device, attention=chosen.attention)
     with torch.inference_mode():
-        rows = measure(endpoint, task, documents, shown, before, chosen, say)
+        rows = measure(lm, task, documents, shown, before, chosen, say)
     facts = {
         "documents": len(documents),
         "metric": task.metric(scoring),
-        "layers": endpoint.geometry.layers,
-        **chosen.circumstances(began, endpoint),
+        "layers": lm.geometry.layers,
+        **chosen.circumstances(began, lm),
     }
     place.keep({"rows": rows}, identity, facts)
     return place
@@ -146,7 +146,7 @@ def examples(
 
 
 def measure(
-    endpoint: CausalLM,
+    lm: CausalLM,
     task: Task,
     documents: Sequence[Document],
     shown: Sequence[Document],
@@ -164,9 +164,9 @@ def measure(
     rows: list[dict[str, Any]] = []
     last = time.monotonic()
     for group in batches(documents, chosen.batch_size):
-        prompts = [prompt(endpoint, d.receiver, d) for d in group]
-        direct = endpoint.read(prompts)
-        kept = endpoint.read([enriched_prompt(endpoint, d, before, shown) for d in group])
+        prompts = [prompt(lm, d.receiver, d) for d in group]
+        direct = lm.read(prompts)
+        kept = lm.read([enriched_prompt(lm, d, before, shown) for d in group])
         tokens = [sliced(a, b) - 1 for a, b in zip(direct.prompts, kept.prompts, strict=True)]
         if short := [d.doc_id for d, n in zip(group, tokens, strict=True) if n < 1]:
             raise UserError(
@@ -174,10 +174,10 @@ def measure(
                 "Use another task, or --with examples.",
             )
         enriched = oracle(direct, kept, chosen.positions)
-        layers = range(endpoint.geometry.layers) if chosen.per_layer else ()
+        layers = range(lm.geometry.layers) if chosen.per_layer else ()
         states = [("direct", None, direct), ("kept", None, kept), ("oracle", None, enriched)]
         for condition, layer, state in [*states, *(("layer", n, None) for n in layers)]:
-            batch = Batch(group, group, Clock(endpoint.device))
+            batch = Batch(group, group, Clock(lm.device))
             outcomes, _ = answer(state if layer is None else one_layer(direct, enriched, layer), batch)  # type: ignore[arg-type]
             for i, (d, outcome) in enumerate(zip(group, outcomes, strict=True)):
                 golds = [

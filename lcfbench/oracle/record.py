@@ -55,14 +55,14 @@ class Asked:
             "version": __version__,
         }  # fmt: skip
 
-    def circumstances(self, began: float, endpoint: CausalLM) -> dict[str, Any]:
+    def circumstances(self, began: float, lm: CausalLM) -> dict[str, Any]:
         """What a manifest tells beside the identity: seconds since `began` (perf_counter), everything that was asked for, the machine."""
         from torch import get_num_threads
 
         return {
             "seconds": round(time.perf_counter() - began, 1),
             "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()},
-            "environment": environment(str(endpoint.device), get_num_threads()),
+            "environment": environment(str(lm.device), get_num_threads()),
         }
 
 

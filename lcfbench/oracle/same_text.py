@@ -97,13 +97,12 @@ def split(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
 # -- caches -----------------------------------------------------------------------------------------------------------------------------
 
 
-def content(endpoint: CausalLM, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Tensor:
+def content(lm: CausalLM, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Tensor:
     """(L, T, 2·H·D): keys without rotary positions, then values, of the given tokens of each prompt, one prompt after another."""
-    ids, mask = pad_left([list(p.ids) for p in prompts], endpoint.pad_id, endpoint.device)
-    kv = endpoint.prefill(ids, mask)
+    ids, mask = pad_left([list(p.ids) for p in prompts], lm.pad_id, lm.device)
+    kv = lm.prefill(ids, mask)
     both = torch.cat(
-        [flat(rotate(kv.keys.float(), kv.positions, endpoint.model, inverse=True)), flat(kv.values.float())],
-        -1,
+        [flat(rotate(kv.keys.float(), kv.positions, lm.model, inverse=True)), flat(kv.values.float())], -1
     )  # (L, B, N, 2HD)
     parts = [
         both[:, b, [kv.length - len(p.ids) + t for t in at]]

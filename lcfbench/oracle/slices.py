@@ -1,7 +1,7 @@
 """Slices of caches: the question's own entries out of a cache that has seen more, put where the question's cache would be.
 
->>> kept = endpoint.read([enriched_prompt(endpoint, d, "examples", shown) for d in documents])
->>> state = oracle(endpoint.read(prompts), kept)
+>>> kept = lm.read([enriched_prompt(lm, d, "examples", shown) for d in documents])
+>>> state = oracle(lm.read(prompts), kept)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def joined(text: str, more: str) -> str:
     return text + ("" if not text or text[-1].isspace() or more[:1].isspace() else " ") + more
 
 
-def enriched_prompt(endpoint: CausalLM, document: Document, before: str, shown: Sequence[Document]) -> Prompt:
+def enriched_prompt(lm: CausalLM, document: Document, before: str, shown: Sequence[Document]) -> Prompt:
     """The document's prompt with the examples or the other side's text in front of it.
 
     Examples are earlier turns where the model has a chat template and the task wants it, else text with blank lines between. For the context, the task's
@@ -49,12 +49,12 @@ def enriched_prompt(endpoint: CausalLM, document: Document, before: str, shown: 
     """
     view = document.receiver
     if before == "context":
-        return prompt(endpoint, replace(view, user=_with_context(document)), document)
-    if document.chat and endpoint.has_chat:
+        return prompt(lm, replace(view, user=_with_context(document)), document)
+    if document.chat and lm.has_chat:
         turns = [turn for e in shown for turn in (("user", e.receiver.user), ("assistant", answered(e)))]
-        return prompt(endpoint, view, document, history=turns)
+        return prompt(lm, view, document, history=turns)
     texts = [joined(e.receiver.user, answered(e)) for e in shown]
-    return prompt(endpoint, replace(view, user="\n\n".join([*texts, view.user])), document)
+    return prompt(lm, replace(view, user="\n\n".join([*texts, view.user])), document)
 
 
 def _with_context(document: Document) -> str:
@@ -86,7 +86,7 @@ def sliced(direct: Prompt, kept: Prompt) -> int:
 
 def oracle(direct: State, kept: State, positions: str = "direct") -> State:
     """The direct state with the question's slice taken from the kept cache: as long as direct, but it has seen more."""
-    model, mine, theirs = direct.endpoint.model, direct.kv, kept.kv
+    model, mine, theirs = direct.lm.model, direct.kv, kept.kv
     width = mine.length
     lengths = torch.tensor(
         [sliced(a, b) - 1 for a, b in zip(direct.prompts, kept.prompts, strict=True)], device=mine.mask.device

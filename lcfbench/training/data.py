@@ -222,12 +222,12 @@ class _Fits:
         turns = 16 * max(len(v.history) for v in views)
         return longest + turns + _TEMPLATE <= min(self._limit(self.receiver), self._limit(self.sharer))
 
-    def _limit(self, endpoint: CausalLM) -> int:
-        own = getattr(endpoint.model.config, "max_position_embeddings", None) or self.max_tokens
+    def _limit(self, lm: CausalLM) -> int:
+        own = getattr(lm.model.config, "max_position_embeddings", None) or self.max_tokens
         return min(own, self.max_tokens)
 
-    def _why(self, endpoint: CausalLM) -> str:
-        return f"longer than {self._limit(endpoint):,} tokens"
+    def _why(self, lm: CausalLM) -> str:
+        return f"longer than {self._limit(lm):,} tokens"
 
 
 def _counts(dropped: Counter[str]) -> str:

@@ -109,15 +109,13 @@ class AdapterTraining:
         """Cross-entropy of the answers on the state that `respond` leaves, the share of supervised tokens that are right, and their number."""
         senders = [self.senders[d.hash] for d in documents] if self.senders is not None else documents
         state = self.method.respond(Batch(documents, senders, Clock()))
-        endpoint = state.endpoint
-        eos = endpoint.tokenizer.eos_token_id
+        lm = state.lm
+        eos = lm.tokenizer.eos_token_id
         pairs = [
-            target(d, p, endpoint.tokenizer, eos, self.spec.supervise)
+            target(d, p, lm.tokenizer, eos, self.spec.supervise)
             for d, p in zip(documents, state.prompts, strict=True)
         ]
-        loss, right = endpoint.loss(
-            state, [ids for ids, _ in pairs], [flags for _, flags in pairs], self.loss_mean
-        )
+        loss, right = lm.loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs], self.loss_mean)
         return loss, right, sum(sum(flags) for _, flags in pairs)
 
     def step(self, clip: float) -> float:

@@ -1,0 +1,332 @@
+"""Every method that sends, under every control, on tiny random pairs: what the altered sharer remembers, and what is asked of the pair then."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+
+from lcfbench.adapters.base import build
+from lcfbench.adapters.config import pair_config
+from lcfbench.alignment.tokens import aligned_positions
+from lcfbench.controls.names import CONTROLS
+from lcfbench.controls.wrappers import ReplacedCacheModel, SilentMethod, lacks, noised, under, without_message
+from lcfbench.methods.base import Batch
+from lcfbench.methods.create import create, method_class
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.padding import pad_left
+from lcfbench.models.timing import Clock
+from lcfbench.registry import method_names
+from tests import helpers
+from tests.helpers import ROOT, SHARED, SPLIT, outcomes, same_bits
+from tests.helpers import made_method as made
+from tests.helpers import random_adapter as fused
+from tests.helpers import tiny_pair as pair
+
+CASES = [
+    ("t2t", "", SHARED),
+    ("t2t", "", SPLIT),
+    ("kvcomm", "", SHARED),
+    ("kvcomm", "0,2", SPLIT),
+    ("lcf", "lcf", SHARED),
+    ("lcf", "remap", SHARED),
+    ("lcf", "lcfx", SPLIT),
+    ("c2c", "c2c", SHARED),
+    ("dense", "aware", SHARED),
+    ("dense", "unaware", SHARED),
+    ("dense", "aware", SPLIT),
+    ("prefix", "before", SHARED),
+    ("prefix", "after", SPLIT),
+    ("identical", "lcf", SHARED),
+    ("identical", "lcfx", SPLIT),
+    ("identical", "c2c", SHARED),
+    ("answer_letter", "", SHARED),
+    ("answer_letter", "", SPLIT),
+    ("excerpt", "", SPLIT),
+]
+IDS = [f"{name}-{what or 'plain'}-{documents[0].task}" for name, what, documents in CASES]
+EVERY = pytest.mark.parametrize(("name", "what", "documents"), CASES, ids=IDS)
+OWN = {"lcf", "remap", "lcfx"}  # kinds of adapter that edit a cache with nothing sent
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+
+
+def method_of(name: str, what: str):
+    """A method with its tiny pair. `what`: its kind of adapter, or what else there is to choose."""
+    if name == "dense":
+        ends = pair(name)
+        return create(
+            name, *ends, helpers.random_dense(ends, form="linear", sources=2, residual=6), {"context": what}
+        )
+    if name == "prefix":
+        ends = pair(name)
+        return create(name, *ends, helpers.random_prefix(ends, place=what))
+    if name in helpers.BASELINES:
+        return helpers.made_baseline(name, what or None)
+    if name == "kvcomm" and what:
+        return create(name, *pair(name), None, {"layers": what})
+    if what == "remap":
+        ends = pair(name)
+        return create(name, *ends, fused("lcf", ends, token_alignment="remap"))
+    return made(name, what or None, pair(name))
+
+
+def controls_of(name: str) -> list[str]:
+    return [c for c in CONTROLS if not lacks(c, method_class(name))]
+
+
+def ids_of(end: CausalLM, texts: list[str]):
+    return pad_left([end.tokenizer(text)["input_ids"] for text in texts], end.pad_id)
+
+
+TEXTS = [
+    "The key of Kafi is in the orange box.",
+    "Zona works.",
+    "The purple box is in Vienna. The brown box is in Toronto.",
+]
+
+
+def test_every_method_that_sends_is_covered_and_knows_of_no_control():
+    assert {name for name, _, _ in CASES} == {name for name in method_names() if method_class(name).sends}
+    words = re.compile(rf"\b({'|'.join(CONTROLS)})\b", re.IGNORECASE)
+    files = sorted((ROOT / "lcfbench" / "methods").glob("*.py"))
+    assert len(files) > len(method_names())
+    assert {f.name: found for f in files if (found := words.findall(f.read_text()))} == {}
+
+
+def test_a_control_needs_what_it_changes():
+    assert [lacks(c, method_class("receiver")) for c in CONTROLS] == ["", *["message"] * 4]
+    assert [lacks(c, method_class("excerpt")) for c in CONTROLS] == ["", "", "cache", "cache", ""]
+    assert not any(lacks(c, method_class("identical")) for c in CONTROLS)
+
+
+@EVERY
+def test_under_a_control(name, what, documents):
+    method = method_of(name, what)
+    before, _, _ = outcomes(method, documents)
+    for control in controls_of(name):
+        altered = under(control, method, seed=0)
+        assert (altered is method) == (control in ("matched", "deranged"))
+        together, state, _ = outcomes(altered, documents)
+        again, _, _ = outcomes(altered, documents)
+        assert again == together
+        for i, d in enumerate(documents):
+            alone, single, _ = outcomes(altered, [d])
+            assert together[i] == pytest.approx(alone[0], abs=5e-4), control
+            assert state.message.wire_bytes[i] == single.message.wire_bytes[0]
+        assert all(n > 0 for n in state.message.wire_bytes) == (control != "silent")
+    assert outcomes(method, documents)[0] == before, "the method itself stays as it was"
+
+
+@pytest.mark.parametrize("control", ["zero", "noise"])
+@EVERY
+def test_what_is_sent_is_made_from_the_altered_cache(name, what, documents, control, monkeypatch):
+    if lacks(control, method_class(name)):
+        pytest.skip("sends no cache")
+    method, read, plain = method_of(name, what), [], ReplacedCacheModel.prefill
+
+    def prefill(self, *args):
+        read.append(plain(self, *args))
+        return read[-1]
+
+    monkeypatch.setattr(ReplacedCacheModel, "prefill", prefill)
+    _, state, _ = outcomes(under(control, method, seed=0), documents)
+    assert sum(kv.rows for kv in read) == len(documents), (
+        "every document's message comes from a cache that was altered"
+    )
+    matched, own, _ = outcomes(method, documents)
+    assert own.message.wire_bytes == state.message.wire_bytes or own.message.texts is not None
+    assert own.message.read == state.message.read, "it reads what it always reads"
+    if own.message.texts is None:
+        assert matched != outcomes(under(control, method, seed=0), documents)[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_an_emptied_cache_is_zero_where_it_is_real(family):
+    end = helpers.causal_lm("one", family=family)
+    ids, mask = ids_of(end, TEXTS)
+    real, emptied = (
+        end.prefill(ids, mask),
+        under("zero", create("kvcomm", end, end), 0).sharer.prefill(ids, mask),
+    )
+    kept = ~mask.bool()[None, :, None, :, None].expand_as(real.keys)
+    for x, y in ((real.keys, emptied.keys), (real.values, emptied.values)):
+        assert not y[~kept].any() and same_bits(y[kept], x[kept]) and x[~kept].any()
+    assert torch.equal(real.mask, emptied.mask) and torch.equal(real.positions, emptied.positions)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_noise_has_the_moments_of_each_documents_real_cache_by_layer_and_head(family):
+    end = helpers.causal_lm("one", family=family)
+    method = create("kvcomm", end, end)
+    ids, mask = ids_of(end, TEXTS)
+    real, noise = end.prefill(ids, mask), noised(method, 0).sharer.prefill(ids, mask)
+    other = noised(method, 1).sharer.prefill(ids, mask)
+    for which in ("keys", "values"):
+        for b in range(len(TEXTS)):
+            on = mask[b].bool()
+            x, y, z = (getattr(kv, which)[:, b][:, :, on] for kv in (real, noise, other))
+            assert torch.allclose(x.mean((2, 3)), y.mean((2, 3)), atol=1e-5)
+            assert torch.allclose(x.std((2, 3), correction=0), y.std((2, 3), correction=0), rtol=1e-4)
+            assert (
+                torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1].abs() < 0.95
+            ) and not torch.equal(y, z)
+            assert same_bits(getattr(real, which)[:, b][:, :, ~on], getattr(noise, which)[:, b][:, :, ~on])
+            a = (y - y.mean((2, 3), keepdim=True)) / y.std((2, 3), keepdim=True)
+            assert (a[0, 0] - a[-1, -1]).abs().max() > 0.5, "layers and heads are drawn apart"
+    k, v = (x[0, 0, 0, mask[0].bool()].flatten() for x in (noise.keys, noise.values))
+    assert torch.corrcoef(torch.stack([k, v]))[0, 1].abs() < 0.5, "keys and values are drawn apart"
+
+
+def test_a_document_gets_its_own_noise_in_any_batch():
+    end = helpers.causal_lm("one")
+    sharer = noised(create("kvcomm", end, end), 0).sharer
+    ids, mask = ids_of(end, TEXTS)
+    together = sharer.prefill(ids, mask)
+    for b, text in enumerate(TEXTS):
+        alone, on = sharer.prefill(*ids_of(end, [text])), mask[b].bool()
+        assert torch.allclose(together.keys[:, b][:, :, on], alone.keys[:, 0], atol=1e-4)
+        assert torch.allclose(together.values[:, b][:, :, on], alone.values[:, 0], atol=1e-4)
+
+
+def test_what_was_read_before_stays_and_only_what_is_read_now_is_altered():
+    end = helpers.causal_lm("one")
+    sharer = under("zero", create("kvcomm", end, end), 0).sharer
+    first, second = ids_of(end, TEXTS), ids_of(end, TEXTS[::-1])
+    past = end.prefill(*first)
+    both = sharer.prefill(*second, past, past.mask.sum(1))
+    for b in range(len(TEXTS)):
+        old, new = int(first[1][b].sum()), int(second[1][b].sum())
+        entries = both.keys[:, b][:, :, both.mask[b].bool()]
+        assert entries.shape[2] == old + new and not entries[:, :, old:].any()
+        assert same_bits(entries[:, :, :old], past.keys[:, b][:, :, past.mask[b].bool()])
+
+
+def test_an_altered_sharer_shares_prefills_and_is_an_model():
+    end = helpers.causal_lm("one")
+    sharer = noised(create("kvcomm", end, end), 0).sharer
+    assert isinstance(sharer, CausalLM) and (sharer.name, sharer.revision, sharer.geometry) == (
+        end.name,
+        end.revision,
+        end.geometry,
+    )
+    assert sharer.model is end.model and sharer.tokenizer is end.tokenizer
+    runs = []
+    hook = end.model.get_decoder().register_forward_hook(lambda *a: runs.append(1))
+    with sharer.sharing():
+        one, two = (sharer.prefill(*ids_of(end, TEXTS)) for _ in range(2))
+        real = end.prefill(*ids_of(end, TEXTS))
+    hook.remove()
+    assert len(runs) == 1 and torch.equal(one.keys, two.keys) and not torch.equal(one.keys, real.keys)
+
+
+@EVERY
+def test_silence_runs_no_sharer_and_leaves_the_receiver_or_the_adapter_on_its_own_cache(
+    name, what, documents
+):
+    method = method_of(name, what)
+    unheard = copy.deepcopy(method.sharer.model)
+
+    def fail(*args):
+        raise AssertionError("the sharer is run")
+
+    for module in (unheard, unheard.get_decoder()):
+        module.register_forward_pre_hook(fail)
+    real, method.sharer = method.sharer, copy.copy(method.sharer)
+    method.sharer.model = unheard
+    silent = under("silent", method, seed=0)
+    assert isinstance(silent, SilentMethod) and not silent.sends
+    got, state, batch = outcomes(silent, documents)
+    rows = len(documents)
+    message = state.message
+    assert (
+        message.wire_bytes == message.cache_bytes == message.sharer_tokens == [0] * rows
+        and message.texts is message.read is None
+    )
+    method.sharer = real
+    alone, base, _ = outcomes(create("receiver", method.receiver, method.receiver), documents)
+    if what not in OWN:
+        assert (
+            got == alone
+            and same_bits(state.kv.keys, base.kv.keys)
+            and same_bits(state.kv.values, base.kv.values)
+        )
+        assert message.adapter_flops is None and batch.clock.ms["sharer"] == 0
+        return
+    # the very same thing: the sharer's half of W_down is zero
+    deaf = copy.deepcopy(method)
+    deaf.adapter.down_sharer.zero_()
+    expected, _, _ = outcomes(deaf, documents)
+    assert got == expected != alone
+    assert all(n > 0 for n in message.adapter_flops)
+    deranged, _, _ = outcomes(silent, documents, documents[1:] + documents[:1])
+    assert what == "remap" or deranged == got  # under remap another text has other positions that are edited
+
+
+@pytest.mark.parametrize("kind", ["lcf", "lcfx"])
+def test_an_adapter_without_message_standardises_and_still_sends_nothing(kind):
+    ends = pair()
+    adapter = fused(kind, ends, standardise=True)
+    adapter.sharer_mean.normal_()
+    muted = without_message(adapter)
+    entries = torch.randn(4, 3, 2 * adapter.config.sharer_geometry.kv_width)
+    assert not muted.message(entries).any() and adapter.message(entries).any() and muted.own_cache
+    assert muted.down_sharer is adapter.down_sharer, "no weight is copied"
+
+
+@pytest.mark.parametrize("name", ["lcf", "c2c", "dense"])
+def test_position_t_of_n_reads_position_t_m_over_n_of_another_text(name, monkeypatch):
+    method = method_of(name, "aware" if name == "dense" else name)
+    seen, plain = [], type(method).positions
+
+    def positions(self, batch, prompts, shared, width, fused, part=None):
+        index = plain(self, batch, prompts, shared, width, fused, part)
+        seen.append((batch, prompts, shared, width, part, index))
+        return index
+
+    monkeypatch.setattr(type(method), "positions", positions)
+    method.respond(Batch(SHARED, SHARED[1:] + SHARED[:1], Clock()))
+    read, lengths = 0, set()
+    for batch, prompts, shared, width, part, index in seen:
+        assert batch.own == [False] * len(SHARED)
+        for b, (mine, theirs) in enumerate(zip(prompts, shared, strict=True)):
+            N, M = len(mine.ids), len(theirs.ids)
+            lengths.add(N != M)
+            inside = aligned_positions(mine, mine, method.adapter.config.token_alignment)
+            stop = part.stops[b] if part is not None else N - 1
+            for column, t in zip(
+                range(index.shape[1] - 1, -1, -1), range(stop - 1, part.starts[b] - 1, -1), strict=False
+            ):
+                expected = (t * M) // N + width - M if inside[t] >= 0 else -1
+                assert int(index[b, column]) == expected
+                read += expected >= 0
+    assert read > 10 and True in lengths
+
+
+def test_gates_as_they_act():
+    ends = pair()
+    adapter = fused("lcf", ends)
+    adapter.gate_logit[1] = -1.0
+    adapter.gate_logit[2, 1] = -0.5
+    assert adapter.gates_applied() == {"layers": [0, 1, 2, 3], "key": [1, 0, 1, 1], "value": [1, 0, 0, 1]}
+    assert adapter.train().gates_applied()["key"] == [1, 0, 1, 1], "no draw, whatever the mode"
+    soft = fused("lcf", ends, gate_init=0.0)
+    soft.gate_mode = "soft"
+    soft.gate_logit.zero_()
+    assert soft.select([1, 3]).gates_applied()["layers"] == [1, 3]
+    soft.gate_logit[0, 1] = 2.0
+    found = soft.gates_applied()
+    assert found["key"] == [0.5] * 4 and found["value"] == pytest.approx([0.880797, 0.5, 0.5, 0.5])
+    names = ((e.name, e.geometry) for e in ends)
+    open_for_good = build(
+        pair_config("c2c", *names, options={"hidden": 8, "intermediate": 8, "ablation": "no-gate"})
+    )
+    assert open_for_good.gates_applied() is None
+    assert helpers.random_lora(ends[0]).gates_applied() is None

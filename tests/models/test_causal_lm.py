@@ -1,0 +1,222 @@
+"""Causal models against transformers itself: batching, padding, positions, attention kernels, windows."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from lcfbench.models import causal_lm as lm
+from lcfbench.models import memory
+from lcfbench.models import shared_prefill as prefill
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.padding import pad_left, positions_of
+from lcfbench.models.rotary import rotate
+from lcfbench.tasks.prompts import continuation
+from tests import helpers
+from tests.helpers import FAMILIES, TEXTS
+from tests.helpers import plain_prompts as prompts
+
+CHOICES = [" orange", " B", " Toronto. The brown box"]
+
+
+def scores(end, shown):
+    opened = end.open(end.read(shown))
+    return end.rank(opened, [[continuation(p, c, end.tokenizer) for c in CHOICES] for p in shown])
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rank_equals_one_plain_forward(family):
+    end = helpers.causal_lm(family=family)
+    shown = prompts(end)
+    for p, row in zip(shown, scores(end, shown), strict=True):
+        for c, (ll, greedy) in zip(CHOICES, row, strict=True):
+            tail = continuation(p, c, end.tokenizer)
+            logits = end.model(torch.tensor([[*p.ids, *tail]])).logits.log_softmax(-1)[0, len(p.ids) - 1 : -1]
+            assert ll == pytest.approx(float(logits.gather(1, torch.tensor(tail)[:, None]).sum()), abs=2e-4)
+            assert greedy == bool((logits.argmax(-1) == torch.tensor(tail)).all())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batch_1_equals_batch_n(family):
+    end = helpers.causal_lm(family=family)
+    shown = prompts(end)
+    together = scores(end, shown)
+    alone = [scores(end, [p])[0] for p in shown]
+    for a, b in zip(together, alone, strict=True):
+        assert [g for _, g in a] == [g for _, g in b]
+        assert [x for x, _ in a] == pytest.approx([x for x, _ in b], abs=2e-4)
+    texts, written = end.decode(end.open(end.read(shown)), 12)
+    for p, text, n in zip(shown, texts, written, strict=True):
+        assert end.decode(end.open(end.read([p])), 12) == ([text], [n])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sdpa_equals_eager(family):
+    one, two = helpers.causal_lm(family=family), helpers.causal_lm(family=family, attention="eager")
+    a, b = scores(one, prompts(one)), scores(two, prompts(two))
+    assert [x for r in a for x, _ in r] == pytest.approx([x for r in b for x, _ in r], abs=2e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decode_equals_generate(family):
+    end = helpers.causal_lm(family=family)
+    for p in prompts(end):
+        text, written = end.decode(end.open(end.read([p])), 10)
+        ids = torch.tensor([p.ids])
+        made = end.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, pad_token_id=3
+        )[0, ids.shape[1] :]
+        assert text[0] == end.tokenizer.decode(made, skip_special_tokens=True)
+        assert written[0] == int((made != 2).sum())
+
+
+def test_decode_stops_before_a_stop_string():
+    end = helpers.causal_lm()
+    opened = end.open(end.read(prompts(end)[:1]))
+    whole = end.decode(opened, 12)[0][0]
+    stop = whole[3:5]
+    assert end.decode(opened, 12, [stop])[0][0] == whole.split(stop)[0]
+
+
+def test_prefill_in_two_pieces_equals_one():
+    end = helpers.causal_lm(family="gemma3")
+    ids, mask = pad_left([list(p.ids) for p in prompts(end)], end.pad_id)
+    whole = end.prefill(ids, mask)
+    half = end.prefill(ids[:, :5], mask[:, :5])
+    rest = end.prefill(ids[:, 5:], mask[:, 5:], past=half, start=mask[:, :5].sum(1))
+    real = mask.bool()
+    assert torch.allclose(
+        whole.keys.permute(1, 3, 0, 2, 4)[real], rest.keys.permute(1, 3, 0, 2, 4)[real], atol=1e-4
+    )
+    assert torch.equal(whole.positions[real], rest.positions[real])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rotation_is_undone_and_redone(family):
+    end = helpers.causal_lm(family=family)
+    ids, mask = pad_left([list(p.ids) for p in prompts(end)], end.pad_id)
+    kv = end.prefill(ids, mask)
+    bare = rotate(kv.keys, kv.positions, end.model, inverse=True)
+    assert torch.allclose(rotate(bare, kv.positions, end.model), kv.keys, atol=1e-4)
+    # the same words later in the text: first-layer content keys agree, rotated ones do not
+    late = end.prefill(ids, mask, start=7)
+    bare_late = rotate(late.keys, late.positions, end.model, inverse=True)
+    real = mask.bool()[:, None, :, None]
+    assert torch.allclose((bare_late[0] - bare[0]) * real, torch.zeros(1), atol=1e-4)
+    assert not torch.allclose((late.keys[0] - kv.keys[0]) * real, torch.zeros(1), atol=1e-2)
+
+
+def test_ragged_layers_are_refused():
+    end = helpers.causal_lm()
+    cache = end.read(prompts(end)[:1]).kv.to_cache()
+    cache.layers[1].keys = cache.layers[1].keys[:, :, 1:]
+    with pytest.raises(AssertionError, match="one shape"):
+        KV.from_cache(cache, torch.ones(1, 3), torch.ones(1, 3))
+
+
+def test_positions_count_real_tokens_only():
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    assert positions_of(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert positions_of(mask, torch.tensor([5, 0])).tolist() == [[5, 5, 5, 6], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ragged_pieces_on_top_of_a_cache_equal_each_row_alone(family):
+    """Padding between pieces would push real tokens out of a sliding window: rows of unequal pieces must not see each other."""
+    end = helpers.causal_lm(family=family)
+    first, second = prompts(end), prompts(end, [TEXTS[2], TEXTS[0], TEXTS[1]])
+    leads = [list(p.ids)[:n] for p, n in zip(prompts(end), (9, 2, 5), strict=True)]
+
+    def through(rows):
+        ids, mask = pad_left([list(first[r].ids) for r in rows], end.pad_id)
+        opened = end.open(end.read([second[r] for r in rows], past=end.prefill(ids, mask), start=mask.sum(1)))
+        again = end.open(opened.then([leads[r] for r in rows], []))
+        return opened.logits, again.logits, end.decode(again, 6)[0]
+
+    together = through([0, 1, 2])
+    for r in range(3):
+        alone = through([r])
+        assert torch.allclose(together[0][r], alone[0][0], atol=5e-4)
+        assert torch.allclose(together[1][r], alone[1][0], atol=5e-4)
+        assert together[2][r] == alone[2][0]
+    whole = torch.tensor([[*first[1].ids, *second[1].ids, *leads[1]]])
+    assert torch.allclose(together[1][1], end.model(whole).logits[0, -1], atol=5e-4)
+
+
+def test_the_loss_equals_a_plain_forward():
+    end = helpers.causal_lm(family="gemma3")
+    state = end.read(prompts(end))
+    targets = [[7, 8, 9], [11], [20, 21]]
+    got, right = end.loss(state, targets, [[True, False, True], [True], [True, True]])
+    each = []
+    for p, t, flags in zip(prompts(end), targets, ([0, 2], [0], [0, 1]), strict=True):
+        logits = end.model(torch.tensor([[*p.ids, *t]])).logits[0, len(p.ids) - 1 : -1].log_softmax(-1)
+        each.append(-sum(float(logits[i, t[i]]) for i in flags) / len(flags))
+    assert float(got) == pytest.approx(sum(each) / 3, abs=1e-4)
+    assert 0 <= float(right) <= 1
+
+
+def forwards(end, monkeypatch):
+    """The numbers of tokens, padding included, of every forward of the decoder from now on."""
+    ran, run = [], end.run
+    monkeypatch.setattr(end, "run", lambda ids, *rest: (ran.append(ids.numel()), run(ids, *rest))[1])
+    return ran
+
+
+def test_a_model_without_an_output_head_of_its_own_answers_too(monkeypatch):
+    end = helpers.causal_lm()
+    state = end.read(prompts(end))
+    first = end.open(state).logits
+    monkeypatch.setattr(end.model, "get_output_embeddings", lambda: None)
+    assert torch.allclose(end.open(state).logits, first, atol=1e-5)
+
+
+def test_what_is_shared_ends_where_memory_does_and_is_said_once(monkeypatch):
+    end, shown = helpers.causal_lm(), prompts(helpers.causal_lm())
+    free = iter([40 << 30, 1])
+    monkeypatch.setattr(lm, "free_bytes", lambda device: next(free))
+    monkeypatch.setattr(prefill, "_warned", False)
+    for _ in range(2):  # measured when sharing begins the first time, not again
+        with end.sharing(), end.sharing(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ran = forwards(end, monkeypatch)
+            first = end.read(shown).kv.keys
+            read = len(ran)
+            assert torch.equal(first, end.read(shown).kv.keys)
+            assert read and len(ran) == read, "nothing is read twice"
+        assert end._shared_limit == 10 << 30
+    small = helpers.causal_lm()
+    with small.sharing() as shared:
+        assert small._shared_limit == 1 << 30, "at least so much"
+        shared.limit = 1
+        with pytest.warns(UserWarning, match=r"no longer shared beyond 0\.0 GB") as said:
+            first, second = small.read(shown).kv.keys, small.read(shown).kv.keys
+    assert len(said) == 1 and first is not second and torch.equal(first, second)
+
+
+def test_free_memory_is_what_the_system_says(monkeypatch, tmp_path):
+    table = tmp_path / "meminfo"
+    table.write_text("MemTotal:       9000 kB\nMemAvailable:   8000 kB\n")
+    monkeypatch.setattr(memory, "Path", lambda _: table)
+    assert memory.free_bytes(torch.device("cpu")) == 8000 * 1024
+    monkeypatch.setattr(memory, "container_bytes", lambda: 5)
+    assert memory.free_bytes(torch.device("cpu")) == 5
+    monkeypatch.undo()
+    for name, text in (("memory.max", "9000\n"), ("memory.current", "2000\n")):
+        (tmp_path / name).write_text(text)
+    assert memory.container_bytes(tmp_path) == 7000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.container_bytes(tmp_path) > 1 << 50
+    monkeypatch.setattr(memory, "container_bytes", lambda: 1 << 62)
+    monkeypatch.setattr(memory, "Path", lambda _: table)
+    table.unlink()
+    assert memory.free_bytes(torch.device("cpu")) // 4 == 2 << 30

@@ -1,0 +1,158 @@
+"""Reading a batch without doing anything twice gives what reading each prompt alone gives."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from lcfbench.models import shared_prefill as prefill
+from lcfbench.models.padding import pad_left
+from tests import helpers
+
+COMMON = list(range(40, 60))
+ROWS = [
+    [*COMMON, 5, 6, 7],
+    [*COMMON, 9],
+    [*COMMON, 5, 8, *range(60, 90)],
+    [*COMMON, 9],
+    [*COMMON, 11, 12, 13, 14],
+]
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """An model and the (rows, columns) of its forwards."""
+
+    def make(family="llama"):
+        end, ran = helpers.causal_lm(family=family), []
+        run = end.run
+        monkeypatch.setattr(end, "run", lambda ids, *rest: (ran.append(tuple(ids.shape)), run(ids, *rest))[1])
+        return end, ran
+
+    return make
+
+
+def real(kv, row):
+    keep = kv.mask[row].bool()
+    return torch.stack([kv.keys[:, row][:, :, keep], kv.values[:, row][:, :, keep]]), kv.positions[row][keep]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_each_row_is_the_one_read_alone(family, counted):
+    end, ran = counted(family)
+    kv = prefill.read(end, ROWS)
+    assert kv.length == max(map(len, ROWS)) and kv.mask.sum(1).tolist() == [len(r) for r in ROWS]
+    for i, row in enumerate(ROWS):
+        alone, together = real(end.run(*pad_left([row], 0), None, 0), 0), real(kv, i)
+        assert torch.allclose(alone[0], together[0], atol=2e-4)
+        assert torch.equal(alone[1], together[1])
+
+
+def test_what_is_common_is_read_once_and_padding_is_not_read(counted):
+    end, ran = counted()
+    prefill.read(end, ROWS)
+    # the beginning; then rests of 1, 3 and 4 tokens together (the equal row once), the one of 32 alone
+    assert ran == [(1, 20), (3, 4), (1, 32)]
+    ran.clear()
+    prefill.read(end, ROWS)
+    assert ran == [(3, 4), (1, 32)], "the beginning is kept"
+    end.beginnings = None
+    ran.clear()
+    prefill.read(end, ROWS)
+    prefill.read(end, ROWS)
+    assert ran == 2 * [(1, 20), (3, 4), (1, 32)], "not where weights may change"
+
+
+def test_few_common_tokens_are_not_worth_a_forward(counted):
+    end, ran = counted()
+    prefill.read(end, [[1, 2, 3, 4], [1, 2, 5]])
+    assert ran == [(2, 4)]
+
+
+def test_no_more_beginnings_are_kept_than_a_few(counted):
+    end, _ = counted()
+    for first in range(100, 120):
+        prefill.read(end, [[first, *row] for row in ROWS])
+    assert len(end.beginnings) == prefill.BEGINNINGS
+    assert next(reversed(end.beginnings))[0] == 119
+
+
+def test_any_order_of_a_batch_is_the_same_batch_bit_for_bit(counted):
+    end, ran = counted()
+    shared = prefill.Shared(1 << 30)
+    first = prefill.read(end, ROWS, shared)
+    read = len(ran)
+    for order in ([4, 0, 1, 2, 3], [2, 1, 4, 0, 1]):
+        apart = prefill.read(helpers.causal_lm(), [ROWS[i] for i in order])
+        kv = prefill.read(end, [ROWS[i] for i in order], shared)
+        assert torch.equal(kv.keys, apart.keys) and torch.equal(kv.values, apart.values)
+        assert all(torch.equal(real(kv, k)[0], real(first, i)[0]) for k, i in enumerate(order))
+    assert len(ran) == read
+    prefill.read(end, ROWS[:2], shared)
+    assert len(ran) > read, "other prompts are read"
+
+
+def test_what_a_borrower_read_itself_is_not_lent_to_it(counted):
+    end, _ = counted()
+    with end.sharing() as shared:
+        end.start_accounting()
+        for _ in range(3):
+            prefill.read(end, ROWS, shared)
+        assert end.saved_seconds == 0.0
+        end.start_accounting()
+        for _ in range(3):
+            prefill.read(end, ROWS, shared)
+        once = shared.held[next(iter(shared.held))][1]
+        assert end.saved_seconds == once > 0, "another one would have read it once"
+        assert end.release() == 1 and not shared.held
+
+
+def test_long_beginnings_are_not_kept(counted, monkeypatch):
+    end, _ = counted()
+    monkeypatch.setattr(prefill, "BEGINNING_BYTES", 10)
+    prefill.read(end, ROWS)
+    assert not end.beginnings
+
+
+def test_empty_prompts_hold_nothing(counted):
+    end, ran = counted()
+    kv = prefill.read(end, [[], [5, 6], []])
+    assert kv.mask.tolist() == [[0, 0], [1, 1], [0, 0]] and not kv.keys[:, 0].any()
+    assert prefill.read(end, [[], []]).length == 0
+    assert ran == [(1, 2)]
+
+
+def test_a_kept_beginning_serves_training_after_inference():
+    end = helpers.causal_lm()
+    with torch.inference_mode():
+        held = prefill.read(end, ROWS)
+    with torch.enable_grad():
+        kv = prefill.read(end, ROWS)
+        scale = torch.ones((), requires_grad=True)
+        (kv.keys * scale).sum().backward()
+    assert scale.grad is not None and torch.equal(held.keys, kv.keys)
+
+
+def test_groups_take_the_fewest_tokens():
+    def tokens(cuts, lengths, cost):
+        return sum((b - a) * lengths[b - 1] + cost for a, b in cuts)
+
+    for lengths in ([1, 2, 3, 50], [7], [3, 3, 3], [1, 1, 10, 11, 30, 31, 33]):
+        for cost in (1, 20, 1000):
+            ways = [
+                list(itertools.pairwise((0, *cuts, len(lengths))))
+                for n in range(len(lengths))
+                for cuts in itertools.combinations(range(1, len(lengths)), n)
+            ]
+            best = min(tokens(w, lengths, cost) for w in ways)
+            assert tokens(prefill.groups(lengths, cost), lengths, cost) == best
+    assert prefill.groups([], 5) == [] and prefill.groups([2, 4], 1000, 3) == [(3, 5)]
