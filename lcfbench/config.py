@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 from pathlib import Path
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from lcfbench.errors import UserError, unknown
 
@@ -106,3 +109,48 @@ def parse_assignments(texts: list[str] | None, flag: str) -> dict[str, str]:
             raise UserError(f"{flag} {text!r} is not KEY=VALUE.", f"For example {flag} budget=100.")
         out[key.strip().replace("-", "_")] = value.strip()
     return out
+
+
+# -- one converter for every KEY=VALUE ------------------------------------------------------------
+
+
+def convert(key: str, text: str, hint: Any, default: Any = None, of: str = "") -> Any:
+    """The text of an option as the type `hint` of the field it sets.
+
+    Follows pydantic: `no` is False, `none` is None where None is allowed, a Literal accepts its
+    words, a list is separated by commas, a number is finite. of: whose option it is, for the error.
+    Raises UserError that names the type, the accepted words and the default.
+    """
+    value: Any = text
+    if text.strip().lower() in ("none", "null", "") and type(None) in get_args(hint):
+        value = None
+    elif get_origin(hint) in (list, tuple):
+        value = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        found = TypeAdapter(hint).validate_python(value)
+        if isinstance(found, float) and not math.isfinite(found):
+            raise ValueError(text)
+        return found
+    except ValueError as error:  # pydantic's ValidationError is one
+        words = [str(word) for word in get_args(hint)] if get_origin(hint) is Literal else []
+        what = f"option {key}={text}{f' of {of}' if of else ''} is not {_kind(hint)}."
+        near = difflib.get_close_matches(text, words, n=1)
+        raise UserError(
+            what, f"{f'Did you mean {near[0]}? ' if near else ''}Its default is {_shown(default)}."
+        ) from error
+
+
+def _kind(hint: Any) -> str:
+    """What a type accepts, in words: `a whole number`, `yes or no`, `one of soft, hard`."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        parts = [_kind(part) for part in get_args(hint) if part is not type(None)]
+        return " or ".join([*parts, *(["none"] if type(None) in get_args(hint) else [])])
+    if get_origin(hint) in (list, tuple):
+        return f"a list of values, each {_kind(get_args(hint)[0])}"
+    return {bool: "yes or no", int: "a whole number", float: "a number", str: "text"}.get(hint, str(hint))
+
+
+def _shown(default: Any) -> str:
+    return _text(default) if isinstance(default, bool) else "none" if default is None else str(default)

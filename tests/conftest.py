@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).parents[2] / "shared"
+from tests.helpers import BESIDE
 
 
 @pytest.fixture
 def mirror(monkeypatch) -> Path:
     """A folder of Hub snapshots of the real data sets."""
-    for place in (os.environ.get("LCFBENCH_MIRROR"), SHARED / "hub"):
+    for place in (os.environ.get("LCFBENCH_MIRROR"), BESIDE / "hub"):
         if place and Path(place, "datasets").is_dir():
             monkeypatch.setenv("LCFBENCH_MIRROR", str(place))
             return Path(place)

@@ -494,7 +494,8 @@ def hotpot_row(i, n=10, kind="bridge", gold=(2, 7)):
     }  # fmt: skip
 
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "fixtures" / "c2c_reference"
+BESIDE = ROOT.parent / "shared"  # real data and reference outputs, where a checkout has them beside it
+REFERENCE = BESIDE / "fixtures" / "c2c_reference"
 
 
 @cache

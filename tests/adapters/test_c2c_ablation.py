@@ -23,10 +23,10 @@ from lcfbench.sources import c2c_fusers as fusers
 from lcfbench.sources import hub
 from lcfbench.sources.c2c_fusers import find_fuser, lacks
 from tests import helpers
-from tests.helpers import SHARED
+from tests.helpers import BESIDE, SHARED
 
 R, S = Geometry(layers=3, kv_heads=2, head_dim=8), Geometry(layers=2, kv_heads=1, head_dim=16)
-REFERENCE = Path(__file__).parents[3] / "shared" / "fixtures" / "c2c_reference"
+REFERENCE = BESIDE / "fixtures" / "c2c_reference"
 RELEASED = REFERENCE / "fusers" / "r1+s1_Fuser"
 fixtures = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"no recorded reference at {REFERENCE}")
 

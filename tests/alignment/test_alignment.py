@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -17,8 +16,9 @@ from lcfbench.errors import UserError
 from lcfbench.tasks.document import View
 from lcfbench.tasks.prompts import Prompt, render
 from tests import helpers
+from tests.helpers import BESIDE
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "fixtures" / "c2c_reference"
+REFERENCE = BESIDE / "fixtures" / "c2c_reference"
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"no recorded reference at {REFERENCE}")
 TEXTS = [
     "Which of these is a good conductor of heat?",

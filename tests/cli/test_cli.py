@@ -19,8 +19,9 @@ from lcfbench.cli.lists import ranges
 from lcfbench.cli.progress import RunProgress, duration
 from lcfbench.geometry import Geometry
 from tests import helpers
+from tests.helpers import BESIDE
 
-FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "c2c_reference"
+FIXTURES = BESIDE / "fixtures" / "c2c_reference"
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +423,7 @@ def test_a_log_gets_whole_lines_and_a_terminal_one_that_changes(capsys, monkeypa
     monkeypatch.setenv("COLUMNS", "40")
     title = "splitfacts · full_context · deranged"
     line.begin(title, 1000, 16, 4.0)
-    monkeypatch.setattr("lcfbench.cli.console.progress.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("lcfbench.cli.progress.QUIET_SECONDS", 0.0)
     line.update(title, 8.0, 32)
     line.warn("a [bracket] is no markup")
     line.end(title)

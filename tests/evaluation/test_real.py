@@ -24,7 +24,7 @@ from lcfbench.registry import method_names
 from lcfbench.sources.cache import EMBEDDED_PAIR, mirror
 from lcfbench.sources.models import find_model
 from lcfbench.tasks.yaml_files import describe, task_names
-from tests.helpers import SHARED, Watcher, rows
+from tests.helpers import BESIDE, Watcher, rows
 
 pytestmark = pytest.mark.real
 
@@ -37,8 +37,8 @@ CLAIMED = 48
 def real_assets():
     """A mirror where one stands beside the checkout; each model is loaded once for the whole file."""
     with pytest.MonkeyPatch.context() as patch:
-        if mirror() is None and (SHARED / "hub" / "datasets").is_dir():
-            patch.setenv("LCFBENCH_MIRROR", str(SHARED / "hub"))
+        if mirror() is None and (BESIDE / "hub" / "datasets").is_dir():
+            patch.setenv("LCFBENCH_MIRROR", str(BESIDE / "hub"))
         plain = CausalLM.load
         once = functools.cache(
             lambda name, dtype, device, attention: plain(

@@ -26,9 +26,10 @@ from lcfbench.sources import datasets as tables
 from lcfbench.sources import gguf as gguf_models
 from lcfbench.sources import hub, wheels
 from lcfbench.sources import models as assets
+from tests.helpers import BESIDE
 
 SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "hub"
+SHARED = BESIDE / "hub"
 
 
 @pytest.fixture(autouse=True)

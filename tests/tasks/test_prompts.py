@@ -1,15 +1,14 @@
 """Prompts: the ids lm-eval's HFLM gives, and spans and offsets that are where they say."""
 
-from pathlib import Path
-
 import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lcfbench.tasks.document import View
 from lcfbench.tasks.prompts import continuation, extend, render
+from tests.helpers import BESIDE
 from tests.helpers import own_tokenizer as own
 
-FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "c2c_reference"
+FIXTURES = BESIDE / "fixtures" / "c2c_reference"
 SHARED = ["models/r1-qwen3", "models/s1-qwen2", "aligner/tokenizer-receiver", "aligner/tokenizer-sharer"]
 OWN = ["keeps", "strips", "bos", "trims", "plain", "doubles"]
 VIEWS = [
