@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-NO_METHODS = {"base", "create"}
+NO_METHODS = {"base", "create", "load_pair"}
 NO_KINDS = {"base", "config", "files", "card", "hub", "select", "dense_fit", "ridge", "c2c_files"}
 
 

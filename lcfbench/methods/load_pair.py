@@ -1,0 +1,113 @@
+"""Opens a pair of models and the adapter between them: the one way in, for every verb.
+
+>>> pair = load_pair("smollm2-135m:gemma3-270m")
+>>> adapter = load_adapter(folder, pair, "lcf")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lcfbench.adapters.base import Adapter
+from lcfbench.adapters.config import AdapterConfig
+from lcfbench.adapters.files import load
+from lcfbench.methods.create import method_class
+from lcfbench.models.causal_lm import CausalLM
+from lcfbench.sources.models import ALIASES, find_model, split_pair
+
+ROLES = ("receiver", "sharer")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two loaded models. names: as they were asked for, receiver first.
+
+    A pair that was loaded for one role alone holds that model on both sides.
+    """
+
+    receiver: CausalLM
+    sharer: CausalLM
+    names: tuple[str, str]
+
+    def models_for(self, roles: Sequence[str]) -> tuple[CausalLM, CausalLM]:
+        """The models on the receiver's and on the sharer's side of a method with these `roles`.
+
+        A method that runs one model has it on both sides; the other side is never called.
+        """
+        if tuple(roles) == ("receiver",):
+            return self.receiver, self.receiver
+        if tuple(roles) == ("sharer",):
+            return self.sharer, self.sharer
+        return self.receiver, self.sharer
+
+
+def load_pair(
+    pair: str,
+    *,
+    roles: Iterable[str] = ROLES,
+    dtype: str = "auto",
+    device: str = "auto",
+    attention: str = "sdpa",
+    offline: bool = False,
+) -> Pair:
+    """Loads RECEIVER:SHARER (aliases, Hub ids or local folders); a model named twice is loaded once.
+
+    roles: the sides that are needed; the model of the other side is not loaded. dtype, device:
+    "auto" chooses what is fastest here. Raises UserError where a name, a model, a dtype or a device
+    is not there.
+    """
+    names, wanted = split_pair(pair), set(roles)
+    if len(wanted) == 1 or names[0] == names[1]:
+        name = names[0] if "receiver" in wanted else names[1]
+        found = CausalLM.load(
+            find_model(name, offline=offline), dtype=dtype, device=device, attention=attention
+        )
+        return Pair(found, found, names)
+    receiver, sharer = (
+        CausalLM.load(find_model(name, offline=offline), dtype=dtype, device=device, attention=attention)
+        for name in names
+    )
+    return Pair(receiver, sharer, names)
+
+
+def roles_of(modes: Iterable[str]) -> tuple[str, ...]:
+    """The roles that some of these methods need, receiver first."""
+    needed = {role for mode in modes for role in method_class(mode).roles}
+    return tuple(role for role in ROLES if role in needed)
+
+
+def load_adapter(folder: Path, pair: Pair, mode: str) -> Adapter:
+    """Reads an adapter for a method of this pair, on the receiver's device and in its dtype.
+
+    Raises UserError where the adapter was made for models of other shapes.
+    """
+    receiver, sharer = pair.models_for(method_class(mode).roles)
+    adapter = load(folder, receiver.device, receiver.dtype)
+    adapter.config.check_fits(receiver.geometry, sharer.geometry, str(folder))
+    return adapter
+
+
+def other_revisions(config: AdapterConfig, receiver: CausalLM, sharer: CausalLM) -> str:
+    """Names each model that is not the one the adapter was trained on; empty where both are.
+
+    Revisions decide where they are recorded (every adapter trained here); else names do, so that a
+    fuser for another model of the same cache shape is noticed.
+    """
+    trained = config.training.get("revisions") or {}
+    made_for = {"receiver": config.receiver, "sharer": config.sharer}
+    other = []
+    for role, lm in (("receiver", receiver), ("sharer", sharer)):
+        if trained.get(role) not in (None, lm.revision):
+            other.append(
+                f"{role} {lm.name} was {trained[role]}, here it is {lm.revision} ({lm.source or 'local'})"
+            )
+        elif role not in trained and lm.source != "path" and _hub_id(made_for[role]) != _hub_id(lm.name):
+            other.append(f"{role} was {made_for[role]}, here it is {lm.name}")  # a folder may be any model
+    return ", ".join(other)
+
+
+def _hub_id(name: str) -> str:
+    """A model's Hub id in lower case: two names of one model compare equal."""
+    return ALIASES.get(name.lower(), name).lower()
