@@ -100,7 +100,10 @@ def adapter_prune(
     keep: Annotated[
         int | None, typer.Option(help="Layers that stay at most. [default: all that help]")
     ] = None,
-    pair: PairOption = None,
+    pair: Annotated[
+        str | None,
+        typer.Option(envvar="LCFBENCH_PAIR", help="RECEIVER:SHARER. [default: the adapter's own pair]"),
+    ] = None,
     limit: Annotated[int, typer.Option(help="Dev documents.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Documents a batch.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the documents and the derangement.")] = 0,

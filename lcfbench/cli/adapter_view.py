@@ -42,9 +42,11 @@ def prune_and_show(settings: dict[str, Any], as_json: bool) -> None:
     """Prunes and prints the report. Ctrl-C leaves nothing behind and exits 130."""
     quiet_libraries()
     try:
-        from lcfbench.training.prune import PruneRecipe, prune
+        from lcfbench.training.prune import prune
+        from lcfbench.training.recipe import PruneRecipe
 
-        report = prune(PruneRecipe(**settings | {"adapter": by_name(settings["adapter"])}), PruneLine())
+        found = {"adapter": by_name(settings["adapter"])}
+        report = prune(PruneRecipe.merge(None, settings | found, "adapter prune"), PruneLine())
     except KeyboardInterrupt:
         note("interrupted: nothing was written.")
         raise typer.Exit(Exit.INTERRUPTED) from None

@@ -13,26 +13,28 @@ from lcfbench.cli.console import note, out, quiet_libraries
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lcfbench.oracle.record import Place
+    from lcfbench.oracle.record import OracleRun
 
 
 def enrich_and_show(settings: dict[str, Any], as_json: bool) -> None:
     """Measures what an enriched cache gains, or finds it recorded, and shows it."""
     quiet_libraries()
-    from lcfbench.oracle.enrich import Enrich, run_enrich
+    from lcfbench.oracle.enrich import run_enrich
+    from lcfbench.oracle.recipe import Enrich
 
-    _show(run_enrich(Enrich(**settings), note), as_json)
+    _show(run_enrich(Enrich.merge(None, settings, "oracle enrich"), note), as_json)
 
 
 def transform_and_show(settings: dict[str, Any], as_json: bool) -> None:
     """Fits the maps between two models' caches, or finds them recorded, and shows them."""
     quiet_libraries()
-    from lcfbench.oracle.transform import Transform, run_transform
+    from lcfbench.oracle.recipe import Transform
+    from lcfbench.oracle.transform import run_transform
 
-    _show(run_transform(Transform(**settings), note), as_json)
+    _show(run_transform(Transform.merge(None, settings, "oracle transform"), note), as_json)
 
 
-def _show(place: Place, as_json: bool) -> None:
+def _show(place: OracleRun, as_json: bool) -> None:
     summary, table, draw = (
         enrich_parts if place.manifest()["identity"]["oracle"] == "enrich" else transform_parts
     )(place)
@@ -60,7 +62,7 @@ def condition_names(identity: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def enrich_parts(place: Place) -> tuple[dict[str, Any], Any, Any]:
+def enrich_parts(place: OracleRun) -> tuple[dict[str, Any], Any, Any]:
     """The summary (for machines), the table, and what draws the plots."""
     from rich.table import Table
 
@@ -158,7 +160,7 @@ def _best_layers(rows: pd.DataFrame, count: int = 3) -> list[dict[str, Any]]:
 # -- transform --------------------------------------------------------------------------------------------------------------------------
 
 
-def transform_parts(place: Place) -> tuple[dict[str, Any], Any, Any]:
+def transform_parts(place: OracleRun) -> tuple[dict[str, Any], Any, Any]:
     """The summary (for machines), the table, and what draws the plots."""
     from rich.table import Table
 

@@ -17,18 +17,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lcfbench.errors import UserError, unknown
+from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer, predicted
 from lcfbench.evaluation.batching import batches
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock
-from lcfbench.oracle.record import Asked, Place
+from lcfbench.oracle.recipe import Enrich
+from lcfbench.oracle.record import OracleRun, circumstances, conditions
 from lcfbench.oracle.slices import enriched_prompt, one_layer, oracle, sliced
 from lcfbench.provenance import digest
 from lcfbench.tasks.document import Document, Scoring
@@ -38,30 +38,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPARE = 64  # further train documents looked at, so that an example is never a document that is asked
-KINDS = ("examples", "context")
-POSITIONS = ("direct", "kept")
 
 
-@dataclass(kw_only=True)
-class Enrich(Asked):
-    """What to measure.
-
-    before: what stands in front of the question: `examples` of the task's train split, or the other side's `context`. None: by the task's kind.
-    positions: the slice's rotary positions: `direct`, as if nothing had stood in front (keys are turned back and forth in fp32), or `kept`
-    where they were, which leaves a gap after the first tokens.
-    """
-
-    model: str = "smollm2-135m"
-    task: str = "openbookqa"
-    before: Literal["examples", "context"] | None = None
-    shots: int = 4
-    limit: int = 64
-    per_layer: bool = False
-    positions: Literal["direct", "kept"] = "direct"
-    scoring: Scoring | None = None
-
-
-def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> Place:
+def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> OracleRun:
     """Measures and records, or finds what was recorded. Columns of `rows.parquet`: see `measure`.
 
     Raises UserError: unknown names, a task without train split, examples for no question, a limit too small to say anything.
@@ -72,22 +51,26 @@ def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> Place:
 
     task = load_task(chosen.task, seed=chosen.seed, offline=chosen.offline, options=chosen.task_options)
     before = chosen.before or ("examples" if task.shared else "context")
-    _check(chosen, task, before)
+    if before == "context" and task.shared:
+        raise UserError(
+            f"{task.name} gives both models the same text: there is no other side's context.",
+            "Use --with examples.",
+        )
     scoring = chosen.scoring or task.default_scoring
     task.metric(scoring)  # a scoring the task does not have is an error now
     found = find_model(chosen.model, offline=chosen.offline)
-    conditions = chosen.conditions()
+    under = conditions(chosen)
     chat = bool(getattr(AutoTokenizer.from_pretrained(found.path), "chat_template", None))
     documents = task.documents(scoring=scoring, limit=chosen.limit, receiver_chat=chat)
     shown = examples(task, documents, chosen.shots, scoring, chat) if before == "examples" else []
     identity = {
         "oracle": "enrich", "model": label(chosen.model), "revision": found.revision, "task": task.name, "task_options": task.options,
         "task_sha256": task.yaml_sha256, "documents_sha256": digest([d.hash for d in documents]), "examples": [d.hash for d in shown],
-        "before": before, "positions": chosen.positions, "per_layer": chosen.per_layer, "scoring": scoring, **conditions,
+        "before": before, "positions": chosen.positions, "per_layer": chosen.per_layer, "scoring": scoring, **under,
     }  # fmt: skip
-    place = Place.of(chosen.out, "enrich", identity)
-    if not chosen.fresh and place.finished():
-        return place
+    run = OracleRun.of(chosen.out, "enrich", identity)
+    if not chosen.fresh and run.finished():
+        return run
     began = time.perf_counter()
     lm = CausalLM.load(found, dtype=chosen.dtype, device=chosen.device, attention=chosen.attention)
     with torch.inference_mode():
@@ -96,35 +79,10 @@ def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> Place:
         "documents": len(documents),
         "metric": task.metric(scoring),
         "layers": lm.geometry.layers,
-        **chosen.circumstances(began, lm),
+        **circumstances(chosen, began, lm),
     }
-    place.keep({"rows": rows}, identity, facts)
-    return place
-
-
-def _check(chosen: Enrich, task: Task, before: str) -> None:
-    for value, known, what in ((before, KINDS, "--with"), (chosen.positions, POSITIONS, "--positions")):
-        if value not in known:
-            raise unknown(what, value, known, "lcfbench oracle enrich --help")
-    if before == "context" and task.shared:
-        raise UserError(
-            f"{task.name} gives both models the same text: there is no other side's context.",
-            "Use --with examples.",
-        )
-    if before == "examples" and chosen.shots < 1:
-        raise UserError(f"--shots {chosen.shots} puts nothing in front of the question.", "Give 1 or more.")
-    if chosen.per_layer and chosen.positions == "kept":
-        raise UserError(
-            "layers can be compared at the question's own positions only.",
-            "Leave out --per-layer or --positions kept.",
-        )
-    if chosen.limit < 2:
-        raise UserError(
-            f"--limit {chosen.limit} documents cannot be compared.",
-            "Give 2 or more; intervals say something from about 50.",
-        )
-    if chosen.batch_size < 1:
-        raise UserError(f"--batch-size {chosen.batch_size}.", "Give 1 or more.")
+    run.keep({"rows": rows}, identity, facts)
+    return run
 
 
 def examples(

@@ -4,15 +4,15 @@
 models' caches. Both leave a folder `results/oracle/<name>-<digest>/`: `manifest.json`, `rows.parquet`, plots. This file keeps those
 folders; nothing here imports torch.
 
->>> place = Place.of(Path("results"), "enrich", identity)
->>> if not place.finished(): place.keep({"rows": rows}, identity, {"documents": 64})
+>>> run = OracleRun.of(Path("results"), "enrich", identity)
+>>> if not run.finished(): run.keep({"rows": rows}, identity, {"documents": 64})
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,55 +26,45 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lcfbench.models.causal_lm import CausalLM
+    from lcfbench.oracle.recipe import OracleSettings
 
 FORMAT = 1
 
 
-@dataclass(kw_only=True)
-class Asked:
-    """What every oracle can be asked for, beside its own question."""
+def conditions(settings: OracleSettings) -> dict[str, Any]:
+    """The part of a run's identity that says under which conditions it was computed.
 
-    seed: int = 0
-    batch_size: int = 16
-    dtype: str = "auto"
-    device: str = "auto"
-    attention: str = "sdpa"
-    out: Path = Path("results")
-    offline: bool = False
-    fresh: bool = False
-    task_options: dict[str, str] = field(default_factory=dict)
+    Raises UserError for a device or dtype that is not there.
+    """
+    from lcfbench.models.dtypes import pick_device, pick_dtype
 
-    def conditions(self) -> dict[str, Any]:
-        """The part of a run's identity that says under what it was computed. Raises UserError for a device or dtype that is not there."""
-        from lcfbench.models.dtypes import pick_device, pick_dtype
+    device = pick_device(settings.device)
+    dtype = str(pick_dtype(settings.dtype, device)).removeprefix("torch.")
+    return {"dtype": dtype, "device": device.type, "version": __version__} | settings.model_dump(
+        include={"seed", "attention", "batch_size"}
+    )
 
-        device = pick_device(self.device)
-        dtype = str(pick_dtype(self.dtype, device)).removeprefix("torch.")
-        return {
-            "seed": self.seed, "dtype": dtype, "device": device.type, "attention": self.attention, "batch_size": self.batch_size,
-            "version": __version__,
-        }  # fmt: skip
 
-    def circumstances(self, began: float, lm: CausalLM) -> dict[str, Any]:
-        """What a manifest tells beside the identity: seconds since `began` (perf_counter), everything that was asked for, the machine."""
-        from torch import get_num_threads
+def circumstances(settings: OracleSettings, began: float, lm: CausalLM) -> dict[str, Any]:
+    """Facts for the manifest: seconds since `began` (perf_counter), all settings, the machine."""
+    from torch import get_num_threads
 
-        return {
-            "seconds": round(time.perf_counter() - began, 1),
-            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()},
-            "environment": environment(str(lm.device), get_num_threads()),
-        }
+    return {
+        "seconds": round(time.perf_counter() - began, 1),
+        "settings": settings.model_dump(mode="json"),
+        "environment": environment(str(lm.device), get_num_threads()),
+    }
 
 
 @dataclass(frozen=True)
-class Place:
+class OracleRun:
     """The folder of one oracle run. Equal questions have equal folders, whenever and wherever they are asked."""
 
     folder: Path
 
     @classmethod
-    def of(cls, out: Path, name: str, identity: Mapping[str, Any]) -> Place:
-        """identity: everything that changes the numbers, JSON only."""
+    def of(cls, out: Path, name: str, identity: Mapping[str, Any]) -> OracleRun:
+        """identity: all that changes the numbers, as JSON values."""
         return cls(Path(out) / "oracle" / f"{name}-{digest(dict(identity))[:10]}")
 
     def finished(self) -> bool:

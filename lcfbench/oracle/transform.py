@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcfbench.adapters.ridge import Held, Ridge, Scale
-from lcfbench.alignment.layers import MAPS, layer_sources
-from lcfbench.errors import UserError, unknown
+from lcfbench.alignment.layers import layer_sources
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.oracle.picture import plane
-from lcfbench.oracle.record import Asked, Place
+from lcfbench.oracle.recipe import Transform
+from lcfbench.oracle.record import OracleRun, circumstances, conditions
 from lcfbench.oracle.same_text import Pair, caches, content, file_texts, read_pairs, split, task_texts
 from lcfbench.provenance import digest
 
@@ -36,24 +35,7 @@ POINTS = 150  # held-out tokens in the picture, of PICTURED layers
 PICTURED = 4
 
 
-@dataclass(kw_only=True)
-class Transform(Asked):
-    """What to measure.
-
-    map: `proportional`, `terminal` or `nearest` (methods.md, section 2), or `best`: every receiver layer from every sharer layer.
-    sources: so many sharer layers around the mapped one are the input (1 for `best`). tokens: receiver tokens to use, held-out ones included.
-    text: a file of plain text, a text a paragraph, instead of a task's train split.
-    """
-
-    pair: str = "smollm2-135m:gemma3-270m"
-    task: str = "splitfacts"
-    text: Path | None = None
-    tokens: int = 8000
-    map: str = "proportional"
-    sources: int = 1
-
-
-def run_transform(chosen: Transform, say: Callable[[str], None]) -> Place:
+def run_transform(chosen: Transform, say: Callable[[str], None]) -> OracleRun:
     """Fits and records, or finds what was recorded. Tables `rows` and `points`: see `fit`.
 
     Raises UserError: unknown names, no train split, a file that cannot be read, too little text.
@@ -62,7 +44,6 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> Place:
 
     from lcfbench.sources.models import find_model, label, split_pair
 
-    _check(chosen)
     names = split_pair(chosen.pair)
     if chosen.text is not None:
         passages, source = file_texts(chosen.text), chosen.text.name
@@ -70,17 +51,17 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> Place:
         source = f"train split of {chosen.task}"
         passages = task_texts(chosen.task, chosen.tokens, chosen.seed, chosen.offline, chosen.task_options)
     found = [find_model(name, offline=chosen.offline) for name in names]
-    conditions = chosen.conditions()
+    under = conditions(chosen)
     mine, theirs = (AutoTokenizer.from_pretrained(f.path) for f in found)
     pairs = read_pairs(passages, (mine, theirs), chosen.tokens)
     identity = {
         "oracle": "transform", "receiver": label(names[0]), "sharer": label(names[1]), "revisions": [f.revision for f in found], "source": source,
         "texts_sha256": digest([p.mine.text for p in pairs]), "tokens": chosen.tokens, "map": chosen.map, "sources": chosen.sources,
-        **conditions,
+        **under,
     }  # fmt: skip
-    place = Place.of(chosen.out, "transform", identity)
-    if not chosen.fresh and place.finished():
-        return place
+    run = OracleRun.of(chosen.out, "transform", identity)
+    if not chosen.fresh and run.finished():
+        return run
     began = time.perf_counter()
     receiver = CausalLM.load(found[0], dtype=chosen.dtype, device=chosen.device, attention=chosen.attention)
     same = names[0] == names[1]
@@ -96,28 +77,10 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> Place:
         "train_tokens": sum(len(p.tokens) for p in split(pairs)[0]),
         "held_out_tokens": sum(len(p.tokens) for p in split(pairs)[1]),
         "inputs": 2 * sharer.geometry.kv_width * chosen.sources,
-        **chosen.circumstances(began, receiver),
+        **circumstances(chosen, began, receiver),
     }
-    place.keep({"rows": rows, "points": points}, identity, facts)
-    return place
-
-
-def _check(chosen: Transform) -> None:
-    if chosen.map not in (*MAPS, "best"):
-        raise unknown("layer map", chosen.map, (*MAPS, "best"), "lcfbench oracle transform --help")
-    if not 1 <= chosen.sources <= 3:
-        raise UserError(f"--sources {chosen.sources}.", "Give 1, 2 or 3 sharer layers a receiver layer.")
-    if chosen.map == "best" and chosen.sources > 1:
-        raise UserError(
-            "--map best tries sharer layers one at a time.", "Leave out --sources, or name a map."
-        )
-    if chosen.tokens < 200:
-        raise UserError(
-            f"--tokens {chosen.tokens} are too few to fit a map and test it.",
-            "Give 200 or more; 8000 are a good start.",
-        )
-    if chosen.batch_size < 1:
-        raise UserError(f"--batch-size {chosen.batch_size}.", "Give 1 or more.")
+    run.keep({"rows": rows, "points": points}, identity, facts)
+    return run
 
 
 # -- the fit ----------------------------------------------------------------------------------------------------------------------------

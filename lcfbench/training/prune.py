@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,42 +26,12 @@ from lcfbench.methods.create import method_class
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.progress import PruneProgress
 from lcfbench.sources.models import find_model, split_pair
-from lcfbench.tasks.document import Scoring
 from lcfbench.tasks.task import load_task
 from lcfbench.training.ablation import Bench, Found, method_for
+from lcfbench.training.recipe import PruneRecipe
 
 SHUT = 0.01  # a soft gate is never quite shut: below this share of the edit, for keys and for values, it counts as shut
 SAME = 1e-9  # scores nearer than this are equal
-
-
-@dataclass
-class PruneRecipe:
-    """What to prune, and on what. keep: most layers that stay (None: all that help). pair: where the models are, if not what the adapter names."""
-
-    adapter: Path
-    dev: str
-    keep: int | None = None
-    pair: str | None = None
-    limit: int = 64
-    batch_size: int = 16
-    seed: int = 0
-    scoring: Scoring | None = None
-    options: dict[str, str] = field(default_factory=dict)
-    task_options: dict[str, str] = field(default_factory=dict)
-    out: Path | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    offline: bool = False
-    force: bool = False
-
-    @property
-    def place(self) -> Path:
-        """Where the smaller adapter goes."""
-        return (
-            self.out
-            or Path("adapters")
-            / f"{self.adapter.resolve().name}-{f'{self.keep}L' if self.keep else 'pruned'}"
-        )
 
 
 def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
@@ -73,16 +41,12 @@ def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
     """
     began = time.perf_counter()
     config = read_config(recipe.adapter)
-    if recipe.keep is not None and not 0 < recipe.keep <= len(config.layers):
+    if recipe.keep is not None and recipe.keep > len(config.layers):
         raise UserError(
             f"--keep is {recipe.keep}; this adapter has {len(config.layers)} layers.",
             "Keep 1 or more of them.",
         )
-    if recipe.limit < 2 or recipe.batch_size < 1:
-        raise UserError(
-            "pruning needs at least 2 documents, and batches of 1 or more.", "Raise --limit or --batch-size."
-        )
-    check_free(recipe.place, recipe.force)
+    check_free(recipe.folder, recipe.force)
     task = load_task(recipe.dev, seed=recipe.seed, offline=recipe.offline, options=recipe.task_options)
     task.metric(recipe.scoring)
     mode = method_for(config.kind, config.training.get("method"))
@@ -266,7 +230,7 @@ def save_pruned(recipe: PruneRecipe, report: dict[str, Any], keep: list[int], be
     shorter.config = shorter.config.model_copy(
         update={"training": shorter.config.training | {"pruned": facts}}
     )
-    place = recipe.place
+    place = recipe.folder
     with making(place, recipe.force) as folder:
         save(shorter, folder, card(shorter), stored_dtype(recipe.adapter))
         report["whole"]["bytes"] = (recipe.adapter / WEIGHTS).stat().st_size

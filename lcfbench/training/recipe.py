@@ -1,4 +1,4 @@
-"""What to train and how, and whether it can be done at all.
+"""The settings of training and of pruning, and whether a training can begin. Imports no torch.
 
 >>> TrainRecipe.merge("lcf-paper-shared", {"out": "adapters/lcf"}, "train")        # doctest: +SKIP
 """
@@ -27,45 +27,75 @@ SENDERS = ("matched", "deranged")
 
 
 class TrainRecipe(Settings):
-    """One training. Defaults are the small-scale recipe that converges in minutes on two CPU cores.
+    """One training. Defaults are the small-scale recipe that converges in minutes on two CPU cores."""
 
-    adapters: what is trained side by side over the same prefills; each entry `METHOD` or `METHOD:key=value,…`, see `AdapterSpec`.
-    task: sources of examples, `NAME*WEIGHT` each, `chat:DATASET` for a chat data set. dev: tasks whose validation split chooses the saved
-    state; without them every task in the mixture. warmup: steps, or below 1 a share of them. accumulate: forward passes a step, for a
-    batch that does not fit. targets: `receiver` replaces gold answers by what the receiver writes when it reads both contexts.
-    loss_mean: over the tokens of each document and then over documents, or over all tokens of the batch.
-    preset: where options start, `small-scale` (methods that converge in minutes) or `paper`.
-    """
-
-    adapters: list[str] = ["lcf"]
-    pair: str = "smollm2-135m:gemma3-270m"
-    task: list[str] = ["splitfacts"]
-    dev: list[str] | None = None
-    steps: int = Field(default=200, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    accumulate: int = Field(default=1, ge=1)
-    lr: float = Field(default=3e-4, ge=0, allow_inf_nan=False)
-    warmup: float = Field(default=20, ge=0, allow_inf_nan=False)
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    clip: float = Field(default=1.0, gt=0)
-    seed: int = 0
-    scoring: Scoring | None = None
-    targets: Literal["gold", "receiver"] = "gold"
-    loss_mean: Literal["document", "token"] = "document"
-    train_documents: int | None = Field(default=None, ge=1)
-    max_tokens: int = Field(default=2048, ge=1)
-    dev_documents: int = Field(default=64, ge=1)
-    eval_every: int = Field(default=50, ge=1)
-    save_every: int = Field(default=50, ge=1)
-    preset: Literal["small-scale", "paper"] = "small-scale"
-    dtype: str = "auto"
-    device: str = "auto"
-    tracker: Literal["tensorboard", "trackio"] | None = None
-    out: Path = Path("adapters/new")
-    options: dict[str, str] = {}
-    task_options: dict[str, str] = {}
-    offline: bool = False
-    force: bool = False
+    adapters: list[str] = Field(
+        ["lcf"], description="Adapters to train side by side: METHOD or METHOD:key=value,… each."
+    )
+    pair: str = Field(
+        "smollm2-135m:gemma3-270m", description="RECEIVER:SHARER: aliases, Hub ids or local folders."
+    )
+    task: list[str] = Field(
+        ["splitfacts"],
+        description="Sources of examples, comma-separated: TASK or chat:DATASET, each with *WEIGHT or without.",
+    )
+    dev: list[str] | None = Field(
+        None,
+        description="Tasks whose validation split chooses the saved state; without it, those trained on.",
+    )
+    steps: int = Field(200, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(16, ge=1, description="Examples a step.")
+    accumulate: int = Field(
+        1, ge=1, description="Forward passes a step; more than one for a batch that does not fit into memory."
+    )
+    lr: float = Field(
+        3e-4,
+        ge=0,
+        allow_inf_nan=False,
+        description="Peak learning rate of AdamW, with linear warm-up and linear decay.",
+    )
+    warmup: float = Field(
+        20, ge=0, allow_inf_nan=False, description="Warm-up steps; below 1, a share of all steps."
+    )
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="Weight decay of AdamW.")
+    clip: float = Field(
+        1.0, gt=0, description="Largest norm of a step's gradient; a longer one is shortened."
+    )
+    seed: int = Field(0, description="Seed of the initial weights and of the order of the examples.")
+    scoring: Scoring | None = Field(
+        None, description="Form of the answer: letters, cloze or generate; without it, the task's own."
+    )
+    targets: Literal["gold", "receiver"] = Field(
+        "gold",
+        description="Answers to learn: gold, or those that the receiver writes when it reads both contexts.",
+    )
+    loss_mean: Literal["document", "token"] = Field(
+        "document",
+        description="What counts alike in the loss: every document (document) or every token (token).",
+    )
+    train_documents: int | None = Field(
+        None, ge=1, description="Examples to draw from; without it, steps × batch size, or all there are."
+    )
+    max_tokens: int = Field(2048, ge=1, description="Longest example in tokens; longer ones are left out.")
+    dev_documents: int = Field(64, ge=1, description="Documents a task in each dev evaluation.")
+    eval_every: int = Field(50, ge=1, description="Steps between dev evaluations.")
+    save_every: int = Field(
+        50, ge=1, description="Steps between checkpoints; a killed training goes on from the last one."
+    )
+    preset: Literal["small-scale", "paper"] = Field(
+        "small-scale",
+        description="Where the options start: small-scale converges in minutes; paper is the papers' own.",
+    )
+    dtype: str = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
+    device: str = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
+    tracker: Literal["tensorboard", "trackio"] | None = Field(
+        None, description="Also log to tensorboard or trackio, where it is installed."
+    )
+    out: Path = Field(Path("adapters/new"), description="Folder of the new adapter.")
+    options: dict[str, str] = Field({}, description="Options of the method or of the adapter, KEY=VALUE.")
+    task_options: dict[str, str] = Field({}, description="Options of the task, KEY=VALUE.")
+    offline: bool = Field(False, description="Use only models and data on this machine.")
+    force: bool = Field(False, description="Replace the adapter in --out, and forget a checkpoint there.")
 
     _lists = field_validator("task", "dev", mode="before")(several)
     _options = field_validator("options", "task_options", mode="before")(texts)
@@ -101,6 +131,43 @@ class TrainRecipe(Settings):
             mode="json", exclude={"out", "offline", "force", "tracker", "save_every", "device", "accumulate"}
         )
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class PruneRecipe(Settings):
+    """What to prune, and on which documents."""
+
+    adapter: Path = Field(description="An adapter folder, or the name of a shipped one.")
+    dev: str = Field(description="Task whose validation split decides; the test split is never read.")
+    keep: int | None = Field(
+        None, ge=1, description="Layers that stay at most; without it, all layers that help."
+    )
+    pair: str | None = Field(
+        None,
+        description="RECEIVER:SHARER: aliases, Hub ids or local folders; without it, the adapter's own pair.",
+    )
+    limit: int = Field(64, ge=2, description="Dev documents.")
+    batch_size: int = Field(16, ge=1, description="Documents a batch.")
+    seed: int = Field(0, description="Seed of the choice of documents and of the deranged messages.")
+    scoring: Scoring | None = Field(
+        None, description="Form of the answer: letters, cloze or generate; without it, the task's own."
+    )
+    options: dict[str, str] = Field({}, description="Options of the method, KEY=VALUE.")
+    task_options: dict[str, str] = Field({}, description="Options of the task, KEY=VALUE.")
+    out: Path | None = Field(
+        None, description="Folder of the smaller adapter; without it, adapters/NAME-9L for --keep 9."
+    )
+    dtype: str = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
+    device: str = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
+    offline: bool = Field(False, description="Use only models and data on this machine.")
+    force: bool = Field(False, description="Replace the adapter in --out.")
+
+    _options = field_validator("options", "task_options", mode="before")(texts)
+
+    @property
+    def folder(self) -> Path:
+        """Where the smaller adapter goes."""
+        name = f"{self.adapter.resolve().name}-{f'{self.keep}L' if self.keep else 'pruned'}"
+        return self.out or Path("adapters") / name
 
 
 @dataclass(frozen=True)

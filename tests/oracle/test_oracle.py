@@ -20,12 +20,13 @@ from lcfbench.evaluation.batching import batches
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create
 from lcfbench.models.timing import Clock
-from lcfbench.oracle.enrich import Enrich, examples, measure, run_enrich
+from lcfbench.oracle.enrich import examples, measure, run_enrich
 from lcfbench.oracle.picture import plane
-from lcfbench.oracle.record import Place
+from lcfbench.oracle.recipe import Enrich, Transform
+from lcfbench.oracle.record import OracleRun
 from lcfbench.oracle.same_text import caches, file_texts, read_pairs, split
 from lcfbench.oracle.slices import answered, enriched_prompt, one_layer, oracle, sliced
-from lcfbench.oracle.transform import Transform, fit, run_transform
+from lcfbench.oracle.transform import fit, run_transform
 from lcfbench.tasks.task import load_task
 from tests import helpers
 from tests.helpers import SHARED, SPLIT, same_bits, save, save_pair
@@ -428,7 +429,7 @@ def test_transform_records_shows_and_finds_again(tmp_path, pair, monkeypatch):
     figures = {f"{n}.{kind}" for n in ("layers", "matrix", "picture") for kind in ("png", "svg")}
     assert {p.name for p in folder.iterdir()} == {"manifest.json", "rows.parquet", "points.parquet", *figures}
     (folder / "matrix.png").write_bytes(b"old")
-    place = Place(folder)
+    place = OracleRun(folder)
     kept = place.manifest()
     place.keep({n: place.table(n) for n in ("rows", "points")}, kept.pop("identity"), kept)
     assert {p.suffix for p in folder.iterdir()} == {".json", ".parquet"} and place.finished(), (
@@ -457,19 +458,25 @@ def test_pictures_are_the_same_bytes_twice(tmp_path):
 BAD = [
     (("enrich", "--model", "smollm2-135n"), "unknown model"),
     (("enrich", "--task", "openbookq"), "unknown task"),
-    (("enrich", "--task", "splitfacts", "--limit", "1"), "cannot be compared"),
-    (("enrich", "--task", "splitfacts", "--limit", "0"), "--limit 0"),
+    (
+        ("enrich", "--task", "splitfacts", "--limit", "1"),
+        "setting limit: input should be greater than or equal to 2",
+    ),
+    (("enrich", "--task", "splitfacts", "--limit", "0"), "setting limit"),
     (("enrich", "--task", "splitfacts", "--with", "example"), "examples"),
     (("enrich", "--task", "splitfacts", "--scoring", "letters"), "unknown scoring"),
-    (("enrich", "--task", "splitfacts", "--with", "examples", "--shots", "0"), "--shots 0"),
+    (
+        ("enrich", "--task", "splitfacts", "--with", "examples", "--shots", "0"),
+        "setting shots: input should be greater than or equal to 1",
+    ),
     (("enrich", "--task", "splitfacts_heldout", "--with", "examples"), "no train split"),
     (("enrich", "--task", "openbookqa", "--with", "context"), "no other side's context"),
     (("enrich", "--task", "splitfacts", "--per-layer", "--positions", "kept"), "own positions only"),
     (("transform", "--pair", "smollm2-135m"), "RECEIVER:SHARER"),
     (("transform", "--map", "proportionl"), "proportional"),
     (("transform", "--map", "best", "--sources", "2"), "one at a time"),
-    (("transform", "--sources", "4"), "1, 2 or 3"),
-    (("transform", "--tokens", "20"), "too few"),
+    (("transform", "--sources", "4"), "setting sources: input should be less than or equal to 3"),
+    (("transform", "--tokens", "20"), "setting tokens: input should be greater than or equal to 200"),
     (("transform", "--task", "splitfacts_heldout"), "no train split"),
     (("transform", "--text", "/nowhere/at/all.txt"), "cannot be read"),
 ]

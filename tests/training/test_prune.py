@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,8 @@ from lcfbench.sources.models import find_model
 from lcfbench.tasks.task import Task
 from lcfbench.training import prune as pruning
 from lcfbench.training.ablation import Bench, Tally, method_for
-from lcfbench.training.prune import PruneRecipe, audit, judge, prune
+from lcfbench.training.prune import audit, judge, prune
+from lcfbench.training.recipe import PruneRecipe
 from tests import helpers
 
 
@@ -71,10 +71,15 @@ def whole(pair, tmp_path_factory) -> Path:
 
 
 def recipe(whole: Path, out: Path, **more) -> PruneRecipe:
-    return PruneRecipe(
-        **{"adapter": whole, "dev": "splitfacts", "limit": 6, "batch_size": 3, "dtype": "float32", "out": out}
-        | more
-    )
+    given = {
+        "adapter": whole,
+        "dev": "splitfacts",
+        "limit": 6,
+        "batch_size": 3,
+        "dtype": "float32",
+        "out": out,
+    }
+    return PruneRecipe.merge(None, given | more, "adapter prune")
 
 
 # -- the procedure on numbers --------------------------------------------------------------------------------------------------------
@@ -304,8 +309,8 @@ def test_the_verb(pair, whole, tmp_path, monkeypatch, capsys):
     ("settings", "says"),
     [
         ({"keep": 5}, "--keep is 5; this adapter has 4 layers"),
-        ({"keep": 0}, "--keep is 0"),
-        ({"limit": 1}, "at least 2 documents"),
+        ({"keep": 0}, "setting keep: input should be greater than or equal to 1"),
+        ({"limit": 1}, "setting limit: input should be greater than or equal to 2"),
         ({"dev": "splitfact"}, "Did you mean splitfacts"),
         ({"scoring": "letters"}, "unknown scoring"),
         ({"options": {"windos": "3"}}, "unknown option of lcf"),
@@ -314,7 +319,7 @@ def test_the_verb(pair, whole, tmp_path, monkeypatch, capsys):
 )
 def test_bad_input(whole, tmp_path, settings, says):
     with pytest.raises(UserError, match=says):
-        prune(replace(recipe(whole, tmp_path / "x"), **settings), Quiet())
+        prune(recipe(whole, tmp_path / "x", **settings), Quiet())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,12 +12,13 @@ from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.methods.base import option_fields
 from lcfbench.methods.create import method_class, parse_options
+from lcfbench.oracle.recipe import Enrich, Transform
 from lcfbench.sources.models import geometry, split_pair
 from lcfbench.tasks.task import load_task
 from lcfbench.tasks.yaml_files import options_for, read_task
 from lcfbench.training import data
 from lcfbench.training.options import adapter_options, split_options
-from lcfbench.training.recipe import TrainRecipe, folder_of
+from lcfbench.training.recipe import PruneRecipe, TrainRecipe, folder_of
 from lcfbench.training.setup import adapter_kind
 
 RECIPES = packaged_recipes()
@@ -84,3 +85,10 @@ def test_flags_win_over_a_recipe(tmp_path):
     path.write_text("train: {steps: 4}\n")
     with pytest.raises(UserError, match="has no part run"):
         Recipe.merge(path, {}, "run")
+
+
+@pytest.mark.parametrize("settings", [TrainRecipe, PruneRecipe, Enrich, Transform])
+def test_every_setting_is_described_in_one_line(settings):
+    for name, field in settings.model_fields.items():
+        text = field.description or ""
+        assert text.endswith(".") and "\n" not in text and len(text) <= 140, (name, text)
