@@ -51,7 +51,7 @@ def value_of(cell: RunGroup, name: str) -> Any:
         return getattr(cell, name)
     if name not in OF_THE_SEED or len(cell.runs) == 1:
         return cell.identity.get(name, ABSENT)
-    by_seed = [(run.manifest.get("identity") or {}).get(name, ABSENT) for run in cell.runs]
+    by_seed = [run.manifest.identity.get(name, ABSENT) for run in cell.runs]
     return (
         ABSENT if ABSENT in by_seed else by_seed[0] if all(one == by_seed[0] for one in by_seed) else by_seed
     )
@@ -69,16 +69,14 @@ def unrecorded(a: RunGroup, b: RunGroup, names: Iterable[str]) -> list[str]:
 
 
 def machines(cell: RunGroup) -> list[dict[str, Any]] | None:
-    """Where its times come from, each machine once, over all runs and sittings; None where one of them does not tell."""
+    """Where its times come from, each machine once, over all runs and sessions; None where one of them does not tell."""
     found: list[dict[str, Any]] = []
     for run in cell.runs:
-        sittings = [sitting.get("environment") for sitting in run.manifest.get("sittings") or []] or [
-            run.manifest.get("environment")
-        ]
-        for where in sittings:
+        sessions = [session.environment for session in run.manifest.sessions]
+        for where in sessions or [run.manifest.environment]:
             if not where:
                 return None
-            seen = {name: where.get(name) for name in MACHINE}
+            seen = {name: getattr(where, name, None) for name in MACHINE}
             found += [] if seen in found else [seen]
     return found
 

@@ -1,5 +1,6 @@
 """One run's scores and figures, out of its rows: columns in, a few arrays and medians out.
 
+from lcfbench.results.manifest import Manifest
 from lcfbench.analysis.recorded import COLUMNS, read_run
 runs = [read_run(run_id, table, manifest) for run_id, table, manifest in Reading(paths, COLUMNS)]
 """
@@ -10,6 +11,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from lcfbench.results.manifest import Manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +50,7 @@ class Recorded:
 
     run_id: str
     names: Mapping[str, Any]
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     codes: np.ndarray
     hashes: pa.ChunkedArray
     scores: np.ndarray
@@ -66,13 +69,13 @@ def by_subject(table: pa.Table) -> list[tuple[str, pa.Table]]:
     return [(name, table.filter(pc.equal(table["subject"], name))) for name in names] or [("", table)]
 
 
-def read_run(run_id: str, table: pa.Table, manifest: Mapping[str, Any], subject: str = "") -> Recorded:
+def read_run(run_id: str, table: pa.Table, manifest: Manifest, subject: str = "") -> Recorded:
     """A run, or one subject of it as a task of its own. table: of `COLUMNS`."""
     import numpy as np
     import pandas as pd
     import pyarrow.compute as pc
 
-    asked = manifest.get("identity") or {}  # a run that has just begun has no rows
+    asked = manifest.identity  # a run that has just begun has no rows
     names: dict[str, Any] = {
         name: next((x for x in table[name].unique().to_pylist() if x is not None), asked.get(name))
         for name in NAMES
@@ -101,7 +104,9 @@ def read_run(run_id: str, table: pa.Table, manifest: Mapping[str, Any], subject:
         typical[name] = float(np.median(values[known])) if known.any() else math.nan
         if name == "amortized_ms" and known.any():
             amortized = float(values[known].mean())
-    sends = bool(manifest.get("sends", pc.any(pc.greater(table["message_bytes"], 0)).as_py()))
+    sends = manifest.sends
+    if sends is None:
+        sends = bool(pc.any(pc.greater(table["message_bytes"], 0)).as_py())
     return Recorded(
         run_id, names, manifest, codes, table["doc_hash"], scores, failed, sends, timed, typical, amortized
     )

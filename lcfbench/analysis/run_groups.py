@@ -11,7 +11,7 @@ counts as wrong and stays in the denominator.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from lcfbench.analysis.naming import labels
 from lcfbench.analysis.recorded import COLUMNS, NAMES, TIMED, Recorded, read_run
 from lcfbench.analysis.recorded import by_subject as subjects_of
 from lcfbench.provenance import digest
+from lcfbench.results.manifest import Manifest
 from lcfbench.results.reader import Reading
 
 if TYPE_CHECKING:
@@ -78,13 +79,13 @@ class RunGroup:
         return [float(run.scores.mean()) if len(run.scores) else math.nan for run in self.runs]
 
     @property
-    def manifest(self) -> Mapping[str, Any]:
+    def manifest(self) -> Manifest:
         return self.runs[0].manifest
 
     @property
     def state(self) -> str:
         """The worst of its runs' states."""
-        return min((str(run.manifest.get("state", "unknown")) for run in self.runs), key=_badness)
+        return min((run.manifest.state for run in self.runs), key=_badness)
 
     @property
     def n(self) -> int:
@@ -142,10 +143,9 @@ class RunGroup:
 
 @dataclass
 class RunGroups:
-    """All that was read. manifests: by run id. warnings: a sentence for everything that could not be used."""
+    """All that was read. warnings: a sentence for everything that could not be used."""
 
     cells: list[RunGroup]
-    manifests: dict[str, dict[str, Any]]
     warnings: list[str]
 
 
@@ -156,19 +156,17 @@ def read_run_groups(paths: Sequence[Path], by_subject: bool = False) -> RunGroup
     """
     reading = Reading(paths, COLUMNS)
     runs: list[Recorded] = []
-    manifests: dict[str, dict[str, Any]] = {}
     for part in reading:
-        manifests[part.run_id] = part.manifest
         parts = subjects_of(part.table) if by_subject else [("", part.table)]
         runs += [read_run(part.run_id, table, part.manifest, subject) for subject, table in parts]
-    return RunGroups(grouped(runs), manifests, reading.warnings)
+    return RunGroups(grouped(runs), reading.warnings)
 
 
 def grouped(runs: Iterable[Recorded]) -> list[RunGroup]:
     """RunGroups of these runs. Two runs of one seed never share a cell, whatever else they have in common."""
     groups: dict[str, list[Recorded]] = {}
     for run in runs:
-        identity = run.manifest.get("identity")
+        identity = run.manifest.identity
         rest = (
             {k: v for k, v in identity.items() if k not in OF_THE_SEED} if identity else {"run": run.run_id}
         )
@@ -178,7 +176,7 @@ def grouped(runs: Iterable[Recorded]) -> list[RunGroup]:
         group.sort(key=lambda run: (repr(run.names["seed"]), run.run_id))
         apart = len({run.names["seed"] for run in group}) < len(group)
         for members in [[run] for run in group] if apart else [group]:
-            identity = dict(members[0].manifest.get("identity") or {})
+            identity = members[0].manifest.identity
             cells.append(
                 RunGroup(
                     members,

@@ -89,7 +89,7 @@ def _head(cell: RunGroup) -> dict[str, Any]:
 
 def _figures(cell: RunGroup) -> dict[str, Any]:
     got = mean_interval(cell.scores)
-    size, chance = cell.median("adapter_bytes"), cell.manifest.get("chance")
+    size, chance = cell.median("adapter_bytes"), cell.manifest.chance
     return {
         **{
             "n": cell.n,

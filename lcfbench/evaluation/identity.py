@@ -90,7 +90,7 @@ def manifest(
         "chance": sum(chance) / len(chance) if chance else None,
         "adapter": folder.name if folder else None,
         "sources": {role: end.source for role, end in zip(("receiver", "sharer"), ends, strict=True)},
-        **({"senders_sha256": senders_sha256(senders)} if moved else {}),
+        **({"message_from_sha256": senders_sha256(senders)} if moved else {}),
         **({"gates": gates} if gates is not None else {}),
     }
 

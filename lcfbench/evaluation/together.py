@@ -43,10 +43,10 @@ class Sitting:
         self.todo = {d.hash for d in documents} - loop.writer.done
         progress.begin(self.title, len(documents), loop.count, loop.right)
         if self.asked.calibration:
-            loop.writer.manifest["calibration"] = self.asked.calibrated
+            loop.writer.record(calibration=self.asked.calibrated)
         # only now: calibration is that of the method as it is
         loop.method = under(self.control, self.asked.method, self.asked.task.seed)
-        loop.writer.manifest["sends"] = loop.method.sends
+        loop.writer.record(sends=loop.method.sends)
         loop.warm_up(documents[0])
         loop.timed = self.todo & {d.hash for d in documents[:latency_documents]}
 
@@ -79,7 +79,7 @@ def sit(sittings: Sequence[Sitting], batch_size: int, latency_documents: int, pr
             begun: list[str] = []
             try:
                 for each in together:
-                    each.loop.writer.manifest["together"] = len(together)
+                    each.loop.writer.record(together=len(together))
                     begun.append(each.title)
                     each.begin(latency_documents, progress)
                 for batch in batches(together[0].asked.documents, batch_size):

@@ -20,7 +20,7 @@ from lcfbench import __version__
 from lcfbench.errors import UserError
 from lcfbench.files import now, write, write_json, writing
 from lcfbench.provenance import digest, environment
-from lcfbench.results.schema import MANIFEST, read_manifest
+from lcfbench.results.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
     import pandas as pd

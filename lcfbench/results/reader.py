@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lcfbench.errors import UserError
-from lcfbench.results.schema import COLUMNS, JOURNAL, MANIFEST, SAMPLES, journal_rows, read_manifest, schema
-from lcfbench.results.validation import sound_columns, sound_manifest
+from lcfbench.results.manifest import MANIFEST, Manifest, read_manifest
+from lcfbench.results.schema import COLUMNS, JOURNAL, SAMPLES, journal_rows, schema
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import pandas as pd
+    import pyarrow as pa
 
 
 NEEDED = ("run_id", "doc_hash")
@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
     run_id: str
     table: pa.Table
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 class Reading:
@@ -56,23 +56,23 @@ class Reading:
         found: dict[str, str] = {}
         for place in dict.fromkeys(p.resolve() for path in self.paths for p in places(path, self.warnings)):
             try:
-                table, odd = sound_columns(read_table(place, self.columns, self.warnings), place)
+                table, odd = _without_impossible(read_table(place, self.columns, self.warnings), place)
             except (OSError, pa.ArrowException, ValueError, KeyError, UserError) as error:
                 self.warnings.append(f"{place}: skipped, cannot be read ({' '.join(str(error).split())[:120]})")
                 continue
             try:
-                manifest, strange = sound_manifest(read_manifest(place) if place.is_dir() else {}, place)
+                manifest, strange = Manifest.lenient(read_manifest(place) if place.is_dir() else {}, place)
             except UserError as error:  # its rows are good all the same
-                manifest, strange = {}, [error.what]
+                manifest, strange = Manifest(), [error.what]
             self.warnings += odd + strange
-            run_ids = table["run_id"].unique().to_pylist() or [manifest.get("run_id", place.name)]
+            run_ids = table["run_id"].unique().to_pylist() or [manifest.run_id or place.name]
             for run_id in run_ids:
                 if run_id in found:
                     self.warnings.append(f"{place}: skipped, run {run_id} was already read from {found[run_id]}")
                     continue
                 found[run_id] = str(place if place.is_dir() else place.parent)
                 part = table if len(run_ids) == 1 else table.filter(pc.equal(table["run_id"], run_id))
-                yield Part(run_id, part, {"run_id": run_id, "state": "unknown", **manifest, "folder": found[run_id]})
+                yield Part(run_id, part, manifest.update(run_id=run_id, folder=found[run_id]))
         if not found:
             reasons = "; ".join(self.warnings) or f"no runs in {', '.join(map(str, self.paths))}"
             raise UserError(f"nothing to read: {reasons}.", "Name a results folder or a run folder; `lcfbench ls runs` lists them.")
@@ -137,6 +137,29 @@ def _conform(table: pa.Table, field: pa.Field) -> Any:
     return column.cast(field.type)
 
 
+def _without_impossible(table: pa.Table, place: Path) -> tuple[pa.Table, list[str]]:
+    """Returns the table without impossible times (negative, infinite), and a sentence for each column of them.
+
+    Raises ValueError for scores outside 0 to 1: nothing can be concluded from such a file.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if "score" in table.column_names:
+        known = pc.drop_null(table["score"])
+        strange = pc.invert(pc.and_(pc.is_finite(known), pc.and_(pc.greater_equal(known, 0.0), pc.less_equal(known, 1.0))))
+        if count := pc.sum(strange).as_py():
+            raise ValueError(f"{count} scores are not between 0 and 1")
+    warnings = []
+    for name in [n for n in table.column_names if n.endswith("_ms")]:
+        good = pc.and_(pc.is_finite(table[name]), pc.greater_equal(table[name], 0.0))
+        if count := pc.sum(pc.invert(good)).as_py():
+            mended = pc.if_else(good, table[name], pa.scalar(None, pa.float64()))
+            table = table.set_column(table.column_names.index(name), name, mended)
+            warnings.append(f"{place}: {count} values of {name} are no times (left out)")
+    return table, warnings
+
+
 def places(path: Path, warnings: list[str]) -> Iterator[Path]:
     """The run folders and parquet files that a path stands for; where there are none, a warning."""
     if path.is_file():
@@ -162,7 +185,7 @@ class Runs:
     """What was read: all rows in one frame, each run's manifest, and a sentence for everything that could not be used."""
 
     rows: pd.DataFrame
-    manifests: dict[str, dict[str, Any]]
+    manifests: dict[str, Manifest]
     warnings: list[str]
 
 

@@ -8,13 +8,9 @@ What `store.py` is built from. A row travels as one JSON line while the run last
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +19,9 @@ from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from _typeshed import ReadableBuffer as Buffer
 
 SCHEMA_VERSION = 2  # 2: the prompts as text
-MANIFEST, SAMPLES, JOURNAL = "manifest.json", "samples.parquet", "samples.jsonl"
+SAMPLES, JOURNAL = "samples.parquet", "samples.jsonl"
 TAIL_BYTES = 1 << 16  # of a journal, read at once from its end
 
 
@@ -139,24 +134,3 @@ def fit(name: str, value: Any) -> Any:
     if not isinstance(value, (bool, int, float)) or (kind is int and value != int(value)):
         raise TypeError(f"column {name!r} holds {kind.__name__}, not {value!r}")
     return kind(value)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The run's manifest, {} where there is none. Raises UserError where it is no JSON object."""
-    path = folder / MANIFEST
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise unreadable(path, error) from error
-
-
-
-
-
-
-
-
-
-

@@ -159,11 +159,11 @@ def test_one_run_a_side_cannot_tell_the_machine_from_the_code(
     assert "unless a --limit draws its documents" in said and check()[0] == OK
 
 
-def test_sittings_of_a_resumed_run_are_one_run(check, tmp_path) -> None:
+def test_sessions_of_a_resumed_run_are_one_run(check, tmp_path) -> None:
     timed(tmp_path, [1.0])
     for folder in (*(tmp_path / "base").iterdir(), *(tmp_path / "new").iterdir()):
         manifest = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"sittings": manifest["sittings"] * 4}))
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"sessions": manifest["sessions"] * 4}))
     code, said = check("--max-slowdown", "10%")
     assert code == UNSURE and "1 run a side cannot tell" in said
 

@@ -150,7 +150,7 @@ def test_a_run_killed_and_resumed_equals_an_uninterrupted_one(pair, tmp_path, un
     code, out, err = helpers.process("run", "--pair", pair, "--out", tmp_path, *COMMAND)
     assert code == 0, err
     assert rows(folder) == rows(uninterrupted)
-    assert manifest(folder)["state"] == "complete" and len(manifest(folder)["sittings"]) == 2
+    assert manifest(folder)["state"] == "complete" and len(manifest(folder)["sessions"]) == 2
     kept = {r["doc_hash"]: r["amortized_ms"] for r in rows(folder, without=set())}
     assert all(kept[r["doc_hash"]] == r["amortized_ms"] for r in before), (
         "what was recorded was not done again"
@@ -213,7 +213,7 @@ def test_a_finished_run_is_not_done_again_unless_fresh(pair, tmp_path, monkeypat
     assert stamp == (manifest(folder)["finished_at"], (folder / "samples.parquet").read_bytes())
     before = rows(folder)
     go(pair, tmp_path, fresh=True)
-    assert answered and rows(folder) == before and len(manifest(folder)["sittings"]) == 1
+    assert answered and rows(folder) == before and len(manifest(folder)["sessions"]) == 1
 
 
 # -- a document that fails ---------------------------------------------------------------------------------------------------------
@@ -557,7 +557,7 @@ def test_memory_that_is_held_for_others_is_given_back_first(pair, adapter, tmp_p
         if (
             len(documents) > 1
             and self.method.receiver._shared.held
-            and self.writer.manifest["identity"]["mode"] == "lcf"
+            and self.writer.manifest.identity["mode"] == "lcf"
         ):
             refused.append(1)
             raise torch.OutOfMemoryError("out of memory")

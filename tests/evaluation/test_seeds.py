@@ -114,7 +114,7 @@ def test_manifests_tell_gates_and_derangement(controlled):
         assert (found.get("gates") == {"layers": [0, 1, 2, 3], "key": [1.0] * 4, "value": [1.0] * 4}) == (
             mode == "lcf"
         )
-    one, two = (manifest(controlled[m, "deranged"])["senders_sha256"] for m in ("t2t", "lcf"))
+    one, two = (manifest(controlled[m, "deranged"])["message_from_sha256"] for m in ("t2t", "lcf"))
     assert one == two, "the same documents exchange messages under every method"
 
 
@@ -219,7 +219,7 @@ def test_what_draws_nothing_is_run_once_and_the_data_is_read_once(pair, tmp_path
     assert (
         one["dropped"] == two["dropped"] and one["identity"]["data_sha256"] == two["identity"]["data_sha256"]
     )
-    assert one["senders_sha256"] != two["senders_sha256"]
+    assert one["message_from_sha256"] != two["message_from_sha256"]
 
 
 def test_a_limit_draws_documents_by_the_seed(pair, tmp_path, mirror, monkeypatch):  # noqa: F811

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tests.helpers import sample_row as row, start_run as start, IDENTITY
-
 import errno
 import json
 import os
@@ -21,9 +19,13 @@ import pytest
 from lcfbench.errors import UserError
 from lcfbench.provenance import digest, environment, file_sha256
 from lcfbench.results import schema as records
+from lcfbench.results.manifest import Manifest, read_manifest
 from lcfbench.results.reader import list_runs, read_runs
 from lcfbench.results.schema import COLUMNS, SCHEMA_VERSION, schema
 from lcfbench.results.writer import RunWriter, run_id_of
+from tests.helpers import IDENTITY
+from tests.helpers import sample_row as row
+from tests.helpers import start_run as start
 
 TIMES = ["written_at"]
 
@@ -76,7 +78,7 @@ def test_a_row_that_does_not_fit_is_refused_at_once(tmp_path: Path, bad: dict) -
 CHILD = """
 import sys
 from pathlib import Path
-from lcfbench.store import RunWriter
+from lcfbench.results.writer import RunWriter
 from tests.helpers import sample_row as row, start_run as start
 writer = start(Path(sys.argv[1]))
 for index in range(100_000):
@@ -116,7 +118,7 @@ def test_kill_9_then_resume_equals_uninterrupted(tmp_path: Path) -> None:
     resumed = pq.read_table(writer.folder / "samples.parquet").drop_columns(TIMES)
     assert resumed.equals(pq.read_table(whole / "samples.parquet").drop_columns(TIMES))
     manifest = json.loads((writer.folder / "manifest.json").read_text())
-    assert manifest["state"] == "complete" and len(manifest["sittings"]) == 2
+    assert manifest["state"] == "complete" and len(manifest["sessions"]) == 2
 
 
 def test_interrupt_keeps_rows_and_a_resumed_run_tries_errors_again(tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_interrupt_keeps_rows_and_a_resumed_run_tries_errors_again(tmp_path: Pat
     writer.interrupt()
     assert (
         not (writer.folder / "samples.jsonl").exists()
-        and read_runs([tmp_path]).manifests[writer.run_id]["errors"] == 1
+        and read_runs([tmp_path]).manifests[writer.run_id].errors == 1
     )
     again = start(tmp_path)
     assert again.done == {"h000"} and not again.complete
@@ -266,6 +268,52 @@ def test_provenance(tmp_path: Path) -> None:
     )
 
 
+def test_facts_recorded_while_a_run_is_open_are_on_disk_at_once(tmp_path: Path) -> None:
+    writer = start(tmp_path)
+    writer.record(sends=True, together=2)
+    writer.close()
+    found = Manifest.lenient(read_manifest(writer.folder), writer.folder)[0]
+    assert (found.sends, found.together, found.state, found.chance) == (True, 2, "running", 1 / 3)
+    again = start(tmp_path)
+    again.finish({"seconds": 1.5})
+    found = Manifest.lenient(read_manifest(writer.folder), writer.folder)[0]
+    assert (found.seconds, found.documents, len(found.sessions)) == (1.5, 0, 2)
+
+
+@pytest.mark.parametrize("bad", [{"sittings": 3}, {"sessions": None}, {"state": []}, {"started_at": 1}])
+def test_a_run_with_a_damaged_manifest_is_continued(tmp_path: Path, bad: dict) -> None:
+    folder = full(tmp_path, 2)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "state": "interrupted", **bad}))
+    again = start(tmp_path)
+    assert len(again.done) == 2
+    again.finish()
+    assert start(tmp_path).complete
+
+
+def test_files_left_by_killed_processes_go_when_the_run_is_opened(tmp_path: Path) -> None:
+    writer = start(tmp_path)
+    writer.close()
+    for name in (".manifest.json.123", ".samples.parquet.45"):
+        (writer.folder / name).write_text("half")
+    start(tmp_path).close()
+    assert sorted(p.name for p in writer.folder.iterdir()) == ["manifest.json", "samples.jsonl"]
+
+
+def test_keys_under_their_older_names_are_read(tmp_path: Path) -> None:
+    old = {"sittings": [{"at": "2026-01-01"}], "senders_sha256": "ab", "state": "complete", "entropy": 1}
+    found, warnings = Manifest.lenient(old, tmp_path)
+    assert not warnings and found.sessions[0].at == "2026-01-01" and found.message_from_sha256 == "ab"
+    found.write(tmp_path)
+    assert read_manifest(tmp_path) == {
+        "sessions": [{"at": "2026-01-01"}], "message_from_sha256": "ab", "state": "complete", "entropy": 1
+    }
+
+
+def test_every_key_is_described() -> None:
+    assert all(field.description for field in Manifest.model_fields.values())
+
+
 # -- a long run ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +347,7 @@ def test_scores_recorded_before_come_without_a_second_reading(
     third = start(tmp_path)
     assert sorted(third.before) == [0.0, 0.25, 1.0, 1.0] and third.done == {"h001", "h002", "h003", "h004"}
     third.finish()
-    assert third.manifest["documents"] == 5 and third.manifest["errors"] == 1
+    assert third.manifest.documents == 5 and third.manifest.errors == 1
 
 
 def test_a_run_is_sealed_without_its_rows_in_python_all_at_once(

@@ -195,7 +195,7 @@ def first_error(cell: RunGroup) -> str:
     from lcfbench.results.reader import Reading
 
     for run in cell.runs:
-        for part in Reading([Path(run.manifest["folder"])], ("error",)):
+        for part in Reading([Path(run.manifest.folder)], ("error",)):
             if part.run_id == run.run_id and (texts := part.table["error"].drop_null().to_pylist()):
                 return str(texts[0])
     return "no message"
@@ -263,7 +263,7 @@ def _notes(b: RunGroup, n: RunGroup, shared: int) -> list[str]:
             notes.append(f"{side}: {twice:,} rows repeat a document; each counts once")
     if more := n.n - shared:
         notes.append(f"{more:,} documents are not in the baseline, so not checked")
-    if b.run_ids == n.run_ids and b.manifest.get("folder") == n.manifest.get("folder"):
+    if b.run_ids == n.run_ids and b.manifest.folder == n.manifest.folder:
         notes.append("the baseline and the new run are the same files; such a check guards nothing")
     return notes
 

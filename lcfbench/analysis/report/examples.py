@@ -15,6 +15,7 @@ from lcfbench.analysis.report.entries import NONE, cut, places_named, plain
 from lcfbench.analysis.report.source import Source
 from lcfbench.analysis.run_groups import RunGroup
 from lcfbench.analysis.summary import ALONE, SHOWN
+from lcfbench.results.manifest import Manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -211,7 +212,7 @@ def _case(
         [
             Shown(_named(*names[id(cell)]), said)
             for cell, row in seen
-            if (said := _message(row, source.manifests.get(cell.run_ids[0], {}), documents))
+            if (said := _message(row, cell.manifest, documents))
         ],
         "" if recorded else UNRECORDED,
     )
@@ -248,7 +249,7 @@ def _told(kind: str, answers: Sequence[Answer], bases: set[str]) -> str:
     return f"{TOLD[kind]}: {', '.join(who)}" if who else TOLD[kind]
 
 
-def _message(row: Mapping[str, Any], manifest: Mapping[str, Any], documents: Mapping[str, str]) -> str:
+def _message(row: Mapping[str, Any], manifest: Manifest, documents: Mapping[str, str]) -> str:
     """The text, or what else was sent and whose it was; empty where nothing was."""
     size, sender = row.get("message_bytes") or 0, row.get("message_from")
     if not size and not row.get("message_text"):
@@ -262,7 +263,8 @@ def _message(row: Mapping[str, Any], manifest: Mapping[str, Any], documents: Map
         )
     if row.get("message_text"):
         return f"“{cut(row['message_text'], LONG)}”{whose}"
-    layers = (manifest.get("gates") or manifest.get("calibration") or {}).get("layers") or []
+    chosen = manifest.gates or manifest.calibration
+    layers = (chosen and chosen.layers) or []
     return f"{plain(size)} bytes" + (f" in {len(layers)} layers" if layers else "") + f" of numbers{whose}"
 
 

@@ -7,11 +7,12 @@ An adapter is shown once, however many runs used it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from lcfbench.analysis.report.entries import plain
 from lcfbench.analysis.report.source import Source
+from lcfbench.results.manifest import Manifest
 
 
 class Strip(NamedTuple):
@@ -36,8 +37,8 @@ def strips(source: Source) -> list[Heat]:
     """One a set of gates or calibration, in the order of the runs. Manifests that say nothing of layers give nothing."""
     found: dict[str, tuple[Heat, list[str]]] = {}
     for cell in source.cells:
-        for run_id in cell.run_ids:
-            manifest = source.manifests.get(run_id, {})
+        for run in cell.runs:
+            manifest = run.manifest
             for heat in (_gates(manifest, cell.label), _calibration(manifest, cell.label)):
                 if heat:
                     used = found.setdefault(repr(heat), (heat, []))[1]
@@ -45,16 +46,13 @@ def strips(source: Source) -> list[Heat]:
     return [heat._replace(used="; ".join(dict.fromkeys(used))) for heat, used in found.values()]
 
 
-def _gates(manifest: Mapping[str, Any], label: str) -> Heat | None:
-    gates = manifest.get("gates")
-    if not isinstance(gates, Mapping) or not gates.get("layers"):
+def _gates(manifest: Manifest, label: str) -> Heat | None:
+    gates = manifest.gates
+    if not gates or not gates.layers:
         return None
-    layers = [int(layer) for layer in gates["layers"]]
-    made = [
-        Strip(f"gate, {name}s", _spread(layers, gates[name]), 1.0)
-        for name in ("key", "value")
-        if gates.get(name)
-    ]
+    layers = gates.layers
+    sides = (("keys", gates.key), ("values", gates.value))
+    made = [Strip(f"gate, {name}", _spread(layers, values), 1.0) for name, values in sides]
     shut = sorted({layer for strip in made for layer in layers if not strip.values[layer]})
     missing = sorted(set(range(max(layers) + 1)) - set(layers))
     said = f"{len(layers)} layers have an adapter; " + (
@@ -62,26 +60,21 @@ def _gates(manifest: Mapping[str, Any], label: str) -> Heat | None:
     )
     said += f"; no adapter in layers {_list(missing)}" if missing else ""
     said += "".join(f"; {strip.name} {_range(strip)}" for strip in made)
-    name = manifest.get("adapter") or label
+    name = manifest.adapter or label
     return Heat(f"{name}: how far each receiver layer is edited", "", made, [], said + ".")
 
 
-def _calibration(manifest: Mapping[str, Any], label: str) -> Heat | None:
-    found = manifest.get("calibration")
-    if not isinstance(found, Mapping):
+def _calibration(manifest: Manifest, label: str) -> Heat | None:
+    found = manifest.calibration
+    if not found:
         return None
-    names = [
-        name for name in ("importance", "scores") if isinstance(found.get(name), Sequence) and found[name]
-    ]
-    if not names:
+    kinds = (("importance", found.importance), ("score", found.scores))
+    made = [Strip(name, list(values), max([*values, 1e-9])) for name, values in kinds if values]
+    if not made:
         return None
-    made = []
-    for name in names:
-        values = [float(value) for value in found[name]]
-        made.append(Strip({"scores": "score"}.get(name, name), list(values), max([*values, 1e-9])))
-    chosen = [int(layer) for layer in found.get("layers", [])]
+    chosen = found.layers or []
     ends = ", ".join(f"{strip.name} up to {plain(strip.most, 2)}" for strip in made)
-    documents = f" on {found['documents']} validation documents" if "documents" in found else ""
+    documents = f" on {found.documents} validation documents" if found.documents else ""
     return Heat(
         f"{label}: layers by calibration{documents}",
         "",

@@ -12,6 +12,7 @@ from typing import Any
 
 from lcfbench.analysis.report.entries import NONE, Entry, Head, Row, Table, text
 from lcfbench.analysis.report.source import Source
+from lcfbench.results.manifest import Manifest
 
 OWN = (
     "run",
@@ -36,7 +37,7 @@ def provenance(source: Source) -> tuple[list[tuple[str, str]], Table]:
         for run in cell.runs:
             counts = {"documents": str(len(run.codes)), "failed": str(int(run.failed.sum()))}
             named = {"method": cell.label, "task": cell.task, "control": cell.control}
-            runs.append(_facts(run.run_id, source.manifests.get(run.run_id, {})) | named | counts)
+            runs.append(_facts(run.run_id, run.manifest) | named | counts)
     names = list(dict.fromkeys(name for facts in runs for name in facts))
     values = {name: {facts.get(name, "") for facts in runs} for name in names}
     shared = [
@@ -50,25 +51,24 @@ def provenance(source: Source) -> tuple[list[tuple[str, str]], Table]:
     )
 
 
-def _facts(run_id: str, manifest: Mapping[str, Any]) -> dict[str, str]:
-    identity = manifest.get("identity") or {}
-    machine = manifest.get("environment") or {}
+def _facts(run_id: str, manifest: Manifest) -> dict[str, str]:
+    identity = manifest.identity
+    machine = manifest.environment.model_dump() if manifest.environment else {}
     git = machine.get("git") or {}
     revisions = identity.get("revisions") or []
-    sources = manifest.get("sources") or {}
     facts: dict[str, Any] = {
-        **{"run": run_id, "seed": identity.get("seed"), "state": manifest.get("state")},
-        **{"started": _moment(manifest.get("started_at")), "finished": _moment(manifest.get("finished_at"))},
+        **{"run": run_id, "seed": identity.get("seed"), "state": manifest.state},
+        **{"started": _moment(manifest.started_at), "finished": _moment(manifest.finished_at)},
         **{name: identity.get(name) for name in ("pair", "scoring")},
     }
     for end, revision in zip(("receiver", "sharer"), revisions, strict=False):
         facts[f"{end} revision"] = revision
-    facts |= {f"{end} from": place for end, place in sources.items()}
-    facts |= {"adapter": manifest.get("adapter"), "adapter sha256": identity.get("adapter_sha256")}
+    facts |= {f"{end} from": place for end, place in (manifest.sources or {}).items()}
+    facts |= {"adapter": manifest.adapter, "adapter sha256": identity.get("adapter_sha256")}
     facts |= {
         "options": identity.get("options"),
         "task options": identity.get("task_options"),
-        "dropped documents": manifest.get("dropped"),
+        "dropped documents": manifest.dropped,
     }
     facts |= {name: identity.get(name) for name in ("dtype", "device", "attention")}
     facts |= {"batch size": identity.get("batch_size"), "limit": identity.get("limit")}
@@ -78,8 +78,8 @@ def _facts(run_id: str, manifest: Mapping[str, Any]) -> dict[str, str]:
     facts["git commit"] = (
         f"{git.get('commit')}{', changed' if git.get('dirty') else ''}" if git.get("commit") else None
     )
-    if len(sittings := manifest.get("sittings") or []) > 1:
-        facts["sittings"] = len(sittings)
+    if len(manifest.sessions) > 1:
+        facts["sessions"] = len(manifest.sessions)
     facts["python"] = machine.get("python")
     facts |= dict(machine.get("libraries") or {})
     return {name: said for name, value in facts.items() if (said := _said(value))}

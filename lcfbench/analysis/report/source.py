@@ -45,14 +45,13 @@ Group = tuple[str, str, str]  # pair, task, scoring
 class Source:
     """All that was read.
 
-    summary: what `summarise` gives, a line a method, task and control. cells: the scores behind it. manifests: by run id.
+    summary: what `summarise` gives, a line a method, task and control. cells: the scores behind it.
     subjects: run id → subject → (mean score, documents), where a task has subjects. warnings: a sentence for everything unusable.
     """
 
     paths: tuple[Path, ...]
     summary: pd.DataFrame
     cells: list[RunGroup]
-    manifests: Mapping[str, Mapping[str, Any]]
     subjects: Mapping[str, Mapping[str, tuple[float, int]]]
     warnings: list[str]
 
@@ -98,7 +97,7 @@ class Source:
             if (
                 place.is_dir()
                 and place.name not in runs
-                and str(place) not in {self.manifests[r].get("folder") for r in runs}
+                and str(place) not in {run.manifest.folder for cell in self.cells for run in cell.runs if run.run_id in runs}
             ):
                 continue
             if place.is_dir() and (place / JOURNAL).exists():
@@ -125,7 +124,6 @@ def read(paths: Sequence[Path]) -> Source:
         tuple(map(Path, paths)),
         summarise(cells.cells),
         cells.cells,
-        cells.manifests,
         _subjects(paths),
         cells.warnings,
     )

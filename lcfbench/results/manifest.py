@@ -1,0 +1,154 @@
+"""The manifest of a run: one model of its keys, written by a run and read by everything else.
+
+>>> manifest, warnings = Manifest.lenient(read_manifest(folder), folder)      # doctest: +SKIP
+>>> manifest.state, manifest.identity["mode"]                                 # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
+
+from lcfbench.files import write_json
+from lcfbench.provenance import digest
+from lcfbench.results.schema import unreadable
+
+MANIFEST = "manifest.json"
+
+
+class _Open(BaseModel):
+    """Keys of other versions are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Environment(_Open):
+    """The program and the machine. Further keys: python, platform, cpu, cpus, device, threads, gpu, dtype."""
+
+    libraries: dict[str, str] | None = Field(None, description="Version of each library.")
+    git: dict[str, Any] | None = Field(None, description="Commit of the checkout, and whether it was changed.")
+
+
+class Session(_Open):
+    """One process that worked on the run."""
+
+    at: str | None = Field(None, description="Start, UTC, ISO 8601.")
+    environment: Environment | None = Field(None, description="Its program and machine.")
+
+
+class Gates(_Open):
+    """Share of each layer's message that the adapter lets through, 0 to 1."""
+
+    layers: list[int] = Field(description="Receiver layers, counted from 0.")
+    key: list[FiniteFloat] = Field(description="Gate of the keys, one for each layer.")
+    value: list[FiniteFloat] = Field(description="Gate of the values, one for each layer.")
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Self:
+        if not len(self.layers) == len(self.key) == len(self.value):
+            raise ValueError("lists of different lengths")
+        return self
+
+
+class Calibration(_Open):
+    """How a method chose the layers that it sends. Further keys depend on the method."""
+
+    layers: list[int] | None = Field(None, description="Chosen layers, counted from 0.")
+    importance: list[FiniteFloat] | None = Field(None, description="Attention importance of every layer.")
+    scores: list[FiniteFloat] | None = Field(None, description="Selection score of every layer.")
+
+
+def _has_digest(value: dict[str, Any]) -> dict[str, Any]:
+    digest(value)  # raises ValueError for NaN: two such identities cannot be told apart
+    return value
+
+
+class Manifest(_Open):
+    """Everything that is known about a run beside its rows. `Field.description` documents each key."""
+
+    run_id: str | None = Field(None, description="Name of the run and of its folder: mode-task-control-digest.")
+    schema_version: int | None = Field(None, description="Version of the columns that the run was written with.")
+    state: str = Field("unknown", description="running, interrupted or complete.")
+    pid: int | None = Field(None, description="Process that writes the run, or wrote it last.")
+    identity: Annotated[dict[str, Any], AfterValidator(_has_digest)] = Field(
+        {}, description="Every setting that changes the answers. Equal identities are the same run."
+    )
+    digest: str | None = Field(None, description="SHA-256 of the identity; the run's name ends in its beginning.")
+    started_at: str | None = Field(None, description="Start of the first session, UTC, ISO 8601.")
+    finished_at: str | None = Field(None, description="End of the last session that ended by itself, UTC, ISO 8601.")
+    sessions: list[Session] = Field(
+        [],
+        validation_alias=AliasChoices("sessions", "sittings"),
+        description="One entry for each process that worked on the run: its start and its environment.",
+    )
+    environment: Environment | None = Field(None, description="Program and machine of the last session.")
+    recipe: dict[str, Any] | None = Field(None, description="All settings of the command that made the run.")
+    documents_planned: int | None = Field(None, description="Number of documents that were asked for.")
+    dropped: dict[str, int] | None = Field(None, description="Documents that the task left out: reason and number.")
+    chance: FiniteFloat | None = Field(None, description="Expected score of guessing, 0 to 1; null for free text.")
+    adapter: str | None = Field(None, description="Name of the adapter's folder.")
+    sources: dict[str, str | None] | None = Field(
+        None, description="Where the models came from, by role: receiver and sharer."
+    )
+    message_from_sha256: str | None = Field(
+        None,
+        validation_alias=AliasChoices("message_from_sha256", "senders_sha256"),
+        description="SHA-256 of which document got whose message, where that was not its own.",
+    )
+    gates: Gates | None = Field(None, description="Gates of the adapter, as they act in this run.")
+    calibration: Calibration | None = Field(None, description="How the method chose its layers.")
+    sends: bool | None = Field(None, description="Whether the method sends a message.")
+    together: int | None = Field(None, description="Number of runs that shared this run's prefills and memory.")
+    documents: int | None = Field(None, description="Number of documents with a row.")
+    errors: int | None = Field(None, description="Number of documents that failed; they count as wrong.")
+    documents_per_second: FiniteFloat | None = Field(None, description="Batched speed of the last session.")
+    seconds: FiniteFloat | None = Field(
+        None, description="Computing time of the last session in seconds, as if no prefill had been shared."
+    )
+    folder: str = Field("", exclude=True, description="Where it was read from; not written.")
+
+    @classmethod
+    def lenient(cls, values: Mapping[str, Any], place: Path) -> tuple[Self, list[str]]:
+        """Reads what has the right shape; each other key is left out and named in a sentence."""
+        try:
+            return cls.model_validate(values), []
+        except ValidationError as error:
+            bad = {
+                str(e["loc"][0]): f"{'.'.join(map(str, e['loc']))}: "
+                f"{e['msg'].removeprefix('Value error, ').lower()}"
+                for e in error.errors()
+            }
+        kept = {name: value for name, value in values.items() if name not in bad}
+        return cls.model_validate(kept), [f"{place}: manifest field {x} (left out)" for x in bad.values()]
+
+    def update(self, **facts: Any) -> Self:
+        """Returns the manifest with these facts too. Raises ValidationError for a value of another shape."""
+        return type(self).model_validate({**self.model_dump(exclude_unset=True), **facts})
+
+    def write(self, folder: Path) -> None:
+        """Writes `manifest.json`, whole or not at all. Raises OSError."""
+        write_json(folder / MANIFEST, self.model_dump(mode="json", exclude_unset=True, fallback=str))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Returns the run's manifest as it stands, {} where there is none. Raises UserError: no JSON object."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise unreadable(path, error) from error
