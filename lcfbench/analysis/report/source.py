@@ -97,7 +97,8 @@ class Source:
             if (
                 place.is_dir()
                 and place.name not in runs
-                and str(place) not in {run.manifest.folder for cell in self.cells for run in cell.runs if run.run_id in runs}
+                and str(place)
+                not in {run.manifest.folder for cell in self.cells for run in cell.runs if run.run_id in runs}
             ):
                 continue
             if place.is_dir() and (place / JOURNAL).exists():
@@ -121,11 +122,7 @@ def read(paths: Sequence[Path]) -> Source:
     """Reads the runs under `paths`. Raises UserError where nothing can be read; what else is wrong is in `warnings`."""
     cells = read_run_groups(paths)
     return Source(
-        tuple(map(Path, paths)),
-        summarise(cells.cells),
-        cells.cells,
-        _subjects(paths),
-        cells.warnings,
+        tuple(map(Path, paths)), summarise(cells.cells), cells.cells, _subjects(paths), cells.warnings
     )
 
 
