@@ -38,15 +38,17 @@ class _Open(BaseModel):
 class Environment(_Open):
     """The program and the machine. Further keys: python, platform, cpu, cpus, device, threads, gpu, dtype."""
 
-    libraries: dict[str, str] | None = Field(None, description="Version of each library.")
-    git: dict[str, Any] | None = Field(None, description="Commit of the checkout, and whether it was changed.")
+    libraries: dict[str, str] | None = Field(default=None, description="Version of each library.")
+    git: dict[str, Any] | None = Field(
+        default=None, description="Commit of the checkout, and whether it was changed."
+    )
 
 
 class Session(_Open):
     """One process that worked on the run."""
 
-    at: str | None = Field(None, description="Start, UTC, ISO 8601.")
-    environment: Environment | None = Field(None, description="Its program and machine.")
+    at: str | None = Field(default=None, description="Start, UTC, ISO 8601.")
+    environment: Environment | None = Field(default=None, description="Its program and machine.")
 
 
 class Gates(_Open):
@@ -66,9 +68,12 @@ class Gates(_Open):
 class Calibration(_Open):
     """How a method chose the layers that it sends. Further keys depend on the method."""
 
-    layers: list[int] | None = Field(None, description="Chosen layers, counted from 0.")
-    importance: list[FiniteFloat] | None = Field(None, description="Attention importance of every layer.")
-    scores: list[FiniteFloat] | None = Field(None, description="Selection score of every layer.")
+    layers: list[int] | None = Field(default=None, description="Chosen layers, counted from 0.")
+    importance: list[FiniteFloat] | None = Field(
+        default=None, description="Attention importance of every layer."
+    )
+    scores: list[FiniteFloat] | None = Field(default=None, description="Selection score of every layer.")
+    documents: int | None = Field(default=None, description="Number of validation documents.")
 
 
 def _has_digest(value: dict[str, Any]) -> dict[str, Any]:
@@ -79,46 +84,71 @@ def _has_digest(value: dict[str, Any]) -> dict[str, Any]:
 class Manifest(_Open):
     """Everything that is known about a run beside its rows. `Field.description` documents each key."""
 
-    run_id: str | None = Field(None, description="Name of the run and of its folder: mode-task-control-digest.")
-    schema_version: int | None = Field(None, description="Version of the columns that the run was written with.")
-    state: str = Field("unknown", description="running, interrupted or complete.")
-    pid: int | None = Field(None, description="Process that writes the run, or wrote it last.")
-    identity: Annotated[dict[str, Any], AfterValidator(_has_digest)] = Field(
-        {}, description="Every setting that changes the answers. Equal identities are the same run."
+    run_id: str | None = Field(
+        default=None, description="Name of the run and of its folder: mode-task-control-digest."
     )
-    digest: str | None = Field(None, description="SHA-256 of the identity; the run's name ends in its beginning.")
-    started_at: str | None = Field(None, description="Start of the first session, UTC, ISO 8601.")
-    finished_at: str | None = Field(None, description="End of the last session that ended by itself, UTC, ISO 8601.")
+    schema_version: int | None = Field(
+        default=None, description="Version of the columns that the run was written with."
+    )
+    state: str = Field(default="unknown", description="running, interrupted or complete.")
+    pid: int | None = Field(default=None, description="Process that writes the run, or wrote it last.")
+    identity: Annotated[dict[str, Any], AfterValidator(_has_digest)] = Field(
+        default={}, description="Every setting that changes the answers. Equal identities are the same run."
+    )
+    digest: str | None = Field(
+        default=None, description="SHA-256 of the identity; the run's name ends in its beginning."
+    )
+    started_at: str | None = Field(default=None, description="Start of the first session, UTC, ISO 8601.")
+    finished_at: str | None = Field(
+        default=None, description="End of the last session that ended by itself, UTC, ISO 8601."
+    )
     sessions: list[Session] = Field(
-        [],
+        default=[],
         validation_alias=AliasChoices("sessions", "sittings"),
         description="One entry for each process that worked on the run: its start and its environment.",
     )
-    environment: Environment | None = Field(None, description="Program and machine of the last session.")
-    recipe: dict[str, Any] | None = Field(None, description="All settings of the command that made the run.")
-    documents_planned: int | None = Field(None, description="Number of documents that were asked for.")
-    dropped: dict[str, int] | None = Field(None, description="Documents that the task left out: reason and number.")
-    chance: FiniteFloat | None = Field(None, description="Expected score of guessing, 0 to 1; null for free text.")
-    adapter: str | None = Field(None, description="Name of the adapter's folder.")
+    environment: Environment | None = Field(
+        default=None, description="Program and machine of the last session."
+    )
+    recipe: dict[str, Any] | None = Field(
+        default=None, description="All settings of the command that made the run."
+    )
+    documents_planned: int | None = Field(
+        default=None, description="Number of documents that were asked for."
+    )
+    dropped: dict[str, int] | None = Field(
+        default=None, description="Documents that the task left out: reason and number."
+    )
+    chance: FiniteFloat | None = Field(
+        default=None, description="Expected score of guessing, 0 to 1; null for free text."
+    )
+    adapter: str | None = Field(default=None, description="Name of the adapter's folder.")
     sources: dict[str, str | None] | None = Field(
-        None, description="Where the models came from, by role: receiver and sharer."
+        default=None, description="Where the models came from, by role: receiver and sharer."
     )
     message_from_sha256: str | None = Field(
-        None,
+        default=None,
         validation_alias=AliasChoices("message_from_sha256", "senders_sha256"),
         description="SHA-256 of which document got whose message, where that was not its own.",
     )
-    gates: Gates | None = Field(None, description="Gates of the adapter, as they act in this run.")
-    calibration: Calibration | None = Field(None, description="How the method chose its layers.")
-    sends: bool | None = Field(None, description="Whether the method sends a message.")
-    together: int | None = Field(None, description="Number of runs that shared this run's prefills and memory.")
-    documents: int | None = Field(None, description="Number of documents with a row.")
-    errors: int | None = Field(None, description="Number of documents that failed; they count as wrong.")
-    documents_per_second: FiniteFloat | None = Field(None, description="Batched speed of the last session.")
-    seconds: FiniteFloat | None = Field(
-        None, description="Computing time of the last session in seconds, as if no prefill had been shared."
+    gates: Gates | None = Field(default=None, description="Gates of the adapter, as they act in this run.")
+    calibration: Calibration | None = Field(default=None, description="How the method chose its layers.")
+    sends: bool | None = Field(default=None, description="Whether the method sends a message.")
+    together: int | None = Field(
+        default=None, description="Number of runs that shared this run's prefills and memory."
     )
-    folder: str = Field("", exclude=True, description="Where it was read from; not written.")
+    documents: int | None = Field(default=None, description="Number of documents with a row.")
+    errors: int | None = Field(
+        default=None, description="Number of documents that failed; they count as wrong."
+    )
+    documents_per_second: FiniteFloat | None = Field(
+        default=None, description="Batched speed of the last session."
+    )
+    seconds: FiniteFloat | None = Field(
+        default=None,
+        description="Computing time of the last session in seconds, as if no prefill had been shared.",
+    )
+    folder: str = Field(default="", exclude=True, description="Where it was read from; not written.")
 
     @classmethod
     def lenient(cls, values: Mapping[str, Any], place: Path) -> tuple[Self, list[str]]:

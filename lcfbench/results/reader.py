@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 
 NEEDED = ("run_id", "doc_hash")
 AT_ONCE = 5000  # rows of a journal that are turned into a table together
-FEW_VALUES = ("run_id", "pair", "receiver", "sharer", "mode", "control", "task", "subject", "scoring", "metric", "error")
+FEW_VALUES = (
+    "run_id",
+    "pair",
+    "receiver",
+    "sharer",
+    "mode",
+    "control",
+    "task",
+    "subject",
+    "scoring",
+    "metric",
+    "error",
+)
 
 
 class Part(NamedTuple):
@@ -46,7 +58,11 @@ class Reading:
     """
 
     def __init__(self, paths: Sequence[Path], columns: Sequence[str] | None = None) -> None:
-        self.paths, self.columns, self.warnings = [Path(p) for p in paths], tuple(columns or COLUMNS), list[str]()
+        self.paths, self.columns, self.warnings = (
+            [Path(p) for p in paths],
+            tuple(columns or COLUMNS),
+            list[str](),
+        )
 
     def __iter__(self) -> Iterator[Part]:
         import pyarrow as pa
@@ -58,7 +74,9 @@ class Reading:
             try:
                 table, odd = _without_impossible(read_table(place, self.columns, self.warnings), place)
             except (OSError, pa.ArrowException, ValueError, KeyError, UserError) as error:
-                self.warnings.append(f"{place}: skipped, cannot be read ({' '.join(str(error).split())[:120]})")
+                self.warnings.append(
+                    f"{place}: skipped, cannot be read ({' '.join(str(error).split())[:120]})"
+                )
                 continue
             try:
                 manifest, strange = Manifest.lenient(read_manifest(place) if place.is_dir() else {}, place)
@@ -68,14 +86,19 @@ class Reading:
             run_ids = table["run_id"].unique().to_pylist() or [manifest.run_id or place.name]
             for run_id in run_ids:
                 if run_id in found:
-                    self.warnings.append(f"{place}: skipped, run {run_id} was already read from {found[run_id]}")
+                    self.warnings.append(
+                        f"{place}: skipped, run {run_id} was already read from {found[run_id]}"
+                    )
                     continue
                 found[run_id] = str(place if place.is_dir() else place.parent)
                 part = table if len(run_ids) == 1 else table.filter(pc.equal(table["run_id"], run_id))
                 yield Part(run_id, part, manifest.update(run_id=run_id, folder=found[run_id]))
         if not found:
             reasons = "; ".join(self.warnings) or f"no runs in {', '.join(map(str, self.paths))}"
-            raise UserError(f"nothing to read: {reasons}.", "Name a results folder or a run folder; `lcfbench ls runs` lists them.")
+            raise UserError(
+                f"nothing to read: {reasons}.",
+                "Name a results folder or a run folder; `lcfbench ls runs` lists them.",
+            )
 
 
 def read_table(place: Path, columns: Sequence[str], warnings: list[str]) -> pa.Table:
@@ -90,7 +113,9 @@ def read_table(place: Path, columns: Sequence[str], warnings: list[str]) -> pa.T
         return _parquet(samples, place, wanted, warnings)
     parts = [_parquet(samples, place, wanted, warnings)] if samples.exists() else []
     kinds = pa.schema([(name, schema().field(name).type) for name in wanted])
-    parts = [part.cast(kinds) for part in parts] + [pa.Table.from_pylist(rows, kinds) for rows in _journal(place / JOURNAL, wanted)]
+    parts = [part.cast(kinds) for part in parts] + [
+        pa.Table.from_pylist(rows, kinds) for rows in _journal(place / JOURNAL, wanted)
+    ]
     table = pa.concat_tables(parts) if parts else kinds.empty_table()
     return table.filter(pa.array(~table["doc_hash"].to_pandas().duplicated(keep="last").to_numpy()))
 
@@ -107,7 +132,9 @@ def _parquet(path: Path, place: Path, wanted: Sequence[str], warnings: list[str]
     with pq.ParquetFile(path, read_dictionary=[name for name in FEW_VALUES if name in names]) as file:
         table = file.read([name for name in wanted if name in names])
     arrays = [_conform(table, schema().field(name)) for name in wanted]
-    if empty := [name for name, array in zip(wanted, arrays, strict=True) if name in NEEDED and array.null_count]:
+    if empty := [
+        name for name, array in zip(wanted, arrays, strict=True) if name in NEEDED and array.null_count
+    ]:
         raise ValueError(f"not a samples file: rows without {' or '.join(empty)}")
     return pa.table(arrays, names=list(wanted))
 
@@ -147,7 +174,9 @@ def _without_impossible(table: pa.Table, place: Path) -> tuple[pa.Table, list[st
 
     if "score" in table.column_names:
         known = pc.drop_null(table["score"])
-        strange = pc.invert(pc.and_(pc.is_finite(known), pc.and_(pc.greater_equal(known, 0.0), pc.less_equal(known, 1.0))))
+        strange = pc.invert(
+            pc.and_(pc.is_finite(known), pc.and_(pc.greater_equal(known, 0.0), pc.less_equal(known, 1.0)))
+        )
         if count := pc.sum(strange).as_py():
             raise ValueError(f"{count} scores are not between 0 and 1")
     warnings = []
@@ -211,5 +240,7 @@ def list_runs(out: Path) -> list[dict[str, Any]]:
         try:
             found.append({**read_manifest(folder), "folder": str(folder)})
         except UserError as error:
-            found.append({"run_id": folder.name, "state": "unreadable", "error": error.what, "folder": str(folder)})
+            found.append(
+                {"run_id": folder.name, "state": "unreadable", "error": error.what, "folder": str(folder)}
+            )
     return sorted(found, key=lambda manifest: str(manifest.get("started_at", "")))

@@ -41,7 +41,10 @@ COLUMNS: dict[str, type] = {
     **_columns(str, "metrics choices_loglikelihood error receiver_prompt sharer_prompt message_text"),
     **_columns(int, "batch_size"),
     **_columns(float, "amortized_ms ttft_ms ttea_ms sharer_ms message_ms fuse_ms prefill_ms decode_ms"),
-    **_columns(int, "adapter_params adapter_bytes message_bytes message_cache_bytes sharer_tokens receiver_tokens answer_tokens"),
+    **_columns(
+        int,
+        "adapter_params adapter_bytes message_bytes message_cache_bytes sharer_tokens receiver_tokens answer_tokens",
+    ),
     **_columns(float, "flops"),
     **_columns(int, "peak_memory_bytes"),
     **_columns(str, "written_at"),
@@ -130,7 +133,9 @@ def fit(name: str, value: Any) -> Any:
         value = value.item()
     if kind is str:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        return text.encode("utf-8", "replace").decode()  # half a surrogate pair in a model's output is no valid text
+        return text.encode(
+            "utf-8", "replace"
+        ).decode()  # half a surrogate pair in a model's output is no valid text
     if not isinstance(value, (bool, int, float)) or (kind is int and value != int(value)):
         raise TypeError(f"column {name!r} holds {kind.__name__}, not {value!r}")
     return kind(value)

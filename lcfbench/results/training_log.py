@@ -23,14 +23,21 @@ class TrainLog:
         path = folder / JOURNAL
         with writing(folder):
             if resumed_at is not None and path.exists():
-                kept = [row for line in path.read_text().splitlines() if (row := _row(line)) and row["step"] <= resumed_at]
+                kept = [
+                    row
+                    for line in path.read_text().splitlines()
+                    if (row := _row(line)) and row["step"] <= resumed_at
+                ]
                 self.rows = kept
             write(path, "".join(json.dumps(r) + "\n" for r in self.rows).encode())
             self._file = path.open("a")
 
     def add(self, adapter: str, step: int, values: dict[str, float]) -> None:
         """One row a value, with the step's number counted from 1."""
-        new = [{"adapter": adapter, "step": step, "metric": name, "value": float(value)} for name, value in values.items()]
+        new = [
+            {"adapter": adapter, "step": step, "metric": name, "value": float(value)}
+            for name, value in values.items()
+        ]
         self.rows += new
         with writing(self.folder):
             self._file.write("".join(json.dumps(r) + "\n" for r in new))
@@ -43,7 +50,12 @@ class TrainLog:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        fields = [("adapter", pa.string()), ("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())]
+        fields = [
+            ("adapter", pa.string()),
+            ("step", pa.int64()),
+            ("metric", pa.string()),
+            ("value", pa.float64()),
+        ]
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(self.rows, schema=pa.schema(fields)), buffer)
         with writing(self.folder):

@@ -110,7 +110,7 @@ def test_rows_say_what_was_sent_and_by_whom(controlled):
 def test_manifests_tell_gates_and_derangement(controlled):
     for (mode, control), folder in controlled.items():
         found = manifest(folder)
-        assert (len(found.get("senders_sha256", "")) == 64) == (control == "deranged")
+        assert (len(found.get("message_from_sha256", "")) == 64) == (control == "deranged")
         assert (found.get("gates") == {"layers": [0, 1, 2, 3], "key": [1.0] * 4, "value": [1.0] * 4}) == (
             mode == "lcf"
         )
