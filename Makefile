@@ -1,9 +1,9 @@
-# make setup | demo | test | gate | lint | bench | clean
+# make setup | demo | test | gate | lint | bench | docs | clean
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: setup demo test gate lint bench clean
+.PHONY: setup demo test gate lint bench docs clean
 
 setup: .venv/.stamp
 
@@ -34,5 +34,11 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks.run_all $(ARGS)
 
+# the reference pages from the code, then the site in site/; a broken link fails
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf .venv .gate build dist demo .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .gate build site dist demo .pytest_cache .mypy_cache .ruff_cache *.egg-info

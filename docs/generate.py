@@ -1,0 +1,371 @@
+"""Writes the reference pages, `docs/reference/*.md`, from the code that they describe.
+
+    python docs/generate.py            # writes the pages that changed
+    python docs/generate.py --check    # writes nothing; ends with 1 where a page is not current
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+COLUMN_HELP: dict[str, str] = {}
+NOTE = "<!-- written by docs/generate.py: change the code, then run `make docs` -->\n"
+
+
+def pages() -> dict[str, str]:
+    """The text of every reference page, by file name."""
+    made = {
+        "cli.md": cli(),
+        "api.md": api(),
+        "options.md": options(),
+        "tasks.md": tasks(),
+        "results.md": results(),
+        "recipes.md": recipes(),
+        "published.md": published(),
+    }
+    return {name: f"{NOTE}\n{text.strip()}\n" for name, text in made.items()}
+
+
+def stale() -> list[str]:
+    """Names of the pages whose file is not what the code says."""
+    return [name for name, text in pages().items() if _read(REFERENCE / name) != text]
+
+
+# -- the command line ------------------------------------------------------------------------------------
+
+
+def cli() -> str:
+    """`--help` of every verb."""
+    parts = [
+        "# Command line",
+        "What `--help` prints for every verb. Settings come from a YAML file (`--recipe`), then from"
+        " environment variables (`LCFBENCH_*`), then from flags; the later wins.",
+    ]
+    for path, command, context in commands():
+        name = " ".join(path)
+        parts += [f"{'#' * min(len(path) + 1, 3)} {name}", f"```text\n{_help(command, context)}\n```"]
+    return "\n\n".join(parts)
+
+
+def commands() -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Every command of the command line, groups before their verbs: words, command, context."""
+    import typer
+
+    from lcfbench.cli.__main__ import app
+
+    yield from _below(("lcfbench",), typer.main.get_command(app), None)
+
+
+def _below(path: tuple[str, ...], command: Any, parent: Any) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    context = command.context_class(
+        command, info_name=path[-1], parent=parent, terminal_width=100, max_content_width=100
+    )
+    yield path, command, context
+    if hasattr(command, "list_commands"):
+        for name in command.list_commands(context):
+            yield from _below((*path, name), command.get_command(context, name), context)
+
+
+def _help(command: Any, context: Any) -> str:
+    return "\n".join(line.rstrip() for line in command.get_help(context).strip().splitlines())
+
+
+# -- the Python API --------------------------------------------------------------------------------------
+
+
+def api() -> str:
+    """Signatures and docstrings of the names that `import lcfbench` gives."""
+    import lcfbench
+
+    parts = ["# Python API", f"`import lcfbench`. {_prose(lcfbench.__doc__)}"]
+    names = [name for name in getattr(lcfbench, "__all__", []) if not name.startswith("_")]
+    found = {name: getattr(lcfbench, name) for name in names}
+    for name, thing in sorted(found.items(), key=lambda item: (inspect.isclass(item[1]), item[0])):
+        parts += [f"## {name}", *(_class(name, thing) if inspect.isclass(thing) else _function(name, thing))]
+    return "\n\n".join(parts)
+
+
+def _function(name: str, thing: Any) -> list[str]:
+    return [f"```python\n{name}{_signature(thing)}\n```", _prose(thing.__doc__)]
+
+
+def _class(name: str, kind: type) -> list[str]:
+    parts = [_prose(kind.__doc__)]
+    if settings := getattr(kind, "model_fields", None):
+        heads = ("setting", "type", "default")
+        parts.append(_table(heads, [_setting(key, field) for key, field in settings.items()]))
+    own = {k: v for k, v in vars(kind).items() if not k.startswith("_") and (inspect.getdoc(v) or "")}
+    for key, member in own.items():
+        if isinstance(member, property):
+            parts.append(f"**`{key}`** (property): {_prose(member.__doc__)}")
+        elif inspect.isfunction(member) or isinstance(member, classmethod | staticmethod):
+            parts.append(f"**`{key}{_signature(getattr(kind, key))}`**: {_prose(member.__doc__)}")
+    return parts
+
+
+def _signature(thing: Any) -> str:
+    """The signature; over several lines where it is long."""
+    signature = inspect.signature(thing)
+    text = str(signature)
+    if len(text) < 90:
+        return text
+    inside = [f"    {line}" for line in _parameters(signature)]
+    back = text.rpartition(")")[2]
+    return "(\n" + "\n".join(inside) + f"\n){back}"
+
+
+def _parameters(signature: inspect.Signature) -> Iterator[str]:
+    """One text a parameter, with the star before those that are given by name only."""
+    starred = False
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            starred = True
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            starred = True
+            yield "*,"
+        yield f"{parameter},"
+
+
+def _setting(key: str, field: Any) -> tuple[str, ...]:
+    """A pydantic field as a table row."""
+    default = field.get_default(call_default_factory=True)
+    return f"`{key}`", f"`{_type(field.annotation)}`", "required" if field.is_required() else f"`{default}`"
+
+
+# -- methods, adapters, tasks ----------------------------------------------------------------------------
+
+
+def options() -> str:
+    """Options of every method and of every kind of adapter."""
+    from lcfbench.adapters.base import adapter_class
+    from lcfbench.methods.base import option_fields
+    from lcfbench.methods.create import method_class
+    from lcfbench.registry import kinds, method_names
+
+    parts = [
+        "# Options of methods and adapters",
+        "`-o KEY=VALUE` sets an option of the method (`run`, `bench`) or of the adapter (`train`,"
+        " `adapter size`). An option that nobody knows is an error.",
+        "## Methods",
+    ]
+    heads = ("option", "type", "default")
+    for name in method_names():
+        kind = method_class(name)
+        rows = [(f"`{f.name}`", f"`{_type(f.type)}`", f"`{_default(f)}`") for f in option_fields(kind)]
+        parts += [f"### {name}", _prose(_module(kind)), *([_table(heads, rows)] if rows else [])]
+        if kind.adapter_kinds:
+            parts.append(f"Adapter: {', '.join(f'`{k}`' for k in kind.adapter_kinds)}.")
+    parts += ["## Adapters", "The defaults are the papers'; `train` starts from the small-scale settings."]
+    for name in kinds():
+        kind = adapter_class(name)
+        rows = [
+            (f"`{p.name}`", f"`{_type(p.annotation)}`", f"`{p.default}`")
+            for p in inspect.signature(kind.__init__, eval_str=True).parameters.values()
+            if p.name not in ("self", "config")
+        ]
+        parts += [f"### {name} adapter", _prose(_module(kind)), _table(heads, rows)]
+    return "\n\n".join(parts)
+
+
+def tasks() -> str:
+    """Every task: data, contexts, scorings, options."""
+    from lcfbench.tasks.yaml_files import describe, task_names
+
+    parts = ["# Tasks", "`--task-option KEY=VALUE` sets an option of a task."]
+    for name in task_names():
+        task = describe(name)
+        scorings = ", ".join(
+            f"`{s}`" + (" (default)" if s == task["default_scoring"] else "") for s in task["scorings"]
+        )
+        parts += [
+            f"## {name}",
+            task["description"],
+            f"- contexts: {task['context']}\n- data: {task['dataset']} ({task['licence']})\n- scoring: {scorings}",
+        ]
+        rows = [
+            (f"`{key}`", f"`{option['default']}`", _option_help(option)) for key, option in task["options"].items()
+        ]
+        parts += [_table(("option", "default", "what it sets"), rows)] if rows else []
+    return "\n\n".join(parts)
+
+
+def _option_help(option: dict[str, Any]) -> str:
+    choices = f" ({', '.join(option['choices'])})" if "choices" in option else ""
+    return str(option.get("help", "")) + choices
+
+
+# -- what is recorded ------------------------------------------------------------------------------------
+
+
+def results() -> str:
+    """Every column of the rows and every key of the manifest."""
+    from lcfbench.results.schema import COLUMNS, KEYS, SCHEMA_VERSION
+
+    rows = [
+        (f"`{name}`", column.__name__, "" if name in KEYS else "yes", COLUMN_HELP.get(name, ""))
+        for name, column in COLUMNS.items()
+    ]
+    return "\n\n".join(
+        [
+            "# Columns and manifest keys",
+            f"Schema version {SCHEMA_VERSION}. Files of older versions still open: columns they lack are empty.",
+            "## Columns",
+            "`samples.parquet` has one row a document. `null`: whether the value may be missing.",
+            _table(("column", "type", "null", "meaning"), rows),
+            *_manifest(),
+        ]
+    )
+
+
+def _manifest() -> list[str]:
+    """The manifest's keys, then those of the objects inside it."""
+    try:
+        from lcfbench.results import manifest
+    except ImportError:
+        return []
+    parts = ["## Manifest", "`manifest.json` has one object a run."]
+    models = [manifest.Manifest, *_models_in(manifest.Manifest)]
+    for model in models:
+        rows = [
+            (f"`{key}`", f"`{_type(field.annotation)}`", field.description or "")
+            for key, field in model.model_fields.items()
+            if not field.exclude
+        ]
+        above = [] if model is manifest.Manifest else [f"### {model.__name__}", _prose(model.__doc__)]
+        parts += [*above, _table(("key", "type", "meaning"), rows)]
+    return parts
+
+
+def _models_in(model: Any) -> list[Any]:
+    """The pydantic models that stand inside a model, each once, in order."""
+    found: list[Any] = []
+    for field in model.model_fields.values():
+        for kind in [field.annotation, *_inside(field.annotation)]:
+            if hasattr(kind, "model_fields") and kind not in found:
+                found += [kind, *(k for k in _models_in(kind) if k not in found)]
+    return list(dict.fromkeys(found))
+
+
+def _inside(annotation: Any) -> Iterator[Any]:
+    for part in get_args(annotation):
+        yield part
+        yield from _inside(part)
+
+
+# -- the papers ------------------------------------------------------------------------------------------
+
+
+def recipes() -> str:
+    """The packaged recipes in full."""
+    from lcfbench.config import packaged_recipes
+
+    parts = ["# Packaged recipes", "`--recipe NAME` takes one; flags win over what stands in it."]
+    for name, path in packaged_recipes().items():
+        text = path.read_text()
+        verbs = [verb for verb in ("train", "run") if verb in yaml.safe_load(text)]
+        shown = "\n".join(f"lcfbench {verb} --recipe {name}" for verb in verbs)
+        parts += [f"## {name}", f"```bash\n{shown}\n```", f"```yaml\n{text.strip()}\n```"]
+    return "\n\n".join(parts)
+
+
+def published() -> str:
+    """The numbers that the papers give for pairs and tasks of ours."""
+    from lcfbench.analysis.plots.published import NUMBERS
+
+    heads = ("pair", "task", "method", "score %", "metric", "adapter MB", "first token ms", "source")
+    rows = [
+        (n.pair, n.task, n.label, f"{100 * n.score:.2f}", n.metric, _cell(n.adapter_mb), _cell(n.ttft_ms), n.source)
+        for n in NUMBERS
+    ]
+    return "\n\n".join(
+        [
+            "# Published numbers",
+            "Other people's measurements, with their hardware, prompts and scoring. `lcfbench plot frontier"
+            " --published` draws them hollow beside yours; they are never mixed with what was measured here.",
+            _table(heads, rows),
+        ]
+    )
+
+
+# -- text ------------------------------------------------------------------------------------------------
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _prose(text: str | None) -> str:
+    """A docstring as Markdown: examples (`>>>`, indented blocks) become code."""
+    out: list[str] = []
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(text or "")):
+        code = block.startswith((">>>", "    "))
+        out.append(f"```python\n{inspect.cleandoc(block)}\n```" if code else _listed(block))
+    return "\n\n".join(out)
+
+
+def _listed(block: str) -> str:
+    """A paragraph whose lines `name: …` each begin a line of their own."""
+    return re.sub(r"\n(?=\w+(, \w+)*: )", "  \n", block)
+
+
+def _module(kind: type) -> str:
+    """The module's first paragraph (without its name), then the class's docstring where it has its own."""
+    first = (inspect.getmodule(kind).__doc__ or "").strip().partition("\n\n")[0]
+    own = kind.__doc__ if kind.__doc__ and not kind.__doc__.startswith(f"{kind.__name__}(") else ""
+    first = first.partition(": ")[2] or first
+    return f"{first[:1].upper()}{first[1:]}\n\n{inspect.cleandoc(own)}"
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default is not dataclasses.MISSING else ""
+
+
+def _type(annotation: Any) -> str:
+    """A type as one writes it; the words of a Literal apart."""
+    if isinstance(annotation, str):
+        return annotation
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    text = str(annotation).replace("typing.", "").replace("NoneType", "None").replace("pathlib.", "")
+    return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def main() -> int:
+    """Writes the pages, or with `--check` names those that are not current."""
+    if "--check" in sys.argv[1:]:
+        old = stale()
+        print("\n".join(f"docs/reference/{name} is not current: run `make docs`" for name in old))
+        return 1 if old else 0
+    REFERENCE.mkdir(exist_ok=True)
+    made = pages()
+    for path in REFERENCE.glob("*.md"):
+        if path.name not in made:
+            path.unlink()
+    for name, text in made.items():
+        if _read(REFERENCE / name) != text:
+            (REFERENCE / name).write_text(text, encoding="utf-8")
+            print(f"wrote docs/reference/{name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
