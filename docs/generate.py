@@ -1,7 +1,7 @@
 """Writes the reference pages, `docs/reference/*.md`, from the code that they describe.
 
-    python docs/generate.py            # writes the pages that changed
-    python docs/generate.py --check    # writes nothing; ends with 1 where a page is not current
+python docs/generate.py            # writes the pages that changed
+python docs/generate.py --check    # writes nothing; ends with 1 where a page is not current
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
-COLUMN_HELP: dict[str, str] = {}
 NOTE = "<!-- written by docs/generate.py: change the code, then run `make docs` -->\n"
 
 
@@ -96,7 +96,9 @@ def api() -> str:
 
 
 def _function(name: str, thing: Any) -> list[str]:
-    return [f"```python\n{name}{_signature(thing)}\n```", _prose(thing.__doc__)]
+    text, meanings = _explained(thing.__doc__ or "", inspect.signature(thing).parameters)
+    listed = "\n".join(f"- `{key}`: {meaning}" for key, meaning in meanings.items())
+    return [f"```python\n{name}{_signature(thing)}\n```", _prose(text), *([listed] if listed else [])]
 
 
 def _class(name: str, kind: type) -> list[str]:
@@ -147,7 +149,7 @@ def _setting(key: str, field: Any) -> tuple[str, ...]:
 
 def options() -> str:
     """Options of every method and of every kind of adapter."""
-    from lcfbench.adapters.base import adapter_class
+    from lcfbench.adapters.base import Adapter, adapter_class
     from lcfbench.methods.base import option_fields
     from lcfbench.methods.create import method_class
     from lcfbench.registry import kinds, method_names
@@ -155,26 +157,35 @@ def options() -> str:
     parts = [
         "# Options of methods and adapters",
         "`-o KEY=VALUE` sets an option of the method (`run`, `bench`) or of the adapter (`train`,"
-        " `adapter size`). An option that nobody knows is an error.",
+        " `adapter size`). An option that no method or adapter knows is an error.",
         "## Methods",
     ]
-    heads = ("option", "type", "default")
     for name in method_names():
         kind = method_class(name)
-        rows = [(f"`{f.name}`", f"`{_type(f.type)}`", f"`{_default(f)}`") for f in option_fields(kind)]
-        parts += [f"### {name}", _prose(_module(kind)), *([_table(heads, rows)] if rows else [])]
+        parts += [
+            f"### {name}",
+            *_options(kind, {f.name: (f.type, _default(f)) for f in option_fields(kind)}),
+        ]
         if kind.adapter_kinds:
             parts.append(f"Adapter: {', '.join(f'`{k}`' for k in kind.adapter_kinds)}.")
     parts += ["## Adapters", "The defaults are the papers'; `train` starts from the small-scale settings."]
+    parts.append(_prose(Adapter.__doc__))
     for name in kinds():
         kind = adapter_class(name)
-        rows = [
-            (f"`{p.name}`", f"`{_type(p.annotation)}`", f"`{p.default}`")
-            for p in inspect.signature(kind.__init__, eval_str=True).parameters.values()
-            if p.name not in ("self", "config")
-        ]
-        parts += [f"### {name} adapter", _prose(_module(kind)), _table(heads, rows)]
+        parameters = inspect.signature(kind.__init__, eval_str=True).parameters.values()
+        known = {p.name: (p.annotation, p.default) for p in parameters if p.name not in ("self", "config")}
+        parts += [f"### {name} adapter", *_options(kind, known)]
     return "\n\n".join(parts)
+
+
+def _options(kind: type, known: dict[str, tuple[Any, Any]]) -> list[str]:
+    """The docstring of a class, and a table of its options: name → (type, default)."""
+    text, meanings = _explained(_module(kind), known)
+    rows = [
+        (f"`{key}`", f"`{_type(of)}`", f"`{default}`", meanings.get(key, ""))
+        for key, (of, default) in known.items()
+    ]
+    return [_prose(text), *([_table(("option", "type", "default", "meaning"), rows)] if rows else [])]
 
 
 def tasks() -> str:
@@ -190,10 +201,12 @@ def tasks() -> str:
         parts += [
             f"## {name}",
             task["description"],
-            f"- contexts: {task['context']}\n- data: {task['dataset']} ({task['licence']})\n- scoring: {scorings}",
+            f"- contexts: {task['context']}\n- data: {task['dataset']} ({task['licence']})",
+            f"- scoring: {scorings}",
         ]
         rows = [
-            (f"`{key}`", f"`{option['default']}`", _option_help(option)) for key, option in task["options"].items()
+            (f"`{key}`", f"`{option['default']}`", _option_help(option))
+            for key, option in task["options"].items()
         ]
         parts += [_table(("option", "default", "what it sets"), rows)] if rows else []
     return "\n\n".join(parts)
@@ -209,16 +222,16 @@ def _option_help(option: dict[str, Any]) -> str:
 
 def results() -> str:
     """Every column of the rows and every key of the manifest."""
-    from lcfbench.results.schema import COLUMNS, KEYS, SCHEMA_VERSION
+    from lcfbench.results.schema import COLUMNS, KEYS, MEANINGS, SCHEMA_VERSION
 
     rows = [
-        (f"`{name}`", column.__name__, "" if name in KEYS else "yes", COLUMN_HELP.get(name, ""))
+        (f"`{name}`", column.__name__, "" if name in KEYS else "yes", MEANINGS[name])
         for name, column in COLUMNS.items()
     ]
     return "\n\n".join(
         [
             "# Columns and manifest keys",
-            f"Schema version {SCHEMA_VERSION}. Files of older versions still open: columns they lack are empty.",
+            f"Schema version {SCHEMA_VERSION}. Older files still open; columns that they lack are empty.",
             "## Columns",
             "`samples.parquet` has one row a document. `null`: whether the value may be missing.",
             _table(("column", "type", "null", "meaning"), rows),
@@ -284,7 +297,10 @@ def published() -> str:
 
     heads = ("pair", "task", "method", "score %", "metric", "adapter MB", "first token ms", "source")
     rows = [
-        (n.pair, n.task, n.label, f"{100 * n.score:.2f}", n.metric, _cell(n.adapter_mb), _cell(n.ttft_ms), n.source)
+        (
+            *(n.pair, n.task, n.label, f"{100 * n.score:.2f}", n.metric),
+            *(_cell(n.adapter_mb), _cell(n.ttft_ms), n.source),
+        )
         for n in NUMBERS
     ]
     return "\n\n".join(
@@ -314,13 +330,26 @@ def _prose(text: str | None) -> str:
     out: list[str] = []
     for block in re.split(r"\n\s*\n", inspect.cleandoc(text or "")):
         code = block.startswith((">>>", "    "))
-        out.append(f"```python\n{inspect.cleandoc(block)}\n```" if code else _listed(block))
+        out.append(f"```python\n{inspect.cleandoc(block)}\n```" if code else block)
     return "\n\n".join(out)
 
 
-def _listed(block: str) -> str:
-    """A paragraph whose lines `name: …` each begin a line of their own."""
-    return re.sub(r"\n(?=\w+(, \w+)*: )", "  \n", block)
+def _explained(text: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """Takes `name: meaning` and `name, other: meaning` out of a docstring: what is left, and the meanings."""
+    either = "|".join(sorted(map(re.escape, names), key=len, reverse=True)) or r"(?!)"
+    start = re.compile(rf"(?:^|(?<=[.;\]] ))((?:{either})(?:, (?:{either}))*): ")
+    left, found = [], {}
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(text)):
+        if block.startswith((">>>", "    ")):
+            left.append(block)
+            continue
+        before, *parts = start.split(" ".join(block.split()))
+        left += [before.strip()] if before.strip() else []
+        for keys, meaning in zip(parts[::2], parts[1::2], strict=True):
+            first, *others = keys.split(", ")
+            found[first] = meaning.strip()
+            found |= {other: f"see `{first}`" for other in others}
+    return "\n\n".join(left), found
 
 
 def _module(kind: type) -> str:
@@ -336,13 +365,21 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _type(annotation: Any) -> str:
-    """A type as one writes it; the words of a Literal apart."""
+    """A type as one writes it: `list[str] | None`, or the words of a Literal."""
+    origin, inside = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, str):
         return annotation
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation.__name__
-    text = str(annotation).replace("typing.", "").replace("NoneType", "None").replace("pathlib.", "")
-    return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)
+    if annotation is type(None):
+        return "None"
+    if origin is Annotated:
+        return _type(inside[0])
+    if origin in (Union, UnionType):
+        return " | ".join(_type(part) for part in inside)
+    if origin is Literal:
+        return " | ".join(repr(word) for word in inside)
+    if inside and isinstance(origin, type):
+        return f"{origin.__name__}[{', '.join(_type(part) for part in inside)}]"
+    return getattr(annotation, "__name__", str(annotation))
 
 
 def _read(path: Path) -> str | None:

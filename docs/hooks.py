@@ -21,7 +21,7 @@ PAGES = [
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds every file outside `docs/` that a page links to, and the pages of other folders, below `repository/`."""
+    """Adds `PAGES` and every file outside `docs/` that a page links to, below `repository/`."""
     linked = set(PAGES)
     for source in [*(ROOT / "docs").rglob("*.md"), *(ROOT / page for page in PAGES)]:
         folder = source.parent.relative_to(ROOT).as_posix()

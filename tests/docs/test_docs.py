@@ -102,14 +102,15 @@ def shown_commands(path: Path) -> list[str]:
     """Lines of shell blocks and YAML blocks, and code in the text, that call the command line."""
     text = path.read_text()
     blocks = [body for language, body in BLOCK.findall(text) if language in ("bash", "yaml", "")]
-    lines = [line.strip().removeprefix("- run:").removeprefix("run:").strip() for body in blocks for line in body.splitlines()]
+    lines = [re.sub(r"^\s*(- )?(run: )?", "", line) for body in blocks for line in body.splitlines()]
     inline = re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
     return [line for line in [*lines, *inline] if line.startswith(("lcfbench ", "accelerate launch "))]
 
 
 def problem(line: str) -> str | None:
     """Why the command line does not take this; None where it does. Values are not looked at."""
-    line = re.split(r"\|\|?\s|&&", line)[0].replace("…", "").replace("accelerate launch --multi_gpu -m lcfbench.cli", "lcfbench")
+    line = re.split(r"\|\|?\s|&&", line)[0].replace("…", "")
+    line = line.replace("accelerate launch --multi_gpu -m lcfbench.cli", "lcfbench")
     words = shlex.split(line, comments=True)[1:]
     path: tuple[str, ...] = ()
     while words and (*path, words[0]) in verbs():
@@ -121,7 +122,7 @@ def problem(line: str) -> str | None:
             return None
         if not (words[0].startswith("-") or "lcfbench" in words[0]):
             return f"no verb {words[0]}"
-    known = {o for p in command.get_params(context) for o in (*p.opts, *p.secondary_opts) if o.startswith("-")}
+    known = {option for p in command.get_params(context) for option in (*p.opts, *p.secondary_opts)}
     unknown = [w for w in words if re.match(r"--?[a-zA-Z]", w) and w.partition("=")[0] not in known]
     return f"no option {unknown[0]}" if unknown else None
 
@@ -146,4 +147,5 @@ def test_shown_make_targets_and_modules_exist(path: Path) -> None:
     code = "\n".join([*(body for _, body in BLOCK.findall(text)), *re.findall(r"`([^`\n]+)`", text)])
     assert set(MAKE.findall(code)) - targets == set()
     for module in re.findall(r"python -m (benchmarks\.\w+|lcfbench[\w.]*)", code):
-        assert (ROOT / (module.replace(".", "/") + ".py")).exists() or (ROOT / module.replace(".", "/")).is_dir()
+        place = ROOT / module.replace(".", "/")
+        assert place.with_suffix(".py").is_file() or place.is_dir()
