@@ -13,10 +13,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from lcfbench import registry
 from lcfbench.adapters._layers import WHOLE
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.errors import UserError
-from lcfbench.registry import class_in, kinds
+from lcfbench.registry import kinds
 
 GateMode = Literal["gumbel", "soft", "hard"]
 AT_ONCE = (
@@ -165,7 +166,7 @@ def adapter_class(kind: str) -> type[Adapter]:
     """The class of a kind of adapter. Raises UserError for a kind this version does not know."""
     if kind not in kinds():
         raise UserError(f"adapter of unknown kind {kind!r}.", f"This version knows {', '.join(kinds())}.")
-    return class_in(f"lcfbench.adapters.{kind}", Adapter)
+    return registry.load("adapters", kind)
 
 
 def build(config: AdapterConfig) -> Adapter:

@@ -177,7 +177,8 @@ def _adapters() -> list[Check]:
 
 def _tasks() -> list[Check]:
     """Every YAML parses, helper files included (lm-eval would skip a broken one without a word)."""
-    from lcfbench.tasks.yaml_files import TASKS, read_task, task_names
+    from lcfbench.registry import TASKS
+    from lcfbench.tasks.yaml_files import read_task, task_names
 
     broken = []
     for name in task_names():

@@ -82,9 +82,9 @@ def _rows(what: str, results: Path) -> list[dict[str, Any]]:
 
         return models_table()
     if what == "tasks":
-        from lcfbench.tasks.yaml_files import describe, task_names
+        from lcfbench.tasks.yaml_files import task_table
 
-        return [describe(name) for name in task_names()]
+        return task_table()
     if what == "methods":
         from lcfbench.registry import method_summaries
 

@@ -65,13 +65,14 @@ def print_prompts(recipe: Recipe, limit: int) -> None:
     from lcfbench.sources.models import find_tokenizer, split_pair
     from lcfbench.tasks.preview import preview
     from lcfbench.tasks.task import load_task
+    from lcfbench.tasks.yaml_files import options_for
 
     ends = [
         AutoTokenizer.from_pretrained(find_tokenizer(name, offline=recipe.offline))
         for name in split_pair(recipe.pair)
     ]
-    for name in recipe.task:
-        task = load_task(name, seed=recipe.every_seed[0], offline=recipe.offline, options=recipe.task_options)
+    for name, given in options_for(recipe.task, recipe.task_options).items():
+        task = load_task(name, seed=recipe.every_seed[0], offline=recipe.offline, options=given)
         documents = task.documents(
             scoring=recipe.scoring, limit=limit, receiver_chat=bool(ends[0].chat_template)
         )

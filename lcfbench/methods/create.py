@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, get_type_hints
 
+from lcfbench import registry
 from lcfbench.adapters.base import Adapter
 from lcfbench.errors import UserError, unknown
 from lcfbench.methods.base import Method, option_fields
 from lcfbench.models.causal_lm import CausalLM
-from lcfbench.registry import class_in, method_names
 
 
 def method_class(name: str) -> type[Method]:
     """The class of a method. Raises UserError with the nearest names when there is none."""
-    if name not in method_names():
-        raise unknown("method", name, method_names(), "lcfbench ls methods")
-    return class_in(f"lcfbench.methods.{name}", Method)
+    return registry.load("methods", name)
 
 
 def sides(kind: type[Method], first: str, second: str) -> tuple[str, str]:

@@ -18,8 +18,9 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from lcfbench.config import convert
 from lcfbench.errors import UserError, unknown
 from lcfbench.tasks.document import NOTE, Document, Scoring, Step, View
 from lcfbench.tasks.lm_eval import choices_step, filled, own_steps, shown, task_class
@@ -57,20 +58,10 @@ def load_task(
     for key, text in (options or {}).items():
         if key not in known:
             raise unknown(f"option of {name}", key, known, "lcfbench ls tasks --json")
-        values[key] = _value(name, key, str(text), known[key])
+        default, choices = known[key]["default"], known[key].get("choices")
+        hint = Literal[tuple(choices)] if choices else type(default)
+        values[key] = convert(key, str(text), hint, default, of=name)
     return Task(name, config, seed, offline, values)
-
-
-def _value(task: str, key: str, text: str, option: Mapping[str, Any]) -> Any:
-    if "choices" in option and text not in option["choices"]:
-        raise UserError(f"{task}: {key}={text}.", f"Give {' or '.join(option['choices'])}.")
-    if not isinstance(option["default"], int):
-        return text
-    if not text.lstrip("-").isdecimal():
-        raise UserError(
-            f"{task}: {key}={text} is not a whole number.", f"The default is {option['default']}."
-        )
-    return int(text)
 
 
 class Task:

@@ -1,7 +1,7 @@
-"""The YAML files of `tasks/`: found, parsed and checked without lm-eval, so that listing tasks costs milliseconds.
+"""Task files: found, parsed and checked without lm-eval, so that listing tasks costs milliseconds.
 
-A file is an lm-eval task whose extra keys stand under `metadata`; lm-eval skips a file it cannot parse without a word, so every
-one is parsed here first and a mistake is an error.
+A file is an lm-eval task whose extra keys stand under `metadata`. lm-eval skips a file it cannot parse
+without a word, so every file is parsed here first and a mistake is an error.
 
 >>> from lcfbench.tasks.yaml_files import describe, task_names
 >>> "openbookqa" in task_names(), describe("openbookqa")["default_scoring"]
@@ -10,9 +10,6 @@ one is parsed here first and a mistake is an error.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,39 +18,58 @@ from typing import Any
 
 import yaml
 
+from lcfbench import registry
 from lcfbench.errors import UserError, unknown
+from lcfbench.python_files import files_digest, import_file, source_files
 
-_SHIPPED = (
-    Path(__file__).parents[1] / "_tasks"
-)  # in the wheel; in a checkout the folder stands beside the package
-TASKS = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[2] / "tasks"
 SCORINGS = ("letters", "cloze", "generate")
+CONTEXTS = ("shared", "different")
+REQUIRED = ("description", "licence", "context", "default_scoring", "scorings")
+FORM = "tasks/openbookqa.yaml shows the form."
 
 
 def task_names() -> list[str]:
     """Names of all tasks: the YAML files that do not begin with an underscore."""
-    return sorted(path.stem for path in TASKS.glob("*.yaml") if not path.stem.startswith("_"))
+    return registry.names("tasks")
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What `lcfbench ls tasks` shows: name, description, scorings, default_scoring, context, dataset, licence, options."""
+    """The facts about a task that `lcfbench ls tasks` shows. Raises UserError as `read_task` does."""
     config = read_task(name)
     extra = config["metadata"]
     dataset = "/".join(filter(None, (config.get("dataset_path"), config.get("dataset_name")))) or "generated"
+    shown = {key: extra[key] for key in ("description", "default_scoring", "context", "licence")}
+    options = {key: dict(option) for key, option in extra.get("options", {}).items()}
     return {
         "name": name,
-        "description": extra["description"],
+        **shown,
         "scorings": list(extra["scorings"]),
-        "default_scoring": extra["default_scoring"],
-        "context": extra["context"],
         "dataset": dataset,
-        "licence": extra["licence"],
-        "options": {key: dict(option) for key, option in extra.get("options", {}).items()},
+        "options": options,
     }
 
 
+def task_table() -> list[dict[str, Any]]:
+    """`describe` of every task; the description of one that cannot be used says why."""
+    empty = {
+        "default_scoring": "",
+        "context": "",
+        "licence": "",
+        "scorings": [],
+        "dataset": "",
+        "options": {},
+    }
+    rows = []
+    for name in task_names():
+        try:
+            rows.append(describe(name))
+        except UserError as error:
+            rows.append({"name": name, "description": f"cannot be used: {error}", **empty})
+    return rows
+
+
 def options_for(names: Sequence[str], given: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The given options of each task, by name; each must be known to one of them. Raises UserError."""
+    """The given options of each task, by name. Raises UserError for an option that none of them has."""
     known = {name: set(describe(name)["options"]) for name in names}
     every = set().union(*known.values())
     for key in given:
@@ -63,95 +79,86 @@ def options_for(names: Sequence[str], given: Mapping[str, str]) -> dict[str, dic
 
 
 def read_task(name: str, *, functions: bool = False) -> dict[str, Any]:
-    """A task's YAML with its includes merged; `!function` values as functions or, without `functions`, as their names.
+    """A task's YAML with its includes merged; `!function` values as functions, else as their names.
 
-    Raises `UserError` for an unknown task, a file that does not parse and one that lacks what every task needs.
+    Raises UserError for an unknown task, and for a file that does not parse or lacks what it needs.
     """
-    if name not in task_names():
-        raise unknown("task", name, task_names(), "lcfbench ls tasks")
-    path = TASKS / f"{name}.yaml"
-    config = _read(path, functions)
+    path = registry.find("tasks", name).file
+    config = _read(path, _function if functions else lambda text, _: text, set())
     extra = config.get("metadata")
-    missing = [
-        key
-        for key in ("description", "licence", "context", "default_scoring", "scorings")
-        if key not in (extra or {})
-    ]
-    if missing or not isinstance(extra, dict):
-        raise UserError(
-            f"{path.name} lacks metadata.{', metadata.'.join(missing)}.",
-            "tasks/openbookqa.yaml shows the form.",
-        )
+    if not isinstance(extra, dict) or (missing := [key for key in REQUIRED if key not in extra]):
+        lacking = REQUIRED if not isinstance(extra, dict) else missing
+        raise UserError(f"{path.name} lacks metadata.{', metadata.'.join(lacking)}.", FORM)
     if config.get("task") != name:
         raise UserError(f"{path.name} says task: {config.get('task')}.", "A task is called like its file.")
-    if strange := [s for s in extra["scorings"] if s not in SCORINGS]:
+    if strange := [s for s in [*extra["scorings"], extra["default_scoring"]] if s not in SCORINGS]:
         raise unknown("scoring", strange[0], SCORINGS, f"tasks/{path.name}")
-    if extra["context"] not in ("shared", "different"):
+    if extra["default_scoring"] not in extra["scorings"]:
+        raise unknown(
+            "scoring", extra["default_scoring"], extra["scorings"], f"metadata.scorings of {path.name}"
+        )
+    if extra["context"] not in CONTEXTS:
         raise UserError(f"{path.name}: metadata.context is {extra['context']!r}.", "Say shared or different.")
     return config
 
 
 def file_digest(name: str) -> str:
-    """sha256 over the task's YAML, its includes and the Python files they name: what the task file says, in full."""
-    digest = hashlib.sha256()
-    for path in sorted(_sources(TASKS / f"{name}.yaml")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    """sha256 over a task's YAML, its includes, the Python files they name and the modules these import.
+
+    Modules of the same folder and of `lcfbench.tasks` count: those that word and score the task.
+    """
+    files = set[Path]()
+
+    def add_sources(function: str, path: Path) -> None:
+        if (file := _file_of(function, path)).is_file():
+            files.update(source_files(file))
+
+    _read(registry.find("tasks", name).file, add_sources, files)
+    return files_digest(files)
 
 
-def _read(path: Path, functions: bool) -> dict[str, Any]:
+def _read(path: Path, resolve: Callable[[str, Path], Any], read: set[Path]) -> dict[str, Any]:
+    """A YAML file with its includes. resolve: makes the value of a `!function`. read: gets all paths."""
+
     class Loader(yaml.SafeLoader):
         pass
 
-    def function(loader: yaml.Loader, node: yaml.Node) -> Any:
-        name = str(loader.construct_scalar(node))  # type: ignore[arg-type]
-        return _function(name, path) if functions else name
-
-    Loader.add_constructor("!function", function)
+    Loader.add_constructor("!function", lambda self, node: resolve(str(self.construct_scalar(node)), path))
+    read.add(path)
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{path.name} does not parse: {' '.join(str(error).split())}.", "Mend the file."
-        ) from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        what = f"{path.name} does not parse: {' '.join(str(error).split())}."
+        raise UserError(what, "Mend the file.") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path.name} is not a mapping.", "tasks/openbookqa.yaml shows the form.")
+        raise UserError(f"{path.name} is not a mapping.", FORM)
     if "include" not in config:
         return config
-    base = _read(path.parent / config.pop("include"), functions)
-    extra = {**base.get("metadata", {}), **config.get("metadata", {})}
-    if "options" in base.get("metadata", {}):
-        extra["options"] = base["metadata"]["options"] | config.get("metadata", {}).get("options", {})
+    base = _read(path.parent / config.pop("include"), resolve, read)
+    own, theirs = config.get("metadata") or {}, base.get("metadata") or {}
+    extra = {**theirs, **own}
+    if "options" in theirs:
+        extra["options"] = theirs["options"] | own.get("options", {})
     return {**base, **config, "metadata": extra}
 
 
+def _file_of(function: str, path: Path) -> Path:
+    return path.parent / f"{function.rpartition('.')[0]}.py"
+
+
 def _function(name: str, path: Path) -> Callable[..., Any]:
-    module, _, attribute = name.rpartition(".")
-    if not (path.parent / f"{module}.py").is_file() or not hasattr(
-        found := _module(path.parent / f"{module}.py"), attribute
-    ):
-        raise UserError(
-            f"{path.name} names {name}, which is not there.", f"Define {attribute} in tasks/{module}.py."
-        )
+    file, attribute = _file_of(name, path), name.rpartition(".")[2]
+    found = _module(file, files_digest(source_files(file))) if file.is_file() else None
+    if not hasattr(found, attribute):
+        raise UserError(f"{path.name} names {name}, which is not there.", f"Define {attribute} in {file}.")
     return getattr(found, attribute)
 
 
 @cache
-def _module(path: Path) -> ModuleType:
-    name = f"lcfbench._tasks.{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # so that its functions pickle
-    spec.loader.exec_module(module)
-    return module
-
-
-def _sources(path: Path) -> set[Path]:
-    found = {path}
-    for word in path.read_text(encoding="utf-8").replace("include:", "!include").split("\n"):
-        if "!function" in word:
-            found.add(path.parent / f"{word.split('!function')[1].split()[0].rpartition('.')[0]}.py")
-        elif word.startswith("!include"):
-            found |= _sources(path.parent / word.split()[1])
-    return found
+def _module(file: Path, digest: str) -> ModuleType:
+    """A Python file beside a task; one that has changed since has another digest and is read again."""
+    try:
+        return import_file(file, f"lcfbench._tasks.{file.stem}" if file.parent == registry.TASKS else "")
+    except Exception as error:
+        what = f"{file} cannot be imported: {type(error).__name__}: {error}."
+        raise UserError(what, "Mend the file.") from error

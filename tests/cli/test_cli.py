@@ -310,6 +310,19 @@ def test_a_dry_run_shows_prompts_and_loads_no_weights(lcf, ground, monkeypatch):
     assert shown["receiver"]["prompt"] != shown["sharer"]["prompt"] and not (ground / "dry").exists()
 
 
+def test_a_dry_run_gives_each_task_the_options_it_knows(lcf, tmp_path, monkeypatch):
+    choices = {"text": ["wood", "iron"], "label": ["A", "B"]}
+    row = {"id": "o", "question_stem": "Which conducts?", "choices": choices, "answerKey": "B"}
+    helpers.keep_table(tmp_path, "allenai/openbookqa", "main", "test", [row])
+    monkeypatch.setenv("LCFBENCH_MIRROR", str(tmp_path))
+    line = "run --pair ./receiver:./sharer --dry-run --task splitfacts,openbookqa --task-option hops=1"
+    code, out, err = lcf(line)
+    assert code == 0, err
+    shown = json.loads("[" + out.replace("}\n{", "},{") + "]")
+    assert [row["task"] for row in shown] == ["splitfacts", "openbookqa"] and len(shown[0]["steps"]) == 1
+    assert "unknown option of splitfacts, openbookqa" in lcf(line.replace("hops", "hoops"))[2]
+
+
 def test_adapter_verbs(lcf, ground):
     size = json.loads(
         lcf("adapter size --mode lcf --pair qwen3-0.6b:qwen2.5-0.5b -o width=128 -o layers=9 --json")[1]

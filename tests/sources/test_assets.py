@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lcfbench import registry
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
 from lcfbench.sources import datasets as tables
@@ -466,10 +467,9 @@ def test_doctor_says_what_is_missing_and_fetches_nothing():
 
 def test_doctor_fails_on_a_yaml_that_does_not_parse(monkeypatch, tmp_path):
     from lcfbench.cli import doctor
-    from lcfbench.tasks import yaml_files as task_files
 
     (tmp_path / "bad.yaml").write_text("task: [bad\n")
-    monkeypatch.setattr(task_files, "TASKS", tmp_path)
+    monkeypatch.setattr(registry, "TASKS", tmp_path)
     (check,) = doctor._tasks()
     assert not check.ok and "bad.yaml does not parse" in check.name
 

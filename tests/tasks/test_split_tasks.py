@@ -231,7 +231,7 @@ def test_options(made, name):
             notes = view.user.removeprefix(SHOT).partition("\n")[0]
             assert 0 < len(notes.split()) - 1 <= 6
         assert find(short.sharer.user.removeprefix(SHOT).partition("\n")[0], d.gold)
-    with pytest.raises(UserError, match="Give none or half or full"):
+    with pytest.raises(UserError, match="not one of none, half, full"):
         load_task(name, options={"receiver_context": "some"})
 
 

@@ -44,7 +44,7 @@ def test_a_document_reads_as_the_protocol_says():
 
 
 def test_the_same_in_another_process_with_another_hash_seed():
-    code = "import json; from lcfbench.splitfacts import *; print(json.dumps(rows('test', 40, Settings(seed=3, keys=2))))"
+    code = "import json; from lcfbench.tasks.splitfacts import *; print(json.dumps(rows('test', 40, Settings(seed=3, keys=2))))"
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],

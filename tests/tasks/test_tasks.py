@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from lcfbench import python_files, registry
 from lcfbench.errors import UserError
 from lcfbench.tasks import yaml_files as task_files
 from lcfbench.tasks.preview import preview
@@ -32,6 +34,25 @@ COUNTS = {
     "splitfacts": 500,
     "splitfacts_heldout": 500,
 }
+
+
+OWN_TASK = """
+task: rhyme
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{text}}\\n"
+doc_to_choice: answers
+doc_to_target: gold
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+metadata:
+  description: Which word rhymes?
+  licence: none
+  context: different
+  default_scoring: cloze
+  scorings: {cloze: {primary: acc}}
+  generator: !function rhyme.rows
+  splits: [test]
+"""
 
 
 def options(n):
@@ -103,7 +124,7 @@ def real(monkeypatch):
 
 def test_listing_imports_neither_lm_eval_nor_torch():
     code = (
-        "import sys, json; from lcfbench.task_files import *; print(json.dumps([describe(n) for n in task_names()]));"
+        "import sys, json; from lcfbench.tasks.yaml_files import *; print(json.dumps([describe(n) for n in task_names()]));"
         "assert not {'torch', 'lm_eval', 'datasets', 'transformers'} & set(sys.modules)"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -129,7 +150,7 @@ def test_unknown_names_get_a_hint():
         load_task("openbokqa")
     with pytest.raises(UserError, match="Did you mean words"):
         load_task("splitfacts", options={"word": "held-out"})
-    with pytest.raises(UserError, match="Give yes or no"):
+    with pytest.raises(UserError, match="not one of yes, no"):
         load_task("hotpotqa_split", options={"sharer_question": "maybe"})
     with pytest.raises(UserError, match="whole number"):
         load_task("splitfacts", options={"boxes": "many"})
@@ -154,7 +175,7 @@ def test_a_broken_file_fails_loudly(tmp_path, monkeypatch, text, says):
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "broken.yaml").write_text(text)
-    monkeypatch.setattr(task_files, "TASKS", tmp_path)
+    monkeypatch.setattr(registry, "TASKS", tmp_path)
     with pytest.raises(UserError, match=says):
         load_task("broken").documents()
 
@@ -164,12 +185,44 @@ def test_the_file_digest_covers_what_the_yaml_names(tmp_path, monkeypatch):
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
     before = task_files.file_digest("openbookqa")
-    monkeypatch.setattr(task_files, "TASKS", tmp_path)
+    monkeypatch.setattr(registry, "TASKS", tmp_path)
     assert task_files.file_digest("openbookqa") == before
     for name in ("choice.py", "_choice.yaml", "openbookqa.yaml"):
         (tmp_path / name).write_text((tmp_path / name).read_text() + "\n# changed\n")
         assert task_files.file_digest("openbookqa") != before
         before = task_files.file_digest("openbookqa")
+
+
+def test_the_file_digest_covers_the_modules_that_score(tmp_path, monkeypatch):
+    package = tmp_path / "lcfbench"
+    shutil.copytree(ROOT / "lcfbench" / "tasks", package / "tasks")
+    monkeypatch.setattr(python_files, "PACKAGE", package)
+    before = {name: task_files.file_digest(name) for name in task_names()}
+    scores = package / "tasks" / "qa_metrics.py"
+    scores.write_text(scores.read_text() + "\n# changed\n")
+    changed = {name for name in task_names() if task_files.file_digest(name) != before[name]}
+    assert changed == {"coqa_split", "hotpotqa_split", "squad_split"}
+
+
+def test_a_module_that_a_task_file_imports_from_beside_it_is_in_its_digest(tmp_path, monkeypatch):
+    (tmp_path / "rhyme.yaml").write_text(OWN_TASK)
+    (tmp_path / "rhyme.py").write_text("import rhyme_words\n\ndef rows(split, n, /, *, seed=0):\n    return rhyme_words.ROWS\n")
+    words = tmp_path / "rhyme_words.py"
+    words.write_text("ROWS = [{'id': 'a', 'text': 'hat', 'answers': ['cat', 'dog'], 'gold': 0}]\n")
+    monkeypatch.setenv("LCFBENCH_TASKS", str(tmp_path))
+    task = load_task("rhyme")
+    assert task.documents()[0].receiver.user == "hat\n" and not task.shared
+    words.write_text("ROWS = [{'id': 'a', 'text': 'bat', 'answers': ['cat', 'dog'], 'gold': 0}]\n")
+    changed = load_task("rhyme")
+    assert changed.yaml_sha256 != task.yaml_sha256 and changed.documents()[0].receiver.user == "bat\n"
+
+
+def test_one_unfinished_file_is_named_and_the_rest_is_listed(tmp_path, monkeypatch):
+    (tmp_path / "draft.yaml").write_text("task: draft\nmetadata: [")
+    monkeypatch.setenv("LCFBENCH_TASKS", str(tmp_path))
+    rows = {row["name"]: row["description"] for row in task_files.task_table()}
+    assert rows["draft"].startswith("cannot be used: draft.yaml does not parse") and set(COUNTS) <= set(rows)
+    assert "\n" not in rows["draft"] and rows["openbookqa"] == describe("openbookqa")["description"]
 
 
 # -- multiple choice -----------------------------------------------------------------------------------------------------------------
@@ -509,7 +562,7 @@ def test_the_held_out_task_cannot_be_trained_on():
 
 def test_documents_are_the_same_in_every_process_and_a_limit_is_a_prefix():
     code = (
-        "import json; from lcfbench.harness import *;"
+        "import json; from lcfbench.tasks.task import load_task; from lcfbench.tasks.yaml_files import task_names;"
         "print(json.dumps([[d.hash for d in load_task(n, seed=2).documents(limit=4)] for n in task_names()]))"
     )
     seen = {
