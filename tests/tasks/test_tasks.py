@@ -206,7 +206,9 @@ def test_the_file_digest_covers_the_modules_that_score(tmp_path, monkeypatch):
 
 def test_a_module_that_a_task_file_imports_from_beside_it_is_in_its_digest(tmp_path, monkeypatch):
     (tmp_path / "rhyme.yaml").write_text(OWN_TASK)
-    (tmp_path / "rhyme.py").write_text("import rhyme_words\n\ndef rows(split, n, /, *, seed=0):\n    return rhyme_words.ROWS\n")
+    (tmp_path / "rhyme.py").write_text(
+        "import rhyme_words\n\ndef rows(split, n, /, *, seed=0):\n    return rhyme_words.ROWS\n"
+    )
     words = tmp_path / "rhyme_words.py"
     words.write_text("ROWS = [{'id': 'a', 'text': 'hat', 'answers': ['cat', 'dog'], 'gold': 0}]\n")
     monkeypatch.setenv("LCFBENCH_TASKS", str(tmp_path))
