@@ -1,20 +1,19 @@
-"""Recorded runs, read so that one bad file spoils nothing and no column is read that nobody asked for.
+"""Reads recorded runs: one bad file spoils nothing, and only the columns asked for are read.
 
-    from lcfbench.results.reader import Reading
-    reading = Reading([Path("results")], columns=("doc_hash", "score", "error"))
-    for run_id, table, manifest in reading:
-        ...
-    reading.warnings                                            # a sentence for everything that could not be used
+>>> reading = Reading([Path("results")], columns=("doc_hash", "score", "error"))  # doctest: +SKIP
+>>> for run_id, table, manifest in reading: ...                                   # doctest: +SKIP
+>>> reading.warnings  # a sentence for everything that could not be used          # doctest: +SKIP
 
-One run is in memory at a time; a parquet file that holds several is read once.
+One run is in memory at a time; a parquet file that holds several runs is read once.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from lcfbench.errors import UserError
 from lcfbench.results.manifest import MANIFEST, Manifest, read_manifest
@@ -25,25 +24,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+Paths: TypeAlias = "Path | str | Sequence[Path | str]"
 NEEDED = ("run_id", "doc_hash")
-AT_ONCE = 5000  # rows of a journal that are turned into a table together
-FEW_VALUES = (
-    "run_id",
-    "pair",
-    "receiver",
-    "sharer",
-    "mode",
-    "control",
-    "task",
-    "subject",
-    "scoring",
-    "metric",
-    "error",
-)
+AT_ONCE = 5000  # rows of a journal that become a table together
+FEW_VALUES = (*"run_id pair receiver sharer mode control task subject scoring metric error".split(),)
 
 
 class Part(NamedTuple):
-    """One run: its rows under today's column names, and its manifest with `folder` and, where unknown, state "unknown"."""
+    """One run: its rows in today's columns, and its manifest with its `folder`."""
 
     run_id: str
     table: pa.Table
@@ -51,18 +39,15 @@ class Part(NamedTuple):
 
 
 class Reading:
-    """Iterates over every run under `paths`: results folders, run folders or parquet files, finished or not.
+    """Iterates over every run under `paths`: results folders, run folders or parquet files.
 
-    columns: those wanted, all by default. What cannot be read is named in `warnings` and skipped; a run met twice is read once.
-    Iterating raises UserError where nothing at all can be read.
+    columns: all by default. A file that cannot be read is named in `warnings` and skipped; a run that
+    is found twice is read once. Raises UserError where nothing can be read.
     """
 
     def __init__(self, paths: Sequence[Path], columns: Sequence[str] | None = None) -> None:
-        self.paths, self.columns, self.warnings = (
-            [Path(p) for p in paths],
-            tuple(columns or COLUMNS),
-            list[str](),
-        )
+        self.paths, self.columns = [Path(p) for p in paths], tuple(columns or COLUMNS)
+        self.warnings: list[str] = []
 
     def __iter__(self) -> Iterator[Part]:
         import pyarrow as pa
@@ -74,9 +59,8 @@ class Reading:
             try:
                 table, odd = _without_impossible(read_table(place, self.columns, self.warnings), place)
             except (OSError, pa.ArrowException, ValueError, KeyError, UserError) as error:
-                self.warnings.append(
-                    f"{place}: skipped, cannot be read ({' '.join(str(error).split())[:120]})"
-                )
+                why = " ".join(str(error).split())[:120]
+                self.warnings.append(f"{place}: skipped, cannot be read ({why})")
                 continue
             try:
                 manifest, strange = Manifest.lenient(read_manifest(place) if place.is_dir() else {}, place)
@@ -86,65 +70,62 @@ class Reading:
             run_ids = table["run_id"].unique().to_pylist() or [manifest.run_id or place.name]
             for run_id in run_ids:
                 if run_id in found:
-                    self.warnings.append(
-                        f"{place}: skipped, run {run_id} was already read from {found[run_id]}"
-                    )
+                    again = f"run {run_id} was already read from {found[run_id]}"
+                    self.warnings.append(f"{place}: skipped, {again}")
                     continue
                 found[run_id] = str(place if place.is_dir() else place.parent)
                 part = table if len(run_ids) == 1 else table.filter(pc.equal(table["run_id"], run_id))
                 yield Part(run_id, part, manifest.update(run_id=run_id, folder=found[run_id]))
         if not found:
             reasons = "; ".join(self.warnings) or f"no runs in {', '.join(map(str, self.paths))}"
-            raise UserError(
-                f"nothing to read: {reasons}.",
-                "Name a results folder or a run folder; `lcfbench ls runs` lists them.",
-            )
+            step = "Name a results folder or a run folder; `lcfbench ls runs` lists them."
+            raise UserError(f"nothing to read: {reasons}.", step)
 
 
 def read_table(place: Path, columns: Sequence[str], warnings: list[str]) -> pa.Table:
-    """The rows of a run folder or parquet file in these columns, `run_id` and `doc_hash` among them; an unfinished run's journal is newer than
-    its parquet file. Raises OSError, ValueError or pyarrow's errors where they cannot be read.
+    """Returns the rows of a run folder or parquet file in these columns, with `run_id` and `doc_hash`.
+
+    The journal of an unfinished run is newer than its parquet file. Raises OSError, ValueError or
+    pyarrow's errors.
     """
     import pyarrow as pa
 
-    wanted = tuple(dict.fromkeys((*columns, *NEEDED)))
+    names = tuple(dict.fromkeys((*columns, *NEEDED)))
     samples = place / SAMPLES if place.is_dir() else place
     if not place.is_dir() or not (place / JOURNAL).exists():
-        return _parquet(samples, place, wanted, warnings)
-    parts = [_parquet(samples, place, wanted, warnings)] if samples.exists() else []
-    kinds = pa.schema([(name, schema().field(name).type) for name in wanted])
-    parts = [part.cast(kinds) for part in parts] + [
-        pa.Table.from_pylist(rows, kinds) for rows in _journal(place / JOURNAL, wanted)
-    ]
+        return _parquet(samples, place, names, warnings)
+    parts = [_parquet(samples, place, names, warnings)] if samples.exists() else []
+    kinds = pa.schema([(name, schema().field(name).type) for name in names])
+    parts = [part.cast(kinds) for part in parts]
+    parts += [pa.Table.from_pylist(rows, kinds) for rows in _journal(place / JOURNAL, names)]
     table = pa.concat_tables(parts) if parts else kinds.empty_table()
     return table.filter(pa.array(~table["doc_hash"].to_pandas().duplicated(keep="last").to_numpy()))
 
 
-def _parquet(path: Path, place: Path, wanted: Sequence[str], warnings: list[str]) -> pa.Table:
+def _parquet(path: Path, place: Path, names: Sequence[str], warnings: list[str]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = pq.read_schema(path).names
-    if absent := set(NEEDED) - set(names):
+    stored = pq.read_schema(path).names
+    if absent := set(NEEDED) - set(stored):
         raise ValueError(f"not a samples file: no column {' or '.join(sorted(absent))}")
-    if unknown := [name for name in names if name not in COLUMNS]:
+    if unknown := [name for name in stored if name not in COLUMNS]:
         warnings.append(f"{place}: columns unknown to this version are left out: {', '.join(unknown)}")
-    with pq.ParquetFile(path, read_dictionary=[name for name in FEW_VALUES if name in names]) as file:
-        table = file.read([name for name in wanted if name in names])
-    arrays = [_conform(table, schema().field(name)) for name in wanted]
-    if empty := [
-        name for name, array in zip(wanted, arrays, strict=True) if name in NEEDED and array.null_count
-    ]:
+    with pq.ParquetFile(path, read_dictionary=[name for name in FEW_VALUES if name in stored]) as file:
+        table = file.read([name for name in names if name in stored])
+    arrays = [_conform(table, schema().field(name)) for name in names]
+    nulls = [name for name, array in zip(names, arrays, strict=True) if array.null_count]
+    if empty := [name for name in nulls if name in NEEDED]:
         raise ValueError(f"not a samples file: rows without {' or '.join(empty)}")
-    return pa.table(arrays, names=list(wanted))
+    return pa.table(arrays, names=list(names))
 
 
-def _journal(path: Path, wanted: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    """Some rows at a time, of the wanted columns only."""
+def _journal(path: Path, names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """Yields some rows at a time, in these columns only."""
     rows: list[dict[str, Any]] = []
     for row in journal_rows(path):
         if all(row.get(name) for name in NEEDED):
-            rows.append({name: row.get(name) for name in wanted})
+            rows.append({name: row.get(name) for name in names})
         if len(rows) == AT_ONCE:
             yield rows
             rows = []
@@ -153,19 +134,18 @@ def _journal(path: Path, wanted: Sequence[str]) -> Iterator[list[dict[str, Any]]
 
 
 def _conform(table: pa.Table, field: pa.Field) -> Any:
-    """A column in today's type; nulls where the file has none. What has few values stays encoded."""
+    """Returns a column in today's type, nulls where the file has none. Columns of few values stay encoded."""
     import pyarrow as pa
 
     if field.name not in table.column_names:
         return pa.nulls(len(table), field.type)
     column = table[field.name]
-    if pa.types.is_dictionary(column.type):
-        return column if field.name in FEW_VALUES else column.cast(field.type)
-    return column.cast(field.type)
+    encoded = pa.types.is_dictionary(column.type) and field.name in FEW_VALUES
+    return column if encoded else column.cast(field.type)
 
 
 def _without_impossible(table: pa.Table, place: Path) -> tuple[pa.Table, list[str]]:
-    """Returns the table without impossible times (negative, infinite), and a sentence for each column of them.
+    """Returns the table without impossible times (negative, infinite), and a sentence for each such column.
 
     Raises ValueError for scores outside 0 to 1: nothing can be concluded from such a file.
     """
@@ -174,10 +154,8 @@ def _without_impossible(table: pa.Table, place: Path) -> tuple[pa.Table, list[st
 
     if "score" in table.column_names:
         known = pc.drop_null(table["score"])
-        strange = pc.invert(
-            pc.and_(pc.is_finite(known), pc.and_(pc.greater_equal(known, 0.0), pc.less_equal(known, 1.0)))
-        )
-        if count := pc.sum(strange).as_py():
+        within = pc.and_(pc.greater_equal(known, 0.0), pc.less_equal(known, 1.0))  # false for NaN
+        if count := pc.sum(pc.invert(within)).as_py():
             raise ValueError(f"{count} scores are not between 0 and 1")
     warnings = []
     for name in [n for n in table.column_names if n.endswith("_ms")]:
@@ -190,7 +168,7 @@ def _without_impossible(table: pa.Table, place: Path) -> tuple[pa.Table, list[st
 
 
 def places(path: Path, warnings: list[str]) -> Iterator[Path]:
-    """The run folders and parquet files that a path stands for; where there are none, a warning."""
+    """Yields the run folders and parquet files that a path stands for, or adds a warning."""
     if path.is_file():
         yield path.parent if path.name in (MANIFEST, SAMPLES, JOURNAL) else path
     elif is_run(path):
@@ -205,13 +183,13 @@ def places(path: Path, warnings: list[str]) -> Iterator[Path]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds a run, however far it came."""
+    """Returns whether a folder holds a run, finished or not."""
     return any((path / name).exists() for name in (MANIFEST, SAMPLES, JOURNAL))
 
 
 @dataclass(frozen=True)
 class Runs:
-    """What was read: all rows in one frame, each run's manifest, and a sentence for everything that could not be used."""
+    """All rows in one frame, each run's manifest, and a sentence for everything that could not be used."""
 
     rows: pd.DataFrame
     manifests: dict[str, Manifest]
@@ -219,11 +197,7 @@ class Runs:
 
 
 def read_runs(paths: Sequence[Path], columns: Sequence[str] | None = None) -> Runs:
-    """Rows of every run under `paths`: results folders, run folders or parquet files, finished or not.
-
-    columns: those wanted, all by default. What cannot be read is named in `warnings` and skipped. Raises UserError where nothing at
-    all can be read.
-    """
+    """Reads every run under `paths` at once. Raises UserError where nothing can be read."""
     import pyarrow as pa
 
     reading = Reading(paths, columns)
@@ -233,8 +207,33 @@ def read_runs(paths: Sequence[Path], columns: Sequence[str] | None = None) -> Ru
     return Runs(rows, {part.run_id: part.manifest for part in parts}, reading.warnings)
 
 
+def load_samples(paths: Paths, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Returns a row for each document of every run under `paths`.
+
+    columns: all by default; `schema.DESCRIPTIONS` describes them. A file that cannot be read gives a UserWarning. Raises UserError where nothing
+    can be read.
+    """
+    found = read_runs(as_paths(paths), columns)
+    warn_all(found.warnings)
+    return found.rows
+
+
+def as_paths(paths: Paths) -> list[Path]:
+    """Returns one path or several as a list."""
+    return [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
+
+
+def warn_all(sentences: Sequence[str]) -> None:
+    """Raises each sentence as a UserWarning, shown at the line that called the library."""
+    for sentence in sentences:
+        warnings.warn(sentence, stacklevel=3)
+
+
 def list_runs(out: Path) -> list[dict[str, Any]]:
-    """The manifests under `out`, oldest first, each with its `folder`; an unreadable one has state "unreadable"."""
+    """Returns the manifests under `out`, oldest first, each with its `folder`.
+
+    One that cannot be read has the state "unreadable".
+    """
     found = []
     for folder in sorted(path.parent for path in Path(out).glob(f"*/{MANIFEST}")):
         try:

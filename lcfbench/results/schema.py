@@ -1,16 +1,16 @@
-"""A run's files: the columns, the journal line, the manifest, and writing that is all or nothing.
+"""The columns of a run's rows and the journal they are written to first.
 
-    from lcfbench.results.schema import COLUMNS, schema
-    schema().field("ttft_ms")
+>>> from lcfbench.results.schema import COLUMNS, DESCRIPTIONS
+>>> COLUMNS["ttft_ms"], DESCRIPTIONS["ttft_ms"]                                  # doctest: +SKIP
 
-What `store.py` is built from. A row travels as one JSON line while the run lasts and as one parquet row afterwards.
+A row is one JSON line while the run lasts, and one parquet row afterwards.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,35 +20,66 @@ from lcfbench.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 2  # 2: the prompts as text
+SCHEMA_VERSION = 3  # 2: the prompts as text. 3: manifests say `sessions`, identities library versions
 SAMPLES, JOURNAL = "samples.parquet", "samples.jsonl"
 TAIL_BYTES = 1 << 16  # of a journal, read at once from its end
 
-
-def _columns(kind: type, names: str) -> dict[str, type]:
-    return dict.fromkeys(names.split(), kind)
-
-
-COLUMNS: dict[str, type] = {
-    **_columns(str, "run_id"),
-    **_columns(int, "schema_version"),
-    **_columns(str, "pair receiver sharer mode control task subject scoring"),
-    **_columns(int, "seed"),
-    **_columns(str, "doc_id doc_hash"),
-    **_columns(int, "doc_index"),
-    **_columns(str, "receiver_prompt_sha256 sharer_prompt_sha256 message_from prediction gold metric"),
-    **_columns(float, "score"),
-    **_columns(str, "metrics choices_loglikelihood error receiver_prompt sharer_prompt message_text"),
-    **_columns(int, "batch_size"),
-    **_columns(float, "amortized_ms ttft_ms ttea_ms sharer_ms message_ms fuse_ms prefill_ms decode_ms"),
-    **_columns(
-        int,
-        "adapter_params adapter_bytes message_bytes message_cache_bytes sharer_tokens receiver_tokens answer_tokens",
+_TABLE: dict[str, tuple[type, str]] = {
+    "run_id": (str, "Run that the row belongs to."),
+    "schema_version": (int, "Version of these columns that the row was written with."),
+    "pair": (str, "Both models: receiver:sharer."),
+    "receiver": (str, "Model that answers."),
+    "sharer": (str, "Model that passes on its knowledge."),
+    "mode": (str, "Method, such as receiver, t2t or lcf."),
+    "control": (
+        str,
+        "matched: the document's own message; deranged: another document's; others see `ls methods`.",
     ),
-    **_columns(float, "flops"),
-    **_columns(int, "peak_memory_bytes"),
-    **_columns(str, "written_at"),
+    "task": (str, "Task."),
+    "subject": (str, "Subject within the task, where it has subjects."),
+    "scoring": (str, "How an answer is taken from the model: letters, cloze or generate."),
+    "seed": (int, "Seed of the task: which documents a limit draws, and what a generated task generates."),
+    "doc_id": (str, "The document's name in its task."),
+    "doc_hash": (str, "Digest of the document's content; equal documents of two runs have equal hashes."),
+    "doc_index": (int, "Place of the document in the run, counted from 0."),
+    "receiver_prompt_sha256": (str, "SHA-256 of the receiver's prompt."),
+    "sharer_prompt_sha256": (str, "SHA-256 of the sharer's prompt."),
+    "message_from": (str, "Hash of the document whose message was used; null where nothing is sent."),
+    "prediction": (str, "Text that was generated, or the choice that was picked."),
+    "gold": (str, "Right answer."),
+    "metric": (str, "Name of the score, such as acc or f1."),
+    "score": (float, "Score, 0 to 1."),
+    "metrics": (str, "All scores of the document, JSON."),
+    "choices_loglikelihood": (str, "Log-likelihood of each choice in nats, a list for each step, JSON."),
+    "error": (str, "Why the document failed; null where it has an answer."),
+    "receiver_prompt": (str, "Text that the receiver read."),
+    "sharer_prompt": (str, "Text that the sharer read."),
+    "message_text": (str, "Message, where it is text."),
+    "batch_size": (int, "Documents answered together with this one, itself included."),
+    "amortized_ms": (float, "Time of the batch divided by its documents, ms; not comparable with ttft_ms."),
+    "ttft_ms": (float, "Time to the first answer token, ms, alone and warm; for the first documents only."),
+    "ttea_ms": (float, "Time to the end of the answer, ms, measured as ttft_ms."),
+    "sharer_ms": (float, "Part of ttea_ms in which the sharer reads or writes, ms."),
+    "message_ms": (float, "Part of ttea_ms in which the message is made, ms."),
+    "fuse_ms": (float, "Part of ttea_ms in which the message enters the receiver's cache, ms."),
+    "prefill_ms": (float, "Part of ttea_ms in which the receiver reads its prompt, ms."),
+    "decode_ms": (float, "Part of ttea_ms in which the answer is decoded or ranked, ms."),
+    "adapter_params": (int, "Parameters of the adapter as saved."),
+    "adapter_bytes": (int, "Size of the adapter's weights as saved, bytes."),
+    "message_bytes": (int, "Size of the message in the smallest form that the receiver's side needs, bytes."),
+    "message_cache_bytes": (int, "Size of the same message before any projection, bytes."),
+    "sharer_tokens": (int, "Tokens that the sharer read or wrote."),
+    "receiver_tokens": (int, "Tokens of the receiver's prompt."),
+    "answer_tokens": (int, "Tokens of the answer, or of the choices that were ranked."),
+    "flops": (float, "Floating-point operations of both models and the adapter, estimated."),
+    "peak_memory_bytes": (
+        int,
+        "Most memory that the process or its accelerator used during the batch, bytes.",
+    ),
+    "written_at": (str, "When the row was written, UTC, ISO 8601."),
 }
+COLUMNS: dict[str, type] = {name: kind for name, (kind, _) in _TABLE.items()}
+DESCRIPTIONS: dict[str, str] = {name: text for name, (_, text) in _TABLE.items()}
 KEYS = ("run_id", "schema_version", "doc_hash", "doc_index")  # never null
 MEANINGS = dict(  # of every column: the documentation is written from this
     run_id="Name of the run and of its folder.",
@@ -101,7 +132,7 @@ MEANINGS = dict(  # of every column: the documentation is written from this
 
 
 def schema() -> pa.Schema:
-    """The one pyarrow schema, version `SCHEMA_VERSION` (a function, so that `--help` need not import pyarrow)."""
+    """Returns the pyarrow schema of `SCHEMA_VERSION`. A function, so that `--help` imports no pyarrow."""
     import pyarrow as pa
 
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
@@ -110,7 +141,10 @@ def schema() -> pa.Schema:
 
 
 def answered(folder: Path) -> dict[str, float | None]:
-    """doc_hash → score of every document that has its answer; one that failed has none. The journal is newer than the parquet file."""
+    """Returns doc_hash → score of every document with an answer; one that failed has none.
+
+    The journal is newer than the parquet file.
+    """
     found: dict[str, float | None] = {}
     for row in chain(_parquet_rows(folder / SAMPLES), journal_rows(folder / JOURNAL)):
         if row.get("error") is None:
@@ -120,7 +154,7 @@ def answered(folder: Path) -> dict[str, float | None]:
     return found
 
 
-def _parquet_rows(path: Path, names: Sequence[str] = ("doc_hash", "score", "error")) -> list[dict[str, Any]]:
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -128,21 +162,19 @@ def _parquet_rows(path: Path, names: Sequence[str] = ("doc_hash", "score", "erro
         return []
     try:
         with pq.ParquetFile(path) as file:
-            return file.read([name for name in names if name in file.schema_arrow.names]).to_pylist()
+            names = [n for n in ("doc_hash", "score", "error") if n in file.schema_arrow.names]
+            return file.read(names).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    """What is said of a file of a run that cannot be read."""
+    """Returns the error for a file of a run that cannot be read."""
     return UserError(f"{path} cannot be read ({error}).", "Remove it, or start over with --fresh.")
 
 
 def journal_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of the journal, one at a time; none where there is no journal.
-
-    A line that is not JSON (a power cut) is no row, nor is half a line, whose writer was killed.
-    """
+    """Yields the journal's rows. A line that is not JSON (a power cut) or not whole (a kill) is no row."""
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -158,7 +190,7 @@ def journal_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def journal_end(path: Path) -> int:
-    """Where the journal's last whole line ends, in bytes."""
+    """Returns where the journal's last whole line ends, in bytes."""
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end:
@@ -171,7 +203,7 @@ def journal_end(path: Path) -> int:
 
 
 def fit(name: str, value: Any) -> Any:
-    """`value` as its column holds it. Checked row by row: a wrong type must not surface hours later, when the file is written."""
+    """Returns `value` as its column holds it. Raises TypeError, so that a wrong type shows at once."""
     kind = COLUMNS.get(name)
     if kind is None:
         raise TypeError(f"no column {name!r} in the schema")

@@ -1,4 +1,4 @@
-"""A training's log: one JSON line a step while it lasts, one parquet file (adapter, step, metric, value) at the end of each evaluation.
+"""A training's log: a JSON line for each value while it lasts, a parquet file after each evaluation.
 
 >>> pandas.read_parquet("adapters/new/training.parquet").query("metric == 'loss'")        # doctest: +SKIP
 """
@@ -15,7 +15,7 @@ LOG, JOURNAL = "training.parquet", "training.jsonl"
 
 
 class TrainLog:
-    """Rows (adapter, step, metric, value), flushed as they come. A resumed training drops what lies behind its checkpoint."""
+    """Rows (adapter, step, metric, value). A resumed training drops rows after its checkpoint."""
 
     def __init__(self, folder: Path, resumed_at: int | None = None) -> None:
         self.folder = folder
@@ -33,7 +33,7 @@ class TrainLog:
             self._file = path.open("a")
 
     def add(self, adapter: str, step: int, values: dict[str, float]) -> None:
-        """One row a value, with the step's number counted from 1."""
+        """Adds a row for each value. step: counted from 1."""
         new = [
             {"adapter": adapter, "step": step, "metric": name, "value": float(value)}
             for name, value in values.items()
@@ -44,7 +44,7 @@ class TrainLog:
             self._file.flush()
 
     def seal(self) -> None:
-        """Everything so far as parquet: `lcfbench plot training` draws it."""
+        """Writes everything so far as parquet: `lcfbench plot training` draws it."""
         import io
 
         import pyarrow as pa
@@ -68,7 +68,7 @@ class TrainLog:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """A whole line of the journal; the last one of a killed training may be torn."""
+    """Returns a row of the journal, None for a torn line, as a killed training may leave."""
     try:
         row = json.loads(line)
     except ValueError:

@@ -1,6 +1,6 @@
 """Writes a run: one folder, one row for each document, so that a killed process loses nothing.
 
-    writer = RunWriter.open(Path("results"), identity, facts)   # identity: every setting that changes the answers
+    writer = RunWriter.open(Path("results"), identity, facts)   # equal identities are the same run
     for document in documents:
         if document.hash not in writer.done:
             writer.append({"doc_hash": document.hash, "doc_index": 0, "score": 1.0})
@@ -86,23 +86,13 @@ class RunWriter:
             before = Manifest() if fresh else _recorded(folder)  # again: now nobody else writes it
             # rows of an earlier session may come from another commit or machine
             session = {"at": now(), "environment": facts.get("environment")}
-            manifest = Manifest.model_validate(
-                {
-                    **facts,
-                    "run_id": run_id,
-                    "schema_version": SCHEMA_VERSION,
-                    "state": "running",
-                    "pid": os.getpid(),
-                    "identity": dict(identity),
-                    "digest": digest_of(dict(identity)),
-                    "started_at": before.started_at or now(),
-                    "sessions": [*before.sessions, session],
-                }
-            )
+            own = {"run_id": run_id, "schema_version": SCHEMA_VERSION, "state": "running", "pid": os.getpid()}
+            own |= {"identity": dict(identity), "digest": digest_of(dict(identity))}
+            own |= {"started_at": before.started_at or now(), "sessions": [*before.sessions, session]}
+            manifest = Manifest.model_validate({**facts, **own})
             with writing(folder):
-                for part in folder.glob(".*.json.*"), folder.glob(".*.parquet.*"):  # of killed processes
-                    for path in part:
-                        path.unlink(missing_ok=True)
+                for part in [*folder.glob(".*.json.*"), *folder.glob(".*.parquet.*")]:  # of killed processes
+                    part.unlink(missing_ok=True)
                 manifest.write(folder)
                 if fresh:
                     (folder / SAMPLES).unlink(missing_ok=True)

@@ -67,7 +67,11 @@ def test_a_field_of_another_shape_is_left_out_and_named(name, tmp_path, capsys, 
 
 def test_a_manifest_that_nobody_writes_is_kept_as_far_as_it_goes():
     kept, told = Manifest.lenient({"identity": {"x": math.nan}, "chance": 0.25, "news": [1]}, Path("run"))
-    assert kept.model_dump(exclude_unset=True) == {"chance": 0.25, "news": [1]} and len(told) == 1 and "identity" in told[0]
+    assert (
+        kept.model_dump(exclude_unset=True) == {"chance": 0.25, "news": [1]}
+        and len(told) == 1
+        and "identity" in told[0]
+    )
     assert Manifest.lenient({}, Path("run")) == (Manifest(), [])
 
 

@@ -20,18 +20,14 @@ from lcfbench.errors import UserError
 from lcfbench.provenance import digest, environment, file_sha256
 from lcfbench.results import schema as records
 from lcfbench.results.manifest import Manifest, read_manifest
-from lcfbench.results.reader import list_runs, read_runs
-from lcfbench.results.schema import COLUMNS, SCHEMA_VERSION, schema
+from lcfbench.results.reader import list_runs, load_samples, read_runs
+from lcfbench.results.schema import COLUMNS, DESCRIPTIONS, SCHEMA_VERSION, schema
 from lcfbench.results.writer import RunWriter, run_id_of
 from tests.helpers import IDENTITY
 from tests.helpers import sample_row as row
 from tests.helpers import start_run as start
 
 TIMES = ["written_at"]
-
-
-
-
 
 
 def full(out: Path, n: int) -> Path:
@@ -234,10 +230,13 @@ def test_older_and_newer_schemas_open(tmp_path: Path) -> None:
         and rows["ttft_ms"].isna().all()
         and rows["score"].tolist() == [0.0, 1.0]
     )
+    second = table.set_column(1, "schema_version", pa.array([2, 2]))  # as version 2 wrote it
+    pq.write_table(second, tmp_path / "second.parquet")
+    assert read_runs([tmp_path / "second.parquet"]).rows["schema_version"].tolist() == [2, 2]
     newer = table.append_column("entropy", pa.array([0.1, 0.2]))
     pq.write_table(newer, folder / "samples.parquet")
     runs = read_runs([folder])
-    assert len(runs.rows) == 2 and "entropy" in runs.warnings[0] and SCHEMA_VERSION == 2
+    assert len(runs.rows) == 2 and "entropy" in runs.warnings[0] and SCHEMA_VERSION == 3
 
 
 def test_a_run_named_twice_is_read_once(tmp_path: Path) -> None:
@@ -306,15 +305,29 @@ def test_keys_under_their_older_names_are_read(tmp_path: Path) -> None:
     assert not warnings and found.sessions[0].at == "2026-01-01" and found.message_from_sha256 == "ab"
     found.write(tmp_path)
     assert read_manifest(tmp_path) == {
-        "sessions": [{"at": "2026-01-01"}], "message_from_sha256": "ab", "state": "complete", "entropy": 1
+        "sessions": [{"at": "2026-01-01"}],
+        "message_from_sha256": "ab",
+        "state": "complete",
+        "entropy": 1,
     }
 
 
-def test_every_key_is_described() -> None:
+def test_every_key_and_every_column_is_described() -> None:
     assert all(field.description for field in Manifest.model_fields.values())
+    assert set(DESCRIPTIONS) == set(COLUMNS) and all(DESCRIPTIONS.values())
 
 
-# -- a long run ------------------------------------------------------------------------------------------------------------------------
+def test_samples_are_loaded_as_one_frame(tmp_path: Path) -> None:
+    folder = full(tmp_path, 3)
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    with pytest.warns(UserWarning, match=r"bad.parquet: skipped") as caught:
+        frame = load_samples(str(tmp_path), ["doc_hash", "score"])
+    assert caught[0].filename == __file__
+    assert list(frame.columns) == ["doc_hash", "score", "run_id"] and len(frame) == 3
+    assert list(load_samples([folder]).columns) == list(COLUMNS)
+
+
+# -- a long run
 
 
 @pytest.mark.parametrize("tail", [b"", b'{"doc_hash": "torn', b'{"doc_hash": "' + b"x" * 500])
