@@ -152,7 +152,6 @@ def options() -> str:
     from lcfbench.adapters.base import Adapter, adapter_class
     from lcfbench.methods.base import option_fields
     from lcfbench.methods.create import method_class
-    from lcfbench.registry import kinds, method_names
 
     parts = [
         "# Options of methods and adapters",
@@ -160,7 +159,7 @@ def options() -> str:
         " `adapter size`). An option that no method or adapter knows is an error.",
         "## Methods",
     ]
-    for name in method_names():
+    for name in _ours("methods"):
         kind = method_class(name)
         parts += [
             f"### {name}",
@@ -170,12 +169,19 @@ def options() -> str:
             parts.append(f"Adapter: {', '.join(f'`{k}`' for k in kind.adapter_kinds)}.")
     parts += ["## Adapters", "The defaults are the papers'; `train` starts from the small-scale settings."]
     parts.append(_prose(Adapter.__doc__))
-    for name in kinds():
+    for name in _ours("adapters"):
         kind = adapter_class(name)
         parameters = inspect.signature(kind.__init__, eval_str=True).parameters.values()
         known = {p.name: (p.annotation, p.default) for p in parameters if p.name not in ("self", "config")}
         parts += [f"### {name} adapter", *_options(kind, known)]
     return "\n\n".join(parts)
+
+
+def _ours(group: str) -> list[str]:
+    """Names that come with the package, without those of plugins on this machine."""
+    from lcfbench import registry
+
+    return [name for name in registry.names(group) if registry.find(group, name).source == registry.OURS]
 
 
 def _options(kind: type, known: dict[str, tuple[Any, Any]]) -> list[str]:
@@ -190,10 +196,10 @@ def _options(kind: type, known: dict[str, tuple[Any, Any]]) -> list[str]:
 
 def tasks() -> str:
     """Every task: data, contexts, scorings, options."""
-    from lcfbench.tasks.yaml_files import describe, task_names
+    from lcfbench.tasks.yaml_files import describe
 
     parts = ["# Tasks", "`--task-option KEY=VALUE` sets an option of a task."]
-    for name in task_names():
+    for name in _ours("tasks"):
         task = describe(name)
         scorings = ", ".join(
             f"`{s}`" + (" (default)" if s == task["default_scoring"] else "") for s in task["scorings"]
