@@ -95,8 +95,8 @@ def docstring(file: Path, class_name: str = "") -> str:
     """The first docstring line of a class, else of its module, else of a class in it; may be empty."""
     tree = parse(file)
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    named = [c for c in classes if c.name == class_name]
-    texts = (ast.get_docstring(node) for node in (*named, tree, *classes))
+    nodes: list[ast.ClassDef | ast.Module] = [c for c in classes if c.name == class_name]
+    texts = (ast.get_docstring(node) for node in [*nodes, tree, *classes])
     return next((text.splitlines()[0] for text in texts if text), "")
 
 

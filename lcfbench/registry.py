@@ -158,7 +158,7 @@ def load(group: str, name: str) -> type[Any]:
 
 
 @cache
-def class_in(module: str, base: type) -> type:
+def class_in(module: str, base: Any) -> type[Any]:
     """The one class of a module of ours that extends `base`."""
     found = _classes_in(importlib.import_module(module), base)
     assert len(found) == 1, f"{module} must define exactly one {base.__name__}, found {found}"
@@ -193,7 +193,7 @@ def _plugin_class(group: str, entry: Entry, digest: str | None) -> type[Any]:
     return kind
 
 
-def _base(group: str) -> type[Any]:
+def _base(group: str) -> Any:
     return getattr(importlib.import_module(f"lcfbench.{group}.base"), GROUPS[group].base)
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from lcfbench.errors import unknown
+from lcfbench import registry
 
-CONTROLS = ("matched", "deranged", "zero", "noise", "silent")
-
-
-ON_CACHE = {"zero", "noise"}  # mean something only where what is sent is made from the sharer's cache
+CONTROLS = ("matched", "deranged", "zero", "noise", "silent")  # ours, in the order of tables
 
 
-SEEDED = {"deranged", "noise"}  # differ from seed to seed
+def control_names() -> list[str]:
+    """Names of all controls: ours in their order, then those of plugins."""
+    return [*CONTROLS, *(name for name in registry.names("controls") if name not in CONTROLS)]
 
 
 def check_control(name: str) -> None:
-    """Raises UserError for a control that is not there."""
-    if name not in CONTROLS:
-        raise unknown("control", name, CONTROLS, "lcfbench run --help")
+    """Raises UserError for a control that does not exist."""
+    registry.find("controls", name)
+
+
+SEEDED = {"deranged", "noise"}

@@ -1,7 +1,7 @@
-"""What controls put in a method's place: the same method with a sharer whose cache holds nothing, or noise; or one to which nothing is sent.
+"""Stand-ins for a method's sharer, whose cache holds zeros or noise, and a method to which nothing is sent.
 
-A method reaches its sharer through `self.sharer` and takes what it sends from caches that `prefill` and `read` return: that is where these step in, so
-that a new method needs to know nothing of them.
+A method reaches its sharer through `self.sharer` and makes its message from caches that `prefill` and
+`read` return. The stand-ins change those, so that a new method needs to know nothing of controls.
 
 >>> state = noised(method, seed=0).respond(batch)
 """
@@ -13,13 +13,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lcfbench.adapters.base import Adapter
-from lcfbench.controls.names import ON_CACHE, check_control
+from lcfbench.controls.base import load_control
 from lcfbench.methods.base import Batch, Method, plain
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
@@ -27,53 +27,44 @@ from lcfbench.models.padding import positions_of
 from lcfbench.models.shared_prefill import Shared
 from lcfbench.models.state import Message, Opened, State
 
-if TYPE_CHECKING:
-    from lcfbench.methods.base import Method
-
-Change = Callable[
-    [Tensor, str], Tensor
-]  # entries (L, H, n, D) of one document and a name for them → what stands in their place
+# from entries (L, H, n, D) of one document, and a name for them, to the entries in their place
+Change = Callable[[Tensor, str], Tensor]
 
 
 def emptied(method: Method) -> Method:
     """The method with a sharer whose cache is all zeros."""
-    return with_sharer(
-        method, ReplacedCacheModel(method.sharer, lambda entries, name: torch.zeros_like(entries))
-    )
+    return with_sharer(method, ReplacedCacheModel(method.sharer, lambda x, name: torch.zeros_like(x)))
 
 
 def noised(method: Method, seed: int) -> Method:
-    """The method with a sharer whose cache is noise: see `like`."""
-    return with_sharer(
-        method, ReplacedCacheModel(method.sharer, lambda entries, name: like(entries, f"noise-{seed}-{name}"))
-    )
+    """The method with a sharer whose cache is noise, see `noise_like`."""
+    replaced = ReplacedCacheModel(method.sharer, lambda x, name: noise_like(x, f"noise-{seed}-{name}"))
+    return with_sharer(method, replaced)
 
 
 def with_sharer(method: Method, sharer: CausalLM) -> Method:
-    """A copy of the method as it stands (calibration and all) with another sharer."""
+    """A copy of the method, calibration included, with another sharer."""
     other = copy.copy(method)
     other.sharer = sharer
     return other
 
 
-def like(entries: Tensor, name: str) -> Tensor:
-    """Normal noise with the mean and standard deviation of entries (L, H, n, D) in each layer and head, decided by `name`."""
+def noise_like(entries: Tensor, name: str) -> Tensor:
+    """Normal noise with the mean and deviation of entries (L, H, n, D) a layer and head; `name` seeds it."""
     own = entries.float()
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
-    draw = torch.randn(own.shape, generator=torch.Generator().manual_seed(seed)).to(
-        own.device
-    )  # the same on every device
-    (mean, std), (shift, scale) = (
-        (x.mean((2, 3), keepdim=True), x.std((2, 3), correction=0, keepdim=True)) for x in (own, draw)
-    )
+    # drawn on the CPU: the same on every device
+    draw = torch.randn(own.shape, generator=torch.Generator().manual_seed(seed)).to(own.device)
+    mean, shift = (x.mean((2, 3), keepdim=True) for x in (own, draw))
+    std, scale = (x.std((2, 3), correction=0, keepdim=True) for x in (own, draw))
     return ((draw - shift) / scale.clamp(min=1e-12) * std + mean).to(entries.dtype)
 
 
 class ReplacedCacheModel(CausalLM):
-    """An model in all things but what it remembers: the model reads as ever, then the entries just read are changed, document by document.
+    """A model that reads as ever and then has the entries it has just read changed, document by document.
 
-    Each row's change is named after its own tokens and how many it has read before, so a document gets the same one in any batch and sitting.
-    Entries of a `past` stay as they are given. Padding does, too.
+    Each change is named after the document's own tokens and the number of tokens before them, so a
+    document gets the same change in any batch. Entries of a `past` and padding stay as they are.
     """
 
     def __init__(self, real: CausalLM, change: Change) -> None:
@@ -88,13 +79,9 @@ class ReplacedCacheModel(CausalLM):
             if not tokens:
                 continue
             before = int(read.mask[b].sum()) - len(tokens)
-            for name, x in (
-                ("K", keys),
-                ("V", values),
-            ):  # what was read now stands last, padding and what was read before in front of it
-                x[:, b, :, -len(tokens) :] = self.change(
-                    x[:, b, :, -len(tokens) :], f"{name}-{before}-{tokens}"
-                )
+            for name, x in (("K", keys), ("V", values)):
+                fresh = x[:, b, :, -len(tokens) :]  # behind the padding and the past
+                x[:, b, :, -len(tokens) :] = self.change(fresh, f"{name}-{before}-{tokens}")
         return replace(read, keys=keys, values=values)
 
     @contextmanager
@@ -109,31 +96,27 @@ class ReplacedCacheModel(CausalLM):
 
 
 class SkippedModel(CausalLM):
-    """An model whose model is never run: what it is given to read leaves zeros."""
+    """A model that is never run: its cache of a text is all zeros."""
 
     def __init__(self, real: CausalLM) -> None:
         vars(self).update(vars(real))
 
     def prefill(self, ids: Tensor, mask: Tensor, past: KV | None = None, start: Tensor | int = 0) -> KV:
         g, mask = self.geometry, mask.to(self.device)
-        none = torch.zeros(
-            g.layers,
-            *ids.shape[:1],
-            g.kv_heads,
-            ids.shape[1],
-            g.head_dim,
-            device=self.device,
-            dtype=self.dtype,
-        )
+        shape = g.layers, len(ids), g.kv_heads, ids.shape[1], g.head_dim
+        none = torch.zeros(shape, device=self.device, dtype=self.dtype)
         read = KV(none, none, mask, positions_of(mask, start))
         return past.then(read).flush() if past is not None else read.flush()
 
     def open(self, state: State) -> Opened:
-        raise AssertionError("nothing is asked of a sharer that is not run")
+        raise AssertionError("a sharer that is not run cannot answer")
 
 
 class SilentMethod(Method):
-    """Nothing is sent and the sharer is not run: the adapter on the receiver's own cache where its kind allows that, else the receiver alone."""
+    """A method to which nothing is sent.
+
+    The adapter works on the receiver's own cache where its kind allows that; else the receiver is alone.
+    """
 
     sends: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ("receiver",)
@@ -161,22 +144,10 @@ def without_message(adapter: Adapter) -> Adapter:
 
 
 def lacks(control: str, kind: type[Method]) -> str:
-    """What a kind of method does not send, so that it cannot be run under a control: `message`, `cache`; empty where it can."""
-    check_control(control)
-    if control != "matched" and not kind.sends:
-        return "message"
-    return "cache" if control in ON_CACHE and not kind.uses_sharer_cache else ""
+    """The thing a kind of method lacks to run under a control: `message`, `cache` or nothing."""
+    return load_control(control).lacks(kind)
 
 
 def under(control: str, method: Method, seed: int) -> Method:
-    """The method to ask under a control; the very same one where the control is about senders alone. Methods are altered when they are calibrated.
-
-    seed: of the noise.
-    """
-
-    check_control(control)
-    if control == "zero":
-        return emptied(method)
-    if control == "noise":
-        return noised(method, seed)
-    return SilentMethod(method) if control == "silent" else method
+    """The method as it runs under a control, after calibration."""
+    return load_control(control).wrap(method, seed)

@@ -123,7 +123,7 @@ def _read(path: Path, resolve: Callable[[str, Path], Any], read: set[Path]) -> d
     class Loader(yaml.SafeLoader):
         pass
 
-    Loader.add_constructor("!function", lambda self, node: resolve(str(self.construct_scalar(node)), path))
+    Loader.add_constructor("!function", lambda _, node: resolve(str(node.value), path))
     read.add(path)
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)

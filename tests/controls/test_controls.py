@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from lcfbench.controls.assignment import NEIGHBOURHOOD, sender_of
+from lcfbench.controls.assignment import NEIGHBOURHOOD
+from lcfbench.controls.base import load_control
 from lcfbench.controls.names import check_control
 from lcfbench.errors import UserError
 from lcfbench.tasks.document import Document, View
@@ -26,7 +27,7 @@ def documents(n: int, seed: int = 0, texts: int | None = None) -> list[Document]
 
 
 def senders(found: list[Document], seed: int = 0) -> list[Document]:
-    by_hash = sender_of(found, "deranged", seed)
+    by_hash = load_control("deranged").message_from(found, seed)
     assert set(by_hash) == {d.hash for d in found}
     return [by_hash[d.hash] for d in found]
 
@@ -77,13 +78,13 @@ def test_where_all_say_the_same_it_is_still_another_document():
 
 def test_one_document_cannot_be_deranged():
     with pytest.raises(UserError, match="at least two documents"):
-        sender_of(documents(1), "deranged", 0)
+        load_control("deranged").message_from(documents(1), 0)
     found = documents(2)
     assert senders(found) == found[::-1]
 
 
 def test_matched_is_its_own_and_other_names_are_refused():
     found = documents(3)
-    assert sender_of(found, "matched", 0) == {d.hash: d for d in found}
+    assert load_control("matched").message_from(found, 0) == {d.hash: d for d in found}
     with pytest.raises(UserError, match="Did you mean deranged"):
         check_control("derange")

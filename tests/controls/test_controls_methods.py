@@ -11,8 +11,9 @@ import torch
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.alignment.tokens import aligned_positions
+from lcfbench.controls.base import load_control
 from lcfbench.controls.names import CONTROLS
-from lcfbench.controls.wrappers import ReplacedCacheModel, SilentMethod, lacks, noised, under, without_message
+from lcfbench.controls.wrappers import ReplacedCacheModel, SilentMethod, noised, without_message
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create, method_class
 from lcfbench.models.causal_lm import CausalLM
@@ -79,7 +80,7 @@ def method_of(name: str, what: str):
 
 
 def controls_of(name: str) -> list[str]:
-    return [c for c in CONTROLS if not lacks(c, method_class(name))]
+    return [c for c in CONTROLS if not load_control(c).lacks(method_class(name))]
 
 
 def ids_of(end: CausalLM, texts: list[str]):
@@ -102,9 +103,15 @@ def test_every_method_that_sends_is_covered_and_knows_of_no_control():
 
 
 def test_a_control_needs_what_it_changes():
-    assert [lacks(c, method_class("receiver")) for c in CONTROLS] == ["", *["message"] * 4]
-    assert [lacks(c, method_class("excerpt")) for c in CONTROLS] == ["", "", "cache", "cache", ""]
-    assert not any(lacks(c, method_class("identical")) for c in CONTROLS)
+    assert [load_control(c).lacks(method_class("receiver")) for c in CONTROLS] == ["", *["message"] * 4]
+    assert [load_control(c).lacks(method_class("excerpt")) for c in CONTROLS] == [
+        "",
+        "",
+        "cache",
+        "cache",
+        "",
+    ]
+    assert not any(load_control(c).lacks(method_class("identical")) for c in CONTROLS)
 
 
 @EVERY
@@ -112,7 +119,7 @@ def test_under_a_control(name, what, documents):
     method = method_of(name, what)
     before, _, _ = outcomes(method, documents)
     for control in controls_of(name):
-        altered = under(control, method, seed=0)
+        altered = load_control(control).wrap(method, seed=0)
         assert (altered is method) == (control in ("matched", "deranged"))
         together, state, _ = outcomes(altered, documents)
         again, _, _ = outcomes(altered, documents)
@@ -128,7 +135,7 @@ def test_under_a_control(name, what, documents):
 @pytest.mark.parametrize("control", ["zero", "noise"])
 @EVERY
 def test_what_is_sent_is_made_from_the_altered_cache(name, what, documents, control, monkeypatch):
-    if lacks(control, method_class(name)):
+    if load_control(control).lacks(method_class(name)):
         pytest.skip("sends no cache")
     method, read, plain = method_of(name, what), [], ReplacedCacheModel.prefill
 
@@ -137,7 +144,7 @@ def test_what_is_sent_is_made_from_the_altered_cache(name, what, documents, cont
         return read[-1]
 
     monkeypatch.setattr(ReplacedCacheModel, "prefill", prefill)
-    _, state, _ = outcomes(under(control, method, seed=0), documents)
+    _, state, _ = outcomes(load_control(control).wrap(method, seed=0), documents)
     assert sum(kv.rows for kv in read) == len(documents), (
         "every document's message comes from a cache that was altered"
     )
@@ -145,7 +152,7 @@ def test_what_is_sent_is_made_from_the_altered_cache(name, what, documents, cont
     assert own.message.wire_bytes == state.message.wire_bytes or own.message.texts is not None
     assert own.message.read == state.message.read, "it reads what it always reads"
     if own.message.texts is None:
-        assert matched != outcomes(under(control, method, seed=0), documents)[0]
+        assert matched != outcomes(load_control(control).wrap(method, seed=0), documents)[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -154,7 +161,7 @@ def test_an_emptied_cache_is_zero_where_it_is_real(family):
     ids, mask = ids_of(end, TEXTS)
     real, emptied = (
         end.prefill(ids, mask),
-        under("zero", create("kvcomm", end, end), 0).sharer.prefill(ids, mask),
+        load_control("zero").wrap(create("kvcomm", end, end), seed=0).sharer.prefill(ids, mask),
     )
     kept = ~mask.bool()[None, :, None, :, None].expand_as(real.keys)
     for x, y in ((real.keys, emptied.keys), (real.values, emptied.values)):
@@ -198,7 +205,7 @@ def test_a_document_gets_its_own_noise_in_any_batch():
 
 def test_what_was_read_before_stays_and_only_what_is_read_now_is_altered():
     end = helpers.causal_lm("one")
-    sharer = under("zero", create("kvcomm", end, end), 0).sharer
+    sharer = load_control("zero").wrap(create("kvcomm", end, end), seed=0).sharer
     first, second = ids_of(end, TEXTS), ids_of(end, TEXTS[::-1])
     past = end.prefill(*first)
     both = sharer.prefill(*second, past, past.mask.sum(1))
@@ -241,7 +248,7 @@ def test_silence_runs_no_sharer_and_leaves_the_receiver_or_the_adapter_on_its_ow
         module.register_forward_pre_hook(fail)
     real, method.sharer = method.sharer, copy.copy(method.sharer)
     method.sharer.model = unheard
-    silent = under("silent", method, seed=0)
+    silent = load_control("silent").wrap(method, seed=0)
     assert isinstance(silent, SilentMethod) and not silent.sends
     got, state, batch = outcomes(silent, documents)
     rows = len(documents)
