@@ -52,22 +52,24 @@ def render(
 ) -> Prompt:
     """A view as this model's prompt.
 
-    chat: use the tokenizer's chat template, if it has one. choices: continuations will be scored (else the model writes).
-    history: further turns as (role, text), oldest first, between the view's own history and its question.
-    Raises `UserError` for a tokenizer that cannot tell offsets.
+    chat: use the tokenizer's chat template, if it has one. choices: continuations will be scored, else
+    the model writes. history: further turns as (role, text), oldest first, between the view's own
+    history and its question. Raises UserError for a tokenizer that gives no offsets.
     """
-    earlier = [*view.history, *history]
-    turns = [*earlier, ("user", view.user), *([("assistant", view.prefix)] if view.prefix else [])]
+    turns = _turns(view, history)
     contents = [content for _, content in turns]
-    if chat and getattr(tokenizer, "chat_template", None):
-        text = _templated(turns, tokenizer, begun=bool(view.prefix))
+    text = _text(turns, view, tokenizer, chat)
+    if _has_template(tokenizer, chat):
         marked = [(role, _SENTINEL.format(i)) for i, (role, _) in enumerate(turns)]
         frames = _frames(_templated(marked, tokenizer, begun=bool(view.prefix)), len(turns))
     else:
-        joints = ["\n"] * len(earlier) + [_DELIMITER if _needs_delimiter(view) else ""] * bool(view.prefix)
-        text = "".join(content + joint for content, joint in zip(contents, [*joints, ""], strict=True))
-        frames = ["", *joints, ""]
+        frames = ["", *_joints(turns, view), ""]
     return _encode(text, _locate(text, frames, contents), tokenizer, choices=choices)
+
+
+def rendered(view: View, tokenizer: PreTrainedTokenizerBase, chat: bool) -> str:
+    """The text of a view's prompt, without any token: `render(…).text` with its `tail`."""
+    return _text(_turns(view), view, tokenizer, chat)
 
 
 def extend(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase, *, choices: bool = True) -> Prompt:
@@ -93,6 +95,29 @@ def continuations(
     wholes = [prompt.text + prompt.tail + text for text in texts]
     added = not _has_bos(wholes[0], tokenizer, True)  # decided by how the text begins
     return [list(ids[len(prompt.ids) :]) for ids in tokenizer(wholes, add_special_tokens=added)["input_ids"]]
+
+
+def _turns(view: View, history: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    begun = [("assistant", view.prefix)] if view.prefix else []
+    return [*view.history, *history, ("user", view.user), *begun]
+
+
+def _has_template(tokenizer: PreTrainedTokenizerBase, chat: bool) -> bool:
+    return chat and bool(getattr(tokenizer, "chat_template", None))
+
+
+def _text(
+    turns: Sequence[tuple[str, str]], view: View, tokenizer: PreTrainedTokenizerBase, chat: bool
+) -> str:
+    if _has_template(tokenizer, chat):
+        return _templated(turns, tokenizer, begun=bool(view.prefix))
+    return "".join(text + joint for (_, text), joint in zip(turns, [*_joints(turns, view), ""], strict=True))
+
+
+def _joints(turns: Sequence[tuple[str, str]], view: View) -> list[str]:
+    """The text between one turn and the next where no chat template is used."""
+    begun = [_DELIMITER if _needs_delimiter(view) else ""] if view.prefix else []
+    return ["\n"] * (len(turns) - 1 - len(begun)) + begun
 
 
 def _needs_delimiter(view: View) -> bool:

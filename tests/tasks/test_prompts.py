@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lcfbench.tasks.document import View
-from lcfbench.tasks.prompts import continuation, extend, render
+from lcfbench.tasks.prompts import continuation, extend, render, rendered
 from tests.helpers import BESIDE
 from tests.helpers import own_tokenizer as own
 
@@ -74,7 +74,7 @@ def test_text_and_ids_are_lm_evals(tokenizer, hflm, view, chat):
     chat = chat and bool(tokenizer.chat_template)
     text = lm_eval_text(hflm, view, chat)
     written = render(view, tokenizer, chat=chat, choices=False)
-    assert (written.text, written.tail) == (text, "")
+    assert (written.text, written.tail) == (text, "") and rendered(view, tokenizer, chat) == text
     assert list(written.ids) == hflm.tok_batch_encode([text])[0][0].tolist()
     scored = render(view, tokenizer, chat=chat, choices=True)
     assert scored.text + scored.tail == text and scored.text == text.rstrip()
