@@ -1,3 +1,69 @@
-"""lcfbench: when one language model passes what it knows to another, how much gets across, how fast, and how do we know?"""
+"""lcfbench measures how much of one language model's knowledge reaches another, and how fast.
 
-__version__ = "0.2.0"
+>>> import lcfbench
+>>> found = lcfbench.run(mode=["receiver", "lcf"], task="splitfacts", control=["matched", "deranged"], limit=64)
+>>> found.summary(), found.verdicts()
+
+Names are imported when they are first used, so that `import lcfbench` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lcfbench.adapters.base import Adapter
+    from lcfbench.analysis.frames import load_summary, verdicts
+    from lcfbench.api import Results, create, run, train
+    from lcfbench.controls.base import Control
+    from lcfbench.errors import UserError
+    from lcfbench.evaluation.recipe import Recipe
+    from lcfbench.methods.base import Batch, Method
+    from lcfbench.methods.load_pair import Pair, load_pair
+    from lcfbench.models.state import Message, State
+    from lcfbench.results.reader import load_samples
+
+__version__ = "0.3.0"
+_HOME = {
+    "lcfbench.adapters.base": ("Adapter",),
+    "lcfbench.analysis.frames": ("load_summary", "verdicts"),
+    "lcfbench.api": ("Results", "create", "run", "train"),
+    "lcfbench.controls.base": ("Control",),
+    "lcfbench.errors": ("UserError",),
+    "lcfbench.evaluation.recipe": ("Recipe",),
+    "lcfbench.methods.base": ("Batch", "Method"),
+    "lcfbench.methods.load_pair": ("Pair", "load_pair"),
+    "lcfbench.models.state": ("Message", "State"),
+    "lcfbench.results.reader": ("load_samples",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+__all__ = [
+    "Adapter",
+    "Batch",
+    "Control",
+    "Message",
+    "Method",
+    "Pair",
+    "Recipe",
+    "Results",
+    "State",
+    "UserError",
+    "create",
+    "load_pair",
+    "load_samples",
+    "load_summary",
+    "run",
+    "train",
+    "verdicts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'lcfbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

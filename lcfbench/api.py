@@ -1,0 +1,134 @@
+"""Everything that the command line does, for notebooks and programs: one call each, silent by default.
+
+>>> found = run(mode=["receiver", "lcf"], task="splitfacts", control=["matched", "deranged"], limit=64)
+>>> found.samples, found.summary(), found.verdicts()
+>>> pair = load_pair("smollm2-135m:gemma3-270m")
+>>> create("t2t", pair).ask("Which metal conducts heat best?").message
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcfbench.adapters.select import find_adapter, pick_adapter
+from lcfbench.evaluation.recipe import Recipe
+from lcfbench.methods.base import Method
+from lcfbench.methods.create import create as create_method
+from lcfbench.methods.create import method_class, sides
+from lcfbench.methods.load_pair import Pair, load_adapter, load_pair
+from lcfbench.progress import Bars, Progress, Silent, TrainProgress, quiet_libraries
+from lcfbench.tasks.yaml_files import describe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Results", "create", "load_pair", "run", "train"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The recorded runs of one call. folders: one for each run, in the order of the recipe."""
+
+    folders: list[Path]
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Names of the runs."""
+        return [folder.name for folder in self.folders]
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """One row for each document and run, with every recorded column."""
+        from lcfbench.results.reader import load_samples
+
+        return load_samples(self.folders)
+
+    def summary(self) -> pd.DataFrame:
+        """One row for each method, task and control: scores, intervals, latency, sizes."""
+        from lcfbench.analysis.frames import load_summary
+
+        return load_summary(self.folders)
+
+    def verdicts(self, delta: float = 0.02) -> pd.DataFrame:
+        """One row for each claim whether a method communicates.
+
+        delta: contents smaller than this share count as none. Raises UserError where no run sends.
+        """
+        from lcfbench.analysis.frames import verdicts
+
+        return verdicts(self.folders, delta)
+
+    def plot_frontier(self, folder: Path | str = ".") -> list[Path]:
+        """Draws scores against adapter size, latency and message bytes; returns the PNG and SVG files."""
+        from lcfbench.analysis.plots.frontier import plot
+
+        return plot(self.summary(), Path(folder))
+
+
+def run(
+    recipe: Recipe | Path | str | None = None, *, progress: bool | Progress = False, **settings: Any
+) -> Results:
+    """Runs methods on tasks and records every document, as `lcfbench run` does.
+
+    recipe: a Recipe, a YAML file or a packaged recipe, which `settings` (Recipe's fields) overlay.
+    progress: True shows bars. Raises UserError for names, data, models or adapters that are not there.
+    """
+    from lcfbench.evaluation.runner import run as run_recipe
+
+    quiet_libraries()
+    chosen = _merged(Recipe, recipe, settings, "run")
+    shown = (Bars() if progress else Silent()) if isinstance(progress, bool) else progress
+    return Results([chosen.out / run_id for run_id in run_recipe(chosen, shown)])
+
+
+def train(recipe: Any = None, *, progress: bool | TrainProgress = False, **settings: Any) -> list[Path]:
+    """Trains adapters as `lcfbench train` does; returns their folders.
+
+    recipe: a TrainRecipe, a YAML file or a packaged recipe, which `settings` (TrainRecipe's fields)
+    overlay. Raises UserError as the command line does.
+    """
+    from lcfbench.training.recipe import TrainRecipe
+    from lcfbench.training.trainer import train as train_recipe
+
+    quiet_libraries()
+    chosen = _merged(TrainRecipe, recipe, settings, "train")
+    shown = (Bars() if progress else Silent()) if isinstance(progress, bool) else progress
+    return train_recipe(chosen, shown)
+
+
+def create(
+    mode: str, pair: Pair, adapter: Path | str | None = None, *, task: str = "splitfacts", **options: Any
+) -> Method:
+    """Makes a method between two loaded models, ready to `ask`.
+
+    adapter: a folder or the name of a shipped adapter; None takes the one that ships for the pair and
+    the `task`. options: the method's settings. Raises UserError where one of them does not fit.
+    """
+    kind = method_class(mode)
+    folder = find_adapter(Path(adapter)) if adapter is not None else None
+    if folder is None:
+        shared = describe(task)["context"] == "shared"
+        names = sides(kind, *pair.names)
+        folder = pick_adapter([], kind.adapter_kinds, names, shared=shared, mode=mode, task=task)
+    loaded = load_adapter(folder, pair, mode) if folder is not None else None
+    texts = {name: _option(value) for name, value in options.items()}
+    return create_method(mode, *pair.models_for(kind.roles), loaded, texts)
+
+
+def _merged(kind: Any, recipe: Any, settings: Mapping[str, Any], section: str) -> Any:
+    """A settings object as it is, or a file and keyword settings as one."""
+    if isinstance(recipe, kind):
+        return (
+            recipe.model_copy(update=kind.model_validate({**recipe.model_dump(), **settings}).model_dump())
+            if settings
+            else recipe
+        )
+    return kind.merge(recipe, dict(settings), section)
+
+
+def _option(value: Any) -> str:
+    """An option as text, which the method's fields convert."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

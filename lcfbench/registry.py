@@ -52,7 +52,7 @@ class Group:
 
 
 GROUPS = {
-    "methods": Group("method", "lcfbench ls methods", "Method", ("respond",), "base create load_pair"),
+    "methods": Group("method", "lcfbench ls methods", "Method", ("respond",), "base create load_pair ask"),
     "adapters": Group("adapter kind", "lcfbench adapter size --help", "Adapter",
                       helpers="base config files card hub select dense_fit ridge c2c_files"),
     "controls": Group("control", "lcfbench run --help", "Control", ("message_from", "wrap"),

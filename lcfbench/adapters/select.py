@@ -124,3 +124,11 @@ def pick_adapter(
             f"Pass --adapter FOLDER, or make one: lcfbench train --mode {mode} --pair {pair[0]}:{pair[1]} --task {task}",
         )
     return fits[0]
+
+
+def find_adapter(place: Path) -> Path:
+    """Returns an adapter's folder: `place`, or the shipped adapter of that name."""
+    shipped_folder = FOLDER / place
+    return (
+        shipped_folder if not place.exists() and len(place.parts) == 1 and shipped_folder.is_dir() else place
+    )

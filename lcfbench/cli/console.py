@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from lcfbench.progress import quiet_libraries
+
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
@@ -30,6 +32,7 @@ class CleanConsole(Console):
         return super().render_str(clean(text), **settings)
 
 
+__all__ = ["err", "note", "out", "quiet_libraries", "warn"]
 err, out = CleanConsole(stderr=True), CleanConsole()
 
 
@@ -46,22 +49,3 @@ def note(text: str, style: str = "") -> None:
 def warn(text: str) -> None:
     """Prints a warning on stderr."""
     note(f"warning: {text}", "yellow")
-
-
-def quiet_libraries() -> None:
-    """Turns off the progress bars and developers' warnings of libraries; their errors stay."""
-    import logging
-    import os
-    import warnings
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for name in ("lm_eval", "lm-eval", "datasets", "transformers", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="(transformers|torch|lm_eval)")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

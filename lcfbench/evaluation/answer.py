@@ -1,4 +1,4 @@
-"""From a `State` to outcomes: letters, full-text choices and generation, in one place for all methods and both models.
+"""From a `State` to outcomes: letters, full-text choices and generation, for all methods.
 
 >>> outcomes = answer(method.respond(batch), batch)
 """
@@ -16,7 +16,10 @@ from lcfbench.tasks.task import Outcome
 
 
 def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
-    """Outcome of each document, and its answer tokens: those it wrote, or those that were run to rank its choices, leads included."""
+    """Returns each document's outcome and the number of its answer tokens.
+
+    Answer tokens are those written, or those run to rank the choices, texts between steps included.
+    """
     documents, lm = list(batch.documents), state.lm
     first = documents[0]
     with batch.clock("decode"):
@@ -64,10 +67,10 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
 def target(
     document: Document, prompt: Prompt, tokenizer: Any, eos: int | None, supervise: str = "all"
 ) -> tuple[list[int], list[bool]]:
-    """The right answer as token ids, and which of them are supervised in training.
+    """Returns the right answer as token ids, and a flag for each that is supervised in training.
 
-    With closed steps the choices are supervised (those of `all` steps, or of the `first` or `last` alone) and the leads between them are
-    given; a free answer is supervised with its EOS.
+    With closed steps the choices are supervised (of `all` steps, of the `first` or of the `last`), the
+    texts between them are given; a free answer is supervised with its EOS.
     """
     if not document.steps:
         text = document.gold if not document.receiver.prefix else " " + document.gold
@@ -92,16 +95,3 @@ def target(
                 prompt = extend(prompt, text, tokenizer)
                 out, supervised = out + ids, supervised + [counts] * len(ids)
     return out, supervised
-
-
-def predicted(document: Document, outcome: Outcome, metric: str) -> str:
-    """What was answered, by the rule that scores it: the likeliest choice, by length-normalised likelihood where that is the metric."""
-    if outcome.text is not None:
-        return outcome.text
-    picks = list(outcome.picks)
-    if metric == "acc_norm":  # lm-eval divides by the characters of the choice, its delimiter left out
-        choices, ranked = document.steps[-1].choices, outcome.loglikelihoods[-1]
-        picks[-1] = max(
-            range(len(choices)), key=lambda c: ranked[c][0] / max(len(choices[c].removeprefix(" ")), 1)
-        )
-    return " → ".join(s.choices[p].strip() for s, p in zip(document.steps, picks, strict=True))

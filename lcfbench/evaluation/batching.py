@@ -10,20 +10,21 @@ from lcfbench.tasks.document import Document
 
 
 def length(document: Document) -> int:
-    """Characters both models read of a document, for putting documents of near length together."""
+    """Returns the characters that both models read of a document."""
     return sum(len(v.user) for v in (document.receiver, document.sharer)) + sum(
         len(text) for _, text in document.receiver.history
     )
 
 
 def batches(documents: Sequence[Document], size: int) -> list[list[Document]]:
-    """Documents of near length together, longest first: memory peaks at once, padding is small, and the order is the same every time.
+    """Returns batches of documents of similar length, the longest first, in one fixed order.
 
-    They are cut where derangements are (`controls.neighbours`): with a size that is a multiple of those neighbourhoods every message comes out of
-    the batch it goes to, so that both runs read the same texts. Only whole batches are put in order by what both models read.
+    Memory peaks in the first batch and padding is small. Batches are cut where derangements are
+    (`neighbours`): where `size` is a multiple of a neighbourhood, every message comes out of the batch
+    it goes to, so that matched and deranged runs read the same texts.
     """
     groups: dict[tuple[Any, ...], list[Document]] = {}
-    for d in neighbours(documents):  # what is scored differently cannot share a forward
+    for d in neighbours(documents):  # documents scored in different ways cannot share a forward
         groups.setdefault((len(d.steps), d.until, d.max_new_tokens), []).append(d)
     cut = [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
     return sorted(cut, key=lambda batch: -max(length(d) for d in batch))

@@ -1,121 +1,103 @@
-"""What names a run, and what its manifest says beside that.
+"""Names a run by everything that changes its answers.
 
-run_id = run_id_of(identity(...))          # everything that changes the answer, and nothing else
+A run's id is a digest of its identity: equal questions have equal ids, anything that may change an
+answer gives another one.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lcfbench import __version__
-from lcfbench.adapters.base import Adapter
-from lcfbench.adapters.config import CONFIG, weights_sha256
-from lcfbench.controls.assignment import senders_sha256
-from lcfbench.evaluation.recipe import Recipe
-from lcfbench.methods.base import Method
+from lcfbench.adapters.config import CONFIG
 from lcfbench.models.causal_lm import CausalLM
-from lcfbench.sources.models import ALIASES, label
+from lcfbench.provenance import digest
+from lcfbench.registry import source_digest
+from lcfbench.results.manifest import MANIFEST
 from lcfbench.tasks.document import Document
-from lcfbench.tasks.task import Task
+from lcfbench.tasks.prompts import rendered
+
+# Raised by hand when the same question may get another answer from this version of the package than
+# from the one before; `results/baseline` is then made again.
+BEHAVIOUR = 1
+LIBRARIES = ("torch", "transformers", "lm_eval")  # their versions may change answers
+# Recipe fields that change an answer, and those that do not. Together they are all fields (tested).
+IDENTITY_FIELDS = frozenset(
+    "pair mode task control scoring limit seed seeds adapter options task_options batch_size dtype device attention".split()
+)
+OTHER_FIELDS = frozenset({"latency_documents", "out", "offline", "fresh"})
+# Parts of an identity that change without the user asking for anything else, in words.
+CIRCUMSTANCES = {
+    "versions": "the versions of libraries",
+    "behaviour": "lcfbench's behaviour number",
+    "prompts_sha256": "the rendered prompts (some chat templates print today's date)",
+    "task_sha256": "the task's files or the modules they import",
+    "data_sha256": "the data",
+    "plugins": "the code of plugins",
+    "version": "the version of lcfbench, which older runs recorded",
+}
 
 
-def identity(
-    recipe: Recipe,
-    names: tuple[str, str],
-    ends: tuple[CausalLM, CausalLM],
-    task: Task,
-    digests: tuple[str, str | None],
-    scoring: str,
-    method: Method,
-    mode: str,
-    control: str,
-    folder: Path | None,
-) -> dict[str, Any]:
-    """Everything that changes the answer: the run's name is its digest. names: of the pair; digests: of the task's data and of its split manifest;
-    folder: the adapter's. The seed is the task's.
+def versions() -> dict[str, str]:
+    """Versions of the libraries that may change an answer."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def config_sha256(folder: Path) -> str:
+    """Digest of an adapter's config without its notes on training: equal adapters have one digest."""
+    config = json.loads((folder / CONFIG).read_text())
+    return digest({k: v for k, v in config.items() if k != "training"})
+
+
+def prompts_sha256(documents: Iterable[Document], receiver: CausalLM, sharer: CausalLM) -> str:
+    """Digest of the prompts as text, both models' views under their own chat templates."""
+    found = hashlib.sha256()
+    for d in documents:
+        for view, lm in ((d.receiver, receiver), (d.sharer, sharer)):
+            found.update(rendered(view, lm.tokenizer, d.chat and lm.has_chat).encode() + b"\0")
+    return found.hexdigest()
+
+
+def plugins_of(mode: str, task: str, control: str, kind: str | None) -> dict[str, str]:
+    """Digests of the plugin modules that a run uses; empty where all code ships with the package."""
+    used = [
+        ("methods", mode),
+        ("tasks", task),
+        ("controls", control),
+        *([("adapters", kind)] if kind else []),
+    ]
+    return {f"{group}/{name}": found for group, name in used if (found := source_digest(group, name))}
+
+
+def why_another(out: Path, identity: Mapping[str, Any]) -> str:
+    """Says what differs from a recorded run of the same question; empty where there is none.
+
+    Only circumstances are looked at: a run with another limit or seed is another question.
     """
-    data, split_manifest = digests
-    receiver, sharer = (label(name) for name in names)
-    return {
-        "pair": f"{receiver}:{sharer}",
-        "receiver": receiver,
-        "sharer": sharer,
-        "revisions": [e.revision for e in ends],
-        "mode": mode,
-        "options": method.options(),
-        "adapter_sha256": weights_sha256(folder) if folder else None,
-        "adapter_config": hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest() if folder else None,
-        "task": task.name,
-        "task_options": task.options,
-        "task_sha256": task.yaml_sha256,
-        "data_sha256": data,
-        "split_manifest_sha256": split_manifest,
-        "scoring": scoring,
-        "control": control,
-        "seed": task.seed,
-        "limit": recipe.limit,
-        "dtype": str(ends[0].dtype).removeprefix("torch."),
-        "device": ends[0].device.type,
-        "attention": recipe.attention,
-        "batch_size": recipe.batch_size,
-        "version": __version__,
-    }
+    pattern = f"{identity['mode']}-{identity['task']}-{identity['control']}-*/{MANIFEST}"
+    for path in sorted(Path(out).glob(pattern)):
+        try:
+            recorded = json.loads(path.read_bytes()).get("identity") or {}
+        except (OSError, ValueError, AttributeError):  # whoever reads that run is told
+            continue
+        names = sorted({*identity, *recorded})
+        differ = [name for name in names if recorded.get(name) != identity.get(name)]
+        if differ and set(differ) <= set(CIRCUMSTANCES):
+            changes = [f"{CIRCUMSTANCES[n]}{_change(recorded.get(n), identity.get(n))}" for n in differ]
+            return f"{path.parent.name} is another run: {'; '.join(changes)} changed since."
+    return ""
 
 
-def manifest(
-    recipe: Recipe,
-    environment: dict[str, Any],
-    task: Task,
-    documents: Sequence[Document],
-    senders: Mapping[str, Document],
-    ends: tuple[CausalLM, CausalLM],
-    adapter: Adapter | None,
-    folder: Path | None,
-) -> dict[str, Any]:
-    """What a reader of the run may want to know beyond its identity.
-
-    senders_sha256: of who got whose message, where that was not everyone's own. gates: of the adapter as it was saved, as they act at inference.
-    """
-    chance = [len(s.gold) / len(s.choices) for d in documents for s in d.steps[-1:]]
-    gates = adapter.gates_applied() if adapter is not None else None
-    moved = any(sender.hash != to for to, sender in senders.items())
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "environment": environment,
-        "documents_planned": len(documents),
-        "dropped": task.dropped,
-        "chance": sum(chance) / len(chance) if chance else None,
-        "adapter": folder.name if folder else None,
-        "sources": {role: end.source for role, end in zip(("receiver", "sharer"), ends, strict=True)},
-        **({"message_from_sha256": senders_sha256(senders)} if moved else {}),
-        **({"gates": gates} if gates is not None else {}),
-    }
-
-
-def other_revisions(adapter: Adapter, receiver: CausalLM, sharer: CausalLM) -> str:
-    """Which of the two models is not the one the adapter was trained on, in words; empty where both are.
-
-    Revisions decide where they are recorded (every adapter trained here); else names do, so that a fuser for another model of
-    the same cache shape is noticed.
-    """
-    trained = adapter.config.training.get("revisions") or {}
-    made_for = {"receiver": adapter.config.receiver, "sharer": adapter.config.sharer}
-    other = []
-    for role, end in (("receiver", receiver), ("sharer", sharer)):
-        if trained.get(role) not in (None, end.revision):
-            other.append(
-                f"{role} {end.name} was {trained[role]}, here it is {end.revision} ({end.source or 'local'})"
-            )
-        elif (
-            role not in trained and end.source != "path" and repo_of(made_for[role]) != repo_of(end.name)
-        ):  # a folder may be any model
-            other.append(f"{role} was {made_for[role]}, here it is {end.name}")
-    return ", ".join(other)
-
-
-def repo_of(name: str) -> str:
-    """A model's Hub id in lower case: two names of one model compare equal."""
-    return ALIASES.get(name.lower(), name).lower()
+def _change(old: Any, new: Any) -> str:
+    """` (transformers 5.22.0 → 5.23.0)` for two dicts of versions, else nothing."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return ""
+    changed: Sequence[str] = [
+        f"{k} {old.get(k)} → {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)
+    ]
+    short = [text for text in changed if len(text) < 60]
+    return f" ({', '.join(short)})" if short else ""

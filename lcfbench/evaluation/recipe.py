@@ -1,26 +1,29 @@
-"""One description of a run: YAML < `LCFBENCH_*` < flags.
+"""Describes what to run: YAML < `LCFBENCH_*` < flags.
 
->>> recipe = Recipe.merge(Path("recipe.yaml"), {"limit": 100})
+>>> recipe = Recipe.merge("recipe.yaml", {"limit": 100})
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from lcfbench.config import Settings, several, texts
+from lcfbench.controls.names import check_control
 from lcfbench.errors import UserError, unknown
+from lcfbench.registry import add_path, method_names
+from lcfbench.sources.models import split_pair
 from lcfbench.tasks.document import Scoring
+from lcfbench.tasks.yaml_files import task_names
+
+EMBEDDED_PAIR = "smollm2-135m:gemma3-270m"
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
 def check_known(pair: str, modes: list[str], tasks: list[str]) -> None:
-    """A pair, methods and tasks by name, before anything heavy is imported. Raises UserError with the nearest names."""
-    from lcfbench.registry import method_names
-    from lcfbench.sources.models import split_pair
-    from lcfbench.tasks.yaml_files import task_names
-
+    """Checks the names of a pair, methods and tasks. Raises UserError with the nearest names."""
     split_pair(pair)
     for kind, names, known in (("method", modes, method_names()), ("task", tasks, task_names())):
         for name in names:
@@ -29,63 +32,72 @@ def check_known(pair: str, modes: list[str], tasks: list[str]) -> None:
 
 
 class Recipe(Settings):
-    """What to run. Defaults are those of the command line.
+    """Says which methods answer which tasks under which controls, and how."""
 
-    seed: what is drawn: documents, senders, noise. seeds: several of them in its place; what draws nothing is run with the first one only.
-    """
-
-    pair: str = "smollm2-135m:gemma3-270m"
-    mode: list[str] = ["receiver", "lcf"]
-    task: list[str] = ["splitfacts"]
-    control: list[str] = ["matched"]
-    scoring: Scoring | None = None
-    limit: int | None = Field(default=None, ge=1)
-    seed: int = 0
-    seeds: list[int] = []
-    adapter: list[Path] = []
-    options: dict[str, str] = {}
-    task_options: dict[str, str] = {}
-    batch_size: int = Field(default=16, ge=1)
-    latency_documents: int = Field(default=5, ge=0)
-    dtype: str = "auto"
-    device: str = "auto"
-    attention: str = "sdpa"
-    out: Path = Path("results")
-    offline: bool = False
-    fresh: bool = False
-
-    _lists = field_validator("mode", "task", "control", "adapter", mode="before")(several)
-    _seeds = field_validator("seeds", mode="before")(
-        lambda value: several([value] if isinstance(value, int) else value)
+    pair: str = Field(EMBEDDED_PAIR, description="RECEIVER:SHARER: aliases, Hub ids or local folders.")
+    mode: list[str] = Field(
+        ["receiver", "lcf"],
+        description="Methods, comma-separated: names (`lcfbench ls methods`) or Python files.",
     )
+    task: list[str] = Field(
+        ["splitfacts"], description="Tasks, comma-separated: names (`lcfbench ls tasks`) or YAML files."
+    )
+    control: list[str] = Field(
+        ["matched"],
+        description="Controls of the message: matched, deranged (another document's message), zero, noise, silent.",
+    )
+    scoring: Scoring | None = Field(None, description="letters, cloze or generate; none: each task's own.")
+    limit: int | None = Field(None, ge=1, description="Documents of each task; none: all.")
+    seed: int = Field(0, description="Seed of samples, splits, derangements and noise.")
+    seeds: list[int] = Field(
+        [], description="Several seeds, comma-separated: one run for each where something is random."
+    )
+    adapter: list[Path] = Field(
+        [], description="Adapter folders; none: the adapter that ships for the pair and the task."
+    )
+    options: dict[str, str] = Field({}, description="Settings of the methods.")
+    task_options: dict[str, str] = Field({}, description="Settings of the tasks.")
+    batch_size: int = Field(16, ge=1, description="Documents in a batch.")
+    latency_documents: int = Field(
+        5, ge=0, description="Documents that are also timed alone, warm, for the latency columns."
+    )
+    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16.")
+    device: str = Field("auto", description="auto, cpu, cuda[:n] or mps.")
+    attention: Attention = Field("sdpa", description="Attention implementation of both models.")
+    out: Path = Field(Path("results"), description="Folder of the runs.")
+    offline: bool = Field(False, description="Use only files that are on this machine.")
+    fresh: bool = Field(False, description="Forget what is recorded of these runs and start over.")
+
+    _lists = field_validator("adapter", mode="before")(several)
     _options = field_validator("options", "task_options", mode="before")(texts)
 
-    @field_validator("attention")
+    @field_validator("mode", "task", "control", mode="before")
     @classmethod
-    def _attention(cls, value: str) -> str:
-        if value not in {"sdpa", "eager", "flash_attention_2"}:
-            raise ValueError("use sdpa, eager or flash_attention_2")
-        return value
+    def _names(cls, value: Any, info: Any) -> Any:
+        """A file by path is registered, and named like what it defines."""
+        group = {"mode": "methods", "task": "tasks", "control": "controls"}[info.field_name]
+        return [add_path(group, v) if isinstance(v, str) else v for v in several(value)]
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, value: Any) -> Any:
+        return several([value] if isinstance(value, int) else value)
 
     @model_validator(mode="before")
     @classmethod
     def _one_or_several(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("seeds") and "seed" in given:
-            raise UserError(
-                f"seed {given['seed']} and seeds {given['seeds']} are both given.", "Leave one of them out."
-            )
+            what = f"seed {given['seed']} and seeds {given['seeds']} are both given."
+            raise UserError(what, "Leave one of them out.")
         return given
 
     @property
     def every_seed(self) -> list[int]:
-        """One or more, the first one first."""
+        """The seeds, at least one."""
         return list(dict.fromkeys(self.seeds)) or [self.seed]
 
     def check_names(self) -> None:
-        """Every name is checked before anything heavy is imported or loaded. Raises UserError."""
-        from lcfbench.controls.names import check_control
-        from lcfbench.registry import method_names
-
+        """Checks every name before anything heavy is imported or loaded. Raises UserError."""
         check_known(self.pair, self.mode, self.task)
         for control in self.control:
             check_control(control)

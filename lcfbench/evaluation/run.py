@@ -1,4 +1,4 @@
-"""One run's loop: batches, the rows they become, and the few documents that are timed alone."""
+"""One run: a method on a task under a control and a seed, from what is asked to what is recorded."""
 
 from __future__ import annotations
 
@@ -6,68 +6,222 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from lcfbench.adapters.config import WEIGHTS, weights_sha256
+from lcfbench.controls.assignment import senders_sha256
+from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError
-from lcfbench.evaluation.answer import answer, predicted
+from lcfbench.evaluation.answer import answer
+from lcfbench.evaluation.identity import BEHAVIOUR, config_sha256, plugins_of, versions, why_another
+from lcfbench.evaluation.rows import Rows
+from lcfbench.evaluation.session import Session
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.causal_lm import apart
 from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
 from lcfbench.models.state import State
 from lcfbench.models.timing import PHASES, Clock
 from lcfbench.results.writer import RunWriter
+from lcfbench.sources.models import label
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Outcome, Task
 
-FAILURES = Exception  # a document that fails costs its own row and no more; what the store raises is outside, Ctrl-C is none
+# A document that fails costs its own row and no more. Errors of the writer are raised outside.
+FAILURES = Exception
 
 
-@dataclass
-class Loop:
-    """One run's batches and rows.
+class Run:
+    """Looks up all that a run needs; then `open`, `calibrate`, `answer` its batches, `finish`.
 
-    params: of the adapter as saved, shut layers included. timed: hashes of the documents that are also timed alone.
-    right, count: sum of scores and number of documents recorded, also in earlier sittings. seconds: what its batches took, or would have taken
-    alone. failures: what went wrong in this one. retried: why batches were answered document by document.
+    documents: in the task's order. message_from: the document whose message each document gets, by
+    hash. identity: everything that changes an answer. facts: for the manifest, beside the identity.
+    draws: whether another seed would be another run. Raises UserError where it cannot be run; nothing
+    on the disk is touched before `open`.
     """
 
-    task: Task
-    method: Method
-    writer: RunWriter
-    senders: dict[str, Document]
-    index: dict[str, int]
-    folder: Path | None
-    params: int = 0
-    timed: AbstractSet[str] = frozenset()
-    right: float = 0.0
-    count: int = 0
-    seconds: float = 0.0
-    failures: list[str] = field(default_factory=list)
-    retried: list[str] = field(default_factory=list)
+    def __init__(self, session: Session, task: Task, mode: str, control: str) -> None:
+        recipe = session.recipe
+        self.session, self.task, self.mode, self.control = session, task, mode, control
+        self.method = session.method(mode, task)
+        self.models = session.pair.models_for(self.method.roles)
+        self.documents = session.documents(task, self.models[0].has_chat)
+        self.calibration_documents = session.calibration_documents(mode, task, self.method)
+        found = session.adapter(mode, task)
+        self.folder = found[0] if found else None
+        self.adapter = found[1] if found else None
+        self.message_from = load_control(control).message_from(self.documents, task.seed)
+        self.draws = (
+            bool(self.calibration_documents)
+            or load_control(control).seeded
+            or self.method.seeded
+            or task.drawn(recipe.limit)
+        )
+        self.identity, self.facts = self._identity(), self._facts()
+        seed = [f"seed {task.seed}"] if recipe.seeds else []
+        self.title = " · ".join([task.name, mode, *([control] if control != "matched" else []), *seed])
+        self._index = {d.hash: i for i, d in enumerate(self.documents)}
+        self.score, self.count = 0.0, 0  # sum of scores and number of documents, earlier sessions included
+        self.seconds = 0.0  # that its batches took, or would have taken alone
+        self.failures: list[str] = []  # why documents failed
+        self.retried: list[str] = []  # why batches were answered document by document
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that changes an answer."""
+        session, recipe, task, folder = self.session, self.session.recipe, self.task, self.folder
+        receiver, sharer = (label(name) for name in session.names)
+        data, split_manifest = session.digests(task)
+        found: dict[str, Any] = {
+            "pair": f"{receiver}:{sharer}",
+            "receiver": receiver,
+            "sharer": sharer,
+            "revisions": [lm.revision for lm in self.models],
+            "mode": self.mode,
+            "options": self.method.options(),
+            "adapter_sha256": weights_sha256(folder) if folder else None,
+            "adapter_config": config_sha256(folder) if folder else None,
+            "task": task.name,
+            "task_options": task.options,
+            "task_sha256": task.yaml_sha256,
+            "data_sha256": data,
+            "split_manifest_sha256": split_manifest,
+            "prompts_sha256": session.prompts_sha256(self.documents, self.models),
+            "scoring": self.documents[0].scoring,
+            "control": self.control,
+            "seed": task.seed,
+            "limit": recipe.limit,
+            "dtype": str(self.models[0].dtype).removeprefix("torch."),
+            "device": self.models[0].device.type,
+            "attention": recipe.attention,
+            "batch_size": recipe.batch_size,
+            "versions": versions(),
+            "behaviour": BEHAVIOUR,
+        }
+        kind = self.adapter.config.kind if self.adapter else None
+        if plugins := plugins_of(self.mode, task.name, self.control, kind):
+            found["plugins"] = plugins
+        if seen := self.calibration_documents:
+            found["calibration_sha256"] = hashlib.sha256("".join(d.hash for d in seen).encode()).hexdigest()
+        return found
+
+    def _facts(self) -> dict[str, Any]:
+        """The manifest beside the identity."""
+        steps = [d.steps[-1] for d in self.documents if d.steps]
+        gates = self.adapter.gates_applied() if self.adapter is not None else None
+        moved = any(sender.hash != to for to, sender in self.message_from.items())
+        return {
+            "recipe": self.session.recipe.model_dump(mode="json"),
+            "environment": self.session.environment,
+            "documents_planned": len(self.documents),
+            "dropped": self.task.dropped,
+            "chance": sum(len(s.gold) / len(s.choices) for s in steps) / len(steps) if steps else None,
+            "adapter": self.folder.name if self.folder else None,
+            "sources": {
+                role: lm.source for role, lm in zip(("receiver", "sharer"), self.models, strict=True)
+            },
+            **({"message_from_sha256": senders_sha256(self.message_from)} if moved else {}),
+            **({"gates": gates} if gates is not None else {}),
+        }
+
+    # -- the folder -----------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Begins the run's folder, or goes on with it where it was. Raises UserError."""
+        recipe, progress = self.session.recipe, self.session.progress
+        if why := why_another(recipe.out, self.identity):
+            progress.say(why)
+        self.writer = RunWriter.open(recipe.out, self.identity, self.facts, fresh=recipe.fresh)
+        self.score, self.count = sum(self.writer.before), len(self.writer.before)
+        self.todo = {d.hash for d in self.documents} - self.writer.done
+        self.timed = self.todo & {d.hash for d in self.documents[: recipe.latency_documents]}
+        if self.writer.complete:
+            progress.say(f"{self.writer.run_id}: complete already, nothing to do (--fresh runs it again).")
+
+    def calibrate(self) -> None:
+        """Settles the method on validation documents where it needs any, then puts it under its control."""
+        if self.calibration_documents:
+            self.writer.record(calibration=self.session.calibrate(self.method, self.calibration_documents))
+        self.answering: Method = load_control(self.control).wrap(self.method, self.task.seed)
+        self.writer.record(sends=self.answering.sends)
+        params = self.adapter.params if self.adapter else 0
+        size = (self.folder / WEIGHTS).stat().st_size if self.folder else 0
+        self.rows = Rows(self.task, self.answering, params, size)
+
+    def warm_up(self) -> None:
+        """Answers a document and forgets it: no batch and no timing pays for what happens once."""
+        with contextlib.suppress(FAILURES):  # its error row is written when its turn comes
+            self._respond(self.documents[:1])
+
+    def finish(self) -> None:
+        """Closes the run and reports the failures."""
+        progress = self.session.progress
+        if self.retried and not self.failures:  # else a document that fails explains it
+            how = "batches failed and were answered document by document"
+            progress.warn(f"{self.title}: {len(self.retried)} {how}; the first: {self.retried[0]}")
+        if self.failures:
+            count = f"{len(self.failures)} of {len(self.documents)}"
+            progress.warn(f"{count} documents failed and count as wrong; the first: {self.failures[0]}")
+        rate = len(self.todo) / self.seconds if self.todo else None
+        self.writer.finish({"documents_per_second": rate, "seconds": self.seconds})
+
+    # -- answering ------------------------------------------------------------------------------------
+
+    def answer(self, documents: Sequence[Document]) -> None:
+        """Answers a batch and records its documents that have no row yet; where it fails, each is tried alone.
+
+        The whole batch runs again after a kill in its middle, so that the rest of its rows come out as
+        they would have.
+        """
+        if not any(d.hash in self.todo for d in documents):
+            return
+        lms = {getattr(lm, "real", lm) for lm in (self.answering.receiver, self.answering.sharer)}
+        for lm in lms:
+            lm.start_accounting()
+        began, device = time.perf_counter(), self.answering.receiver.device
+        reset_peak_memory(device)
+        try:
+            state, outcomes, tokens, _ = self._respond(documents)
+            rows = [self.rows.row(d, state, outcomes[i], tokens[i], i) for i, d in enumerate(documents)]
+        except FAILURES as error:
+            reason = " ".join(str(error).split())[:500]
+            reason = reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}"
+            if len(documents) > 1:
+                self.seconds += time.perf_counter() - began
+                freed = sum(lm.release() for lm in lms)  # caches that other runs of this batch would share
+                if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and freed:
+                    self.answer(documents)
+                    return
+                self.retried.append(reason)
+                for document in documents:
+                    self.answer([document])
+                return
+            self.failures.append(reason)
+            rows = [{"error": reason, "score": 0.0}]
+        seconds = time.perf_counter() - began + sum(lm.saved_seconds for lm in lms)
+        self.seconds += seconds
+        measured = {
+            "amortized_ms": seconds * 1e3 / len(documents),
+            "batch_size": len(documents),
+            "peak_memory_bytes": peak_memory_bytes(device),
+        }
+        new = [(d, row | measured) for d, row in zip(documents, rows, strict=True) if d.hash in self.todo]
+        for document, row in sorted(new, key=lambda pair: pair[0].hash in self.timed):  # the untimed first
+            self._record(document, row | (self._latency(document) if document.hash in self.timed else {}))
 
     def _respond(self, documents: Sequence[Document]) -> tuple[State, list[Outcome], list[int], Clock]:
-        clock = Clock(self.method.receiver.device)
-        batch = Batch(documents, [self.senders[d.hash] for d in documents], clock)
-        state = self.method.respond(batch)
+        clock = Clock(self.answering.receiver.device)
+        batch = Batch(documents, [self.message_from[d.hash] for d in documents], clock)
+        state = self.answering.respond(batch)
         outcomes, tokens = answer(state, batch)
         return state, outcomes, tokens, clock
 
-    def warm_up(self, document: Document) -> None:
-        """Answers a document and forgets it: neither the first batch nor what is timed alone pays for what happens once."""
-        with contextlib.suppress(FAILURES):  # its error row is written when it is its turn
-            self._respond([document])
-
-    def measure_latency(self, document: Document) -> dict[str, float]:
-        """Batch-1, warm timings of a document, apart from the batched pass (the two are never mixed): nothing it needs is at hand already.
+    def _latency(self, document: Document) -> dict[str, float]:
+        """Warm timings of one document alone, in ms; nothing that it needs is at hand already.
 
         Empty where the document fails.
         """
-        with apart((self.method.receiver, self.method.sharer)):
+        with apart((self.answering.receiver, self.answering.sharer)):
             try:
                 clock = self._respond([document])[3]
             except FAILURES:
@@ -75,102 +229,16 @@ class Loop:
             total = clock.total_ms()
         return {f"{p}_ms": clock.ms[p] for p in PHASES} | {"ttft_ms": clock.ttft_ms or 0.0, "ttea_ms": total}
 
-    def batch(self, documents: Sequence[Document], todo: AbstractSet[str]) -> None:
-        """Answers a batch and records those of its documents that are in `todo`; where it fails, they are tried alone.
-
-        The whole batch runs again after a kill in its middle, so that the rest of its rows come out as they would have.
-        """
-        ends = {getattr(e, "real", e) for e in (self.method.receiver, self.method.sharer)}
-        for end in ends:
-            end.start_accounting()
-        began = time.perf_counter()
-        reset_peak_memory(self.method.receiver.device)
-        try:
-            state, outcomes, tokens, _ = self._respond(documents)
-            rows = [self._row(d, state, outcomes[i], tokens[i], i) for i, d in enumerate(documents)]
-        except FAILURES as error:
-            reason = " ".join(str(error).split())[:500]
-            reason = reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}"
-            if len(documents) > 1:
-                self.seconds += time.perf_counter() - began
-                kept = sum(end.release() for end in ends)  # what other runs of this batch have read
-                if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and kept:
-                    self.batch(documents, todo)
-                    return
-                self.retried.append(reason)
-                for document in documents:
-                    if document.hash in todo:
-                        self.batch([document], todo)
-                return
-            self.failures.append(reason)
-            rows = [{"error": reason, "score": 0.0}]
-        seconds = time.perf_counter() - began + sum(end.saved_seconds for end in ends)
-        self.seconds += seconds
-        measured = {
-            "amortized_ms": seconds * 1e3 / len(documents),
-            "batch_size": len(documents),
-            "peak_memory_bytes": peak_memory_bytes(self.method.receiver.device),
+    def _record(self, document: Document, row: dict[str, Any]) -> None:
+        self.score, self.count = self.score + float(row["score"]), self.count + 1
+        sender = self.message_from[document.hash]
+        fixed = {
+            "doc_id": document.doc_id,
+            "doc_hash": document.hash,
+            "doc_index": self._index[document.hash],
+            "subject": document.subject,
+            "gold": document.gold,
+            "metric": self.task.metric(document.scoring),
+            "message_from": sender.hash if self.answering.sends else None,
         }
-        wanted = [(d, row | measured) for d, row in zip(documents, rows, strict=True) if d.hash in todo]
-        for document, row in sorted(
-            wanted, key=lambda each: each[0].hash in self.timed
-        ):  # what need not be timed first
-            self._write(
-                document, row | (self.measure_latency(document) if document.hash in self.timed else {})
-            )
-
-    def _row(
-        self, document: Document, state: State, outcome: Outcome, answer_tokens: int, i: int
-    ) -> dict[str, Any]:
-        metrics = self.task.score(document, outcome)
-        name, message, shown = self.task.metric(document.scoring), state.message, state.prompts[i]
-        # who answered: the sharer's own tokens stand in the sharer's columns
-        who = "sharer" if self.method.roles == ("sharer",) else "receiver"
-        flops = state.lm.flops(len(shown.ids) + answer_tokens)
-        flops += (
-            message.adapter_flops[i] if message.adapter_flops else 0.0
-        )  # one that edits its own cache works without sending
-        if self.method.sends:
-            flops += self.method.sharer.flops(message.sharer_tokens[i])
-        read = message.read[i].text + message.read[i].tail if message.read else None
-        return {
-            "metric": name,
-            "score": metrics[name],
-            "metrics": metrics,
-            "prediction": outcome.text if outcome.text is not None else predicted(document, outcome, name),
-            "choices_loglikelihood": [[ll for ll, _ in step] for step in outcome.loglikelihoods] or None,
-            "message_text": message.texts[i] if message.texts else None,
-            "sharer_prompt": read,
-            "sharer_prompt_sha256": _sha(read),
-            "message_bytes": message.wire_bytes[i],
-            "message_cache_bytes": message.cache_bytes[i],
-            "sharer_tokens": message.sharer_tokens[i],
-            f"{who}_prompt": shown.text + shown.tail,
-            f"{who}_prompt_sha256": _sha(shown.text + shown.tail),
-            f"{who}_tokens": len(shown.ids),
-            "answer_tokens": answer_tokens,
-            "flops": flops,
-            "adapter_params": self.params,
-            "adapter_bytes": (self.folder / "adapter.safetensors").stat().st_size if self.folder else 0,
-        }
-
-    def _write(self, document: Document, row: dict[str, Any]) -> None:
-        self.right += float(row["score"])
-        self.count += 1
-        sender = self.senders[document.hash]
-        self.writer.append(
-            {
-                "doc_id": document.doc_id,
-                "doc_hash": document.hash,
-                "doc_index": self.index[document.hash],
-                "subject": document.subject,
-                "gold": document.gold,
-                "metric": self.task.metric(document.scoring),
-                "message_from": sender.hash if self.method.sends else None,
-                **row,
-            }
-        )
-
-
-def _sha(text: str | None) -> str | None:
-    return hashlib.sha256(text.encode()).hexdigest() if text is not None else None
+        self.writer.append(fixed | row)

@@ -1,105 +1,60 @@
-"""From a recipe to runs: what is asked for is looked up and opened here, `sitting` answers it.
+"""From a recipe to recorded runs.
 
-A run is one (method, task, control, seed). Several share one load of the models, and what the models read of each batch.
+A run is one method on one task under one control and seed. Runs on the same documents are answered
+together, batch by batch, over prefills that the models compute once; each run's rows are bit for bit
+those it would have alone. The time that a shared prefill saved is added to each batch's time. Memory
+is the process's: manifests record how many runs were answered together.
 
 >>> for run_id in run(Recipe(mode=["receiver"], task=["splitfacts"], limit=32), progress): ...
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
 
-from lcfbench.controls.assignment import sender_of
-from lcfbench.controls.names import SEEDED
-from lcfbench.controls.wrappers import lacks
+import torch
+
+from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError
-from lcfbench.evaluation.identity import identity, manifest
+from lcfbench.evaluation.batching import batches
 from lcfbench.evaluation.recipe import Recipe
-from lcfbench.evaluation.run import Loop
-from lcfbench.evaluation.session import Asked, Session
-from lcfbench.evaluation.together import Sitting, sit
-from lcfbench.methods.create import check_options, method_class
+from lcfbench.evaluation.run import Run
+from lcfbench.evaluation.session import Session
+from lcfbench.methods.create import method_class
+from lcfbench.models.causal_lm import sharing
 from lcfbench.progress import Progress
-from lcfbench.results.writer import RunWriter
-from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Task
 
 
 def run(recipe: Recipe, progress: Progress) -> Iterator[str]:
-    """Runs everything the recipe asks for; yields each run's id when it is complete. KeyboardInterrupt passes after rows are sealed.
+    """Runs all that the recipe asks for; yields each run's id when it is complete.
 
-    Raises UserError: names, options, data and adapters are all looked up before a model is loaded.
+    On KeyboardInterrupt recorded rows are sealed first. Raises UserError: names, options, data and
+    adapters are looked up before a model is loaded, all runs of a task before its first is opened.
     """
-    recipe.check_names()
-    check_options({name: method_class(name) for name in recipe.mode}, recipe.options)
-    session = Session(recipe)
-    for task in session.tasks:
-        task.metric(recipe.scoring)
-        session.digests(task)
-        for mode in recipe.mode:
-            session.adapter(mode, task)
+    session = Session(recipe, progress)
     plan = _plan(recipe, progress)
     for task in session.tasks:
-        wanted = _of_task(
-            session, task, plan, progress
-        )  # whatever cannot be run is said before anything is touched
+        runs = _runs_of(session, task, plan)
         with ExitStack() as opened:
-            sittings = []
-            for each in wanted:
-                sitting = _open(session, each, progress)
-                opened.callback(sitting.loop.writer.interrupt)  # does nothing to a run that was finished
-                sittings.append(sitting)
-            sit(
-                [each for each in sittings if not each.loop.writer.complete],
-                recipe.batch_size,
-                recipe.latency_documents,
-                progress,
-            )
+            for each in runs:
+                each.open()
+                opened.callback(each.writer.interrupt)  # does nothing to a run that was finished
+            _answer([each for each in runs if not each.writer.complete], recipe.batch_size, progress)
         session.release()
-        yield from (each.loop.writer.run_id for each in sittings)
-
-
-class Wanted(NamedTuple):
-    """One (method, task, control, seed), looked up. identity, manifest: as they will be recorded. drew: whether another seed would be another run."""
-
-    asked: Asked
-    control: str
-    senders: dict[str, Document]
-    identity: dict[str, Any]
-    manifest: dict[str, Any]
-    drew: bool
-
-
-def _of_task(session: Session, first: Task, plan: list[tuple[str, str]], progress: Progress) -> list[Wanted]:
-    """The runs of a task under all seeds; what draws nothing is one run."""
-    seeds = session.recipe.every_seed
-    tasks, once, runs = [first, *(first.reseeded(seed) for seed in seeds[1:])], [], []
-    for mode, control in plan:
-        for task in tasks:
-            runs.append(_look_up(session, task, mode, control, progress))
-            if not runs[-1].drew:
-                once.append(mode if control == "matched" else f"{mode} ({control})")
-                break
-    if once and len(seeds) > 1:
-        progress.say(
-            f"{first.name}: {', '.join(once)} draws nothing (every document is asked), so it is run once, with seed {seeds[0]}."
-        )
-    return runs
+        yield from (each.writer.run_id for each in runs)
 
 
 def _plan(recipe: Recipe, progress: Progress) -> list[tuple[str, str]]:
-    """Every method under every control that means something for it; what is left out is said. Raises UserError where nothing is left."""
-    asked = [
-        (mode, control, lacks(control, method_class(mode)))
-        for mode in recipe.mode
-        for control in recipe.control
-    ]
-    plan, left = [(mode, control) for mode, control, what in asked if not what], []
+    """Every method under every control that means something for it; the others are named.
+
+    Raises UserError where nothing is left.
+    """
+    every = [(m, c, load_control(c).lacks(method_class(m))) for m in recipe.mode for c in recipe.control]
+    plan, left = [(mode, control) for mode, control, what in every if not what], []
     for what in ("message", "cache"):
-        if without := [each for each in asked if each[2] == what]:
+        if without := [each for each in every if each[2] == what]:
             modes, controls = (list(dict.fromkeys(names)) for names in list(zip(*without, strict=True))[:2])
             left.append((", ".join(modes), what, " or ".join(controls)))
     if not plan:
@@ -112,47 +67,51 @@ def _plan(recipe: Recipe, progress: Progress) -> list[tuple[str, str]]:
     return plan
 
 
-def _look_up(session: Session, task: Task, mode: str, control: str, progress: Progress) -> Wanted:
-    """Everything a run needs. Raises UserError for what cannot be run."""
-    recipe, asked = session.recipe, session.method(mode, task, progress)
-    method, documents, ends, folder = asked.method, asked.documents, asked.ends, asked.folder
-    senders = sender_of(documents, control, task.seed)
-    named = identity(
-        recipe,
-        session.names,
-        ends,
-        task,
-        session.digests(task),
-        documents[0].scoring,
-        method,
-        mode,
-        control,
-        folder,
-    )
-    if asked.calibration:
-        named["calibration_sha256"] = hashlib.sha256(
-            "".join(d.hash for d in asked.calibration).encode()
-        ).hexdigest()
-    about = manifest(recipe, session.environment, task, documents, senders, ends, asked.adapter, folder)
-    drew = bool(asked.calibration) or control in SEEDED or method.seeded or task.drawn(recipe.limit)
-    return Wanted(asked, control, senders, named, about, drew)
+def _runs_of(session: Session, first: Task, plan: Sequence[tuple[str, str]]) -> list[Run]:
+    """The runs of a task under all seeds; where nothing is random there is one."""
+    seeds = session.recipe.every_seed
+    tasks, once, runs = [first, *(first.reseeded(seed) for seed in seeds[1:])], [], []
+    for mode, control in plan:
+        for task in tasks:
+            runs.append(Run(session, task, mode, control))
+            if not runs[-1].draws:
+                once.append(mode if control == "matched" else f"{mode} ({control})")
+                break
+    if once and len(seeds) > 1:
+        what = f"{first.name}: {', '.join(once)} draws nothing (every document is asked)"
+        session.progress.say(f"{what}, so it is run once, with seed {seeds[0]}.")
+    return runs
 
 
-def _open(session: Session, wanted: Wanted, progress: Progress) -> Sitting:
-    """A run's folder, begun or to go on from."""
-    recipe, asked, control = session.recipe, wanted.asked, wanted.control
-    writer = RunWriter.open(recipe.out, wanted.identity, wanted.manifest, fresh=recipe.fresh)
-    if writer.complete:
-        progress.say(f"{writer.run_id}: complete already, nothing to do (--fresh runs it again).")
-    loop = Loop(
-        asked.task,
-        asked.method,
-        writer,
-        wanted.senders,
-        {d.hash: i for i, d in enumerate(asked.documents)},
-        asked.folder,
-    )
-    loop.params = asked.adapter.params if asked.adapter is not None else 0
-    seed = [f"seed {asked.task.seed}"] if recipe.seeds else []
-    title = " · ".join([asked.task.name, asked.mode, *([control] if control != "matched" else []), *seed])
-    return Sitting(title, asked, control, loop)
+def _answer(runs: Sequence[Run], batch_size: int, progress: Progress) -> None:
+    """Answers all that is left of these runs, and finishes them."""
+    with torch.inference_mode():
+        for together in _alike(runs):
+            begun: list[str] = []
+            try:
+                for each in together:
+                    each.writer.record(together=len(together))
+                    begun.append(each.title)
+                    progress.begin(each.title, len(each.documents), each.count, each.score)
+                    each.calibrate()
+                    each.warm_up()
+                for batch in batches(together[0].documents, batch_size):
+                    with sharing(lm for each in together for lm in each.models):
+                        for each in together:
+                            before = each.count
+                            each.answer(batch)
+                            if each.count > before:
+                                progress.update(each.title, each.score, each.count)
+                for each in together:
+                    each.finish()
+            finally:
+                for title in begun:
+                    progress.end(title)
+
+
+def _alike(runs: Iterable[Run]) -> list[list[Run]]:
+    """The runs in groups that ask the very same documents, in the order given."""
+    groups: dict[tuple[int, ...], list[Run]] = {}
+    for each in runs:
+        groups.setdefault(tuple(sorted(map(id, each.documents))), []).append(each)
+    return list(groups.values())

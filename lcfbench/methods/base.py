@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.errors import UserError
+from lcfbench.methods.ask import Answer, ask
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.state import State
 from lcfbench.models.timing import Clock
@@ -71,6 +72,18 @@ class Method:
     def respond(self, batch: Batch) -> State:
         """Everything up to the first answer token. See the module's docstring."""
         raise NotImplementedError
+
+    def ask(
+        self,
+        question: str,
+        *,
+        receiver_notes: str = "",
+        sharer_notes: str = "",
+        begin: str = "",
+        max_new_tokens: int = 32,
+    ) -> Answer:
+        """Answers one question and shows the message: see `lcfbench.methods.ask.ask`."""
+        return ask(self, question, receiver_notes, sharer_notes, begin, max_new_tokens)
 
     @classmethod
     def configure(cls, config: AdapterConfig, receiver: CausalLM, sharer: CausalLM) -> AdapterConfig:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lcfbench.errors import UserError
-from lcfbench.evaluation.answer import answer, predicted
+from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.batching import batches
+from lcfbench.evaluation.rows import predicted
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock

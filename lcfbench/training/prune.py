@@ -21,8 +21,8 @@ from lcfbench.adapters.card import card
 from lcfbench.adapters.config import WEIGHTS, read_config, weights_sha256
 from lcfbench.adapters.files import PICTURE, REPORT, check_free, load, making, save, stored_dtype
 from lcfbench.errors import UserError
-from lcfbench.evaluation.identity import other_revisions
 from lcfbench.methods.create import method_class
+from lcfbench.methods.load_pair import other_revisions
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.progress import PruneProgress
 from lcfbench.sources.models import find_model, split_pair
@@ -64,7 +64,7 @@ def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
     )
     config.check_fits(receiver.geometry, sharer.geometry, str(recipe.adapter))
     whole = load(recipe.adapter, receiver.device, receiver.dtype)
-    if other := other_revisions(whole, receiver, sharer):
+    if other := other_revisions(whole.config, receiver, sharer):
         progress.warn(
             f"adapter {recipe.adapter.name} was trained on other weights: {other}. Expect it to do worse."
         )

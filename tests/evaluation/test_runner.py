@@ -17,9 +17,9 @@ from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import save as save_adapter
 from lcfbench.errors import UserError
-from lcfbench.evaluation import runner
-from lcfbench.evaluation.identity import other_revisions
+from lcfbench.evaluation.run import Run
 from lcfbench.methods.create import method_class
+from lcfbench.methods.load_pair import other_revisions
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import PHASES
 from lcfbench.registry import method_names
@@ -206,8 +206,8 @@ def test_a_finished_run_is_not_done_again_unless_fresh(pair, tmp_path, monkeypat
     [folder] = go(pair, tmp_path)
     stamp = manifest(folder)["finished_at"], (folder / "samples.parquet").read_bytes()
     watcher, answered = Watcher(), []
-    plain = runner.Loop.batch
-    monkeypatch.setattr(runner.Loop, "batch", lambda self, *a: (answered.append(1), plain(self, *a)))
+    plain = Run.answer
+    monkeypatch.setattr(Run, "answer", lambda self, *a: (answered.append(1), plain(self, *a)))
     go(pair, tmp_path, watcher)
     assert not answered and any("complete already" in text for text in watcher.said)
     assert stamp == (manifest(folder)["finished_at"], (folder / "samples.parquet").read_bytes())
@@ -517,7 +517,7 @@ def test_a_fuser_for_another_model_of_the_same_shape_is_noticed(pair):
     config = types.SimpleNamespace(
         training={}, receiver="Qwen/Qwen3-0.6B", sharer="Qwen/Qwen2.5-0.5B-Instruct"
     )
-    said = other_revisions(types.SimpleNamespace(config=config), end, same)
+    said = other_revisions(config, end, same)
     assert said == "receiver was Qwen/Qwen3-0.6B, here it is qwen3-1.7b"
 
 
@@ -533,7 +533,7 @@ def test_fresh_forgets_nothing_when_something_else_cannot_be_run(pair, tmp_path)
 
 def test_a_batch_that_fails_is_said_and_its_time_counts(pair, tmp_path, monkeypatch):
     [whole] = go(pair, tmp_path / "whole")
-    plain, watcher = runner.Loop._respond, Watcher()
+    plain, watcher = Run._respond, Watcher()
 
     def respond(self, documents):
         if len(documents) > 1:
@@ -541,7 +541,7 @@ def test_a_batch_that_fails_is_said_and_its_time_counts(pair, tmp_path, monkeypa
             raise RuntimeError("too much at once")
         return plain(self, documents)
 
-    monkeypatch.setattr(runner.Loop, "_respond", respond)
+    monkeypatch.setattr(Run, "_respond", respond)
     [folder] = go(pair, tmp_path / "alone", watcher)
     assert [r["score"] for r in rows(folder)] == [r["score"] for r in rows(whole)] and {
         r["batch_size"] for r in rows(folder)
@@ -551,19 +551,19 @@ def test_a_batch_that_fails_is_said_and_its_time_counts(pair, tmp_path, monkeypa
 
 
 def test_memory_that_is_held_for_others_is_given_back_first(pair, adapter, tmp_path, monkeypatch):
-    plain, refused = runner.Loop._respond, []
+    plain, refused = Run._respond, []
 
     def respond(self, documents):
         if (
             len(documents) > 1
-            and self.method.receiver._shared.held
+            and self.answering.receiver._shared.held
             and self.writer.manifest.identity["mode"] == "lcf"
         ):
             refused.append(1)
             raise torch.OutOfMemoryError("out of memory")
         return plain(self, documents)
 
-    monkeypatch.setattr(runner.Loop, "_respond", respond)
+    monkeypatch.setattr(Run, "_respond", respond)
     folders = go(pair, tmp_path, mode=["receiver", "lcf"], adapter=[adapter])
     assert refused and all(
         {r["batch_size"] for r in rows(f)} == {4} and not any(r["error"] for r in rows(f)) for f in folders

@@ -14,7 +14,7 @@ from lcfbench.evaluation.recipe import Recipe
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.results.reader import read_runs
 from lcfbench.results.writer import RunWriter
-from lcfbench.sources import models as assets
+from lcfbench.sources import datasets as assets
 from lcfbench.tasks.process_docs import Rows
 from lcfbench.tasks.task import Task
 from tests.helpers import Watcher, rows

@@ -25,7 +25,7 @@ from lcfbench.errors import UserError
 from lcfbench.evaluation import runner
 from lcfbench.evaluation.answer import answer, target
 from lcfbench.evaluation.recipe import Recipe
-from lcfbench.evaluation.run import Loop
+from lcfbench.evaluation.rows import Rows
 from lcfbench.latency.counting import PhaseClock
 from lcfbench.methods._note import cut_bytes
 from lcfbench.methods.answer_letter import picked
@@ -165,8 +165,8 @@ def test_singles_adapter_is_in_its_rows_work():
     def rows(method):
         _, state, _ = outcomes(method, SHARED)
         outcome = SimpleNamespace(text="", loglikelihoods=[])
-        loop = Loop(task, method, None, {}, {}, None)
-        return state, [loop._row(d, state, outcome, 0, i)["flops"] for i, d in enumerate(SHARED)]
+        made = Rows(task, method)
+        return state, [made.row(d, state, outcome, 0, i)["flops"] for i, d in enumerate(SHARED)]
 
     state, work = rows(create("single", *ends, adapter))
     plain_state, plain_work = rows(create("receiver", *ends))

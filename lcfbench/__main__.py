@@ -1,0 +1,5 @@
+"""`python -m lcfbench` is the command line."""
+
+from lcfbench.cli import main
+
+main()
