@@ -4,7 +4,7 @@
 
 Noise: a share of the documents (discordance) changes its answer between two runs, as another machine or batch size makes it; without a
 drop as many get better as get worse. With a drop of `drop`, more get worse. Families are cells of one check; each has the same truth.
-Times vary from document to document and, all together, from run to run; a whole sitting may be slower too, which no check can see.
+Times vary from document to document and, all together, from run to run; a whole session may be slower too, which no check can see.
 tests/test_gate_simulation.py runs the same functions with fewer repetitions.
 """
 
@@ -68,20 +68,20 @@ def simulate_times(
     machine: float = 0.05,
     documents: int = 5,
     spread: float = 0.03,
-    sitting: float = 0.0,
+    session: float = 0.0,
     repetitions: int = 1000,
     seed: int = 0,
 ) -> Rates:
     """Checks of times of `runs` runs a side with `documents` documents each.
 
-    Standard deviations of log times: machine, what all documents of one run share; spread, of each document; sitting, what all runs of one
+    Standard deviations of log times: machine, what all documents of one run share; spread, of each document; session, what all runs of one
     side share, as when the baseline is of another day.
     """
-    rng = np.random.default_rng([seed, runs, documents, round(1e4 * slowdown), round(1e4 * sitting)])
+    rng = np.random.default_rng([seed, runs, documents, round(1e4 * slowdown), round(1e4 * session)])
     texts = rng.lognormal(5, 0.3, (repetitions, runs, documents))
 
     def timed(factor: float) -> np.ndarray:
-        busy = rng.normal(0, sitting, (repetitions, 1, 1)) + rng.normal(0, machine, (repetitions, runs, 1))
+        busy = rng.normal(0, session, (repetitions, 1, 1)) + rng.normal(0, machine, (repetitions, runs, 1))
         return texts * factor * np.exp(busy + rng.normal(0, spread, texts.shape))
 
     before, now = timed(1.0), timed(1 + slowdown)
@@ -200,18 +200,18 @@ def main() -> None:
             f"| {n:,} | {100 * limit:g} pt | {100 * discordance:g} % | {100 * fails:.2f} | {100 * passes:.2f} |"
         )
     print(
-        "\nTime to the first token, limit 10 %, 5 documents: documents vary by 3 %, runs by 5 %, sittings by the third column\n"
+        "\nTime to the first token, limit 10 %, 5 documents: documents vary by 3 %, runs by 5 %, sessions by the third column\n"
     )
     print(
-        "| runs a side | truly slower | sittings vary | fails (1) | passes (0) | cannot say (3) |\n| ---: "
+        "| runs a side | truly slower | sessions vary | fails (1) | passes (0) | cannot say (3) |\n| ---: "
         + "| ---: " * 5
         + "|"
     )
-    for runs, sitting in ((1, 0.0), (3, 0.0), (5, 0.0), (8, 0.0), (12, 0.0), (5, 0.05)):
+    for runs, session in ((1, 0.0), (3, 0.0), (5, 0.0), (8, 0.0), (12, 0.0), (5, 0.05)):
         for slowdown in (0.0, 0.10, 0.20, 0.30):
-            got = simulate_times(runs, slowdown, sitting=sitting, repetitions=repetitions)
-            results.append({"runs": runs, "sitting": sitting, "slowdown": slowdown, **got._asdict()})
-            print(f"| {runs} | {100 * slowdown:g} % | {100 * sitting:g} % | {_row(got)} |")
+            got = simulate_times(runs, slowdown, session=session, repetitions=repetitions)
+            results.append({"runs": runs, "session": session, "slowdown": slowdown, **got._asdict()})
+            print(f"| {runs} | {100 * slowdown:g} % | {100 * session:g} % | {_row(got)} |")
     print(
         json.dumps(
             {"seconds": round(time.perf_counter() - began, 1), "repetitions": repetitions, "results": results}

@@ -228,10 +228,10 @@ def _option_help(option: dict[str, Any]) -> str:
 
 def results() -> str:
     """Every column of the rows and every key of the manifest."""
-    from lcfbench.results.schema import COLUMNS, KEYS, MEANINGS, SCHEMA_VERSION
+    from lcfbench.results.schema import COLUMNS, DESCRIPTIONS, KEYS, SCHEMA_VERSION
 
     rows = [
-        (f"`{name}`", column.__name__, "" if name in KEYS else "yes", MEANINGS[name])
+        (f"`{name}`", column.__name__, "" if name in KEYS else "yes", DESCRIPTIONS[name])
         for name, column in COLUMNS.items()
     ]
     return "\n\n".join(

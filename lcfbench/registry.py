@@ -177,7 +177,7 @@ def _plugin_class(group: str, entry: Entry, digest: str | None) -> type[Any]:
         at = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{who} cannot be imported: {type(error).__name__}: {error}."
         raise UserError(what, f"Mend {at.filename}, line {at.lineno}.") from error
-    step = f"Define one class that extends lcfbench.{base.__name__} in {entry.file}."
+    step = f"Define one class that extends lcfbench.{group}.base.{base.__name__} in {entry.file}."
     if len(found) != 1:
         classes = ", ".join(c.__name__ for c in found)
         raise UserError(f"{who} defines {f'several classes: {classes}' if found else f'no {noun}'}.", step)
@@ -297,7 +297,7 @@ def _named(group: str, named: Sequence[tuple[str, str]]) -> Iterator[Entry]:
             problem = f"{variable} names {text}, which is not there.", "Correct the path, or leave it out."
         elif group != "tasks" and not _groups(place):
             problem = (f"{text} ({variable}) defines no method, adapter kind or control.",
-                       "Extend lcfbench.Method, lcfbench.Adapter or lcfbench.Control in it.")  # fmt: skip
+                       "Extend Method, Adapter or Control in it (docs/extending.md).")  # fmt: skip
         if place.suffix in GROUPS[group].suffixes and (
             problem or group == "tasks" or group in _groups(place)
         ):

