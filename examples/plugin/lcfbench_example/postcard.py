@@ -23,11 +23,7 @@ class PostcardAdapter(Adapter):
     default_gate_init: ClassVar[float] = 1.0
 
     def __init__(
-        self,
-        config: AdapterConfig,
-        width: int = 8,
-        gate: GateMode = "soft",
-        gate_init: float | None = None,
+        self, config: AdapterConfig, width: int = 8, gate: GateMode = "soft", gate_init: float | None = None
     ) -> None:
         super().__init__(config, gate, gate_init)
         layers, self.width = len(config.layers), width

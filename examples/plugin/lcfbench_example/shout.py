@@ -36,7 +36,9 @@ class Shout(Method):
             prompts = [prompt(self.receiver, v, d) for v, d in zip(views, batch.documents, strict=True)]
             state = self.receiver.read(prompts)
         size = [len(text.encode()) for text in texts]
-        state.message = Message(wire_bytes=size, cache_bytes=size, sharer_tokens=[0] * len(texts), texts=texts)
+        state.message = Message(
+            wire_bytes=size, cache_bytes=size, sharer_tokens=[0] * len(texts), texts=texts
+        )
         return state
 
     def note(self, text: str) -> str:
