@@ -166,11 +166,7 @@ def fetch_files(repo_id: str, patterns: list[str], offline: bool) -> Path:
     return path
 
 
-<<<<<<< ours
 def _snapshot_of(repo_id: str, offline: bool, **patterns: Any) -> tuple[Path, str]:
-=======
-def _snapshot_of(repo_id: str, offline: bool, **patterns: list[str]) -> tuple[Path, str]:
->>>>>>> theirs
     """Downloads files of a repository's main branch: their folder and the commit."""
     from huggingface_hub import snapshot_download
 
