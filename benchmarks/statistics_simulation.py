@@ -20,7 +20,7 @@ import numpy as np
 from lcfbench.analysis.stats import equivalence_p, holm, paired
 from lcfbench.analysis.stats.power import smallest_visible
 from lcfbench.analysis.stats.proportions import mcnemar, tango
-from lcfbench.analysis.verdict import Evidence, Label, verdicts
+from lcfbench.analysis.verdict import Evidence, Label, judge
 
 # n, P(first right), P(second right), correlation of the two
 BINARY = (
@@ -196,7 +196,7 @@ def labelled(
 
     @cache
     def found(pairs: tuple[tuple[int, int], ...]) -> bool:
-        return any(v.label == label for v in verdicts([Evidence(*answers(*pair, n)) for pair in pairs]))
+        return any(v.label == label for v in judge([Evidence(*answers(*pair, n)) for pair in pairs]))
 
     return Rate(
         float(np.mean([found(tuple(sorted(pairs))) for pairs in zip(*drawn, strict=True)])), repetitions

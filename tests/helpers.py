@@ -596,3 +596,13 @@ def run_recipe(pair: str, out: Path, watcher: Watcher | None = None, **more) -> 
 
 def manifest_of(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text())
+
+
+def printed(capsys, monkeypatch, width: int, *tables) -> str:
+    """The tables as a terminal of so many columns shows them."""
+    from lcfbench.cli.console import out
+    from lcfbench.cli.tables import show
+
+    monkeypatch.setattr(out, "_width", width)
+    show(*tables)
+    return capsys.readouterr().out

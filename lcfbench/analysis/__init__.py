@@ -2,5 +2,5 @@
 
 from lcfbench.analysis.run_groups import read_run_groups
 from lcfbench.analysis.summary import summarise
-summary = summarise(read_run_groups([Path("results")]).cells)
+summary = summarise(read_run_groups([Path("results")]).groups)
 """

@@ -80,7 +80,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """lines: one a pair of cells, then one for all tasks of a method together. unmatched: what only one side has, in words."""
+    """lines: one a pair of groups, then one for all tasks of a method together. unmatched: what only one side has, in words."""
 
     lines: list[Line]
     unmatched_a: list[str]
@@ -94,10 +94,10 @@ def compare(a: RunGroups, b: RunGroups, allow: Sequence[str] = ()) -> Comparison
     they have no document in common.
     """
     known_fields(REFUSED, allow, "compare")
-    pairs, left_a, left_b = match(a.cells, b.cells)
+    pairs, left_a, left_b = match(a.groups, b.groups)
     if not pairs:
         held = "; ".join(
-            f"{side} holds {listed(cells.cells) or 'nothing'}" for side, cells in (("A", a), ("B", b))
+            f"{side} holds {listed(groups.groups) or 'nothing'}" for side, groups in (("A", a), ("B", b))
         )
         raise UserError(f"nothing to compare: {held}.", SAME_TASK)
     bad = {id(one): found for one, other in pairs if (found := clashes(one, other, REFUSED, allow))}
@@ -128,9 +128,11 @@ def compare(a: RunGroups, b: RunGroups, allow: Sequence[str] = ()) -> Comparison
     adjusted = holm([line.p for line in lines])
     lines = [line._replace(p_holm=p) for line, p in zip(lines, adjusted, strict=True)]
     names_a, names_b = (
-        dict(zip(map(id, side.cells), short_names(side.cells), strict=True)) for side in (a, b)
+        dict(zip(map(id, side.groups), short_names(side.groups), strict=True)) for side in (a, b)
     )
-    return Comparison(lines, [names_a[id(cell)] for cell in left_a], [names_b[id(cell)] for cell in left_b])
+    return Comparison(
+        lines, [names_a[id(group)] for group in left_a], [names_b[id(group)] for group in left_b]
+    )
 
 
 def latency_ratios(a: RunGroup, b: RunGroup, column: str = "ttft_ms") -> np.ndarray:
@@ -213,11 +215,11 @@ def _notes(a: RunGroup, b: RunGroup, n: int) -> list[str]:
             if n
             else "no document in common"
         )
-    for side, cell in (("A", a), ("B", b)):
-        if cell.errors:
-            notes.append(f"{side}: {cell.errors} of {cell.n} documents failed and count as wrong")
-        if cell.state in ("running", "interrupted"):
-            notes.append(f"{side}: not finished, {cell.n} documents so far")
+    for side, group in (("A", a), ("B", b)):
+        if group.errors:
+            notes.append(f"{side}: {group.errors} of {group.n} documents failed and count as wrong")
+        if group.state in ("running", "interrupted"):
+            notes.append(f"{side}: not finished, {group.n} documents so far")
     if absent := unrecorded(a, b, REFUSED):
         notes.append(f"not recorded on both sides, so not compared: {', '.join(absent)}")
     return notes

@@ -1,7 +1,7 @@
 """Which recorded results belong together, and whether they may be compared.
 
     from lcfbench.analysis.matching import REFUSED, match, refuse
-    pairs, left_a, left_b = match(a.cells, b.cells)
+    pairs, left_a, left_b = match(a.groups, b.groups)
     refuse(pairs, REFUSED, allow=[], verb="compare")
 
 Two results are comparable when they answer the same questions, scored by the same rule. All else may differ: it is what is compared.
@@ -43,15 +43,15 @@ SIDES = ("A", "B")
 LISTED = 8  # names in a sentence
 
 
-def value_of(cell: RunGroup, name: str) -> Any:
-    """A cell's value of a field of the run's identity; `ABSENT` where its file does not tell."""
+def value_of(group: RunGroup, name: str) -> Any:
+    """A group's value of a field of the run's identity; `ABSENT` where its file does not tell."""
     if name == "seed":
-        return list(cell.seeds)
+        return list(group.seeds)
     if name in OWN:
-        return getattr(cell, name)
-    if name not in OF_THE_SEED or len(cell.runs) == 1:
-        return cell.identity.get(name, ABSENT)
-    by_seed = [run.manifest.identity.get(name, ABSENT) for run in cell.runs]
+        return getattr(group, name)
+    if name not in OF_THE_SEED or len(group.runs) == 1:
+        return group.identity.get(name, ABSENT)
+    by_seed = [run.manifest.identity.get(name, ABSENT) for run in group.runs]
     return (
         ABSENT if ABSENT in by_seed else by_seed[0] if all(one == by_seed[0] for one in by_seed) else by_seed
     )
@@ -68,10 +68,10 @@ def unrecorded(a: RunGroup, b: RunGroup, names: Iterable[str]) -> list[str]:
     return [name for name in names if ABSENT in (value_of(a, name), value_of(b, name))]
 
 
-def machines(cell: RunGroup) -> list[dict[str, Any]] | None:
+def machines(group: RunGroup) -> list[dict[str, Any]] | None:
     """Where its times come from, each machine once, over all runs and sessions; None where one of them does not tell."""
     found: list[dict[str, Any]] = []
-    for run in cell.runs:
+    for run in group.runs:
         sessions = [session.environment for session in run.manifest.sessions]
         for where in sessions or [run.manifest.environment]:
             if not where:
@@ -92,19 +92,19 @@ def other_machine(a: RunGroup, b: RunGroup) -> str:
     return f"{several} ({', '.join(words)})" if words else ""
 
 
-def name_of(cell: RunGroup) -> str:
+def name_of(group: RunGroup) -> str:
     """`lcf (deranged)`: method and control, as a person calls it. An ordinary run needs no control named."""
-    return cell.label if cell.control in ("matched", "") else f"{cell.label} ({cell.control})"
+    return group.label if group.control in ("matched", "") else f"{group.label} ({group.control})"
 
 
-def full_name(cell: RunGroup) -> str:
-    """Pair, task, scoring and method of a cell."""
-    if not cell.task:  # no row tells
-        return f"{cell.run_ids[0]} (no documents)"
-    return f"{cell.task} {name_of(cell)} ({cell.scoring}, {cell.pair})"
+def full_name(group: RunGroup) -> str:
+    """Pair, task, scoring and method of a group."""
+    if not group.task:  # no row tells
+        return f"{group.run_ids[0]} (no documents)"
+    return f"{group.task} {name_of(group)} ({group.scoring}, {group.pair})"
 
 
-def short_names(cells: Sequence[RunGroup]) -> list[str]:
+def short_names(groups: Sequence[RunGroup]) -> list[str]:
     """A name for each, with no more than tells them apart: task and method, then scoring, pair and run where they must."""
     parts: list[Callable[[RunGroup], str]] = [
         lambda c: f"{c.task} {name_of(c)}",
@@ -112,20 +112,20 @@ def short_names(cells: Sequence[RunGroup]) -> list[str]:
         lambda c: f"{c.task} {name_of(c)} ({c.scoring}, {c.pair})",
         lambda c: f"{c.task} {name_of(c)} ({c.run_ids[0]})",
     ]
-    names = [full_name(cell) for cell in cells]
-    unnamed = set(range(len(cells)))
+    names = [full_name(group) for group in groups]
+    unnamed = set(range(len(groups)))
     for part in parts:
-        called = [part(cell) if cell.task else full_name(cell) for cell in cells]
+        called = [part(group) if group.task else full_name(group) for group in groups]
         for i in [i for i in unnamed if called.count(called[i]) == 1]:
             names[i] = called[i]
             unnamed.discard(i)
     return [f"{name} {i + 1}" if i in unnamed else name for i, name in enumerate(names)]
 
 
-def listed(cells: Sequence[RunGroup], among: Sequence[RunGroup] = ()) -> str:
+def listed(groups: Sequence[RunGroup], among: Sequence[RunGroup] = ()) -> str:
     """Their short names, told apart from all of `among` too; of many only the first."""
-    names = dict(zip(map(id, among or cells), short_names(among or cells), strict=True))
-    return first_few([names[id(cell)] for cell in cells])
+    names = dict(zip(map(id, among or groups), short_names(among or groups), strict=True))
+    return first_few([names[id(group)] for group in groups])
 
 
 def first_few(names: Sequence[str]) -> str:
@@ -136,10 +136,10 @@ def first_few(names: Sequence[str]) -> str:
 def match(
     a: Sequence[RunGroup], b: Sequence[RunGroup]
 ) -> tuple[list[Pairing], list[RunGroup], list[RunGroup]]:
-    """Pairs of cells that ask the same, ordered for reading, and what is left of either side.
+    """Pairs of groups that ask the same, ordered for reading, and what is left of either side.
 
     First those that agree in everything, then in ever less, and last, method against method, the only ones of a task on both
-    sides. Where several cells could be meant none is taken.
+    sides. Where several groups could be meant none is taken.
     """
     stages: list[Callable[[RunGroup], Any]] = [
         lambda c: (*same(c), {k: v for k, v in c.identity.items() if k != "version"}),
@@ -157,31 +157,31 @@ def match(
             (ours[key][0], theirs[key][0]) for key in ours if len(ours[key]) == len(theirs.get(key, ())) == 1
         ]
         pairs += found
-        left_a = [cell for cell in left_a if not any(cell is one for one, _ in found)]
-        left_b = [cell for cell in left_b if not any(cell is one for _, one in found)]
+        left_a = [group for group in left_a if not any(group is one for one, _ in found)]
+        left_b = [group for group in left_b if not any(group is one for _, one in found)]
     if not pairs and len(left_a) == len(left_b) == 1:  # two single results: a person means these
         pairs, left_a, left_b = [(left_a[0], left_b[0])], [], []
     return sorted(pairs, key=lambda pair: reading_order(pair[0])), left_a, left_b
 
 
-def reading_order(cell: RunGroup) -> tuple[Any, ...]:
+def reading_order(group: RunGroup) -> tuple[Any, ...]:
     """By task, the receiver alone first, an ordinary run before its controls."""
     return (
-        cell.task,
-        cell.scoring,
-        cell.pair,
-        cell.mode != "receiver",
-        cell.label,
-        cell.control != "matched",
-        cell.control,
-        cell.run_ids,
+        group.task,
+        group.scoring,
+        group.pair,
+        group.mode != "receiver",
+        group.label,
+        group.control != "matched",
+        group.control,
+        group.run_ids,
     )
 
 
-def same(cell: RunGroup) -> tuple[Any, ...]:
+def same(group: RunGroup) -> tuple[Any, ...]:
     """What two runs of one thing have in common."""
-    options = (value_of(cell, "options"), value_of(cell, "task_options"))
-    return cell.pair, cell.task, cell.subject, cell.scoring, cell.mode, cell.control, *options
+    options = (value_of(group, "options"), value_of(group, "task_options"))
+    return group.pair, group.task, group.subject, group.scoring, group.mode, group.control, *options
 
 
 def clashes(
@@ -256,8 +256,8 @@ def shown(value: Any) -> str:
     return text[:10] if is_digest(text) else text
 
 
-def _grouped(cells: Iterable[RunGroup], key: Callable[[RunGroup], Any]) -> dict[str, list[RunGroup]]:
-    groups: dict[str, list[RunGroup]] = {}
-    for cell in cells:
-        groups.setdefault(json.dumps(key(cell), sort_keys=True, default=str), []).append(cell)
-    return groups
+def _grouped(groups: Iterable[RunGroup], key: Callable[[RunGroup], Any]) -> dict[str, list[RunGroup]]:
+    together: dict[str, list[RunGroup]] = {}
+    for group in groups:
+        together.setdefault(json.dumps(key(group), sort_keys=True, default=str), []).append(group)
+    return together

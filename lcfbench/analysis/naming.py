@@ -1,7 +1,7 @@
-"""Labels: the mode, and where several cells share it, the settings that tell them apart.
+"""Labels: the mode, and where several groups share it, the settings that tell them apart.
 
 from lcfbench.analysis.naming import labels
-labels(cells)                                               # ["receiver", "lcf width=64", "lcf width=128"]
+labels(groups)                                               # ["receiver", "lcf width=64", "lcf width=128"]
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def labels(cells: Sequence[Any]) -> list[str]:
-    """One for each `RunGroup`, in order. Digests tell cells apart only where nothing else does."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for i, cell in enumerate(cells):
-        groups.setdefault((cell.pair, cell.task, cell.scoring, cell.mode, cell.control), []).append(i)
-    found = [cell.mode for cell in cells]
-    for members in groups.values():
-        flat = [_flat(cells[i].identity or {"run": cells[i].run_ids[0][-6:]}) for i in members]
+def labels(groups: Sequence[Any]) -> list[str]:
+    """One for each `RunGroup`, in order. Digests tell groups apart only where nothing else does."""
+    together: dict[tuple[str, ...], list[int]] = {}
+    for i, group in enumerate(groups):
+        together.setdefault((group.pair, group.task, group.scoring, group.mode, group.control), []).append(i)
+    found = [group.mode for group in groups]
+    for members in together.values():
+        flat = [_flat(groups[i].identity or {"run": groups[i].run_ids[0][-6:]}) for i in members]
         names = list(dict.fromkeys(name for settings in flat for name in settings))
         tell = [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
         tell = [

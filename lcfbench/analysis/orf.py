@@ -25,18 +25,18 @@ def derived_lines(
 ) -> list[dict[str, Any]]:
     """A summary line for every receiver and sharer that belong together; of several such pairs the one that shares most documents.
 
-    found: cells with their summary lines. asked: what must agree between the two beside pair, task and scoring.
+    found: groups with their summary lines. asked: what must agree between the two beside pair, task and scoring.
     """
     import numpy as np
 
-    groups: dict[str, dict[str, list[tuple[RunGroup, dict[str, Any]]]]] = {}
-    for cell, line in found:
-        if cell.mode in ("receiver", "sharer"):
-            key = repr([cell.pair, cell.task, cell.scoring, asked(cell)])
-            groups.setdefault(key, {}).setdefault(cell.mode, []).append((cell, line))
+    together: dict[str, dict[str, list[tuple[RunGroup, dict[str, Any]]]]] = {}
+    for group, line in found:
+        if group.mode in ("receiver", "sharer"):
+            key = repr([group.pair, group.task, group.scoring, asked(group)])
+            together.setdefault(key, {}).setdefault(group.mode, []).append((group, line))
     lines = []
-    for group in groups.values():
-        pairs = [(r, s) for r in group.get("receiver", []) for s in group.get("sharer", [])]
+    for members_ in together.values():
+        pairs = [(r, s) for r in members_.get("receiver", []) for s in members_.get("sharer", [])]
         shared = [(len(joined(r[0], s[0])[2]), i) for i, (r, s) in enumerate(pairs)]
         if not shared or not max(shared)[0]:
             continue

@@ -1,8 +1,8 @@
 """What tables, tests and pictures are made of: scores by document, one `RunGroup` for the runs that differ in their seed only.
 
     from lcfbench.analysis.run_groups import joined, read_run_groups
-    cells = read_run_groups([Path("results")])
-    ours, theirs, _ = joined(cells.cells[0], cells.cells[1])
+    groups = read_run_groups([Path("results")])
+    ours, theirs, _ = joined(groups.groups[0], groups.groups[1])
 
 Rows are read once, run by run, and only the columns needed; what stays in memory is a code and a score a document. A document that failed
 counts as wrong and stays in the denominator.
@@ -145,7 +145,7 @@ class RunGroup:
 class RunGroups:
     """All that was read. warnings: a sentence for everything that could not be used."""
 
-    cells: list[RunGroup]
+    groups: list[RunGroup]
     warnings: list[str]
 
 
@@ -163,21 +163,21 @@ def read_run_groups(paths: Sequence[Path], by_subject: bool = False) -> RunGroup
 
 
 def grouped(runs: Iterable[Recorded]) -> list[RunGroup]:
-    """RunGroups of these runs. Two runs of one seed never share a cell, whatever else they have in common."""
-    groups: dict[str, list[Recorded]] = {}
+    """RunGroups of these runs. Two runs of one seed never share a group, whatever else they have in common."""
+    together: dict[str, list[Recorded]] = {}
     for run in runs:
         identity = run.manifest.identity
         rest = (
             {k: v for k, v in identity.items() if k not in OF_THE_SEED} if identity else {"run": run.run_id}
         )
-        groups.setdefault(digest([rest, run.names["task"]]), []).append(run)
-    cells = []
-    for group in groups.values():
-        group.sort(key=lambda run: (repr(run.names["seed"]), run.run_id))
-        apart = len({run.names["seed"] for run in group}) < len(group)
-        for members in [[run] for run in group] if apart else [group]:
+        together.setdefault(digest([rest, run.names["task"]]), []).append(run)
+    groups = []
+    for members_ in together.values():
+        members_.sort(key=lambda run: (repr(run.names["seed"]), run.run_id))
+        apart = len({run.names["seed"] for run in members_}) < len(members_)
+        for members in [[run] for run in members_] if apart else [members_]:
             identity = members[0].manifest.identity
-            cells.append(
+            groups.append(
                 RunGroup(
                     members,
                     identity
@@ -185,9 +185,9 @@ def grouped(runs: Iterable[Recorded]) -> list[RunGroup]:
                     else {k: v for k, v in identity.items() if k not in OF_THE_SEED},
                 )
             )
-    for cell, label in zip(cells, labels(cells), strict=True):
-        cell.label = label
-    return cells
+    for group, label in zip(groups, labels(groups), strict=True):
+        group.label = label
+    return groups
 
 
 def joined(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

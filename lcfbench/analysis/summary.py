@@ -1,7 +1,7 @@
 """One line a method: how good, how sure, how fast, how big, and did anything get across.
 
     from lcfbench.analysis.summary import summarise
-    summarise(read_run_groups([Path("results")]).cells)[["task", "label", "control", "score", "verdict"]]
+    summarise(read_run_groups([Path("results")]).groups)[["task", "label", "control", "score", "verdict"]]
 
 Scores are fractions here; tables and plots show percent. A document that failed counts as wrong and stays in the denominator.
 """
@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.orf import DERIVED, derived_lines
-from lcfbench.analysis.run_groups import OF_THE_SEED, RunGroup, held_against, joined
+from lcfbench.analysis.run_groups import OF_THE_SEED, RunGroup, held_against, joined, read_run_groups
 from lcfbench.analysis.stats import DELTA, Paired, mean_interval, paired
-from lcfbench.analysis.verdict import Evidence, verdicts
+from lcfbench.analysis.verdict import LABELS, Evidence, judge
 from lcfbench.controls.names import CONTROLS
+from lcfbench.errors import UserError
+from lcfbench.results.reader import Paths, as_paths, warn_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,8 +53,8 @@ ASKED = (
 )  # what must agree for two methods to be held against each other
 
 
-def summarise(cells: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
-    """A line per cell, ordered for reading: by pair, task and scoring, the receiver alone first, methods without adapter next. Where the
+def summarise(groups: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
+    """A line per group, ordered for reading: by pair, task and scoring, the receiver alone first, methods without adapter next. Where the
     receiver and the sharer were both run alone there is a line more, `orf`, whose control is "derived" (see orf.py).
 
     Columns: `label` is the mode plus whatever tells apart two of it. `score` with its 95 % interval over documents `low`, `high`; `seeds`,
@@ -64,8 +66,8 @@ def summarise(cells: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
     """
     import pandas as pd
 
-    lines = [{**_head(cell), **_figures(cell)} for cell in cells]
-    gains = [_gain(cell, cells) for cell in cells]
+    lines = [{**_head(group), **_figures(group)} for group in groups]
+    gains = [_gain(group, groups) for group in groups]
     for line, gain in zip(lines, gains, strict=True):
         low, high = gain.interval() if gain else (math.nan, math.nan)
         line |= {
@@ -74,47 +76,51 @@ def summarise(cells: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
             "gain_high": high,
             "gain_n": gain.n if gain else 0,
         }
-    _judge(lines, cells, gains, delta)
-    derived = derived_lines(list(zip(cells, lines, strict=True)), _asked)
+    _judge(lines, groups, gains, delta)
+    derived = derived_lines(list(zip(groups, lines, strict=True)), _asked)
     return _ordered(pd.DataFrame([*lines, *derived], columns=list(COLUMNS)))
 
 
-def _head(cell: RunGroup) -> dict[str, Any]:
+def _head(group: RunGroup) -> dict[str, Any]:
     head = {
-        name: getattr(cell, name)
+        name: getattr(group, name)
         for name in ("pair", "receiver", "task", "scoring", "mode", "label", "control", "seed", "state")
     }
-    return {**head, "seed": head["seed"] if len(cell.seeds) == 1 else None, "run_id": "+".join(cell.run_ids)}
+    return {
+        **head,
+        "seed": head["seed"] if len(group.seeds) == 1 else None,
+        "run_id": "+".join(group.run_ids),
+    }
 
 
-def _figures(cell: RunGroup) -> dict[str, Any]:
-    got = mean_interval(cell.scores)
-    size, chance = cell.median("adapter_bytes"), cell.manifest.chance
+def _figures(group: RunGroup) -> dict[str, Any]:
+    got = mean_interval(group.scores)
+    size, chance = group.median("adapter_bytes"), group.manifest.chance
     return {
         **{
-            "n": cell.n,
-            "errors": cell.errors,
-            "sends": cell.sends,
-            "metric": cell.metric,
+            "n": group.n,
+            "errors": group.errors,
+            "sends": group.sends,
+            "metric": group.metric,
             "score": got.value,
             "low": got.low,
             "high": got.high,
         },
-        **{"seeds": len(cell.seeds), "seed_sd": _deviation(cell.seed_scores)},
+        **{"seeds": len(group.seeds), "seed_sd": _deviation(group.seed_scores)},
         "chance": float(chance) if chance is not None else math.nan,
-        **_timed(cell, "ttft"),
-        **_timed(cell, "ttea"),
-        "docs_per_s": cell.documents_per_s,
-        "adapter_params": cell.median("adapter_params"),
+        **_timed(group, "ttft"),
+        **_timed(group, "ttea"),
+        "docs_per_s": group.documents_per_s,
+        "adapter_params": group.median("adapter_params"),
         "adapter_mb": size / 1e6 if size > 0 else math.nan,
-        "message_bytes": cell.median("message_bytes"),
+        "message_bytes": group.median("message_bytes"),
     }
 
 
-def _timed(cell: RunGroup, name: str) -> dict[str, Any]:
+def _timed(group: RunGroup, name: str) -> dict[str, Any]:
     import numpy as np
 
-    _, values = cell.timed[f"{name}_ms"]
+    _, values = group.timed[f"{name}_ms"]
     return {f"{name}_ms": float(np.median(values)) if len(values) else math.nan, f"{name}_n": len(values)}
 
 
@@ -125,47 +131,47 @@ def _deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((x - mean) ** 2 for x in values) / (len(values) - 1))
 
 
-def _gain(cell: RunGroup, cells: Sequence[RunGroup]) -> Paired | None:
+def _gain(group: RunGroup, groups: Sequence[RunGroup]) -> Paired | None:
     """Over the receiver alone, whichever sharer stood beside it."""
-    if cell.mode == ALONE:
+    if group.mode == ALONE:
         return None
-    key = _receiver_key(cell)
-    base = widest(cell, [c for c in cells if c.mode == ALONE and _receiver_key(c) == key])
-    return paired(*held_against(cell, base)[:2]) if base else None
+    key = _receiver_key(group)
+    base = widest(group, [c for c in groups if c.mode == ALONE and _receiver_key(c) == key])
+    return paired(*held_against(group, base)[:2]) if base else None
 
 
-def _receiver_key(cell: RunGroup) -> Any:
-    """What must agree for a receiver alone to be this cell's baseline: its weights, how it computes, what it is asked."""
+def _receiver_key(group: RunGroup) -> Any:
+    """What must agree for a receiver alone to be this group's baseline: its weights, how it computes, what it is asked."""
     return [
-        cell.receiver,
-        cell.task,
-        cell.scoring,
-        _asked(cell),
-        (cell.identity.get("revisions") or [None])[0],
+        group.receiver,
+        group.task,
+        group.scoring,
+        _asked(group),
+        (group.identity.get("revisions") or [None])[0],
     ]
 
 
-def _asked(cell: RunGroup) -> list[Any]:
-    return [cell.identity.get(name) for name in ASKED]
+def _asked(group: RunGroup) -> list[Any]:
+    return [group.identity.get(name) for name in ASKED]
 
 
 def _judge(
-    lines: list[dict[str, Any]], cells: Sequence[RunGroup], gains: Sequence[Paired | None], delta: float
+    lines: list[dict[str, Any]], groups: Sequence[RunGroup], gains: Sequence[Paired | None], delta: float
 ) -> None:
-    """Verdicts of all matched cells that send something, as one family."""
+    """Verdicts of all matched groups that send something, as one family."""
     for line in lines:
         line |= {"verdict": "", "verdict_text": ""}
     judged: list[tuple[dict[str, Any], Evidence]] = []
-    for cell, line, gain in zip(cells, lines, gains, strict=True):
-        if cell.control != "matched":
+    for group, line, gain in zip(groups, lines, gains, strict=True):
+        if group.control != "matched":
             continue
-        twin = twin_of(cell, cells, "deranged")
+        twin = twin_of(group, groups, "deranged")
         if twin:
-            own, other, left_out = held_against(cell, twin)
+            own, other, left_out = held_against(group, twin)
             judged.append((line, Evidence(own, other, gain, left_out)))
-        elif cell.sends:
-            judged.append((line, Evidence(cell.scores, None, gain)))
-    for (line, _), got in zip(judged, verdicts([evidence for _, evidence in judged], delta), strict=True):
+        elif group.sends:
+            judged.append((line, Evidence(group.scores, None, gain)))
+    for (line, _), got in zip(judged, judge([evidence for _, evidence in judged], delta), strict=True):
         content = got.content
         line |= {
             "content": content.value,
@@ -188,21 +194,21 @@ def _judge(
         }
 
 
-def twin_of(cell: RunGroup, cells: Sequence[RunGroup], control: str) -> RunGroup | None:
+def twin_of(group: RunGroup, groups: Sequence[RunGroup], control: str) -> RunGroup | None:
     """The same under another control: all that changes the answer agrees, but the control and which documents."""
-    key = _twin_key(cell)
-    return widest(cell, [c for c in cells if c.control == control and _twin_key(c) == key])
+    key = _twin_key(group)
+    return widest(group, [c for c in groups if c.control == control and _twin_key(c) == key])
 
 
-def _twin_key(cell: RunGroup) -> Any:
+def _twin_key(group: RunGroup) -> Any:
     apart = ("control", "limit", "batch_size", *OF_THE_SEED)
-    head = [getattr(cell, name) for name in (*GROUP, "mode")]
-    return head, {name: value for name, value in cell.identity.items() if name not in apart}
+    head = [getattr(group, name) for name in (*GROUP, "mode")]
+    return head, {name: value for name, value in group.identity.items() if name not in apart}
 
 
-def widest(cell: RunGroup, others: Sequence[RunGroup]) -> RunGroup | None:
-    """The other cell that shares the most documents; None where none shares any."""
-    shared = {i: len(joined(cell, other)[2]) for i, other in enumerate(others)}
+def widest(group: RunGroup, others: Sequence[RunGroup]) -> RunGroup | None:
+    """The other group that shares the most documents; None where none shares any."""
+    shared = {i: len(joined(group, other)[2]) for i, other in enumerate(others)}
     best = max(shared, key=lambda i: (shared[i], others[i].run_ids), default=None)
     return others[best] if best is not None and shared[best] else None
 
@@ -218,4 +224,31 @@ def _ordered(lines: pd.DataFrame) -> pd.DataFrame:
     return lines.loc[keys.sort_values(by, kind="stable").index].reset_index(drop=True)
 
 
-__all__ = ["ALONE", "DERIVED", "GROUP", "SHOWN", "summarise", "twin_of", "widest"]
+def judged(summary: pd.DataFrame) -> pd.DataFrame:
+    """Returns the lines that have a verdict, by task, best first. Raises UserError where there are none."""
+    lines = summary[~summary["verdict"].fillna("").isin(["", DERIVED])]
+    if not len(lines):
+        step = "Run a method that does, with --control matched,deranged."
+        raise UserError("no run here sends a message.", step)
+    rank = lines["verdict"].map({label: i for i, label in enumerate(LABELS)})
+    keys = lines.assign(_rank=rank, _content=-lines["content"].fillna(-9.0))
+    order = keys.sort_values([*GROUP, "_rank", "_content"], kind="stable").index
+    return lines.loc[order].reset_index(drop=True)
+
+
+def load_summary(paths: Paths, delta: float = DELTA, by_subject: bool = False) -> pd.DataFrame:
+    """Returns `summarise` of every run under `paths`: a row for each group of runs.
+
+    A file that cannot be read gives a UserWarning. Raises UserError where nothing can be read.
+    """
+    found = read_run_groups(as_paths(paths), by_subject)
+    warn_all(found.warnings)
+    return summarise(found.groups, delta)
+
+
+def verdicts(paths: Paths, delta: float = DELTA) -> pd.DataFrame:
+    """Returns the rows of `load_summary` that have a verdict, best first.
+
+    Their `verdict_text` says it in a sentence. Raises UserError also where no run sends a message.
+    """
+    return judged(load_summary(paths, delta))

@@ -82,10 +82,10 @@ def verdict(matched: Scores, deranged: Scores, delta: float = DELTA) -> Verdict:
     """The verdict on one run alone, without a gain."""
     import numpy as np
 
-    return verdicts([Evidence(np.asarray(matched, dtype=float), np.asarray(deranged, dtype=float))], delta)[0]
+    return judge([Evidence(np.asarray(matched, dtype=float), np.asarray(deranged, dtype=float))], delta)[0]
 
 
-def verdicts(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.05) -> list[Verdict]:
+def judge(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.05) -> list[Verdict]:
     """A verdict for each run, in order. Three families of tests, each Holm-corrected by itself: content, equivalence and gain.
 
     "communicates": content is shown (adjusted p below alpha) and its interval lies above 0; "misleads": below 0. "adapts only": content is

@@ -70,9 +70,9 @@ def compare(
     as_markdown: MarkdownOption = False,
 ) -> None:
     """Two runs on the same documents: paired difference, interval, p, latency and bytes ratio, by task and overall."""
-    from lcfbench.cli.compare_view import print_compare
+    from lcfbench.cli.verbs import show_comparison
 
-    print_compare([a], [b], _form(as_json, as_csv, as_markdown), allow or [])
+    show_comparison(a, b, _form(as_json, as_csv, as_markdown), allow or [])
 
 
 def check(

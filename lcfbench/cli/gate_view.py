@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from lcfbench.cli.console import out, warn
+from lcfbench.cli.tables import show
 from lcfbench.errors import Exit, UserError
 
 if TYPE_CHECKING:
-    from rich.console import Group
-
     from lcfbench.analysis.gate import Checked
-
-STYLES = {"ok": "green", "surely worse": "bold red", "inconclusive": "yellow", "incomplete": "bold yellow"}
 
 
 def check(
@@ -38,6 +35,7 @@ def check(
     Raises UserError where the two are not comparable or cannot be read; JUnit file, annotation and summary page say so too.
     """
     from lcfbench.analysis.gate import outputs
+    from lcfbench.analysis.tables import check_table
 
     github = github or os.environ.get("GITHUB_ACTIONS") == "true"
     page = os.environ.get("GITHUB_STEP_SUMMARY")
@@ -52,7 +50,7 @@ def check(
         if page:
             _write(Path(page), outputs.refused_markdown(reason), more=True)
         raise
-    out.print(table(checked))
+    show(check_table(checked))
     style = {Exit.OK: "green", Exit.FAILED: "bold red"}.get(checked.exit(strict), "yellow")
     out.print(checked.summary(strict), style=style, soft_wrap=True)
     if github:
@@ -75,45 +73,6 @@ def _checked(
     for warning in before.warnings + now.warnings:
         warn(warning)
     return check_run_groups(before, now, max_drop, max_slowdown, allow)
-
-
-def table(checked: Checked) -> Group:
-    """A line an aspect, then what needs words; readable from 80 columns up."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from lcfbench.analysis.gate.outputs import figures
-
-    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    for index, name in enumerate(("", "what", "baseline", "new", "change", "90 %", "n")):
-        grid.add_column(
-            name,
-            justify="left" if index < 2 else "right",
-            no_wrap=index != 1,
-            overflow="fold",
-            vertical="top",
-        )
-    words = Table.grid(padding=(0, 1, 0, 0))
-    before = ""
-    for item in checked.items:
-        what = (
-            f"  {item.aspect}"
-            if item.cell == before
-            else item.cell
-            if item.aspect == "score"
-            else f"{item.cell}: {item.aspect}"
-        )
-        before = item.cell
-        grid.add_row(Text(str(item.outcome), style=STYLES[item.outcome]), what, *figures(item))
-        if item.text:
-            words.add_row(
-                Text("•", style=STYLES[item.outcome]),
-                f"{item.cell}{'' if item.aspect == 'score' else f', {item.aspect}'}: {item.text}",
-            )
-    for text in checked.notes:
-        words.add_row(Text("·", style="dim"), Text(text, style="dim"))
-    return Group(grid, words)
 
 
 def _write(path: Path, text: str, more: bool = False) -> None:

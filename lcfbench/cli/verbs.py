@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lcfbench.cli.console import note, out, quiet_libraries, warn
+from lcfbench.cli.console import echo, note, out, quiet_libraries, warn
 from lcfbench.cli.progress import RunProgress, TrainLine
 from lcfbench.errors import Exit
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lcfbench.evaluation.recipe import Recipe
+    from lcfbench.tables import Table
     from lcfbench.training.recipe import TrainRecipe
 
 
@@ -89,33 +90,63 @@ def summary_of(paths: Sequence[Path], subjects: bool = False, delta: float | Non
     found = read_run_groups(list(paths), by_subject=subjects)
     for warning in found.warnings:
         warn(warning)
-    return summarise(found.cells, DELTA if delta is None else delta)
+    return summarise(found.groups, DELTA if delta is None else delta)
 
 
 def show_runs(paths: Sequence[Path], form: str, subjects: bool = False) -> None:
-    """The summary of recorded runs, as a table or for machines."""
-    from lcfbench.analysis import show
+    """Prints the summary of recorded runs. form: table, markdown, csv or json."""
+    from lcfbench.analysis.tables import summary_tables
 
     summary = summary_of(paths, subjects)
-    if form == "table":
-        out.print(show.table(summary))
-    else:
-        typer.echo(
-            {"json": show.to_json, "csv": show.to_csv, "markdown": show.to_markdown}[form](summary), nl=False
-        )
+    print_lines(summary, lambda: summary_tables(summary), form)
 
 
 def show_verdicts(paths: Sequence[Path], delta: float, form: str) -> None:
-    """Gain, content and a verdict in words for every method that sends something. Raises UserError where none does."""
-    from lcfbench.analysis import show, verdict_table
+    """Prints gain, content and a verdict in words for every method that sends something.
+
+    form: table, markdown, csv or json. Raises UserError where no method sends anything.
+    """
+    from lcfbench.analysis.summary import judged
+    from lcfbench.analysis.tables import verdict_tables
 
     summary = summary_of(paths, delta=delta)
-    if form == "table":
-        out.print(verdict_table.table(summary, delta))
-    elif form == "markdown":
-        typer.echo(verdict_table.to_markdown(summary), nl=False)
+    print_lines(judged(summary), lambda: verdict_tables(summary, delta), form)
+
+
+def show_comparison(a: Path, b: Path, form: str, allow: Sequence[str]) -> None:
+    """Compares the runs recorded under `a` and `b`. form: table, markdown, csv or json.
+
+    Raises UserError where nothing is comparable.
+    """
+    from lcfbench.analysis.compare import compare
+    from lcfbench.analysis.run_groups import read_run_groups
+    from lcfbench.analysis.tables import comparison_records, comparison_table, to_json
+
+    ours, theirs = read_run_groups([a]), read_run_groups([b])
+    for warning in ours.warnings + theirs.warnings:
+        warn(warning)
+    found = compare(ours, theirs, allow)
+    if form == "json":
+        lines = [line._asdict() for line in found.lines]
+        whole = {"lines": lines, "only_a": found.unmatched_a, "only_b": found.unmatched_b}
+        echo(to_json(whole), end="")
     else:
-        typer.echo({"json": show.to_json, "csv": show.to_csv}[form](verdict_table.judged(summary)), nl=False)
+        print_lines(comparison_records(found), lambda: [comparison_table(found)], form)
+
+
+def print_lines(
+    lines: pd.DataFrame | Sequence[dict[str, Any]], tables: Callable[[], list[Table]], form: str
+) -> None:
+    """Prints lines as JSON or CSV, or their tables for a terminal or as Markdown."""
+    from lcfbench.analysis.tables import to_csv, to_json
+    from lcfbench.cli.tables import show
+
+    if form == "json":
+        echo(to_json(lines if isinstance(lines, Sequence) else lines.to_dict("records")), end="")
+    elif form == "csv":
+        echo(to_csv(lines), end="")
+    else:
+        show(*tables(), form="markdown" if form == "markdown" else "table")
 
 
 def draw_frontier(paths: Sequence[Path], folder: Path | None, published: bool) -> list[Path]:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
-from lcfbench.analysis import show
+from lcfbench.analysis import tables
 from lcfbench.analysis.plots import frontier
 from lcfbench.analysis.plots.published import published
 from lcfbench.analysis.run_groups import read_run_groups
@@ -23,6 +22,7 @@ from lcfbench.analysis.stats.proportions import wilson
 from lcfbench.analysis.summary import summarise
 from lcfbench.errors import UserError
 from lcfbench.results.writer import RunWriter
+from tests.helpers import printed
 
 PAIR = "smollm2-135m:gemma3-270m"
 # task → (mode, control, right of 200, asked twice, ttft_ms, adapter MB, message bytes)
@@ -45,7 +45,7 @@ LINES = {
 
 
 def lines_of(out: Path, **more: bool) -> pd.DataFrame:
-    return summarise(read_run_groups([out], **more).cells)
+    return summarise(read_run_groups([out], **more).groups)
 
 
 def record(out: Path, task: str, mode: str, control: str, scores: list[float], **more: object) -> str:
@@ -162,13 +162,13 @@ def test_times_of_a_batch_are_no_latency(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_table_loses_nothing_and_says_it_in_words(summary: pd.DataFrame, width: int) -> None:
-    console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    console.print(show.table(summary))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+def test_the_table_loses_nothing_and_says_it_in_words(
+    summary: pd.DataFrame, capsys, monkeypatch, width: int
+) -> None:
+    text = printed(capsys, monkeypatch, width, *tables.summary_tables(summary))
     assert "…" not in text and max(map(len, text.splitlines())) <= width
     rows = [row.split() for row in text.splitlines()]
-    for cells in (show.cells(item) for item in summary.to_dict("records")):
+    for cells in (tables.summary_cells(item) for item in summary.to_dict("records")):
         assert list(" ".join(cells).split()) in rows  # every line whole, on one line
     words = " ".join(text.split())
     assert (
@@ -177,20 +177,19 @@ def test_the_table_loses_nothing_and_says_it_in_words(summary: pd.DataFrame, wid
     assert "message of another document" in words and "guessing gives 33.3 %" in words and "12,345" in words
 
 
-def test_a_long_label_folds_and_numbers_stay(summary: pd.DataFrame) -> None:
-    console = Console(width=80, file=io.StringIO(), force_terminal=False)
-    console.print(show.table(summary.assign(label="lcf width=128 layers=9 alignment=remap")))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+def test_a_long_label_folds_and_numbers_stay(summary: pd.DataFrame, capsys, monkeypatch) -> None:
+    long = summary.assign(label="lcf width=128 layers=9 alignment=remap")
+    text = printed(capsys, monkeypatch, 80, *tables.summary_tables(long))
     assert "…" not in text and "18,000" in text and "2,450" in text and "98.0" in text
 
 
 def test_exports(summary: pd.DataFrame) -> None:
-    told = json.loads(show.to_json(summary))
+    told = json.loads(tables.to_json(summary.to_dict("records")))
     assert len(told) == 10 and told[0]["adapter_mb"] is None and told[0]["score"] == 0.35
-    assert [row["run_id"] for row in csv.DictReader(io.StringIO(show.to_csv(summary)))] == list(
+    assert [row["run_id"] for row in csv.DictReader(io.StringIO(tables.to_csv(summary)))] == list(
         summary["run_id"]
     )
-    text = show.to_markdown(summary)
+    text = "\n".join(table.markdown() for table in tables.summary_tables(summary))
     assert (
         text.count("| --- |") == 2
         and "| lcf | deranged | 400 | 34.0 | 29.5–38.8 | 181 | 7.9 | 12,345 |" in text
@@ -256,7 +255,7 @@ def test_published_numbers_only_when_asked_and_only_for_the_same_pair_and_task(s
 
 
 def test_no_torch() -> None:
-    code = "import sys, lcfbench.results.writer, lcfbench.analysis.show, lcfbench.analysis.plots.frontier; print([m for m in sys.modules if m in "
+    code = "import sys, lcfbench.results.writer, lcfbench.analysis.tables, lcfbench.analysis.plots.frontier; print([m for m in sys.modules if m in "
     code += "('torch', 'pandas', 'pyarrow', 'scipy', 'matplotlib', 'rich')])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
@@ -316,7 +315,7 @@ def test_seeds_share_a_line(tmp_path: Path) -> None:
     assert (
         own["score"] == pytest.approx(0.8) and own["seed_sd"] == pytest.approx(0.2) and own["content_n"] == 30
     )
-    assert any("over 3 seeds 20.0 points" in note for note in show.notes(lines_of(tmp_path)))
+    assert any("over 3 seeds 20.0 points" in note for note in tables.notes(lines_of(tmp_path)))
 
 
 def test_one_document_under_several_seeds_counts_once(tmp_path: Path) -> None:
@@ -336,4 +335,4 @@ def test_wrong_files_are_named_and_the_rest_is_summarised(tmp_path: Path) -> Non
     record(tmp_path, "t", "lcf", "matched", [1.0])
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
     found = read_run_groups([tmp_path])
-    assert len(found.cells) == 1 and "torn.parquet: skipped" in found.warnings[0]
+    assert len(found.groups) == 1 and "torn.parquet: skipped" in found.warnings[0]

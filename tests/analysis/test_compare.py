@@ -10,16 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from lcfbench.analysis.compare import compare
 from lcfbench.analysis.matching import short_names
 from lcfbench.analysis.run_groups import read_run_groups
 from lcfbench.analysis.stats.proportions import mcnemar, tango
-from lcfbench.cli.compare_view import table
+from lcfbench.analysis.tables import comparison_table
 from lcfbench.errors import UserError
 from tests.analysis.gate_runs import MACHINE, answers, changed, record
-from tests.helpers import invoke
+from tests.helpers import invoke, printed
 
 USER = 2
 BASE = answers(200)
@@ -199,7 +198,7 @@ def test_names_grow_only_where_they_must(tmp_path) -> None:
     for scoring in ("cloze", "letters"):
         record(tmp_path / "a", BASE, task="t2", scoring=scoring)
     record(tmp_path / "a", BASE, task="t2", scoring="letters", pair="x:y")
-    names = short_names(read_run_groups([tmp_path / "a"]).cells)
+    names = short_names(read_run_groups([tmp_path / "a"]).groups)
     assert sorted(names) == [
         "t1 lcf",
         "t2 lcf (cloze)",
@@ -298,13 +297,11 @@ def test_every_form(tmp_path, said) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_table_fits(tmp_path, width: int) -> None:
+def test_the_table_fits(tmp_path, capsys, monkeypatch, width: int) -> None:
     for task in ("arc_challenge", "splitfacts_heldout"):
         record(tmp_path / "a", BASE, task=task, ms=[100.0] * 3)
         record(tmp_path / "b", BETTER, task=task, mode="full_context")
-    console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    console.print(table(compared(tmp_path)))
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    lines = printed(capsys, monkeypatch, width, comparison_table(compared(tmp_path))).splitlines()
     assert max(map(len, lines)) <= width and "…" not in "".join(lines)
     told = [f"{100 * line.low:+.1f} to {100 * line.high:+.1f}" for line in compared(tmp_path).lines]
     assert len(told) == 3 and all(any("+7.0" in li and interval in li for li in lines) for interval in told)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -11,16 +10,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from lcfbench.analysis.gate import Outcome, decide, equal_answers, score_shift
 from lcfbench.analysis.gate.check import check_run_groups
 from lcfbench.analysis.gate.outputs import annotation
 from lcfbench.analysis.gate.times import time_shift
 from lcfbench.analysis.run_groups import read_run_groups
-from lcfbench.cli.gate_view import table
+from lcfbench.analysis.tables import check_table
 from tests.analysis.gate_runs import MACHINE, answers, changed, forget, record, rewrite
-from tests.helpers import invoke
+from tests.helpers import invoke, printed
 
 OK, FAILED, USER, UNSURE, INCOMPLETE = 0, 1, 2, 3, 4
 BASE = answers(2000)
@@ -404,7 +402,7 @@ def test_holm_over_all_cells(check, tmp_path) -> None:
         record(tmp_path / "base", FEW if number else BASE, task=f"t{number}")
         record(tmp_path / "new", FEW if number else new, task=f"t{number}")
     code, said = check()
-    assert code == UNSURE and "1 inconclusive" in said and "5 ok" in said and "(6 cells;" in said
+    assert code == UNSURE and "1 inconclusive" in said and "5 ok" in said and "(6 groups;" in said
     for number in range(1, 6):
         shutil.rmtree(next((tmp_path / "base").glob(f"lcf-t{number}-*")))
     code, said = check()
@@ -491,7 +489,7 @@ def test_github(check, tmp_path, monkeypatch) -> None:
     assert (
         text.startswith("before\n")
         and text.count("**lcfbench check**") == 3
-        and "| ❌ surely worse | splitfacts lcf | score |" in text
+        and "| ❌ surely worse | splitfacts lcf | 60.5 | 58.5 | -2.0 |" in text
     )
     assert "exit 1" in text
     assert "::error title=lcfbench check::nothing to read" in check(new="nowhere")[1]
@@ -499,12 +497,10 @@ def test_github(check, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 100])
-def test_lines_fit_a_narrow_terminal(tmp_path, width: int) -> None:
+def test_lines_fit_a_narrow_terminal(tmp_path, capsys, monkeypatch, width: int) -> None:
     base, new = both(tmp_path, changed(BASE, lost=60, gained=20), ms=MS * 1.3, control="matched")
     checked = check_run_groups(read_run_groups([base]), read_run_groups([new]), 0.01, 0.1)
-    console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    console.print(table(checked))
-    lines = console.file.getvalue().splitlines()
+    lines = printed(capsys, monkeypatch, width, check_table(checked)).splitlines()
     assert max(map(len, lines)) <= width and "…" not in "".join(lines)
     first = next(li for li in lines if li.startswith("surely worse"))
     assert all(part in first for part in ("60.5", "58.5", "-2.0", "-2.8 to -1.3", "2,000"))

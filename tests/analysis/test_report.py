@@ -127,7 +127,7 @@ def test_subjects_are_means_of_their_own_documents(source) -> None:
         "kvcomm",
         "kvcomm, deranged",
     ]
-    right = next(cell for cell in source.cells if cell.task == "mmlu_redux" and cell.mode == "receiver")
+    right = next(group for group in source.groups if group.task == "mmlu_redux" and group.mode == "receiver")
     rows = {row.entries[0].text: row.entries for row in table.rows}
     assert rows["astronomy"][1].text == "40" and rows["virology"][1].text == "20"
     total = 40 * rows["astronomy"][2].value + 20 * rows["virology"][2].value
@@ -185,25 +185,25 @@ def test_layers_once_an_adapter(source) -> None:
     )
 
 
-def cell(label: str, control: str, mode: str = "") -> RunGroup:
+def group(label: str, control: str, mode: str = "") -> RunGroup:
     made = object.__new__(RunGroup)
     made.label, made.runs = label, [type("Run", (), {"names": {"control": control, "mode": mode or label}})()]
     return made
 
 
 def test_examples_cover_patterns() -> None:
-    cells = [cell("receiver", "matched"), cell("lcf", "matched"), cell("lcf", "deranged")]
+    groups = [group("receiver", "matched"), group("lcf", "matched"), group("lcf", "deranged")]
     right = np.array(
         [[1, 1, 1], [0, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 2]],
         dtype=np.uint8,
     )
-    chosen = examples.choose(right, cells, most=4)
+    chosen = examples.choose(right, groups, most=4)
     assert [(i, kind) for i, kind in chosen] == [(1, "crosses"), (3, "harms"), (4, "reversed"), (6, "mixed")]
-    every = examples.choose(right, cells, most=12)
+    every = examples.choose(right, groups, most=12)
     assert sorted(i for i, _ in every) == [1, 2, 3, 4, 6, 7] and every == examples.choose(
-        right, cells, most=12
+        right, groups, most=12
     )
-    assert examples.choose(right[[0, 5]], cells) == []
+    assert examples.choose(right[[0, 5]], groups) == []
 
 
 def test_examples_show_what_each_model_saw(source) -> None:

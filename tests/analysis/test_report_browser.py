@@ -63,8 +63,8 @@ def column(page, name: str) -> list[str]:
     """What the verdict table shows in a column, top to bottom, hidden rows left out."""
     return page.evaluate(
         """name => { const t = document.getElementById("verdicts");
-        const i = [...t.tHead.rows[0].cells].findIndex(c => c.textContent === name);
-        return [...t.tBodies[0].rows].filter(r => r.checkVisibility()).map(r => r.cells[i].firstChild.textContent.trim()) }""",
+        const i = [...t.tHead.rows[0].groups].findIndex(c => c.textContent === name);
+        return [...t.tBodies[0].rows].filter(r => r.checkVisibility()).map(r => r.groups[i].firstChild.textContent.trim()) }""",
         name,
     )
 

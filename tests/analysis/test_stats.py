@@ -18,7 +18,7 @@ from lcfbench.analysis.stats import Paired, equivalence_p, holm, mean_interval, 
 from lcfbench.analysis.stats.bootstrap import FLOOR, RESAMPLED, RESAMPLES, TIE, bca
 from lcfbench.analysis.stats.power import NEVER, mcnemar_power, needed, smallest_visible
 from lcfbench.analysis.stats.proportions import mcnemar, sign_test, tango, tango_z, wilson
-from lcfbench.analysis.verdict import LABELS, Evidence, Label, Verdict, verdict, verdicts
+from lcfbench.analysis.verdict import LABELS, Evidence, Label, Verdict, judge, verdict
 
 
 def answers(gained: int, lost: int, right: int, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -311,7 +311,7 @@ def test_verdicts() -> None:
     few = verdict(equal[:20], equal[:20])
     assert few.label == "undecided" and "n=20" in few.text and few.detectable > 0.05
     assert verdict([1] * 30 + [0] * 70, [1] * 60 + [0] * 40).label == "misleads"
-    assert verdict([], []).label == "untested" and verdicts([]) == []
+    assert verdict([], []).label == "untested" and judge([]) == []
     assert LABELS == (
         "communicates",
         "adapts only",
@@ -324,7 +324,7 @@ def test_verdicts() -> None:
 
 
 def test_what_a_verdict_says() -> None:
-    got = verdicts([of(38, 3, 64), of(1, 1, 64), Evidence(np.ones(4), None), of(2, 0, 64)])
+    got = judge([of(38, 3, 64), of(1, 1, 64), Evidence(np.ones(4), None), of(2, 0, 64)])
     assert [v.label for v in got] == ["communicates", "undecided", "untested", "undecided"]
     low, high = tango(38, 3, 64)
     assert got[0].text == (
@@ -351,7 +351,7 @@ def test_what_a_verdict_says() -> None:
 
 def test_documents_left_out_are_told() -> None:
     a, b = answers(38, 3, 10, 64)
-    one, three, none = verdicts(
+    one, three, none = judge(
         [Evidence(a, b, None, 1), Evidence(a, b, paired(a, b), 3), Evidence(a[:0], b[:0], None, 64)]
     )
     assert one.text.endswith(" (1 document failed in the other run and is left out)")
@@ -369,7 +369,7 @@ def test_the_gain_is_told_at_the_end_whatever_the_label() -> None:
         paired([], []),
     )
     contents = ((200, 50), (50, 50), (10, 10), (50, 200))
-    got = verdicts([*(of(*pair, 1000, below) for pair in contents), Evidence(np.ones(4), None, below)])
+    got = judge([*(of(*pair, 1000, below) for pair in contents), Evidence(np.ones(4), None, below)])
     assert [v.label for v in got] == [
         "communicates",
         "undecided",
@@ -379,17 +379,17 @@ def test_the_gain_is_told_at_the_end_whatever_the_label() -> None:
     ]
     low, high = (f"{-100 * end:.1f}" for end in reversed(tango(2, 300, 1000)))
     assert all(v.text.endswith(f"; worse than the receiver alone by 29.8, {low} to {high}") for v in got)
-    assert "; gain over the receiver alone +0.5, -" in verdicts([of(200, 50, 1000, level)])[0].text
-    assert "receiver alone" not in verdicts([of(200, 50, 1000, empty)])[0].text
+    assert "; gain over the receiver alone +0.5, -" in judge([of(200, 50, 1000, level)])[0].text
+    assert "receiver alone" not in judge([of(200, 50, 1000, empty)])[0].text
     barely = paired(*answers(30, 50, 200, 1000))  # below 0 alone, not among twenty
-    assert "worse than" in verdicts([of(10, 10, 1000, barely)])[0].text
-    among = verdicts([of(10, 10, 1000, barely), *(of(10, 10, 1000, level) for _ in range(19))])[0]
+    assert "worse than" in judge([of(10, 10, 1000, barely)])[0].text
+    among = judge([of(10, 10, 1000, barely), *(of(10, 10, 1000, level) for _ in range(19))])[0]
     assert "worse than" not in among.text and among.text.endswith(f"{100 * barely.interval()[1]:+.1f}")
 
 
 def test_gain_tells_adaptation_from_nothing() -> None:
     gain, none = paired(*answers(120, 10, 200, 1000)), paired(*answers(50, 45, 200, 1000))
-    adapts, nothing, unknown = verdicts([of(10, 10, 1000, gain), of(10, 10, 1000, none), of(10, 10, 1000)])
+    adapts, nothing, unknown = judge([of(10, 10, 1000, gain), of(10, 10, 1000, none), of(10, 10, 1000)])
     assert adapts.label == "adapts only" and "gain over the receiver alone +11.0" in adapts.text
     assert adapts.gain and adapts.gain.value == pytest.approx(0.11) and adapts.gain.low > 0
     assert (
@@ -397,19 +397,19 @@ def test_gain_tells_adaptation_from_nothing() -> None:
         and "within 2 points" in nothing.text
         and unknown.gain is None
     )
-    misled = verdicts([of(10, 90, 1000, gain), of(10, 90, 1000), of(100, 200, 30_000)])
+    misled = judge([of(10, 90, 1000, gain), of(10, 90, 1000), of(100, 200, 30_000)])
     assert {v.label for v in misled} == {"misleads"} and not any("nothing" in v.text for v in misled)
     assert "though by less than 2 points" in misled[2].text and "though" not in misled[1].text
-    assert verdicts([of(10, 10, 100, gain)])[0].label == "undecided"  # a gain is no proof either way
-    small = verdicts([of(40, 12, 10_000)])[0]
+    assert judge([of(10, 10, 100, gain)])[0].label == "undecided"  # a gain is no proof either way
+    small = judge([of(40, 12, 10_000)])[0]
     assert small.label == "communicates" and "less than 2 points" in small.text
 
 
 def test_holm_changes_labels_and_says_so() -> None:
     lucky = of(16, 5, 200)
-    alone = verdicts([lucky])[0]
+    alone = judge([lucky])[0]
     assert alone.label == "communicates" and 0.01 < alone.p == alone.p_holm < 0.05
-    many: list[Verdict] = verdicts([lucky, *(of(20, 20, 200) for _ in range(5))])
+    many: list[Verdict] = judge([lucky, *(of(20, 20, 200) for _ in range(5))])
     assert (
         many[0].label == "undecided" and many[0].p == alone.p and many[0].p_holm == pytest.approx(6 * alone.p)
     )
@@ -418,27 +418,27 @@ def test_holm_changes_labels_and_says_so() -> None:
         and "among" not in many[1].text
     )
     assert many[0].detectable > alone.detectable  # the family asks for more
-    strong = verdicts([of(60, 10, 200), *(of(20, 20, 200) for _ in range(5))])[0]
+    strong = judge([of(60, 10, 200), *(of(20, 20, 200) for _ in range(5))])[0]
     assert strong.label == "communicates" and "after Holm over 6" in strong.text
 
 
 def test_one_message_that_did_worse_by_chance_does_not_mislead_among_twenty() -> None:
     unlucky = of(1, 8, 100)
-    assert verdicts([unlucky])[0].label == "misleads"
-    got = verdicts([unlucky, *(of(5, 5, 100) for _ in range(19))])[0]
+    assert judge([unlucky])[0].label == "misleads"
+    got = judge([unlucky, *(of(5, 5, 100) for _ in range(19))])[0]
     assert got.label == "undecided" and got.p_holm == pytest.approx(20 * got.p)
     assert 'alone it would pass as "misleads" (p=0.039), among 20 tests it does not' in got.text
 
 
 def test_equivalence_and_gain_are_corrected_as_families_of_their_own() -> None:
     barely, others = of(45, 45, 1000), [of(60, 60, 1000) for _ in range(19)]
-    alone = verdicts([barely])[0]
+    alone = judge([barely])[0]
     assert (
         alone.label == "does not communicate"
         and 0.001 < alone.p_equivalence == alone.p_equivalence_holm < 0.05
     )
     assert f"equivalence p={alone.p_equivalence:.3f})" in alone.text
-    among = verdicts([barely, *others])[0]
+    among = judge([barely, *others])[0]
     assert (
         among.label == "undecided"
         and among.p_equivalence_holm == pytest.approx(20 * among.p_equivalence)
@@ -451,10 +451,8 @@ def test_equivalence_and_gain_are_corrected_as_families_of_their_own() -> None:
     gain, level = paired(*answers(20, 6, 200, 1000)), paired(*answers(50, 45, 200, 1000))
     assert gain.p() < 0.05 < 10 * gain.p()
     nothing = of(5, 5, 2000)
-    assert verdicts([nothing._replace(gain=gain)])[0].label == "adapts only"
-    weak = verdicts(
-        [nothing._replace(gain=gain), *(of(5, 5, 2000, level) for _ in range(9)), of(5, 5, 2000)]
-    )[0]
+    assert judge([nothing._replace(gain=gain)])[0].label == "adapts only"
+    weak = judge([nothing._replace(gain=gain), *(of(5, 5, 2000, level) for _ in range(9)), of(5, 5, 2000)])[0]
     assert (
         weak.label == "does not communicate"
         and weak.p_gain_holm == pytest.approx(10 * gain.p())

@@ -16,7 +16,7 @@ from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config, read_config
 from lcfbench.adapters.files import load, save
 from lcfbench.adapters.select import pick_adapter
-from lcfbench.analysis import show
+from lcfbench.analysis import tables
 from lcfbench.analysis.plots import frontier
 from lcfbench.analysis.run_groups import read_run_groups
 from lcfbench.analysis.stats import mean_interval
@@ -720,7 +720,7 @@ def test_orf_is_the_larger_score_of_the_documents_both_answered(tmp_path):
     record(tmp_path, "receiver", f1[0], task="f1")
     record(tmp_path, "sharer", f1[1], task="f1")
     record(tmp_path, "receiver", a, task="lonely")
-    summary = summarise(read_run_groups([tmp_path]).cells)
+    summary = summarise(read_run_groups([tmp_path]).groups)
     orf = summary[summary["mode"] == "orf"].set_index("task")
     assert sorted(orf.index) == ["f1", "t"] and set(orf["control"]) == {"derived"}
     either = [max(a[k], b[k]) for k in b]
@@ -730,12 +730,12 @@ def test_orf_is_the_larger_score_of_the_documents_both_answered(tmp_path):
     assert orf.loc["f1", "score"] == pytest.approx(
         np.mean(np.maximum(list(f1[0].values()), list(f1[1].values())))
     )
-    text = show.to_markdown(summary)
+    text = "\n".join(table.markdown() for table in tables.summary_tables(summary))
     assert (
         f"| orf | derived | 39 | {100 * expected.value:.1f} |" in text
         and "from the rows of receiver and sharer, not run" in text
     )
-    told = [x for x in json.loads(show.to_json(summary)) if x["mode"] == "orf"]
+    told = [x for x in json.loads(tables.to_json(summary.to_dict("records"))) if x["mode"] == "orf"]
     assert len(told) == 2 and told[0]["ttft_ms"] is None and told[0]["message_bytes"] is None
     svg = frontier.plot(summary, tmp_path)[1].read_text()
     assert "orf" not in svg and "receiver" in svg

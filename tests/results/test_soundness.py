@@ -85,7 +85,7 @@ def test_scores_that_are_none_make_a_file_unreadable_and_the_rest_stays(score, t
         folder / "samples.parquet",
     )
     found = read_run_groups([tmp_path])
-    assert [cell.mode for cell in found.cells] == [
+    assert [cell.mode for cell in found.groups] == [
         "receiver"
     ] and "1 scores are not between 0 and 1" in found.warnings[0]
 
@@ -99,14 +99,14 @@ def test_times_that_are_none_are_left_out(tmp_path):
     )
     found = read_run_groups([tmp_path])
     assert (
-        found.cells[0].timed["ttft_ms"][1].tolist() == [40.0]
+        found.groups[0].timed["ttft_ms"][1].tolist() == [40.0]
         and "2 values of ttft_ms are no times" in found.warnings[0]
     )
 
 
 def test_a_run_that_has_just_begun_has_its_names(tmp_path):
     writer = RunWriter.open(tmp_path, {**NAMES, "mode": "lcf", "control": "matched"}, {})
-    line = summarise(read_run_groups([tmp_path]).cells).iloc[0]
+    line = summarise(read_run_groups([tmp_path]).groups).iloc[0]
     assert (line["mode"], line["task"], line["pair"], line["n"], line["state"]) == (
         "lcf",
         "t",
@@ -160,7 +160,7 @@ def test_what_broke_in_the_other_run_makes_nothing_look_good(tmp_path, capsys, m
     write(tmp_path, "receiver", scores, failed=set(range(0, 60, 2)))
     write(tmp_path, "t2t", scores, message_bytes=9)
     write(tmp_path, "t2t", scores, "deranged", failed=set(range(0, 60, 2)), message_bytes=9)
-    line = summarise(read_run_groups([tmp_path]).cells).set_index(["mode", "control"]).loc[("t2t", "matched")]
+    line = summarise(read_run_groups([tmp_path]).groups).set_index(["mode", "control"]).loc[("t2t", "matched")]
     assert (
         line["content"] == 0
         and line["content_n"] == 50
@@ -175,6 +175,6 @@ def test_what_broke_in_the_other_run_makes_nothing_look_good(tmp_path, capsys, m
 
 def test_a_method_whose_notes_are_empty_still_sends(tmp_path):
     write(tmp_path, "t2t", [1.0, 0.0], message_bytes=0)
-    assert summarise(read_run_groups([tmp_path]).cells).iloc[0]["verdict"] == "untested"
+    assert summarise(read_run_groups([tmp_path]).groups).iloc[0]["verdict"] == "untested"
     write(tmp_path, "receiver", [1.0, 0.0], message_bytes=0)
-    assert summarise(read_run_groups([tmp_path]).cells).set_index("mode").loc["receiver", "verdict"] == ""
+    assert summarise(read_run_groups([tmp_path]).groups).set_index("mode").loc["receiver", "verdict"] == ""

@@ -3,7 +3,7 @@
     from lcfbench.analysis.gate import decide, score_shift
     decide([score_shift(new=[1, 0] * 500, baseline=[1, 0] * 500, max_drop=0.01)])   # [Outcome.OK]
 
-Here are the decisions on scores, and what all decisions become; times.py has those on speed, check.py brings the cells. Two tests a cell, on
+Here are the decisions on scores, and what all decisions become; times.py has those on speed, check.py brings the groups. Two tests a group, on
 the same documents. *Surely worse*: "lost no more than allowed" is rejected at 5 %, Holm-corrected over all that is checked, so that a check
 of any size fails for nothing at most once in twenty. *Surely not worse*: "lost at least what is allowed" is rejected at 5 %; no correction,
 since all must pass. Else the documents are too few to say. Both are `Paired.p`, exact where few answers changed; the interval that is printed
@@ -34,7 +34,7 @@ RUNS = 3  # a side, below which a machine's whims cannot be told from the code
 
 
 class Outcome(StrEnum):
-    """What is known of one aspect of one cell."""
+    """What is known of one aspect of one group."""
 
     OK = "ok"
     WORSE = "surely worse"
@@ -126,13 +126,13 @@ def _counted_p(got: Paired, n: int, max_drop: float, passes: bool) -> float:
 
 @dataclass(frozen=True)
 class Item:
-    """One aspect of one cell: what `check` prints a line for.
+    """One aspect of one group: what `check` prints a line for.
 
     n: documents; of "first token" runs a side. baseline, new: the mean score, or the geometric mean of milliseconds. low, high: of the change
     in points, or in per cent.
     """
 
-    cell: str
+    name: str
     task: str
     mode: str
     aspect: str  # "score", "first token", "documents", "fields"
@@ -178,8 +178,8 @@ class Checked:
             Exit.INCOMPLETE: "incomplete",
             Exit.INCONCLUSIVE: "inconclusive",
         }
-        cells = len({item.cell for item in self.items})
-        return f"{ended[self.exit(strict)]}: {told} ({cells} cell{'s' if cells != 1 else ''}; {limits}; exit {int(self.exit(strict))})"
+        groups = len({item.name for item in self.items})
+        return f"{ended[self.exit(strict)]}: {told} ({groups} group{'s' if groups != 1 else ''}; {limits}; exit {int(self.exit(strict))})"
 
 
 def score_item(

@@ -1,4 +1,4 @@
-"""Every cell of a baseline looked up in new runs and judged by the gate: score, documents and, on request, time to the first token.
+"""Every group of a baseline looked up in new runs and judged by the gate: score, documents and, on request, time to the first token.
 
 from lcfbench.analysis.gate.check import check_run_groups
 check_run_groups(read_run_groups([Path("results/baseline")]), read_run_groups([Path("results")]), max_drop=0.01).exit(strict=False)
@@ -59,15 +59,15 @@ def check_run_groups(
     max_slowdown: float | None = None,
     allow: Sequence[str] = (),
 ) -> Checked:
-    """Judges every cell of the baseline.
+    """Judges every group of the baseline.
 
     max_drop, max_slowdown: fractions. allow: fields of `GUARDED` that may differ. Raises UserError where a field differs that must not,
     and where more than one new run could be meant.
     """
-    pairs, missing, more = pair_up(baseline.cells, new.cells, allow)
+    pairs, missing, more = pair_up(baseline.groups, new.groups, allow)
     refuse(pairs, GUARDED, allow, "check", SIDES)
     checked = Checked([], max_drop, max_slowdown)
-    names = dict(zip(map(id, baseline.cells), short_names(baseline.cells), strict=True))
+    names = dict(zip(map(id, baseline.groups), short_names(baseline.groups), strict=True))
     shared = [joined(b, n)[:2] for b, n in pairs]
     untimed = [_not_timed(b, n) for b, n in pairs]
     scored = [i for i, (before, _) in enumerate(shared) if len(before)]
@@ -79,7 +79,7 @@ def check_run_groups(
     shifts |= {("time", i): time_shift(found, max_slowdown or 0.0, family) for i, found in timed.items()}
     outcomes = dict(zip(shifts, decide(list(shifts.values())), strict=True))
     for i, (b, n) in enumerate(pairs):
-        about = {"cell": names[id(b)], "task": b.task, "mode": name_of(b)}
+        about = {"name": names[id(b)], "task": b.task, "mode": name_of(b)}
         if found := shifts.get(("score", i)):
             means = float(shared[i][0].mean()), float(shared[i][1].mean())
             checked.items.append(score_item(about, found, outcomes["score", i], means, max_drop))
@@ -102,15 +102,15 @@ def check_run_groups(
             )
         if text := _one_sided(b, n, allow):
             checked.items.append(Item(**about, aspect="fields", outcome=Outcome.INCOMPLETE, text=text))
-        checked.notes += [f"{about['cell']}: {text}" for text in _notes(b, n, len(shared[i][0]))]
-    for cell in missing:
-        about = {"cell": names[id(cell)], "task": cell.task, "mode": name_of(cell)}
+        checked.notes += [f"{about['name']}: {text}" for text in _notes(b, n, len(shared[i][0]))]
+    for group in missing:
+        about = {"name": names[id(group)], "task": group.task, "mode": name_of(group)}
         checked.items.append(
             Item(
                 **about,
                 aspect="documents",
                 outcome=Outcome.INCOMPLETE,
-                text=f"no such run{_nearest(cell, new.cells)}",
+                text=f"no such run{_nearest(group, new.groups)}",
             )
         )
     # what cannot be read cannot be guarded; a baseline with a broken file must not pass in silence
@@ -126,19 +126,19 @@ def check_run_groups(
 def pair_up(
     baseline: Sequence[RunGroup], new: Sequence[RunGroup], allow: Sequence[str] = ()
 ) -> tuple[list[Pairing], list[RunGroup], list[RunGroup]]:
-    """(baseline, new) cells of the same key, baseline cells without a new one, new ones without a baseline.
+    """(baseline, new) groups of the same key, baseline groups without a new one, new ones without a baseline.
 
-    Raises UserError where several new cells could be meant: an older run left in the folder must not answer for a newer one.
+    Raises UserError where several new groups could be meant: an older run left in the folder must not answer for a newer one.
     """
     pairs: list[Pairing] = []
     missing: list[RunGroup] = []
     taken: set[int] = set()
-    for cell in sorted(baseline, key=reading_order):
-        rivals = [other for other in baseline if _alike(cell, other, allow)]
-        found = [other for other in new if _alike(cell, other, allow)]
+    for group in sorted(baseline, key=reading_order):
+        rivals = [other for other in baseline if _alike(group, other, allow)]
+        found = [other for other in new if _alike(group, other, allow)]
         if len(rivals) > 1:  # told apart by what else their identity says, such as the adapter
             found = [
-                one for one in found if not differing(cell, one, (*EXPLAINS[:-1], "adapter_config", "limit"))
+                one for one in found if not differing(group, one, (*EXPLAINS[:-1], "adapter_config", "limit"))
             ]
         if len(found) > 1:
             apart = sorted(
@@ -148,7 +148,7 @@ def pair_up(
                     for name in differing(found[0], one, (*EXPLAINS, "adapter_config", "limit"))
                 }
             )
-            what = f"{full_name(cell)}: {len(found)} new runs could be meant ({', '.join(one.run_ids[0] for one in found)})"
+            what = f"{full_name(group)}: {len(found)} new runs could be meant ({', '.join(one.run_ids[0] for one in found)})"
             raise UserError(
                 f"{what}; they differ in {', '.join(apart) or 'nothing recorded'}.",
                 "Name the one run folder, or keep one of them.",
@@ -158,14 +158,14 @@ def pair_up(
                 f"{full_name(found[0])} could be several of the baseline's runs.",
                 "Give the run folder, with its manifest.",
             )
-        pairs += [(cell, one) for one in found]
-        missing += [] if found else [cell]
+        pairs += [(group, one) for one in found]
+        missing += [] if found else [group]
         taken |= {id(one) for one in found}
-    return pairs, missing, [cell for cell in new if id(cell) not in taken]
+    return pairs, missing, [group for group in new if id(group) not in taken]
 
 
 def lacks(b: RunGroup, n: RunGroup, shared: int) -> list[str]:
-    """What the new cell lacks that the baseline has, in words; seed by seed. shared: documents both have."""
+    """What the new group lacks that the baseline has, in words; seed by seed. shared: documents both have."""
     import numpy as np
 
     found = []
@@ -190,11 +190,11 @@ def lacks(b: RunGroup, n: RunGroup, shared: int) -> list[str]:
     return found
 
 
-def first_error(cell: RunGroup) -> str:
+def first_error(group: RunGroup) -> str:
     """What went wrong first, as its row says."""
     from lcfbench.results.reader import Reading
 
-    for run in cell.runs:
+    for run in group.runs:
         for part in Reading([Path(run.manifest.folder)], ("error",)):
             if part.run_id == run.run_id and (texts := part.table["error"].drop_null().to_pylist()):
                 return str(texts[0])
@@ -231,7 +231,7 @@ def _recorded(b: RunGroup, n: RunGroup) -> dict[str, list[str]]:
     """Guarded fields that do not stand on both sides, by where they do."""
     found: dict[str, list[str]] = {"neither": [], **{side: [] for side in SIDES}}
     for name in GUARDED:
-        known = [side for side, cell in zip(SIDES, (b, n), strict=True) if value_of(cell, name) != ABSENT]
+        known = [side for side, group in zip(SIDES, (b, n), strict=True) if value_of(group, name) != ABSENT]
         if len(known) < 2:
             found[known[0] if known else "neither"].append(name)
     return found
@@ -258,8 +258,8 @@ def _notes(b: RunGroup, n: RunGroup, shared: int) -> list[str]:
         notes.append(f"recorded on neither side, so not checked: {', '.join(absent)}")
     if b.state in ("running", "interrupted"):
         notes.append(f"the baseline is not finished, {b.n:,} documents")
-    for side, cell in (("baseline", b), ("new", n)):
-        if twice := _repeated(cell):
+    for side, group in (("baseline", b), ("new", n)):
+        if twice := _repeated(group):
             notes.append(f"{side}: {twice:,} rows repeat a document; each counts once")
     if more := n.n - shared:
         notes.append(f"{more:,} documents are not in the baseline, so not checked")
@@ -268,22 +268,22 @@ def _notes(b: RunGroup, n: RunGroup, shared: int) -> list[str]:
     return notes
 
 
-def _repeated(cell: RunGroup) -> int:
+def _repeated(group: RunGroup) -> int:
     """Rows beyond the first of a document."""
     import numpy as np
 
-    if len(cell.runs) == 1:
-        return len(cell.runs[0].codes) - cell.n
-    return sum(len(run.codes) - len(np.unique(run.codes)) for run in cell.runs)
+    if len(group.runs) == 1:
+        return len(group.runs[0].codes) - group.n
+    return sum(len(run.codes) - len(np.unique(run.codes)) for run in group.runs)
 
 
-def _nearest(cell: RunGroup, new: Sequence[RunGroup]) -> str:
+def _nearest(group: RunGroup, new: Sequence[RunGroup]) -> str:
     """The new run that comes closest, and what sets it apart."""
     names = [name for name in KEY if name != "subject"]
     found = sorted(
         (one for one in new if one.task),
-        key=lambda one: (one.task != cell.task, len(differing(cell, one, names))),
+        key=lambda one: (one.task != group.task, len(differing(group, one, names))),
     )
     if not found:
         return ""
-    return f"; the nearest, {full_name(found[0])}, differs: {'; '.join(changes(differing(cell, found[0], names))) or 'only in its seeds'}"
+    return f"; the nearest, {full_name(found[0])}, differs: {'; '.join(changes(differing(group, found[0], names))) or 'only in its seeds'}"

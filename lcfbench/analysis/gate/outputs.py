@@ -3,24 +3,23 @@
     from lcfbench.analysis.gate.outputs import to_junit
     Path("junit.xml").write_text(to_junit(checked, strict=False))
 
-A test case is one aspect of one cell. Surely worse is a failure, incomplete an error, inconclusive skipped (a failure with `strict`).
+A test case is one aspect of one group. Surely worse is a failure, incomplete an error, inconclusive skipped (a failure with `strict`).
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from xml.etree import ElementTree
 
 from lcfbench.analysis.gate import Checked, Item, Outcome
+from lcfbench.analysis.tables import NONE, check_cells, check_table
 
 SUITE = "lcfbench check"
 MARKS = {Outcome.OK: "✅", Outcome.WORSE: "❌", Outcome.UNSURE: "❔", Outcome.INCOMPLETE: "⚠️"}
 FORBIDDEN = re.compile(
     "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 )  # characters that XML 1.0 cannot hold
-NONE = "–"
 
 
 def to_junit(checked: Checked, strict: bool) -> str:
@@ -39,7 +38,7 @@ def to_junit(checked: Checked, strict: bool) -> str:
     for item, result in zip(checked.items, results, strict=True):
         names = {
             "classname": _clean(f"{item.task}.{item.mode}"),
-            "name": _clean(f"{item.aspect}: {item.cell}"),
+            "name": _clean(f"{item.aspect}: {item.name}"),
             "time": "0",
         }
         case = ElementTree.SubElement(suite, "testcase", names)
@@ -49,7 +48,7 @@ def to_junit(checked: Checked, strict: bool) -> str:
             told = ElementTree.SubElement(
                 case, result, {"message": _clean(sentence(item)), "type": str(item.outcome)}
             )
-            told.text = _clean(f"{item.cell}\n{sentence(item)}\n{checked.summary(strict)}")
+            told.text = _clean(f"{item.name}\n{sentence(item)}\n{checked.summary(strict)}")
         else:
             ElementTree.SubElement(case, "system-out").text = _clean(sentence(item))
     if checked.notes:
@@ -76,7 +75,7 @@ def refused_junit(reason: str) -> str:
 
 def refused_markdown(reason: str) -> str:
     """The same on a job's summary page."""
-    return f"**lcfbench check** refused: {_cell(reason)}\n"
+    return f"**lcfbench check** refused: {' '.join(reason.split())}\n"
 
 
 def github_lines(checked: Checked, strict: bool) -> list[str]:
@@ -85,7 +84,7 @@ def github_lines(checked: Checked, strict: bool) -> list[str]:
     for item in checked.items:
         if item.outcome is not Outcome.OK:
             level = "warning" if item.outcome is Outcome.UNSURE and not strict else "error"
-            found.append(annotation(level, f"{item.outcome}: {item.cell}, {item.aspect}", sentence(item)))
+            found.append(annotation(level, f"{item.outcome}: {item.name}, {item.aspect}", sentence(item)))
     return found
 
 
@@ -103,50 +102,19 @@ def annotation(level: str, title: str, message: str) -> str:
 
 
 def to_markdown(checked: Checked, strict: bool) -> str:
-    """The table for a job's summary page."""
-    rows = [("", "what", "", "baseline", "new", "change", "90 %", "n"), ("---",) * 3 + ("---:",) * 5]
-    rows += [
-        (MARKS[item.outcome] + f" {item.outcome}", item.cell, item.aspect, *figures(item))
-        for item in checked.items
-    ]
-    table = ["| " + " | ".join(_cell(part) for part in row) + " |" for row in rows]
-    details = [f"- {item.cell}, {item.aspect}: {_cell(item.text)}" for item in checked.items if item.text]
-    return "\n".join(
-        [
-            f"**lcfbench check** {checked.summary(strict)}",
-            "",
-            *table,
-            "",
-            *details,
-            *(f"- {_cell(n)}" for n in checked.notes),
-            "",
-        ]
-    )
+    """Returns the table for a job's summary page."""
+    return f"**lcfbench check** {checked.summary(strict)}\n\n{check_table(checked, MARKS).markdown()}"
 
 
 def sentence(item: Item) -> str:
     """One line on one aspect: `surely worse: 61.0 → 58.4, −2.6 (90 %: −3.4 to −1.8), n=2,000; …`."""
-    before, now, change, interval, n = figures(item)
+    before, now, change, interval, n = check_cells(item)
     told = (
         f"{before} → {now}, {change} (90 %: {interval})" + ("" if item.text.startswith("n=") else f", n={n}")
         if item.n and change != NONE
         else ""
     )
     return f"{item.outcome}: " + "; ".join(part for part in (told, item.text) if part)
-
-
-def figures(item: Item) -> tuple[str, str, str, str, str]:
-    """Baseline, new, change, its interval and n as text: points, or milliseconds and per cent."""
-    timed = item.aspect == "first token"
-    unit, runs = (" %", f" run{'' if item.n == 1 else 's'}") if timed else ("", "")
-    interval = f"{item.low:+.1f} to {item.high:+.1f}" if not math.isnan(item.low) else NONE
-    ms = " ms" if unit else ""
-    return (
-        *(NONE if math.isnan(x) else f"{x:,.1f}{ms}" for x in (item.baseline, item.new)),
-        NONE if math.isnan(item.change) else f"{item.change:+.1f}{unit}",
-        interval,
-        f"{item.n:,}{runs}" if item.n else NONE,
-    )  # type: ignore[return-value]
 
 
 def _result(outcome: Outcome, strict: bool) -> str:
@@ -157,7 +125,3 @@ def _result(outcome: Outcome, strict: bool) -> str:
 
 def _clean(text: str) -> str:
     return FORBIDDEN.sub("\ufffd", text)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,7 +1,7 @@
 """The frontier: score against adapter size, latency and message bytes, one row of panels a task, as png and svg.
 
     from lcfbench.analysis.plots.frontier import plot
-    plot(summarise(read_run_groups(paths).cells), Path("results"))
+    plot(summarise(read_run_groups(paths).groups), Path("results"))
 
 Filled: matched. Hollow: deranged, the same method with another document's message; where the two meet nothing is communicated.
 The same summary gives the same bytes: fixed fonts, fixed ids, no dates.

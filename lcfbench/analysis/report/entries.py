@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
-from lcfbench.analysis.show import NONE
+from lcfbench.analysis.tables import NONE
 
 
 @dataclass(frozen=True)

@@ -76,36 +76,36 @@ class Examples(NamedTuple):
 def examples(source: Source) -> list[Examples]:
     """Up to `MOST` documents of every pair, task and scoring on which methods disagree."""
     found = []
-    for group in source.groups:
-        cells = [cell for cell in source.cells_of(group) if cell.control in SHOWN and cell.n][:METHODS]
-        if len(cells) < 2:
+    for key in source.by_task:
+        groups = [group for group in source.groups_of(key) if group.control in SHOWN and group.n][:METHODS]
+        if len(groups) < 2:
             continue
-        codes, right = patterns(cells)
-        chosen = choose(right, cells)
-        hashes = {code: _hash(code, cells) for code in codes[[index for index, _ in chosen]].tolist()}
-        rows = source.rows({cell.run_ids[0] for cell in cells}, set(hashes.values()))
-        names = _names(rows.values(), cells, source)
+        codes, right = patterns(groups)
+        chosen = choose(right, groups)
+        hashes = {code: _hash(code, groups) for code in codes[[index for index, _ in chosen]].tolist()}
+        rows = source.rows({group.run_ids[0] for group in groups}, set(hashes.values()))
+        names = _names(rows.values(), groups, source)
         cases = [
-            _case(hashes[int(codes[index])], int(codes[index]), kind, cells, rows, names, source)
+            _case(hashes[int(codes[index])], int(codes[index]), kind, groups, rows, names, source)
             for index, kind in chosen
         ]
-        heading = f"{group[1]} ({group[2]}), {places_named(group[0])}"
+        heading = f"{key[1]} ({key[2]}), {places_named(key[0])}"
         found.append(Examples(heading, int(_disagree(right).sum()), len(codes), cases))
     return found
 
 
-def patterns(cells: Sequence[RunGroup]) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (D,) of all documents, and (D, cells) whether each was right (a score of at least one half), wrong or absent."""
+def patterns(groups: Sequence[RunGroup]) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (D,) of all documents, and (D, groups) whether each was right (a score of at least one half), wrong or absent."""
     import numpy as np
 
-    codes = np.unique(np.concatenate([cell.codes for cell in cells]))
-    right = np.full((len(codes), len(cells)), ABSENT, dtype=np.uint8)
-    for column, cell in enumerate(cells):
-        right[np.searchsorted(codes, cell.codes), column] = cell.scores >= 0.5
+    codes = np.unique(np.concatenate([group.codes for group in groups]))
+    right = np.full((len(codes), len(groups)), ABSENT, dtype=np.uint8)
+    for column, group in enumerate(groups):
+        right[np.searchsorted(codes, group.codes), column] = group.scores >= 0.5
     return codes, right
 
 
-def choose(right: np.ndarray, cells: Sequence[RunGroup], most: int = MOST) -> list[tuple[int, str]]:
+def choose(right: np.ndarray, groups: Sequence[RunGroup], most: int = MOST) -> list[tuple[int, str]]:
     """Rows of `right` to show, each with its kind. Kinds take turns; within one, documents that all methods answered and frequent patterns
     come first. A pattern comes again only when no other is left."""
     import numpy as np
@@ -117,7 +117,7 @@ def choose(right: np.ndarray, cells: Sequence[RunGroup], most: int = MOST) -> li
     patterns_, first, counts = np.unique(keys[mixed], return_index=True, return_counts=True)
     rows = right[mixed[first]]
     order = np.lexsort((patterns_, -counts, (rows == ABSENT).sum(axis=1)))
-    queues = [[int(i) for i in order[of_kind[order]][:most]] for of_kind in _kinds(rows, cells)]
+    queues = [[int(i) for i in order[of_kind[order]][:most]] for of_kind in _kinds(rows, groups)]
     chosen: list[tuple[int, int]] = []  # pattern, kind
     while len(chosen) < most and any(queues):
         for kind, queue in enumerate(queues):
@@ -135,14 +135,14 @@ def choose(right: np.ndarray, cells: Sequence[RunGroup], most: int = MOST) -> li
     return sorted(shown, key=lambda found: KINDS.index(found[1]))
 
 
-def _kinds(rows: np.ndarray, cells: Sequence[RunGroup]) -> list[np.ndarray]:
+def _kinds(rows: np.ndarray, groups: Sequence[RunGroup]) -> list[np.ndarray]:
     """For each of `KINDS`, which patterns are of it."""
     import numpy as np
 
-    where = {(cell.label, cell.control): column for column, cell in enumerate(cells)}
+    where = {(group.label, group.control): column for column, group in enumerate(groups)}
     none = np.zeros(len(rows), dtype=bool)
     crosses, back, harms = none.copy(), none.copy(), none.copy()
-    bases = [column for column, cell in enumerate(cells) if cell.mode == ALONE]
+    bases = [column for column, group in enumerate(groups) if group.mode == ALONE]
     for (label, control), own in where.items():
         if control != "matched":
             continue
@@ -159,21 +159,21 @@ def _disagree(right: np.ndarray) -> np.ndarray:
     return (right == RIGHT).any(axis=1) & (right == WRONG).any(axis=1)
 
 
-def _hash(code: int, cells: Sequence[RunGroup]) -> str:
+def _hash(code: int, groups: Sequence[RunGroup]) -> str:
     import numpy as np
 
-    for cell in cells:
-        place = int(np.searchsorted(cell.codes, np.uint64(code)))
-        if place < cell.n and cell.codes[place] == code:
-            return str(cell.hashes[place])
+    for group in groups:
+        place = int(np.searchsorted(group.codes, np.uint64(code)))
+        if place < group.n and group.codes[place] == code:
+            return str(group.hashes[place])
     raise AssertionError("a code without a document")
 
 
-def _names(rows: Iterable[Mapping[str, Any]], cells: Sequence[RunGroup], source: Source) -> dict[str, str]:
+def _names(rows: Iterable[Mapping[str, Any]], groups: Sequence[RunGroup], source: Source) -> dict[str, str]:
     """Hash → id of every document whose message was used."""
     senders = {str(row["message_from"]) for row in rows if row.get("message_from")}
     found = source.rows(
-        {cell.run_ids[0] for cell in cells if cell.control == "deranged"},
+        {group.run_ids[0] for group in groups if group.control == "deranged"},
         senders,
         ("run_id", "doc_hash", "doc_id"),
     )
@@ -184,35 +184,39 @@ def _case(
     doc_hash: str,
     code: int,
     kind: str,
-    cells: Sequence[RunGroup],
+    groups: Sequence[RunGroup],
     rows: Mapping[tuple[str, str], dict[str, Any]],
     documents: Mapping[str, str],
     source: Source,
 ) -> Case:
     import numpy as np
 
-    sending = {cell.label for cell in cells if cell.sends}
-    names = {id(cell): (cell.label, str(cell.control) if cell.label in sending else "") for cell in cells}
-    seen = [(cell, rows[cell.run_ids[0], doc_hash]) for cell in cells if (cell.run_ids[0], doc_hash) in rows]
+    sending = {group.label for group in groups if group.sends}
+    names = {
+        id(group): (group.label, str(group.control) if group.label in sending else "") for group in groups
+    }
+    seen = [
+        (group, rows[group.run_ids[0], doc_hash]) for group in groups if (group.run_ids[0], doc_hash) in rows
+    ]
     answers = []
-    for cell, row in seen:
-        score = float(cell.scores[np.searchsorted(cell.codes, np.uint64(code))])
+    for group, row in seen:
+        score = float(group.scores[np.searchsorted(group.codes, np.uint64(code))])
         answers.append(
-            Answer(*names[id(cell)], cut(row.get("prediction") or NONE, 300), score, row.get("error") or "")
+            Answer(*names[id(group)], cut(row.get("prediction") or NONE, 300), score, row.get("error") or "")
         )
     recorded = any(row.get("receiver_prompt") or row.get("sharer_prompt") for _, row in seen)
     first: Mapping[str, Any] = seen[0][1] if seen else {}
     return Case(
         str(first.get("doc_id") or doc_hash),
         str(first.get("gold") or NONE),
-        _told(kind, answers, {cell.label for cell in cells if cell.mode == ALONE}),
+        _told(kind, answers, {group.label for group in groups if group.mode == ALONE}),
         answers,
-        _alike([(_named(*names[id(cell)]), row.get("receiver_prompt")) for cell, row in seen]),
-        _alike([(_named(*names[id(cell)]), row.get("sharer_prompt")) for cell, row in seen]),
+        _alike([(_named(*names[id(group)]), row.get("receiver_prompt")) for group, row in seen]),
+        _alike([(_named(*names[id(group)]), row.get("sharer_prompt")) for group, row in seen]),
         [
-            Shown(_named(*names[id(cell)]), said)
-            for cell, row in seen
-            if (said := _message(row, cell.manifest, documents))
+            Shown(_named(*names[id(group)]), said)
+            for group, row in seen
+            if (said := _message(row, group.manifest, documents))
         ],
         "" if recorded else UNRECORDED,
     )

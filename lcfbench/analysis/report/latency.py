@@ -59,14 +59,16 @@ class Stack(NamedTuple):
 def stacks(source: Source) -> list[Stack]:
     """One for each pair, task and scoring, its methods in the summary's order."""
     found = []
-    for group in source.groups:
-        cells = [cell for cell in source.cells_of(group) if cell.control in SHOWN]
-        bars = [bar for cell in cells if (bar := _bar(cell))]
+    for key in source.by_task:
+        groups = [group for group in source.groups_of(key) if group.control in SHOWN]
+        bars = [bar for group in groups if (bar := _bar(group))]
         timed = {(bar.label, bar.control) for bar in bars}
         untimed = [
-            _named(cell.label, cell.control) for cell in cells if (cell.label, cell.control) not in timed
+            _named(group.label, group.control)
+            for group in groups
+            if (group.label, group.control) not in timed
         ]
-        heading = f"{group[1]} ({group[2]}), {places_named(group[0])}"
+        heading = f"{key[1]} ({key[2]}), {places_named(key[0])}"
         found.append(Stack(heading, bars, max((bar.total for bar in bars), default=0.0), untimed))
     return found
 
@@ -99,10 +101,10 @@ def tables(source: Source) -> list[Table]:
     return found
 
 
-def _bar(cell: RunGroup) -> Bar | None:
+def _bar(group: RunGroup) -> Bar | None:
     """None where nothing was timed alone, or the phases were not told apart."""
-    totals, firsts = (cell.timed[name][1] for name in ("ttea_ms", "ttft_ms"))
-    parts = {name: cell.timed[f"{name}_ms"][1] for name in PHASES}
+    totals, firsts = (group.timed[name][1] for name in ("ttea_ms", "ttft_ms"))
+    parts = {name: group.timed[f"{name}_ms"][1] for name in PHASES}
     if not any(len(values) for values in parts.values()):
         return None
     means = {name: float(values.mean()) if len(values) else 0.0 for name, values in parts.items()}
@@ -111,8 +113,8 @@ def _bar(cell: RunGroup) -> Bar | None:
     first = float(firsts.mean()) if len(firsts) else 0.0
     n = max(len(values) for values in parts.values())
     return Bar(
-        cell.label,
-        cell.control,
+        group.label,
+        group.control,
         means,
         rest if rest > GAP * total else 0.0,
         max(total, sum(means.values())),

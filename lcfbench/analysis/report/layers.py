@@ -36,13 +36,15 @@ class Heat(NamedTuple):
 def strips(source: Source) -> list[Heat]:
     """One a set of gates or calibration, in the order of the runs. Manifests that say nothing of layers give nothing."""
     found: dict[str, tuple[Heat, list[str]]] = {}
-    for cell in source.cells:
-        for run in cell.runs:
+    for group in source.groups:
+        for run in group.runs:
             manifest = run.manifest
-            for heat in (_gates(manifest, cell.label), _calibration(manifest, cell.label)):
+            for heat in (_gates(manifest, group.label), _calibration(manifest, group.label)):
                 if heat:
                     used = found.setdefault(repr(heat), (heat, []))[1]
-                    used.append(f"{cell.task}, {cell.control}" if cell.control != "matched" else cell.task)
+                    used.append(
+                        f"{group.task}, {group.control}" if group.control != "matched" else group.task
+                    )
     return [heat._replace(used="; ".join(dict.fromkeys(used))) for heat, used in found.values()]
 
 

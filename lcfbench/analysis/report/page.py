@@ -16,7 +16,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lcfbench import __version__
-from lcfbench.analysis import show
 from lcfbench.analysis.plots.scales import PANELS
 from lcfbench.analysis.report import charts, layers
 from lcfbench.analysis.report.entries import duration, places_named, plain
@@ -26,6 +25,7 @@ from lcfbench.analysis.report.provenance import provenance
 from lcfbench.analysis.report.sections import headline, subjects, tasks, verdicts
 from lcfbench.analysis.report.source import Source
 from lcfbench.analysis.summary import ALONE, SHOWN
+from lcfbench.analysis.tables import SUMMARY_LEGEND
 
 COLOURS = 9  # so many series have a colour of their own in page.css
 
@@ -48,16 +48,16 @@ def html(source: Source) -> str:
         style=Markup(style),
         version=__version__,
         warnings=source.cautions,
-        pairs=list(dict.fromkeys(cell.pair for cell in source.cells)),
-        tasks_named=list(dict.fromkeys(cell.task for cell in source.cells)),
-        runs_read=sum(len(cell.run_ids) for cell in source.cells),
-        rows_read=plain(sum(len(run.codes) for cell in source.cells for run in cell.runs)),
+        pairs=list(dict.fromkeys(group.pair for group in source.groups)),
+        tasks_named=list(dict.fromkeys(group.task for group in source.groups)),
+        runs_read=sum(len(group.run_ids) for group in source.groups),
+        rows_read=plain(sum(len(run.codes) for group in source.groups for run in group.runs)),
         sentences=headline(source),
         verdicts=verdicts(source),
         frontiers=_frontiers(source),
         tasks=tasks(source),
         subjects=subjects(source),
-        legend=show.LEGEND,
+        legend=SUMMARY_LEGEND,
         phases=PHASES,
         stacks=stacks(source),
         heats=[(heat, charts.strip(heat)) for heat in layers.strips(source)],
@@ -71,7 +71,7 @@ def _frontiers(source: Source) -> list[dict[str, Any]]:
     """A heading, a legend and three panels for each pair, task and scoring."""
     classes = _colours(source)
     found = []
-    for (pair, task, scoring), lines in source.groups.items():
+    for (pair, task, scoring), lines in source.by_task.items():
         lines = [line for line in lines if line["control"] in SHOWN]
         if not lines:
             continue
@@ -87,7 +87,7 @@ def _frontiers(source: Source) -> list[dict[str, Any]]:
 
 def _colours(source: Source) -> dict[str, str]:
     """Label → class of its colour, one on the whole page. With more labels than colours, those of one mode share theirs."""
-    modes = {cell.label: cell.mode for cell in source.cells if cell.control in SHOWN}
+    modes = {group.label: group.mode for group in source.groups if group.control in SHOWN}
     others = sorted(label for label, mode in modes.items() if mode != ALONE)
     keys = others if len(others) <= COLOURS else sorted({modes[label] for label in others})
     places = {label: keys.index(label if label in keys else modes[label]) for label in others}

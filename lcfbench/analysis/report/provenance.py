@@ -33,10 +33,10 @@ SHORT = 12  # hex digits of a digest in the table
 def provenance(source: Source) -> tuple[list[tuple[str, str]], Table]:
     """(name, value) of what all runs have in common, and a table of the rest with a row a run."""
     runs = []
-    for cell in source.cells:
-        for run in cell.runs:
+    for group in source.groups:
+        for run in group.runs:
             counts = {"documents": str(len(run.codes)), "failed": str(int(run.failed.sum()))}
-            named = {"method": cell.label, "task": cell.task, "control": cell.control}
+            named = {"method": group.label, "task": group.task, "control": group.control}
             runs.append(_facts(run.run_id, run.manifest) | named | counts)
     names = list(dict.fromkeys(name for facts in runs for name in facts))
     values = {name: {facts.get(name, "") for facts in runs} for name in names}

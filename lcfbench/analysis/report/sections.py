@@ -27,6 +27,7 @@ from lcfbench.analysis.report.entries import (
 )
 from lcfbench.analysis.report.source import Source
 from lcfbench.analysis.summary import ALONE
+from lcfbench.analysis.tables import control_of
 from lcfbench.analysis.verdict import LABELS
 
 LEADS = {
@@ -120,7 +121,7 @@ def verdicts(source: Source) -> Table:
 def tasks(source: Source) -> list[Table]:
     """All runs of a task, all controls."""
     found = []
-    for index, ((pair, task, scoring), lines) in enumerate(source.groups.items()):
+    for index, ((pair, task, scoring), lines) in enumerate(source.by_task.items()):
         seeds = any(known(line.get("seed_sd")) for line in lines)
         chance = next((line["chance"] for line in lines if known(line["chance"])), None)
         guess = f"; guessing gives {100 * chance:.1f} %" if chance is not None else ""
@@ -153,7 +154,7 @@ def tasks(source: Source) -> list[Table]:
         for line in lines:
             spread = [number(line.get("seeds")), percent(line.get("seed_sd"))] if seeds else []
             entries = [
-                *(text(line["label"]), text(_control(line)), percent(line["score"])),
+                *(text(line["label"]), text(control_of(line)), percent(line["score"])),
                 Entry(f"{percent(line['low']).text}–{percent(line['high']).text}", line["low"]),
                 *spread,
                 *(
@@ -183,26 +184,28 @@ def tasks(source: Source) -> list[Table]:
 def subjects(source: Source) -> list[Table]:
     """Where a task has subjects, the score of each: subjects down, methods across."""
     found = []
-    for index, group in enumerate(source.groups):
-        cells = [
-            cell for cell in source.cells_of(group) if any(run in source.subjects for run in cell.run_ids)
+    for index, key in enumerate(source.by_task):
+        groups = [
+            group for group in source.groups_of(key) if any(run in source.subjects for run in group.run_ids)
         ]
         names = sorted(
-            {subject for cell in cells for run in cell.run_ids for subject in source.subjects.get(run, {})}
+            {subject for group in groups for run in group.run_ids for subject in source.subjects.get(run, {})}
         )
         if not names:
             continue
         heads = [Head("subject"), Head("documents", True)]
         heads += [
-            Head(cell.label if cell.control == "matched" else f"{cell.label}, {cell.control}", True)
-            for cell in cells
+            Head(group.label if group.control == "matched" else f"{group.label}, {group.control}", True)
+            for group in groups
         ]
         rows = []
         for name in names:
             means = []
-            for cell in cells:
+            for group in groups:
                 got = [
-                    source.subjects[run][name] for run in cell.run_ids if name in source.subjects.get(run, {})
+                    source.subjects[run][name]
+                    for run in group.run_ids
+                    if name in source.subjects.get(run, {})
                 ]
                 means.append(
                     (sum(mean for mean, _ in got) / len(got), max(n for _, n in got)) if got else (None, 0)
@@ -211,10 +214,10 @@ def subjects(source: Source) -> list[Table]:
             rows.append(
                 Row(
                     [text(name.replace("_", " ")), number(documents), *(percent(mean) for mean, _ in means)],
-                    group[1],
+                    key[1],
                 )
             )
-        pair, task, scoring = group
+        pair, task, scoring = key
         found.append(
             Table(
                 f"subjects-{index}",
@@ -260,15 +263,6 @@ def _receiver(line: dict[Any, Any], source: Source) -> float | None:
         other for other in same if all(other[name] == line[name] for name in ("receiver", "task", "scoring"))
     ]
     return same[0]["score"] if len(same) == 1 else None
-
-
-def _control(line: dict[Any, Any]) -> str:
-    """A method that sends nothing has no control to speak of."""
-    return (
-        ""
-        if line["control"] == "matched" and not line["sends"] and not line["verdict"]
-        else str(line["control"])
-    )
 
 
 def _whisker(line: dict[Any, Any], chance: float | None) -> Markup:

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis import show
 from lcfbench.analysis.run_groups import RunGroup, read_run_groups
 from lcfbench.analysis.summary import summarise
+from lcfbench.analysis.tables import notes
 from lcfbench.results.reader import Reading, places, read_table
 from lcfbench.results.schema import JOURNAL, SAMPLES
 
@@ -38,20 +38,20 @@ WIDE = (
     ),
     *("receiver_prompt", "sharer_prompt"),
 )
-Group = tuple[str, str, str]  # pair, task, scoring
+TaskKey = tuple[str, str, str]  # pair, task, scoring
 
 
 @dataclass(frozen=True)
 class Source:
     """All that was read.
 
-    summary: what `summarise` gives, a line a method, task and control. cells: the scores behind it.
+    summary: what `summarise` gives, a line a method, task and control. groups: the scores behind it.
     subjects: run id → subject → (mean score, documents), where a task has subjects. warnings: a sentence for everything unusable.
     """
 
     paths: tuple[Path, ...]
     summary: pd.DataFrame
-    cells: list[RunGroup]
+    groups: list[RunGroup]
     subjects: Mapping[str, Mapping[str, tuple[float, int]]]
     warnings: list[str]
 
@@ -60,9 +60,9 @@ class Source:
         return self.summary.to_dict("records")
 
     @cached_property
-    def groups(self) -> dict[Group, list[dict[Any, Any]]]:
+    def by_task(self) -> dict[TaskKey, list[dict[Any, Any]]]:
         """The summary's lines by pair, task and scoring, in the summary's order."""
-        found: dict[Group, list[dict[Any, Any]]] = {}
+        found: dict[TaskKey, list[dict[Any, Any]]] = {}
         for line in self.lines:
             found.setdefault((line["pair"], line["task"], line["scoring"]), []).append(line)
         return found
@@ -71,17 +71,17 @@ class Source:
     def cautions(self) -> list[str]:
         """What a reader must know first: unusable files, failed documents, runs that did not end."""
         found = list(self.warnings)
-        for pair, task, scoring in self.groups:
+        for pair, task, scoring in self.by_task:
             lines = self.summary
             mine = lines[(lines["pair"] == pair) & (lines["task"] == task) & (lines["scoring"] == scoring)]
-            found += [f"{task}: {note}" for note in show.notes(mine)]
+            found += [f"{task}: {note}" for note in notes(mine)]
         return found
 
-    def cells_of(self, group: Group) -> list[RunGroup]:
-        """Its cells in the order of the summary's lines."""
-        order = {(line["label"], line["control"]): i for i, line in enumerate(self.groups[group])}
-        found = [cell for cell in self.cells if (cell.pair, cell.task, cell.scoring) == group]
-        return sorted(found, key=lambda cell: order.get((cell.label, cell.control), len(order)))
+    def groups_of(self, key: TaskKey) -> list[RunGroup]:
+        """Its groups in the order of the summary's lines."""
+        order = {(line["label"], line["control"]): i for i, line in enumerate(self.by_task[key])}
+        found = [group for group in self.groups if (group.pair, group.task, group.scoring) == key]
+        return sorted(found, key=lambda group: order.get((group.label, group.control), len(order)))
 
     def rows(
         self, run_ids: Iterable[str], hashes: Iterable[str], columns: Sequence[str] = WIDE
@@ -98,7 +98,9 @@ class Source:
                 place.is_dir()
                 and place.name not in runs
                 and str(place)
-                not in {run.manifest.folder for cell in self.cells for run in cell.runs if run.run_id in runs}
+                not in {
+                    run.manifest.folder for group in self.groups for run in group.runs if run.run_id in runs
+                }
             ):
                 continue
             if place.is_dir() and (place / JOURNAL).exists():
@@ -120,9 +122,9 @@ class Source:
 
 def read(paths: Sequence[Path]) -> Source:
     """Reads the runs under `paths`. Raises UserError where nothing can be read; what else is wrong is in `warnings`."""
-    cells = read_run_groups(paths)
+    groups = read_run_groups(paths)
     return Source(
-        tuple(map(Path, paths)), summarise(cells.cells), cells.cells, _subjects(paths), cells.warnings
+        tuple(map(Path, paths)), summarise(groups.groups), groups.groups, _subjects(paths), groups.warnings
     )
 
 

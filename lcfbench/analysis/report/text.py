@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lcfbench.analysis import show
 from lcfbench.analysis.report import latency
 from lcfbench.analysis.report.entries import Table
 from lcfbench.analysis.report.provenance import provenance
 from lcfbench.analysis.report.sections import headline, subjects, tasks, verdicts
 from lcfbench.analysis.report.source import Source
+from lcfbench.analysis.tables import SUMMARY_LEGEND, to_csv
 
 
 def csv(source: Source) -> str:
     """A line a method, task and control; what is not known is empty."""
-    return show.to_csv(source.summary)
+    return to_csv(source.summary)
 
 
 def markdown(source: Source) -> str:
@@ -31,7 +31,7 @@ def markdown(source: Source) -> str:
     out += ["", *_table(verdicts(source)), "## Tables by task", ""]
     for table in [*tasks(source), *subjects(source)]:
         out += _table(table)
-    out += [show.LEGEND, "", "## Where the time goes", ""]
+    out += [SUMMARY_LEGEND, "", "## Where the time goes", ""]
     for table in latency.tables(source):
         out += _table(table)
     out += ["## Provenance", "", *(f"- {name}: {value}" for name, value in shared), "", *_table(runs)]

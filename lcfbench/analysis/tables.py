@@ -1,0 +1,275 @@
+"""Summaries, verdicts and comparisons as tables: for a terminal, Markdown or a file.
+
+>>> from lcfbench.analysis.tables import summary_tables
+>>> print(summary_tables(summarise(groups))[0].markdown())                        # doctest: +SKIP
+
+JSON and CSV come from the same lines, with every column.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lcfbench.analysis.matching import first_few
+from lcfbench.analysis.orf import DERIVED
+from lcfbench.analysis.summary import GROUP, judged
+from lcfbench.tables import Column, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lcfbench.analysis.compare import Comparison, Line
+    from lcfbench.analysis.gate import Checked, Item
+
+NONE = "–"
+FEW_HASHES = 3
+STYLES = {
+    "communicates": "green",
+    "adapts only": "red",
+    "does not communicate": "red",
+    "misleads": "red",
+    "undecided": "yellow",
+    "untested": "dim",
+}
+CHECK_STYLES = {
+    "ok": "green",
+    "surely worse": "bold red",
+    "inconclusive": "yellow",
+    "incomplete": "bold yellow",
+}
+SUMMARY_LEGEND = (
+    "deranged: the receiver gets the message of another document, so a score that stays is not communication. "
+    f"95 %: interval over documents. first token: median, one document at a time. {NONE}: none or not measured."
+)
+VERDICT_LEGEND = (
+    "gain G: matched minus the receiver alone. content P: matched minus deranged (another document's message). "
+    "Both in points with 95 % intervals; p: of P, corrected for all verdicts shown (Holm). communicates: P is "
+    "surely above 0; misleads: below 0; adapts only, does not communicate: P is surely within ±{delta:g} points."
+)
+COMPARISON_LEGEND = (
+    "A, B: mean scores in %. B − A: points, over the documents that both have. p: of no difference; "
+    "Holm: corrected for the number of lines. Ratios are B / A."
+)
+
+
+def summary_tables(summary: pd.DataFrame) -> list[Table]:
+    """Returns a table for each pair, task and scoring, with the verdicts in words below."""
+    heads = [Column("method", wrap=True), Column("control")]
+    heads += [Column(name, right=True) for name in ("docs", "score %", "95 %")]
+    heads += [
+        Column(f"{a}\n{b}", right=True)
+        for a, b in (("first", "token ms"), ("adapter", "MB"), ("message", "bytes"))
+    ]
+    found = []
+    for (pair, task, scoring), lines in summary.groupby(GROUP, sort=False, dropna=False):
+        receiver, _, sharer = str(pair).partition(":")
+        title = f"{task} ({scoring}): receiver {receiver}" + (f", sharer {sharer}" if sharer else "")
+        chance = lines["chance"].dropna()
+        guess = f"; guessing gives {100 * chance.iloc[0]:.1f} %" if len(chance) else ""
+        title += f". Score: {', '.join(dict.fromkeys(lines['metric']))}{guess}."
+        records = lines.to_dict("records")
+        styles = ["" if line["control"] in ("matched", DERIVED) else "dim" for line in records]
+        rows = [summary_cells(line) for line in records]
+        found.append(Table(title, heads, rows, styles, [*sentences(lines), *_cautions(lines)]))
+    found[-1].legend = SUMMARY_LEGEND
+    return found
+
+
+def summary_cells(line: Mapping[Any, Any]) -> list[str]:
+    """Returns one summary line as text. A method that sends nothing has no control."""
+    return [
+        str(line["label"]),
+        control_of(line) or NONE,
+        str(line["n"]),
+        percent(line["score"]),
+        f"{percent(line['low'])}–{percent(line['high'])}",
+        number(line["ttft_ms"]),
+        number(line["adapter_mb"], 1),
+        number(line["message_bytes"] or None),
+    ]
+
+
+def control_of(line: Mapping[Any, Any]) -> str:
+    """Returns the control of a summary line, empty for a method that sends nothing."""
+    silent = line["control"] == "matched" and not line["sends"] and not line["verdict"]
+    return "" if silent else str(line["control"])
+
+
+def sentences(lines: pd.DataFrame) -> list[tuple[str, str]]:
+    """Returns (style, sentence) for every line with a verdict."""
+    told = lines[lines["verdict"].fillna("") != ""].to_dict("records")
+    return [(STYLES.get(line["verdict"], ""), f"{line['label']}: {line['verdict_text']}") for line in told]
+
+
+def notes(lines: pd.DataFrame) -> list[str]:
+    """Returns cautions: spread over seeds, failed documents, unfinished runs."""
+    found, records = [], lines.to_dict("records")
+    for line in records:
+        if line["seeds"] > 1:
+            spread = f"standard deviation of the score over {line['seeds']} seeds {100 * line['seed_sd']:.1f} points"
+            found.append(f"{line['label']} ({line['control']}): {spread}; 95 % is over documents")
+    for line in records:
+        name = f"{line['label']} ({line['control']})"
+        if line["errors"]:
+            found.append(f"{name}: {line['errors']} of {line['n']} documents failed and count as wrong")
+        if line["state"] in ("running", "interrupted"):
+            found.append(f"{name}: not finished, {line['n']} documents so far; repeat its command to resume")
+    return found
+
+
+def _cautions(lines: pd.DataFrame) -> list[tuple[str, str]]:
+    return [("yellow", f"note: {note}") for note in notes(lines)]
+
+
+def verdict_tables(summary: pd.DataFrame, delta: float) -> list[Table]:
+    """Returns a table for each pair, task and scoring: gain, content and verdict, best first.
+
+    delta: differences below this count as none. Raises UserError where no run sends a message.
+    """
+    heads = [Column("method", wrap=True)]
+    heads += [
+        Column(name, right=True) for name in ("docs", "score", "gain G", "content P", "p", "ms", "bytes")
+    ]
+    found = []
+    for key, lines in judged(summary).groupby(GROUP, sort=False):
+        title = "{1} ({2}, {metric}): {0}".format(*key, metric=lines["metric"].iloc[0])
+        whole = summary[(summary[GROUP] == list(key)).all(axis=1)]  # also lines that have no verdict
+        remarks = [*sentences(lines), *_cautions(whole)]
+        found.append(Table(title, heads, [*map(verdict_cells, lines.to_dict("records"))], [], remarks))
+    found[-1].legend = VERDICT_LEGEND.format(delta=100 * delta)
+    return found
+
+
+def verdict_cells(line: Mapping[Any, Any]) -> list[str]:
+    """Returns one line with a verdict as text."""
+    spread = "" if math.isnan(line["seed_sd"]) else f" ± {100 * line['seed_sd']:.1f}"
+    differences = [
+        f"{100 * line[name]:+.1f}\n[{100 * line[f'{name}_low']:+.1f}, {100 * line[f'{name}_high']:+.1f}]"
+        if known(line[name])
+        else NONE
+        for name in ("gain", "content")
+    ]
+    sizes = number(line["ttft_ms"]), number(line["message_bytes"])
+    score = f"{percent(line['score'])}{spread}"
+    return [str(line["label"]), str(line["n"]), score, *differences, p_short(line["p_holm"]), *sizes]
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Returns a row for each comparison, with costs, differences and cautions below."""
+    heads = [Column("what", wrap=True)]
+    heads += [Column(name, right=True) for name in ("docs", "A", "B", "B − A", "95 %", "p", "Holm")]
+    rows = [
+        [line.what, f"{line.n:,}", percent(line.mean_a), percent(line.mean_b), percent(line.difference, "+")]
+        + [_interval(line), p_short(line.p), p_short(line.p_holm)]
+        for line in found.lines
+    ]
+    remarks = [("", f"{line.what}: {text}") for line in found.lines for text in comparison_remarks(line)]
+    for side, names in (("A", found.unmatched_a), ("B", found.unmatched_b)):
+        remarks += [("", f"only {side} holds {first_few(names)}")] if names else []
+    return Table(
+        "", heads, rows, ["bold" if x.overall else "" for x in found.lines], remarks, COMPARISON_LEGEND
+    )
+
+
+def comparison_remarks(line: Line) -> list[str]:
+    """Returns costs, what differs, documents of one side only, and cautions."""
+    ratios = [f"first token ×{line.latency_ratio:.2f} (n={line.latency_n})"] if line.latency_n else []
+    sizes = (("message", line.message_ratio), ("adapter", line.adapter_ratio))
+    ratios += [f"{name} ×{ratio:.2f}" for name, ratio in sizes if known(ratio)]
+    found = [", ".join(ratios)] if ratios else []
+    found += [f"differs: {'; '.join(line.differs)}"] if line.differs else []
+    for side, hashes in (("A", line.only_a), ("B", line.only_b)):
+        if hashes:
+            few = ", ".join(hashes[:FEW_HASHES]) + (", …" if len(hashes) > FEW_HASHES else "")
+            found.append(f"only {side} has {len(hashes):,} documents: {few}")
+    return [*found, *line.notes]
+
+
+def comparison_records(found: Comparison) -> list[dict[str, Any]]:
+    """Returns the lines for CSV: documents of one side as counts, sentences joined by semicolons."""
+    return [
+        {
+            name: len(x) if name.startswith("only_") else "; ".join(x) if isinstance(x, (list, tuple)) else x
+            for name, x in line._asdict().items()
+        }
+        for line in found.lines
+    ]
+
+
+def check_table(checked: Checked, marks: Mapping[Any, str] | None = None) -> Table:
+    """Returns a row for each aspect that was checked, with explanations below.
+
+    marks: a sign in front of each outcome.
+    """
+    heads = [Column(""), Column("what", wrap=True)]
+    heads += [Column(name, right=True) for name in ("baseline", "new", "change", "90 %", "n")]
+    rows, remarks, before = [], [], ""
+    for item in checked.items:
+        style, aspect = CHECK_STYLES[item.outcome], "" if item.aspect == "score" else item.aspect
+        outcome = f"{marks[item.outcome]} {item.outcome}" if marks else str(item.outcome)
+        what = f"  {item.aspect}" if item.name == before else item.name + (aspect and f": {aspect}")
+        rows.append([outcome, what, *check_cells(item)])
+        remarks += [(style, f"{item.name}{aspect and f', {aspect}'}: {item.text}")] if item.text else []
+        before = item.name
+    remarks += [("dim", text) for text in checked.notes]
+    return Table("", heads, rows, [CHECK_STYLES[item.outcome] for item in checked.items], remarks)
+
+
+def check_cells(item: Item) -> list[str]:
+    """Returns baseline, new, change, interval and n as text: points, or milliseconds and per cent."""
+    timed = item.aspect == "first token"
+    unit, ms, runs = (" %", " ms", f" run{'' if item.n == 1 else 's'}") if timed else ("", "", "")
+    return [
+        *(f"{x:,.1f}{ms}" if known(x) else NONE for x in (item.baseline, item.new)),
+        f"{item.change:+.1f}{unit}" if known(item.change) else NONE,
+        f"{item.low:+.1f} to {item.high:+.1f}" if known(item.low) else NONE,
+        f"{item.n:,}{runs}" if item.n else NONE,
+    ]
+
+
+def to_json(value: Any) -> str:
+    """Returns JSON; NaN is null."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n"
+
+
+def to_csv(lines: pd.DataFrame | Sequence[Mapping[str, Any]]) -> str:
+    """Returns CSV with a header; what is not known is empty."""
+    import pandas as pd
+
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
+
+
+def known(value: Any) -> bool:
+    """Returns whether a value is neither missing nor NaN."""
+    return value is not None and value == value
+
+
+def percent(value: float | None, sign: str = "") -> str:
+    """Returns a share in percent, or a difference of shares in points."""
+    return f"{100 * value:{sign}.1f}" if value is not None and known(value) else NONE
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """Returns a number with thousands separated."""
+    return f"{value:,.{digits}f}" if known(value) else NONE
+
+
+def p_short(p: float) -> str:
+    """Returns a p-value in three digits; a tiny one is `<.001`."""
+    return NONE if not known(p) else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def _interval(line: Line) -> str:
+    return f"{percent(line.low, '+')} to {percent(line.high, '+')}" if known(line.low) else NONE
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    value = value.item() if hasattr(value, "item") else value
+    return value if known(value) else None
