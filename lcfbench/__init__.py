@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lcfbench.adapters.base import Adapter
-    from lcfbench.analysis.frames import load_summary, verdicts
+    from lcfbench.analysis.summary import load_summary, verdicts
     from lcfbench.api import Results, create, run, train
     from lcfbench.controls.base import Control
     from lcfbench.errors import UserError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 _HOME = {
     "lcfbench.adapters.base": ("Adapter",),
-    "lcfbench.analysis.frames": ("load_summary", "verdicts"),
+    "lcfbench.analysis.summary": ("load_summary", "verdicts"),
     "lcfbench.api": ("Results", "create", "run", "train"),
     "lcfbench.controls.base": ("Control",),
     "lcfbench.errors": ("UserError",),

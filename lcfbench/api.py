@@ -48,7 +48,7 @@ class Results:
 
     def summary(self) -> pd.DataFrame:
         """One row for each method, task and control: scores, intervals, latency, sizes."""
-        from lcfbench.analysis.frames import load_summary
+        from lcfbench.analysis.summary import load_summary
 
         return load_summary(self.folders)
 
@@ -57,7 +57,7 @@ class Results:
 
         delta: contents smaller than this share count as none. Raises UserError where no run sends.
         """
-        from lcfbench.analysis.frames import verdicts
+        from lcfbench.analysis.summary import verdicts
 
         return verdicts(self.folders, delta)
 
