@@ -160,7 +160,9 @@ def test_what_broke_in_the_other_run_makes_nothing_look_good(tmp_path, capsys, m
     write(tmp_path, "receiver", scores, failed=set(range(0, 60, 2)))
     write(tmp_path, "t2t", scores, message_bytes=9)
     write(tmp_path, "t2t", scores, "deranged", failed=set(range(0, 60, 2)), message_bytes=9)
-    line = summarise(read_run_groups([tmp_path]).groups).set_index(["mode", "control"]).loc[("t2t", "matched")]
+    line = (
+        summarise(read_run_groups([tmp_path]).groups).set_index(["mode", "control"]).loc[("t2t", "matched")]
+    )
     assert (
         line["content"] == 0
         and line["content_n"] == 50
