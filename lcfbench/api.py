@@ -121,11 +121,7 @@ def create(
 def _merged(kind: Any, recipe: Any, settings: Mapping[str, Any], section: str) -> Any:
     """A settings object as it is, or a file and keyword settings as one."""
     if isinstance(recipe, kind):
-        return (
-            recipe.model_copy(update=kind.model_validate({**recipe.model_dump(), **settings}).model_dump())
-            if settings
-            else recipe
-        )
+        return kind.merge(None, {**recipe.model_dump(exclude_unset=True), **settings}, section)
     return kind.merge(recipe, dict(settings), section)
 
 

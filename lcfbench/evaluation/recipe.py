@@ -14,11 +14,11 @@ from lcfbench.config import Settings, several, texts
 from lcfbench.controls.names import check_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.registry import add_path, method_names
+from lcfbench.sources.cache import EMBEDDED_PAIR
 from lcfbench.sources.models import split_pair
 from lcfbench.tasks.document import Scoring
 from lcfbench.tasks.yaml_files import task_names
 
-EMBEDDED_PAIR = "smollm2-135m:gemma3-270m"
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
