@@ -32,6 +32,7 @@ OF_THE_SEED = (
     "data_sha256",
     "split_manifest_sha256",
     "calibration_sha256",
+    "prompts_sha256",
 )  # what another seed changes in a run's identity
 STATES = ("running", "interrupted", "unknown", "complete")  # worst first
 
