@@ -32,15 +32,15 @@ def files_digest(files: Iterable[Path]) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def source_files(file: Path) -> list[Path]:
+def source_files(file: Path, with_tasks: bool = False) -> list[Path]:
     """The file, then every module of its own folder or package that it imports, directly or not.
 
-    Modules of `lcfbench.tasks` count where a file imports them; other modules of ours do not.
+    with_tasks: modules of `lcfbench.tasks` count as well; no other module of ours ever does.
     """
     found = dict.fromkeys([file, *_inits(file)])
     todo = list(found)
     while todo:
-        fresh = [f for f in dict.fromkeys(_imported(todo.pop())) if f not in found]
+        fresh = [f for f in dict.fromkeys(_imported(todo.pop(), with_tasks)) if f not in found]
         found |= dict.fromkeys(fresh)
         todo += fresh
     return list(found)
@@ -56,7 +56,7 @@ def _inits(file: Path) -> list[Path]:
     return found
 
 
-def _imported(file: Path) -> Iterator[Path]:
+def _imported(file: Path, with_tasks: bool) -> Iterator[Path]:
     inits = [] if PACKAGE in file.parents else _inits(file)
     top = inits[-1].parent if inits else None
     for node in ast.walk(parse(file)):
@@ -69,7 +69,8 @@ def _imported(file: Path) -> Iterator[Path]:
         for parts in ([p for p in module.split(".") if p] for module in modules):
             folder = file.parents[level - 1] if level else file.parent
             if not level and parts[:1] == ["lcfbench"]:
-                folder, parts = PACKAGE / "tasks", parts[2:] if parts[1:2] == ["tasks"] else []
+                counts = with_tasks and parts[1:2] == ["tasks"]
+                folder, parts = PACKAGE / "tasks", parts[2:] if counts else []
             elif not level and top and parts[:1] == [top.name]:
                 folder = top.parent
             for i in range(1, len(parts) + 1):

@@ -19,7 +19,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from functools import cache
-from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -174,9 +173,10 @@ def _plugin_class(group: str, entry: Entry, digest: str | None) -> type[Any]:
         module = importlib.import_module(entry.module) if entry.module else import_file(entry.file)
         found = [getattr(module, entry.class_name)] if entry.class_name else _classes_in(module, base)
     except Exception as error:  # a plugin may raise anything
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{who} cannot be imported: {type(error).__name__}: {error}."
-        raise UserError(what, f"Mend {at.filename}, line {at.lineno}.") from error
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(entry.file)]
+        what = f"{who} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}."
+        step = f"Mend {entry.file}{f', line {lines[-1]}' if lines else ''}."
+        raise UserError(what, step) from error
     step = f"Define one class that extends lcfbench.{group}.base.{base.__name__} in {entry.file}."
     if len(found) != 1:
         classes = ", ".join(c.__name__ for c in found)
@@ -263,26 +263,28 @@ def _ours(group: str, tasks: Path) -> Iterator[Entry]:
 def _installed(group: str) -> Iterator[Entry]:
     for point in entry_points(group=f"lcfbench.{group}"):
         source = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-        spec = _spec(point.module)
-        folders = list(spec.submodule_search_locations or ()) if spec else []
-        if spec is None or not (folders or spec.origin):
+        place = _place(point.module)
+        if place is None:
             problem = f"{source} names the module {point.module}, which is not there.", "Install it again."
             yield Entry(point.name, source, Path(point.module), problem=problem)
         elif group == "tasks":
-            folder = Path(folders[0]) if folders else Path(str(spec.origin)).parent
-            yield from (Entry(file.stem, source, file) for file in _members(folder, group))
+            files = _members(place if place.is_dir() else place.parent, group)
+            yield from (Entry(file.stem, source, file) for file in files)
         else:
-            yield Entry(point.name, source, Path(str(spec.origin)), point.module, point.attr)
+            yield Entry(point.name, source, place, point.module, point.attr)
 
 
-def _spec(module: str) -> ModuleSpec | None:
-    """Finds a module without importing the packages round it."""
+def _place(module: str) -> Path | None:
+    """The file of a module, or its folder, found without importing the packages round it."""
     top, *rest = module.split(".")
-    spec, name = importlib.util.find_spec(top), top
-    for part in rest:
-        name = f"{name}.{part}"
-        spec = PathFinder.find_spec(name, spec.submodule_search_locations) if spec else None
-    return spec
+    spec = importlib.util.find_spec(top)
+    if spec is None or not rest:
+        return Path(spec.origin) if spec is not None and spec.origin else None
+    for base in (Path(folder, *rest) for folder in spec.submodule_search_locations or ()):
+        for place in (base.with_name(f"{base.name}.py"), base / "__init__.py", base):
+            if place.exists():
+                return place
+    return None
 
 
 def _named(group: str, named: Sequence[tuple[str, str]]) -> Iterator[Entry]:

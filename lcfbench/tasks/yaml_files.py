@@ -111,7 +111,7 @@ def file_digest(name: str) -> str:
 
     def add_sources(function: str, path: Path) -> None:
         if (file := _file_of(function, path)).is_file():
-            files.update(source_files(file))
+            files.update(source_files(file, with_tasks=True))
 
     _read(registry.find("tasks", name).file, add_sources, files)
     return files_digest(files)

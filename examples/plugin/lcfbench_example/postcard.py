@@ -1,4 +1,4 @@
-"""postcard: a few numbers a layer, learned from the sharer's mean value entry, shift the receiver's values."""
+"""postcard: a few numbers a layer, made from the sharer's mean value, shift the receiver's values."""
 
 from __future__ import annotations
 
