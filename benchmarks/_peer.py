@@ -108,8 +108,8 @@ class PerDocument:
         reads, asks = ((m.get_decoder() if self.lean else m) for m in (self.receiver, self.sharer))
         asks(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=seen, use_cache=True)
         ids = torch.tensor([mine.ids], device=device)
-        for stops in self.method.parts([mine]):
-            if (stop := stops[0]) > start:
+        for part in self.method.parts([mine]):
+            if (stop := part.stops[0]) > start:
                 mask = torch.ones_like(ids[:, :stop])
                 reads(
                     input_ids=ids[:, start:stop], attention_mask=mask, past_key_values=cache, use_cache=True

@@ -26,10 +26,10 @@ from lcfbench.adapters.select import FOLDER
 from lcfbench.cli.console import quiet_libraries
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create
+from lcfbench.models.answering import decode
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.dtypes import ENOUGH, choose
-from lcfbench.models.padding import positions_of
-from lcfbench.models.state import State
+from lcfbench.models.protocol import State
 from lcfbench.models.timing import Clock
 from lcfbench.sources.models import find_model, split_pair
 
@@ -38,15 +38,15 @@ SHIPPED = "smollm2-135m.gemma3-270m.lcf-openbookqa"
 
 
 def prefill(end: CausalLM, ids: torch.Tensor) -> None:
-    end.prefill(ids, torch.ones_like(ids))
+    end.prefill(ids.tolist())
 
 
 def decoder(end: CausalLM, ids: torch.Tensor, steps: int) -> Callable[[], object]:
     """Decoding `steps` tokens after prompts that are read once, now."""
-    mask = torch.ones_like(ids)
-    kv = end.prefill(ids[:, :-1], mask[:, :-1])
-    state = State(end, kv, ids[:, -1:], mask[:, -1:], positions_of(mask)[:, -1:], [])
-    return lambda: end.decode(end.open(state), steps)
+    rows = ids.tolist()
+    kv = end.prefill([row[:-1] for row in rows])
+    state = State.before(end, kv, [row[-1:] for row in rows], kv.mask.sum(1), [])
+    return lambda: decode(end.open(state), steps)
 
 
 def fuser(name: str, ends: tuple[CausalLM, CausalLM], tokens: int, count: int) -> Callable[[], object]:

@@ -13,6 +13,7 @@ python benchmarks/fusion.py --device cuda --compile reduce-overhead    # `loop` 
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Callable
@@ -29,12 +30,11 @@ from benchmarks._peer_layers import layers_of
 from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.config import pair_config
 from lcfbench.cli.console import quiet_libraries
-from lcfbench.methods._fusion import Fusion, Segment
+from lcfbench.methods._fusion import Exchange, Fusion, Segment
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.padding import pad_left
 from lcfbench.models.timing import Clock
 from lcfbench.sources.models import find_model, split_pair
 from lcfbench.tasks.document import Document, Step, View
@@ -122,20 +122,21 @@ class Case:
         self.shared = method.sharer_prompts(batch, self.prompts)
         self.theirs = method.sharer_cache(self.shared)
         self.state = method.receiver.read(self.prompts)
-        self.part = Segment([0] * len(self.prompts), [len(p.ids) - 1 for p in self.prompts])
+        self.part = Segment.whole(self.prompts)
+        self.exchange = Exchange(batch, self.prompts, self.shared, self.theirs)
         self.layers = layers_of(self.adapter, method.receiver.dtype).to(method.receiver.device)
 
     def ours(self, adapter: Adapter | None = None) -> KV:
-        state = replace(self.state)
-        self.method.fuse(adapter or self.adapter, self.batch, state, self.theirs, self.shared, self.part)
-        return state.kv
+        method = self.method
+        if adapter is not None:
+            method = copy.copy(method)
+            method.adapter = adapter
+        return method.fuse(self.exchange, self.state.kv, self.part)[0]
 
     def loop(self) -> KV:
         """One layer after another, through its own module."""
         kv, theirs = self.state.kv, self.theirs
-        index = self.method.positions(self.batch, self.prompts, self.shared, theirs.length, kv.length).to(
-            kv.keys.device
-        )  # (B, N)
+        index = self.method.positions(self.exchange, self.part).to(kv.keys.device)  # (B, N)
         real, at = (index >= 0)[:, None, :, None], index.clamp(min=0)[:, None, :, None]
         keys, values = list(kv.keys), list(kv.values)
         for module, t, s in zip(
@@ -174,7 +175,7 @@ class Case:
 
 
 def whole(lm: CausalLM, prompts: list[Prompt]) -> KV:
-    return lm.prefill(*pad_left([list(p.ids) for p in prompts], lm.pad_id, lm.device))
+    return lm.prefill([p.ids for p in prompts])
 
 
 def measured(

@@ -40,7 +40,7 @@ from lcfbench.alignment.spans import membership
 from lcfbench.cli.console import quiet_libraries
 from lcfbench.cli.progress import TrainLine
 from lcfbench.evaluation.answer import target
-from lcfbench.methods._fusion import Fusion, content_keys
+from lcfbench.methods._fusion import Exchange, Fusion, Segment
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.lcf import LCF
 from lcfbench.models.causal_lm import CausalLM
@@ -147,10 +147,12 @@ class Plain:
                 window=method.window,
                 stride=method.stride,
             )
-            theirs = content_keys(theirs, method.sharer.model) if self.layers[0].unrotated_keys else theirs
+            theirs = method.sharer.content_keys(theirs) if self.layers[0].unrotated_keys else theirs
             real = own.mask.bool()[None, :, None, :, None]
         else:
-            index = method.positions(batch, mine, shared, theirs.length, own.length).to(own.keys.device)
+            index = method.positions(Exchange(batch, mine, shared, theirs), Segment.whole(mine)).to(
+                own.keys.device
+            )
             real = (index >= 0)[None, :, None, :, None]
         for t, (keys, values) in enumerate(zip(own.keys, own.values, strict=True)):
             if t in edits:

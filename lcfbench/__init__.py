@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lcfbench.evaluation.recipe import Recipe
     from lcfbench.methods.base import Batch, Method
     from lcfbench.methods.load_pair import Pair, load_pair
-    from lcfbench.models.state import Message, State
+    from lcfbench.models.protocol import Message, State
     from lcfbench.results.reader import load_samples
 
 __version__ = "0.3.0"
@@ -34,7 +34,7 @@ _HOME = {
     "lcfbench.evaluation.recipe": ("Recipe",),
     "lcfbench.methods.base": ("Batch", "Method"),
     "lcfbench.methods.load_pair": ("Pair", "load_pair"),
-    "lcfbench.models.state": ("Message", "State"),
+    "lcfbench.models.protocol": ("Message", "State"),
     "lcfbench.results.reader": ("load_samples",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

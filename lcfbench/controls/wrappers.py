@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -20,12 +19,11 @@ from torch import Tensor
 
 from lcfbench.adapters.base import Adapter
 from lcfbench.controls.base import load_control
-from lcfbench.methods.base import Batch, Method, plain
+from lcfbench.methods.base import Batch, Method, read_alone
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.padding import positions_of
-from lcfbench.models.shared_prefill import Shared
-from lcfbench.models.state import Message, Opened, State
+from lcfbench.models.padding import pad_left, positions_of
+from lcfbench.models.protocol import LanguageModel, Message, Opened, State
 
 # from entries (L, H, n, D) of one document, and a name for them, to the entries in their place
 Change = Callable[[Tensor, str], Tensor]
@@ -42,8 +40,8 @@ def noised(method: Method, seed: int) -> Method:
     return with_sharer(method, replaced)
 
 
-def with_sharer(method: Method, sharer: CausalLM) -> Method:
-    """A copy of the method, calibration included, with another sharer."""
+def with_sharer(method: Method, sharer: LanguageModel) -> Method:
+    """A copy of the method as it stands (calibration and all) with another sharer."""
     other = copy.copy(method)
     other.sharer = sharer
     return other
@@ -67,15 +65,14 @@ class ReplacedCacheModel(CausalLM):
     document gets the same change in any batch. Entries of a `past` and padding stay as they are.
     """
 
-    def __init__(self, real: CausalLM, change: Change) -> None:
+    def __init__(self, real: LanguageModel, change: Change) -> None:
         vars(self).update(vars(real))
         self.real, self.change = real, change
 
-    def prefill(self, ids: Tensor, mask: Tensor, past: KV | None = None, start: Tensor | int = 0) -> KV:
-        read = self.real.prefill(ids, mask, past, start)
+    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Tensor | int = 0) -> KV:
+        read = self.real.prefill(rows, past, start)
         keys, values = read.keys.clone(), read.values.clone()
-        for b, (row, real) in enumerate(zip(ids, mask.bool(), strict=True)):
-            tokens = row[real].tolist()
+        for b, tokens in enumerate(map(list, rows)):
             if not tokens:
                 continue
             before = int(read.mask[b].sum()) - len(tokens)
@@ -84,26 +81,16 @@ class ReplacedCacheModel(CausalLM):
                 x[:, b, :, -len(tokens) :] = self.change(fresh, f"{name}-{before}-{tokens}")
         return replace(read, keys=keys, values=values)
 
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        with self.real.apart():
-            yield
-
-    @contextmanager
-    def sharing(self) -> Iterator[Shared]:
-        with self.real.sharing() as shared:
-            yield shared
-
 
 class SkippedModel(CausalLM):
     """A model that is never run: its cache of a text is all zeros."""
 
-    def __init__(self, real: CausalLM) -> None:
+    def __init__(self, real: LanguageModel) -> None:
         vars(self).update(vars(real))
 
-    def prefill(self, ids: Tensor, mask: Tensor, past: KV | None = None, start: Tensor | int = 0) -> KV:
-        g, mask = self.geometry, mask.to(self.device)
-        shape = g.layers, len(ids), g.kv_heads, ids.shape[1], g.head_dim
+    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Tensor | int = 0) -> KV:
+        g, mask = self.geometry, pad_left(rows, self.pad_id, self.device)[1]
+        shape = g.layers, len(rows), g.kv_heads, mask.shape[1], g.head_dim
         none = torch.zeros(shape, device=self.device, dtype=self.dtype)
         read = KV(none, none, mask, positions_of(mask, start))
         return past.then(read).flush() if past is not None else read.flush()
@@ -130,7 +117,7 @@ class SilentMethod(Method):
 
     def respond(self, batch: Batch) -> State:
         if self.inner is None:
-            return plain(self.receiver, [d.receiver for d in batch.documents], batch)
+            return read_alone(self.receiver, [d.receiver for d in batch.documents], batch)
         state = self.inner.respond(batch)
         state.message = replace(Message.none(len(batch.documents)), adapter_flops=state.message.adapter_flops)
         return state

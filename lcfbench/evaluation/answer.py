@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from lcfbench.methods.base import Batch
+from lcfbench.models.answering import decode, rank
 from lcfbench.models.choice_tree import branch, can_branch
-from lcfbench.models.state import State
+from lcfbench.models.protocol import State
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt, continuation, continuations, extend
 from lcfbench.tasks.task import Outcome
@@ -26,7 +27,7 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
         if not first.steps:
             opened = lm.open(state)
             batch.clock.first_token()
-            texts, written = lm.decode(opened, max(d.max_new_tokens for d in documents), first.until)
+            texts, written = decode(opened, max(d.max_new_tokens for d in documents), first.until)
             return [Outcome(loglikelihoods=(), text=text, picks=()) for text in texts], written
         prompts = list(state.prompts)
         scores: list[list[tuple[tuple[float, bool], ...]]] = [[] for _ in documents]
@@ -48,12 +49,12 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
                 for d, p in zip(documents, prompts, strict=True)
             ]
             if len(documents) > 1 and can_branch(state):
-                ranked, opened = branch(lm, state, choices)
+                ranked, opened = branch(state, choices)
                 batch.clock.first_token()
             else:  # of a document alone the moment of its first token is wanted for itself
                 opened = lm.open(state)
                 batch.clock.first_token()
-                ranked = lm.rank(opened, choices)
+                ranked = rank(opened, choices)
             for b, row in enumerate(ranked):
                 scores[b].append(tuple(row))
                 picks[b].append(max(range(len(row)), key=lambda c, row=row: row[c][0]))  # type: ignore[misc]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lcfbench.methods.base import Method
-from lcfbench.models.state import State
+from lcfbench.models.protocol import State
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Outcome, Task
 

@@ -21,7 +21,7 @@ from lcfbench.evaluation.session import Session
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.causal_lm import apart
 from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
-from lcfbench.models.state import State
+from lcfbench.models.protocol import State
 from lcfbench.models.timing import PHASES, Clock
 from lcfbench.results.writer import RunWriter
 from lcfbench.sources.models import label

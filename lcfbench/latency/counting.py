@@ -82,8 +82,7 @@ class Ledger:
         def head(module: Any, args: Any, logits: Tensor) -> None:
             self.forwards[-1].logits += logits.shape[-2]
 
-        stack.callback(lm.model.get_decoder().register_forward_pre_hook(decoder, with_kwargs=True).remove)
-        stack.callback(lm.model.get_output_embeddings().register_forward_hook(head).remove)
+        stack.enter_context(lm.observed(decoder, head))
 
     def follow_adapter(self, adapter: Any, stack: ExitStack) -> None:
         """Notes the work an adapter accounts for, and the receiver's entries that go in and come out."""

@@ -34,16 +34,7 @@ class Work:
 
 def head_params(lm: CausalLM) -> int:
     """Parameters of the output head: vocabulary × hidden, whether tied to the embedding table or not."""
-    return lm.model.get_input_embeddings().weight.numel()
-
-
-def windows(lm: CausalLM) -> list[int | None]:
-    """The sliding window of each layer, None where it attends everything."""
-    config = getattr(lm.model.config, "text_config", None) or lm.model.config
-    kinds, size = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
-    if kinds is None:
-        return [size] * lm.geometry.layers
-    return [size if kind == "sliding_attention" else None for kind in kinds]
+    return lm.vocabulary_size * lm.hidden_size
 
 
 def pairs(new: int, past: int, window: int | None = None) -> int:
@@ -66,8 +57,8 @@ def forward(lm: CausalLM, phase: str, new: int, past: int, logits: int, by_first
         once, rows of the embedding table, the cache read and written (K and V), logits written. A layer with a window reads no more of the cache.
     """
     g, head = lm.geometry, head_params(lm)
-    vocabulary, hidden = lm.model.get_input_embeddings().weight.shape
-    body, spans = lm.matmul_params - head, windows(lm)
+    vocabulary, hidden = lm.vocabulary_size, lm.hidden_size
+    body, spans = lm.matmul_params - head, lm.windows
     seen = sum(pairs(new, past, w) for w in spans) / len(spans)  # a layer, on average
     read = sum(past if w is None else min(past, max(w - 1, 0)) for w in spans)
     numbers = (

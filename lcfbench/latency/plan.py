@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -211,7 +210,6 @@ def shapes_of(bench: Bench) -> list[tuple[int, int, int]]:
     """(tokens, in, out) of each model's feed-forward layers at the longest prompt: what the matmul rate is also measured on."""
     longest, out = max(bench.recipe.prompt_tokens), []
     for lm in bench.lms.values():
-        config: Any = getattr(lm.model.config, "text_config", None) or lm.model.config
-        if getattr(config, "intermediate_size", None):
-            out.append((longest, config.hidden_size, config.intermediate_size))
+        if lm.intermediate_size:
+            out.append((longest, lm.hidden_size, lm.intermediate_size))
     return out

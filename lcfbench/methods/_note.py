@@ -1,4 +1,4 @@
-"""What methods share that send text: where the receiver reads it, and how it is cut to a number of bytes.
+"""Text that reaches the receiver as a note: where it reads it, and how it is cut to bytes.
 
 >>> cut_bytes("Zürich", 2), cut_bytes("Zürich", 3), cut_bytes("Zürich", 4, "last")
 ('Z', 'Zü', 'rich')
@@ -6,23 +6,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lcfbench.methods.base import prompt
-from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.protocol import LanguageModel
 from lcfbench.tasks.document import NOTE, Document
 from lcfbench.tasks.prompts import Prompt
 
-ENDS = ("first", "last")
+
+def with_note(lm: LanguageModel, document: Document, text: str) -> Prompt:
+    """Returns the receiver's prompt with the text in its own context, where the task wants notes."""
+    return prompt(lm, replace(document.noted, user=document.noted.user.replace(NOTE, text)), document)
 
 
-def in_context(receiver: CausalLM, document: Document, text: str) -> Prompt:
-    """The receiver's prompt with the text inside its own context, where the task wants notes."""
-    return prompt(receiver, replace(document.noted, user=document.noted.user.replace(NOTE, text)), document)
+def with_notes(lm: LanguageModel, documents: Sequence[Document], texts: Sequence[str]) -> list[Prompt]:
+    """Returns each document's prompt with its note."""
+    return [with_note(lm, d, text) for d, text in zip(documents, texts, strict=True)]
 
 
 def cut_bytes(text: str, limit: int, end: str = "first") -> str:
-    """At most `limit` UTF-8 bytes of the text, never half a character. end: which end of it is kept, `first` or `last`."""
+    """Returns at most `limit` UTF-8 bytes of the text, never half a character.
+
+    end: the end of the text that is kept, `first` or `last`.
+    """
     whole = text.encode()
     if len(whole) <= limit:
         return text

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lcfbench.errors import UserError
-from lcfbench.methods._note import in_context
+from lcfbench.methods._note import with_notes
 from lcfbench.methods.base import Batch, Method, prompt
-from lcfbench.models.state import Message, State
+from lcfbench.models.answering import rank
+from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import continuation
 
 
 @dataclass
 class AnswerLetter(Method):
-    """The smallest message that could help on closed choices: a cache of thousands of bytes should beat it.
+    """The smallest message that could help on closed choices; a cache of many bytes should beat it.
 
-    Picked is what scoring would pick: the likeliest choice, a character under cloze where that is the metric (choices of one step). Of
-    documents with several steps, the pick of the first one is sent. Only the pick crosses; the sentence round it is the receiver's own.
+    The pick is the one that scoring would make: the likeliest choice, by likelihood a character under
+    cloze (choices of one step). Of several steps the first one's pick is sent. Only the pick crosses;
+    the sentence round it is the receiver's own.
     """
 
     def check(self, document: Document) -> None:
@@ -37,32 +39,27 @@ class AnswerLetter(Method):
                 [continuation(p, c, tokenizer) for c in s.steps[0].choices]
                 for s, p in zip(batch.message_from, asked, strict=True)
             ]
-            ranked = self.sharer.rank(self.sharer.open(state), choices)
-            picks = [
-                picked(s, [ll for ll, _ in row]) for s, row in zip(batch.message_from, ranked, strict=True)
-            ]
+            ranked = rank(self.sharer.open(state), choices)
+            both = zip(batch.message_from, ranked, strict=True)
+            picks = [picked(s, [ll for ll, _ in row]) for s, row in both]
         with batch.clock("prefill"):
             notes = [sentence(d, pick) for d, pick in zip(batch.documents, picks, strict=True)]
-            out = self.receiver.read(
-                [in_context(self.receiver, d, text) for d, text in zip(batch.documents, notes, strict=True)]
-            )
+            out = self.receiver.read(with_notes(self.receiver, batch.documents, notes))
         size = [len(pick.encode()) for pick in picks]
         ran = [len(p.ids) + sum(len(ids) - 1 for ids in row) for p, row in zip(asked, choices, strict=True)]
-        out.message = Message(size, size, ran, picks, read=asked)
-        return out
+        return replace(out, message=Message(size, size, ran, picks, read=asked))
 
 
 def picked(document: Document, loglikelihoods: list[float]) -> str:
-    """The text of the choice that scoring would pick in the first step."""
+    """Returns the text of the choice that scoring would pick in the first step."""
     choices = [c.strip() for c in document.steps[0].choices]
-    by_length = (
-        document.scoring == "cloze" and len(document.steps) == 1
-    )  # lm-eval's acc_norm; between steps plain likelihood decides
+    # lm-eval's acc_norm; between steps plain likelihood decides
+    by_length = document.scoring == "cloze" and len(document.steps) == 1
     worth = [ll / max(len(c), 1) if by_length else ll for c, ll in zip(choices, loglikelihoods, strict=True)]
     return choices[worth.index(max(worth))]
 
 
 def sentence(document: Document, pick: str) -> str:
-    """The pick as the receiver reads it: on split evidence behind the beginning of the answer, which is its own."""
+    """Returns the pick in a sentence; on split evidence it begins as the receiver's own answer does."""
     start = "" if document.shared else document.receiver.prefix
     return f"{start or 'The answer is'} {pick}."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lcfbench.models.answering import decode
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import NOTE, Document, View
 
@@ -101,7 +102,7 @@ def ask(
     state = method.respond(Batch([document], [document], clock))
     opened = state.lm.open(state)
     clock.first_token()
-    texts, _ = state.lm.decode(opened, max_new_tokens, document.until)
+    texts, _ = decode(opened, max_new_tokens, document.until)
     message, shown = state.message, state.prompts[0]
     return Answer(
         texts[0].strip(),

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lcfbench.errors import UserError
-from lcfbench.methods._note import ENDS, cut_bytes, in_context
+from lcfbench.methods._note import cut_bytes, with_notes
 from lcfbench.methods.base import Batch, Method
-from lcfbench.models.state import Message, State
+from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import NOTE, Document
 
 
 @dataclass
 class Excerpt(Method):
-    """The equal-byte baseline of methods that send a cache: `lcfbench show` gives the message bytes of each. Nothing is trained and no sharer runs.
+    """The baseline of equal bytes for methods that send a cache; no sharer runs, nothing is trained.
 
-    bytes: UTF-8 bytes that may cross. end: which end of the text is kept, `first` or `last`.
+    `lcfbench show` gives the message bytes of each method. bytes: UTF-8 bytes that may cross.
+    end: the end of the text that is kept, `first` or `last`.
     """
 
     bytes: int = 256
-    end: str = "first"
+    end: Literal["first", "last"] = "first"
 
     uses_sharer_cache: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ("receiver",)
 
     def __post_init__(self) -> None:
-        if self.bytes < 1 or self.end not in ENDS:
-            raise UserError(
-                f"bytes={self.bytes}, end={self.end} is no excerpt.",
-                f"Use bytes of 1 or more and end={'|'.join(ENDS)}.",
-            )
+        if self.bytes < 1:
+            raise UserError(f"bytes={self.bytes} is no excerpt.", "Use bytes of 1 or more.")
 
     def check(self, document: Document) -> None:
         if document.shared:
@@ -44,16 +42,16 @@ class Excerpt(Method):
         with batch.clock("message"):
             texts = [cut_bytes(own_text(s), self.bytes, self.end).strip() for s in batch.message_from]
         with batch.clock("prefill"):
-            state = self.receiver.read(
-                [in_context(self.receiver, d, text) for d, text in zip(batch.documents, texts, strict=True)]
-            )
+            state = self.receiver.read(with_notes(self.receiver, batch.documents, texts))
         size = [len(text.encode()) for text in texts]
-        state.message = Message(size, size, [0] * len(texts), texts)
-        return state
+        return replace(state, message=Message(size, size, [0] * len(texts), texts))
 
 
 def own_text(document: Document) -> str:
-    """What the sharer sees and the receiver does not: without the first and last lines both have, nor the label in front of the notes."""
+    """Returns what the sharer sees and the receiver does not.
+
+    Left out are the first and last lines that both have, and the label in front of the notes.
+    """
     mine = document.sharer.user.split("\n")
     # a receiver without a context of its own is shown the instructions only together with a note
     views = [view.user.split("\n") for view in (document.receiver, document.noted)]
@@ -64,5 +62,5 @@ def own_text(document: Document) -> str:
 
 
 def in_common(mine: list[str], theirs: list[str]) -> int:
-    """How many lines both begin with."""
+    """Counts the lines that both begin with."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mine, theirs, strict=False)))

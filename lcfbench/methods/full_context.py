@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lcfbench.methods.base import Batch, Method, plain
-from lcfbench.models.state import State
+from lcfbench.methods.base import Batch, Method, read_alone
+from lcfbench.models.protocol import State
 
 
 @dataclass
@@ -17,4 +17,4 @@ class FullContext(Method):
     roles: ClassVar[tuple[str, ...]] = ("receiver",)
 
     def respond(self, batch: Batch) -> State:
-        return plain(self.receiver, [d.full for d in batch.documents], batch)
+        return read_alone(self.receiver, [d.full for d in batch.documents], batch)

@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from lcfbench.errors import UserError
 from lcfbench.methods._kvcomm_scores import best, importance, parse_layers, scores
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.layer_masks import check_kernel, windows
-from lcfbench.models.padding import pad_left
-from lcfbench.models.state import Message, State
+from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt
 
@@ -23,12 +19,15 @@ CALIBRATION = 8  # documents of the validation split from which attention import
 
 @dataclass
 class KVComm(Method):
-    """Training-free. The receiver's prompt is read on top of the sharer's cache, as if the two texts stood in a row: in the chosen layers on all of
-    it, in the others on the sharer's first token alone. The sharer keeps positions 0..M−1, the receiver starts at M.
+    """Lets the receiver read its prompt on top of the sharer's cache; nothing is trained.
 
-    layers: how many are chosen, as a share (the paper's 0.3, 0.5, 0.7; 1.0: all), or which: 3,7,12. alpha: weight of attention importance
-    against the prior. last: of how many last tokens of the receiver's prompt attention is measured (0: of all, as published).
-    prior_mean, prior_width: of the Gaussian over depth, as shares of the depth (the published σ is 10 layers of about 30).
+    It is as if the two texts stood in a row: in the chosen layers on all of the cache, in the others
+    on the sharer's first token alone. The sharer keeps positions 0..M−1, the receiver starts at M.
+
+    layers: how many are chosen, as a share (the paper's 0.3, 0.5, 0.7; 1.0: all), or which: 3,7,12.
+    alpha: weight of attention importance against the prior. last: of how many last tokens of the
+    receiver's prompt attention is measured (0: of all, as published). prior_mean, prior_width: of the
+    Gaussian over depth, as shares of the depth (the published σ is 10 layers of about 30).
     """
 
     layers: str = "1.0"
@@ -49,15 +48,13 @@ class KVComm(Method):
                 f"alpha={self.alpha}, prior_width={self.prior_width}, last={self.last}.",
                 "Give an alpha of 0 to 1, a width above 0 and a number of tokens, 0 for all.",
             )
-        depth = mine.geometry.layers
-        self.share, named = parse_layers(self.layers, depth)
+        self.share, named = parse_layers(self.layers, mine.geometry.layers)
         self.chosen: list[int] | None = named  # None until `calibrate` has ranked them
-        if named is None or len(named) < depth:
-            check_kernel(mine.model)
-            windows(mine.model)
+        if named is None or len(named) < mine.geometry.layers:
+            mine.check_layer_masks()
 
     def options(self) -> dict[str, Any]:
-        """Only those that change the answer: none where all layers are sent, no scores where layers are named."""
+        """Only those that change the answer: none for all layers, no scores for named layers."""
         if self.calibration:
             return super().options()
         return {} if self.share == 1 else {"layers": self.layers}
@@ -71,10 +68,8 @@ class KVComm(Method):
         found = importance(self.receiver, self.sharer, documents, self.last)
         ranked = scores(found, self.alpha, self.prior_mean, self.prior_width)
         self.chosen = best(ranked, self.share)
-        numbers = {"importance": found, "scores": ranked}
-        return {"layers": self.chosen} | {
-            name: [round(v, 6) for v in x.tolist()] for name, x in numbers.items()
-        }
+        importances, totals = ([round(v, 6) for v in x.tolist()] for x in (found, ranked))
+        return {"layers": self.chosen, "importance": importances, "scores": totals}
 
     def respond(self, batch: Batch) -> State:
         if self.chosen is None:
@@ -84,36 +79,31 @@ class KVComm(Method):
             )
         with batch.clock("sharer"):
             shared = [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
-            ids, mask = pad_left([list(p.ids) for p in shared], self.sharer.pad_id, self.sharer.device)
-            theirs = self.sharer.prefill(ids, mask)
+            theirs = self.sharer_cache(shared)
         with batch.clock("message"):
             sent = self.select(theirs)
         with batch.clock("prefill"):
             prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
-            state = self.receiver.read(prompts, past=sent, start=mask.sum(1))
-        state.message = self.account(shared, prompts)
-        return state
+            state = self.receiver.read(prompts, past=sent, start=theirs.mask.sum(1))
+        return replace(state, message=self.account(shared, prompts))
 
     def select(self, theirs: KV) -> KV:
-        """The sharer's cache as sent: in layers that are not chosen all but its first token is hidden."""
+        """Returns the cache as sent: layers that are not chosen hide all but the first token."""
         assert self.chosen is not None
-        L = theirs.keys.shape[0]
+        L, real = theirs.keys.shape[0], theirs.mask.bool()
         if len(self.chosen) == L:
             return theirs
-        first = (theirs.mask.cumsum(1) == 1) & theirs.mask.bool()
-        hidden: Tensor = (theirs.mask.bool() & ~first).expand(L, -1, -1).clone()
+        hidden = (real & (theirs.mask.cumsum(1) > 1)).expand(L, -1, -1).clone()
         hidden[self.chosen] = False
         return replace(theirs, hidden=hidden)
 
     def account(self, shared: list[Prompt], prompts: list[Prompt]) -> Message:
-        """Sizes of what crossed: all entries of the chosen layers, one of each other layer."""
+        """Returns the sizes: all entries of the chosen layers, one of each other layer."""
         assert self.chosen is not None
         g, size, tokens = self.sharer.geometry, self.sharer.dtype.itemsize, [len(p.ids) for p in shared]
         entries = [len(self.chosen) * m + (g.layers - len(self.chosen)) for m in tokens]
         sent = [2 * g.kv_width * n * size for n in entries]
         # reading on top of the sharer's cache: every receiver token attends its entries too
-        extra = [
-            self.receiver.attention_flops(len(p.ids), past=n / g.layers)
-            for p, n in zip(prompts, entries, strict=True)
-        ]
+        both = zip(prompts, entries, strict=True)
+        extra = [self.receiver.attention_flops(len(p.ids), past=n / g.layers) for p, n in both]
         return Message(sent, sent, tokens, adapter_flops=extra, read=shared)

@@ -1,4 +1,7 @@
-"""lora: the receiver alone, fine-tuned with PEFT's LoRA on the same data: what training gains where nothing is sent."""
+"""lora: the receiver alone, fine-tuned with PEFT's LoRA on the same data: what training gains where nothing is sent.
+
+This is the one method that needs the modules of a transformers model: PEFT replaces some of them.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,24 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lcfbench.adapters import lora
 from lcfbench.adapters.config import AdapterConfig
+from lcfbench.adapters.lora import LoraAdapter, rank_for
 from lcfbench.errors import UserError, unknown
-from lcfbench.methods.base import Batch, Method, plain
+from lcfbench.methods.base import Batch, Method, read_alone
 from lcfbench.models.causal_lm import CausalLM
-from lcfbench.models.state import State
+from lcfbench.models.protocol import LanguageModel, State
 
 NAME = "default"  # PEFT's name for its only adapter
 
 
 @dataclass
 class Lora(Method):
-    """`tuned` answers: a second tree of modules over the receiver's own frozen weights, with LoRA layers in it. The receiver stays as it is."""
+    """`tuned` answers: the receiver's own frozen weights in a second tree of modules with LoRA layers.
+
+    The receiver stays as it is.
+    """
+
+    adapter: LoraAdapter
 
     sends: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ("receiver",)
@@ -30,53 +38,56 @@ class Lora(Method):
 
     def __post_init__(self) -> None:
         adapter, base = self.adapter, self.receiver
-        assert isinstance(adapter, lora.LoraAdapter)
+        assert isinstance(base, CausalLM) and isinstance(adapter, LoraAdapter)
         adapter.config.check_fits(base.geometry, base.geometry, "")
         model = sharing_weights(base.model)
-        found = places(model, sorted(adapter.down), adapter.config.layers)
+        found = target_modules(model, sorted(adapter.down), adapter.config.layers)
         here = {target: shape_of(modules[0]) for target, modules in found.items()}
         made_for = {target: (up.shape[1], adapter.down[target].shape[2]) for target, up in adapter.up.items()}
         if here != made_for:
+            pair = f"{adapter.config.receiver}:{adapter.config.receiver}"
             raise UserError(
                 f"this lora adapter was made for modules of {made_for}; {base.name} has {here}.",
-                f"Run it with --pair {adapter.config.receiver}:{adapter.config.receiver}, or train one for this receiver.",
+                f"Run it with --pair {pair}, or train one for this receiver.",
             )
         self.layers = inject(model, found, adapter)
-        self.tuned = CausalLM(base.name, model, base.tokenizer, base.revision, base.source)
-        self.tuned.matmul_params += adapter.params
-        self.tuned.beginnings = None  # its weights change while it learns
-        self._lent: tuple[Any, ...] = ()
+        self.tuned = CausalLM(
+            base.name, model, base.tokenizer, base.revision, base.source, learned=adapter.params
+        )
+        self._placed: tuple[Any, ...] = ()  # the frozen weights that stand in the layers
 
     @classmethod
-    def configure(cls, config: AdapterConfig, receiver: CausalLM, sharer: CausalLM) -> AdapterConfig:
-        """Adds the shapes of the target modules, and the rank where a number of parameters was asked for."""
+    def configure(
+        cls, config: AdapterConfig, receiver: LanguageModel, sharer: LanguageModel
+    ) -> AdapterConfig:
+        """Adds the shapes of the target modules, and the rank where a parameter count was given."""
+        assert isinstance(receiver, CausalLM)
         options = dict(config.options)
-        wanted = [t for t in str(options.get("targets", "all")).split("+") if t]
-        found = places(receiver.model, [] if wanted == ["all"] else wanted, config.layers)
+        targets = [t for t in str(options.get("targets", "all")).split("+") if t]
+        found = target_modules(receiver.model, [] if targets == ["all"] else targets, config.layers)
         options["shapes"] = {target: list(shape_of(modules[0])) for target, modules in found.items()}
         if params := options.pop("params", 0):
-            options["rank"] = lora.rank_for(params, options["shapes"], len(config.layers))
+            options["rank"] = rank_for(params, options["shapes"], len(config.layers))
         return config.model_copy(update={"options": options})
 
     def respond(self, batch: Batch) -> State:
         with batch.clock("prefill"):
-            self.lend()
-        return plain(self.tuned, [d.receiver for d in batch.documents], batch)
+            self.place_weights()
+        return read_alone(self.tuned, [d.receiver for d in batch.documents], batch)
 
-    def lend(self) -> None:
-        """PEFT's layers get the adapter's weights as they are now, in the model's dtype; gradients flow back into the stacks.
+    def place_weights(self) -> None:
+        """Puts the adapter's weights as they are now into PEFT's layers, in the model's dtype.
 
-        Frozen weights that have not changed since are lent already.
+        Gradients flow back into the stacks. Frozen weights that have not changed stand there already.
         """
         adapter, dtype = self.adapter, self.tuned.dtype
-        assert isinstance(adapter, lora.LoraAdapter)
-        weights = list(adapter.parameters())
         now: tuple[Any, ...] = ()
+        weights = list(adapter.parameters())
         if not any(p.requires_grad or p.is_inference() for p in weights):
             now = (dtype, torch.is_inference_mode_enabled(), *((p.data_ptr(), p._version) for p in weights))
-            if now == self._lent:
+            if now == self._placed:
                 return
-        self._lent = now
+        self._placed = now
         for target, layers in self.layers.items():
             downs, ups = adapter.down[target].to(dtype).unbind(), adapter.up[target].to(dtype).unbind()
             for layer, down, up in zip(layers, downs, ups, strict=True):
@@ -84,15 +95,15 @@ class Lora(Method):
 
 
 def sharing_weights(model: nn.Module) -> Any:
-    """A copy of the tree of modules over the very same parameters and buffers: another set of layers at no cost in memory."""
+    """Copies the tree of modules over the very same parameters and buffers, at no cost in memory."""
     kept: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, kept)
 
 
-def places(model: Any, targets: Sequence[str], layers: Sequence[int]) -> dict[str, list[nn.Linear]]:
-    """The linear modules of the given decoder layers by their last name, in the order of `layers`; without targets all of them.
+def target_modules(model: Any, targets: Sequence[str], layers: Sequence[int]) -> dict[str, list[nn.Linear]]:
+    """Returns the linear modules of decoder layers by their last name; all without `targets`.
 
-    Raises UserError for targets that are not there, or that differ in shape between layers and so cannot be stacked.
+    Raises UserError for targets that are not there, or differ in shape between layers.
     """
     blocks = model.get_decoder().layers
     found: dict[str, list[nn.Linear]] = {}
@@ -117,12 +128,12 @@ def places(model: Any, targets: Sequence[str], layers: Sequence[int]) -> dict[st
 
 
 def shape_of(module: nn.Linear) -> tuple[int, int]:
-    """(out, in) features."""
+    """Returns (out, in) features."""
     return module.out_features, module.in_features
 
 
-def inject(model: Any, found: dict[str, list[nn.Linear]], adapter: lora.LoraAdapter) -> dict[str, list[Any]]:
-    """Puts PEFT's LoRA layers in place of these modules, without weights of their own; returns them, by target, in the same order."""
+def inject(model: Any, found: dict[str, list[nn.Linear]], adapter: LoraAdapter) -> dict[str, list[Any]]:
+    """Puts PEFT's LoRA layers, without weights, in place of these modules; returns them by target."""
     from peft import LoraConfig, inject_adapter_in_model  # not at the top: slow to import
 
     names = {id(module): name for name, module in model.named_modules()}
@@ -135,8 +146,6 @@ def inject(model: Any, found: dict[str, list[nn.Linear]], adapter: lora.LoraAdap
     inject_adapter_in_model(config, model, low_cpu_mem_usage=True, adapter_name=NAME)
     layers = {target: [model.get_submodule(path) for path in each] for target, each in paths.items()}
     for layer in (x for each in layers.values() for x in each):
-        del (
-            layer.lora_A[NAME].weight,
-            layer.lora_B[NAME].weight,
-        )  # parameters without storage: `lend` sets tensors in their place
+        # parameters without storage: `place_weights` sets tensors in their place
+        del layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
     return layers

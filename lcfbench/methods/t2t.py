@@ -5,20 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lcfbench.errors import UserError
-from lcfbench.methods._note import cut_bytes, in_context
+from lcfbench.methods._note import cut_bytes, with_note
 from lcfbench.methods.base import Batch, Method, prompt
-from lcfbench.models.state import Message, State
+from lcfbench.models.answering import decode
+from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt
 
 
 @dataclass
 class T2T(Method):
-    """Text-to-text. Shared context (C2C's form): the note answers a request for background on the question without its options, and the receiver
-    gets (user: request, assistant: note, user: question). Different contexts: the note joins the receiver's own context.
+    """Text-to-text.
 
-    budget: tokens the sharer may write, greedily. bytes: UTF-8 bytes of it that may cross, 0 for all; with those an adapter's message takes
-    (`lcfbench show` gives them) text and cache are compared at equal size.
+    On shared context (C2C's form, arXiv 2510.03215v2) the note answers a request for background on
+    the question without its options, and the receiver gets (user: request, assistant: note, user:
+    question). On different contexts the note joins the receiver's own context.
+
+    budget: tokens the sharer may write, greedily. bytes: UTF-8 bytes of the note that may cross, 0
+    for all; with the bytes of an adapter's message (`lcfbench show` gives them) text and cache are
+    compared at equal size.
     """
 
     budget: int = 50
@@ -39,23 +44,22 @@ class T2T(Method):
         with batch.clock("message"):
             opened = self.sharer.open(state)
             until = sorted({u for s in batch.message_from for u in s.request_until})
-            notes, written = self.sharer.decode(opened, self.budget, until)
+            notes, written = decode(opened, self.budget, until)
         # only what the sharer wrote crosses; the words it was made to begin with are the receiver's own
         notes = [(cut_bytes(note.strip(), self.bytes) if self.bytes else note).strip() for note in notes]
         texts = [f"{d.request.prefix} {note}".strip() for d, note in zip(batch.documents, notes, strict=True)]
         with batch.clock("prefill"):
-            out = self.receiver.read(
-                [self.noted(d, text) for d, text in zip(batch.documents, texts, strict=True)]
-            )
+            shown = [self.noted(d, text) for d, text in zip(batch.documents, texts, strict=True)]
+            out = self.receiver.read(shown)
         size = [len(note.encode()) for note in notes]
-        out.message = Message(
-            size, size, [len(p.ids) + n for p, n in zip(asked, written, strict=True)], notes, read=asked
-        )
-        return out
+        ran = [len(p.ids) + n for p, n in zip(asked, written, strict=True)]
+        return replace(out, message=Message(size, size, ran, notes, read=asked))
 
     def noted(self, document: Document, text: str) -> Prompt:
-        """The receiver's prompt with the note in it: as an earlier turn in a chat about shared text, else inside its own context."""
+        """Returns the receiver's prompt with the note: an earlier turn of a chat about shared text,
+        else a part of its own context.
+        """
         if document.shared and document.chat and self.receiver.has_chat:
             history = (("user", document.request.user), ("assistant", text))
             return prompt(self.receiver, document.receiver, document, history)
-        return in_context(self.receiver, document, text)
+        return with_note(self.receiver, document, text)

@@ -1,15 +1,14 @@
-"""One frozen model with its tokenizer: prefill, score, decode, all batched, all starting from a `State`.
-
-Letters, full-text choices, generation and the training loss are written here once; a method only has to bring the `State`.
+"""A frozen causal language model of the transformers library, with its tokenizer.
 
 >>> receiver = CausalLM.load(find_model("smollm2-135m"), dtype="float32")
+>>> opened = receiver.open(receiver.read(prompts))
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,54 +16,47 @@ from torch import Tensor
 
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
-from lcfbench.models.answering import Answering
 from lcfbench.models.cpu_packing import packed
 from lcfbench.models.dtypes import pick_device, pick_dtype
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.layer_masks import hiding
-from lcfbench.models.memory import free_bytes
-from lcfbench.models.padding import left_to_right, pad_left, positions_of
-from lcfbench.models.shared_prefill import Shared, read
-from lcfbench.models.state import Message, Opened, State
+from lcfbench.models.layer_masks import attention_sums, check_maskable, hiding, maskable, masking, windows
+from lcfbench.models.padding import left_to_right, pad_left, pad_right, positions_of
+from lcfbench.models.protocol import LanguageModel, Opened, State
+from lcfbench.models.rotary import rotate
+from lcfbench.models.shared_prefill import SharedPrefill
 from lcfbench.models.tokenizers import load_tokenizer
 from lcfbench.tasks.prompts import Prompt
 
-LEAST_SHARED = 1 << 30  # bytes of caches that `CausalLM.sharing` keeps at least
 
+class CausalLM:
+    """A `LanguageModel` (see `lcfbench.models.protocol` for every method) run by transformers.
 
-class CausalLM(Answering):
-    """A causal language model, frozen."""
+    learned: parameters of layers put into the model that still change; nothing read with them is
+    kept for later.
+    """
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, revision: str = "", source: str = "") -> None:
-        self.name, self.model, self.tokenizer, self.revision, self.source = (
-            name,
-            model.eval(),
-            tokenizer,
-            revision,
-            source,
-        )
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+    def __init__(
+        self, name: str, model: Any, tokenizer: Any, revision: str = "", source: str = "", learned: int = 0
+    ) -> None:
+        self.name, self.revision, self.source = name, revision, source
+        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self.geometry = Geometry.of_config(model.config)
-        self._shared: Shared | None = None
-        self._shared_limit = 0  # bytes; measured when sharing begins
-        self.beginnings: OrderedDict[tuple[int, ...], KV] | None = (
-            OrderedDict()
-        )  # see `prefill.beginning`; None where weights may change
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.pad_id: int = 0 if pad is None else pad
-        # parameters a token is multiplied with: the embedding table is looked up, unless it is tied and is the output head
-        table = model.get_input_embeddings().weight
-        tied = model.get_output_embeddings() is not None and model.get_output_embeddings().weight is table
-        self.matmul_params: int = sum(p.numel() for p in model.parameters()) - (0 if tied else table.numel())
+        self.shared = SharedPrefill(self.device, self.pad_id, keep_beginnings=not learned)
+        # a token is multiplied with all but the embedding table, unless that is the output head too
+        table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+        tied = head is not None and head.weight is table
+        total = sum(p.numel() for p in model.parameters())
+        self.matmul_params: int = total + learned - (0 if tied else table.numel())
 
     @classmethod
     def load(
         cls, found: Any, *, dtype: str = "auto", device: str = "auto", attention: str = "sdpa"
     ) -> CausalLM:
-        """Loads a model that `assets.find_model` found. `dtype` and `device` "auto" mean what is fastest here.
+        """Loads a model that `find_model` found. "auto" means what is fastest here.
 
-        Raises UserError when the folder holds no causal model transformers can load.
+        Raises UserError when the folder holds no causal model that transformers can load.
         """
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
@@ -80,29 +72,15 @@ class CausalLM(Answering):
                 f"{found.name} cannot be loaded ({first_line(error)})", "Use --attention sdpa, or install it."
             ) from error
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            what = "is not a causal language model transformers can load"
             raise UserError(
-                f"{found.name}: {found.path} is not a causal language model transformers can load ({first_line(error)}).",
+                f"{found.name}: {found.path} {what} ({first_line(error)}).",
                 "Check the folder or name another model.",
             ) from error
         model.to(place)  # type: ignore[arg-type]
         return cls(found.name, packed(model), tokenizer, found.revision, found.source)
 
-    @property
-    def saved_seconds(self) -> float:
-        """What the prefills handed out by `sharing` since `start_accounting` would have taken."""
-        return self._shared.seconds if self._shared is not None else 0.0
-
-    def start_accounting(self) -> None:
-        """See `prefill.Shared.start_accounting`."""
-        if self._shared is not None:
-            self._shared.start_accounting()
-
-    def release(self) -> int:
-        """Lets go of what is held for sharing; how many caches that were."""
-        held = self._shared.held if self._shared is not None else {}
-        count = len(held)
-        held.clear()
-        return count
+    # -- facts ------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -116,38 +94,69 @@ class CausalLM(Answering):
     def has_chat(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    # -- reading -------------------------------------------------------------------------------------------------------------
+    @property
+    def max_positions(self) -> int | None:
+        return getattr(self.model.config, "max_position_embeddings", None)
 
-    def prefill(self, ids: Tensor, mask: Tensor, past: KV | None = None, start: Tensor | int = 0) -> KV:
-        """The cache after reading ids (B, N) under mask (B, N), on top of `past` where given; no logits are computed.
+    @property
+    def vocabulary_size(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[0]
 
-        start: rotary position of the first real token, a number or (B,). Tensors on the CPU spare a GPU a wait: what is read is compared there.
+    @property
+    def hidden_size(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[1]
+
+    @property
+    def intermediate_size(self) -> int | None:
+        """Width of the feed-forward layers; None where the config does not say."""
+        return getattr(self.model.config.get_text_config(), "intermediate_size", None)
+
+    @property
+    def windows(self) -> list[int | None]:
+        return windows(self.model)
+
+    @property
+    def takes_layer_masks(self) -> bool:
+        return maskable(self.model)
+
+    def check_layer_masks(self) -> None:
+        check_maskable(self.model)
+
+    def stop_ids(self) -> set[int]:
+        """Ids that end an answer: the tokenizer's EOS and those of the generation config."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        return {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+
+    def flops(self, tokens: int) -> float:
+        """Operations to run `tokens` from an empty cache: 2 a parameter and token, and attention."""
+        return 2.0 * self.matmul_params * tokens + self.attention_flops(tokens, tokens=(tokens + 1) / 2)
+
+    def attention_flops(self, queries: int, past: float = 0.0, tokens: float = 0.0) -> float:
+        """Scores and weighted sums of `queries` tokens, each over `past` entries and, on average,
+        `tokens` of their own.
         """
-        if past is None and not (start.any() if isinstance(start, Tensor) else start):
-            return read(
-                self, [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)], self._shared
-            )
-        return self.run(ids, mask, past, start)
+        heads = self.model.config.get_text_config().num_attention_heads
+        return 4.0 * self.geometry.layers * heads * self.geometry.head_dim * queries * (past + tokens)
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Tensor | int = 0) -> KV:
+        if past is None and isinstance(start, int) and start == 0:
+            return self.shared.read(rows, self.run)
+        # padding goes to the end, not between what was read and what is read now
+        pad = pad_right if past is not None and past.length else pad_left
+        return self.run(*pad(rows, self.pad_id), past, start)
 
     def run(self, ids: Tensor, mask: Tensor, past: KV | None, start: Tensor | int) -> KV:
-        """One forward over the ids as they stand: see `prefill`, which does not repeat what it need not."""
-        g, ids, mask = self.geometry, ids.to(self.device), mask.to(self.device)
-        before = past or KV.empty(
-            g.layers,
-            ids.shape[0],
-            g.kv_heads,
-            g.head_dim,
-            torch.zeros(0, device=self.device, dtype=self.dtype),
-        )
+        """Runs the decoder once over ids (B, N), right-padded where `past` holds something."""
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        before = past or KV.empty(self.geometry, ids.shape[0], self.device, self.dtype)
         if ids.shape[1] == 0:
             return before
         positions = positions_of(mask, start.to(self.device) if isinstance(start, Tensor) else start)
-        if before.length:  # padding goes to the end, not between what was read and what is read now
-            mask, ids, positions = left_to_right(mask, ids, positions)
-        full = torch.cat(
-            [before.mask, mask], 1
-        )  # covers cache + new ids: a mask of the new ids alone is silently wrong
-        cache = before.to_cache()
+        # covers cache and new ids: a mask of the new ids alone is silently wrong
+        full, cache = torch.cat([before.mask, mask], 1), before.to_cache()
         with hiding(self.model, before.hidden, full, ids.shape[1]):
             self.model.get_decoder()(
                 input_ids=ids,
@@ -158,76 +167,32 @@ class CausalLM(Answering):
             )
         return KV.from_cache(cache, full, torch.cat([before.positions, positions], 1), before.hidden).flush()
 
-    @contextmanager
-    def sharing(self) -> Iterator[Shared]:
-        """Within it equal batches are read from an empty cache once: several adapters, methods or controls on the same documents share them.
-
-        Caches are never written in place, so sharing them is safe; they are let go at the end. What is kept ends at a quarter of
-        the memory that was free when this model first shared.
-        """
-        self._shared_limit = self._shared_limit or max(free_bytes(self.device) // 4, LEAST_SHARED)
-        outer, self._shared = self._shared, self._shared or Shared(self._shared_limit)
-        try:
-            yield self._shared
-        finally:
-            self._shared = outer
-
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Within it nothing is shared after all, and all beginnings are read: what is timed must be done."""
-        outer, self._shared = self._shared, None
-        kept, self.beginnings = self.beginnings, None
-        try:
-            yield
-        finally:
-            self._shared, self.beginnings = outer, kept
-
     def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:
-        """Prefills all but the last token of each prompt; the last one is left to run on whatever the cache has become."""
-        ids, mask = pad_left([list(p.ids) for p in prompts], self.pad_id)
-        positions = positions_of(mask, start.to(mask.device) if isinstance(start, Tensor) else start)[
-            :, -1:
-        ].to(self.device)
-        kv = self.prefill(ids[:, :-1], mask[:, :-1], past, start)
-        return State(
-            self,
-            kv,
-            ids[:, -1:].to(self.device),
-            mask[:, -1:].to(self.device),
-            positions,
-            list(prompts),
-            Message.none(len(prompts)),
-        )
+        kv = self.prefill([p.ids[:-1] for p in prompts], past, start)
+        last = torch.tensor([max(len(p.ids) - 1, 0) for p in prompts], device=self.device)
+        begin = start.to(self.device) if isinstance(start, Tensor) else start
+        return State.before(self, kv, [p.ids[-1:] for p in prompts], last + begin, prompts)
 
     def open(self, state: State) -> Opened:
-        """Runs what is left of the prompt: the logits of the first answer token, and the cache to go on from."""
-        last = state.positions[:, -1]
         ids, mask, positions = state.ids, state.mask, state.positions
-        ends: Tensor | None = None
-        if ids.shape[1] > 1 and state.kv.length > 0:  # padding goes to the end, see `run`
+        rows = torch.arange(len(ids), device=ids.device)
+        ends = torch.full_like(rows, ids.shape[1] - 1)
+        if ids.shape[1] > 1 and state.kv.length > 0:  # padding goes to the end, see `prefill`
             mask, ids, positions = left_to_right(mask, ids, positions)
             ends = mask.sum(1) - 1
-        rows = torch.arange(len(ids), device=ids.device)
-        logits, cache = self.forward(
-            state.kv,
-            ids,
-            mask,
-            positions,
-            (rows, ends if ends is not None else torch.full_like(rows, ids.shape[1] - 1)),
-        )
+        logits, cache = self.forward(state.kv, ids, mask, positions, (rows, ends))
         full, at = torch.cat([state.kv.mask, mask], 1), torch.cat([state.kv.positions, positions], 1)
+        last = state.positions[:, -1]
         return Opened(self, logits, last + 1, lambda: KV.from_cache(cache, full, at, state.kv.hidden).flush())
 
     def forward(
         self, kv: KV, ids: Tensor, mask: Tensor, positions: Tensor, at: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Any]:
-        """Logits (n, V) in fp32 of ids (B, T) at `at` = (rows (n,), columns (n,)) on top of a cache, and the extended transformers cache.
+        """Computes logits at `at` alone: those of all tokens are the largest matrix by far.
 
-        The rest of the vocabulary's logits, the largest matrix by far, is never computed. Gradients flow where the cache carries them.
+        Gradients flow where the cache carries them.
         """
-        cache = kv.to_cache()
-        full = torch.cat([kv.mask, mask], 1)
-        head = self.model.get_output_embeddings()
+        cache, full, head = kv.to_cache(), torch.cat([kv.mask, mask], 1), self.model.get_output_embeddings()
         with hiding(self.model, kv.hidden, full, ids.shape[1]), keeping(head, at):
             out = self.model(
                 input_ids=ids,
@@ -239,36 +204,81 @@ class CausalLM(Answering):
             )
         return (out.logits[0] if head is not None else out.logits[at]).float(), cache
 
-    def flops(self, tokens: int) -> float:
-        """Floating-point operations to run `tokens` new tokens from an empty cache: 2 a parameter and token, plus attention."""
-        return 2.0 * self.matmul_params * tokens + self.attention_flops(tokens, tokens=(tokens + 1) / 2)
+    def step(self, cache: Any, ids: Tensor, mask: Tensor, positions: Tensor, hidden: Tensor | None) -> Tensor:
+        with hiding(self.model, hidden, mask, 1):
+            out = self.model(
+                input_ids=ids[:, None],
+                attention_mask=mask,
+                position_ids=positions[:, None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return out.logits[:, -1].float()
 
-    def attention_flops(self, queries: int, past: float = 0.0, tokens: float = 0.0) -> float:
-        """Scores and weighted sums of `queries` tokens, each over `past` entries and, on average, `tokens` of their own."""
-        config = getattr(self.model.config, "text_config", None) or self.model.config
-        return (
-            4.0
-            * self.geometry.layers
-            * config.num_attention_heads
-            * self.geometry.head_dim
-            * queries
-            * (past + tokens)
-        )
+    def masking(self, make: Callable[[int | None], Tensor]) -> AbstractContextManager[None]:
+        return masking(self.model, windows(self.model), make)
+
+    # -- caches -----------------------------------------------------------------------------------
+
+    def rotate(
+        self, keys: Tensor, positions: Tensor, layers: Sequence[int] | None = None, inverse: bool = False
+    ) -> Tensor:
+        return rotate(keys, positions, self.model, layers, inverse)
+
+    def content_keys(self, kv: KV) -> KV:
+        return replace(kv, keys=self.rotate(kv.keys, kv.positions, inverse=True))
+
+    def attention_share(
+        self, rows: Sequence[Sequence[int]], past: KV, columns: slice, queries: slice
+    ) -> Tensor:
+        with attention_sums(self.model, columns, queries) as sums:
+            self.prefill(rows, past, past.mask.sum(1))
+        return torch.stack(sums)
+
+    @contextmanager
+    def observed(self, decoder: Callable[..., None], head: Callable[..., None]) -> Iterator[None]:
+        """Calls `decoder(module, args, kwargs)` before each forward of the decoder, and
+        `head(module, args, logits)` after each of the output head.
+        """
+        with ExitStack() as stack:
+            before = self.model.get_decoder().register_forward_pre_hook(decoder, with_kwargs=True)
+            stack.callback(before.remove)
+            stack.callback(self.model.get_output_embeddings().register_forward_hook(head).remove)
+            yield
+
+    # -- sharing ----------------------------------------------------------------------------------
+
+    @property
+    def saved_seconds(self) -> float:
+        return self.shared.saved_seconds
+
+    def start_accounting(self) -> None:
+        self.shared.start_accounting()
+
+    def release(self) -> int:
+        return self.shared.release()
+
+    def sharing(self) -> AbstractContextManager[SharedPrefill]:
+        return self.shared.sharing()
+
+    def apart(self) -> AbstractContextManager[None]:
+        return self.shared.apart()
 
 
-def sharing(lms: Iterable[CausalLM]) -> AbstractContextManager[None]:
-    """`CausalLM.sharing` of several at once: each reads its part of a batch once, however many adapters or methods there are."""
+def sharing(lms: Iterable[LanguageModel]) -> AbstractContextManager[None]:
+    """Shares the readings of several models at once, however many adapters or methods there are."""
     return within(lm.sharing() for lm in lms)
 
 
-def apart(lms: Iterable[CausalLM]) -> AbstractContextManager[None]:
-    """`CausalLM.apart` of several at once."""
+def apart(lms: Iterable[LanguageModel]) -> AbstractContextManager[None]:
+    """Shares no reading of several models."""
     return within(lm.apart() for lm in lms)
 
 
 @contextmanager
 def within(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
-    """All of these at once."""
+    """Enters all of these at once."""
     with ExitStack() as stack:
         for each in contexts:
             stack.enter_context(each)
@@ -277,21 +287,20 @@ def within(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
 
 @contextmanager
 def keeping(head: Any, at: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Within it the output head (None where there is no such module) sees the states at (rows (n,), columns (n,)) alone, as one row (1, n, ·)."""
+    """Shows the output head the states at (rows (n,), columns (n,)) alone, as one row (1, n, ·).
 
-    def pick(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][at][None], *args[1:])
-
+    head: None where the model has no such module.
+    """
     if head is None:
         yield
         return
-    handle = head.register_forward_pre_hook(pick)
+    pick = head.register_forward_pre_hook(lambda module, args: (args[0][at][None], *args[1:]))
     try:
         yield
     finally:
-        handle.remove()
+        pick.remove()
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
+    """Returns the message of an exception in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip()

@@ -1,17 +1,19 @@
-"""Attention that differs from layer to layer: entries of the cache that some layers must not attend.
+"""Attention that differs from layer to layer: cache entries that some layers must not attend.
 
-transformers wants caches of equal length in all layers: ragged ones run silently wrong. So an entry that a layer should not have stays where
-it is and is masked in that layer alone, by hooks that live as long as one forward. What a layer sees is then what it would see if the entry
-were not there: a sliding window counts the entries the layer has, not those it is kept from.
+transformers wants caches of equal length in all layers: ragged ones run silently wrong. So an entry
+that a layer should not have stays in its place and is masked in that layer alone, by hooks that live
+as long as one forward. A layer then sees what it would see if the entry were not there: a sliding
+window counts the entries the layer has, not those that are hidden from it.
 
->>> with hiding(model, kv.hidden, mask, new=ids.shape[1]): model(input_ids=ids, attention_mask=mask, ...)
+>>> with hiding(model, kv.hidden, mask, new=ids.shape[1]):
+...     model(input_ids=ids, attention_mask=mask, past_key_values=cache)
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -22,11 +24,16 @@ from lcfbench.errors import UserError
 
 Key = TypeVar("Key", bound=Hashable)
 KERNELS = ("sdpa", "eager")  # those that take a mask of their own for every layer
-KINDS = ("full_attention", "sliding_attention")
+KINDS = {"full_attention", "sliding_attention"}
 
 
-def check_kernel(model: Any) -> None:
+def check_maskable(model: Any) -> None:
     """Raises UserError where the model's attention cannot be masked layer by layer."""
+    if strange := sorted(kinds_of(model) - KINDS):
+        raise UserError(
+            f"entries cannot be hidden from layers of kind {', '.join(strange)}.",
+            "Use a model of plain attention layers.",
+        )
     if (kernel := model.config._attn_implementation) not in KERNELS:
         raise UserError(
             f"layers that see different parts of a cache need a mask a layer, which {kernel} does not take.",
@@ -35,33 +42,33 @@ def check_kernel(model: Any) -> None:
 
 
 def maskable(model: Any) -> bool:
-    """Whether the model's layers can be given masks of their own."""
+    """Says whether the model's layers can be given masks of their own."""
     layers = getattr(model.get_decoder(), "layers", None)
     if not layers or "attention_mask" not in inspect.signature(layers[0].forward).parameters:
         return False
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    return model.config._attn_implementation in KERNELS and set(kinds) <= set(KINDS)
+    return model.config._attn_implementation in KERNELS and kinds_of(model) <= KINDS
+
+
+def kinds_of(model: Any) -> set[str]:
+    """Returns the kinds of attention that the model's layers have; empty where all are alike."""
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 
 def windows(model: Any) -> list[int | None]:
-    """The sliding window of each layer in tokens, None where it attends everything. UserError for layers that attend otherwise."""
+    """Returns the sliding window of each layer in tokens, None where it has none."""
     config = model.config.get_text_config()
     kinds, size = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
     if kinds is None:
         return [size] * config.num_hidden_layers
-    if strange := sorted(set(kinds) - set(KINDS)):
-        raise UserError(
-            f"entries cannot be hidden from layers of kind {', '.join(strange)}.",
-            "Use a model of plain attention layers.",
-        )
     return [size if kind == "sliding_attention" else None for kind in kinds]
 
 
 def visible(mask: Tensor, hidden: Tensor, new: int, window: int | None) -> Tensor:
-    """(B, 1, T, N) bool: what each of the last T = `new` columns attends in a layer that `hidden` (B, N) entries are kept from.
+    """Returns (B, 1, T, N) bool: what each of the last T = `new` columns attends in a layer.
 
-    mask: (B, N), 1 where an entry is real. Causal; `window` counts columns that are not hidden (padding too, as transformers does).
-    Every column sees itself, so that padding attends something: what nobody reads may be anything but undefined.
+    mask: (B, N), 1 where an entry is real. hidden: (B, N), entries the layer must not attend. Causal;
+    `window` counts columns that are not hidden (padding too, as transformers does). Every column
+    sees itself: a row of padding attends something, so that its values are defined.
     """
     column = torch.arange(mask.shape[1], device=mask.device)
     query = column[-new:, None]  # (T, 1)
@@ -74,18 +81,18 @@ def visible(mask: Tensor, hidden: Tensor, new: int, window: int | None) -> Tenso
 
 @contextmanager
 def hiding(model: Any, hidden: Tensor | None, mask: Tensor, new: int) -> Iterator[None]:
-    """Within it every decoder layer of `model` is kept from its own `hidden` (L, B, n) of the first n cache entries.
+    """Hides from every decoder layer its own `hidden` (L, B, n) of the first n cache entries.
 
-    mask: (B, N), cache and the `new` last columns that are run now. Without `hidden` nothing is touched.
+    mask: (B, N), the cache and the `new` last columns, which run now. Nothing changes without `hidden`.
     """
     if hidden is None:
         yield
         return
-    check_kernel(model)
+    check_maskable(model)
     L, B, n = hidden.shape
     # few distinct patterns over layers, so few masks
     patterns, which = hidden.reshape(L, -1).unique(dim=0, return_inverse=True)
-    columns = F.pad(patterns.view(-1, B, n), (0, mask.shape[1] - n))  # what is run now is hidden from nobody
+    columns = F.pad(patterns.view(-1, B, n), (0, mask.shape[1] - n))  # columns that run now are not hidden
     keys = list(zip(which.tolist(), windows(model), strict=True))
     with masking(model, keys, lambda key: visible(mask, columns[key[0]], new, key[1])):
         yield
@@ -93,36 +100,54 @@ def hiding(model: Any, hidden: Tensor | None, mask: Tensor, new: int) -> Iterato
 
 @contextmanager
 def masking(model: Any, keys: Sequence[Key], make: Callable[[Key], Tensor]) -> Iterator[None]:
-    """Within it decoder layer i attends what `make(keys[i])` (B, 1, T, N) bool says, in place of the model's own mask. Equal keys, one mask."""
+    """Gives decoder layer i the mask `make(keys[i])` (B, 1, T, N), bool, in place of the model's own.
+
+    Layers of equal keys share one mask.
+    """
     layers = model.get_decoder().layers
     assert len(layers) == len(keys), f"masks of {len(keys)} layers, the model has {len(layers)}"
     masks: dict[Key, Tensor] = {}
 
     def hook(key: Key) -> Callable[..., Any]:
-        def replace(
-            module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            assert "attention_mask" in kwargs, f"{type(module).__name__} does not take its mask by name"
+        def masked(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            assert "attention_mask" in given, f"{type(module).__name__} does not take its mask by name"
             if key not in masks:
-                states = args[0] if args else kwargs["hidden_states"]
+                states = args[0] if args else given["hidden_states"]
                 masks[key] = as_taken(model, make(key), states.dtype)
-            return args, kwargs | {"attention_mask": masks[key]}
+            return args, given | {"attention_mask": masks[key]}
 
-        return replace
+        return masked
 
-    handles = [
-        layer.register_forward_pre_hook(hook(key), with_kwargs=True)
-        for layer, key in zip(layers, keys, strict=True)
-    ]
-    try:
+    with ExitStack() as stack:
+        for layer, key in zip(layers, keys, strict=True):
+            stack.callback(layer.register_forward_pre_hook(hook(key), with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def as_taken(model: Any, see: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as the model's attention takes it: bool for sdpa, added to the scores for eager."""
+    """Returns the mask as the model's attention takes it: bool for sdpa, added to scores for eager."""
     if model.config._attn_implementation == "sdpa":
         return see
     return torch.zeros(see.shape, device=see.device, dtype=dtype).masked_fill(~see, torch.finfo(dtype).min)
+
+
+@contextmanager
+def attention_sums(model: Any, columns: slice, queries: slice = slice(None)) -> Iterator[list[Tensor]]:
+    """Collects, layer after layer, the attention of `queries` that falls on `columns`, mean over heads.
+
+    Only eager attention knows its weights, so the model is switched to it and back: grouped heads,
+    windows and masks are its own.
+    """
+    sums: list[Tensor] = []
+
+    def take(module: Any, args: Any, out: tuple[Any, ...]) -> None:
+        weights = out[1]  # (B, heads, T, N)
+        assert weights is not None, f"{type(module).__name__} gives no attention weights"
+        sums.append(weights[..., queries, columns].float().sum(-1).mean())
+
+    with ExitStack() as stack:
+        stack.callback(model.set_attn_implementation, model.config._attn_implementation)
+        for layer in model.get_decoder().layers:
+            stack.callback(layer.self_attn.register_forward_hook(take).remove)
+        model.set_attn_implementation("eager")
+        yield sums

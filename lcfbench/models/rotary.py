@@ -1,22 +1,21 @@
-"""Rotary position embeddings of cached keys: applied and undone by the model's own rule."""
+"""Rotary position embeddings of cached keys, applied and undone by the model's own rule."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def _cos_sin(model: Any, positions: Tensor, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos, sin (B, N, D) with which `model` rotates the keys of one layer (local and global layers may differ, as in Gemma 3)."""
-    decoder = model.get_decoder()
-    probe = torch.zeros(1, device=positions.device, dtype=dtype)
-    types = getattr(model.config, "layer_types", None)
-    kinds = getattr(decoder.rotary_emb, "layer_types", None)
-    if kinds is not None and types is not None:
-        return decoder.rotary_emb(probe, positions, types[layer])
-    return decoder.rotary_emb(probe, positions)
+def _cos_sin(model: Any, positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
+    """cos, sin (B, 1, N, D) in fp32 for layers of one kind (Gemma 3 rotates local ones otherwise)."""
+    embedding = model.get_decoder().rotary_emb
+    probe = torch.zeros(1, device=positions.device, dtype=torch.float32)
+    by_kind = kind is not None and getattr(embedding, "layer_types", None) is not None
+    cos, sin = embedding(probe, positions, kind) if by_kind else embedding(probe, positions)
+    return cos[:, None], sin[:, None]
 
 
 def _half_turn(x: Tensor) -> Tensor:
@@ -24,18 +23,22 @@ def _half_turn(x: Tensor) -> Tensor:
     return torch.cat([-x[..., half:], x[..., :half]], -1)
 
 
-def rotate(keys: Tensor, positions: Tensor, model: Any, inverse: bool = False) -> Tensor:
-    """Applies (or undoes) the rotary embedding of `model` on keys (L, B, H, N, D) at `positions` (B, N).
+def rotate(
+    keys: Tensor, positions: Tensor, model: Any, layers: Sequence[int] | None = None, inverse: bool = False
+) -> Tensor:
+    """Applies (or undoes) the rotary embedding of `model` on keys (l, B, H, N, D) at `positions` (B, N).
 
-    Undoing leaves content keys that no longer depend on where in the prompt a token stood. Computed in fp32.
+    layers: the model's layers that the keys belong to; all without it. Undoing leaves content keys,
+    which do not depend on where in the prompt a token stood. Computed in fp32.
     """
+    kinds = getattr(model.config, "layer_types", None) or {}
     out, known = [], {}
-    types = getattr(model.config, "layer_types", None) or [None] * keys.shape[0]
-    for layer in range(keys.shape[0]):
-        if types[layer] not in known:
-            known[types[layer]] = _cos_sin(model, positions, layer, torch.float32)
-        cos, sin = (t[:, None] for t in known[types[layer]])  # (B, 1, N, D)
-        x = keys[layer].float()
-        turned = x * cos - _half_turn(x) * sin if inverse else x * cos + _half_turn(x) * sin
-        out.append((turned / (cos * cos + sin * sin) if inverse else turned).to(keys.dtype))
+    for x, layer in zip(keys, range(len(keys)) if layers is None else layers, strict=True):
+        kind = kinds[layer] if kinds else None
+        if kind not in known:
+            known[kind] = _cos_sin(model, positions, kind)
+        cos, sin = known[kind]
+        y = x.float()
+        turned = y * cos - _half_turn(y) * sin if inverse else y * cos + _half_turn(y) * sin
+        out.append((turned / (cos * cos + sin * sin) if inverse else turned).to(x.dtype))
     return torch.stack(out)

@@ -1,146 +1,158 @@
-"""Reading prompts from an empty cache without doing anything twice: equal prompts, a beginning that all have in common, padding.
+"""Reads prompts from an empty cache and does nothing twice.
 
-A batch is read in one canonical order, whatever order its prompts come in, so that what is shared is bit for bit what would have been computed:
-a derangement of a batch is the same batch.
+Equal prompts are read once, a beginning that all prompts share is read once, and rows of near
+length go together, so that little padding is read. A batch is read in one canonical order, whatever
+order its prompts come in: the cache of a prompt is bit for bit the same in any order of the batch.
 
->>> kv = read(lm, [[1, 5, 6], [1, 7]], shared)
+>>> kv = SharedPrefill(lm.device, lm.pad_id).read([[1, 5, 6], [1, 7]], lm.run)
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from lcfbench.models.grouping import forward_tokens, groups, in_common
 from lcfbench.models.kv_cache import KV, stacked
+from lcfbench.models.memory import free_bytes
 from lcfbench.models.padding import pad_left, pad_right
 from lcfbench.models.timing import now
 
-if TYPE_CHECKING:
-    from lcfbench.models.causal_lm import CausalLM
-
 Rows = tuple[tuple[int, ...], ...]
+Run = Callable[[Tensor, Tensor, KV | None, Tensor | int], KV]  # ids, mask, past, start: see `CausalLM.run`
+LEAST_HELD = 1 << 30  # bytes of caches that may be held in any case
 BEGINNINGS = 8  # kept: chat templates open every prompt of a task with the same system message
 BEGINNING_BYTES = 64 << 20  # of one; a longer one is read once a batch
 _warned = False  # of prefills that are not shared
 
 
-@dataclass
-class Shared:
-    """Caches of prompts read before, for as long as a batch is worked on.
+class SharedPrefill:
+    """Readings of one model, shared between methods, adapters and controls.
 
-    limit: bytes that are kept at most. seconds: what everything handed out since `start_accounting` would have taken, had it not been there already then.
+    held: caches of the batches read within `sharing`, and the seconds each took; None outside.
+    beginnings: caches of the last few common beginnings; None for weights that may change.
+    saved_seconds: time that the held caches handed out since `start_accounting` would have taken.
     """
 
-    limit: int
-    seconds: float = 0.0
-    held: dict[Rows, tuple[KV, float]] = field(default_factory=dict)
-    own: set[Rows] = field(default_factory=set)
+    def __init__(self, device: torch.device, pad_id: int, keep_beginnings: bool = True) -> None:
+        self.device, self.pad_id = device, pad_id
+        self.held: dict[Rows, tuple[KV, float]] | None = None
+        self.beginnings: OrderedDict[tuple[int, ...], KV] | None = OrderedDict() if keep_beginnings else None
+        self.limit = 0  # bytes that are held at most; measured when sharing begins
+        self.start_accounting()
 
     def start_accounting(self) -> None:
-        """Counts from here, for another borrower: what it reads itself is not lent to it."""
-        self.seconds, self.own = 0.0, set()
+        """Counts saved seconds from zero, for the next user: what it reads itself is not saved."""
+        self.saved_seconds = 0.0
+        self._counted: set[Rows] = set()
 
-    def get(self, rows: Rows) -> KV | None:
-        if rows not in self.held:
-            return None
-        kv, seconds = self.held[rows]
-        if rows not in self.own:
-            self.seconds += seconds
-            self.own.add(rows)
-        return kv
+    @contextmanager
+    def sharing(self) -> Iterator[SharedPrefill]:
+        """Within it equal batches are read once; the caches are dropped at the end of the outermost.
 
-    def put(self, rows: Rows, kv: KV, seconds: float) -> None:
-        self.own.add(rows)
-        if sum(size(kv) for kv, _ in self.held.values()) + size(kv) <= self.limit:
-            self.held[rows] = kv, seconds
-        else:
-            warn_unshared(self.limit)
+        Caches are never written in place, so sharing them is safe. A quarter of the memory that was
+        free at the first time is held at most, and 1 GiB in any case.
+        """
+        outer = self.held
+        if outer is None:
+            self.held = {}
+            self.start_accounting()
+            self.limit = self.limit or max(free_bytes(self.device) // 4, LEAST_HELD)
+        try:
+            yield self
+        finally:
+            self.held = outer
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within it nothing is shared, and no beginning is kept: what is timed must be done."""
+        outer = self.held, self.beginnings
+        self.held = self.beginnings = None
+        try:
+            yield
+        finally:
+            self.held, self.beginnings = outer
 
-def size(kv: KV) -> int:
-    """Bytes of a cache."""
-    return kv.keys.nbytes + kv.values.nbytes
+    def release(self) -> int:
+        """Drops the caches held for sharing and returns how many there were."""
+        held = self.held or {}
+        count = len(held)
+        held.clear()
+        return count
 
+    def read(self, prompts: Sequence[Sequence[int]], run: Run) -> KV:
+        """Returns the cache after reading each prompt, left-padded to the longest.
 
-def read(lm: CausalLM, prompts: Sequence[Sequence[int]], shared: Shared | None = None) -> KV:
-    """The cache after reading each prompt's tokens, left-padded to the longest. Equal prompts, and those of `shared`, are read once."""
-    given = [tuple(p) for p in prompts]
-    rows: Rows = tuple(sorted(set(given), key=lambda row: (len(row), row)))
-    kv = shared.get(rows) if shared is not None else None
-    if kv is None:
-        if shared is None:
-            kv = compute(lm, rows)
-        else:
-            began = now(lm.device)
-            kv = compute(lm, rows)
-            shared.put(rows, kv, now(lm.device) - began)
-    if list(rows) == given:
-        return kv
-    place = {row: i for i, row in enumerate(rows)}
-    return kv.rows_at(torch.tensor([place[row] for row in given], device=kv.keys.device))
-
-
-def compute(lm: CausalLM, rows: Rows) -> KV:
-    """The cache of prompts in ascending order of length: the beginning they share is read once, the rest in groups of near length."""
-    lengths, cost = [len(row) for row in rows], forward_tokens(lm.device)
-    empty = lengths.count(0)
-    common = min(
-        in_common(min(rows), max(rows)), lengths[0] - 1
-    )  # the first and the last in order agree where all do
-    # the caches of a group and of its beginning are copied together once more: not worth it for a few tokens
-    if common * (len(rows) - 1) < cost:
-        common = 0
-    first = beginning(lm, rows[0][:common]) if common else None
-    parts = [
-        rest(lm, rows[a:b], first) for a, b in groups([n - common for n in lengths[empty:]], cost, empty)
-    ]
-    if empty or not parts:
-        g = lm.geometry
-        parts.insert(
-            0,
-            KV.empty(
-                g.layers, empty, g.kv_heads, g.head_dim, torch.zeros(0, device=lm.device, dtype=lm.dtype)
-            ),
-        )
-    return parts[0] if len(parts) == 1 else stacked(parts)
-
-
-def beginning(lm: CausalLM, ids: tuple[int, ...]) -> KV:
-    """The cache of one row of tokens; the last few are kept, for models whose weights stay as they are."""
-    kept = lm.beginnings
-    if kept is None:
-        return rest(lm, (ids,), None)
-    if ids not in kept:
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):  # kept longer than the mode in which it was first wanted
-            kv = rest(lm, (ids,), None)
-        if size(kv) > BEGINNING_BYTES:
+        run: reads ids (B, N) under a mask (B, N) on top of a cache, as `CausalLM.run` does.
+        """
+        given = [tuple(p) for p in prompts]
+        rows: Rows = tuple(sorted(set(given), key=lambda row: (len(row), row)))
+        kv = self._compute(rows, run) if self.held is None else self._held_or_read(self.held, rows, run)
+        if list(rows) == given:
             return kv
-        kept[ids] = kv
-        while len(kept) > BEGINNINGS:
-            kept.popitem(last=False)
-    kept.move_to_end(ids)
-    return kept[ids]
+        place = {row: i for i, row in enumerate(rows)}
+        return kv.rows_at(torch.tensor([place[row] for row in given], device=self.device))
 
+    def _held_or_read(self, held: dict[Rows, tuple[KV, float]], rows: Rows, run: Run) -> KV:
+        if rows in held:
+            kv, seconds = held[rows]
+            self.saved_seconds += 0.0 if rows in self._counted else seconds
+        else:
+            began = now(self.device)
+            kv = self._compute(rows, run)
+            seconds = now(self.device) - began
+            if sum(each.nbytes for each, _ in held.values()) + kv.nbytes <= self.limit:
+                held[rows] = kv, seconds
+            else:
+                warn_unshared(self.limit)
+        self._counted.add(rows)
+        return kv
 
-def rest(lm: CausalLM, rows: Rows, first: KV | None) -> KV:
-    """The cache of some prompts, of which `first` (one row) holds the beginning."""
-    if first is None:
-        return lm.run(*pad_left([list(row) for row in rows], lm.pad_id), None, 0)
-    begun = first.rows_at(torch.zeros(len(rows), dtype=torch.long, device=first.keys.device))
-    ids, mask = pad_right([list(row[first.length :]) for row in rows], lm.pad_id)
-    return lm.run(ids, mask, begun, first.length)
+    def _compute(self, rows: Rows, run: Run) -> KV:
+        """Reads prompts in ascending order of length: their common beginning, then the rest in groups."""
+        lengths, cost = [len(row) for row in rows], forward_tokens(self.device)
+        empty = lengths.count(0)
+        # the first and the last in order agree where all do
+        common = min(in_common(min(rows), max(rows)), lengths[0] - 1)
+        # the caches of a group and of its beginning are copied together: not worth it for a few tokens
+        first = self._beginning(rows[0][:common], run) if common * (len(rows) - 1) >= cost else None
+        skip = first.length if first is not None else 0
+        cuts = groups([n - skip for n in lengths[empty:]], cost, empty)
+        parts = [self._rest(rows[a:b], first, run) for a, b in ([(0, empty)] if empty else []) + cuts]
+        return parts[0] if len(parts) == 1 else stacked(parts)
+
+    def _beginning(self, ids: tuple[int, ...], run: Run) -> KV:
+        """Reads one row of tokens, and keeps the last few such caches where weights stay as they are."""
+        kept = self.beginnings
+        if kept is None:
+            return self._rest((ids,), None, run)
+        if ids not in kept:
+            # kept longer than the mode in which it is first needed
+            with torch.inference_mode(False), torch.no_grad():
+                kv = self._rest((ids,), None, run)
+            if kv.nbytes > BEGINNING_BYTES:
+                return kv
+            kept[ids] = kv
+            while len(kept) > BEGINNINGS:
+                kept.popitem(last=False)
+        kept.move_to_end(ids)
+        return kept[ids]
+
+    def _rest(self, rows: Rows, first: KV | None, run: Run) -> KV:
+        """Reads prompts whose beginning `first` (one row) holds already."""
+        if first is None:
+            return run(*pad_left(rows, self.pad_id), None, 0)
+        begun = first.rows_at(torch.zeros(len(rows), dtype=torch.long, device=self.device))
+        return run(*pad_right([row[first.length :] for row in rows], self.pad_id), begun, first.length)
 
 
 def warn_unshared(limit: int) -> None:
-    """Says once a process that `limit` bytes were not enough."""
+    """Warns once a process that `limit` bytes were not enough."""
     global _warned
     if not _warned:
         _warned = True

@@ -18,8 +18,6 @@ from lcfbench.adapters.lcf import flat
 from lcfbench.alignment.tokens import aligned_positions
 from lcfbench.errors import UserError
 from lcfbench.models.causal_lm import CausalLM
-from lcfbench.models.padding import pad_left
-from lcfbench.models.rotary import rotate
 from lcfbench.oracle.slices import answered, joined
 from lcfbench.tasks.document import View
 from lcfbench.tasks.prompts import Prompt, render
@@ -99,10 +97,9 @@ def split(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
 
 def content(lm: CausalLM, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Tensor:
     """(L, T, 2·H·D): keys without rotary positions, then values, of the given tokens of each prompt, one prompt after another."""
-    ids, mask = pad_left([list(p.ids) for p in prompts], lm.pad_id, lm.device)
-    kv = lm.prefill(ids, mask)
+    kv = lm.prefill([p.ids for p in prompts])
     both = torch.cat(
-        [flat(rotate(kv.keys.float(), kv.positions, lm.model, inverse=True)), flat(kv.values.float())], -1
+        [flat(lm.rotate(kv.keys.float(), kv.positions, inverse=True)), flat(kv.values.float())], -1
     )  # (L, B, N, 2HD)
     parts = [
         both[:, b, [kv.length - len(p.ids) + t for t in at]]

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lcfbench.methods.base import prompt
-from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.rotary import rotate
-from lcfbench.models.state import State
+from lcfbench.models.protocol import LanguageModel, State
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt
 
@@ -40,7 +37,7 @@ def joined(text: str, more: str) -> str:
     return text + ("" if not text or text[-1].isspace() or more[:1].isspace() else " ") + more
 
 
-def enriched_prompt(lm: CausalLM, document: Document, before: str, shown: Sequence[Document]) -> Prompt:
+def enriched_prompt(lm: LanguageModel, document: Document, before: str, shown: Sequence[Document]) -> Prompt:
     """The document's prompt with the examples or the other side's text in front of it.
 
     Examples are earlier turns where the model has a chat template and the task wants it, else text with blank lines between. For the context, the task's
@@ -86,7 +83,7 @@ def sliced(direct: Prompt, kept: Prompt) -> int:
 
 def oracle(direct: State, kept: State, positions: str = "direct") -> State:
     """The direct state with the question's slice taken from the kept cache: as long as direct, but it has seen more."""
-    model, mine, theirs = direct.lm.model, direct.kv, kept.kv
+    mine, theirs = direct.kv, kept.kv
     width = mine.length
     lengths = torch.tensor(
         [sliced(a, b) - 1 for a, b in zip(direct.prompts, kept.prompts, strict=True)], device=mine.mask.device
@@ -97,7 +94,7 @@ def oracle(direct: State, kept: State, positions: str = "direct") -> State:
     if positions == "kept":
         keys, places, ids_at = last.keys, torch.where(taken, last.positions, mine.positions), kept.positions
     else:
-        keys, places, ids_at = moved(last, mine.positions, model), mine.positions, direct.positions
+        keys, places, ids_at = moved(direct.lm, last, mine.positions), mine.positions, direct.positions
     pick = taken[None, :, None, :, None]
     kv = replace(
         mine,
@@ -108,10 +105,10 @@ def oracle(direct: State, kept: State, positions: str = "direct") -> State:
     return replace(direct, kv=kv, positions=ids_at)
 
 
-def moved(kv: KV, positions: Tensor, model: Any) -> Tensor:
+def moved(lm: LanguageModel, kv: KV, positions: Tensor) -> Tensor:
     """The cache's keys turned to other rotary positions (B, N); keys that stay where they were keep their bits."""
-    content = rotate(kv.keys.float(), kv.positions, model, inverse=True)
-    keys = rotate(content, positions, model).to(kv.keys.dtype)
+    content = lm.rotate(kv.keys.float(), kv.positions, inverse=True)
+    keys = lm.rotate(content, positions).to(kv.keys.dtype)
     return torch.where((positions == kv.positions)[None, :, None, :, None], kv.keys, keys)
 
 

@@ -15,6 +15,7 @@ from lcfbench.evaluation.answer import answer, target
 from lcfbench.evaluation.batching import batches
 from lcfbench.methods.base import Batch, Method
 from lcfbench.methods.create import create, method_class
+from lcfbench.models.answering import answer_loss
 from lcfbench.models.causal_lm import CausalLM, sharing
 from lcfbench.models.timing import Clock
 from lcfbench.progress import PruneProgress
@@ -98,7 +99,7 @@ class Bench:
             target(d, p, tokenizer, tokenizer.eos_token_id)
             for d, p in zip(batch.documents, state.prompts, strict=True)
         ]
-        loss, _ = method.receiver.loss(state, [ids for ids, _ in gold], [flags for _, flags in gold])
+        loss, _ = answer_loss(state, [ids for ids, _ in gold], [flags for _, flags in gold])
         tally.loglik -= float(loss) * len(batch.documents)
         tally.documents += len(batch.documents)
 

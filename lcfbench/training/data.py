@@ -223,7 +223,7 @@ class _Fits:
         return longest + turns + _TEMPLATE <= min(self._limit(self.receiver), self._limit(self.sharer))
 
     def _limit(self, lm: CausalLM) -> int:
-        own = getattr(lm.model.config, "max_position_embeddings", None) or self.max_tokens
+        own = lm.max_positions or self.max_tokens
         return min(own, self.max_tokens)
 
     def _why(self, lm: CausalLM) -> str:

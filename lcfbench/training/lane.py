@@ -22,6 +22,7 @@ from lcfbench.adapters.files import save
 from lcfbench.evaluation.answer import target
 from lcfbench.files import writing
 from lcfbench.methods.base import Batch, Method
+from lcfbench.models.answering import answer_loss
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document
 from lcfbench.training.recipe import AdapterSpec, TrainRecipe
@@ -115,7 +116,9 @@ class AdapterTraining:
             target(d, p, lm.tokenizer, eos, self.spec.supervise)
             for d, p in zip(documents, state.prompts, strict=True)
         ]
-        loss, right = lm.loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs], self.loss_mean)
+        loss, right = answer_loss(
+            state, [ids for ids, _ in pairs], [flags for _, flags in pairs], self.loss_mean
+        )
         return loss, right, sum(sum(flags) for _, flags in pairs)
 
     def step(self, clip: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from lcfbench.errors import UserError
 from lcfbench.evaluation.batching import batches
 from lcfbench.methods.base import prompt
+from lcfbench.models.answering import decode
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.tasks.document import Document
 
@@ -29,7 +30,7 @@ def written_by(
         for group in batches(list({d.hash: d for d in documents}.values()), batch_size):
             opened = receiver.open(receiver.read([prompt(receiver, d.full, d) for d in group]))
             longest = min(max(d.max_new_tokens for d in group), LONGEST)
-            texts, lengths = receiver.decode(opened, longest, group[0].until)
+            texts, lengths = decode(opened, longest, group[0].until)
             # an answer that was cut off would teach to stop in the middle
             whole = [n < longest for n in lengths]
             cut += len(group) - sum(whole)

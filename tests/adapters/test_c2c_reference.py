@@ -21,11 +21,13 @@ from lcfbench.adapters.files import load, save
 from lcfbench.alignment.remap import remap_chat
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
+from lcfbench.methods._fusion import Exchange, Segment
 from lcfbench.methods.base import Batch
 from lcfbench.methods.c2c import C2C
+from lcfbench.models.answering import decode
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.state import State
+from lcfbench.models.protocol import State
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import View
 from lcfbench.tasks.prompts import Prompt
@@ -167,7 +169,7 @@ def test_raw_prompts(run):
     prompts = [Prompt("", tuple(run["receiver_ids"]), (), ())]
     assert c2c.sharer_prompts(batch(), prompts) == prompts and run["sharer_ids"] == run["receiver_ids"]
     theirs, alone = c2c.sharer_cache(prompts), c2c.receiver.read(prompts)
-    state = c2c.edit(c2c.adapter, batch(), prompts, theirs, prompts)
+    state = c2c.edit(Exchange(batch(), prompts, prompts, theirs))
     tensors = fixture("runs/pair1_fp32")[1]
     n = len(run["receiver_ids"]) - 1
     for kind, kv, layers in (
@@ -210,7 +212,7 @@ def test_raw_text_through_respond_in_one_padded_batch():
     for i, run in enumerate(found):
         assert list(state.prompts[i].ids) == run["receiver_ids"]
         close(opened.logits[i], fixture("runs/pair1_fp32")[1][f"{run['name']}/logits"])
-    texts, _ = state.lm.decode(opened, 12)
+    texts, _ = decode(opened, 12)
     assert texts == [tokenizer.decode(r["generated_ids"], skip_special_tokens=True) for r in found]
 
 
@@ -221,10 +223,12 @@ class Sections(C2C):
 
     def parts(self, prompts):
         ends = torch.tensor([n for n, _ in self.sections[:-1]]).cumsum(0).tolist()
-        return [[e] * len(prompts) for e in ends]
+        return [
+            Segment([a] * len(prompts), [b] * len(prompts)) for a, b in zip([0, *ends], ends, strict=False)
+        ]
 
-    def positions(self, batch, prompts, shared, width, fused, part=None):
-        out = super().positions(batch, prompts, shared, width, fused, part)
+    def positions(self, exchange, part):
+        out = super().positions(exchange, part)
         flags = [flag for length, flag in self.sections for _ in range(length)]
         keep = torch.tensor(flags[part.starts[0] : part.stops[0]]) > 0
         return torch.where(keep, out, -1)
@@ -238,7 +242,7 @@ def test_partial_fusion(run):
     c2c = Sections(whole.receiver, whole.sharer, whole.adapter)
     c2c.sections = run["sections"]
     prompts = [Prompt("", tuple(run["receiver_ids"]), (), ())]
-    state = c2c.edit(c2c.adapter, batch(), prompts, c2c.sharer_cache(prompts), prompts)
+    state = c2c.edit(Exchange(batch(), prompts, prompts, c2c.sharer_cache(prompts)))
     assert state.ids.shape[1] == len(run["receiver_ids"]) - run["last_section_start"]
     check_answer(state, run, run["name"])
 
@@ -248,11 +252,11 @@ def test_decoding_stops_at_eos():
     run = next(r for r in runs() if r["name"] == recorded["prompt"])
     c2c = method()
     prompts = [Prompt("", tuple(run["receiver_ids"]), (), ())]
-    state = c2c.edit(c2c.adapter, batch(), prompts, c2c.sharer_cache(prompts), prompts)
+    state = c2c.edit(Exchange(batch(), prompts, prompts, c2c.sharer_cache(prompts)))
     config = c2c.receiver.model.generation_config
     before, config.eos_token_id = config.eos_token_id, recorded["eos_token_id"]
     try:
-        texts, written = c2c.receiver.decode(c2c.receiver.open(state), 12)
+        texts, written = decode(c2c.receiver.open(state), 12)
     finally:
         config.eos_token_id = before
     wanted = recorded["generated_ids"][:-1]  # the reference appends the pad id where it stops
@@ -305,11 +309,15 @@ def test_remap_is_c2c_s_sections_without_the_padding(messages):
     columns = torch.tensor(
         [[int(not p) for p in chat.receiver_padding], [int(not p) for p in chat.sharer_padding]]
     )
-    theirs = sharer.prefill(torch.tensor([chat.sharer_ids]), columns[1:])
+    own, their = (
+        [i for i, p in zip(*both, strict=True) if not p]
+        for both in ((chat.receiver_ids, chat.receiver_padding), (chat.sharer_ids, chat.sharer_padding))
+    )
+    theirs = sharer.prefill([their])
     kv: KV | None = None
     for content, a, b in chat.sections[:-1]:
-        ids, mask = torch.tensor([chat.receiver_ids[a:b]]), columns[:1, a:b]
-        kv = receiver.prefill(ids, mask, kv, columns[0, :a].sum()[None])
+        first, last = int(columns[0, :a].sum()), int(columns[0, :b].sum())
+        kv = receiver.prefill([own[first:last]], kv, first)
         if content:
             sources = torch.tensor(adapter.config.layer_map)
             c, n = int(columns[1, :a].sum()), b - a  # caches are kept without the holes that padding leaves
@@ -324,9 +332,7 @@ def test_remap_is_c2c_s_sections_without_the_padding(messages):
                 kv.mask,
                 kv.positions,
             )
-    tail = [i for i, p in zip(chat.receiver_ids, chat.receiver_padding, strict=True) if not p][
-        int(columns[0, : a + b - a].sum()) :
-    ]
+    tail = own[int(columns[0, :b].sum()) :]
     assert kv is not None
     ids = torch.tensor([tail])
     positions = kv.positions.max() + 1 + torch.arange(len(tail))[None]
@@ -336,23 +342,24 @@ def test_remap_is_c2c_s_sections_without_the_padding(messages):
     from lcfbench.tasks.prompts import render
 
     history = [(t["role"], t["content"]) for t in turns[:-1]]
-    mine, own = (
+    mine, its_own = (
         render(View(messages[-1]), e.tokenizer, chat=True, choices=False, history=history)
         for e in (receiver, sharer)
     )
-    shared = [remap_prompt(mine, own, receiver.tokenizer, sharer.tokenizer, "longest")]
-    state = c2c.edit(c2c.adapter, batch(), [mine], c2c.sharer_cache(shared), shared)
+    shared = [remap_prompt(mine, its_own, receiver.tokenizer, sharer.tokenizer, "longest")]
+    state = c2c.edit(Exchange(batch(), [mine], shared, c2c.sharer_cache(shared)))
     close(receiver.open(state).logits, by_hand.logits)
     assert not torch.allclose(
         by_hand.logits, receiver.open(receiver.read([mine])).logits, atol=0.1
     )  # fusion did something
     # and a longer neighbour in the batch changes nothing
     other = render(View("Hi user, what is the correct answer?"), receiver.tokenizer, chat=True, choices=False)
-    its = remap_prompt(
-        other, render(View("Hi user, what is the correct answer?"), sharer.tokenizer, chat=True, choices=False),
-        receiver.tokenizer, sharer.tokenizer, "longest",
-    )  # fmt: skip
-    both = c2c.edit(c2c.adapter, batch(2), [other, mine], c2c.sharer_cache([its, *shared]), [its, *shared])
+    their_own = render(
+        View("Hi user, what is the correct answer?"), sharer.tokenizer, chat=True, choices=False
+    )
+    its = remap_prompt(other, their_own, receiver.tokenizer, sharer.tokenizer, "longest")
+    sent = [its, *shared]
+    both = c2c.edit(Exchange(batch(2), [other, mine], sent, c2c.sharer_cache(sent)))
     close(receiver.open(both).logits[1:], by_hand.logits)
 
 

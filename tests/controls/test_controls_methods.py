@@ -17,7 +17,6 @@ from lcfbench.controls.wrappers import ReplacedCacheModel, SilentMethod, noised,
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create, method_class
 from lcfbench.models.causal_lm import CausalLM
-from lcfbench.models.padding import pad_left
 from lcfbench.models.timing import Clock
 from lcfbench.registry import method_names
 from tests import helpers
@@ -84,7 +83,7 @@ def controls_of(name: str) -> list[str]:
 
 
 def ids_of(end: CausalLM, texts: list[str]):
-    return pad_left([end.tokenizer(text)["input_ids"] for text in texts], end.pad_id)
+    return [end.tokenizer(text)["input_ids"] for text in texts]
 
 
 TEXTS = [
@@ -158,11 +157,9 @@ def test_what_is_sent_is_made_from_the_altered_cache(name, what, documents, cont
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_an_emptied_cache_is_zero_where_it_is_real(family):
     end = helpers.causal_lm("one", family=family)
-    ids, mask = ids_of(end, TEXTS)
-    real, emptied = (
-        end.prefill(ids, mask),
-        load_control("zero").wrap(create("kvcomm", end, end), seed=0).sharer.prefill(ids, mask),
-    )
+    rows, sharer = ids_of(end, TEXTS), load_control("zero").wrap(create("kvcomm", end, end), seed=0).sharer
+    real, emptied = end.prefill(rows), sharer.prefill(rows)
+    mask = real.mask
     kept = ~mask.bool()[None, :, None, :, None].expand_as(real.keys)
     for x, y in ((real.keys, emptied.keys), (real.values, emptied.values)):
         assert not y[~kept].any() and same_bits(y[kept], x[kept]) and x[~kept].any()
@@ -173,9 +170,9 @@ def test_an_emptied_cache_is_zero_where_it_is_real(family):
 def test_noise_has_the_moments_of_each_documents_real_cache_by_layer_and_head(family):
     end = helpers.causal_lm("one", family=family)
     method = create("kvcomm", end, end)
-    ids, mask = ids_of(end, TEXTS)
-    real, noise = end.prefill(ids, mask), noised(method, 0).sharer.prefill(ids, mask)
-    other = noised(method, 1).sharer.prefill(ids, mask)
+    rows = ids_of(end, TEXTS)
+    real, noise, other = (m.prefill(rows) for m in (end, *(noised(method, i).sharer for i in (0, 1))))
+    mask = real.mask
     for which in ("keys", "values"):
         for b in range(len(TEXTS)):
             on = mask[b].bool()
@@ -195,10 +192,9 @@ def test_noise_has_the_moments_of_each_documents_real_cache_by_layer_and_head(fa
 def test_a_document_gets_its_own_noise_in_any_batch():
     end = helpers.causal_lm("one")
     sharer = noised(create("kvcomm", end, end), 0).sharer
-    ids, mask = ids_of(end, TEXTS)
-    together = sharer.prefill(ids, mask)
+    together = sharer.prefill(ids_of(end, TEXTS))
     for b, text in enumerate(TEXTS):
-        alone, on = sharer.prefill(*ids_of(end, [text])), mask[b].bool()
+        alone, on = sharer.prefill(ids_of(end, [text])), together.mask[b].bool()
         assert torch.allclose(together.keys[:, b][:, :, on], alone.keys[:, 0], atol=1e-4)
         assert torch.allclose(together.values[:, b][:, :, on], alone.values[:, 0], atol=1e-4)
 
@@ -207,10 +203,10 @@ def test_what_was_read_before_stays_and_only_what_is_read_now_is_altered():
     end = helpers.causal_lm("one")
     sharer = load_control("zero").wrap(create("kvcomm", end, end), seed=0).sharer
     first, second = ids_of(end, TEXTS), ids_of(end, TEXTS[::-1])
-    past = end.prefill(*first)
-    both = sharer.prefill(*second, past, past.mask.sum(1))
+    past = end.prefill(first)
+    both = sharer.prefill(second, past, past.mask.sum(1))
     for b in range(len(TEXTS)):
-        old, new = int(first[1][b].sum()), int(second[1][b].sum())
+        old, new = len(first[b]), len(second[b])
         entries = both.keys[:, b][:, :, both.mask[b].bool()]
         assert entries.shape[2] == old + new and not entries[:, :, old:].any()
         assert same_bits(entries[:, :, :old], past.keys[:, b][:, :, past.mask[b].bool()])
@@ -228,8 +224,8 @@ def test_an_altered_sharer_shares_prefills_and_is_an_model():
     runs = []
     hook = end.model.get_decoder().register_forward_hook(lambda *a: runs.append(1))
     with sharer.sharing():
-        one, two = (sharer.prefill(*ids_of(end, TEXTS)) for _ in range(2))
-        real = end.prefill(*ids_of(end, TEXTS))
+        one, two = (sharer.prefill(ids_of(end, TEXTS)) for _ in range(2))
+        real = end.prefill(ids_of(end, TEXTS))
     hook.remove()
     assert len(runs) == 1 and torch.equal(one.keys, two.keys) and not torch.equal(one.keys, real.keys)
 
@@ -293,21 +289,22 @@ def test_position_t_of_n_reads_position_t_m_over_n_of_another_text(name, monkeyp
     method = method_of(name, "aware" if name == "dense" else name)
     seen, plain = [], type(method).positions
 
-    def positions(self, batch, prompts, shared, width, fused, part=None):
-        index = plain(self, batch, prompts, shared, width, fused, part)
-        seen.append((batch, prompts, shared, width, part, index))
+    def positions(self, exchange, part):
+        index = plain(self, exchange, part)
+        seen.append((exchange, part, index))
         return index
 
     monkeypatch.setattr(type(method), "positions", positions)
     method.respond(Batch(SHARED, SHARED[1:] + SHARED[:1], Clock()))
     read, lengths = 0, set()
-    for batch, prompts, shared, width, part, index in seen:
-        assert batch.own == [False] * len(SHARED)
-        for b, (mine, theirs) in enumerate(zip(prompts, shared, strict=True)):
+    for exchange, part, index in seen:
+        assert exchange.batch.own == [False] * len(SHARED)
+        width = exchange.theirs.length
+        for b, (mine, theirs) in enumerate(zip(exchange.prompts, exchange.shared, strict=True)):
             N, M = len(mine.ids), len(theirs.ids)
             lengths.add(N != M)
             inside = aligned_positions(mine, mine, method.adapter.config.token_alignment)
-            stop = part.stops[b] if part is not None else N - 1
+            stop = part.stops[b]
             for column, t in zip(
                 range(index.shape[1] - 1, -1, -1), range(stop - 1, part.starts[b] - 1, -1), strict=False
             ):

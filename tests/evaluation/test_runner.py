@@ -556,7 +556,7 @@ def test_memory_that_is_held_for_others_is_given_back_first(pair, adapter, tmp_p
     def respond(self, documents):
         if (
             len(documents) > 1
-            and self.answering.receiver._shared.held
+            and self.answering.receiver.shared.held
             and self.writer.manifest.identity["mode"] == "lcf"
         ):
             refused.append(1)

@@ -32,6 +32,7 @@ from lcfbench.methods.answer_letter import picked
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create, method_class
 from lcfbench.methods.excerpt import own_text
+from lcfbench.models.answering import answer_loss
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock
 from lcfbench.registry import method_summaries
@@ -220,7 +221,7 @@ def loss_of(method, documents: list[Document]) -> Tensor:
     pairs = [
         target(d, p, tokenizer, tokenizer.eos_token_id) for d, p in zip(documents, state.prompts, strict=True)
     ]
-    return state.lm.loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs])[0]
+    return answer_loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs])[0]
 
 
 @torch.no_grad()
@@ -277,24 +278,24 @@ def test_lora_lends_in_the_prefill_phase_and_only_what_changed(monkeypatch):
     adapter = lora_adapter(ends[0])
     method = create("lora", *ends, adapter)
     layer = method.layers["q_proj"][0]
-    lend, phases = method.lend, []
+    place, phases = method.place_weights, []
     clock = PhaseClock()
-    monkeypatch.setattr(method, "lend", lambda: (phases.append(clock.phase), lend()))
+    monkeypatch.setattr(method, "place_weights", lambda: (phases.append(clock.phase), place()))
     with torch.no_grad():
         method.respond(Batch(SHARED, SHARED, clock))
         assert phases == ["prefill"]
         first = layer.lora_B["default"].weight
-        lend()
+        place()
         assert layer.lora_B["default"].weight is first
         adapter.up["q_proj"].add_(1.0)
-        lend()
+        place()
         assert torch.equal(layer.lora_B["default"].weight, adapter.up["q_proj"][0])
         assert layer.lora_B["default"].weight is not first
         adapter.load_state_dict({k: v * 2 for k, v in adapter.state_dict().items()})
-        lend()
+        place()
         assert torch.equal(layer.lora_B["default"].weight, adapter.up["q_proj"][0])
     adapter.requires_grad_(True)
-    lend()
+    place()
     assert layer.lora_B["default"].weight.requires_grad, "in training, gradients must flow"
 
 

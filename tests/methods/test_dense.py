@@ -17,6 +17,7 @@ from lcfbench.geometry import Geometry
 from lcfbench.methods._translate import read_pairs
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create
+from lcfbench.models.answering import answer_loss
 from lcfbench.models.timing import Clock
 from tests import helpers
 from tests.helpers import SHARED, SPLIT, outcomes, same_bits
@@ -285,7 +286,7 @@ def test_gradients_reach_every_weight(documents, share, options):
     pairs = [
         target(d, p, tokenizer, tokenizer.eos_token_id) for d, p in zip(documents, state.prompts, strict=True)
     ]
-    loss, _ = ends[0].loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs])
+    loss, _ = answer_loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs])
     loss.backward()
     for name, p in adapter.named_parameters():
         if name == "gate_logit" and share != 1.0:  # gates act only on what the receiver has read itself

@@ -13,11 +13,11 @@ from lcfbench.errors import UserError
 from lcfbench.evaluation import runner
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.recipe import Recipe
-from lcfbench.methods._kvcomm_scores import attention_sums, best, importance, parse_layers, scores
+from lcfbench.methods._kvcomm_scores import best, importance, parse_layers, scores
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
-from lcfbench.models.padding import pad_left
+from lcfbench.models.layer_masks import attention_sums
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document, Step, View
 from tests import helpers
@@ -189,14 +189,13 @@ def test_chosen_layers_see_the_sharer_and_the_others_its_first_token(family):
     # no layer at all: as if the sharer had sent one token
     method.chosen = []
     got, _ = outcome(method, DOCUMENTS)
-    ids, mask = pad_left([list(i) for i in own], 3)
-    kv = end.prefill(ids, mask)
-    first = torch.zeros_like(mask)
+    kv = end.prefill(own)
+    first = torch.zeros_like(kv.mask)
     for b, i in enumerate(own):
-        first[b, mask.shape[1] - len(i)] = 1
+        first[b, kv.length - len(i)] = 1
     one = replace(kv, mask=first).flush()
     batch = Batch(DOCUMENTS, DOCUMENTS, Clock())
-    read = end.read([prompt(end, d.receiver, d) for d in DOCUMENTS], past=one, start=mask.sum(1))
+    read = end.read([prompt(end, d.receiver, d) for d in DOCUMENTS], past=one, start=kv.mask.sum(1))
     expected = [[ll for ll, _ in o.loglikelihoods[0]] for o in answer(read, batch)[0]]
     for x, y in zip(got, expected, strict=True):
         assert x == pytest.approx(y, abs=5e-4)

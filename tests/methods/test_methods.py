@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from lcfbench.errors import UserError
-from lcfbench.methods.create import create, method_class
+from lcfbench.methods.base import Method
+from lcfbench.methods.create import create, method_class, parse_options
 from lcfbench.models.timing import PHASES
 from lcfbench.registry import method_names, method_summaries
 from lcfbench.tasks.document import View
@@ -50,7 +51,7 @@ IDS = [f"{m}-{k or 'none'}-{d[0].task}" for m, k, d in CASES]
 def test_every_method_is_covered_here():
     assert {m for m, _, _ in CASES} | set(ELSEWHERE) == set(method_names())
     for name, file in ELSEWHERE.items():
-        assert f'"{name}"' in (Path(__file__).parent / file).read_text()
+        assert f'"{name}"' in (Path(__file__).parent.parent / file).read_text()
     assert all(text for text in method_summaries().values())
 
 
@@ -180,8 +181,9 @@ def test_open_layers_only_are_kept():
 @pytest.mark.parametrize(
     ("name", "options", "match"),
     [
-        ("t2t", {"budget": "ten"}, "must be of type int"),
+        ("t2t", {"budget": "ten"}, "budget=ten of t2t is not a whole number. Its default is 50"),
         ("t2t", {"bugdet": "10"}, "budget"),
+        ("excerpt", {"end": "lst"}, "one of first, last"),
         ("t2t", {"budget": "0"}, "no room"),
         ("lfc", {}, "lcf"),
         ("lcf", {}, "needs an adapter"),
@@ -190,6 +192,32 @@ def test_open_layers_only_are_kept():
 def test_mistakes_are_named(name, options, match):
     with pytest.raises(UserError, match=match):
         create(name, *pair(), None, options)
+
+
+@dataclass
+class Options(Method):
+    flag: bool = True
+    count: int | None = 3
+    share: float = 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"flag": "no"}, {"flag": False}),
+        ({"flag": "true", "count": "7"}, {"flag": True, "count": 7}),
+        ({"count": "none", "share": "1"}, {"count": None, "share": 1.0}),
+    ],
+)
+def test_an_option_becomes_the_type_of_its_field(given, expected):
+    found = parse_options(Options, "options", given)
+    assert found == expected and all(type(found[k]) is type(v) for k, v in expected.items())
+
+
+@pytest.mark.parametrize("given", [{"flag": "perhaps"}, {"count": "1.5"}, {"share": "inf"}])
+def test_an_option_of_another_type_names_its_default(given):
+    with pytest.raises(UserError, match="of options is not .*Its default is"):
+        parse_options(Options, "options", given)
 
 
 def test_an_adapter_for_another_pair_names_the_dims():

@@ -14,11 +14,10 @@ from lcfbench.adapters.lcf import flat
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer, target
 from lcfbench.latency.counting import PhaseClock
-from lcfbench.methods._fusion import content_keys
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create
 from lcfbench.methods.prefix import last_tokens
-from lcfbench.models.rotary import rotate
+from lcfbench.models.answering import answer_loss
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import View
 from lcfbench.training.options import adapter_options
@@ -80,7 +79,7 @@ def test_the_message_of_the_sender_is_what_counts(documents, place):
     assert other.message.sharer_tokens == own.message.sharer_tokens[1:] + own.message.sharer_tokens[:1]
     # nothing but the sender's text crosses: the same sender gives the same entries whoever receives
     same = responded(method, documents, [documents[0]] * len(documents))
-    slots = method.fuser.slots
+    slots = method.adapter.slots
     if place == "after":
         values = same.kv.values[..., -slots:, :]
         torch.testing.assert_close(values, values[:, :1].expand_as(values))
@@ -161,7 +160,7 @@ def test_before_the_prompt_follows_the_entries_and_attends_them():
     assert not torch.allclose(prompt_values[1:], alone.kv.values[1:, 0], atol=1e-3)
     # the entries are the adapter's, turned to where they stand
     keys, _ = fuser(fuser.message(create("prefix", *ends, fuser).pooled(theirs(ends, SPLIT[:1]))))
-    here = rotate(keys, torch.arange(lead, lead + fuser.slots)[None], ends[0].model)
+    here = ends[0].rotate(keys, torch.arange(lead, lead + fuser.slots)[None])
     torch.testing.assert_close(state.kv.keys[..., lead : lead + fuser.slots, :], here)
 
 
@@ -179,7 +178,7 @@ def test_slots_start_on_the_last_tokens_whatever_the_padding():
     method = create("prefix", *ends, fuser)
     cache = theirs(ends, SPLIT)
     pooled = method.pooled(cache)
-    plain = content_keys(cache, ends[1].model)
+    plain = ends[1].content_keys(cache)
     for t, layer in enumerate(fuser.config.layer_map):
         want = torch.cat([flat(plain.keys), flat(plain.values)], -1)[layer, :, -1 - t]
         torch.testing.assert_close(pooled[t, :, t], want, rtol=1e-4, atol=1e-4)
@@ -193,7 +192,7 @@ def test_keys_are_read_without_their_positions():
     cache = theirs(ends, SPLIT[:1])
     moved = replace(
         cache,
-        keys=rotate(content_keys(cache, ends[1].model).keys, cache.positions + 7, ends[1].model),
+        keys=ends[1].rotate(ends[1].content_keys(cache).keys, cache.positions + 7),
         positions=cache.positions + 7,
     )
     for unrotated in (True, False):
@@ -215,7 +214,7 @@ def test_prepare_standardises_every_slot_and_starts_from_the_receivers_last_toke
         0.3 < float(x[1:].std(1, correction=0).mean()) < 1.5
     )  # layer 0 sees the same last tokens in all: there the floor holds
     read = responded(create("receiver", *ends))
-    one = content_keys(read.kv, ends[0].model)
+    one = ends[0].content_keys(read.kv)
     torch.testing.assert_close(
         fuser.base[:, 1],
         torch.cat([flat(one.keys), flat(one.values)], -1)[:, :, -2].mean(1),
@@ -246,7 +245,7 @@ def test_every_parameter_gets_a_gradient_and_a_step_helps(place, pool_start):
     def loss():
         state = method.respond(Batch(SPLIT, SPLIT, Clock()))
         pairs = [target(d, p, ends[0].tokenizer, 2) for d, p in zip(SPLIT, state.prompts, strict=True)]
-        return ends[0].loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs])[0]
+        return answer_loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs])[0]
 
     first = loss()
     first.backward()

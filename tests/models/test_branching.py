@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lcfbench.models.answering import decode, rank
 from lcfbench.models.choice_tree import Branches, branch, can_branch
 from lcfbench.models.padding import pad_left
 from tests import helpers
@@ -36,9 +37,9 @@ def same(a, b):
 def test_branches_are_ranked_as_rows_are(family, attention):
     end = helpers.causal_lm(family=family, attention=attention)
     state = end.read(prompts(end))
-    ranked, opened = branch(end, state, CHOICES)
+    ranked, opened = branch(state, CHOICES)
     plain = end.open(state)
-    same(ranked, end.rank(plain, CHOICES))
+    same(ranked, rank(plain, CHOICES))
     assert torch.allclose(opened.logits, plain.logits, atol=3e-4) and torch.equal(
         opened.next_position, plain.next_position
     )
@@ -53,11 +54,11 @@ def test_branches_are_ranked_as_rows_are(family, attention):
 def test_a_second_step_goes_on_from_the_prompt_alone(family):
     end = helpers.causal_lm(family=family)
     state, leads = end.read(prompts(end)), [[50, 51, 52], [53], [54, 55]]
-    _, opened = branch(end, state, CHOICES)
-    again, after = branch(end, opened.then(leads, []), CHOICES[::-1])
+    _, opened = branch(state, CHOICES)
+    again, after = branch(opened.then(leads, []), CHOICES[::-1])
     plain = end.open(end.open(state).then(leads, []))
-    same(again, end.rank(plain, CHOICES[::-1]))
-    assert end.decode(after, 5) == end.decode(plain, 5)
+    same(again, rank(plain, CHOICES[::-1]))
+    assert decode(after, 5) == decode(plain, 5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -68,8 +69,8 @@ def test_a_window_counts_what_stands_on_the_way(family):
     choices = [[[c, c + 1, c + 2, c + 3] for c in range(100, 130)], [[c, c + 1] for c in range(100, 160)]]
     ids, mask = pad_left(rows, 3)
     state = end.open(end.read(prompts(end)[:2])).then(rows, [])
-    ranked, _ = branch(end, state, choices)
-    same(ranked, end.rank(end.open(state), choices))
+    ranked, _ = branch(state, choices)
+    same(ranked, rank(end.open(state), choices))
 
 
 def test_rows_of_near_length_go_together(monkeypatch):
@@ -79,9 +80,9 @@ def test_rows_of_near_length_go_together(monkeypatch):
         end, "forward", lambda kv, ids, *rest: (widths.append(tuple(ids.shape)), forward(kv, ids, *rest))[1]
     )
     long = [[[n] * 60 for n in range(5, 9)], [[20, 21], [22]], [[30], [31]]]
-    ranked, opened = branch(end, end.read(prompts(end)), long)
+    ranked, opened = branch(end.read(prompts(end)), long)
     assert widths == [(2, 2), (1, 1 + 4 * 59)]
-    same(ranked, end.rank(end.open(end.read(prompts(end))), long))
+    same(ranked, rank(end.open(end.read(prompts(end))), long))
     assert opened.kv.rows == 3
 
 

@@ -7,12 +7,11 @@ import warnings
 import pytest
 import torch
 
-from lcfbench.models import causal_lm as lm
 from lcfbench.models import memory
 from lcfbench.models import shared_prefill as prefill
+from lcfbench.models.answering import answer_loss, decode, rank
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.padding import pad_left, positions_of
-from lcfbench.models.rotary import rotate
+from lcfbench.models.padding import positions_of
 from lcfbench.tasks.prompts import continuation
 from tests import helpers
 from tests.helpers import FAMILIES, TEXTS
@@ -23,7 +22,7 @@ CHOICES = [" orange", " B", " Toronto. The brown box"]
 
 def scores(end, shown):
     opened = end.open(end.read(shown))
-    return end.rank(opened, [[continuation(p, c, end.tokenizer) for c in CHOICES] for p in shown])
+    return rank(opened, [[continuation(p, c, end.tokenizer) for c in CHOICES] for p in shown])
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +53,9 @@ def test_batch_1_equals_batch_n(family):
     for a, b in zip(together, alone, strict=True):
         assert [g for _, g in a] == [g for _, g in b]
         assert [x for x, _ in a] == pytest.approx([x for x, _ in b], abs=2e-4)
-    texts, written = end.decode(end.open(end.read(shown)), 12)
+    texts, written = decode(end.open(end.read(shown)), 12)
     for p, text, n in zip(shown, texts, written, strict=True):
-        assert end.decode(end.open(end.read([p])), 12) == ([text], [n])
+        assert decode(end.open(end.read([p])), 12) == ([text], [n])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,7 +69,7 @@ def test_sdpa_equals_eager(family):
 def test_decode_equals_generate(family):
     end = helpers.causal_lm(family=family)
     for p in prompts(end):
-        text, written = end.decode(end.open(end.read([p])), 10)
+        text, written = decode(end.open(end.read([p])), 10)
         ids = torch.tensor([p.ids])
         made = end.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, pad_token_id=3
@@ -82,18 +81,19 @@ def test_decode_equals_generate(family):
 def test_decode_stops_before_a_stop_string():
     end = helpers.causal_lm()
     opened = end.open(end.read(prompts(end)[:1]))
-    whole = end.decode(opened, 12)[0][0]
+    whole = decode(opened, 12)[0][0]
     stop = whole[3:5]
-    assert end.decode(opened, 12, [stop])[0][0] == whole.split(stop)[0]
+    assert decode(opened, 12, [stop])[0][0] == whole.split(stop)[0]
 
 
 def test_prefill_in_two_pieces_equals_one():
     end = helpers.causal_lm(family="gemma3")
-    ids, mask = pad_left([list(p.ids) for p in prompts(end)], end.pad_id)
-    whole = end.prefill(ids, mask)
-    half = end.prefill(ids[:, :5], mask[:, :5])
-    rest = end.prefill(ids[:, 5:], mask[:, 5:], past=half, start=mask[:, :5].sum(1))
-    real = mask.bool()
+    rows = [p.ids for p in prompts(end)]
+    whole, first = end.prefill(rows), [5, 2, 0]
+    half = end.prefill([ids[:n] for ids, n in zip(rows, first, strict=True)])
+    rest = end.prefill([ids[n:] for ids, n in zip(rows, first, strict=True)], half, torch.tensor(first))
+    real = whole.mask.bool()
+    assert torch.equal(whole.mask, rest.mask)
     assert torch.allclose(
         whole.keys.permute(1, 3, 0, 2, 4)[real], rest.keys.permute(1, 3, 0, 2, 4)[real], atol=1e-4
     )
@@ -103,14 +103,15 @@ def test_prefill_in_two_pieces_equals_one():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rotation_is_undone_and_redone(family):
     end = helpers.causal_lm(family=family)
-    ids, mask = pad_left([list(p.ids) for p in prompts(end)], end.pad_id)
-    kv = end.prefill(ids, mask)
-    bare = rotate(kv.keys, kv.positions, end.model, inverse=True)
-    assert torch.allclose(rotate(bare, kv.positions, end.model), kv.keys, atol=1e-4)
+    rows = [p.ids for p in prompts(end)]
+    kv = end.prefill(rows)
+    bare = end.content_keys(kv).keys
+    assert torch.allclose(end.rotate(bare, kv.positions), kv.keys, atol=1e-4)
+    assert torch.equal(end.rotate(bare[[2, 0]], kv.positions, [2, 0]), end.rotate(bare, kv.positions)[[2, 0]])
     # the same words later in the text: first-layer content keys agree, rotated ones do not
-    late = end.prefill(ids, mask, start=7)
-    bare_late = rotate(late.keys, late.positions, end.model, inverse=True)
-    real = mask.bool()[:, None, :, None]
+    late = end.prefill(rows, start=7)
+    bare_late = end.content_keys(late).keys
+    real = kv.mask.bool()[:, None, :, None]
     assert torch.allclose((bare_late[0] - bare[0]) * real, torch.zeros(1), atol=1e-4)
     assert not torch.allclose((late.keys[0] - kv.keys[0]) * real, torch.zeros(1), atol=1e-2)
 
@@ -137,10 +138,10 @@ def test_ragged_pieces_on_top_of_a_cache_equal_each_row_alone(family):
     leads = [list(p.ids)[:n] for p, n in zip(prompts(end), (9, 2, 5), strict=True)]
 
     def through(rows):
-        ids, mask = pad_left([list(first[r].ids) for r in rows], end.pad_id)
-        opened = end.open(end.read([second[r] for r in rows], past=end.prefill(ids, mask), start=mask.sum(1)))
+        past = end.prefill([first[r].ids for r in rows])
+        opened = end.open(end.read([second[r] for r in rows], past=past, start=past.mask.sum(1)))
         again = end.open(opened.then([leads[r] for r in rows], []))
-        return opened.logits, again.logits, end.decode(again, 6)[0]
+        return opened.logits, again.logits, decode(again, 6)[0]
 
     together = through([0, 1, 2])
     for r in range(3):
@@ -156,7 +157,7 @@ def test_the_loss_equals_a_plain_forward():
     end = helpers.causal_lm(family="gemma3")
     state = end.read(prompts(end))
     targets = [[7, 8, 9], [11], [20, 21]]
-    got, right = end.loss(state, targets, [[True, False, True], [True], [True, True]])
+    got, right = answer_loss(state, targets, [[True, False, True], [True], [True, True]])
     each = []
     for p, t, flags in zip(prompts(end), targets, ([0, 2], [0], [0, 1]), strict=True):
         logits = end.model(torch.tensor([[*p.ids, *t]])).logits[0, len(p.ids) - 1 : -1].log_softmax(-1)
@@ -183,7 +184,7 @@ def test_a_model_without_an_output_head_of_its_own_answers_too(monkeypatch):
 def test_what_is_shared_ends_where_memory_does_and_is_said_once(monkeypatch):
     end, shown = helpers.causal_lm(), prompts(helpers.causal_lm())
     free = iter([40 << 30, 1])
-    monkeypatch.setattr(lm, "free_bytes", lambda device: next(free))
+    monkeypatch.setattr(prefill, "free_bytes", lambda device: next(free))
     monkeypatch.setattr(prefill, "_warned", False)
     for _ in range(2):  # measured when sharing begins the first time, not again
         with end.sharing(), end.sharing(), warnings.catch_warnings():
@@ -193,10 +194,10 @@ def test_what_is_shared_ends_where_memory_does_and_is_said_once(monkeypatch):
             read = len(ran)
             assert torch.equal(first, end.read(shown).kv.keys)
             assert read and len(ran) == read, "nothing is read twice"
-        assert end._shared_limit == 10 << 30
+        assert end.shared.limit == 10 << 30
     small = helpers.causal_lm()
     with small.sharing() as shared:
-        assert small._shared_limit == 1 << 30, "at least so much"
+        assert small.shared.limit == 1 << 30, "at least so much"
         shared.limit = 1
         with pytest.warns(UserWarning, match=r"no longer shared beyond 0\.0 GB") as said:
             first, second = small.read(shown).kv.keys, small.read(shown).kv.keys

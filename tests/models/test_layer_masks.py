@@ -9,11 +9,12 @@ import torch
 from transformers import DynamicCache
 
 from lcfbench.errors import UserError
+from lcfbench.models.answering import answer_loss, decode, rank
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.layer_masks import hiding, windows
+from lcfbench.models.layer_masks import check_maskable, hiding, windows
 from lcfbench.models.padding import pad_left, positions_of
-from lcfbench.models.state import State
+from lcfbench.models.protocol import State
 from tests import helpers
 
 FAMILIES = ["llama", "qwen3", "gemma3"]
@@ -39,7 +40,7 @@ def no_grad():
 
 def cached(end: CausalLM, rows: list[list[int]], seed: int = 0) -> KV:
     """Rows read, and about half of their entries hidden, others in every layer; the first one from none."""
-    kv = end.prefill(*pad_left(rows, 3))
+    kv = end.prefill(rows)
     hidden = torch.rand(kv.keys.shape[0], kv.length, generator=torch.Generator().manual_seed(seed)) < 0.5
     hidden[:, 0] = False
     out = torch.zeros(kv.keys.shape[0], len(rows), kv.length, dtype=torch.bool)
@@ -89,7 +90,7 @@ def test_a_layer_sees_what_it_would_see_without_the_hidden_entries(family, atten
         torch.testing.assert_close(opened.logits[b], by_hand(end, kv, b, rest)[-1], **CLOSE)
         assert not torch.allclose(opened.logits[b], plain.logits[b], atol=0.05)  # hiding did something
     # and on: one token after another, on the cache that came back
-    texts, written = end.decode(opened, 6)
+    texts, written = decode(opened, 6)
     for b, rest in enumerate(REST):
         ids: list[int] = []
         while (
@@ -105,14 +106,13 @@ def test_prefill_rank_and_loss_keep_hiding(family):
     end = helpers.causal_lm(family=family)
     kv = cached(end, READ)
     one = [[5], [6], [7]]
-    ids, mask = pad_left(REST, 3)
-    longer = end.prefill(ids, mask, kv, kv.mask.sum(1))
+    longer = end.prefill(REST, kv, kv.mask.sum(1))
     assert longer.hidden is not None and longer.hidden.sum() == kv.hidden.sum()
     opened = end.open(state(end, longer, one))
     choices = [[[30, 31, 32], [40]], [[50], [51, 52]], [[9, 8, 7, 6], [5, 4]]]
-    ranked = end.rank(opened, choices)
+    ranked = rank(opened, choices)
     st = state(end, longer, one)
-    loss, _ = end.loss(st, [row[0] for row in choices], [[True] * len(row[0]) for row in choices])
+    loss, _ = answer_loss(st, [row[0] for row in choices], [[True] * len(row[0]) for row in choices])
     losses = []
     for b, row in enumerate(choices):
         for c, tail in enumerate(row):
@@ -137,7 +137,7 @@ def test_batch_1_equals_batch_n(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hidden_from_all_layers_is_not_there(family):
     end = helpers.causal_lm(family=family)
-    kv = end.prefill(*pad_left(READ, 3))
+    kv = end.prefill(READ)
     gone = torch.zeros_like(kv.mask).bool()
     gone[:, -4:-1] = True
     hidden = replace(kv, hidden=gone.expand(kv.keys.shape[0], -1, -1).clone())
@@ -145,7 +145,7 @@ def test_hidden_from_all_layers_is_not_there(family):
     st = state(end, kv, REST)
     a, b = (end.open(replace(st, kv=x)) for x in (hidden, without))
     torch.testing.assert_close(a.logits, b.logits, **CLOSE)
-    assert end.decode(a, 5) == end.decode(b, 5)
+    assert decode(a, 5) == decode(b, 5)
     # nor does it matter what stands there
     at = hidden.hidden[:, :, None, :, None]
     noisy = replace(hidden, keys=torch.where(at, 99.0, kv.keys), values=torch.where(at, 99.0, kv.values))
@@ -155,7 +155,7 @@ def test_hidden_from_all_layers_is_not_there(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_hidden_changes_nothing(family):
     end = helpers.causal_lm(family=family)
-    kv = end.prefill(*pad_left(READ, 3))
+    kv = end.prefill(READ)
     none = torch.zeros(*kv.keys.shape[:2], kv.length, dtype=torch.bool)
     a, b = (end.open(state(end, x, REST)) for x in (kv, replace(kv, hidden=none)))
     assert a.kv.hidden is None and b.kv.hidden is not None
@@ -207,4 +207,4 @@ def test_what_cannot_be_masked_is_refused():
     assert windows(gemma) == [8, 8, None]
     gemma.config.layer_types = ["chunked_attention"] * 3
     with pytest.raises(UserError, match="chunked_attention"):
-        windows(gemma)
+        check_maskable(gemma)

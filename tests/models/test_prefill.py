@@ -29,13 +29,14 @@ def no_grad():
 
 
 @pytest.fixture
-def counted(monkeypatch):
-    """An model and the (rows, columns) of its forwards."""
+def counted():
+    """A model and the (rows, columns) of its forwards."""
 
     def make(family="llama"):
         end, ran = helpers.causal_lm(family=family), []
-        run = end.run
-        monkeypatch.setattr(end, "run", lambda ids, *rest: (ran.append(tuple(ids.shape)), run(ids, *rest))[1])
+        end.model.get_decoder().register_forward_pre_hook(
+            lambda module, args, given: ran.append(tuple(given["input_ids"].shape)), with_kwargs=True
+        )
         return end, ran
 
     return make
@@ -49,7 +50,7 @@ def real(kv, row):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 def test_each_row_is_the_one_read_alone(family, counted):
     end, ran = counted(family)
-    kv = prefill.read(end, ROWS)
+    kv = end.prefill(ROWS)
     assert kv.length == max(map(len, ROWS)) and kv.mask.sum(1).tolist() == [len(r) for r in ROWS]
     for i, row in enumerate(ROWS):
         alone, together = real(end.run(*pad_left([row], 0), None, 0), 0), real(kv, i)
@@ -59,46 +60,46 @@ def test_each_row_is_the_one_read_alone(family, counted):
 
 def test_what_is_common_is_read_once_and_padding_is_not_read(counted):
     end, ran = counted()
-    prefill.read(end, ROWS)
+    end.prefill(ROWS)
     # the beginning; then rests of 1, 3 and 4 tokens together (the equal row once), the one of 32 alone
     assert ran == [(1, 20), (3, 4), (1, 32)]
     ran.clear()
-    prefill.read(end, ROWS)
+    end.prefill(ROWS)
     assert ran == [(3, 4), (1, 32)], "the beginning is kept"
-    end.beginnings = None
+    end.shared.beginnings = None
     ran.clear()
-    prefill.read(end, ROWS)
-    prefill.read(end, ROWS)
+    end.prefill(ROWS)
+    end.prefill(ROWS)
     assert ran == 2 * [(1, 20), (3, 4), (1, 32)], "not where weights may change"
 
 
 def test_few_common_tokens_are_not_worth_a_forward(counted):
     end, ran = counted()
-    prefill.read(end, [[1, 2, 3, 4], [1, 2, 5]])
+    end.prefill([[1, 2, 3, 4], [1, 2, 5]])
     assert ran == [(2, 4)]
 
 
 def test_no_more_beginnings_are_kept_than_a_few(counted):
     end, _ = counted()
     for first in range(100, 120):
-        prefill.read(end, [[first, *row] for row in ROWS])
-    assert len(end.beginnings) == prefill.BEGINNINGS
-    assert next(reversed(end.beginnings))[0] == 119
+        end.prefill([[first, *row] for row in ROWS])
+    assert len(end.shared.beginnings) == prefill.BEGINNINGS
+    assert next(reversed(end.shared.beginnings))[0] == 119
 
 
 def test_any_order_of_a_batch_is_the_same_batch_bit_for_bit(counted):
     end, ran = counted()
-    shared = prefill.Shared(1 << 30)
-    first = prefill.read(end, ROWS, shared)
-    read = len(ran)
-    for order in ([4, 0, 1, 2, 3], [2, 1, 4, 0, 1]):
-        apart = prefill.read(helpers.causal_lm(), [ROWS[i] for i in order])
-        kv = prefill.read(end, [ROWS[i] for i in order], shared)
-        assert torch.equal(kv.keys, apart.keys) and torch.equal(kv.values, apart.values)
-        assert all(torch.equal(real(kv, k)[0], real(first, i)[0]) for k, i in enumerate(order))
-    assert len(ran) == read
-    prefill.read(end, ROWS[:2], shared)
-    assert len(ran) > read, "other prompts are read"
+    with end.sharing():
+        first = end.prefill(ROWS)
+        read = len(ran)
+        for order in ([4, 0, 1, 2, 3], [2, 1, 4, 0, 1]):
+            apart = helpers.causal_lm().prefill([ROWS[i] for i in order])
+            kv = end.prefill([ROWS[i] for i in order])
+            assert torch.equal(kv.keys, apart.keys) and torch.equal(kv.values, apart.values)
+            assert all(torch.equal(real(kv, k)[0], real(first, i)[0]) for k, i in enumerate(order))
+        assert len(ran) == read
+        end.prefill(ROWS[:2])
+        assert len(ran) > read, "other prompts are read"
 
 
 def test_what_a_borrower_read_itself_is_not_lent_to_it(counted):
@@ -106,11 +107,11 @@ def test_what_a_borrower_read_itself_is_not_lent_to_it(counted):
     with end.sharing() as shared:
         end.start_accounting()
         for _ in range(3):
-            prefill.read(end, ROWS, shared)
+            end.prefill(ROWS)
         assert end.saved_seconds == 0.0
         end.start_accounting()
         for _ in range(3):
-            prefill.read(end, ROWS, shared)
+            end.prefill(ROWS)
         once = shared.held[next(iter(shared.held))][1]
         assert end.saved_seconds == once > 0, "another one would have read it once"
         assert end.release() == 1 and not shared.held
@@ -119,24 +120,24 @@ def test_what_a_borrower_read_itself_is_not_lent_to_it(counted):
 def test_long_beginnings_are_not_kept(counted, monkeypatch):
     end, _ = counted()
     monkeypatch.setattr(prefill, "BEGINNING_BYTES", 10)
-    prefill.read(end, ROWS)
-    assert not end.beginnings
+    end.prefill(ROWS)
+    assert not end.shared.beginnings
 
 
 def test_empty_prompts_hold_nothing(counted):
     end, ran = counted()
-    kv = prefill.read(end, [[], [5, 6], []])
+    kv = end.prefill([[], [5, 6], []])
     assert kv.mask.tolist() == [[0, 0], [1, 1], [0, 0]] and not kv.keys[:, 0].any()
-    assert prefill.read(end, [[], []]).length == 0
+    assert end.prefill([[], []]).length == 0
     assert ran == [(1, 2)]
 
 
 def test_a_kept_beginning_serves_training_after_inference():
     end = helpers.causal_lm()
     with torch.inference_mode():
-        held = prefill.read(end, ROWS)
+        held = end.prefill(ROWS)
     with torch.enable_grad():
-        kv = prefill.read(end, ROWS)
+        kv = end.prefill(ROWS)
         scale = torch.ones((), requires_grad=True)
         (kv.keys * scale).sum().backward()
     assert scale.grad is not None and torch.equal(held.keys, kv.keys)

@@ -13,6 +13,7 @@ from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import target
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create
+from lcfbench.models.answering import answer_loss
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document, Step, View
@@ -370,7 +371,7 @@ def test_chats_train_an_adapter_and_batches_agree_with_single_documents(made, en
             ends[0].tokenizer.decode(ids[:-1]) == d.gold and ids[-1] == 2 and all(kept)
             for d, (ids, kept) in zip(group, pairs, strict=True)
         )
-        return ends[0].loss(state, [ids for ids, _ in pairs], [kept for _, kept in pairs])[0]
+        return answer_loss(state, [ids for ids, _ in pairs], [kept for _, kept in pairs])[0]
 
     with torch.no_grad():
         together, alone = loss(documents), torch.stack([loss([d]) for d in documents]).mean()
@@ -393,7 +394,7 @@ def test_written_and_ranked_answers_go_through_one_batch(made, ends):
         with torch.no_grad():
             state = method.respond(Batch(group, group, Clock()))
             pairs = [target(d, p, ends[0].tokenizer, 2) for d, p in zip(group, state.prompts, strict=True)]
-            return ends[0].loss(state, [ids for ids, _ in pairs], [kept for _, kept in pairs])[0]
+            return answer_loss(state, [ids for ids, _ in pairs], [kept for _, kept in pairs])[0]
 
     torch.testing.assert_close(
         loss(documents), torch.stack([loss([d]) for d in documents]).mean(), atol=1e-4, rtol=1e-4

@@ -19,6 +19,7 @@ from lcfbench.evaluation.batching import batches
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create, method_class
+from lcfbench.models.answering import rank
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock
 from lcfbench.sources.models import find_model
@@ -229,7 +230,7 @@ def test_unsupervised_tokens_do_not_change_the_loss():
     with torch.no_grad():
         long, _ = end.loss(end.read([shown]), [given], [[True] * len(ids) + [False, False]])
         short, _ = end.loss(end.read([shown]), [ids], [[True] * len(ids)])
-        ranked = end.rank(end.open(end.read([shown])), [[ids]])[0][0][0]
+        ranked = rank(end.open(end.read([shown])), [[ids]])[0][0][0]
     assert float(long) == pytest.approx(float(short), abs=1e-5) == pytest.approx(-ranked / len(ids), abs=1e-4)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lcfbench.adapters.base import Adapter, GateMode
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.methods.base import Batch, Method, prompt
-from lcfbench.models.state import Message, State
+from lcfbench.models.protocol import Message, State
 
 
 class PostcardAdapter(Adapter):

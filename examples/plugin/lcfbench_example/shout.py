@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lcfbench.errors import UserError
 from lcfbench.methods.base import Batch, Method, prompt
-from lcfbench.models.state import Message, State
+from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import NOTE
 
 

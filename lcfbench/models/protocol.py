@@ -1,0 +1,205 @@
+"""The interface of a causal language model, and the state from which one may answer.
+
+Everything above `lcfbench.models` sees a model as a `LanguageModel`; `CausalLM` implements it with
+transformers. A method turns a batch of documents into a `State`; scoring starts from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lcfbench.geometry import Geometry
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.padding import pad_left, positions_of
+from lcfbench.models.shared_prefill import SharedPrefill
+from lcfbench.tasks.prompts import Prompt
+
+
+class LanguageModel(Protocol):
+    """A frozen causal language model with its tokenizer.
+
+    name, revision, source: which model it is and where it came from. pad_id: the token that fills
+    rows up. matmul_params: parameters that each token is multiplied with.
+    """
+
+    name: str
+    revision: str
+    source: str
+    tokenizer: Any
+    geometry: Geometry
+    pad_id: int
+    matmul_params: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that the model reads at most; None where its config does not say."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the embedding table: a token id must be smaller."""
+
+    @property
+    def windows(self) -> list[int | None]:
+        """The sliding window of each layer in tokens; None where a layer attends everything."""
+
+    @property
+    def takes_layer_masks(self) -> bool:
+        """Whether each layer can be given an attention mask of its own."""
+
+    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Tensor | int = 0) -> KV:
+        """Returns the cache after reading each row of token ids, on top of `past` where given.
+
+        start: rotary position of the first token, a number or (B,). No logits are computed.
+        """
+
+    def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:
+        """Prefills all but the last token of each prompt; the last is left to run on the cache."""
+
+    def open(self, state: State) -> Opened:
+        """Runs the tokens that are left: logits of the first answer token and the longer cache."""
+
+    def forward(
+        self, kv: KV, ids: Tensor, mask: Tensor, positions: Tensor, at: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Any]:
+        """Runs ids (B, T) on a cache. Returns fp32 logits (n, V) and the longer transformers cache.
+
+        at: rows (n,) and columns (n,) of ids whose logits are computed.
+        """
+
+    def step(self, cache: Any, ids: Tensor, mask: Tensor, positions: Tensor, hidden: Tensor | None) -> Tensor:
+        """Runs one token ids (B,) a row, extends the transformers cache, returns logits (B, V)."""
+
+    def masking(self, make: Callable[[int | None], Tensor]) -> AbstractContextManager[None]:
+        """Replaces each layer's mask by `make(window)` (B, 1, T, N), bool, for one forward."""
+
+    def stop_ids(self) -> set[int]:
+        """Returns the token ids that end an answer."""
+
+    def rotate(
+        self, keys: Tensor, positions: Tensor, layers: Sequence[int] | None = None, inverse: bool = False
+    ) -> Tensor:
+        """Applies or undoes the rotary embedding of keys (l, B, H, N, D) at positions (B, N)."""
+
+    def content_keys(self, kv: KV) -> KV:
+        """Returns the cache with the rotary embedding taken out of its keys."""
+
+    def check_layer_masks(self) -> None:
+        """Raises UserError where entries cannot be hidden from some layers alone."""
+
+    def attention_share(
+        self, rows: Sequence[Sequence[int]], past: KV, columns: slice, queries: slice
+    ) -> Tensor:
+        """Reads rows on top of `past`; returns each layer's attention to cache `columns`, (L,)."""
+
+    def flops(self, tokens: int) -> float:
+        """Counts the operations of running `tokens` new tokens from an empty cache."""
+
+    def attention_flops(self, queries: int, past: float = 0.0, tokens: float = 0.0) -> float:
+        """Counts the attention of `queries` tokens to `past` entries and `tokens` of their own."""
+
+    @property
+    def saved_seconds(self) -> float:
+        """Seconds that shared readings have saved since `start_accounting`."""
+
+    def start_accounting(self) -> None:
+        """Counts saved seconds from zero, for the next user of shared readings."""
+
+    def release(self) -> int:
+        """Drops the caches held for sharing and returns how many there were."""
+
+    def sharing(self) -> AbstractContextManager[SharedPrefill]:
+        """Within it, equal batches are read once."""
+
+    def apart(self) -> AbstractContextManager[None]:
+        """Within it nothing is shared: a reading that is timed must be done."""
+
+
+@dataclass
+class Message:
+    """The message that the sharer sent, one entry a document.
+
+    wire_bytes: bytes of the smallest form that the receiver's side needs. cache_bytes: the same
+    before any projection (equal for text). sharer_tokens: tokens that the sharer read or wrote.
+    texts: the message, where it is text. adapter_flops: work beside the models' own readings.
+    read: the prompts that the sharer read.
+    """
+
+    wire_bytes: list[int]
+    cache_bytes: list[int]
+    sharer_tokens: list[int]
+    texts: list[str] | None = None
+    adapter_flops: list[float] | None = None
+    read: list[Prompt] | None = None
+
+    @classmethod
+    def none(cls, rows: int) -> Message:
+        return cls([0] * rows, [0] * rows, [0] * rows)
+
+
+@dataclass
+class State:
+    """A batch just before the model answers: the next forward runs `ids` on `kv`.
+
+    Its last logits are those of the first answer token. ids, mask, positions: (B, T), left-padded,
+    T ≥ 1. prompts: the texts that the answering model was shown.
+    """
+
+    lm: LanguageModel
+    kv: KV
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    prompts: list[Prompt]
+    message: Message = field(default_factory=lambda: Message([], [], []))
+
+    @classmethod
+    def before(
+        cls,
+        lm: LanguageModel,
+        kv: KV,
+        rows: Sequence[Sequence[int]],
+        start: Tensor,
+        prompts: Sequence[Prompt],
+    ) -> State:
+        """Returns the state that runs `rows` next, from the rotary positions `start` (B,) on."""
+        ids, mask = pad_left(rows, lm.pad_id, lm.device)
+        positions = positions_of(mask, start.to(lm.device))
+        return cls(lm, kv, ids, mask, positions, list(prompts), Message.none(len(rows)))
+
+
+@dataclass
+class Opened:
+    """A `State` whose ids have run. logits: (B, V) of the next token, fp32. next_position: (B,).
+
+    extended: makes the longer cache; an answer of one token never needs it.
+    """
+
+    lm: LanguageModel
+    logits: Tensor
+    next_position: Tensor
+    extended: Callable[[], KV]
+
+    @cached_property
+    def kv(self) -> KV:
+        return self.extended()
+
+    def then(self, rows: Sequence[Sequence[int]], prompts: Sequence[Prompt]) -> State:
+        """Returns the state that runs `rows` next: a second ranking step follows the first."""
+        return State.before(self.lm, self.kv, rows, self.next_position, prompts)
