@@ -20,8 +20,8 @@ def method_class(name: str) -> type[Method]:
 
 def sides(kind: type[Method], first: str, second: str) -> tuple[str, str]:
     """Returns the models of both sides: a method that runs one model has it on both."""
-    alone = {("receiver",): (first, first), ("sharer",): (second, second)}
-    return alone.get(kind.roles, (first, second))  # type: ignore[call-overload]
+    left = first if "receiver" in kind.roles else second
+    return left, second if "sharer" in kind.roles else first
 
 
 def check_options(kinds: Mapping[str, type[Method]], given: Iterable[str]) -> None:
