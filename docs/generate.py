@@ -96,52 +96,63 @@ def api() -> str:
 
 
 def _function(name: str, thing: Any) -> list[str]:
-    text, meanings = _explained(thing.__doc__ or "", inspect.signature(thing).parameters)
-    listed = "\n".join(f"- `{key}`: {meaning}" for key, meaning in meanings.items())
-    return [f"```python\n{name}{_signature(thing)}\n```", _prose(text), *([listed] if listed else [])]
+    text = _documented(thing.__doc__, inspect.signature(thing).parameters)
+    return [f"```python\n{name}{_signature(thing)}\n```", text]
 
 
 def _class(name: str, kind: type) -> list[str]:
-    parts = [_prose(kind.__doc__)]
+    fields = [key for base in kind.__mro__ for key in vars(base).get("__annotations__", {})]
+    parts = [_documented(kind.__doc__, fields)]
     if settings := getattr(kind, "model_fields", None):
-        heads = ("setting", "type", "default")
+        heads = ("setting", "type", "default", "meaning")
         parts.append(_table(heads, [_setting(key, field) for key, field in settings.items()]))
-    own = {k: v for k, v in vars(kind).items() if not k.startswith("_") and (inspect.getdoc(v) or "")}
-    for key, member in own.items():
+    members = []
+    for key, member in vars(kind).items():
+        if key.startswith("_") or not getattr(member, "__doc__", None):
+            continue
+        text = " ".join((inspect.getdoc(member) or "").split())
         if isinstance(member, property):
-            parts.append(f"**`{key}`** (property): {_prose(member.__doc__)}")
+            members.append(f"- `{key}`: {text}")
         elif inspect.isfunction(member) or isinstance(member, classmethod | staticmethod):
-            parts.append(f"**`{key}{_signature(getattr(kind, key))}`**: {_prose(member.__doc__)}")
-    return parts
+            members.append(f"- `{key}{_signature(getattr(kind, key), wide=True)}`: {text}")
+    return [*parts, *(["Members:", "\n".join(members)] if members else [])]
 
 
-def _signature(thing: Any) -> str:
-    """The signature; over several lines where it is long."""
+def _documented(text: str | None, names: Iterable[str]) -> str:
+    """A docstring whose `name: meaning` parts are a list."""
+    left, meanings = _explained(text or "", names)
+    listed = "\n".join(f"- `{key}`: {meaning}" for key, meaning in meanings.items())
+    before, sign, errors = left.partition("Raises ") if listed else (left, "", "")
+    return "\n\n".join(part for part in (_prose(before), listed, sign + errors) if part)
+
+
+def _signature(thing: Any, wide: bool = False) -> str:
+    """The signature without `self`; over several lines where it is long, if not `wide`."""
     signature = inspect.signature(thing)
-    text = str(signature)
-    if len(text) < 90:
-        return text
-    inside = [f"    {line}" for line in _parameters(signature)]
-    back = text.rpartition(")")[2]
-    return "(\n" + "\n".join(inside) + f"\n){back}"
+    shown = [_parameter(p) for p in signature.parameters.values() if p.name != "self"]
+    kinds = [p.kind for p in signature.parameters.values() if p.name != "self"]
+    if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        shown.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    given_back = signature.return_annotation
+    back = "" if given_back is inspect.Signature.empty else f" -> {_type(given_back)}"
+    line = f"({', '.join(shown)}){back}"
+    return line if wide or len(line) < 90 else "(\n" + "".join(f"    {p},\n" for p in shown) + f"){back}"
 
 
-def _parameters(signature: inspect.Signature) -> Iterator[str]:
-    """One text a parameter, with the star before those that are given by name only."""
-    starred = False
-    for parameter in signature.parameters.values():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            starred = True
-        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
-            starred = True
-            yield "*,"
-        yield f"{parameter},"
+def _parameter(parameter: inspect.Parameter) -> str:
+    """A parameter as it is written in a signature."""
+    star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    of = "" if parameter.annotation is parameter.empty else f": {_type(parameter.annotation)}"
+    equals = " = " if of else "="
+    default = "" if parameter.default is parameter.empty else f"{equals}{parameter.default!r}"
+    return f"{star}{parameter.name}{of}{default}"
 
 
 def _setting(key: str, field: Any) -> tuple[str, ...]:
     """A pydantic field as a table row."""
     default = field.get_default(call_default_factory=True)
-    return f"`{key}`", f"`{_type(field.annotation)}`", "required" if field.is_required() else f"`{default}`"
+    shown = "required" if field.is_required() else f"`{default}`"
+    return f"`{key}`", f"`{_type(field.annotation)}`", shown, field.description or ""
 
 
 # -- methods, adapters, tasks ----------------------------------------------------------------------------
@@ -353,6 +364,8 @@ def _explained(text: str, names: Iterable[str]) -> tuple[str, dict[str, str]]:
         left += [before.strip()] if before.strip() else []
         for keys, meaning in zip(parts[::2], parts[1::2], strict=True):
             first, *others = keys.split(", ")
+            meaning, sign, errors = meaning.partition("Raises ")
+            left += [sign + errors] if sign else []
             found[first] = meaning.strip()
             found |= {other: f"see `{first}`" for other in others}
     return "\n\n".join(left), found

@@ -15,6 +15,7 @@ PAGES = [
     "CHANGELOG.md",
     "benchmarks/README.md",
     "benchmarks/results/table.md",
+    "examples/plugin/README.md",
     "results/README.md",
     "results/ablation/README.md",
 ]

@@ -1,7 +1,7 @@
 """lcfbench measures how much of one language model's knowledge reaches another, and how fast.
 
 >>> import lcfbench
->>> found = lcfbench.run(mode=["receiver", "lcf"], task="splitfacts", control=["matched", "deranged"], limit=64)
+>>> found = lcfbench.run(mode=["receiver", "lcf"], control=["matched", "deranged"], limit=64)
 >>> found.summary(), found.verdicts()
 
 Names are imported when they are first used, so that `import lcfbench` costs nothing.
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from lcfbench.controls.base import Control
     from lcfbench.errors import UserError
     from lcfbench.evaluation.recipe import Recipe
+    from lcfbench.methods.ask import Answer
     from lcfbench.methods.base import Batch, Method
     from lcfbench.methods.load_pair import Pair, load_pair
     from lcfbench.models.protocol import Message, State
     from lcfbench.results.reader import load_samples
+    from lcfbench.training.recipe import TrainRecipe
 
 __version__ = "0.3.0"
 _HOME = {
@@ -32,14 +34,17 @@ _HOME = {
     "lcfbench.controls.base": ("Control",),
     "lcfbench.errors": ("UserError",),
     "lcfbench.evaluation.recipe": ("Recipe",),
+    "lcfbench.methods.ask": ("Answer",),
     "lcfbench.methods.base": ("Batch", "Method"),
     "lcfbench.methods.load_pair": ("Pair", "load_pair"),
     "lcfbench.models.protocol": ("Message", "State"),
     "lcfbench.results.reader": ("load_samples",),
+    "lcfbench.training.recipe": ("TrainRecipe",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "Adapter",
+    "Answer",
     "Batch",
     "Control",
     "Message",
@@ -48,6 +53,7 @@ __all__ = [
     "Recipe",
     "Results",
     "State",
+    "TrainRecipe",
     "UserError",
     "create",
     "load_pair",

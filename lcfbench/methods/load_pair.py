@@ -15,6 +15,7 @@ from lcfbench.adapters.config import AdapterConfig
 from lcfbench.adapters.files import load
 from lcfbench.methods.create import method_class
 from lcfbench.models.causal_lm import CausalLM
+from lcfbench.progress import quiet_libraries
 from lcfbench.sources.models import ALIASES, find_model, split_pair
 
 ROLES = ("receiver", "sharer")
@@ -58,6 +59,7 @@ def load_pair(
     "auto" chooses what is fastest here. Raises UserError where a name, a model, a dtype or a device
     is not there.
     """
+    quiet_libraries()
     names, wanted = split_pair(pair), set(roles)
     if len(wanted) == 1 or names[0] == names[1]:
         name = names[0] if "receiver" in wanted else names[1]

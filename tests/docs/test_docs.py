@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("benchmarks", "examples", "examples/plugin", "results", "results/ablation")
 WRITTEN = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").rglob("*.md")),
-    *(ROOT / name / "README.md" for name in ("benchmarks", "examples", "results", "results/ablation")),
+    *(ROOT / name / "README.md" for name in FOLDERS),
 ]
 PAGES = [path for path in WRITTEN if path.is_file()]
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
@@ -102,7 +103,12 @@ def shown_commands(path: Path) -> list[str]:
     """Lines of shell blocks and YAML blocks, and code in the text, that call the command line."""
     text = path.read_text()
     blocks = [body for language, body in BLOCK.findall(text) if language in ("bash", "yaml", "")]
-    lines = [re.sub(r"^\s*(- )?(run: )?", "", line) for body in blocks for line in body.splitlines()]
+    lines = [
+        re.sub(r"^\s*(- )?(run: )?", "", part)
+        for body in blocks
+        for line in body.splitlines()
+        for part in line.split(";")
+    ]
     inline = re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))
     return [line for line in [*lines, *inline] if line.startswith(("lcfbench ", "accelerate launch "))]
 
