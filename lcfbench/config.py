@@ -14,7 +14,7 @@ from lcfbench.errors import UserError, unknown
 
 
 def several(value: Any) -> Any:
-    """`a,b,c` means three; duplicates are dropped, order kept."""
+    """Splits `a,b,c` into three; drops duplicates and keeps the order."""
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list):
         raise ValueError("give names, separated by commas")
@@ -23,7 +23,7 @@ def several(value: Any) -> Any:
 
 
 def texts(value: Any) -> Any:
-    """YAML reads `budget: 100` as a number; options are texts until whoever owns them converts them."""
+    """Turns option values into texts; `convert` gives each its type later. YAML reads 100 as a number."""
     return {str(k): _text(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
@@ -32,15 +32,15 @@ def _text(value: Any) -> str:
 
 
 class Settings(BaseModel):
-    """Base of what can be asked for: a file of settings, overlaid with environment and flags."""
+    """Base of all settings: a file, overlaid with environment variables and flags."""
 
     model_config = ConfigDict(extra="forbid")
 
     @classmethod
     def merge(cls, file: Path | str | None, given: dict[str, Any], section: str | None = None) -> Self:
-        """The YAML file or packaged recipe (if any) overlaid with what was `given` (environment and flags, None where not). Raises UserError.
+        """Overlays a YAML file or packaged recipe with the given settings; empty ones do not count.
 
-        section: the part of a recipe of several parts (`train`, `run`) that is meant.
+        section: the part of a recipe with parts, `train` or `run`. Raises UserError.
         """
         base = read_recipe(file, section) if file is not None else {}
         chosen = {k: v for k, v in given.items() if v is not None and v != [] and v != {}}
@@ -62,12 +62,12 @@ class Settings(BaseModel):
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """Recipes that come with the package, by name."""
+    """Returns the recipes that come with the package, by name."""
     return {p.stem: p for p in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
 
 
 def read_recipe(file: Path | str, section: str | None) -> dict[str, Any]:
-    """The settings in a YAML file, or in the packaged recipe of that name: its `section`, where it has parts. Raises UserError."""
+    """Reads a YAML file or packaged recipe: its `section` where it has parts. Raises UserError."""
     import yaml
 
     known = packaged_recipes()
@@ -111,7 +111,7 @@ def parse_assignments(texts: list[str] | None, flag: str) -> dict[str, str]:
     return out
 
 
-# -- one converter for every KEY=VALUE ------------------------------------------------------------
+# -- one converter for every KEY=VALUE -----------------------------------------------------------
 
 
 def convert(key: str, text: str, hint: Any, default: Any = None, of: str = "") -> Any:

@@ -1,6 +1,6 @@
-"""The one exception a user is meant to see: what is wrong in one line, and the next step.
+"""The one exception that users see: the mistake in one line, and the next step.
 
-The CLI prints it without a traceback and exits 2. Anything else that reaches the top is a bug.
+The command line prints it without a traceback and exits 2. Any other exception there is a bug.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import difflib
 from collections.abc import Iterable
 from enum import IntEnum
 
-FEW = 7  # so many names are simply listed
+FEW = 7  # names that are listed in full
 
 
 class Exit(IntEnum):
-    """What the process says when it ends."""
+    """Exit codes of the command line."""
 
     OK = 0
     FAILED = 1
@@ -24,7 +24,7 @@ class Exit(IntEnum):
 
 
 class UserError(Exception):
-    """`what` went wrong and the `next_step` that mends it."""
+    """A mistake: `what` went wrong, and the `next_step` that mends it."""
 
     def __init__(self, what: str, next_step: str = "") -> None:
         self.what, self.next_step = what, next_step
@@ -32,7 +32,7 @@ class UserError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> UserError:
-    """An error for a name that is not among `known`, with the nearest ones and the command that lists them all."""
+    """Returns an error for an unknown name: the nearest known ones, and the command that lists all."""
     names = list(known)
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = (

@@ -1,4 +1,4 @@
-"""The shape of a model's KV cache: all that an adapter needs to know of a model before its weights are there.
+"""The shape of a model's KV cache: all that an untrained adapter needs to know of a model.
 
 >>> from lcfbench.geometry import Geometry
 >>> Geometry(layers=28, kv_heads=8, head_dim=128).kv_width
@@ -28,7 +28,7 @@ class Geometry(BaseModel):
 
     @classmethod
     def of_config(cls, config: Any) -> Geometry:
-        """From a transformers config (or its `text_config`)."""
+        """Reads the shape from a transformers config, or from its `text_config`."""
         text = getattr(config, "text_config", None) or config
         heads = text.num_attention_heads
         return cls(

@@ -1,9 +1,7 @@
-"""Where a number came from: versions, commit, machine; and the digests that name runs and files.
+"""Where a number came from: versions, commit and machine; and the digests that name runs and files.
 
-    from lcfbench.provenance import digest, environment
-    digest({"mode": "lcf", "task": "splitfacts"})[:10]
-
-No torch here: whoever runs a model passes its device and thread count in.
+from lcfbench.provenance import digest, environment
+digest({"mode": "lcf", "task": "splitfacts"})[:10]
 """
 
 from __future__ import annotations
@@ -19,32 +17,23 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    *(
-        "lcfbench",
-        "torch",
-        "transformers",
-        "tokenizers",
-        "lm_eval",
-        "datasets",
-        "accelerate",
-        "safetensors",
-        "gguf",
-    ),
-    *("numpy", "scipy", "pandas", "pyarrow", "matplotlib"),
-)
+    "lcfbench torch transformers tokenizers lm_eval datasets accelerate safetensors gguf numpy scipy pandas "
+    "pyarrow matplotlib"
+).split()
 
 
 def digest(obj: Any) -> str:
-    """64 hex digits over the canonical JSON of `obj` (keys sorted, no spaces): equal content, equal digest.
+    """Returns 64 hex digits over the canonical JSON of `obj`: equal content has an equal digest.
 
-    Raises TypeError for what JSON cannot say and ValueError for NaN: a guess here would let two different runs share a name.
+    Raises TypeError for values that JSON cannot hold and ValueError for NaN: a guess would let two
+    different runs share a name.
     """
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """64 hex digits over the file's bytes. Raises OSError where it cannot be read."""
+    """Returns 64 hex digits over the file's bytes. Raises OSError where it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -55,9 +44,10 @@ def environment(
     gpu: str | None = None,
     dtype: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What ran where. `device`, `threads` and the `gpu`'s name as the model runner knows them; threads default to the CPUs this process may use.
+    """Describes the program and the machine, for a manifest.
 
-    dtype: how it was chosen, where it was (`dtypes.choose`).
+    device, threads, gpu: as the caller, who runs a model, knows them; threads default to the CPUs that
+    this process may use. dtype: how it was chosen, where it was not given.
     """
     return {
         "python": platform.python_version(),
@@ -74,12 +64,12 @@ def environment(
 
 
 def usable_cpus() -> int:
-    """CPUs this process may run on (fewer than the machine's in a container or under taskset)."""
+    """Returns the number of CPUs that this process may run on: fewer in a container or under taskset."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:
-    """The processor's marketing name where the system tells it, else its architecture."""
+    """Returns the processor's name where the system tells it, else its architecture."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():
@@ -89,7 +79,7 @@ def cpu_name() -> str:
 
 
 def git_state(root: Path) -> dict[str, Any] | None:
-    """{"commit", "dirty"} if `root` is the top of a checkout, else None (an installed package inside another project's tree)."""
+    """Returns {"commit", "dirty"} where `root` is the top of a checkout, else None."""
     top = _git(root, "rev-parse", "--show-toplevel")
     if not top or Path(top).resolve() != root.resolve():
         return None

@@ -52,12 +52,21 @@ class Group:
 
 GROUPS = {
     "methods": Group("method", "lcfbench ls methods", "Method", ("respond",), "base create load_pair ask"),
-    "adapters": Group("adapter kind", "lcfbench adapter size --help", "Adapter",
-                      helpers="base config files card hub select dense_fit ridge c2c_files"),
-    "controls": Group("control", "lcfbench run --help", "Control", ("message_from", "wrap"),
-                      "base names assignment wrappers"),
+    "adapters": Group(
+        "adapter kind",
+        "lcfbench adapter size --help",
+        "Adapter",
+        helpers="base config files card hub select dense_fit ridge c2c_files",
+    ),
+    "controls": Group(
+        "control",
+        "lcfbench run --help",
+        "Control",
+        ("message_from", "wrap"),
+        "base names assignment wrappers",
+    ),
     "tasks": Group("task", "lcfbench ls tasks", suffixes=YAML),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +151,7 @@ def find(group: str, name: str) -> Entry:
     return entry
 
 
-# -- classes --------------------------------------------------------------------------------------
+# -- classes -------------------------------------------------------------------------------------
 
 
 def load(group: str, name: str) -> type[Any]:
@@ -229,7 +238,7 @@ def _package_digest(file: Path) -> str:
     return files_digest(source_files(file))
 
 
-# -- where names come from ------------------------------------------------------------------------
+# -- where names come from -----------------------------------------------------------------------
 
 
 def _entries(group: str) -> dict[str, tuple[Entry, ...]]:
@@ -298,8 +307,10 @@ def _named(group: str, named: Sequence[tuple[str, str]]) -> Iterator[Entry]:
         if not place.exists():
             problem = f"{variable} names {text}, which is not there.", "Correct the path, or leave it out."
         elif group != "tasks" and not _groups(place):
-            problem = (f"{text} ({variable}) defines no method, adapter kind or control.",
-                       "Extend Method, Adapter or Control in it (docs/extending.md).")  # fmt: skip
+            problem = (
+                f"{text} ({variable}) defines no method, adapter kind or control.",
+                "Extend Method, Adapter or Control in it (docs/extending.md).",
+            )
         if place.suffix in GROUPS[group].suffixes and (
             problem or group == "tasks" or group in _groups(place)
         ):

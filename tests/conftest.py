@@ -1,4 +1,8 @@
-"""Shared fixtures. Real data is looked for in `$LCFBENCH_MIRROR`, then in a `shared/hub` beside the checkout; tests that need it skip without."""
+"""Shared fixtures.
+
+Real data is looked for in `$LCFBENCH_MIRROR`, then in a `shared/hub` beside the checkout; tests that
+need it skip without.
+"""
 
 from __future__ import annotations
 

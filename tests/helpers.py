@@ -1,4 +1,4 @@
-"""What tests share: tiny random models, the command line driven as a user does, documents, adapters and recorded runs."""
+"""Helpers of all tests: tiny random models, the command line in a process, documents, adapters, runs."""
 
 from __future__ import annotations
 
@@ -44,20 +44,24 @@ from lcfbench.tasks.document import NOTE, Document, Step, View
 from lcfbench.tasks.prompts import render
 
 TEXT = [
-    "Question: In which city is the key of Kafi? Answer: The key of Kafi is in the orange box. The orange box is in Seoul.",
-    "Notes: The purple box is in Vienna. The brown box is in Toronto. Zona works as a farmer. Answer: A B C D E",
-    "Der Schlüssel liegt in Zürich. Ключ в коробке. 鍵は箱の中にあります。 The quick brown fox jumps over the lazy dog 0123456789.",
+    "Question: In which city is the key of Kafi? Answer: The key of Kafi is in the orange box. "
+    "The orange box is in Seoul.",
+    "Notes: The purple box is in Vienna. The brown box is in Toronto. Zona works as a farmer. "
+    "Answer: A B C D E",
+    "Der Schlüssel liegt in Zürich. Ключ в коробке. 鍵は箱の中にあります。 "
+    "The quick brown fox jumps over the lazy dog 0123456789.",
     "user assistant system Which of these is a good conductor of heat? A. wood B. copper C. glass D. paper",
 ]
 CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% if not (loop.last and continue_final_message) %}<|im_end|>\n"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% if not (loop.last and continue_final_message) %}<|im_end|>\n"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 @cache
 def tokenizer(vocabulary: int = 400, bos: bool = False, chat: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of its own vocabulary; with `bos`, one that puts `<s>` in front as Llama's and Gemma's do."""
+    """A byte-level BPE of its own vocabulary; with `bos` it puts `<s>` in front, as Llama's does."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -212,7 +216,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def _hear_ctrl_c() -> None:
-    """A test run started in the background hands on that SIGINT is ignored; the command under test must hear it."""
+    """Lets the command hear Ctrl-C, also where the tests run in the background and ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -444,29 +448,49 @@ def coqa_rows(n: int = 60) -> list[dict]:
     ]
     return [
         {
-            "source": "made", "story": _story(i), "questions": [q for q, _ in said],
-            "answers": {"input_text": [a.format(i=i) for _, a in said], "answer_start": [0] * 5, "answer_end": [0] * 5},
+            "source": "made",
+            "story": _story(i),
+            "questions": [q for q, _ in said],
+            "answers": {
+                "input_text": [a.format(i=i) for _, a in said],
+                "answer_start": [0] * 5,
+                "answer_end": [0] * 5,
+            },
         }
         for i in range(n)
-    ]  # fmt: skip
+    ]
 
 
 def one_row_a_turn(rows: list[dict]) -> list[dict]:
     return [
         {
-            "id": f"s{k}_turn{i}", "source": row["source"], "story": row["story"], "question": question, "answers": [answer, f"{answer} indeed"],
-            "previous_qa": [{"question": q, "answer": a} for q, a in zip(row["questions"], row["answers"]["input_text"], strict=True)],
+            "id": f"s{k}_turn{i}",
+            "source": row["source"],
+            "story": row["story"],
+            "question": question,
+            "answers": [answer, f"{answer} indeed"],
+            "previous_qa": [
+                {"question": q, "answer": a}
+                for q, a in zip(row["questions"], row["answers"]["input_text"], strict=True)
+            ],
         }
         for k, row in enumerate(rows)
-        for i, (question, answer) in enumerate(zip(row["questions"], row["answers"]["input_text"], strict=True))
-    ]  # fmt: skip
+        for i, (question, answer) in enumerate(
+            zip(row["questions"], row["answers"]["input_text"], strict=True)
+        )
+    ]
 
 
 def squad_rows(n: int = 60) -> list[dict]:
     def row(i, question, golds):
         text = " ".join(_story(i).split())
-        return {"id": f"q{i}-{question}", "title": f"Pet {i}", "context": text, "question": question,
-                "answers": {"text": golds, "answer_start": [text.index(g) if g in text else 0 for g in golds]}}  # fmt: skip
+        return {
+            "id": f"q{i}-{question}",
+            "title": f"Pet {i}",
+            "context": text,
+            "question": question,
+            "answers": {"text": golds, "answer_start": [text.index(g) if g in text else 0 for g in golds]},
+        }
 
     return [
         row(i, *asked)
@@ -488,10 +512,17 @@ def keep_table(root, repo: str, config: str, split: str, rows: list[dict]) -> No
 def hotpot_row(i, n=10, kind="bridge", gold=(2, 7)):
     titles = [f"Title {i} {k}" for k in range(n)]
     return {
-        "id": f"h{i}", "question": f"Who did {i}?", "answer": f"The Person {i}", "type": kind, "level": "hard",
-        "supporting_facts": {"title": [titles[k] for k in gold if k < n], "sent_id": [0] * len([k for k in gold if k < n])},
+        "id": f"h{i}",
+        "question": f"Who did {i}?",
+        "answer": f"The Person {i}",
+        "type": kind,
+        "level": "hard",
+        "supporting_facts": {
+            "title": [titles[k] for k in gold if k < n],
+            "sent_id": [0] * len([k for k in gold if k < n]),
+        },
         "context": {"title": titles, "sentences": [[f"Fact {i} {k}.", f" More {k}."] for k in range(n)]},
-    }  # fmt: skip
+    }
 
 
 BESIDE = ROOT.parent / "shared"  # real data and reference outputs, where a checkout has them beside it

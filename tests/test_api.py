@@ -23,9 +23,16 @@ def pair(tmp_path_factory) -> str:
 def found(pair, tmp_path_factory) -> lcfbench.Results:
     out = tmp_path_factory.mktemp("results")
     return lcfbench.run(
-        pair=pair, mode=["receiver", "t2t"], task="splitfacts", control=["matched", "deranged"], limit=6, dtype="float32",
-        options={"budget": 4}, out=out, latency_documents=1,
-    )  # fmt: skip
+        pair=pair,
+        mode=["receiver", "t2t"],
+        task="splitfacts",
+        control=["matched", "deranged"],
+        limit=6,
+        dtype="float32",
+        options={"budget": 4},
+        out=out,
+        latency_documents=1,
+    )
 
 
 def test_the_face_is_lazy_complete_and_typed():
@@ -103,8 +110,15 @@ def test_a_method_answers_a_question_and_shows_its_message(pair):
 
 def test_training_returns_a_folder_that_create_takes(pair, tmp_path):
     [folder] = lcfbench.train(
-        pair=pair, adapters=["lcf:width=8"], task=["splitfacts"], steps=2, batch_size=2, dev_documents=2, dtype="float32", out=tmp_path / "x",
-    )  # fmt: skip
+        pair=pair,
+        adapters=["lcf:width=8"],
+        task=["splitfacts"],
+        steps=2,
+        batch_size=2,
+        dev_documents=2,
+        dtype="float32",
+        out=tmp_path / "x",
+    )
     models = lcfbench.load_pair(pair, dtype="float32")
     answer = lcfbench.create("lcf", models, folder).ask(
         "Where?", receiver_notes="Here.", sharer_notes="There.", max_new_tokens=2

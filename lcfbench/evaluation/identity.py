@@ -27,7 +27,8 @@ BEHAVIOUR = 1
 LIBRARIES = ("torch", "transformers", "lm_eval")  # their versions may change answers
 # Recipe fields that change an answer, and those that do not. Together they are all fields (tested).
 IDENTITY_FIELDS = frozenset(
-    "pair mode task control scoring limit seed seeds adapter options task_options batch_size dtype device attention".split()
+    "pair mode task control scoring limit seed seeds adapter options task_options batch_size dtype "
+    "device attention".split()
 )
 OTHER_FIELDS = frozenset({"latency_documents", "out", "offline", "fresh"})
 # Parts of an identity that change without the user asking for anything else, in words.

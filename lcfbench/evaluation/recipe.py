@@ -36,15 +36,14 @@ class Recipe(Settings):
 
     pair: str = Field(EMBEDDED_PAIR, description="RECEIVER:SHARER: aliases, Hub ids or local folders.")
     mode: list[str] = Field(
-        ["receiver", "lcf"],
-        description="Methods, comma-separated: names (`lcfbench ls methods`) or Python files.",
+        ["receiver", "lcf"], description="Methods, comma-separated: names (see `ls methods`) or Python files."
     )
     task: list[str] = Field(
-        ["splitfacts"], description="Tasks, comma-separated: names (`lcfbench ls tasks`) or YAML files."
+        ["splitfacts"], description="Tasks, comma-separated: names (see `ls tasks`) or YAML files."
     )
     control: list[str] = Field(
         ["matched"],
-        description="Controls of the message: matched, deranged (another document's message), zero, noise, silent.",
+        description="Controls: matched, deranged (the message of another document), zero, noise, silent.",
     )
     scoring: Scoring | None = Field(None, description="letters, cloze or generate; none: each task's own.")
     limit: int | None = Field(None, ge=1, description="Documents of each task; none: all.")

@@ -124,7 +124,7 @@ class Run:
             **({"gates": gates} if gates is not None else {}),
         }
 
-    # -- the folder -----------------------------------------------------------------------------------
+    # -- the folder -------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Begins the run's folder, or goes on with it where it was. Raises UserError."""
@@ -165,10 +165,10 @@ class Run:
         rate = len(self.todo) / self.seconds if self.todo else None
         self.writer.finish({"documents_per_second": rate, "seconds": self.seconds})
 
-    # -- answering ------------------------------------------------------------------------------------
+    # -- answering --------------------------------------------------------------------------------
 
     def answer(self, documents: Sequence[Document]) -> None:
-        """Answers a batch and records its documents that have no row yet; where it fails, each is tried alone.
+        """Answers a batch and records those that have no row yet; where it fails, each is tried alone.
 
         The whole batch runs again after a kill in its middle, so that the rest of its rows come out as
         they would have.

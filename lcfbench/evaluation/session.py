@@ -103,7 +103,7 @@ class Session:
         return folder, adapter
 
     def method(self, mode: str, task: Task) -> Method:
-        """A method on a task, made once for all controls. Raises UserError where it cannot serve a document."""
+        """A method on a task, made once for all controls. Raises UserError where it cannot serve it."""
         key = mode, task.name, task.seed
         if key not in self._methods:
             kind, found = method_class(mode), self.adapter(mode, task)
@@ -153,8 +153,8 @@ class Session:
             )
         except UserError as error:
             raise UserError(
-                f"{mode} with these options is calibrated on validation documents, which {task.name} cannot give: "
-                f"{error.what}",
+                f"{mode} with these options is calibrated on validation documents, which {task.name} "
+                f"cannot give: {error.what}",
                 "Choose options that need none (`lcfbench ls methods`), or a task with a validation split.",
             ) from error
 

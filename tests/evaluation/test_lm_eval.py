@@ -1,4 +1,4 @@
-"""The receiver alone is lm-eval's `hf`: same log-likelihoods, same generations, same metrics, with and without a chat template."""
+"""The receiver alone equals lm-eval's `hf`: log-likelihoods, generations and metrics are the same."""
 
 from __future__ import annotations
 

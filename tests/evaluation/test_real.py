@@ -1,6 +1,4 @@
-"""The embedded pair on real weights and real data: a handful of documents of every task under every method, the same answers twice,
-every number sane; and one claim: the shipped adapter communicates, beyond what chance explains.
-"""
+"""The embedded pair on real weights and real data: every method on every task, the same answers twice."""
 
 from __future__ import annotations
 
@@ -87,8 +85,17 @@ def test_the_embedded_pair_is_what_it_says():
         256,
     )
     assert receiver.has_chat and not sharer.has_chat
-    assert receiver.dtype == sharer.dtype == (torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-                                              or torch.cuda.is_available() else torch.float32)  # fmt: skip
+    assert (
+        receiver.dtype
+        == sharer.dtype
+        == (
+            torch.bfloat16
+            if torch.cpu._is_avx512_bf16_supported()
+            or torch.cpu._is_amx_tile_supported()
+            or torch.cuda.is_available()
+            else torch.float32
+        )
+    )
 
 
 @pytest.mark.parametrize("mode", method_names())

@@ -1,4 +1,4 @@
-"""The runner on tiny random pairs that lie in folders: the same answers every time, nothing recorded is lost, every column is accounted for."""
+"""The runner on tiny random pairs: equal answers every time, no row lost, no column left out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.helpers import LIMIT, Watcher, rows
 from tests.helpers import manifest_of as manifest
 from tests.helpers import run_recipe as go
 
-# -- the same every time -----------------------------------------------------------------------------------------------------------
+# -- the same every time --------------------------------------------------------------------------
 
 
 def test_two_runs_give_equal_rows_and_one_name_wherever_they_lie(pair, adapter, tmp_path, monkeypatch):
@@ -48,11 +48,17 @@ def test_two_runs_give_equal_rows_and_one_name_wherever_they_lie(pair, adapter, 
 @pytest.mark.parametrize(
     "change",
     [
-        {"seed": 1}, {"limit": LIMIT - 1}, {"batch_size": 3}, {"dtype": "bfloat16"}, {"attention": "eager"}, {"mode": ["full_context"]},
-        {"task": ["splitfacts_heldout"]}, {"task_options": {"keys": "2"}},
+        {"seed": 1},
+        {"limit": LIMIT - 1},
+        {"batch_size": 3},
+        {"dtype": "bfloat16"},
+        {"attention": "eager"},
+        {"mode": ["full_context"]},
+        {"task": ["splitfacts_heldout"]},
+        {"task_options": {"keys": "2"}},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_whatever_changes_the_answer_changes_the_name(pair, tmp_path, change):
     [one] = go(pair, tmp_path)
     [two] = go(pair, tmp_path, **change)
@@ -95,7 +101,7 @@ def test_batch_1_scores_as_batch_n(pair, adapter, tmp_path, mode):
             assert x == pytest.approx(y, abs=5e-4)
 
 
-# -- nothing recorded is lost ------------------------------------------------------------------------------------------------------
+# -- nothing recorded is lost --------------------------------------------------------------------
 
 
 COMMAND = (
@@ -216,7 +222,7 @@ def test_a_finished_run_is_not_done_again_unless_fresh(pair, tmp_path, monkeypat
     assert answered and rows(folder) == before and len(manifest(folder)["sessions"]) == 1
 
 
-# -- a document that fails ---------------------------------------------------------------------------------------------------------
+# -- a document that fails -----------------------------------------------------------------------
 
 
 def test_a_document_that_fails_is_an_error_row_and_counts(pair, tmp_path):
@@ -240,7 +246,7 @@ def test_a_document_that_fails_is_an_error_row_and_counts(pair, tmp_path):
     assert len(rows(failed)) == LIMIT and watcher.updates[-1][1] == LIMIT
 
 
-# -- several at once ---------------------------------------------------------------------------------------------------------------
+# -- several at once -----------------------------------------------------------------------------
 
 
 def test_many_runs_share_one_load_of_the_models(pair, adapter, tmp_path, monkeypatch):
@@ -250,17 +256,27 @@ def test_many_runs_share_one_load_of_the_models(pair, adapter, tmp_path, monkeyp
     )
     watcher = Watcher()
     folders = go(
-        pair, tmp_path, watcher, mode=["receiver", "lcf", "t2t"], task=["splitfacts", "splitfacts_heldout"], control=["matched", "deranged"],
-        adapter=[adapter], limit=4,
-    )  # fmt: skip
+        pair,
+        tmp_path,
+        watcher,
+        mode=["receiver", "lcf", "t2t"],
+        task=["splitfacts", "splitfacts_heldout"],
+        control=["matched", "deranged"],
+        adapter=[adapter],
+        limit=4,
+    )
     assert sorted(loaded) == sorted(pair.split(":"))
     assert [tuple(f.name.split("-")[:3]) for f in folders] == [
         (mode, task, control)
         for task in ("splitfacts", "splitfacts_heldout")
         for mode, control in [
-            ("receiver", "matched"), ("lcf", "matched"), ("lcf", "deranged"), ("t2t", "matched"), ("t2t", "deranged"),
+            ("receiver", "matched"),
+            ("lcf", "matched"),
+            ("lcf", "deranged"),
+            ("t2t", "matched"),
+            ("t2t", "deranged"),
         ]
-    ]  # fmt: skip
+    ]
     assert any("receiver" in text and "no deranged run" in text for text in watcher.said)
 
 
@@ -366,7 +382,7 @@ def test_task_options_go_to_the_tasks_that_know_them(pair, tmp_path, mirror):
         go(pair, tmp_path, task=["splitfacts", "openbookqa"], scoring="cloze", task_options={"kyes": "2"})
 
 
-# -- every column is accounted for -------------------------------------------------------------------------------------------------
+# -- every column is accounted for ---------------------------------------------------------------
 
 
 NEVER = {"subject"}  # a task without subjects

@@ -1,4 +1,4 @@
-"""Several seeds and all controls through the runner, on a tiny random pair in folders: what is run how often, what the rows and manifests say."""
+"""Several seeds and all controls through the runner: how often each runs, and what is recorded."""
 
 from __future__ import annotations
 
@@ -46,16 +46,20 @@ def few(monkeypatch, n: int = 6) -> None:
     monkeypatch.setattr(Task, "_natural", lambda self, split: Rows(plain(self, split)[:n]))
 
 
-# -- controls ----------------------------------------------------------------------------------------------------------------------
+# -- controls ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def controlled(pair, adapter, tmp_path_factory) -> dict[tuple[str, str], Path]:  # noqa: F811
+def controlled(pair, adapter, tmp_path_factory) -> dict[tuple[str, str], Path]:
     watcher = Watcher()
     folders = go(
-        pair, tmp_path_factory.mktemp("controls"), watcher, mode=["receiver", "excerpt", "t2t", "lcf"], adapter=[adapter],
+        pair,
+        tmp_path_factory.mktemp("controls"),
+        watcher,
+        mode=["receiver", "excerpt", "t2t", "lcf"],
+        adapter=[adapter],
         control=["matched", "deranged", "zero", "noise", "silent"],
-    )  # fmt: skip
+    )
     assert (
         "receiver: sends no message, so there is no deranged or zero or noise or silent run of it."
         in watcher.said
@@ -135,12 +139,12 @@ def test_noise_is_the_same_alone_in_batches_and_after_a_resume(
     assert other.name != resumed.name
 
 
-def test_a_method_without_a_cache_alone_is_refused(pair, tmp_path):  # noqa: F811
+def test_a_method_without_a_cache_alone_is_refused(pair, tmp_path):
     with pytest.raises(UserError, match=r"excerpt sends no cache that zero or noise could change"):
         go(pair, tmp_path, mode=["excerpt"], control=["zero", "noise"])
 
 
-# -- seeds -------------------------------------------------------------------------------------------------------------------------
+# -- seeds ---------------------------------------------------------------------------------------
 
 
 def test_seeds_are_numbers_and_stand_in_the_place_of_one():
@@ -161,7 +165,7 @@ def test_a_recipe_file_may_list_seeds(tmp_path):
     assert Recipe.merge(tmp_path / "r.yaml", {"seeds": "5"}).every_seed == [5]
 
 
-def test_each_seed_is_the_run_that_it_is_alone(pair, tmp_path, monkeypatch):  # noqa: F811
+def test_each_seed_is_the_run_that_it_is_alone(pair, tmp_path, monkeypatch):
     loaded, plain, watcher = [], CausalLM.load, Watcher()
     monkeypatch.setattr(
         CausalLM, "load", lambda found, **kw: (loaded.append(found.name), plain(found, **kw))[1]
@@ -178,7 +182,7 @@ def test_each_seed_is_the_run_that_it_is_alone(pair, tmp_path, monkeypatch):  # 
     assert manifest(both[0])["identity"]["data_sha256"] != manifest(both[1])["identity"]["data_sha256"]
 
 
-def test_seeds_resume_where_they_were_cut(pair, adapter, tmp_path, monkeypatch):  # noqa: F811
+def test_seeds_resume_where_they_were_cut(pair, adapter, tmp_path, monkeypatch):
     chosen = {
         "mode": ["lcf"],
         "adapter": [adapter],
@@ -195,7 +199,7 @@ def test_seeds_resume_where_they_were_cut(pair, adapter, tmp_path, monkeypatch):
     assert all(rows(a) == rows(b) for a, b in zip(resumed, whole, strict=True))
 
 
-def test_what_draws_nothing_is_run_once_and_the_data_is_read_once(pair, tmp_path, mirror, monkeypatch):  # noqa: F811
+def test_what_draws_nothing_is_run_once_and_the_data_is_read_once(pair, tmp_path, mirror, monkeypatch):
     few(monkeypatch)
     tables, plain, watcher = [], assets.load_table, Watcher()
     monkeypatch.setattr(assets, "load_table", lambda *a, **kw: (tables.append(a), plain(*a, **kw))[1])
@@ -208,11 +212,17 @@ def test_what_draws_nothing_is_run_once_and_the_data_is_read_once(pair, tmp_path
     folders = go(pair, tmp_path, watcher, limit=None, **chosen)
     found = [(m["mode"], m["control"], m["seed"]) for m in (manifest(f)["identity"] for f in folders)]
     assert found == [
-        ("receiver", "matched", 1), ("t2t", "matched", 1), ("t2t", "deranged", 1), ("t2t", "deranged", 2),
-        ("t2t", "noise", 1), ("t2t", "noise", 2), ("t2t", "silent", 1),
-    ]  # fmt: skip
+        ("receiver", "matched", 1),
+        ("t2t", "matched", 1),
+        ("t2t", "deranged", 1),
+        ("t2t", "deranged", 2),
+        ("t2t", "noise", 1),
+        ("t2t", "noise", 2),
+        ("t2t", "silent", 1),
+    ]
     assert [text for text in watcher.said if "draws nothing" in text] == [
-        "openbookqa: receiver, t2t, t2t (silent) draws nothing (every document is asked), so it is run once, with seed 1."
+        "openbookqa: receiver, t2t, t2t (silent) draws nothing (every document is asked), so it is run "
+        "once, with seed 1."
     ]
     assert len(tables) == 1
     one, two = (manifest(f) for f in folders[2:4])
@@ -222,7 +232,7 @@ def test_what_draws_nothing_is_run_once_and_the_data_is_read_once(pair, tmp_path
     assert one["message_from_sha256"] != two["message_from_sha256"]
 
 
-def test_a_limit_draws_documents_by_the_seed(pair, tmp_path, mirror, monkeypatch):  # noqa: F811
+def test_a_limit_draws_documents_by_the_seed(pair, tmp_path, mirror, monkeypatch):
     few(monkeypatch, 8)
     drawn = go(pair, tmp_path, task=["openbookqa"], limit=FEW, seeds=[0, 1])
     assert len(drawn) == 2 and len({r["doc_hash"] for f in drawn for r in rows(f)}) > FEW
@@ -231,7 +241,7 @@ def test_a_limit_draws_documents_by_the_seed(pair, tmp_path, mirror, monkeypatch
     )
 
 
-def test_calibration_documents_are_drawn_too(pair, tmp_path):  # noqa: F811
+def test_calibration_documents_are_drawn_too(pair, tmp_path):
     receiver = pair.split(":")[0]
     plain = session.load_task
 
@@ -254,7 +264,7 @@ def test_calibration_documents_are_drawn_too(pair, tmp_path):  # noqa: F811
     assert len(whole) == 1 and len(chosen) == 2
 
 
-def test_runs_of_the_schema_before_still_open(pair, tmp_path):  # noqa: F811
+def test_runs_of_the_schema_before_still_open(pair, tmp_path):
     import pyarrow.parquet as pq
 
     [folder] = go(pair, tmp_path, limit=FEW)
