@@ -253,6 +253,7 @@ def results() -> str:
             "`samples.parquet` has one row a document. `null`: whether the value may be missing.",
             _table(("column", "type", "null", "meaning"), rows),
             *_manifest(),
+            *_identity(),
         ]
     )
 
@@ -274,6 +275,28 @@ def _manifest() -> list[str]:
         above = [] if model is manifest.Manifest else [f"### {model.__name__}", _prose(model.__doc__)]
         parts += [*above, _table(("key", "type", "meaning"), rows)]
     return parts
+
+
+def _identity() -> list[str]:
+    """Settings and circumstances that name a run."""
+    from lcfbench.evaluation.identity import BEHAVIOUR, CIRCUMSTANCES, IDENTITY_FIELDS, OTHER_FIELDS
+    from lcfbench.evaluation.recipe import Recipe
+
+    settings = [
+        (f"`{key}`", "yes" if key in IDENTITY_FIELDS else "no")
+        for key in Recipe.model_fields
+        if key in IDENTITY_FIELDS | OTHER_FIELDS
+    ]
+    return [
+        "## Identity",
+        "`identity` in the manifest, whose digest names the run. Two runs with equal identities are one run.",
+        "Settings:",
+        _table(("setting", "part of the identity"), settings),
+        "Circumstances, which may change without another setting (a new run then says which changed):",
+        _table(("key", "meaning"), [(f"`{key}`", text) for key, text in CIRCUMSTANCES.items()]),
+        f"The behaviour number is {BEHAVIOUR}. It is raised by hand where a new version of the package may"
+        " answer otherwise than the one before.",
+    ]
 
 
 def _models_in(model: Any) -> list[Any]:
