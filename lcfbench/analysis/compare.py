@@ -27,6 +27,7 @@ from lcfbench.analysis.matching import (
     match,
     name_of,
     other_machine,
+    prompts_apart,
     refuse,
     short_names,
     told_apart,
@@ -220,6 +221,8 @@ def _notes(a: RunGroup, b: RunGroup, n: int) -> list[str]:
             notes.append(f"{side}: {group.errors} of {group.n} documents failed and count as wrong")
         if group.state in ("running", "interrupted"):
             notes.append(f"{side}: not finished, {group.n} documents so far")
+    if (apart := prompts_apart(a, b))[0]:
+        notes.append("prompts differ on {} of {} documents".format(*apart))
     if absent := unrecorded(a, b, REFUSED):
         notes.append(f"not recorded on both sides, so not compared: {', '.join(absent)}")
     return notes

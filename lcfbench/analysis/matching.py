@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lcfbench.analysis.naming import is_digest
+from lcfbench.analysis.recorded import ROLES
 from lcfbench.analysis.run_groups import OF_THE_SEED
 from lcfbench.errors import UserError, unknown
 
@@ -24,6 +25,7 @@ Pairing: TypeAlias = "tuple[RunGroup, RunGroup]"
 # what must agree, or the scores answer different questions
 REFUSED = ("task", "scoring", "metric", "task_options", "task_sha256", "data_sha256", "split_manifest_sha256")
 COMPUTED = ("dtype", "device", "attention")  # a gate also holds still how numbers are computed
+CODE = ("versions", "behaviour", "plugins", "version")  # what ran; older runs say `version` only
 EXPLAINS = (
     "pair",
     "revisions",
@@ -34,8 +36,9 @@ EXPLAINS = (
     *COMPUTED,
     "batch_size",
     "seed",
-    "version",
 )
+EXPLAINS += CODE
+PROMPTS = "prompts"  # compared document by document; no field of the identity
 OWN = ("pair", "task", "scoring", "metric", "mode", "control")  # of the rows; others are the manifest's
 MACHINE = ("cpu", "device", "gpu", "threads")
 ABSENT = "not recorded"
@@ -58,9 +61,34 @@ def value_of(group: RunGroup, name: str) -> Any:
 
 
 def differing(a: RunGroup, b: RunGroup, names: Iterable[str]) -> dict[str, tuple[Any, Any]]:
-    """Fields that both record and that are not the same, with both values."""
-    found = {name: (value_of(a, name), value_of(b, name)) for name in names}
-    return {name: two for name, two in found.items() if two[0] != two[1] and ABSENT not in two}
+    """Returns the fields that both record and that differ, with both values.
+
+    Of `PROMPTS` the two numbers are the documents whose prompts differ and the documents compared.
+    """
+    found = {name: (value_of(a, name), value_of(b, name)) for name in names if name != PROMPTS}
+    found = {name: two for name, two in found.items() if two[0] != two[1] and ABSENT not in two}
+    if PROMPTS in names and (apart := prompts_apart(a, b))[0]:
+        found[PROMPTS] = apart
+    return found
+
+
+def prompts_apart(a: RunGroup, b: RunGroup) -> tuple[int, int]:
+    """Returns on how many shared documents the prompts differ, and how many were compared.
+
+    Only under the same method and control, and where both record prompts. A receiver's prompt with a
+    generated message in it is left out: it changes with the message.
+    """
+    import numpy as np
+
+    if (a.mode, a.control) != (b.mode, b.control):
+        return 0, 0
+    apart, seen = [], []
+    for role in ROLES:
+        (codes_a, prompts_a), (codes_b, prompts_b) = a.prompts(role), b.prompts(role)
+        shared, at_a, at_b = np.intersect1d(codes_a, codes_b, return_indices=True)
+        apart.append(shared[prompts_a[at_a] != prompts_b[at_b]])
+        seen.append(shared)
+    return len(np.unique(np.concatenate(apart))), len(np.unique(np.concatenate(seen)))
 
 
 def unrecorded(a: RunGroup, b: RunGroup, names: Iterable[str]) -> list[str]:
@@ -142,7 +170,7 @@ def match(
     sides. Where several groups could be meant none is taken.
     """
     stages: list[Callable[[RunGroup], Any]] = [
-        lambda c: (*same(c), {k: v for k, v in c.identity.items() if k != "version"}),
+        lambda c: (*same(c), {k: v for k, v in c.identity.items() if k not in CODE}),
         same,
         lambda c: (c.pair, c.task, c.subject, c.scoring, c.mode, c.control),
         lambda c: (c.task, c.subject, c.scoring, c.mode, c.control),
@@ -225,19 +253,26 @@ def allowing(names: Iterable[str]) -> str:
 
 
 def told_apart(two: dict[str, tuple[Any, Any]], sides: tuple[str, str] = SIDES) -> str:
-    """`metric (A acc, B f1), task_options.hops (A 2, B 3)`."""
-    return ", ".join(f"{name} ({sides[0]} {one}, {sides[1]} {other})" for name, one, other in _leaves(two))
+    """Returns `metric (A acc, B f1), task_options.hops (A 2, B 3)`."""
+    parts = [f"{name} ({sides[0]} {one}, {sides[1]} {other})" for name, one, other in _leaves(two)]
+    return ", ".join([*parts, *_prompts(two)])
 
 
 def changes(two: dict[str, tuple[Any, Any]]) -> list[str]:
-    """`mode receiver → lcf`, a line a field; of options only those that differ."""
-    return [f"{name} {one} → {other}" for name, one, other in _leaves(two)]
+    """Returns `mode receiver → lcf`, one for each field; of options only those that differ."""
+    return [*(f"{name} {one} → {other}" for name, one, other in _leaves(two)), *_prompts(two)]
+
+
+def _prompts(two: dict[str, tuple[Any, Any]]) -> list[str]:
+    return ["prompts on {} of {} documents".format(*two[PROMPTS])] if PROMPTS in two else []
 
 
 def _leaves(two: dict[str, tuple[Any, Any]]) -> list[tuple[str, str, str]]:
     """Field and both values as text; of dicts only the keys that differ."""
     lines = []
     for name, (one, other) in two.items():
+        if name == PROMPTS:
+            continue
         if isinstance(one, dict) and isinstance(other, dict):
             keys = [key for key in {**one, **other} if one.get(key, ABSENT) != other.get(key, ABSENT)]
             lines += [(f"{name}.{key}", shown(one.get(key, "–")), shown(other.get(key, "–"))) for key in keys]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+UNTOLD = ("prompts_sha256", "plugins", "behaviour")  # tell a reader nothing
+
 
 def labels(groups: Sequence[Any]) -> list[str]:
     """One for each `RunGroup`, in order. Digests tell groups apart only where nothing else does."""
@@ -18,8 +20,10 @@ def labels(groups: Sequence[Any]) -> list[str]:
     found = [group.mode for group in groups]
     for members in together.values():
         flat = [_flat(groups[i].identity or {"run": groups[i].run_ids[0][-6:]}) for i in members]
-        names = list(dict.fromkeys(name for settings in flat for name in settings))
+        names = dict.fromkeys(name for settings in flat for name in settings)
         tell = [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
+        if tell and not (tell := [name for name in tell if name.split(".")[0] not in UNTOLD]):
+            tell, flat = ["run"], [{"run": groups[i].run_ids[0][-6:]} for i in members]
         tell = [
             name
             for name in tell

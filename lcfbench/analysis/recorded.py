@@ -39,6 +39,8 @@ TYPICAL = (
     ),
     *("flops", "peak_memory_bytes", "adapter_params", "adapter_bytes"),
 )
+ROLES = ("receiver", "sharer")
+PROMPTS = (*(f"{role}_prompt_sha256" for role in ROLES), "message_text")
 COLUMNS = (*NAMES, "doc_hash", "score", "error", *TIMED, *TYPICAL)
 
 
@@ -59,6 +61,7 @@ class Recorded:
     timed: Mapping[str, tuple[np.ndarray, np.ndarray]]
     typical: Mapping[str, float]
     mean_amortized_ms: float
+    prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def by_subject(table: pa.Table) -> list[tuple[str, pa.Table]]:
@@ -107,6 +110,30 @@ def read_run(run_id: str, table: pa.Table, manifest: Manifest, subject: str = ""
     sends = manifest.sends
     if sends is None:
         sends = bool(pc.any(pc.greater(table["message_bytes"], 0)).as_py())
+    prompts = {role: _prompts(table, role, codes) for role in ROLES if PROMPTS[0] in table.column_names}
     return Recorded(
-        run_id, names, manifest, codes, table["doc_hash"], scores, failed, sends, timed, typical, amortized
+        run_id,
+        names,
+        manifest,
+        codes,
+        table["doc_hash"],
+        scores,
+        failed,
+        sends,
+        timed,
+        typical,
+        amortized,
+        prompts,
     )
+
+
+def _prompts(table: pa.Table, role: str, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns codes of documents and of a model's prompts, without prompts that hold a generated message."""
+    import numpy as np
+    import pandas as pd
+
+    prompts = table[f"{role}_prompt_sha256"]
+    known = np.asarray(prompts.is_valid())
+    if role == "receiver":
+        known &= ~np.asarray(table["message_text"].is_valid())
+    return codes[known], pd.util.hash_array(np.asarray(prompts.to_pandas(), dtype=object)[known])

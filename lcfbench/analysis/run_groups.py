@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.naming import labels
-from lcfbench.analysis.recorded import COLUMNS, NAMES, TIMED, Recorded, read_run
+from lcfbench.analysis.recorded import COLUMNS, NAMES, PROMPTS, TIMED, Recorded, read_run
 from lcfbench.analysis.recorded import by_subject as subjects_of
 from lcfbench.provenance import digest
 from lcfbench.results.manifest import Manifest
@@ -130,6 +130,17 @@ class RunGroup:
             for name in TIMED
         }
 
+    def prompts(self, role: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns codes of documents and of their prompts, where they were read and recorded."""
+        import numpy as np
+
+        parts = [run.prompts[role] for run in self.runs if role in run.prompts]
+        codes, prompts = (
+            np.concatenate([np.zeros(0, np.uint64), *x]) for x in (zip(*parts) if parts else ((), ()))
+        )
+        codes, first = np.unique(codes, return_index=True)
+        return codes, prompts[first]
+
     def median(self, column: str) -> float:
         """Median over documents of a column of `TYPICAL`; over several seeds their mean. NaN where it was not measured."""
         known = [run.typical[column] for run in self.runs if not math.isnan(run.typical[column])]
@@ -150,12 +161,13 @@ class RunGroups:
     warnings: list[str]
 
 
-def read_run_groups(paths: Sequence[Path], by_subject: bool = False) -> RunGroups:
+def read_run_groups(paths: Sequence[Path], by_subject: bool = False, prompts: bool = False) -> RunGroups:
     """Every run under `paths`, grouped by all that matters but the seed, in the order found.
 
-    by_subject: a subject of a task (mmlu_redux) is a task of its own, `mmlu_redux/astronomy`. Raises UserError where nothing can be read.
+    by_subject: a subject of a task (mmlu_redux) is a task of its own, `mmlu_redux/astronomy`. prompts: also read
+    what tells prompts apart, which costs as much again. Raises UserError where nothing can be read.
     """
-    reading = Reading(paths, COLUMNS)
+    reading = Reading(paths, (*COLUMNS, *PROMPTS) if prompts else COLUMNS)
     runs: list[Recorded] = []
     for part in reading:
         parts = subjects_of(part.table) if by_subject else [("", part.table)]

@@ -201,9 +201,11 @@ def twin_of(group: RunGroup, groups: Sequence[RunGroup], control: str) -> RunGro
 
 
 def _twin_key(group: RunGroup) -> Any:
-    apart = ("control", "limit", "batch_size", *OF_THE_SEED)
+    apart = ("control", "limit", "batch_size", "plugins", *OF_THE_SEED)
     head = [getattr(group, name) for name in (*GROUP, "mode")]
-    return head, {name: value for name, value in group.identity.items() if name not in apart}
+    plugins = group.identity.get("plugins") or {}
+    code = {name: found for name, found in plugins.items() if not name.startswith("controls/")}
+    return head, code, {name: value for name, value in group.identity.items() if name not in apart}
 
 
 def widest(group: RunGroup, others: Sequence[RunGroup]) -> RunGroup | None:

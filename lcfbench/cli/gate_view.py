@@ -69,7 +69,7 @@ def _checked(
     from lcfbench.analysis.gate.check import check_run_groups
     from lcfbench.analysis.run_groups import read_run_groups
 
-    before, now = read_run_groups([baseline]), read_run_groups([new])
+    before, now = (read_run_groups([side], prompts=True) for side in (baseline, new))
     for warning in before.warnings + now.warnings:
         warn(warning)
     return check_run_groups(before, now, max_drop, max_slowdown, allow)

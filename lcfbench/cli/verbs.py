@@ -122,7 +122,7 @@ def show_comparison(a: Path, b: Path, form: str, allow: Sequence[str]) -> None:
     from lcfbench.analysis.run_groups import read_run_groups
     from lcfbench.analysis.tables import comparison_records, comparison_table, to_json
 
-    ours, theirs = read_run_groups([a]), read_run_groups([b])
+    ours, theirs = (read_run_groups([side], prompts=True) for side in (a, b))
     for warning in ours.warnings + theirs.warnings:
         warn(warning)
     found = compare(ours, theirs, allow)

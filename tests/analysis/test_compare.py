@@ -15,8 +15,11 @@ from lcfbench.analysis.compare import compare
 from lcfbench.analysis.matching import short_names
 from lcfbench.analysis.run_groups import read_run_groups
 from lcfbench.analysis.stats.proportions import mcnemar, tango
+from lcfbench.analysis.summary import twin_of
 from lcfbench.analysis.tables import comparison_table
 from lcfbench.errors import UserError
+from lcfbench.results.writer import RunWriter
+from tests.analysis import gate_runs
 from tests.analysis.gate_runs import MACHINE, answers, changed, record
 from tests.helpers import invoke, printed
 
@@ -320,3 +323,57 @@ def test_subjects_and_scores_over_seeds(tmp_path) -> None:
         record(tmp_path / "b", BETTER if seed else BASE, seed=seed)
     (line,) = compared(tmp_path).lines
     assert (line.n, line.difference) == (200, pytest.approx(0.035)) and line.low < 0.035 < line.high
+
+
+def prompted(out: Path, receiver: list[str], text: str | None = None, **more) -> Path:
+    """A run whose documents were asked with these prompts' digests."""
+    writer = RunWriter.open(out, gate_runs.identity(**more), {"environment": MACHINE}, fresh=True)
+    for i, prompt in enumerate(receiver):
+        row = {"doc_hash": f"d{i}", "doc_index": i, "score": 1.0, "metric": "acc", "message_text": text}
+        writer.append(row | {"receiver_prompt_sha256": prompt, "sharer_prompt_sha256": "s" * 64})
+    writer.finish()
+    return writer.folder
+
+
+def test_prompts_that_differ_are_named(tmp_path, said) -> None:
+    prompted(tmp_path / "a", ["p", "q", "r", "s"])
+    prompted(tmp_path / "b", ["p", "x", "r", "y", "z"])
+    code, text = said()
+    assert code == 0 and "prompts differ on 2 of 4 documents" in " ".join(text.split())
+    prompted(tmp_path / "same", ["p", "q"])
+    assert "prompts" not in said(b="same")[1]
+    prompted(tmp_path / "other", ["x", "x", "x"], mode="receiver")  # another method has other prompts
+    assert "prompts" not in said(b="other")[1]
+    prompted(tmp_path / "t1", ["p"], text="in the box", mode="t2t")  # the prompt holds the message
+    prompted(tmp_path / "t2", ["q"], text="on the box", mode="t2t")
+    assert "prompts" not in said(a="t1", b="t2")[1]
+
+
+def test_seeds_and_limits_have_other_prompts_and_belong_together(tmp_path) -> None:
+    for seed in (0, 1):
+        prompted(tmp_path / "a", ["p", "q"], seed=seed, prompts_sha256=str(seed) * 64)
+    prompted(tmp_path / "a", ["p"], control="deranged", limit=1, prompts_sha256="e" * 64)
+    groups = read_run_groups([tmp_path / "a"]).groups
+    assert [len(group.runs) for group in groups] in ([2, 1], [1, 2])
+    matched = next(group for group in groups if group.control == "matched")
+    assert twin_of(matched, groups, "deranged") is not None
+
+
+def test_labels_show_no_digest_of_code_or_prompts(tmp_path) -> None:
+    for code in "ab":
+        prompted(tmp_path / "a", ["p"], plugins={"methods/mine": code * 64}, versions={"torch": "2.9"})
+    names = [group.label for group in read_run_groups([tmp_path / "a"]).groups]
+    assert len(set(names)) == 2 and all("run=" in name and "mine" not in name for name in names)
+    for version in ("2.9", "2.10"):
+        prompted(tmp_path / "b", ["p"], versions={"torch": version}, behaviour=1)
+    labels = [group.label for group in read_run_groups([tmp_path / "b"]).groups]
+    assert sorted(labels) == ["lcf torch=2.10", "lcf torch=2.9"]
+
+
+def test_check_refuses_other_prompts(tmp_path, capsys, monkeypatch) -> None:
+    prompted(tmp_path / "a", ["p", "q", "r"] * 200)
+    prompted(tmp_path / "b", ["p", "q", "x"] * 200)
+    code, _, err = invoke(capsys, monkeypatch, "check", tmp_path / "a", tmp_path / "b")
+    assert code == USER and "differ in prompts on 200 of 600 documents" in err and "--allow prompts" in err
+    code, out, _ = invoke(capsys, monkeypatch, "check", tmp_path / "a", tmp_path / "b", "--allow", "prompts")
+    assert code == 0 and "prompts on 200 of 600" in " ".join(out.split())

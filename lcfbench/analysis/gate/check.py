@@ -14,8 +14,10 @@ from lcfbench.analysis.gate import RUNS, Checked, Item, Outcome, decide, score_i
 from lcfbench.analysis.gate.times import CAVEAT, ONCE, blocks, time_shift, typical
 from lcfbench.analysis.matching import (
     ABSENT,
+    CODE,
     COMPUTED,
     EXPLAINS,
+    PROMPTS,
     REFUSED,
     Pairing,
     changes,
@@ -65,7 +67,7 @@ def check_run_groups(
     and where more than one new run could be meant.
     """
     pairs, missing, more = pair_up(baseline.groups, new.groups, allow)
-    refuse(pairs, GUARDED, allow, "check", SIDES)
+    refuse(pairs, (*GUARDED, PROMPTS), allow, "check", SIDES)
     checked = Checked([], max_drop, max_slowdown)
     names = dict(zip(map(id, baseline.groups), short_names(baseline.groups), strict=True))
     shared = [joined(b, n)[:2] for b, n in pairs]
@@ -133,13 +135,12 @@ def pair_up(
     pairs: list[Pairing] = []
     missing: list[RunGroup] = []
     taken: set[int] = set()
+    own = ({*EXPLAINS} - {*CODE}) | {"adapter_config", "limit"}
     for group in sorted(baseline, key=reading_order):
         rivals = [other for other in baseline if _alike(group, other, allow)]
         found = [other for other in new if _alike(group, other, allow)]
         if len(rivals) > 1:  # told apart by what else their identity says, such as the adapter
-            found = [
-                one for one in found if not differing(group, one, (*EXPLAINS[:-1], "adapter_config", "limit"))
-            ]
+            found = [one for one in found if not differing(group, one, own)]
         if len(found) > 1:
             apart = sorted(
                 {
@@ -252,7 +253,7 @@ def _one_sided(b: RunGroup, n: RunGroup, allow: Sequence[str]) -> str:
 def _notes(b: RunGroup, n: RunGroup, shared: int) -> list[str]:
     """What may explain a change, and what a reader should know before believing that there is none."""
     notes = []
-    if differs := changes(differing(b, n, (*REFUSED, *EXPLAINS))):
+    if differs := changes(differing(b, n, (*REFUSED, *EXPLAINS, PROMPTS))):
         notes.append(f"differs: {'; '.join(differs)}")
     if absent := _recorded(b, n)["neither"]:
         notes.append(f"recorded on neither side, so not checked: {', '.join(absent)}")
