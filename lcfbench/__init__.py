@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lcfbench._version import __version__
+
 if TYPE_CHECKING:
     from lcfbench.adapters.base import Adapter
     from lcfbench.analysis.summary import load_summary, verdicts
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from lcfbench.results.reader import load_samples
     from lcfbench.training.recipe import TrainRecipe
 
-__version__ = "0.3.0"
 _HOME = {
     "lcfbench.adapters.base": ("Adapter",),
     "lcfbench.analysis.summary": ("load_summary", "verdicts"),
@@ -43,6 +44,7 @@ _HOME = {
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
+    "__version__",
     "Adapter",
     "Answer",
     "Batch",

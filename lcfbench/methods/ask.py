@@ -1,18 +1,13 @@
-"""Asks a method one question and shows the message that crossed."""
+"""One question as a document, and its answer with the message that crossed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
 
 from lcfbench.models.answering import decode
+from lcfbench.models.protocol import State
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import NOTE, Document, View
-
-if TYPE_CHECKING:
-    from lcfbench.methods.base import Method
 
 BACKGROUND = (
     "In one sentence, state the background knowledge that helps most to answer this question. "
@@ -43,25 +38,14 @@ def document_of(
     question: str, receiver_notes: str, sharer_notes: str, begin: str, max_new_tokens: int
 ) -> Document:
     """A question as a document: plain, or with notes that each model reads alone."""
-    shared = not (receiver_notes or sharer_notes)
-    if shared:
-        view = View(question, begin)
+    if shared := not (receiver_notes or sharer_notes):
+        receiver = sharer = full = View(question, begin)
+        noted = View(f"{NOTE}\n\n{question}", begin)
         request = View(BACKGROUND.format(question), "Background knowledge: It is known that")
-        receiver, sharer, full, noted = view, view, view, View(f"{NOTE}\n\n{question}", begin)
     else:
-        receiver, sharer, full, noted = (
-            View(
-                f"{f'Notes: {text.strip()}' if text.strip() else ''}\nQuestion: {question}\nAnswer:".strip(),
-                begin,
-            )
-            for text in (
-                receiver_notes,
-                sharer_notes,
-                f"{sharer_notes} {receiver_notes}",
-                f"{NOTE} {receiver_notes}",
-            )
-        )
-        request = sharer
+        receiver, sharer = _view(receiver_notes, question, begin), _view(sharer_notes, question, begin)
+        full = _view(f"{sharer_notes} {receiver_notes}", question, begin)
+        noted, request = _view(f"{NOTE} {receiver_notes}", question, begin), sharer
     return Document(
         "question",
         "0",
@@ -80,29 +64,17 @@ def document_of(
     )
 
 
-@torch.inference_mode()
-def ask(
-    method: Method,
-    question: str,
-    receiver_notes: str = "",
-    sharer_notes: str = "",
-    begin: str = "",
-    max_new_tokens: int = 32,
-) -> Answer:
-    """Lets a method answer one question.
+def _view(notes: str, question: str, begin: str) -> View:
+    """A question behind the notes that one model reads, if any."""
+    before = f"Notes: {notes.strip()}\n" if notes.strip() else ""
+    return View(f"{before}Question: {question}\nAnswer:", begin)
 
-    Without notes both models read the question. With notes each model reads its own only. begin: the
-    first words of the answer. Raises UserError where the method cannot serve such a question.
-    """
-    from lcfbench.methods.base import Batch
 
-    document = document_of(question, receiver_notes, sharer_notes, begin, max_new_tokens)
-    method.check(document)
-    clock = Clock(method.receiver.device)
-    state = method.respond(Batch([document], [document], clock))
+def answer_of(state: State, clock: Clock, document: Document) -> Answer:
+    """Writes the answer from the state that a method leaves for one document."""
     opened = state.lm.open(state)
     clock.first_token()
-    texts, _ = decode(opened, max_new_tokens, document.until)
+    texts, _ = decode(opened, document.max_new_tokens, document.until)
     message, shown = state.message, state.prompts[0]
     return Answer(
         texts[0].strip(),

@@ -20,7 +20,7 @@ import torch
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.errors import UserError
-from lcfbench.methods.ask import Answer, ask
+from lcfbench.methods.ask import Answer, answer_of, document_of
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import LanguageModel, State
 from lcfbench.models.timing import Clock
@@ -87,8 +87,16 @@ class Method:
         begin: str = "",
         max_new_tokens: int = 32,
     ) -> Answer:
-        """Answers one question and shows the message: see `lcfbench.methods.ask.ask`."""
-        return ask(self, question, receiver_notes, sharer_notes, begin, max_new_tokens)
+        """Answers one question and shows the message.
+
+        Without notes both models read the question. With notes each model reads its own only. begin:
+        the first words of the answer. Raises UserError where the method cannot serve such a question.
+        """
+        document = document_of(question, receiver_notes, sharer_notes, begin, max_new_tokens)
+        self.check(document)
+        batch = Batch([document], [document], Clock(self.receiver.device))
+        with torch.inference_mode():
+            return answer_of(self.respond(batch), batch.clock, document)
 
     def sharer_cache(self, prompts: Sequence[Prompt]) -> KV:
         """Returns the sharer's cache over whole prompts, left-padded; no gradient goes there."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench import __version__
+from lcfbench._version import __version__
 from lcfbench.errors import UserError
 from lcfbench.files import now, write, write_json, writing
 from lcfbench.provenance import digest, environment

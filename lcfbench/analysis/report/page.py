@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lcfbench import __version__
+from lcfbench._version import __version__
 from lcfbench.analysis.plots.scales import PANELS
 from lcfbench.analysis.report import charts, layers
 from lcfbench.analysis.report.entries import duration, places_named, plain
