@@ -1,7 +1,7 @@
-"""What a task hands to the rest of the house: documents, as text, before any tokenizer has seen them.
+"""Documents of a task, as text, before any tokenizer has seen them.
 
-A `View` is what one model is shown. A `Document` carries the views of both models, how it is scored, and what lm-eval needs to
-compute its own metrics. Nothing here imports torch.
+A `View` is the text that one model reads. A `Document` holds the views of both models, the way it is
+scored, and the row from which lm-eval computes its own metrics.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ NOTE = "<<note>>"  # stands in `Document.noted` where a method that sends text p
 
 @dataclass(frozen=True)
 class View:
-    """One model's prompt: the user's turn and the beginning of the answer (lm-eval's `gen_prefix`), both as plain text.
+    """One model's prompt as plain text: the user's turn and the beginning of the answer.
 
-    history: earlier turns of a chat as (role, text), oldest first; roles are `user` and `assistant`.
+    prefix: lm-eval's `gen_prefix`. history: earlier turns of a chat as (role, text), oldest first;
+    roles are `user` and `assistant`.
     """
 
     user: str
@@ -29,7 +30,7 @@ class View:
     history: tuple[tuple[str, str], ...] = ()
 
     def seen(self) -> dict[str, Any]:
-        """What the document's hash covers. A history only where there is one, so that views without stay what they were."""
+        """The part that a document's hash covers; the history only where there is one."""
         seen: dict[str, Any] = {"user": self.user, "prefix": self.prefix}
         return seen | {"history": [list(turn) for turn in self.history]} if self.history else seen
 
@@ -38,10 +39,10 @@ class View:
 class Step:
     """One ranking among closed choices.
 
-    choices: continuations exactly as they are scored (lm-eval's, leading space and all).
+    choices: continuations exactly as they are scored (lm-eval's, with their leading space).
     gold: index of the right one; several when the key is ambiguous.
-    lead: text appended to the prompt before the choices of this step; `{0}`, `{1}` are the texts picked in earlier
-        steps, without the spaces at their ends. A pick is not appended by itself: the lead repeats what should stay.
+    lead: text appended to the prompt before the choices of this step; `{0}`, `{1}` are the texts picked
+        in earlier steps, without spaces at their ends. A pick itself is not appended: the lead repeats it.
     """
 
     choices: tuple[str, ...]
@@ -58,8 +59,9 @@ class Document:
     """One question to the pair.
 
     receiver, sharer: each model's view; equal on shared-context tasks.
-    full: one model reads both contexts (the ceiling of text); equal to `receiver` on shared-context tasks.
-    request: what the sharer is asked when its message is text (T2T). `request.prefix` counts as the note's first words.
+    full: both contexts in one view (the ceiling of text); equal to `receiver` on shared-context tasks.
+    request: the question to a sharer that writes its message as text; `request.prefix` counts as the
+        first words of the note.
     noted: the receiver's view with a note in it; the marker `NOTE` stands where the note goes.
     steps: closed choices, ranked one step after another (empty when `scoring` is "generate").
     until, request_until: strings that end the answer, and the note.
@@ -87,13 +89,8 @@ class Document:
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits over everything a model could see or be scored on: the key that joins runs."""
-        seen: list[Any] = [
-            self.task,
-            self.doc_id,
-            *(v.seen() for v in (self.receiver, self.sharer, self.full)),
-            self.scoring,
-            self.gold,
-        ]
-        seen += [[list(s.choices), list(s.gold), s.lead] for s in self.steps]
+        """16 hex digits over all that a model could see or be scored on: the key that joins runs."""
+        views = [v.seen() for v in (self.receiver, self.sharer, self.full)]
+        steps = [[list(s.choices), list(s.gold), s.lead] for s in self.steps]
+        seen = [self.task, self.doc_id, *views, self.scoring, self.gold, *steps]
         return hashlib.sha256(json.dumps(seen, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""lm-eval's own task class on rows that are already here, and what it says about one row: prompts, choices, gold.
+"""lm-eval's own task class on rows that are already loaded: prompts, choices and gold of one row.
 
 >>> from lcfbench.tasks.task import load_task
 >>> type(load_task("splitfacts").lm_eval_task()).__mro__[2].__name__
@@ -19,29 +19,25 @@ if TYPE_CHECKING:
 
 
 def shown(task: ConfigurableTask, row: Row) -> View:
-    """The receiver's view: lm-eval's own messages, taken where it would hand them to a chat template."""
+    """The receiver's view: the messages that lm-eval would give to a chat template."""
+    prefix = task.doc_to_prefix(row)
     messages: Any = task.fewshot_context(
-        row,
-        0,
-        apply_chat_template=True,
-        chat_template=lambda turns, **_: turns,
-        gen_prefix=task.doc_to_prefix(row),
+        row, 0, apply_chat_template=True, chat_template=lambda turns, **_: turns, gen_prefix=prefix
     )
-    assert [m["role"] for m in messages] in (["user"], ["user", "assistant"]), (
-        "our tasks have no system turn and no shots"
-    )
+    roles = [m["role"] for m in messages]
+    assert roles in (["user"], ["user", "assistant"]), "our tasks have no system turn and no shots"
     return View(*(m["content"] for m in messages))
 
 
 def choices_step(task: ConfigurableTask, row: Row, receiver_chat: bool) -> Step:
-    """lm-eval's continuations, delimiter and all, and its gold."""
+    """lm-eval's continuations, with their delimiter, and its gold."""
     requests: Any = task.construct_requests(row, "", metadata=("", 0, 1), apply_chat_template=receiver_chat)
     gold: Any = task.doc_to_target(row)
     return Step(tuple(r.args[1] for r in requests), tuple(gold) if isinstance(gold, list) else (int(gold),))
 
 
 def own_steps(row: Row) -> tuple[Step, ...]:
-    """The `steps` of a row that brings its own (choices ranked one after another)."""
+    """The steps of a row that has some: choices ranked one after another."""
     return tuple(Step(tuple(s["choices"]), (s["gold"],), s["lead"]) for s in row.get("steps", ()))
 
 
@@ -59,11 +55,14 @@ def _template(form: str) -> Any:
 
 @cache
 def task_class(shared: bool) -> Callable[..., ConfigurableTask]:
-    """The class of a task whose models read the same (`shared`) or not; made on demand, since importing lm-eval is slow."""
+    """The lm-eval class of a task whose models read the same (`shared`) or not.
+
+    It is made on demand: importing lm-eval is slow.
+    """
     from lm_eval.api.task import ConfigurableTask
 
     class LocalTask(ConfigurableTask):
-        """lm-eval's task on rows that are already here."""
+        """lm-eval's task on rows that are already loaded."""
 
         def __init__(
             self, config: dict[str, Any], rows: Rows, view: Callable[[str, Row, View], View]
@@ -75,7 +74,10 @@ def task_class(shared: bool) -> Callable[..., ConfigurableTask]:
             self.dataset = {"test": self._given}  # type: ignore[assignment]
 
     class PairTask(LocalTask):
-        """Different contexts: each request's last argument says what the sharer sees (lm-eval's caches hash arguments only)."""
+        """Different contexts: the last argument of each request is the sharer's view.
+
+        It is an argument because lm-eval's caches hash arguments only.
+        """
 
         def construct_requests(self, doc: dict, ctx: str | list[str], **kwargs: Any) -> Any:
             made: Any = super().construct_requests(doc, ctx, **kwargs)

@@ -1,7 +1,6 @@
-"""What both models would be shown, and how long it is, without a single weight: `lcfbench run --dry-run`.
+"""The prompts of both models and their lengths, without any weights: `lcfbench run --dry-run`.
 
->>> from lcfbench.tasks.preview import preview                                                       # doctest: +SKIP
->>> next(preview(documents, receiver_tokenizer, sharer_tokenizer))["receiver"]["tokens"]      # doctest: +SKIP
+>>> next(preview(documents, receiver_tokenizer, sharer_tokenizer))["receiver"]["tokens"]  # doctest: +SKIP
 64
 """
 
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.tasks.document import Document, View
-from lcfbench.tasks.prompts import continuation, extend, render
+from lcfbench.tasks.prompts import continuations, extend, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,24 +21,21 @@ def preview(
     receiver_tokenizer: PreTrainedTokenizerBase,
     sharer_tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[dict[str, Any]]:
-    """One JSON-ready row a document.
+    """Yields one JSON-ready row a document.
 
-    receiver, sharer, full, request: {prompt, tokens}: `full` as the receiver reads it, `request` as the sharer does when its message is text; `noted` is
-    where that text goes, at the marker, without a chat template. `tail` is whitespace that is scored with each choice (lm-eval's rule). steps:
-    {lead, choices: [{text, tokens}], gold}; leads are filled in with the right choices of the steps before.
+    receiver, full, noted (read by the receiver), sharer, request (read by the sharer): {prompt, tokens},
+    and `tail`, whitespace that is scored with each choice (lm-eval's rule). steps: {lead, choices:
+    [{text, tokens}], gold}; leads are filled in with the right choices of the steps before.
     """
     for document in documents:
         steps, picked = [], list[str]()
-        asked = render(
-            document.receiver, receiver_tokenizer, chat=document.chat, choices=bool(document.steps)
-        )
+        choices = bool(document.steps)
+        prompt = render(document.receiver, receiver_tokenizer, chat=document.chat, choices=choices)
         for step in document.steps:
             lead = step.led(picked)
-            asked = extend(asked, lead, receiver_tokenizer) if lead else asked
-            ranked = [
-                {"text": text, "tokens": len(continuation(asked, text, receiver_tokenizer))}
-                for text in step.choices
-            ]
+            prompt = extend(prompt, lead, receiver_tokenizer) if lead else prompt
+            lengths = [len(ids) for ids in continuations(prompt, step.choices, receiver_tokenizer)]
+            ranked = [{"text": t, "tokens": n} for t, n in zip(step.choices, lengths, strict=True)]
             steps.append({"lead": lead, "choices": ranked, "gold": list(step.gold)})
             picked.append(step.choices[step.gold[0]])
         yield {

@@ -1,6 +1,8 @@
-"""How a task's Python file turns the rows of a dataset into lm-eval's documents, one row at a time, counting what it drops.
+"""Turns the rows of a data set into lm-eval's documents, one row at a time, and counts dropped rows.
 
->>> from lcfbench.tasks.process_docs import per_row                          # in tasks/my_task.py; the YAML: process_docs: !function my_task.row
+In `my_task.py`, for a YAML that says `process_docs: !function my_task.row`:
+
+>>> from lcfbench.tasks.process_docs import per_row
 >>> @per_row
 ... def row(raw, index):
 ...     return {"id": raw["id"], "question": raw["q"]} if raw["q"] else "no question"
@@ -29,9 +31,10 @@ class Rows(list[Row]):
 def per_row(
     function: Callable[..., Row | str] | None = None, *, raw: Raw | None = None
 ) -> Callable[..., Any]:
-    """Makes `process_docs` of a function (raw row, its index, **options) → a document, or the reason why there is none.
+    """Makes `process_docs` of a function from (raw row, its index, **options) to a document.
 
-    raw: (table, split) → the raw rows of that split, for data whose splits or rows are not the task's own.
+    The function returns a text, the reason, for a row that is dropped. raw: from (table, split) to the
+    raw rows of that split, for data whose splits or rows are not the task's own.
     """
     if function is None:
         return functools.partial(per_row, raw=raw)
@@ -47,7 +50,7 @@ def per_row(
 
 
 def part_of(text: str, shares: Mapping[str, int]) -> str:
-    """Which part `text` belongs to, for ever and everywhere: its sha256 in per cent against the shares (which sum to 100)."""
+    """The part that `text` belongs to, on every machine, by its sha256. shares: in per cent, in all 100."""
     place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % 100
     for name, share in shares.items():
         if place < share:
@@ -59,7 +62,7 @@ def part_of(text: str, shares: Mapping[str, int]) -> str:
 def keep(
     function: Callable[..., Row | str], raw: Iterable[Mapping[str, Any]], **options: Any
 ) -> tuple[Rows, Counter[str]]:
-    """The documents of all rows, and how many rows were dropped for which reason."""
+    """The documents of all rows, and the number of dropped rows by reason."""
     kept, dropped = Rows(), Counter[str]()
     for index, row in enumerate(raw):
         made = function(row, index, **options)

@@ -1,12 +1,12 @@
-"""Views as token ids, exactly as lm-eval's `HFLM` would show them to the model, and where the views' own words stand in them.
+"""Views as token ids, exactly as lm-eval's `HFLM` makes them, and the place of the views' words in them.
 
-A number is comparable with lm-eval's only if the ids are the same, so its rules are followed here to the letter: its joining
-delimiter, its chat-template call (thinking off), its treatment of BOS, its trailing-whitespace rule and its way of splitting
-a continuation off the whole (lm_eval/api/utils.py, api/model.py `_encode_pair`, models/huggingface.py `tok_encode`).
+A score is comparable with lm-eval's only if the ids are the same, so its rules are followed to the
+letter: delimiter, chat-template call (thinking off), BOS, trailing whitespace, and the way a
+continuation is split off the whole (lm_eval/api/utils.py, api/model.py `_encode_pair`,
+models/huggingface.py `tok_encode`).
 
->>> from lcfbench.tasks.prompts import render, continuation                                        # doctest: +SKIP
->>> prompt = render(document.receiver, tokenizer, chat=document.chat, choices=True)          # doctest: +SKIP
->>> [continuation(prompt, choice, tokenizer) for choice in document.steps[0].choices]        # doctest: +SKIP
+>>> prompt = render(document.receiver, tokenizer, chat=document.chat, choices=True)     # doctest: +SKIP
+>>> [continuation(prompt, choice, tokenizer) for choice in document.steps[0].choices]   # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ _SENTINEL = "7f3a9cturn{}c9a3f7"  # stands for a turn's content while the templa
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one model reads.
+    """The text and tokens that one model reads.
 
-    text: the rendered prompt; when choices are scored its trailing whitespace is in `tail` instead (lm-eval's rule).
-    ids, offsets: N token ids and the characters [a, b) of `text` that each stands for; (0, 0) for specials that are not in it.
-    spans: characters [a, b) of each turn's content, whitespace at its ends left out, empty turns left out: what token
-        alignment may use. Equal views give equal contents on any two models. () if the template rewrites a content.
+    text: the rendered prompt; when choices are scored its trailing whitespace is in `tail` instead.
+    ids, offsets: N token ids and the characters [a, b) of `text` that each stands for; (0, 0) for
+        special tokens that are not in it.
+    spans: characters [a, b) of each turn's content, without whitespace at its ends and without empty
+        turns, for token alignment. Equal views give equal contents on any two models. () if the
+        template rewrites a content.
     """
 
     text: str
@@ -73,14 +75,14 @@ def rendered(view: View, tokenizer: PreTrainedTokenizerBase, chat: bool) -> str:
 
 
 def extend(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase, *, choices: bool = True) -> Prompt:
-    """The prompt with more of the answer written: how the lead of a later step is appended. Spans stay as they were."""
+    """The prompt with more of the answer behind it, for the lead of a later step. Spans stay."""
     return _encode(prompt.text + prompt.tail + text, prompt.spans, tokenizer, choices=choices)
 
 
 def continuation(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of `text` after `prompt`: the whole tokenised, then split at the prompt's length (lm-eval's `_encode_pair`).
+    """Token ids of `text` after `prompt`: the whole is tokenised, then split at the prompt's length.
 
-    With some tokenizers the whole does not begin with the prompt's ids; lm-eval scores the same split, and so do we.
+    With some tokenizers the whole does not begin with the prompt's ids; lm-eval scores the same split.
     """
     return continuations(prompt, [text], tokenizer)[0]
 
@@ -89,12 +91,15 @@ def continuations(
     prompt: Prompt, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]]:
     """`continuation` of each of several texts, in one call of the tokenizer."""
-    if not prompt.text:  # lm-eval gives an empty context the BOS (or EOS) id, which is in prompt.ids
+    if not prompt.text:  # lm-eval gives an empty context the BOS (or EOS) id: it is prompt.ids
         coded = [tokenizer.encode(prompt.tail + text, add_special_tokens=False) for text in texts]
         return [ids[1:] if tuple(ids[:1]) == prompt.ids else ids for ids in coded]
     wholes = [prompt.text + prompt.tail + text for text in texts]
     added = not _has_bos(wholes[0], tokenizer, True)  # decided by how the text begins
     return [list(ids[len(prompt.ids) :]) for ids in tokenizer(wholes, add_special_tokens=added)["input_ids"]]
+
+
+# -- text ------------------------------------------------------------------------------------------
 
 
 def _turns(view: View, history: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
@@ -126,19 +131,14 @@ def _needs_delimiter(view: View) -> bool:
 
 def _templated(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, *, begun: bool) -> str:
     messages = [{"role": role, "content": content} for role, content in turns]
-    text = tokenizer.apply_chat_template(
-        messages,
-        tokenize=False,
-        add_generation_prompt=not begun,
-        continue_final_message=begun,
-        enable_thinking=False,
-    )
+    more = {"add_generation_prompt": not begun, "continue_final_message": begun, "enable_thinking": False}
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **more)
     assert isinstance(text, str)
     return text
 
 
 def _frames(marked: str, turns: int) -> list[str] | None:
-    """The template's own text before, between and after the turns, or None if it dropped or doubled one."""
+    """The template's text before, between and after the turns; None if it dropped or doubled one."""
     frames = []
     for i in range(turns):
         before, found, marked = marked.partition(_SENTINEL.format(i))
@@ -149,7 +149,7 @@ def _frames(marked: str, turns: int) -> list[str] | None:
 
 
 def _locate(text: str, frames: list[str] | None, contents: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Each content's place: walk the template's frames; where they differ for these contents, search from the right."""
+    """Each content's place: by the template's frames; where they differ here, by a search from the right."""
     walked = _walk(text, frames, contents) if frames is not None else None
     if walked is not None:
         return walked
@@ -171,14 +171,11 @@ def _walk(text: str, frames: list[str], contents: Sequence[str]) -> tuple[tuple[
     for content, frame in zip(contents, frames[1:], strict=True):
         core = content.strip()
         lead, trail = len(content) - len(content.lstrip()), len(content) - len(content.rstrip())
-        start = next(
-            (at + k for k in (lead, 0) if text.startswith(core, at + k)), None
-        )  # templates may strip
-        if start is None:
-            return None
+        # templates may strip contents
+        start = next((at + k for k in (lead, 0) if text.startswith(core, at + k)), -1)
         end = start + len(core)
-        after = next((end + k for k in (trail, 0) if text.startswith(frame, end + k)), None)
-        if after is None:
+        after = next((end + k for k in (trail, 0) if text.startswith(frame, end + k)), -1)
+        if start < 0 or after < 0:
             return None
         if core:
             spans.append((start, end))
@@ -187,11 +184,15 @@ def _walk(text: str, frames: list[str], contents: Sequence[str]) -> tuple[tuple[
 
 
 def _has_bos(text: str, tokenizer: PreTrainedTokenizerBase, choices: bool) -> bool:
-    """Whether `text` brings its own BOS. lm-eval asks for BOS-or-EOS when it scores choices, for BOS when the model writes."""
+    """Whether `text` has its own BOS: lm-eval looks for BOS or EOS before choices, for BOS otherwise."""
     if not choices:
         return bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
-    ident = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ident = _first_id(tokenizer)
     return ident is not None and text.startswith(str(tokenizer.decode(ident)))
+
+
+def _first_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
 def _encode(
@@ -200,31 +201,25 @@ def _encode(
     kept = text.rstrip() if choices else text
     tail = text[len(kept) :]
     if choices and not kept:
-        ident = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        ident = _first_id(tokenizer)
         assert ident is not None, "an empty prompt needs a BOS or EOS token"
         return Prompt("", (ident,), ((0, 0),), (), tail)
     if not tokenizer.is_fast:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path} has no character offsets.",
-            "Use its tokenizer.json form.",
-        )
-    coded = tokenizer(
-        kept,
-        add_special_tokens=not _has_bos(kept, tokenizer, choices),
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        verbose=False,
-    )
+        what = f"the tokenizer of {tokenizer.name_or_path} has no character offsets."
+        raise UserError(what, "Use its tokenizer.json form.")
+    asked = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
+    coded = tokenizer(kept, add_special_tokens=not _has_bos(kept, tokenizer, choices), **asked)
     offsets = _mended(kept, [(a, b) for a, b in coded["offset_mapping"]], coded["special_tokens_mask"])
     return Prompt(kept, tuple(coded["input_ids"]), offsets, spans, tail)
 
 
 def _mended(text: str, offsets: list[tuple[int, int]], added: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Offsets where a token of the text never covers nothing, and only whitespace is covered by no token.
+    """Offsets under which each token of the text covers something, and only whitespace is left over.
 
-    Byte-level tokenizers that trim whitespace give a lone space (b, b), some give every token (a, a): such a token gets the
-    characters between its neighbours. NFC folds a combining mark into the letter before it and forgets it: the letter's token
-    gets it back. Tokens that share one character's bytes all cover that character and are left alone.
+    Byte-level tokenizers that trim whitespace give a lone space (b, b), some give every token (a, a):
+    such a token gets the characters between its neighbours. NFC folds a combining mark into the letter
+    before it and drops its offset: the letter's token gets it back. Tokens that share the bytes of one
+    character all cover it.
     """
     own = [i for i, (start, end) in enumerate(offsets) if not (added[i] and start == end)]
     mended = [(0, 0)] * len(offsets)

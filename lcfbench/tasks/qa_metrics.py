@@ -1,4 +1,4 @@
-"""SQuAD's official exact match and token F1, with HotpotQA's rule for yes and no, over one gold answer or several.
+"""Exact match and token F1 as SQuAD and HotpotQA compute them, over one gold answer or several.
 
 >>> from lcfbench.tasks.qa_metrics import answer_scores
 >>> answer_scores(" The Eiffel Tower.", ["Eiffel Tower", "tower"])
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 
 def answer_scores(text: str, golds: Sequence[str]) -> dict[str, float]:
-    """`f1` and `exact_match` of a written answer: each the best over the golds (Rajpurkar et al. 2016, arXiv 1606.05250)."""
+    """`f1` and `exact_match` of a written answer, each the best over the golds (arXiv 1606.05250)."""
     predicted, known = normalised(text), [normalised(gold) for gold in golds]
     return {"f1": max(f1(predicted, gold) for gold in known), "exact_match": float(predicted in known)}
 
@@ -26,7 +26,7 @@ def normalised(text: str) -> str:
 
 
 def f1(predicted: str, gold: str) -> float:
-    """Token F1 of two normalised answers; yes, no and noanswer only match themselves (HotpotQA's rule)."""
+    """Token F1 of two normalised answers; yes, no and noanswer match only themselves (arXiv 1809.09600)."""
     if predicted != gold and {predicted, gold} & {"yes", "no", "noanswer"}:
         return 0.0
     ours, theirs = predicted.split(), gold.split()

@@ -1,7 +1,7 @@
-"""A text cut in two at a sentence boundary: one half holds the answer and goes to the sharer, the other to the receiver.
+"""A text is cut in two at a sentence boundary: the sharer reads the half with the answer.
 
-Nothing is drawn: text and answer decide. Texts where the answer stands on both sides, or across the cut, are no test of
-communication; for those `halve` returns the reason instead.
+Nothing is drawn: text and answer decide. Texts in which the answer stands in both halves, or across
+the cut, do not test communication; for them `halve` returns the reason instead.
 
 >>> from lcfbench.tasks.split_text import find, halve
 >>> text = "Cotton is white. She lives in a barn. It is warm."
@@ -15,19 +15,26 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lcfbench.tasks.document import NOTE
+
 Span = tuple[int, int]  # characters [a, b) of a text
 _END = re.compile(r"""(?P<word>[\w.]*)[.!?]["'”’)\]]*\s+(?=["'“‘(\[]*[A-Z0-9])|\s*\n\s*\n\s*""")
 _SHORT = re.compile(
-    "mr|mrs|ms|dr|st|sr|jr|vs|prof|gen|sen|rep|gov|lt|col|capt|sgt|rev|hon|inc|corp|ltd|jan|feb|aug|sept|oct|nov",
+    "mr|mrs|ms|dr|st|sr|jr|vs|prof|gen|sen|rep|gov|lt|col|capt|sgt|rev|hon"
+    "|inc|corp|ltd|jan|feb|aug|sept|oct|nov",
     re.I,
 )
-SHOT = "Notes: Mia has a red bike. She rides it to the lake on Sundays.\nQuestion: When does she ride it?\nAnswer: on Sundays\n\n"
+# a worked example: without it small models answer in sentences; it has nothing to do with any text
+SHOT = (
+    "Notes: Mia has a red bike. She rides it to the lake on Sundays.\n"
+    "Question: When does she ride it?\nAnswer: on Sundays\n\n"
+)
 _ARTICLES = {"a", "an", "the"}
 
 
 @dataclass(frozen=True)
 class Halves:
-    """What each model reads of a text, whitespace evened out. full: both halves in the order of the text."""
+    """The half of a text that each model reads, with single spaces. full: both in the text's order."""
 
     sharer: str
     receiver: str
@@ -35,7 +42,10 @@ class Halves:
 
 
 def sentences(text: str) -> list[Span]:
-    """The sentences of `text`, by a plain rule: a full stop, then a capital or a digit; blank lines; no cut after `Mr.` or `J.`."""
+    """The sentences of `text`: cut at a full stop before a capital or digit, and at blank lines.
+
+    There is no cut after `Mr.` or `J.`.
+    """
     found, start = [], len(text) - len(text.lstrip())
     for end in _END.finditer(text):
         word = end["word"]
@@ -56,7 +66,7 @@ def _initial(word: str) -> bool:
 
 
 def find(text: str, phrase: str) -> list[Span]:
-    """Where `phrase` stands in `text` as whole words: case, punctuation between words and a leading article aside."""
+    """The places of `phrase` in `text` as whole words, whatever the case, punctuation and first article."""
     words = re.findall(r"\w+", phrase)
     while words and words[0].lower() in _ARTICLES:
         words = words[1:]
@@ -69,9 +79,9 @@ def find(text: str, phrase: str) -> list[Span]:
 def halve(text: str, answer: Sequence[Span], max_words: int = 0) -> Halves | str:
     """Both halves, or the reason why there are none.
 
-    answer: everywhere the answer stands in `text`; the first is the one that counts when halves are shortened.
-    max_words: longest half in words (0: as it comes). The sharer keeps the answer's sentence and what is near it, the
-        receiver the beginning of its half.
+    answer: all places of the answer in `text`; the first one counts when halves are shortened.
+    max_words: longest half in words (0: any). The sharer keeps the answer's sentence and its
+        neighbours, the receiver the beginning of its half.
     """
     if not answer:
         return "the answer is not in the text"
@@ -98,7 +108,7 @@ def halve(text: str, answer: Sequence[Span], max_words: int = 0) -> Halves | str
 
 
 def _near(text: str, parts: Sequence[Span], home: int, max_words: int) -> list[Span]:
-    """Sentences grown round number `home`, after it first, as many as fit; none if it does not fit itself."""
+    """As many sentences round number `home` as fit, later ones first; none if it alone is too long."""
     sizes = [len(text[a:b].split()) for a, b in parts]
     if not max_words:
         return list(parts)
@@ -125,26 +135,25 @@ def views(
     sharer_question: str,
     receiver_context: str,
 ) -> dict[str, str]:
-    """The prompts of a task on halves: receiver, sharer, full, request, noted, and how the sharer's answer and note begin.
+    """The prompts of a task on halves, and the beginnings of the sharer's answer and note.
 
-    before: earlier (question, answer) pairs of the conversation, shown to whoever sees the question.
+    before: earlier (question, answer) pairs of the conversation, for each model that sees the question.
     sharer_question: yes or no. receiver_context: none, half or full.
-    One worked example stands first: without it small models answer in sentences of their own. It has nothing to do with any text.
     """
     sees = sharer_question == "yes"
-    asked = (
-        "".join(f"Question: {q.strip()}\nAnswer: {a.strip()}\n" for q, a in before)
-        + f"Question: {question.strip()}\n"
-    )
+    turns = "".join(f"Question: {q.strip()}\nAnswer: {a.strip()}\n" for q, a in before)
+    asked = f"{turns}Question: {question.strip()}\n"
     mine = {"none": "", "half": halves.receiver, "full": halves.full}[receiver_context]
+    own = SHOT + (f"Notes: {mine}\n" if mine else "")
     theirs = f"Notes: {halves.sharer}\n"
+    sharer = SHOT + theirs + asked if sees else theirs
     return {
         "question": question,
-        "receiver": SHOT + (f"Notes: {mine}\n" if mine else "") + asked,
-        "sharer": SHOT + theirs + asked if sees else theirs,
+        "receiver": own + asked,
+        "sharer": sharer,
         "sharer_prefix": "Answer:" if sees else "",
         "full": f"{SHOT}Notes: {halves.full}\n{asked}",
-        "request": SHOT + theirs + asked if sees else theirs,
+        "request": sharer,
         "request_prefix": "Answer:" if sees else "In short:",
-        "noted": SHOT + (f"Notes: {mine}\n" if mine else "") + f"<<note>>\n{asked}",
+        "noted": f"{own}{NOTE}\n{asked}",
     }

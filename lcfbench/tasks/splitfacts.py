@@ -1,9 +1,9 @@
 """splitfacts: generated two-hop questions whose evidence is split between two models.
 
-The sharer knows in which box a key is, the receiver knows in which city each box is; the question asks for the city. Names are
-invented, so nothing can be memorised; the key's box is drawn evenly among the receiver's boxes after everything else has been
-shuffled, so the receiver's half alone is at chance by construction. What must cross is one word out of thousands (the box's),
-and there is a vocabulary that adapters train on and one that they never see. A format a model of 135M parameters can follow.
+The sharer knows in which box a key is, the receiver knows in which city each box is; the question asks
+for the city. Names are invented, so nothing can be memorised. The key's box is drawn evenly among the
+receiver's boxes, so the receiver's half alone is at chance. One word out of thousands must cross (the
+box's), and there is a vocabulary that adapters train on and one that they never see.
 
 >>> from lcfbench.tasks.splitfacts import Settings, rows
 >>> print(rows("test", 1, Settings())[0]["sharer"].partition("\\n")[0])
@@ -22,16 +22,17 @@ from lcfbench.errors import UserError
 
 WORDS = Path(__file__).with_name("words.txt")
 _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeio"]
-# Each is one token, with its space, in the vocabularies of both models of the embedded pair.
+# each is one token, with its space, in the vocabularies of both models of the embedded pair
 _CITIES = (
-    "Amsterdam Athens Baghdad Barcelona Berlin Boston Brussels Budapest Cairo Chicago Dallas Delhi Denver Dublin Florence Geneva "
-    "Glasgow Hamburg Havana Houston Lima Lisbon London Madrid Manchester Manila Melbourne Milan Montreal Moscow Mumbai Munich "
-    "Naples Oslo Paris Philadelphia Prague Rome Seattle Seoul Shanghai Singapore Stockholm Sydney Tokyo Toronto Vancouver Venice "
-    "Vienna Warsaw"
+    "Amsterdam Athens Baghdad Barcelona Berlin Boston Brussels Budapest Cairo Chicago Dallas Delhi Denver "
+    "Dublin Florence Geneva Glasgow Hamburg Havana Houston Lima Lisbon London Madrid Manchester Manila "
+    "Melbourne Milan Montreal Moscow Mumbai Munich Naples Oslo Paris Philadelphia Prague Rome Seattle "
+    "Seoul Shanghai Singapore Stockholm Sydney Tokyo Toronto Vancouver Venice Vienna Warsaw"
 )
 CITIES = tuple(_CITIES.split())
 _SAID = {
-    "{} works as a {}.": "baker carpenter dentist doctor driver farmer lawyer nurse painter pilot sailor teacher",
+    "{} works as a {}.": "baker carpenter dentist doctor driver farmer lawyer nurse painter pilot sailor "
+    "teacher",
     "{} likes {}.": "bread cheese chocolate coffee honey milk pasta rice soup tea",
     "{} has a {}.": "bird cat cow dog goat horse parrot rabbit sheep turtle",
     "{} plays the {}.": "cello drums flute guitar harp organ piano trumpet violin",
@@ -64,15 +65,17 @@ _CANDIDATES = 24  # answer_set=all
 
 @dataclass(frozen=True)
 class Settings:
-    """What a document is made of; every field is a task option.
+    """The settings of a document; every field is a task option.
 
-    seed: another seed, other documents. n: documents in the test and validation splits.
-    hops: 1 asks for the box (the sharer alone knows it), 2 for its city, 3 for where the train from that city goes.
-    boxes: how many the receiver's notes name. keys: how many the sharer's notes name; one is asked for.
-    distractors, receiver_distractors: sentences beside the point on either side. distance: sentences between notes and question.
-    words: box words: `trained` (4,000), `held-out` (200), or a number N (the first N of `trained`).
-    phrasing: `template`, or `paraphrase` (the notes say it in other words; question and answer stay).
-    answer_set: `notes` ranks what the receiver's notes name, `all` ranks 24 words, then 24 cities.
+    seed: another seed gives other documents. n: documents in the test and validation splits.
+    hops: 1 asks for the box (the sharer alone knows it), 2 for its city, 3 for the end of the train from
+        that city.
+    boxes, keys: named in the receiver's and in the sharer's notes; the question asks for one key.
+    distractors, receiver_distractors: sentences beside the point in either notes.
+    distance: sentences between notes and question.
+    words: box words, `trained` (4,000), `held-out` (200), or a number N (the first N of `trained`).
+    phrasing: `template`, or `paraphrase` (the notes in other words; question and answer stay).
+    answer_set: `notes` ranks the words and cities of the receiver's notes, `all` ranks 24 of each.
     """
 
     seed: int = 0
@@ -93,23 +96,19 @@ class Settings:
         for name in ("n", "hops", "boxes", "keys", "distractors", "receiver_distractors", "distance"):
             value, least, most = getattr(self, name), low.get(name, 0), high.get(name)
             if value < least or (most is not None and value > most):
-                raise UserError(
-                    f"splitfacts: {name}={value}.",
-                    f"Give {least} or more{f', at most {most}' if most else ''}.",
-                )
+                step = f"Give {least} or more{f', at most {most}' if most else ''}."
+                raise UserError(f"splitfacts: {name}={value}.", step)
         for name, known in (("phrasing", ("template", "paraphrase")), ("answer_set", ("notes", "all"))):
             if getattr(self, name) not in known:
                 raise UserError(f"splitfacts: {name}={getattr(self, name)}.", f"Give {' or '.join(known)}.")
         if len(vocabulary(self.words)) < self.boxes:
-            raise UserError(
-                f"splitfacts: {self.boxes} boxes need as many words, words={self.words}.",
-                "Give a larger number.",
-            )
+            what = f"splitfacts: {self.boxes} boxes need as many words, words={self.words}."
+            raise UserError(what, "Give a larger number.")
 
 
 @cache
 def vocabulary(words: str) -> tuple[str, ...]:
-    """The box words of `trained`, `held-out`, or the first N trained ones. Raises `UserError`."""
+    """The box words of `trained`, `held-out`, or the first N trained ones. Raises UserError."""
     sections: dict[str, list[str]] = {}
     for line in WORDS.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
@@ -120,13 +119,12 @@ def vocabulary(words: str) -> tuple[str, ...]:
         return tuple(sections[words])
     if words.isdigit() and 0 < int(words) <= len(sections["trained"]):
         return tuple(sections["trained"][: int(words)])
-    raise UserError(
-        f"splitfacts: words={words}.", f"Give trained, held-out or a number up to {len(sections['trained'])}."
-    )
+    step = f"Give trained, held-out or a number up to {len(sections['trained'])}."
+    raise UserError(f"splitfacts: words={words}.", step)
 
 
 def rows(split: str, n: int, settings: Settings) -> list[dict[str, Any]]:
-    """The first `n` documents of a split, as lm-eval's documents. Each depends on (seed, split, its number) alone."""
+    """The first `n` documents of a split; each depends on seed, split and its number alone."""
     return [_row(f"{settings.seed}-{split}-{i}", settings) for i in range(n)]
 
 
@@ -165,9 +163,8 @@ def _row(ident: str, s: Settings) -> dict[str, Any]:
     chains = list(zip(words, *([cities] if s.hops > 1 else []), *([ends] if s.hops > 2 else []), strict=True))
     last = steps[-1]["choices"]
     reached = {chain[-1]: chain for chain in chains}
-    whole = [
-        _sentence(reached.get(c.strip(), (*chains[i % s.boxes][:-1], c.strip()))) for i, c in enumerate(last)
-    ]
+    texts = [c.strip() for c in last]
+    chosen = [reached.get(text, (*chains[i % s.boxes][:-1], text)) for i, text in enumerate(texts)]
     return {
         "id": ident,
         "receiver": shown(mine),
@@ -176,7 +173,8 @@ def _row(ident: str, s: Settings) -> dict[str, Any]:
         "noted": shown(["<<note>>", *mine]),
         "stem": stem,
         "steps": steps,
-        "answers": whole,  # complete answers, one a choice of the last step: what lm-eval ranks when it runs the task alone
+        # complete answers, one a choice of the last step: lm-eval ranks them when it runs the task alone
+        "answers": [_sentence(chain) for chain in chosen],
         "gold": steps[-1]["gold"],
         "answer": last[steps[-1]["gold"]].strip(),
     }
@@ -188,9 +186,8 @@ def _step(
     right = named[gold]
     ranked = list(named)
     if answer_set == "all":
-        ranked += [x for x in rng.sample(pool, min(len(pool), 2 * _CANDIDATES)) if x not in named][
-            : _CANDIDATES - len(named)
-        ]
+        others = [x for x in rng.sample(pool, min(len(pool), 2 * _CANDIDATES)) if x not in named]
+        ranked += others[: _CANDIDATES - len(named)]
     rng.shuffle(ranked)
     return {"choices": [f" {x}" for x in ranked], "gold": ranked.index(right), "lead": lead}
 

@@ -1,8 +1,8 @@
-"""lm-eval as a task library: a task's rows become documents, a document's outcome becomes lm-eval's metrics.
+"""A task's rows become documents, and a document's outcome becomes lm-eval's metrics.
 
-Prompts, continuations, filters and metrics all come out of lm-eval's own `ConfigurableTask`; only the data (through
-`assets.load_table`, never fetched by lm-eval) and the loop are ours. One YAML holds every way to score a task: the entry of
-`metadata.scorings` is laid over the file before lm-eval sees it.
+Prompts, continuations, filters and metrics all come out of lm-eval's own `ConfigurableTask`; the data
+come through `sources.datasets`, never through lm-eval. One YAML holds every way to score a task: the
+entry of `metadata.scorings` is laid over the file before lm-eval sees it.
 
 >>> from lcfbench.tasks.task import load_task
 >>> document = load_task("splitfacts").documents(limit=1)[0]
@@ -25,20 +25,23 @@ from lcfbench.errors import UserError, unknown
 from lcfbench.tasks.document import NOTE, Document, Scoring, Step, View
 from lcfbench.tasks.lm_eval import choices_step, filled, own_steps, shown, task_class
 from lcfbench.tasks.process_docs import Row, Rows, keep
-from lcfbench.tasks.yaml_files import describe, file_digest, read_task, task_names
+from lcfbench.tasks.yaml_files import file_digest, read_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
-__all__ = ["Outcome", "Task", "describe", "load_task", "task_names"]
 SPLITS = ("train", "validation", "test")
 _CONFIG_SPLIT = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the pair answered: for each step and choice (log-likelihood, is it the greedy one); or the text; and what was picked."""
+    """The answer of a pair to one document.
+
+    loglikelihoods: for each step and choice (log-likelihood, whether it is the greedy one). text: the
+    written answer. picks: index of the choice picked in each step.
+    """
 
     loglikelihoods: tuple[tuple[tuple[float, bool], ...], ...] = ()
     text: str | None = None
@@ -48,9 +51,10 @@ class Outcome:
 def load_task(
     name: str, *, seed: int = 0, offline: bool = False, options: Mapping[str, str] | None = None
 ) -> Task:
-    """A task by name. seed: which documents a limit takes, and what a generated task generates.
+    """A task by name; its data is read when first needed.
 
-    Raises `UserError` for an unknown task or option and for a value an option does not take; data is read when first needed.
+    seed: decides which documents a limit takes, and what a generated task generates. Raises UserError
+    for an unknown task or option, and for a value that an option does not take.
     """
     config = read_task(name, functions=True)
     known: dict[str, dict[str, Any]] = config["metadata"].get("options", {})
@@ -67,7 +71,8 @@ def load_task(
 class Task:
     """One task: its documents and its scores.
 
-    options: every option's value. dropped: rows left out of the test split, by reason (filled when the data is read).
+    shared: whether both models read the same. options: every option's value. dropped: number of rows
+    left out of the test split, by reason (filled when the data is read).
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class Task:
         self._rows: dict[str, Rows] = {}
         self._lm_eval: dict[str, ConfigurableTask] = {}
 
-    # -- documents ---------------------------------------------------------------------------------------------------------------
+    # -- documents --------------------------------------------------------------------------------
 
     def documents(
         self,
@@ -95,20 +100,20 @@ class Task:
         split: str = "test",
         receiver_chat: bool = True,
     ) -> list[Document]:
-        """A split's documents: the first `limit` of one order seeded by (task, seed, split), so a larger limit contains a smaller.
+        """A split's documents: the first `limit` of one order seeded by (task, seed, split).
 
-        receiver_chat: whether the receiver's chat template is applied; lm-eval's delimiter before a choice may depend on it.
-        Generated tasks make `limit` documents of the train split, however many. Raises `UserError` for a missing split or scoring.
+        A larger limit contains a smaller one. receiver_chat: whether the receiver's chat template is
+        applied (lm-eval's delimiter before a choice may depend on it). Generated tasks make any number
+        of documents of the train split. Raises UserError for a missing split or scoring.
         """
         if limit is not None and limit < 1:
             raise UserError(f"limit={limit}.", "Give 1 or more, or leave it out for all documents.")
         chosen = self._scoring(scoring)
         task = self.lm_eval_task(chosen)
-        rows = self._rows_of(split, limit)
-        return [self._document(task, row, chosen, receiver_chat) for row in rows]
+        return [self._document(task, row, chosen, receiver_chat) for row in self._rows_of(split, limit)]
 
     def reseeded(self, seed: int) -> Task:
-        """The same task under another seed. Natural data does not depend on it and is read once for all of them."""
+        """The same task under another seed. Data that is read does not depend on it and is kept."""
         again = copy.copy(self)
         again.seed = seed
         if self.generated:
@@ -121,7 +126,7 @@ class Task:
 
     @property
     def generated(self) -> bool:
-        """Whether the documents are made up, not read."""
+        """Whether the documents are generated, not read."""
         return "generator" in self._extra
 
     def _rows_of(self, split: str, limit: int | None) -> list[Row]:
@@ -134,21 +139,20 @@ class Task:
         return [rows[i] for i in order[:limit]]
 
     def _generated(self, split: str, n: int | None) -> Rows:
-        """The first `n` rows. Those of the test split are made once: its digest, lm-eval and the documents need the same."""
+        """The first `n` rows. Those of the test split are made once: digest and documents need the same."""
+        generate = self._extra["generator"]
         if split != "test":
-            return Rows(self._extra["generator"](split, n, seed=self.seed, **self.options))
+            return Rows(generate(split, n, seed=self.seed, **self.options))
         if split not in self._rows:
-            self._rows[split] = Rows(self._extra["generator"](split, None, seed=self.seed, **self.options))
+            self._rows[split] = Rows(generate(split, None, seed=self.seed, **self.options))
         return self._rows[split] if n is None else Rows(self._rows[split][:n])
 
     def _natural(self, split: str) -> Rows:
         if split not in self._rows:
             rows, dropped = keep(self._config["process_docs"].row, self._table(split), **self.options)
             if not rows:
-                raise UserError(
-                    f"{self.name}: no row of the {split} split is usable ({dict(dropped)}).",
-                    "Is this the right data set?",
-                )
+                what = f"{self.name}: no row of the {split} split is usable ({dict(dropped)})."
+                raise UserError(what, "Is this the right data set?")
             self._rows[split] = rows
             if split == "test":
                 self.dropped |= dict(sorted(dropped.items()))
@@ -160,10 +164,9 @@ class Task:
 
             from lcfbench.sources.datasets import config_here, load_table
 
-            path, config, there = (
-                self._config[key] for key in ("dataset_path", "dataset_name", _CONFIG_SPLIT[split])
-            )
-            config = config_here(path, [config, *self._extra.get("dataset_names", ())], there)
+            path, there = self._config["dataset_path"], self._config[_CONFIG_SPLIT[split]]
+            configs = [self._config["dataset_name"], *self._extra.get("dataset_names", ())]
+            config = config_here(path, configs, there)
             table = load_table(path, config, there, offline=self.offline)
             raw = self._config["process_docs"].raw
             self._tables[split] = Dataset.from_list(raw(table, split)) if raw else table
@@ -176,7 +179,8 @@ class Task:
 
     def _document(self, task: ConfigurableTask, row: Row, scoring: Scoring, receiver_chat: bool) -> Document:
         receiver = shown(task, row)
-        views = {role: self._view(role, row, receiver) for role in ("sharer", "full", "request", "noted")}
+        roles = ("sharer", "full", "request", "noted")
+        views: Any = {role: self._view(role, row, receiver) for role in roles}
         steps: tuple[Step, ...] = ()
         if scoring != "generate":
             steps = own_steps(row) or (choices_step(task, row, receiver_chat),)
@@ -185,10 +189,7 @@ class Task:
             task=self.name,
             doc_id=str(row["id"]),
             receiver=receiver,
-            sharer=views["sharer"],
-            full=views["full"],
-            request=views["request"],
-            noted=views["noted"],
+            **views,
             scoring=scoring,
             gold=steps[-1].choices[steps[-1].gold[0]].strip() if steps else str(task.doc_to_target(row)),
             steps=steps,
@@ -202,7 +203,10 @@ class Task:
         )
 
     def _view(self, role: str, row: Row, receiver: View) -> View:
-        """`metadata.views.<role>`: a column, a template, or {user, prefix} of such; by default what the receiver sees."""
+        """The view that `metadata.views.<role>` words; by default the receiver's.
+
+        It is a column, a template, or {user, prefix} of such.
+        """
         form = self._extra.get("views", {}).get(role, self._extra.get(role))
         if form is None:
             return View(f"{NOTE}\n\n{receiver.user}", receiver.prefix) if role == "noted" else receiver
@@ -210,14 +214,17 @@ class Task:
             return View(filled(form, row), receiver.prefix)
         return View(filled(form["user"], row), filled(form.get("prefix", ""), row))
 
-    # -- scores ------------------------------------------------------------------------------------------------------------------
+    # -- scores -----------------------------------------------------------------------------------
 
     def metric(self, scoring: Scoring | None = None) -> str:
-        """Name of the primary metric, the one `score` also gives as "score"."""
+        """The primary metric's name; `score` gives it as "score" too."""
         return str(self._extra["scorings"][self._scoring(scoring)]["primary"])
 
     def score(self, document: Document, outcome: Outcome) -> dict[str, float]:
-        """lm-eval's filters and `process_results`; "score" is the primary metric, "step1_acc" … the steps before the last."""
+        """All metrics of an answer, by lm-eval's filters and `process_results`.
+
+        "score" is the primary metric; "step1_acc" and so on are those of the steps before the last.
+        """
         from lm_eval.api.instance import Instance
 
         task = self.lm_eval_task(document.scoring)
@@ -225,23 +232,19 @@ class Task:
         answers = [outcome.text] if written else list(outcome.loglikelihoods[-1])
         row = dict(document.native)
         kind: Any = "generate_until" if written else "loglikelihood"
-        requests = [
-            Instance(kind, row, (), i, (self.name, 0, 1), resps=[answer]) for i, answer in enumerate(answers)
-        ]
+        about = self.name, 0, 1
+        requests = [Instance(kind, row, (), i, about, resps=[a]) for i, a in enumerate(answers)]
         for ensemble in task._filters:
             ensemble.apply(requests)
-        name = task._filters[0].name
-        scores = {
-            k: float(v)
-            for k, v in task.process_results(row, [r.filtered_resps[name] for r in requests]).items()
-        }
+        found = [r.filtered_resps[task._filters[0].name] for r in requests]
+        scores = {k: float(v) for k, v in task.process_results(row, found).items()}
         for i, (step, ranked) in enumerate(zip(document.steps[:-1], outcome.loglikelihoods, strict=False), 1):
             best = max(range(len(ranked)), key=lambda j: ranked[j][0])
             scores[f"step{i}_acc"] = float(best in step.gold)
         return {"score": scores[self.metric(document.scoring)], **scores}
 
     def lm_eval_task(self, scoring: Scoring | None = None) -> ConfigurableTask:
-        """lm-eval's own task object on our rows (dataset order): what `simple_evaluate(tasks=[…])` takes."""
+        """lm-eval's own task object on our rows in their order, for `simple_evaluate(tasks=[…])`."""
         chosen = self._scoring(scoring)
         if chosen not in self._lm_eval:
             self._check("test")
@@ -254,15 +257,13 @@ class Task:
 
         over = {k: v for k, v in self._extra["scorings"][scoring].items() if k != "primary"}
         config = {**self._config, **over, "metadata": {"version": self._extra.get("version", 1)}}
-        # The rows are handed over as they are to be used: nothing to load, to process or to sample shots from.
+        # the rows are ready: there is nothing to load, to process or to sample shots from
         gone = ("process_docs", "custom_dataset", "training_split", "validation_split")
         config = {k: v for k, v in config.items() if k not in gone}
         config |= {"test_split": "test", "num_fewshot": 0, "fewshot_config": {"samples": []}}
         if strange := sorted(set(config) - {f.name for f in fields(TaskConfig)}):
-            raise UserError(
-                f"tasks/{self.name}.yaml: lm-eval knows no key {strange[0]!r}.",
-                "Keys of our own stand under metadata.",
-            )
+            what = f"{self.name}.yaml: lm-eval knows no key {strange[0]!r}."
+            raise UserError(what, "Keys of our own stand under metadata.")
         return config
 
     def _scoring(self, scoring: Scoring | None) -> Scoring:
@@ -270,24 +271,21 @@ class Task:
             raise unknown(f"scoring of {self.name}", scoring, self.scorings, "lcfbench ls tasks")
         return scoring or self.default_scoring
 
-    # -- identity ----------------------------------------------------------------------------------------------------------------
+    # -- identity ---------------------------------------------------------------------------------
 
     @property
     def data_sha256(self) -> str:
-        """Digest of the test split: of the rows as loaded (and cut into turns or parts, where the task does that), or as generated."""
+        """Digest of the test split's rows as generated, or as loaded (and cut into turns or parts)."""
         if self.generated:
-            return _json_digest(self._generated("test", None))
+            rows = json.dumps(self._generated("test", None), sort_keys=True, ensure_ascii=False)
+            return hashlib.sha256(rows.encode()).hexdigest()
         from lcfbench.sources.datasets import data_digest
 
         return data_digest(self._table("test"))
 
     @property
     def split_manifest_sha256(self) -> str | None:
-        """Digest of which evidence each model gets, for tasks that split it; None for the others."""
+        """Digest of the evidence that each model gets, for tasks that split it; None for the others."""
         if "manifest" not in self._extra:
             return None
         return hashlib.sha256(self._extra["manifest"](self._natural("test")).encode()).hexdigest()
-
-
-def _json_digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
