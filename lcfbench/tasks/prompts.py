@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
 from lcfbench.tasks.document import View
@@ -131,7 +131,11 @@ def _needs_delimiter(view: View) -> bool:
 
 def _templated(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, *, begun: bool) -> str:
     messages = [{"role": role, "content": content} for role, content in turns]
-    more = {"add_generation_prompt": not begun, "continue_final_message": begun, "enable_thinking": False}
+    more: Any = {
+        "add_generation_prompt": not begun,
+        "continue_final_message": begun,
+        "enable_thinking": False,
+    }
     text = tokenizer.apply_chat_template(messages, tokenize=False, **more)
     assert isinstance(text, str)
     return text
@@ -207,7 +211,7 @@ def _encode(
     if not tokenizer.is_fast:
         what = f"the tokenizer of {tokenizer.name_or_path} has no character offsets."
         raise UserError(what, "Use its tokenizer.json form.")
-    asked = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
+    asked: Any = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
     coded = tokenizer(kept, add_special_tokens=not _has_bos(kept, tokenizer, choices), **asked)
     offsets = _mended(kept, [(a, b) for a, b in coded["offset_mapping"]], coded["special_tokens_mask"])
     return Prompt(kept, tuple(coded["input_ids"]), offsets, spans, tail)
