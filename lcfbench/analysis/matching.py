@@ -26,7 +26,7 @@ Pairing: TypeAlias = "tuple[RunGroup, RunGroup]"
 REFUSED = ("task", "scoring", "metric", "task_options", "task_sha256", "data_sha256", "split_manifest_sha256")
 COMPUTED = ("dtype", "device", "attention")  # a gate also holds still how numbers are computed
 CODE = ("versions", "behaviour", "plugins", "version")  # what ran; older runs say `version` only
-EXPLAINS = (
+EXPLAINS: tuple[str, ...] = (
     "pair",
     "revisions",
     "mode",
