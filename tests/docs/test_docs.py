@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import inspect
 import re
 import shlex
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -91,6 +95,15 @@ def test_every_page_is_in_the_navigation() -> None:
     assert [page for page in shown - own if not (ROOT / page.removeprefix("repository/")).is_file()] == []
 
 
+def test_the_site_builds(tmp_path: Path) -> None:
+    """`make docs`: mkdocs fails for broken links and for pages outside the navigation."""
+    pytest.importorskip("material")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "repository" / "results" / "frontier.png").is_file()
+
+
 # -- commands ------------------------------------------------------------------------------------------------
 
 
@@ -155,3 +168,19 @@ def test_shown_make_targets_and_modules_exist(path: Path) -> None:
     for module in re.findall(r"python -m (benchmarks\.\w+|lcfbench[\w.]*)", code):
         place = ROOT / module.replace(".", "/")
         assert place.with_suffix(".py").is_file() or place.is_dir()
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if "reference" not in p.parts], ids=name)
+def test_shown_python_calls_what_there_is(path: Path) -> None:
+    """Names of the package exist, and calls give keywords that it takes."""
+    import lcfbench
+
+    settings = {"run": lcfbench.Recipe.model_fields, "train": lcfbench.TrainRecipe.model_fields}
+    for language, body in BLOCK.findall(path.read_text()):
+        for node in ast.walk(ast.parse(body)) if language == "python" else ():
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "lcfbench":
+                assert node.attr in lcfbench.__all__
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("lcfbench."):
+                verb = ast.unparse(node.func).removeprefix("lcfbench.")
+                known = {*inspect.signature(getattr(lcfbench, verb)).parameters, *settings.get(verb, ())}
+                assert {word.arg for word in node.keywords} <= known
