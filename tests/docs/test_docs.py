@@ -180,7 +180,7 @@ def test_shown_python_calls_what_there_is(path: Path) -> None:
         for node in ast.walk(ast.parse(body)) if language == "python" else ():
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "lcfbench":
                 assert node.attr in lcfbench.__all__
-            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("lcfbench."):
+            if isinstance(node, ast.Call) and re.fullmatch(r"lcfbench\.\w+", ast.unparse(node.func)):
                 verb = ast.unparse(node.func).removeprefix("lcfbench.")
                 known = {*inspect.signature(getattr(lcfbench, verb)).parameters, *settings.get(verb, ())}
                 assert {word.arg for word in node.keywords} <= known
