@@ -26,18 +26,13 @@ Pairing: TypeAlias = "tuple[RunGroup, RunGroup]"
 REFUSED = ("task", "scoring", "metric", "task_options", "task_sha256", "data_sha256", "split_manifest_sha256")
 COMPUTED = ("dtype", "device", "attention")  # a gate also holds still how numbers are computed
 CODE = ("versions", "behaviour", "plugins", "version")  # what ran; older runs say `version` only
-EXPLAINS: tuple[str, ...] = (
-    "pair",
-    "revisions",
-    "mode",
-    "options",
-    "adapter_sha256",
-    "control",
+EXPLAINS = (
+    *"pair revisions mode options adapter_sha256 control".split(),
     *COMPUTED,
     "batch_size",
     "seed",
+    *CODE,
 )
-EXPLAINS += CODE
 PROMPTS = "prompts"  # compared document by document; no field of the identity
 OWN = ("pair", "task", "scoring", "metric", "mode", "control")  # of the rows; others are the manifest's
 MACHINE = ("cpu", "device", "gpu", "threads")
@@ -50,6 +45,8 @@ def value_of(group: RunGroup, name: str) -> Any:
     """A group's value of a field of the run's identity; `ABSENT` where its file does not tell."""
     if name == "seed":
         return list(group.seeds)
+    if name == "metric" and not group.n:  # its name stands in the rows
+        return ABSENT
     if name in OWN:
         return getattr(group, name)
     if name not in OF_THE_SEED or len(group.runs) == 1:

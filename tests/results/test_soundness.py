@@ -117,6 +117,28 @@ def test_a_run_that_has_just_begun_has_its_names(tmp_path):
     writer.close()
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_run_killed_before_its_first_row_breaks_nothing(tmp_path, capsys, monkeypatch, beside):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    write(whole, "lcf", [1.0, 0.0] * 200)
+    RunWriter.open(killed, {**NAMES, "mode": "lcf", "control": "matched"}, {}).close()
+    if beside:
+        write(killed, "receiver", [1.0, 0.0] * 200)
+    page, page2 = tmp_path / "page.html", tmp_path / "page.md"
+    expected = {
+        ("show", killed): 0,
+        ("report", killed, "-o", page): 0,
+        ("report", killed, "--markdown", "-o", page2): 0,
+        ("plot", "frontier", killed, "--out", tmp_path): 0 if beside else 2,
+        ("verdict", killed): 2,
+        ("compare", whole, killed): 2,
+        ("check", whole, killed): 4,
+    }
+    for verb, code in expected.items():
+        got, out, err = invoke(capsys, monkeypatch, *verb)
+        assert (got, "Traceback" in out + err) == (code, False), (verb, out, err)
+
+
 def test_the_journal_is_read_as_the_parquet_file_is(tmp_path):
     writer = RunWriter.open(tmp_path, {**NAMES, "mode": "lcf", "control": "matched"}, {})
     for i in range(3):

@@ -60,11 +60,12 @@ def plot(summary: pd.DataFrame, out_dir: Path, published: bool = False) -> list[
 
 def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
     """The figure, drawn without pyplot (and so without a display or global state)."""
-    summary = summary[
-        summary["control"].isin(SHOWN)
-    ]  # no oracles, which have no size; no controls from which nothing follows
+    # no oracles, which have no size; no controls from which nothing follows; no run without documents
+    summary = summary[summary["control"].isin(SHOWN) & (summary["n"] > 0)]
     if not len(summary):
-        raise UserError("no matched or deranged run to plot.", "Run with --control matched,deranged.")
+        raise UserError(
+            "no matched or deranged run with documents to plot.", "Run with --control matched,deranged."
+        )
     rows = [
         (key, lines.to_dict("records")) for key, lines in summary.groupby(GROUP, sort=False, dropna=False)
     ]

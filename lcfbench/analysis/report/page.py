@@ -72,7 +72,7 @@ def _frontiers(source: Source) -> list[dict[str, Any]]:
     classes = _colours(source)
     found = []
     for (pair, task, scoring), lines in source.by_task.items():
-        lines = [line for line in lines if line["control"] in SHOWN]
+        lines = [line for line in lines if line["control"] in SHOWN and line["n"]]
         if not lines:
             continue
         heading, metric = f"{task} ({scoring}), {places_named(pair)}", lines[0]["metric"]
