@@ -32,6 +32,7 @@ def pages() -> dict[str, str]:
         "results.md": results(),
         "recipes.md": recipes(),
         "published.md": published(),
+        "plugin.md": plugin(),
     }
     return {name: f"{NOTE}\n{text.strip()}\n" for name, text in made.items()}
 
@@ -351,6 +352,21 @@ def published() -> str:
             _table(heads, rows),
         ]
     )
+
+
+def plugin() -> str:
+    """The files of the example plugin."""
+    folder = ROOT / "examples" / "plugin"
+    files = [*sorted((folder / "lcfbench_example").rglob("*.*")), folder / "pyproject.toml"]
+    parts = [
+        "# The example plugin",
+        "Every file of `examples/plugin`, with one method, adapter, task and control.",
+    ]
+    for file in (f for f in files if f.suffix in (".py", ".yaml", ".toml")):
+        text, language = file.read_text(encoding="utf-8").strip(), file.suffix.strip(".")
+        if len(text.splitlines()) > 2:
+            parts += [f"## {file.relative_to(folder).as_posix()}", f"```{language}\n{text}\n```"]
+    return "\n\n".join(parts)
 
 
 # -- text ------------------------------------------------------------------------------------------------
