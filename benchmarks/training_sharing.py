@@ -17,7 +17,7 @@ from benchmarks._common import ratio, report, shown
 from lcfbench.cli.console import quiet_libraries
 from lcfbench.cli.progress import TrainLine
 from lcfbench.training.recipe import TrainRecipe
-from lcfbench.training.setup import accelerator_of, data_of, ends_of, lanes_of
+from lcfbench.training.setup import accelerator_of, data_of, models_of, trainings_of
 from lcfbench.training.trainer import Trainer, batch_order
 
 DEFAULT = ["lcf:width=64", "lcf:width=128", "lcf:width=256", "prefix"]
@@ -45,14 +45,13 @@ def main() -> None:
                 "out": Path(out),
             }
         )
-        ends = ends_of(recipe, accelerator := accelerator_of(recipe))
-        examples, dev = data_of(recipe.model_copy(update={"dev_documents": 2}), ends, print)
-        lanes = lanes_of(recipe, ends, examples)
-        trainer = Trainer(recipe, lanes, dev, TrainLine(), accelerator)
-        for lane in lanes:
-            lane.method.prepare(examples[:64], lambda _: None)
-            lane.begin(recipe)
-            lane.adapter.train()
+        pair = models_of(recipe, accelerator := accelerator_of(recipe))
+        examples, dev = data_of(recipe.model_copy(update={"dev_documents": 2}), pair, print)
+        trainings = trainings_of(recipe, pair, examples)
+        trainer = Trainer(recipe, trainings, dev, TrainLine(), accelerator)
+        for one in trainings:
+            one.method.prepare(examples[:64], lambda _: None)
+            one.adapter.train()
         seconds: dict[str, list[float]] = {"shared": [], "apart": []}
         for number, group in enumerate(batch_order(examples, recipe)):
             for name in seconds:
@@ -62,16 +61,16 @@ def main() -> None:
                 if number:  # the first is the warm-up
                     seconds[name].append(time.perf_counter() - began)
     per_s = {
-        name: given.batch_size * len(lanes) / statistics.median(times) for name, times in seconds.items()
+        name: given.batch_size * len(trainings) / statistics.median(times) for name, times in seconds.items()
     }
     gain = ratio(seconds, "apart", "shared")
     rates = ", ".join(f"{name} {rate:.1f}" for name, rate in per_s.items())
     print(
-        f"{len(lanes)} adapters, batches of {given.batch_size}: examples/s, all adapters counted: {rates}; shared is {shown(gain)}× apart"
+        f"{len(trainings)} adapters, batches of {given.batch_size}: examples/s, all adapters counted: {rates}; shared is {shown(gain)}× apart"
     )
     result = {
-        "case": f"{len(lanes)} adapters",
-        "claim": f"{len(lanes)} adapters over shared prefills ÷ the same trained apart: examples/s",
+        "case": f"{len(trainings)} adapters",
+        "claim": f"{len(trainings)} adapters over shared prefills ÷ the same trained apart: examples/s",
         "ratio": gain,
         "examples_per_s": per_s,
     }

@@ -51,9 +51,9 @@ from lcfbench.models.timing import Clock
 from lcfbench.sources.models import find_model, split_pair
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt
-from lcfbench.training.lane import AdapterTraining
+from lcfbench.training.adapter_training import AdapterTraining
 from lcfbench.training.recipe import TrainRecipe
-from lcfbench.training.setup import accelerator_of, data_of, ends_of, lanes_of
+from lcfbench.training.setup import accelerator_of, data_of, models_of, trainings_of
 from lcfbench.training.trainer import Trainer, batch_order
 
 FOUR = "lcf:width=64,zero_up=no lcf:width=128,zero_up=no lcf:width=256,zero_up=no lcf:width=128,zero_up=no,seed=1"
@@ -64,17 +64,17 @@ class Plain:
     """One adapter's plain training loop."""
 
     def __init__(
-        self, lane: AdapterTraining, receiver: Any, sharer: Any, recipe: TrainRecipe, lean: bool = False
+        self, one: AdapterTraining, receiver: Any, sharer: Any, recipe: TrainRecipe, lean: bool = False
     ) -> None:
-        assert isinstance(lane.method, Fusion)
-        self.lane, self.method, self.config, self.models = (
-            lane,
-            lane.method,
-            lane.adapter.config,
+        assert isinstance(one.method, Fusion)
+        self.one, self.method, self.config, self.models = (
+            one,
+            one.method,
+            one.adapter.config,
             (receiver, sharer),
         )
         # without a copy a layer would share its weights with ours
-        self.layers = nn.ModuleList(lane.adapter.select([i]) for i in range(len(self.config.layers))).train()
+        self.layers = nn.ModuleList(one.adapter.select([i]) for i in range(len(self.config.layers))).train()
         self.optimiser = torch.optim.AdamW(
             self.layers.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
         )
@@ -190,46 +190,44 @@ class Case:
             {"adapters": adapters, "task": given.task, "steps": self.steps, "batch_size": given.batch_size, "pair": given.pair, "out": out,
              "dtype": given.dtype, "device": given.device, "dev_documents": 2}
         )  # fmt: skip
-        ends = ends_of(self.recipe, accelerator := accelerator_of(self.recipe))
-        examples, dev = data_of(self.recipe, ends, lambda _: None)
-        self.lanes = lanes_of(self.recipe, ends, examples)
-        self.trainer = Trainer(self.recipe, self.lanes, dev, TrainLine(), accelerator)
-        for lane in self.lanes:
-            with lane.own_randomness():
-                lane.method.prepare(examples[:64], lambda _: None)
-            lane.begin(self.recipe)
-            lane.adapter.train()
+        pair = models_of(self.recipe, accelerator := accelerator_of(self.recipe))
+        examples, dev = data_of(self.recipe, pair, lambda _: None)
+        self.trainings = trainings_of(self.recipe, pair, examples)
+        self.trainer = Trainer(self.recipe, self.trainings, dev, TrainLine(), accelerator)
+        for one in self.trainings:
+            with one.own_randomness():
+                one.method.prepare(examples[:64], lambda _: None)
+            one.adapter.train()
         self.order = batch_order(examples, self.recipe)
         self.given, self.plain = given, list[Plain]()
 
     def add_plain(self) -> None:
         names = split_pair(self.given.pair)
-        receiver = own_model(find_model(names[0]).path, self.lanes[0].method.receiver)
+        receiver = own_model(find_model(names[0]).path, self.trainings[0].method.receiver)
         sharer = (
             receiver
             if names[0] == names[1]
-            else own_model(find_model(names[1]).path, self.lanes[0].method.sharer)
+            else own_model(find_model(names[1]).path, self.trainings[0].method.sharer)
         )
-        self.plain = [Plain(lane, receiver, sharer, self.recipe, self.given.lean) for lane in self.lanes]
+        self.plain = [Plain(one, receiver, sharer, self.recipe, self.given.lean) for one in self.trainings]
 
     def check(self) -> dict[str, float]:
         """Raises where the sides' losses or gradients differ on the first batch. Returns the greatest differences."""
         group = self.order[0]
         worst = {"loss": 0.0, "gradient": 0.0}
         self.trainer.learn(group, 1.0)
-        for lane, plain in zip(self.lanes, self.plain, strict=True):
+        for one, plain in zip(self.trainings, self.plain, strict=True):
             loss = plain.loss(group)
             loss.backward()
-            ours, theirs = norm(lane.adapter), norm(plain.layers)
-            apart = {"loss": abs(lane.loss - float(loss.detach())), "gradient": abs(ours - theirs) / theirs}
+            ours, theirs = norm(one.adapter), norm(plain.layers)
+            apart = {"loss": abs(one.loss - float(loss.detach())), "gradient": abs(ours - theirs) / theirs}
             for what, found in apart.items():
                 assert found < CLOSE, (
-                    f"{lane.spec.label}: {what} {lane.loss:.5f} {ours:.5f} here, {float(loss.detach()):.5f} {theirs:.5f} in the plain loop"
+                    f"{one.spec.label}: {what} {one.loss:.5f} {ours:.5f} here, {float(loss.detach()):.5f} {theirs:.5f} in the plain loop"
                 )
                 worst[what] = max(worst[what], found)
-            lane.optimiser.zero_grad(set_to_none=True)
+            one.clear()
             plain.optimiser.zero_grad(set_to_none=True)
-            lane.loss = lane.right = lane.weight = 0.0
         return worst
 
     def rounds(self) -> dict[str, Callable[[], None]]:
@@ -307,7 +305,7 @@ def print_memory(given: Any) -> None:
     """What the process of `memory_of` does."""
     with tempfile.TemporaryDirectory() as out:
         case = Case(given.adapters.split(), given, Path(out))
-        device = case.lanes[0].method.receiver.device
+        device = case.trainings[0].method.receiver.device
         if given.memory_of == "plain":
             case.add_plain()
             case.plain = case.plain[:1]  # they would be trained one after another

@@ -6,8 +6,9 @@ import difflib
 import math
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
+from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from lcfbench.errors import UserError, unknown
@@ -142,6 +143,9 @@ def convert(key: str, text: str, hint: Any, default: Any = None, of: str = "") -
 
 def _kind(hint: Any) -> str:
     """What a type accepts, in words: `a whole number`, `yes or no`, `one of soft, hard`."""
+    if get_origin(hint) is Annotated:
+        base, *limits = get_args(hint)
+        return _kind(base) + "".join(f", {each.ge} or more" for each in limits if isinstance(each, Ge))
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) in (Union, UnionType):

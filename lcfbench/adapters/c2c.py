@@ -1,15 +1,18 @@
-"""C2C: one fuser per receiver layer, K and V fully apart (Cache-to-Cache, arXiv 2510.03215v2, section 3.2; methods.md, section 4).
+"""C2C: one fuser per receiver layer, K and V fully apart (arXiv 2510.03215v2, section 3.2).
 
-For each of K and V: `u = trunk(in([sharer, receiver]))`, `Δ = out(delta(u))`, `α = sigmoid(head(scale(u)))`, one weight a token and
-head, and `cache' = cache + g·α⊙Δ`. K and V of all layers run in the same batched matmuls: weights are (L, 2, in, out), K first.
+For each of K and V: `u = trunk(in([sharer, receiver]))`, `Δ = out(delta(u))`,
+`α = sigmoid(head(scale(u)))`, one weight a token and head, and `cache' = cache + g·α⊙Δ`. K and V of
+all layers run in the same batched matmuls: weights are (L, 2, in, out), K first.
 
-The paper's ablations leave out one part after another, and its weights with it: the head weights (α = 1), then the gates (g = 1), then the
-receiver's part of the input and the residual (`cache' = out(delta(trunk(in(sharer))))`).
+The paper's ablations leave out one part after another with its weights: the head weights (α = 1),
+then the gates (g = 1), then the receiver's part of the input and the residual
+(`cache' = out(delta(trunk(in(sharer))))`).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,39 +20,43 @@ from torch import Tensor, nn
 
 from lcfbench.adapters._layers import WHOLE, added, linear, rms_norm, stacked, weighted
 from lcfbench.adapters.base import Editor, GateMode
-from lcfbench.adapters.config import AdapterConfig
-from lcfbench.errors import UserError, unknown
+from lcfbench.adapters.config import AdapterConfig, Size
+from lcfbench.errors import UserError
 
-ABLATIONS = (
-    "none",
-    "no-heads",
-    "no-gate",
-    "projection",
-)  # each leaves out what the one before does, and more
 Ablation = Literal["none", "no-heads", "no-gate", "projection"]
+ABLATIONS = get_args(Ablation)  # each leaves out more than the one before
 
 
 class C2CAdapter(Editor):
-    """hidden, intermediate: widths of the blocks. blocks: C2C's `num_layers`: one block is the trunk, blocks − 2 follow
-    on the way to the edit, one on the way to the head weights.
+    """C2C's fusers, stacked.
 
-    dropout: inside the blocks, in training only. gate, gate_init: see `Adapter`; without gates they mean nothing.
-    ablation: `no-heads`: no head weights; `no-gate`: nor gates; `projection`: nor the receiver's input, and no residual.
+    hidden, intermediate: widths of the blocks. blocks: C2C's `num_layers`: one block is the trunk,
+    blocks − 2 follow on the way to the edit, one on the way to the head weights. dropout: inside
+    the blocks, in training only. gate, gate_init: see `Adapter`; unused without gates. ablation:
+    `no-heads`: no head weights; `no-gate`: nor gates; `projection`: nor the receiver's input, and
+    no residual.
     """
+
+    title = "C2C"
+    contexts = ("shared",)
+    small_scale: ClassVar[Mapping[str, Any]] = {
+        "hidden": 64,
+        "intermediate": 64,
+        "gate": "soft",
+        "gate_init": 1.0,
+    }
 
     def __init__(
         self,
         config: AdapterConfig,
-        hidden: int = 1024,
-        intermediate: int = 1024,
-        blocks: int = 3,
+        hidden: Size = 1024,
+        intermediate: Size = 1024,
+        blocks: Size = 3,
         dropout: float = 0.1,
         gate: GateMode = "gumbel",
         gate_init: float | None = None,
         ablation: Ablation = "none",
     ) -> None:
-        if ablation not in ABLATIONS:
-            raise unknown("ablation", ablation, ABLATIONS, "lcfbench train --help")
         level = ABLATIONS.index(ablation)
         super().__init__(config, gate if level < 2 else "hard", gate_init)
         self.heads, self.fuses = level < 1, level < 3
@@ -74,7 +81,7 @@ class C2CAdapter(Editor):
         return 2 * max(self.in_weight.shape[2:] + self.trunk.up.shape[3:] + (self.out_weight.shape[3],))
 
     def message(self, sharer: Tensor, at: slice = WHOLE) -> Tensor:
-        """What crosses the wire: the sharer's entries (L, T, s) as they are; C2C's input layer is wider than they are."""
+        """Returns the sharer's entries (L, T, s) as they are: the input layer makes them no smaller."""
         return sharer
 
     def forward(
@@ -85,24 +92,22 @@ class C2CAdapter(Editor):
         noise: tuple[Tensor, Tensor] | None = None,
         at: slice = WHOLE,
     ) -> tuple[Tensor, Tensor]:
-        """Edited keys and values (L, B, H, N, D) from the message (L, B, N or 1, s) and the receiver's own, of the stack entries `at`.
+        """Returns the edited keys and values (L, B, H, N, D) of the stack entries `at`.
 
-        noise: the uniform draws (L, B, H, N, 1) of the K and V gates in training, for tests.
+        message: (L, B, N or 1, s). keys, values: the receiver's own. noise: see `Adapter.gates`.
         """
         L, B, H, N, D = keys.shape
         x = message.expand(L, B, N, -1).unflatten(3, (2, -1)).movedim(3, 1)  # (L, 2, B, N, S)
         if self.fuses:
             own = torch.stack([keys.transpose(2, 3), values.transpose(2, 3)], 1).view(L, 2, B, N, H * D)
             x = torch.cat([x, own], -1)  # (L, 2, B, N, S+T)
-        u = self.trunk(
-            linear(x.reshape(2 * L, B * N, -1), both(self.in_weight, at), both(self.in_bias, at)), at
-        )
-        z = u
+        x = linear(x.reshape(2 * L, B * N, -1), both(self.in_weight, at), both(self.in_bias, at))
+        z = u = self.trunk(x, at)
         for block in self.delta:
             z = block(z, at)
         edit = linear(z, both(self.out_weight, at), both(self.out_bias, at)).view(L, 2, B, N, H, D)
         edit = edit.permute(1, 0, 2, 4, 3, 5)  # (2, L, B, H, N, D)
-        if not self.fuses:  # what came takes the place of what was there
+        if not self.fuses:  # the edit replaces the cache
             return edit[0].to(keys.dtype), edit[1].to(values.dtype)
         gates = self.gates((B, H, N, 1), noise, at)
         share = [gate.to(edit.dtype) for gate in gates]
@@ -127,22 +132,22 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, at: slice = WHOLE) -> Tensor:  # (2L, T, width)
-        inner = F.gelu(linear(rms_norm(x, both(self.norm, at)), both(self.up, at)))
+        inner, down = F.gelu(linear(rms_norm(x, both(self.norm, at)), both(self.up, at))), both(self.down, at)
         if self.training and self.dropout:
-            return x + F.dropout(linear(inner, both(self.down, at)), self.dropout)
-        return linear(inner, both(self.down, at), x)
+            return x + F.dropout(linear(inner, down), self.dropout)
+        return linear(inner, down, x)
 
 
 def both(stack: Tensor, at: slice) -> Tensor:
-    """The entries `at` of a stack (L, 2, …), K's and V's one after another: (2L, …), a view."""
+    """Returns a view (2L, …) of the entries `at` of a stack (L, 2, …), K's and V's in turn."""
     return stack[at].flatten(0, 1)
 
 
 def twice(layers: int, fan_in: int, fan_out: int) -> nn.Parameter:
-    """Weights (L, 2, in, out), for K and for V."""
+    """Returns weights (L, 2, in, out), for K and for V."""
     return nn.Parameter(stacked(2 * layers, fan_in, fan_out).data.unflatten(0, (layers, 2)))
 
 
 def bias(layers: int, size: int) -> nn.Parameter:
-    """Biases (L, 2, 1, size), for K and for V."""
+    """Returns biases (L, 2, 1, size), for K and for V."""
     return nn.Parameter(torch.zeros(layers, 2, 1, size))

@@ -1,4 +1,4 @@
-"""The card that goes with an adapter: the model hub's metadata, what it is, how it was made, what it scored on the dev split.
+"""Writes an adapter's card: metadata for the Hub, facts, training, scores on the dev split.
 
 >>> huggingface_hub.ModelCard(card(adapter)).data.base_model
 ['HuggingFaceTB/SmolLM2-135M-Instruct', 'google/gemma-3-270m']
@@ -11,64 +11,43 @@ from typing import Any
 
 import yaml
 
-from lcfbench.adapters.base import Adapter
+from lcfbench.adapters.base import Adapter, adapter_class, method_of
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.sources.models import ALIASES
+from lcfbench.tables import Column, Table
 
 REPO = "ORG/NAME"  # stands for the repository until `adapter push` knows it
 FATES = {"shut": "shut", "hurts": "harmful", "outranked": "of least importance"}
-NAMES = {
-    "lcf": "LCF",
-    "lcfx": "LCF-X",
-    "c2c": "C2C",
-    "lora": "LoRA",
-    "dense": "dense-alignment",
-    "prefix": "latent-prefix",
-}
 BASELINES = {
     "single": "`single` baseline: no sharer",
     "identical": "`identical` baseline: the receiver's model on both sides",
 }
-RESULTS = ("task", "mode", "control", "documents", "score", "95 % interval", "message bytes")
+ALONE = ("single", "lora")  # methods without a sharer
 
 
 def card(adapter: Adapter) -> str:
-    """Markdown with the model hub's metadata block on top."""
-    c, t = adapter.config, adapter.config.training
-    mode = c.method
-    alone, baseline = mode in ("single", "lora"), f" ({BASELINES[mode]})" if mode in BASELINES else ""
-    head = f"# {NAMES.get(c.kind, c.kind)} adapter, {c.receiver if alone else f'{c.receiver} ← {c.sharer}'}{baseline}\n"
+    """Returns the card: Markdown with the Hub's metadata block on top."""
+    c, t, mode = adapter.config, adapter.config.training, method_of(adapter.config)
+    alone = mode in ALONE
+    baseline = f" ({BASELINES[mode]})" if mode in BASELINES else ""
+    options = f", options {t['method_options']}" if t.get("method_options") else ""
     facts = [
-        f"- receiver {c.receiver}, no sharer; nothing is sent"
+        f"receiver {c.receiver}, no sharer; nothing is sent"
         if alone
-        else f"- receiver {c.receiver}, sharer {c.sharer}; both stay frozen",
-        f"- method `{mode}`" + (f", options {t['method_options']}" if t.get("method_options") else ""),
-        f"- {adapter.params:,} parameters in {len(c.layers)} of {c.receiver_geometry.layers} receiver layers",
-        f"- options {c.options}; token alignment {c.token_alignment}",
+        else f"receiver {c.receiver}, sharer {c.sharer}; both stay frozen",
+        f"method `{mode}`{options}",
+        f"{adapter.params:,} parameters in {len(c.layers)} of {c.receiver_geometry.layers} receiver layers",
+        f"options {c.options}; token alignment {c.token_alignment}",
+        *(_imported(t, adapter) if t.get("imported_from") else []),
+        *(_trained(t, c.tasks) if t.get("tasks") else []),
     ]
-    if t.get("imported_from"):
-        facts.append(f"- imported from {t['imported_from']}")
-    if t.get("tasks"):
-        seed = f"seed {t.get('seed')}" + (
-            f" (of the examples: {t['data_seed']})"
-            if t.get("data_seed", t.get("seed")) != t.get("seed")
-            else ""
-        )
-        facts += [
-            f"- trained on the train split of {', '.join(map(str, t['tasks']))}: {t.get('steps')} steps of {t.get('batch_size')}, AdamW, "
-            f"lr {t.get('lr')}, warm-up {t.get('warmup')}, clip {t.get('clip')}, weight decay {t.get('weight_decay')}, {seed}",
-            *_deviations(t),
-            f"- models in {t.get('models_dtype')} on {t.get('device')}{f' ({machine})' if (machine := t.get('machine')) else ''}, "
-            f"{t.get('minutes')} minutes{_share(t.get('beside') or [])}",
-        ]
-    task = next(iter(_tasks(t)), "TASK")
-    run = f"lcfbench run --mode {mode} --pair {c.receiver}:{c.sharer} --task {task} --adapter adapters/mine"
-    use = f"\n```\nlcfbench adapter pull {REPO} --out adapters/mine\n{run}\n```\n"
+    models = c.receiver if alone else f"{c.receiver} ← {c.sharer}"
+    task = next(iter(c.tasks), "TASK")
     return (
-        f"---\n{metadata(c)}---\n\n{head}\n"
-        + "\n".join(facts)
-        + "\n"
-        + use
+        f"---\n{metadata(c)}---\n\n# {adapter_class(c.kind).title or c.kind} adapter, {models}{baseline}\n\n"
+        + "".join(f"- {fact}\n" for fact in facts)
+        + f"\n```\nlcfbench adapter pull {REPO} --out adapters/mine\n"
+        + f"lcfbench run --mode {mode} --pair {':'.join(c.pair)} --task {task} --adapter adapters/mine\n```\n"
         + _results(t)
         + _dev(t)
         + _pruned(t.get("pruned"))
@@ -76,17 +55,18 @@ def card(adapter: Adapter) -> str:
 
 
 def metadata(config: AdapterConfig) -> str:
-    """The metadata block as YAML: base models by their Hub ids and data sets where they have one; a licence only where it is known.
+    """Returns the metadata block as YAML: base models and data sets by their Hub ids.
 
-    Dev scores are not offered as evaluation results (`model-index`): the saved state was chosen by them.
+    Only a known licence is named. Dev scores are no evaluation results (`model-index`): the saved
+    state was chosen by them.
     """
     t = config.training
     found: dict[str, Any] = {
         "library_name": "lcfbench",
         "license": t.get("license"),
-        "base_model": list(dict.fromkeys(filter(None, map(hub_id, (config.receiver, config.sharer))))),
+        "base_model": list(dict.fromkeys(filter(None, map(hub_id, config.pair)))),
         "base_model_relation": "adapter",
-        "datasets": list(dict.fromkeys(filter(None, map(_dataset, _tasks(t))))),
+        "datasets": list(dict.fromkeys(filter(None, map(_dataset, config.tasks)))),
         "tags": ["lcfbench", "latent-communication", config.kind, *(["pruned"] if t.get("pruned") else [])],
     }
     if not found["base_model"]:
@@ -95,39 +75,27 @@ def metadata(config: AdapterConfig) -> str:
 
 
 def refreshed(text: str, config: AdapterConfig) -> str:
-    """A card with today's metadata: what its author wrote stands, what is missing is filled in."""
+    """Returns a card with present metadata; the author's own words and entries stay."""
     ours = yaml.safe_load(metadata(config))
     _, mark, rest = text.partition("---\n") if text.startswith("---\n") else ("", "", "")
     block, end, body = rest.partition("\n---\n")
-    if not mark or not end:
-        return f"---\n{metadata(config)}---\n\n{text}"
     try:
-        theirs = yaml.safe_load(block) or {}
+        theirs = (yaml.safe_load(block) or {}) if mark and end else None
     except yaml.YAMLError:
         theirs = None
-    if not isinstance(theirs, dict):  # what stands between the marks is no metadata
+    if not isinstance(theirs, dict):  # there is no metadata between the marks
         return f"---\n{metadata(config)}---\n\n{text}"
     return f"---\n{yaml.safe_dump(ours | theirs, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 
 def hub_id(name: str) -> str | None:
-    """The Hub id of a model named by alias or id; None for a folder."""
-    if name.lower() in ALIASES:
-        return ALIASES[name.lower()]
-    return (
-        name
-        if name.count("/") == 1 and not name.startswith(("/", ".", "~")) and not Path(name).is_dir()
-        else None
-    )
-
-
-def _tasks(training: dict[str, Any]) -> list[str]:
-    """Names of the tasks it was trained on, without their weights in a mixture."""
-    return [str(task).partition("*")[0] for task in training.get("tasks", [])]
+    """Returns the Hub id of a model named by alias or id; None for a folder."""
+    local = name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).is_dir()
+    return ALIASES.get(name.lower(), None if local else name)
 
 
 def _dataset(task: str) -> str | None:
-    """The Hub id of the data a task is made of; None for generated ones and unknown names."""
+    """The Hub id of a task's data; None for generated data and unknown tasks."""
     from lcfbench.tasks.yaml_files import read_task, task_names
 
     if task.startswith("chat:"):
@@ -135,110 +103,108 @@ def _dataset(task: str) -> str | None:
     return read_task(task).get("dataset_path") if task in task_names() else None
 
 
-def _deviations(t: dict[str, Any]) -> list[str]:
-    """What a training did otherwise than the plain one, and what a reader of its scores must know of its data."""
-    said = []
+def _imported(t: dict[str, Any], adapter: Adapter) -> list[str]:
+    layout = ", in C2C's released layout; its authors trained it (arXiv 2510.03215)"
+    gates = f"{len(adapter.open_layers())} layers have an open gate"
+    return [f"imported from {t['imported_from']}{layout if t.get('format') == 'C2C' else ''}", gates]
+
+
+def _trained(t: dict[str, Any], tasks: list[str]) -> list[str]:
+    """The training in a few lines: settings, all that differs from the plain training, machine."""
+    others = t.get("data_seed", t.get("seed")) != t.get("seed")
+    seed = f"seed {t.get('seed')}" + (f" (of the examples: {t['data_seed']})" if others else "")
+    facts = [
+        f"trained on the train split of {', '.join(map(str, t['tasks']))}: {t.get('steps')} steps of "
+        f"{t.get('batch_size')}, AdamW, lr {t.get('lr')}, warm-up {t.get('warmup')}, clip {t.get('clip')}, "
+        f"weight decay {t.get('weight_decay')}, {seed}"
+    ]
     if t.get("contexts"):
-        said.append(f"- contexts of the two models in its examples: {' and '.join(t['contexts'])}")
+        facts.append(f"contexts of the two models in its examples: {' and '.join(t['contexts'])}")
     if t.get("task_options"):
-        said.append(f"- task options {t['task_options']}")
-    if "coqa_split" in _tasks(t):
-        said.append(
-            "- the train part of coqa_split is cut from CoQA's validation stories: of CoQA, only coqa_split's own test part is unseen"
+        facts.append(f"task options {t['task_options']}")
+    if "coqa_split" in tasks:
+        facts.append(
+            "the train part of coqa_split is cut from CoQA's validation stories: of CoQA, only coqa_split's "
+            "own test part is unseen"
         )
     if t.get("senders", "matched") != "matched":
-        said.append(
-            "- trained on the messages of other documents: what it gains is adaptation, not communication"
+        facts.append(
+            "trained on the messages of other documents: what it gains is adaptation, not communication"
         )
     if t.get("supervise", "all") != "all":
-        said.append(f"- only the {t['supervise']} step of each answer was supervised")
+        facts.append(f"only the {t['supervise']} step of each answer was supervised")
     if t.get("targets", "gold") != "gold":
-        said.append(
-            f"- targets are not the gold answers but what the {t['targets']} writes when it reads both contexts"
+        facts.append(
+            f"targets are not the gold answers but what the {t['targets']} writes when it reads both contexts"
         )
     if t.get("loss_mean", "document") != "document":
-        said.append(f"- the loss is a mean over {t['loss_mean']}s")
-    return said
-
-
-def _share(beside: list[str]) -> str:
-    """`beside` holds all adapters of a training that had several, this one too."""
-    return (
-        f" (its equal share of the step time; {len(beside)} adapters were trained side by side: {', '.join(beside)})"
-        if beside
-        else ""
-    )
+        facts.append(f"the loss is a mean over {t['loss_mean']}s")
+    machine = f" ({t['machine']})" if t.get("machine") else ""
+    models = f"models in {t.get('models_dtype')} on {t.get('device')}{machine}, {t.get('minutes')} minutes"
+    if beside := t.get("beside"):
+        number = f"{len(beside)} adapters were trained side by side: {', '.join(beside)}"
+        models += f" (its equal share of the step time; {number})"
+    return [*facts, models]
 
 
 def _results(t: dict[str, Any]) -> str:
-    """Scores on test splits, where someone has added them as `results` to the adapter's config, and what they say, its `notes`."""
+    """Scores on test splits and notes, where an author has added them to the config's `training`."""
     rows, notes = t.get("results") or [], f"{t['notes'].strip()}\n" if t.get("notes") else ""
     if not rows:
         return f"\n## Notes\n\n{notes}" if notes else ""
-    table = ["| " + " | ".join(RESULTS) + " |", "| --- | --- | --- | ---: | ---: | ---: | ---: |"]
-    for row in rows:
-        score = "" if row.get("score") is None else f"{row['score']:.3f}"
-        interval = (
-            ""
-            if row.get("low") is None or row.get("high") is None
-            else f"{row['low']:.3f} to {row['high']:.3f}"
-        )
-        sent = "" if row.get("message_bytes") is None else f"{row['message_bytes']:,.0f}"
-        cells = [
-            row.get("task"),
-            row.get("mode"),
-            row.get("control"),
-            row.get("documents"),
-            score,
-            interval,
-            sent,
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        low, high = row.get("low"), row.get("high")
+        return [
+            *("" if row.get(k) is None else str(row[k]) for k in ("task", "mode", "control", "documents")),
+            _number(row.get("score"), ".3f"),
+            "" if low is None or high is None else f"{low:.3f} to {high:.3f}",
+            _number(row.get("message_bytes"), ",.0f"),
         ]
-        table.append("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
-    return "\n## Test results\n\n" + "\n".join(table) + "\n" + (f"\n{notes}" if notes else "")
+
+    heads = ("documents", "score", "95 % interval", "message bytes")
+    columns = [Column("task"), Column("mode"), Column("control"), *(Column(h, right=True) for h in heads)]
+    table = Table("", columns, [cells(row) for row in rows]).markdown()
+    return f"\n## Test results\n\n{table}" + (f"\n{notes}" if notes else "")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _dev(t: dict[str, Any]) -> str:
     curve = t.get("dev") or []
     if not curve:
         return ""
-    columns = [k for k in curve[0] if k not in {"step", "loss"}]
-    table = ["| step | loss | " + " | ".join(columns) + " |", "| ---: |" + " ---: |" * (len(columns) + 1)]
-    table += [
-        f"| {p['step']} | {p['loss']:.3f} | " + " | ".join(f"{p[k]:.3f}" for k in columns) + " |"
-        for p in curve
-    ]
+    names = [k for k in curve[0] if k not in {"step", "loss"}]
+    rows = [[str(p["step"]), *(f"{p[k]:.3f}" for k in ("loss", *names))] for p in curve]
+    table = Table("", [Column(name, right=True) for name in ("step", "loss", *names)], rows).markdown()
     whole = ", of the whole adapter" if t.get("pruned") else ""
     return (
-        f"\n## Dev split ({t.get('dev_documents')} documents a task{whole})\n\n" + "\n".join(table) + "\n\n"
-        "`deranged` gives every document the message of another one: what is left of the gain there is adaptation of the receiver, "
-        "not communication. The saved state is the best by matched dev accuracy.\n"
+        f"\n## Dev split ({t.get('dev_documents')} documents a task{whole})\n\n{table}\n"
+        "`deranged` gives every document the message of another one: what is left of the gain there is "
+        "adaptation of the receiver, not communication. The saved state is the best by matched dev accuracy.\n"
     )
 
 
 def _pruned(p: dict[str, Any] | None) -> str:
-    """What pruning left out and what it cost."""
+    """The layers that pruning left out, and what that cost."""
     if not p:
         return ""
-    lines = [
-        "| | layers | parameters | matched | deranged | log-likelihood |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for name in ("whole", "pruned"):
         one = p[name]
         deranged = f"{one['deranged']['score']:.3f}" if one.get("deranged") else ""
-        lines.append(
-            f"| {name} | {one['layers']} | {one['params']:,} | {one['matched']['score']:.3f} | {deranged} | {one['matched']['loglik']:.3f} |"
-        )
-    gone = "; ".join(
-        f"{why} {', '.join(map(str, p['dropped'][fate]))}"
-        for fate, why in FATES.items()
-        if p["dropped"].get(fate)
-    )
+        matched = f"{one['matched']['score']:.3f}", deranged, f"{one['matched']['loglik']:.3f}"
+        rows.append([name, str(one["layers"]), f"{one['params']:,}", *matched])
+    heads = ("layers", "parameters", "matched", "deranged", "log-likelihood")
+    table = Table("", [Column(""), *(Column(head, right=True) for head in heads)], rows).markdown()
+    dropped = ((why, p["dropped"].get(fate)) for fate, why in FATES.items())
+    gone = "; ".join(f"{why} {', '.join(map(str, layers))}" for why, layers in dropped if layers)
     return (
         f"\n## Pruned from {p['adapter']}\n\n"
-        f"Without fine-tuning, on {p['documents']} dev documents of {p['task']} ({p['metric']}): gate audit, single-layer ablation, ranking. "
-        f"Layers kept: {', '.join(map(str, p['kept']))}. Left out: {gone or 'none'}.\n\n"
-        + "\n".join(lines)
-        + "\n\n"
+        f"Without fine-tuning, on {p['documents']} dev documents of {p['task']} ({p['metric']}): gate audit, "
+        f"single-layer ablation, ranking. Layers kept: {', '.join(map(str, p['kept']))}. "
+        f"Left out: {gone or 'none'}.\n\n{table}\n"
         "The layers were chosen on these very documents, so the pruned row flatters; a test split decides.\n"
     )

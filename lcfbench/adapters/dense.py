@@ -1,23 +1,27 @@
-"""Dense alignment: the sharer's cache translated, token by token, into the receiver's own (arXiv 2606.13594; methods.md, sections 6 and 10).
+"""Dense alignment: the sharer's cache translated, token by token, into the receiver's own.
 
-Positions are taken out first: an adapter sees content keys (no rotary embedding) of 1 to 3 neighbouring sharer layers, standardised and clamped, and
-writes content keys and values of one receiver layer. `mlp` is the paper's map, `linear` one that has a closed form (ridge regression), whose rank is
-a dial for adapter size and message; a small residual MLP on top learns what a linear map cannot say.
+arXiv 2606.13594. The adapter reads content keys (rotary positions taken out) and values of 1 to 3
+neighbouring sharer layers, standardised and clamped, and writes content keys and values of one
+receiver layer. `mlp` is the paper's map; `linear` has a closed form (ridge regression), and its rank
+sets the size of adapter and message; a small residual MLP on top learns what no linear map can.
 
->>> adapter = build(pair_config("dense", receiver, sharer, layer_map="proportional", options={"form": "linear", "rank": 32, "residual": 32}))
+>>> options = {"form": "linear", "rank": 32, "residual": 32}
+>>> adapter = build(pair_config("dense", receiver, sharer, options=options))
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from lcfbench.adapters._layers import gated, linear, rms_norm, stacked
+from lcfbench.adapters._layers import gated, linear, rms_norm, stacked, standard
 from lcfbench.adapters.base import Adapter, GateMode
-from lcfbench.adapters.config import AdapterConfig
+from lcfbench.adapters.config import AdapterConfig, Size, SizeOrZero
 from lcfbench.errors import UserError
 
 CLAMP = 8.0  # standardised inputs beyond this are outliers of the frozen models, not content
@@ -25,21 +29,38 @@ MOST_SOURCES = 3
 
 
 class DenseAdapter(Adapter):
-    """Translates; how the translation reaches the receiver is the method's affair.
+    """Translates entries; the method decides how they reach the receiver.
 
-    form: `mlp`, for each receiver KV head one MLP for K and one for V, each reading that head group's keys or values of the sharer, hidden width
-    `multiple` × the receiver's head dim; where head counts differ, groups are taken in proportion [the paper has equal ones]. `linear`: one matrix a
-    layer from all of K|V to all of K|V; with `rank` r > 0 two factors, and r numbers a token and layer cross the wire.
-    sources: sharer layers read by each receiver layer, around `config.layer_map`. residual: width of the residual MLP, 0 for none.
-    last: on different contexts only the last so many tokens of the sharer's text are sent (it has read the question by then); 0 sends all.
-    blend: what happens where the receiver has read the same token: `add` (the paper), own + g·translated; `mix`, own + g·(translated − own).
-    gate, gate_init: see `Adapter`; g acts in this blend only. aware_share: share of training batches of shared documents in which the receiver
-    reads too; in the others it sees only the translation.
-    reconstruction: how phase I fits the translation to the receiver's own cache on the same text: `ridge` (closed form; `linear` only) on
-    `ridge_tokens` tokens with `ridge_alpha`·N on the diagonal, `gradient` for `reconstruction_steps` steps of AdamW at `reconstruction_lr`, or
-    `none` (only input and output statistics are measured).
+    form: `mlp` has for each receiver KV head one MLP for K and one for V, which reads that head
+    group's keys or values of the sharer, hidden width `multiple` × the receiver's head dim (where
+    head counts differ, groups are taken in proportion; the paper has equal ones). `linear` has one
+    matrix a layer from all of K|V to all of K|V; with `rank` r > 0 two factors, and a message of r
+    numbers a token and layer.
+    sources: sharer layers that each receiver layer reads, around `config.layer_map`.
+    residual: width of the residual MLP, 0 for none.
+    last: on different contexts only the last so many tokens of the sharer's text are sent; 0: all.
+    blend: for a token that the receiver has read too: `add` (the paper) is own + g·translated,
+    `mix` is own + g·(translated − own). gate, gate_init: see `Adapter`; g acts in this blend only.
+    aware_share: share of training batches of shared documents in which the receiver reads too; in
+    the others it sees only the translation.
+    reconstruction: how the translation is first fitted to the receiver's own cache of the same text:
+    `ridge` (closed form, `linear` only) on `ridge_tokens` tokens with `ridge_alpha`·N on the
+    diagonal, `gradient` for `reconstruction_steps` steps of AdamW at `reconstruction_lr`, or `none`
+    (only input and output statistics are measured).
     """
 
+    title = "dense-alignment"
+    # translation in closed form, then a small residual: 2 million parameters for the default pair
+    small_scale: ClassVar[Mapping[str, Any]] = {
+        "form": "linear",
+        "rank": 48,
+        "residual": 32,
+        "reconstruction": "ridge",
+        "ridge_tokens": 8_000,
+        "blend": "mix",
+        "gate": "soft",
+        "gate_init": 0.0,
+    }
     input_mean: Tensor
     input_scale: Tensor
     output_mean: Tensor
@@ -50,17 +71,17 @@ class DenseAdapter(Adapter):
         self,
         config: AdapterConfig,
         form: Literal["mlp", "linear"] = "mlp",
-        multiple: int = 16,
-        sources: int = 1,
-        rank: int = 0,
-        residual: int = 0,
-        last: int = 0,
+        multiple: Size = 16,
+        sources: Size = 1,
+        rank: SizeOrZero = 0,
+        residual: SizeOrZero = 0,
+        last: SizeOrZero = 0,
         blend: Literal["add", "mix"] = "add",
         aware_share: float = 0.5,
         reconstruction: Literal["gradient", "ridge", "none"] = "gradient",
-        ridge_tokens: int = 20_000,
+        ridge_tokens: Annotated[int, Ge(1)] = 20_000,
         ridge_alpha: float = 1e-2,
-        reconstruction_steps: int = 300,
+        reconstruction_steps: Annotated[int, Ge(1)] = 300,
         reconstruction_lr: float = 1e-3,
         gate: GateMode = "soft",
         gate_init: float | None = None,
@@ -68,14 +89,8 @@ class DenseAdapter(Adapter):
         super().__init__(config, gate, gate_init)
         L, R, S = len(config.layers), config.receiver_geometry, config.sharer_geometry
         _check(form, rank, reconstruction, sources, S.layers)
-        self.form, self.multiple, self.sources, self.rank, self.residual, self.last = (
-            form,
-            multiple,
-            sources,
-            rank,
-            residual,
-            last,
-        )
+        self.form, self.multiple, self.sources = form, multiple, sources
+        self.rank, self.residual, self.last = rank, residual, last
         self.blend_as, self.aware_share, self.reconstruction = blend, aware_share, reconstruction
         self.ridge_tokens, self.ridge_alpha = ridge_tokens, ridge_alpha
         self.reconstruction_steps, self.reconstruction_lr = reconstruction_steps, reconstruction_lr
@@ -84,11 +99,8 @@ class DenseAdapter(Adapter):
             self.register_buffer(f"{name}_mean", torch.zeros(L, 1, size))
             self.register_buffer(f"{name}_scale", torch.ones(L, 1, size))
         if form == "mlp":
-            groups, fan_in, hidden = (
-                2 * R.kv_heads,
-                sources * self.group_heads * S.head_dim,
-                multiple * R.head_dim,
-            )
+            groups, fan_in = 2 * R.kv_heads, sources * self.group_heads * S.head_dim
+            hidden = multiple * R.head_dim
             self.mlp_in, self.mlp_out = (
                 stacked(L * groups, fan_in, hidden),
                 stacked(L * groups, hidden, R.head_dim),
@@ -103,16 +115,12 @@ class DenseAdapter(Adapter):
             self.weight = stacked(L, self.width_in, self.width_out)
         if residual:
             d = residual
-            self.residual_down, self.residual_down_bias = (
-                stacked(L, self.code, d),
-                nn.Parameter(torch.zeros(L, 1, d)),
-            )
+            self.residual_down = stacked(L, self.code, d)
+            self.residual_down_bias = nn.Parameter(torch.zeros(L, 1, d))
             self.residual_norm = nn.Parameter(torch.ones(L, 1, d))
             self.residual_in, self.residual_out = stacked(L, d, 4 * d), stacked(L, 4 * d, d)
             self.residual_up = stacked(L, d, self.width_out, zero=True)
             self.residual_up_bias = nn.Parameter(torch.zeros(L, 1, self.width_out))
-
-    # -- what is read ----------------------------------------------------------------------------------------------------------------
 
     @property
     def code(self) -> int:
@@ -126,39 +134,36 @@ class DenseAdapter(Adapter):
 
     @property
     def windows(self) -> list[list[int]]:
-        """For each stack entry the `sources` adjacent sharer layers it reads, around its `layer_map`, moved inwards at the ends."""
-        last = self.config.sharer_geometry.layers - self.sources
+        """The `sources` adjacent sharer layers that each stack entry reads, around its `layer_map`."""
+        last = self.config.sharer_geometry.layers - self.sources  # at the ends windows move inwards
         starts = [min(max(s - (self.sources - 1) // 2, 0), last) for s in self.config.layer_map]
         return [list(range(a, a + self.sources)) for a in starts]
 
     def window(self, entries: Tensor) -> Tensor:
-        """The sharer's entries (S, T, s), all layers, K|V flattened → what each stack entry reads (L, T, sources·s)."""
+        """Returns the input of each stack entry (L, T, sources·s) from all sharer layers (S, T, s)."""
         index = torch.tensor(self.windows, device=entries.device)  # (L, sources)
         L, T = index.shape[0], entries.shape[1]
         return entries[index].transpose(1, 2).reshape(L, T, self.width_in)
 
-    # -- translating -----------------------------------------------------------------------------------------------------------------
-
     def standard(self, x: Tensor) -> Tensor:
-        """Standardised and clamped inputs, in the dtype of x."""
-        return ((x.float() - self.input_mean) / self.input_scale).clamp(-CLAMP, CLAMP).to(x.dtype)
+        """Returns standardised and clamped inputs, in the dtype of x."""
+        return standard(x, self.input_mean, self.input_scale, CLAMP)
 
     def message(self, sharer: Tensor) -> Tensor:
-        """What the sharer's side computes: (L, T, sources·s), content entries → the code (L, T, r), or standardised entries where there is no rank."""
+        """Returns the code (L, T, r) of content entries (L, T, sources·s); without rank, them standardised."""
         x = self.standard(sharer)
         return linear(x, self.down) if self.rank else x
 
     def forward(self, message: Tensor) -> tuple[Tensor, Tensor]:
-        """Content keys and values (L, B, H, N, D) of the receiver from the message (L, B, N, code)."""
+        """Returns content keys and values (L, B, H, N, D) of the receiver from the message (L, B, N, code)."""
         L, B, N, _ = message.shape
         R = self.config.receiver_geometry
         x = message.reshape(L, B * N, -1)
         out = self._mlp(x) if self.form == "mlp" else linear(x, self.up if self.rank else self.weight)
         if self.residual:
             z = linear(x, self.residual_down, self.residual_down_bias)
-            z = z + linear(
-                F.gelu(linear(rms_norm(z, self.residual_norm), self.residual_in)), self.residual_out
-            )
+            inner = F.gelu(linear(rms_norm(z, self.residual_norm), self.residual_in))
+            z = z + linear(inner, self.residual_out)
             out = out + linear(z, self.residual_up, self.residual_up_bias)
         out = (out.float() * self.output_scale + self.output_mean).to(message.dtype)
         out = out.view(L, B, N, 2, R.kv_heads, R.head_dim).permute(3, 0, 1, 4, 2, 5)
@@ -169,25 +174,25 @@ class DenseAdapter(Adapter):
         R, S, n = self.config.receiver_geometry, self.config.sharer_geometry, self.group_heads
         first = [min(h * S.kv_heads // R.kv_heads, S.kv_heads - n) for h in range(R.kv_heads)]
         heads = torch.tensor([list(range(a, a + n)) for a in first], device=x.device)  # (H, n)
-        split = x.view(L, T, self.sources, 2, S.kv_heads, S.head_dim)[
-            :, :, :, :, heads
-        ]  # (L, T, sources, 2, H, n, D_s)
+        split = x.view(L, T, self.sources, 2, S.kv_heads, S.head_dim)
+        split = split[:, :, :, :, heads]  # (L, T, sources, 2, H, n, D_s)
         read = split.permute(0, 3, 4, 1, 2, 5, 6).reshape(L, 2 * R.kv_heads, T, -1)
         hidden = F.gelu(read @ self.mlp_in.to(x.dtype) + self.mlp_in_bias.to(x.dtype))
         out = hidden @ self.mlp_out.to(x.dtype) + self.mlp_out_bias.to(x.dtype)  # (L, 2H, T, D)
         return out.transpose(1, 2).reshape(L, T, self.width_out)
 
     def blend(self, own_k: Tensor, own_v: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The receiver's own entries with translated ones worked in, all (L, B, H, N, D), keys rotated alike. Own bit for bit where a gate is shut."""
+        """Blends the receiver's own entries with translated ones, all (L, B, H, N, D), keys rotated alike.
+
+        Where a gate is shut the own entries stay bit for bit.
+        """
         gate_k, gate_v = self.gates((own_k.shape[1], own_k.shape[2], own_k.shape[3], 1))
         if self.blend_as == "mix":
             keys, values = keys - own_k, values - own_v
         return gated(own_k, gate_k, keys), gated(own_v, gate_v, values)
 
-    # -- sizes -----------------------------------------------------------------------------------------------------------------------
-
     def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
-        """The least of the code, the translated entries and the sharer's cache of the layers read."""
+        """Returns the least bytes of: the code, the translated entries, the sharer's layers that are read."""
         a_token = min(self.code, self.width_out) * len(self.config.layers)
         return min(a_token * fused_tokens * itemsize, self.cache_bytes(sharer_tokens, itemsize))
 

@@ -1,7 +1,8 @@
-"""Phase I of dense alignment: fit the translation to the receiver's own cache on the same text, before any loss on answers (methods.md, 6 and 10).
+"""Fits a dense translation to the receiver's own cache of the same text, before any loss on answers.
 
-Ridge has a closed form: only Gram matrices and cross products are kept, whatever the number of tokens, so it takes one pass and no learning rate.
-Low rank is reduced-rank regression: the directions in which the fitted values vary most.
+This is phase I of dense alignment (arXiv 2606.13594). Ridge regression has a closed form: only Gram
+matrices and cross products are kept, so one pass is enough. Low rank is reduced-rank regression: the
+directions in which the fitted values vary most.
 
 >>> reconstruct(adapter, lambda: read_pairs(receiver, sharer, documents, adapter.config, lead=2), print)
 """
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lcfbench.adapters.dense import CLAMP, DenseAdapter
-from lcfbench.adapters.ridge import Ridge
+from lcfbench.adapters.ridge import Held, Ridge
 from lcfbench.errors import UserError
 
 STATISTICS_TOKENS = 2_000  # means and deviations are measured on so many tokens, then fixed
@@ -27,9 +28,10 @@ Stream = Callable[[], Iterator["Pairs"]]
 
 
 def reconstruct(adapter: DenseAdapter, pairs: Stream, say: Callable[[str], None]) -> None:
-    """Sets statistics and translation of a fresh adapter as its `reconstruction` says. `pairs()` begins a pass over the texts anew.
+    """Sets statistics and translation of a fresh adapter by its `reconstruction` option.
 
-    `say` is told the held-out R² of keys and of values. Raises UserError where the texts share no token.
+    pairs: starts a new pass over the texts. say: receives the held-out R² of keys and of values.
+    Raises UserError where the texts share no token.
     """
     stream = pairs()
     first = _first(stream)
@@ -43,30 +45,28 @@ def reconstruct(adapter: DenseAdapter, pairs: Stream, say: Callable[[str], None]
     score = r2(adapter, held)
     found = "no held-out text"
     if score is not None:
-        layers = [" ".join(f"{x:.2f}" for x in row[::3]) for row in score]
-        found = f"held-out R² K {score[0].mean():.3f}, V {score[1].mean():.3f}; every third layer K {layers[0]}, V {layers[1]}"
+        keys, values = (" ".join(f"{x:.2f}" for x in row[::3]) for row in score)
+        found = f"held-out R² K {score[0].mean():.3f}, V {score[1].mean():.3f}; "
+        found += f"every third layer K {keys}, V {values}"
     say(f"reconstruction by {adapter.reconstruction} on {done:,} tokens: {found}.")
 
 
 def r2(adapter: DenseAdapter, held: list[Pairs]) -> tuple[Tensor, Tensor] | None:
-    """Explained variance of keys and of values (L,) each, over held-out tokens; None where there are none."""
+    """Returns the explained variance of held-out keys and values, (L,) each; None without tokens."""
     if not held:
         return None
-    targets = torch.cat([p.targets for p in held], 1).float()
+    layers, _, width = held[0].targets.shape
+    total = Held(layers * width, held[0].targets.device)
     with torch.no_grad():
-        made = torch.cat([_translated(adapter, p.entries.float()) for p in held], 1)
-    error, spread = (
-        (made - targets).pow(2).sum(1),
-        (targets - targets.mean(1, keepdim=True)).pow(2).sum(1),
-    )  # (L, r)
-    half = adapter.width_out // 2
-    return tuple(
-        1 - error[:, part].sum(1) / spread[:, part].sum(1) for part in (slice(0, half), slice(half, None))
-    )  # type: ignore[return-value]
+        for p in held:
+            made, true = _translated(adapter, p.entries.float()), p.targets.float()
+            total.add(made.transpose(0, 1).flatten(1), true.transpose(0, 1).flatten(1))
+    found = total.r2(2 * layers).view(layers, 2)
+    return found[:, 0], found[:, 1]
 
 
 def _translated(adapter: DenseAdapter, entries: Tensor) -> Tensor:
-    """Entries (S, T, s) → K|V flattened (L, T, r)."""
+    """Translates entries (S, T, s) to K|V flattened (L, T, r)."""
     keys, values = adapter(adapter.message(adapter.window(entries))[:, None])  # (L, 1, H, T, D)
     return torch.cat([x[:, 0].transpose(1, 2).flatten(2) for x in (keys, values)], -1)
 
@@ -76,7 +76,7 @@ def _part(pairs: Pairs, keep: Tensor) -> Pairs:
 
 
 def _first(stream: Iterator[Pairs]) -> list[Pairs]:
-    """The batches statistics are measured on. Raises UserError where there is nothing to measure."""
+    """Returns the batches for the statistics. Raises UserError where there is nothing to measure."""
     first, tokens = [], 0
     for pairs in stream:
         first.append(pairs)
@@ -93,7 +93,7 @@ def _first(stream: Iterator[Pairs]) -> list[Pairs]:
 
 @torch.no_grad()
 def _measure(adapter: DenseAdapter, first: list[Pairs]) -> tuple[Tensor, Tensor]:
-    """Means and deviations of inputs and outputs into the adapter; returns those of the sharer's layers (S, 1, s)."""
+    """Sets the adapter's statistics. Returns mean and deviation of the sharer's layers, (S, 1, s)."""
     x, y = (torch.cat([getattr(p, name).float() for p in first], 1) for name in ("entries", "targets"))
     mean = x.mean(1, keepdim=True)
     # a floor on the deviation, so that nearly constant channels are not blown up
@@ -101,22 +101,21 @@ def _measure(adapter: DenseAdapter, first: list[Pairs]) -> tuple[Tensor, Tensor]
     adapter.input_mean.copy_(adapter.window(mean))
     adapter.input_scale.copy_(adapter.window(scale))
     adapter.output_mean.copy_(y.mean(1, keepdim=True))
-    # one scale for all keys and one for all values: what matters to attention is measured in their own units, not channel by channel
+    # one scale for all keys and one for all values: attention compares channels in their own units
     spread = (y - y.mean(1, keepdim=True)).unflatten(2, (2, -1)).pow(2).mean((1, 3)).sqrt()  # (L, 2)
-    adapter.output_scale.copy_(
-        (spread + 1e-6)[:, None, :, None].expand(-1, 1, -1, adapter.width_out // 2).flatten(2)
-    )
+    wide = (spread + 1e-6)[:, None, :, None].expand(-1, 1, -1, adapter.width_out // 2)
+    adapter.output_scale.copy_(wide.flatten(2))
     return mean, scale
-
-
-# -- closed form ------------------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def _ridge(
     adapter: DenseAdapter, stream: Iterable[Pairs], mean: Tensor, scale: Tensor
 ) -> tuple[int, list[Pairs]]:
-    """Fits one ridge for every window of sharer layers that is read, and writes the weights. Returns tokens used, held-out pairs."""
+    """Fits one ridge for every window of sharer layers and sets the weights.
+
+    Returns the number of tokens and the held-out pairs.
+    """
     readers: dict[tuple[int, ...], list[int]] = {}  # window of sharer layers → stack entries that read it
     for i, read in enumerate(adapter.windows):
         readers.setdefault(tuple(read), []).append(i)
@@ -146,16 +145,17 @@ def _ridge(
                 W = (down @ up).float()
             else:
                 adapter.weight[i].copy_(W)
-            part = slice(rows.index(i) * adapter.width_out, (rows.index(i) + 1) * adapter.width_out)
-            intercept = ridge.mean()[part] - (ridge.x_sum / ridge.tokens).float() @ W
+            mean_out = ridge.mean().split(adapter.width_out)[rows.index(i)]
+            intercept = mean_out - (ridge.x_sum / ridge.tokens).float() @ W
             adapter.output_mean[i, 0] += adapter.output_scale[i, 0] * intercept
     return tokens, held
 
 
 def low_rank(W: Tensor, G: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best rank-r stand-in of W (in, out) for inputs of second moment G (in, in): factors (in, r), (r, out); the code has unit variance.
+    """Returns factors (in, r), (r, out) that approximate W (in, out) best for inputs of moment G (in, in).
 
-    The best for the fitted values X·W, of which these are the leading principal directions (reduced-rank regression).
+    They hold the leading principal directions of the fitted values X·W (reduced-rank regression);
+    the code has unit variance.
     """
     values, vectors = torch.linalg.eigh(W.T @ G @ W)  # ascending
     top = vectors[:, -rank:].flip(1)  # (out, ≤ r)
@@ -165,11 +165,11 @@ def low_rank(W: Tensor, G: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return nn.functional.pad(down, (0, short)), nn.functional.pad(up, (0, 0, 0, short))
 
 
-# -- by gradient ------------------------------------------------------------------------------------------------------------------------
-
-
 def _gradient(adapter: DenseAdapter, pairs: Stream) -> tuple[int, list[Pairs]]:
-    """AdamW on the squared error in standardised units. Returns tokens seen, held-out pairs."""
+    """Fits by AdamW on the squared error in standardised units.
+
+    Returns the number of tokens and the held-out pairs.
+    """
     parameters = [p for name, p in adapter.named_parameters() if name != "gate_logit"]
     optimiser = torch.optim.AdamW(parameters, lr=adapter.reconstruction_lr, weight_decay=0.0)
     steps, step, tokens = adapter.reconstruction_steps, 0, 0
@@ -188,10 +188,8 @@ def _gradient(adapter: DenseAdapter, pairs: Stream) -> tuple[int, list[Pairs]]:
                     (step + 1) / WARMUP, max(1 - step / steps, 0.02)
                 )
             with torch.enable_grad():
-                error = (
-                    _translated(adapter, batch.entries).float() - batch.targets.float()
-                ) / adapter.output_scale
-                loss = error.pow(2).mean()
+                error = _translated(adapter, batch.entries).float() - batch.targets.float()
+                loss = (error / adapter.output_scale).pow(2).mean()
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -208,7 +206,10 @@ def _gradient(adapter: DenseAdapter, pairs: Stream) -> tuple[int, list[Pairs]]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The two models' entries of the same tokens of one text, content keys. entries: (S, T, s); targets: (L, T, r); held: (T,), True in held-out texts."""
+    """Entries of the same tokens in both models, with content keys.
+
+    entries: the sharer's (S, T, s). targets: the receiver's (L, T, r). held: (T,), held-out tokens.
+    """
 
     entries: Tensor
     targets: Tensor

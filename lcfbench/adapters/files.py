@@ -1,11 +1,10 @@
-"""Saving and loading adapters, strictly.
+"""Saves and loads adapters, strictly.
 
 >>> adapter = load(Path("my-adapter"), device="cpu", dtype=torch.bfloat16)
 """
 
 from __future__ import annotations
 
-import inspect
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,36 +12,35 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
-from lcfbench.adapters.base import Adapter, adapter_class, build
-from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, AdapterConfig, check_options, read_config, reason
+from lcfbench.adapters.base import Adapter, build
+from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, AdapterConfig, read_config, reason
 from lcfbench.errors import UserError
 from lcfbench.files import writing
 
 MEND = "Fetch or train it again."
 POINTER = b"version https://git-lfs"
-REPORT, PICTURE = "pruning.json", "pruning.png"  # what pruning puts beside the adapter it makes
+REPORT, PICTURE = "pruning.json", "pruning.png"  # `adapter prune` adds them to the adapter it makes
 OWN = {WEIGHTS, CONFIG, CARD, REPORT, PICTURE}
 
 
 def save(
     adapter: Adapter, folder: Path, card: str, dtype: torch.dtype = torch.bfloat16, replace: bool = False
 ) -> None:
-    """Writes weights, config and card; the weights come last and whole. Raises UserError where the folder already holds an adapter, unless
-    `replace`: then the old weights stay until the new ones are there.
-    """
-    from safetensors.torch import save_file
+    """Writes weights, config and card; the weights come last and whole.
 
+    Raises UserError where the folder already holds an adapter, unless `replace`: then the old
+    weights stay until the new ones are there.
+    """
     if (folder / WEIGHTS).exists() and not replace:
         raise UserError(f"{folder} already holds an adapter.", "Name another --out, or pass --force.")
     folder.mkdir(parents=True, exist_ok=True)
-    # statistics and gates decide, so they stay in fp32; matrices are what takes space
-    tensors = {
-        n: t.detach()
-        .cpu()
-        .to(dtype if t.dim() > 2 and n in dict(adapter.named_parameters()) else torch.float32)
-        .contiguous()
-        for n, t in adapter.state_dict().items()
+    matrices = {name for name, p in adapter.named_parameters() if p.dim() > 2}
+    tensors = {  # statistics and gates stay in fp32: they are small, and the gates decide
+        name: t.detach().cpu().to(dtype if name in matrices else torch.float32).contiguous()
+        for name, t in adapter.state_dict().items()
     }
     partial = folder / (WEIGHTS + ".partial")
     save_file(tensors, partial, metadata={"format": "lcfbench"})  # one entry: the order of several is random
@@ -53,18 +51,16 @@ def save(
 
 
 def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Adapter:
-    """A saved adapter, ready for inference, strictly: a missing, extra or misshapen tensor is an error, and so is a number that is none."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """Loads a saved adapter for inference.
 
+    Raises UserError for a missing, extra or misshapen tensor, and for numbers that are not finite.
+    """
     config, path = read_config(folder), folder / WEIGHTS
     adapter = blank(config, folder)
     try:
         tensors = load_file(path)
-        wrong = [name for name, t in tensors.items() if not t.is_floating_point()]
-        wrong += [
-            name for name, t in tensors.items() if name not in wrong and not bool(torch.isfinite(t).all())
-        ]
+        wrong = [n for n, t in tensors.items() if not t.is_floating_point()]
+        wrong += [n for n, t in tensors.items() if n not in wrong and not bool(torch.isfinite(t).all())]
         if wrong:
             raise UserError(f"{path}: {wrong[0]} holds NaN, infinity or no floating-point numbers.", MEND)
         adapter.load_state_dict(tensors, strict=True, assign=True)
@@ -78,21 +74,17 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = 
             ) from error
         raise UserError(f"{path} is truncated or no safetensors file ({reason(error)}).", MEND) from error
     except RuntimeError as error:
-        raise UserError(
-            f"{path} does not match its config ({str(error).strip().splitlines()[-1].strip()}).", MEND
-        ) from error
+        last = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path} does not match its config ({last}).", MEND) from error
     parameters = dict(adapter.named_parameters())
     for name, tensor in adapter.state_dict().items():
         wide = name == "gate_logit" or name not in parameters
         tensor.data = tensor.data.to(device, torch.float32 if wide else dtype)
-    for parameter in adapter.parameters():
-        parameter.requires_grad_(False)
-    return adapter.eval()
+    return adapter.requires_grad_(False).eval()
 
 
 def blank(config: AdapterConfig, folder: Path) -> Adapter:
-    """The adapter of a config without storage. Raises UserError for a config no adapter can be built from."""
-    check_options(config, inspect.signature(adapter_class(config.kind).__init__, eval_str=True).parameters)
+    """Builds the adapter of a config without storage. Raises UserError where that cannot be done."""
     try:
         with torch.device("meta"):
             return build(config)
@@ -103,9 +95,7 @@ def blank(config: AdapterConfig, folder: Path) -> Adapter:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype an adapter's matrices were saved in: of the floating-point types in the file the narrowest."""
-    from safetensors import safe_open
-
+    """Returns the dtype of the saved matrices: the narrowest floating-point type in the file."""
     with safe_open(folder / WEIGHTS, framework="pt") as f:
         names = {f.get_slice(key).get_dtype() for key in f.keys()}  # noqa: SIM118 (safe_open is no dict)
     return torch.bfloat16 if "BF16" in names else torch.float16 if "F16" in names else torch.float32
@@ -113,10 +103,11 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 @contextmanager
 def making(place: Path, force: bool) -> Iterator[Path]:
-    """A new folder beside `place`, which takes its place when the block ends well; until then `place` stays as it is, also when killed.
+    """Gives a new folder beside `place`, which replaces it when the block ends well.
 
-    An adapter that is there already is replaced as a whole with `force` only; files beside it that are none of its own move along.
-    Raises UserError at once where `place` is taken.
+    Until then `place` stays as it is, also when the process is killed. An adapter that is there is
+    replaced only with `force`; other files beside it move along. Raises UserError at once where
+    `place` is taken.
     """
     check_free(place, force)
     with writing(place):

@@ -1,44 +1,49 @@
-"""LoRA: low-rank updates of the receiver's own weights (arXiv 2106.09685), W' = W + scale·B·A, as an adapter among the others.
+"""LoRA: low-rank updates of the receiver's own weights, W' = W + scale·B·A (arXiv 2106.09685).
 
-No cache is read or edited. The weights are stacked over layers, one pair of stacks a target module, so that they are saved, counted and
-optimised as every other kind's; `methods/lora.py` lends them to PEFT's layers.
+No cache is read or edited. The weights are stacked over layers, one pair of stacks a target module,
+so that they are saved, counted and optimised like those of every other kind; the method `lora` puts
+them into PEFT's layers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from lcfbench.adapters.base import Adapter
-from lcfbench.adapters.config import AdapterConfig
+from lcfbench.adapters.config import AdapterConfig, Size
 from lcfbench.errors import UserError
 
 Shapes = Mapping[str, Sequence[int]]  # target module → (out, in) features, equal in all layers
 
 
 class LoraAdapter(Adapter):
-    """Starts as no change at all: B is zero, A as PEFT begins it. Gates are always open.
+    """Low-rank weights. B starts as zero, A as in PEFT. Gates are always open.
 
-    rank: columns of A and B. params: instead of the rank, about how many parameters there shall be (before training, see `rank_for`).
-    scale: α/rank. targets: modules by their last name, `q_proj+v_proj`, or `all` linear ones of a layer. shapes: known from the model.
+    rank: columns of A and B. params: about how many parameters, instead of the rank (see
+    `rank_for`). scale: α/rank. targets: modules by their last name, `q_proj+v_proj`, or `all` linear
+    ones of a layer. shapes: from the model.
     """
+
+    title = "LoRA"
 
     def __init__(
         self,
         config: AdapterConfig,
-        rank: int = 8,
-        params: int = 0,
+        rank: Size = 8,
+        params: Annotated[int, Ge(0)] = 0,
         scale: float = 2.0,
         targets: str = "all",
         shapes: Shapes | None = None,
     ) -> None:
         super().__init__(config, "hard", 1.0)
         del self.gate_logit
-        self.gate_logit = torch.ones(len(config.layers), 2, device="cpu")  # type: ignore[assignment]  # there is nothing to learn
+        self.gate_logit = torch.ones(len(config.layers), 2, device="cpu")  # type: ignore[assignment]
         self.rank, self.scale = rank, scale
         L = len(config.layers)
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
@@ -67,7 +72,7 @@ class LoraAdapter(Adapter):
 
 
 def checked(shapes: Any) -> dict[str, tuple[int, int]]:
-    """The shapes of the target modules. Raises UserError where they are not known yet, or damaged."""
+    """Returns the shapes of the target modules. Raises UserError where they are missing or damaged."""
     if shapes is None:
         raise UserError(
             "the size of a lora adapter depends on the receiver's modules, not on its cache alone.",
@@ -86,5 +91,5 @@ def checked(shapes: Any) -> dict[str, tuple[int, int]]:
 
 
 def rank_for(params: int, shapes: Shapes, layers: int) -> int:
-    """The rank, 1 or more, that comes nearest to so many parameters."""
+    """Returns the rank, 1 or more, that comes nearest to so many parameters."""
     return max(1, round(params / (layers * sum(out + into for out, into in shapes.values()))))

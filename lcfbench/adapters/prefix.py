@@ -1,14 +1,16 @@
-"""Latent prefix: a few learned slots read the sharer's cache and become key/value entries of the receiver (methods.md, section 9).
+"""Latent prefix: learned slots read the sharer's cache and become cache entries of the receiver.
 
-Per receiver layer, `T` slots each attend the whole aligned sharer layer with a query of their own, are standardised, go down to `d` numbers (the message),
-through two residual FFN blocks, and up to the content (keys without rotary positions) of one entry: `entry = base + g·up(z)`, where `base` is learned
-and holds what the receiver's own last tokens look like. Where the entries stand is the method's business (methods/prefix.py).
+Per receiver layer, each of `T` slots attends the whole aligned sharer layer with a query of its own.
+It is standardised, goes down to `d` numbers (the message), through two residual FFN blocks, and up
+to the content (keys without rotary positions) of one entry: `entry = base + g·up(z)`. `base` is
+learned and starts as the receiver's own last entries. The method decides where the entries stand.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,25 +18,30 @@ from torch import Tensor, nn
 
 from lcfbench.adapters._layers import gated, linear, rms_norm, stacked
 from lcfbench.adapters.base import Adapter, GateMode
-from lcfbench.adapters.config import AdapterConfig
+from lcfbench.adapters.config import AdapterConfig, Size
 from lcfbench.adapters.lcf import CLAMP, flat
-from lcfbench.errors import UserError, unknown
+from lcfbench.errors import UserError
 
 TAIL = 64  # distances from the end that have a bias of their own with `pool_start="last"`
 Place = Literal["after", "before"]
 
 
 class PrefixAdapter(Adapter):
-    """slots: entries a layer. width: numbers a slot and layer that cross. place: `after` the receiver's prompt or `before` it.
+    """Slots that become entries of the receiver's cache.
 
-    pool_start: "last" starts slot t on the sharer's t-th last token by a learned bias over the distance from the end; "random" has queries alone.
-    unrotated_keys: read keys without their rotary positions. standardise: see `calibrate`. gate, gate_init: see `Adapter`; a shut gate leaves the base
-    entry, which knows nothing of the sharer, and with all of them shut the receiver is alone.
+    slots: entries a layer. width: numbers a slot and layer in the message. place: `after` the
+    receiver's prompt or `before` it. pool_start: "last" starts slot t on the sharer's t-th last
+    token by a learned bias over the distance from the end; "random" has queries alone.
+    unrotated_keys: read keys without their rotary positions. standardise: see `calibrate`. gate,
+    gate_init: see `Adapter`; a shut gate leaves the base entry, which depends on no sharer.
 
-    Raises UserError for fewer than all receiver layers: caches of ragged lengths run silently wrong in transformers.
+    Raises UserError for fewer than all receiver layers: transformers runs caches of unequal lengths
+    silently wrong.
     """
 
-    default_gate_init: ClassVar[float] = 1.0
+    title = "latent-prefix"
+    small_scale: ClassVar[Mapping[str, Any]] = {"slots": 16, "width": 32, "gate": "soft", "gate_init": 1.0}
+    default_gate_init = 1.0
     mean: Tensor
     slot_scale: Tensor
     channel_scale: Tensor
@@ -42,8 +49,8 @@ class PrefixAdapter(Adapter):
     def __init__(
         self,
         config: AdapterConfig,
-        slots: int = 16,
-        width: int = 64,
+        slots: Size = 16,
+        width: Size = 64,
         place: Place = "after",
         pool_start: Literal["random", "last"] = "last",
         unrotated_keys: bool = True,
@@ -56,23 +63,19 @@ class PrefixAdapter(Adapter):
         R, S = config.receiver_geometry, config.sharer_geometry
         if config.layers != tuple(range(R.layers)):
             raise UserError(
-                f"a prefix adapter needs all {R.layers} receiver layers, not {L}: its entries must be equally many in every layer.",
+                f"a prefix adapter needs all {R.layers} receiver layers, not {L}: its entries must be equally "
+                "many in every layer.",
                 "Prune slots or width instead (-o slots=8 -o width=32).",
             )
-        if T < 1 or d < 1:
-            raise UserError(f"slots={T}, width={d} carry nothing.", "Use 1 or more of each.")
-        if place not in get_args(Place):
-            raise unknown("place", place, get_args(Place), "lcfbench train --help")
         self.slots, self.width, self.place, self.heads, self.dim = T, d, place, R.kv_heads, R.head_dim
         self.pool_start, self.unrotated_keys, self.standardise = pool_start, unrotated_keys, standardise
-        self.query = nn.Parameter(
-            (0.1 if pool_start == "last" else 1.0) * torch.randn(L, S.kv_heads, T, S.head_dim)
-        )
+        scale = 0.1 if pool_start == "last" else 1.0
+        self.query = nn.Parameter(scale * torch.randn(L, S.kv_heads, T, S.head_dim))
         if pool_start == "last":
             self.token_bias = nn.Parameter(torch.zeros(L, T, TAIL))
             with torch.no_grad():
                 self.token_bias[:, range(T), [min(t, TAIL - 1) for t in range(T)]] = 6.0
-        if standardise:  # a scale a slot times one a channel: within a factor of 1.5 of one for each pair, and 15 times smaller
+        if standardise:  # a scale a slot times one a channel: 15 times smaller than one for each of both
             self.register_buffer("mean", torch.zeros(L, T, 2 * S.kv_width))
             self.register_buffer("slot_scale", torch.ones(L, T, 1))
             self.register_buffer("channel_scale", torch.ones(L, 1, 2 * S.kv_width))
@@ -81,62 +84,49 @@ class PrefixAdapter(Adapter):
         self.norm1, self.norm2, self.norm3 = (nn.Parameter(torch.ones(L, 1, d)) for _ in range(3))
         self.ffn1_in, self.ffn1_out = stacked(L, d, 4 * d), stacked(L, 4 * d, d)
         self.ffn2_in, self.ffn2_out = stacked(L, d, 4 * d), stacked(L, 4 * d, d)
-        self.up = stacked(
-            L, d, 2 * R.kv_width, zero=True
-        )  # the receiver starts from the base entries, whatever it is sent
+        self.up = stacked(L, d, 2 * R.kv_width, zero=True)  # the first entries are the base, whatever is sent
         self.base = nn.Parameter(torch.zeros(L, T, 2 * R.kv_width))
 
     def pool(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """What each slot reads: (L, B, T, s) from the aligned sharer layers (L, B, H, M, D) under mask (B, M)."""
-        score = torch.einsum("lhtd,lbhmd->lbhtm", self.query.float(), keys.float()) / math.sqrt(
-            keys.shape[-1]
-        )
+        """Returns what each slot reads, (L, B, T, s), of sharer layers (L, B, H, M, D) under mask (B, M)."""
+        score = torch.einsum("lhtd,lbhmd->lbhtm", self.query.float(), keys.float())
+        score = score / math.sqrt(keys.shape[-1])
         if self.pool_start == "last":
             from_end = mask.flip(1).cumsum(1).flip(1).sub(1).clamp(0, TAIL - 1)  # (B, M), 0 at the last token
             score = score + self.token_bias.float()[:, :, from_end].transpose(1, 2)[:, :, None]
-        weight = (
-            score.masked_fill(~mask.bool()[None, :, None, None], torch.finfo(score.dtype).min)
-            .softmax(-1)
-            .to(keys.dtype)
-        )
+        score = score.masked_fill(~mask.bool()[None, :, None, None], torch.finfo(score.dtype).min)
+        weight = score.softmax(-1).to(keys.dtype)
         return torch.cat([flat(weight @ keys), flat(weight @ values)], -1)
 
     def message(self, sharer: Tensor) -> Tensor:
-        """What crosses the wire: (L, B, T, d) from the pooled slots (L, B, T, s)."""
+        """Returns the message (L, B, T, d) of the pooled slots (L, B, T, s)."""
         if self.standardise:
             scale = self.slot_scale * self.channel_scale
-            sharer = (
-                ((sharer.float() - self.mean[:, None]) / scale[:, None]).clamp(-CLAMP, CLAMP).to(sharer.dtype)
-            )
+            plain = (sharer.float() - self.mean[:, None]) / scale[:, None]
+            sharer = plain.clamp(-CLAMP, CLAMP).to(sharer.dtype)
         return linear(sharer.flatten(1, 2), self.down).unflatten(1, sharer.shape[1:3])
 
     def forward(self, message: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Entries of the receiver: content keys and values (L, B, H, T, D), from the message (L, B, T, d).
+        """Returns content keys and values (L, B, H, T, D) of the receiver from the message (L, B, T, d).
 
-        noise: the uniform draws (L, B, H, T, 1) of the K and V gates in training, for tests.
+        noise: see `Adapter.gates`.
         """
         L, B, T, _ = message.shape
         z = (message + self.slot_embedding.to(message.dtype)[:, None]).flatten(1, 2)
         z = z + linear(F.gelu(linear(rms_norm(z, self.norm1), self.ffn1_in)), self.ffn1_out)
         z = z + linear(F.gelu(linear(rms_norm(z, self.norm2), self.ffn2_in)), self.ffn2_out)
-        edit = (
-            linear(rms_norm(z, self.norm3), self.up)
-            .view(L, B, T, 2, self.heads, self.dim)
-            .permute(3, 0, 1, 4, 2, 5)
+        edit, base = (
+            x.view(L, -1, T, 2, self.heads, self.dim).permute(3, 0, 1, 4, 2, 5)
+            for x in (linear(rms_norm(z, self.norm3), self.up), self.base.to(message.dtype))
         )
-        base = (
-            self.base.to(message.dtype)
-            .view(L, 1, T, 2, self.heads, self.dim)
-            .permute(3, 0, 1, 4, 2, 5)
-            .expand_as(edit)
-        )
+        base = base.expand_as(edit)
         gate_k, gate_v = self.gates((B, self.heads, T, 1), noise)
         return gated(base[0], gate_k, edit[0]), gated(base[1], gate_v, edit[1])
 
     def calibrate(self, pooled: Tensor) -> None:
-        """Sets the input statistics from pooled slots of examples (L, B, T, s). A no-op without `standardise`.
+        """Sets the input statistics from pooled slots of examples (L, B, T, s), with `standardise` only.
 
-        A floor on the deviation keeps nearly constant channels from being blown up. B = 1 has no deviation: scales are the floor.
+        A floor on the deviation keeps nearly constant channels small; with B = 1 only the floor is left.
         """
         if not self.standardise:
             return
@@ -152,16 +142,13 @@ class PrefixAdapter(Adapter):
             self.base.copy_(torch.cat([flat(x[:, None])[:, 0] for x in (keys, values)], -1))
 
     def flops(self, positions: int) -> float:
-        """Of one document whose sharer read `positions` tokens: every slot attends them, then goes through the matrices."""
+        """Counts, for a sharer that read `positions` tokens, the pool and the matrices of every slot."""
         pool = 3 * self.query.numel() * positions  # scores, and the weighted sums of keys and of values
-        matrices = sum(
-            w.numel() for w in (self.down, self.ffn1_in, self.ffn1_out, self.ffn2_in, self.ffn2_out, self.up)
-        )
-        return 2.0 * (pool + matrices * self.slots)
+        matrices = self.down, self.ffn1_in, self.ffn1_out, self.ffn2_in, self.ffn2_out, self.up
+        return 2.0 * (pool + sum(w.numel() for w in matrices) * self.slots)
 
     def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
-        """`slots · width` numbers a layer, whatever the length; or the sharer's cache itself where that is less."""
-        numbers = (
-            len(self.config.layers) * self.slots * min(self.width, 2 * self.config.sharer_geometry.kv_width)
-        )
+        """Returns the bytes of `slots · width` numbers a layer, or of the sharer's cache where they are fewer."""
+        a_slot = min(self.width, 2 * self.config.sharer_geometry.kv_width)
+        numbers = len(self.config.layers) * self.slots * a_slot
         return min(numbers * itemsize, self.cache_bytes(sharer_tokens, itemsize))

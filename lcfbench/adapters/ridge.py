@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CLAMP = 8.0  # standard deviations: a few channels of a few tokens are hundreds away and would rule the fit (methods.md, section 10)
+CLAMP = 8.0  # standard deviations: a few channels of a few tokens are hundreds away and would rule the fit
 PENALTY = (
     1e-2  # times the number of tokens: inputs have variance about 1, so it weighs the same at any number
 )
@@ -35,23 +35,12 @@ class Scale:
 
     @classmethod
     def of(cls, batches: Iterable[Tensor], clamp: float = CLAMP) -> Scale:
-        """From some batches (T, p), streamed. A channel that never changes gets std 1."""
-        n, total, squares, shift = (
-            0,
-            torch.zeros(1, dtype=torch.float64),
-            torch.zeros(1, dtype=torch.float64),
-            None,
-        )
+        """Measures batches (T, p), streamed. A channel that never changes gets std 1."""
+        n, total, squares, shift = 0, 0.0, 0.0, None
         for batch in batches:
             x = batch.double()
-            shift = (
-                x.mean(0) if shift is None else shift
-            )  # squares are summed about it: large means cost no digits
-            n, total, squares = (
-                n + len(x),
-                total.to(x.device) + (x - shift).sum(0),
-                squares.to(x.device) + (x - shift).square().sum(0),
-            )
+            shift = x.mean(0) if shift is None else shift  # sums about it: large means cost no digits
+            n, total, squares = n + len(x), total + (x - shift).sum(0), squares + (x - shift).square().sum(0)
         assert shift is not None and n, "a scale needs tokens"
         mean = total / n
         std = (squares / n - mean.square()).clamp(min=0).sqrt()
@@ -74,9 +63,10 @@ class LinearMap:
 
 
 class Ridge:
-    """Sums from which a ridge regression is solved. Give `add` standardised inputs (`Scale`): the penalty counts on it, and the sums' digits.
+    """Sums from which a ridge regression is solved; `add` takes standardised inputs (`Scale`).
 
-    Memory: inputs² fp64 + inputs·outputs fp32, whatever the number of tokens. One object serves every output of the same inputs.
+    Memory: inputs² fp64 + inputs·outputs fp32, for any number of tokens. One object serves all
+    outputs of the same inputs.
     """
 
     def __init__(self, inputs: int, outputs: int, device: Any = None) -> None:
@@ -96,18 +86,18 @@ class Ridge:
         self.y_sum += y.sum(0, dtype=torch.float64)
 
     def mean(self) -> Tensor:
-        """The outputs' mean (outputs,): the map that reads nothing."""
+        """Returns the outputs' mean (outputs,): the map that reads nothing."""
         return (self.y_sum / max(self.tokens, 1)).float()
 
     def moment(self, penalty: float = PENALTY) -> Tensor:
-        """The inputs' covariance (inputs, inputs) in fp64, with the penalty on its diagonal."""
+        """Returns the inputs' covariance (inputs, inputs) in fp64, with the penalty on its diagonal."""
         mean = self.x_sum / self.tokens
         out = self.gram / self.tokens - torch.outer(mean, mean)
         out.diagonal().add_(penalty)
         return out
 
     def solve(self, penalty: float = PENALTY) -> LinearMap:
-        """The map that minimises Σ‖y − xW − b‖² + penalty·tokens·‖W‖². The sums stay as they were.
+        """Returns the map that minimises Σ‖y − xW − b‖² + penalty·tokens·‖W‖².
 
         A penalty of 0 needs more tokens than inputs and no two equal inputs.
         """
@@ -118,21 +108,19 @@ class Ridge:
         weight = torch.empty_like(self.cross)
         for part in torch.arange(len(y_mean), device=weight.device).split(
             AT_ONCE
-        ):  # in fp64, a few right-hand sides at a time
+        ):  # in fp64, a few at a time
             cross = self.cross[:, part].double() - n * torch.outer(x_mean, y_mean[part])
             weight[:, part] = torch.cholesky_solve(cross, factor).float()
         return LinearMap(weight, (y_mean - x_mean @ weight.double()).float())
 
 
 class Held:
-    """How well held-out outputs are met: sums of squared errors and of squares about the mean, a channel each."""
+    """Sums over held-out outputs: squared errors, and squares about the mean, one per channel."""
 
     def __init__(self, outputs: int, device: Any = None) -> None:
         self.tokens = 0
         self.shift: Tensor | None = None
-        self.error, self.total, self.squares = (
-            torch.zeros(outputs, dtype=torch.float64, device=device) for _ in range(3)
-        )
+        self.error, self.total, self.squares = torch.zeros(3, outputs, dtype=torch.float64, device=device)
 
     def add(self, mapped: Tensor, y: Tensor) -> None:
         """mapped and y: (T, outputs)."""
@@ -144,12 +132,11 @@ class Held:
         self.squares += (y - self.shift).square().sum(0, dtype=torch.float64)
 
     def r2(self, groups: int = 1) -> Tensor:
-        """(groups,): the share of the variance that is met, for equal runs of channels: channels count by their variance.
+        """Returns the share of explained variance (groups,), for equal groups of neighbouring channels.
 
-        1 is exact, 0 is no better than the held-out mean, below 0 is worse. Constant channels are met where the error is 0.
+        1 is exact, 0 no better than the held-out mean, below 0 worse.
         """
         variance = (self.squares - self.total.square() / max(self.tokens, 1)).clamp(min=0)
         error, variance = (x.view(groups, -1).sum(1) for x in (self.error, variance))
-        return torch.where(
-            variance > 0, 1 - error / variance.clamp(min=1e-30), 1.0 - (error > 0).double()
-        ).float()
+        constant = 1.0 - (error > 0).double()
+        return torch.where(variance > 0, 1 - error / variance.clamp(min=1e-30), constant).float()

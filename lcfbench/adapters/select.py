@@ -1,4 +1,4 @@
-"""Adapters that come with the package, and the choice among them. Reads configs only; imports no torch.
+"""Adapters that ship with the package, and the choice among adapters.
 
 >>> for folder in shipped(): print(folder.name)
 """
@@ -7,128 +7,112 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lcfbench.adapters.config import WEIGHTS, AdapterConfig, read_config
 from lcfbench.errors import UserError
-
-if TYPE_CHECKING:
-    from lcfbench.adapters.config import AdapterConfig
 
 FOLDER = Path(__file__).parents[1] / "shipped_adapters"
 
 
 def shipped() -> list[Path]:
-    """Folders of the shipped adapters."""
+    """Returns the folders of the shipped adapters."""
     return sorted(p.parent for p in FOLDER.glob("*/config.json"))
 
 
 def adapters_table(extra: Sequence[Path] = ()) -> list[dict[str, Any]]:
-    """One line an adapter for `lcfbench ls adapters`: the shipped ones and those under `extra` folders; a broken one is of kind "unreadable"."""
-    from lcfbench.adapters.config import WEIGHTS, read_config
+    """Returns a row for each shipped adapter and each one under the `extra` folders.
 
+    Imports no torch. A folder that cannot be read is of kind "unreadable".
+    """
     rows: list[dict[str, Any]] = []
-    for folder in [
-        *shipped(),
-        *(p.parent for root in extra for p in sorted(root.glob("**/adapter.safetensors"))),
-    ]:
-        row: dict[str, Any] = {
-            "name": folder.name,
-            "kind": "unreadable",
-            "pair": "",
-            "tasks": "",
-            "layers": None,
-            "mb": None,
-            "folder": str(folder),
-        }
+    found = [p.parent for root in extra for p in sorted(root.glob("**/adapter.safetensors"))]
+    for folder in [*shipped(), *found]:
+        row: dict[str, Any] = {"name": folder.name, "kind": "unreadable", "pair": "", "tasks": ""}
+        row |= {"layers": None, "mb": None, "folder": str(folder)}
         rows.append(row)
         try:
             config = read_config(folder)
         except UserError as error:
             row["pair"] = error.what
             continue
-        row |= {
-            "kind": config.kind,
-            "pair": f"{config.receiver}:{config.sharer}",
-            "tasks": ",".join(config.training.get("tasks", [])),
-        }
-        row |= {
-            "layers": len(config.layers),
-            "mb": (folder / WEIGHTS).stat().st_size / 1e6 if (folder / WEIGHTS).exists() else None,
-        }
+        weights = folder / WEIGHTS
+        row["kind"], row["pair"], row["layers"] = config.kind, ":".join(config.pair), len(config.layers)
+        row["tasks"] = ",".join(config.training.get("tasks", []))
+        row["mb"] = weights.stat().st_size / 1e6 if weights.exists() else None
     return rows
 
 
 def serves(config: AdapterConfig, mode: str) -> bool:
-    """Whether an adapter was made for a method. One for a model with itself as sharer is `identical` and its kind's own method alike."""
-    trained, own = config.method, config.own_method
+    """Tells whether an adapter was made for a method.
+
+    One whose sharer is the receiver's own model serves `identical` and its kind's method alike.
+    """
+    from lcfbench.adapters.base import method_of, own_method  # imports torch, which `ls` must not
+
+    trained, own = method_of(config), own_method(config.kind)
     if mode == "identical":
         return config.receiver == config.sharer and trained in (mode, own)
     return trained == mode or (trained == "identical" and mode == own)
 
 
-def _far(config: AdapterConfig, task: str) -> tuple[bool, int]:
-    """How far an adapter's training is from a task: one trained on it (or its family, as splitfacts for splitfacts_heldout) comes first, of
-    several the one trained on least else; where none is, the one trained on most.
-    """
-    tasks = [str(t).partition("*")[0] for t in config.training.get("tasks", [])]
-    near = any(task.startswith(name) for name in tasks)
-    return not near, len(tasks) if near else -len(tasks)
-
-
 def pick_adapter(
     given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, str], *, shared: bool, mode: str, task: str
 ) -> Path | None:
-    """The adapter folder for a method on a task: the first of `given` whose kind and method serve it, else the shipped one for this pair
-    and task kind. One trained under this very method goes first, among those given then one whose pair has these names.
+    """Returns the adapter folder for a method on a task; None for a method without adapters.
 
-    pair: the models on both sides; twice the receiver for methods that run it alone. None for methods without adapters. Raises
-    UserError when none is there or none fits.
+    Of `given` it is the first one whose kind and method serve; without any, the shipped one for
+    this pair and task. One trained under this very method comes first, then, of those given, one
+    whose pair has these names. pair: the models on both sides. shared: whether both models read the
+    same context. Raises UserError where none fits.
     """
-    from lcfbench.adapters.config import WEIGHTS, read_config
+    from lcfbench.adapters.base import adapter_class, method_of  # imports torch, which `ls` must not
 
     if not kinds:
         return None
-    wanted = [k for k in kinds if k.endswith("x") is not shared] or list(kinds)
-    configs = {folder: read_config(folder) for folder in given}
-    fits = [folder for folder, c in configs.items() if c.kind in wanted and serves(c, mode)]
-    if fits:
-        best = min(
-            fits, key=lambda f: (configs[f].method != mode, (configs[f].receiver, configs[f].sharer) != pair)
-        )
+    context = "shared" if shared else "different"
+    fitting = [k for k in kinds if context in adapter_class(k).contexts] or list(kinds)
+    configs = {folder: read_config(folder) for folder in given or shipped()}
+    fits = {f: c for f, c in configs.items() if c.kind in fitting and serves(c, mode)}
+    if given and fits:
+        best = min(fits, key=lambda f: (method_of(fits[f]) != mode, fits[f].pair != pair))
         if not (best / WEIGHTS).is_file():
             raise UserError(f"{best} has no {WEIGHTS}.", "Fetch or train it again.")
         return best
     if given:
-        have = ", ".join(f"{f} ({c.kind}, {c.method} of {c.receiver}:{c.sharer})" for f, c in configs.items())
+        have = ", ".join(f"{f} ({c.kind}, {method_of(c)} of {':'.join(c.pair)})" for f, c in configs.items())
+        of_pair = f" (pair {pair[0]}:{pair[1]})" if pair[0] == pair[1] else ""
         raise UserError(
-            f"no adapter of kind {' or '.join(wanted)} for {mode} on {task} among those given: {have}.",
-            f"Pass one trained with --mode {mode}"
-            + (f" (pair {pair[0]}:{pair[1]})" if pair[0] == pair[1] else "")
-            + ".",
+            f"no adapter of kind {' or '.join(fitting)} for {mode} on {task} among those given: {have}.",
+            f"Pass one trained with --mode {mode}{of_pair}.",
         )
-    configs = {folder: read_config(folder) for folder in shipped()}
-    fits = [
-        f
-        for f, c in configs.items()
-        if c.kind in wanted and (c.receiver, c.sharer) == pair and serves(c, mode)
-    ]
-    fits = [
-        f for f in fits if configs[f].training.get("senders", "matched") == "matched"
-    ]  # the others are there to be compared with
-    context = "shared" if shared else "different"
-    fits = [f for f in fits if context in configs[f].training.get("contexts", [context])]
-    fits.sort(key=lambda f: (configs[f].method != mode, *_far(configs[f], task)))
+    fits = {
+        f: c
+        for f, c in fits.items()
+        if c.pair == pair
+        and c.training.get("senders", "matched") == "matched"  # the others ship for comparison
+        and context in c.training.get("contexts", [context])
+    }
     if not fits:
         raise UserError(
             f"no adapter ships for --mode {mode} on {task} with {pair[0]}:{pair[1]}.",
-            f"Pass --adapter FOLDER, or make one: lcfbench train --mode {mode} --pair {pair[0]}:{pair[1]} --task {task}",
+            f"Pass --adapter FOLDER, or make one: "
+            f"lcfbench train --mode {mode} --pair {pair[0]}:{pair[1]} --task {task}",
         )
-    return fits[0]
+    return min(fits, key=lambda f: (method_of(fits[f]) != mode, *_distance(fits[f], task)))
+
+
+def _distance(config: AdapterConfig, task: str) -> tuple[bool, int]:
+    """Returns a sort key for how far an adapter's training is from a task, nearest first.
+
+    One trained on the task or its family (splitfacts for splitfacts_heldout) comes first, the one
+    with the fewest other tasks ahead; of the rest, the one trained on most tasks.
+    """
+    near = any(task.startswith(name) for name in config.tasks)
+    return not near, len(config.tasks) if near else -len(config.tasks)
 
 
 def find_adapter(place: Path) -> Path:
     """Returns an adapter's folder: `place`, or the shipped adapter of that name."""
-    shipped_folder = FOLDER / place
-    return (
-        shipped_folder if not place.exists() and len(place.parts) == 1 and shipped_folder.is_dir() else place
-    )
+    named = not place.exists() and len(place.parts) == 1 and (FOLDER / place).is_dir()
+    return FOLDER / place if named else place

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from lcfbench.adapters.base import adapter_class
 from lcfbench.adapters.config import read_config
 from lcfbench.adapters.files import load as load_adapter
 from lcfbench.adapters.select import pick_adapter, serves, shipped
@@ -133,7 +134,9 @@ def tasks_of(recipe: BenchRecipe, mode: str, kind: type[Method], pair: tuple[str
             or ((config.receiver, config.sharer) != pair and not recipe.adapter)
         ):
             continue
-        different = config.kind.endswith("x") or config.training.get("contexts") == ["different"]
+        different = adapter_class(config.kind).contexts == ("different",) or config.training.get(
+            "contexts"
+        ) == ["different"]
         candidates = [str(t).partition("*")[0] for t in config.training.get("tasks", [])] + [
             DIFFERENT if different else SHARED
         ]

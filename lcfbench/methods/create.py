@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_type_hints
 
 from lcfbench import registry
-from lcfbench.adapters.base import Adapter
+from lcfbench.adapters.base import Adapter, own_method
 from lcfbench.config import convert
 from lcfbench.errors import UserError, unknown
 from lcfbench.methods.base import Method, option_fields
@@ -68,7 +68,7 @@ def create(
     if adapter is not None and kind.adapter_kinds and adapter.config.kind not in kind.adapter_kinds:
         raise UserError(
             f"method {name} runs adapters of kind {', '.join(kind.adapter_kinds)}, not {adapter.config.kind}.",
-            f"Use --mode {adapter.config.own_method}.",
+            f"Use --mode {own_method(adapter.config.kind)}.",
         )
     chosen = parse_options(kind, name, options or {})
     if adapter is not None and kind.adapter_kinds:

@@ -1,6 +1,7 @@
-"""Many variants of one adapter measured on the same documents: each model reads each batch once for all of them.
+"""Measures many variants of one adapter: each model reads each batch of documents once for all.
 
->>> bench.measure({"whole": lambda: adapter, "without 3": lambda: adapter.select([0, 1, 2, 4])})["without 3", "matched"]["score"]
+>>> variants = {"whole": lambda: adapter, "without 3": lambda: adapter.select([0, 1, 2, 4])}
+>>> bench.measure(variants)["without 3", "matched"]["score"]
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lcfbench.adapters.base import Adapter
+from lcfbench.adapters.base import Adapter, own_method
 from lcfbench.controls.assignment import sender_of
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer, target
@@ -28,7 +29,7 @@ Found = dict[tuple[str, str], dict[str, float]]  # (variant, control) → mean s
 
 @dataclass
 class Tally:
-    """Sums over documents: of the task's score, and of the mean log-likelihood of an answer token of the gold answer (teacher-forced)."""
+    """Sums over documents: the task's score, and the mean log-likelihood of a token of the gold answer."""
 
     score: float = 0.0
     loglik: float = 0.0
@@ -40,7 +41,7 @@ class Tally:
 
 @dataclass
 class Bench:
-    """The dev documents, and how an adapter is measured on them."""
+    """The dev documents, and all that is needed to measure an adapter on them."""
 
     receiver: CausalLM
     sharer: CausalLM
@@ -56,13 +57,11 @@ class Bench:
         return create(self.mode, self.receiver, self.sharer, adapter, self.options)
 
     def check(self, adapter: Adapter) -> None:
-        """Raises UserError where the adapter does not serve these documents, or would not with a layer less."""
+        """Raises UserError where the adapter, or one with a layer less, does not serve these documents."""
         self.method(adapter).check(self.documents[0])
         layers = len(adapter.config.layers)
         if layers < 2:
-            raise UserError(
-                f"this adapter has {layers} layer; there is nothing to prune.", "Prune one with more."
-            )
+            raise UserError("this adapter has 1 layer; there is nothing to prune.", "Prune one with more.")
         try:
             self.method(adapter.select(list(range(1, layers)))).check(self.documents[0])
         except UserError as error:
@@ -71,9 +70,10 @@ class Bench:
             ) from error
 
     def measure(self, adapters: Mapping[str, Callable[[], Adapter]], deranged: Sequence[str] = ()) -> Found:
-        """Means of every adapter with its own messages, and of those named in `deranged` with other documents' too, where any are sent.
+        """Returns the means of every adapter with matched messages.
 
-        adapters: made when they are needed, so that of many variants one is there at a time.
+        deranged: adapters that are measured with messages of other documents too, where the method
+        sends any. adapters: made on demand, so that one is in memory at a time.
         """
         senders = {c: sender_of(self.documents, c, self.seed) for c in ("matched", "deranged")}
         sums = {(name, "matched"): Tally() for name in adapters}
@@ -90,23 +90,19 @@ class Bench:
 
     def add(self, method: Method, batch: Batch, tally: Tally) -> None:
         """Answers a batch and adds it to the tally."""
-        state, tokenizer = method.respond(batch), method.receiver.tokenizer
+        state, tokenizer, documents = method.respond(batch), method.receiver.tokenizer, batch.documents
         outcomes, _ = answer(state, batch)
-        tally.score += sum(
-            self.task.score(d, o)["score"] for d, o in zip(batch.documents, outcomes, strict=True)
-        )
-        gold = [
-            target(d, p, tokenizer, tokenizer.eos_token_id)
-            for d, p in zip(batch.documents, state.prompts, strict=True)
-        ]
+        tally.score += sum(self.task.score(d, o)["score"] for d, o in zip(documents, outcomes, strict=True))
+        eos = tokenizer.eos_token_id
+        gold = [target(d, p, tokenizer, eos) for d, p in zip(documents, state.prompts, strict=True)]
         loss, _ = answer_loss(state, [ids for ids, _ in gold], [flags for _, flags in gold])
-        tally.loglik -= float(loss) * len(batch.documents)
-        tally.documents += len(batch.documents)
+        tally.loglik -= float(loss) * len(documents)
+        tally.documents += len(documents)
 
 
 def method_for(kind: str, trained_as: str | None = None) -> str:
-    """The method that runs adapters of a kind: the one it was trained as, else the one named like it."""
+    """Returns the method that runs adapters of a kind: the one trained under, else the kind's own."""
     able = [name for name in method_names() if kind in method_class(name).adapter_kinds]
     if not able:
         raise UserError(f"no method of this version runs {kind} adapters.", "Upgrade lcfbench.")
-    return next((name for name in (trained_as, kind, kind.removesuffix("x")) if name in able), able[0])
+    return next((name for name in (trained_as, own_method(kind)) if name in able), able[0])

@@ -1,10 +1,10 @@
-"""What adapters are trained on: a weighted mixture of tasks' train splits and chat data sets.
+"""Training examples: a weighted mixture of tasks' train splits and chat data sets.
 
 >>> from lcfbench.training.data import examples, parse_source
 >>> parse_source("chat:teknium/OpenHermes-2.5*3")
 Source(kind='chat', name='teknium/OpenHermes-2.5', config=None, weight=3.0)
 >>> sources = [parse_source(text) for text in ("splitfacts*1", "coqa_split*2")]
->>> documents = examples(sources, count=300, seed=0, receiver=receiver, sharer=sharer)         # doctest: +SKIP
+>>> documents = examples(sources, count=300, seed=0, pair=pair)               # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Literal
 
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import target
+from lcfbench.methods.load_pair import Pair
 from lcfbench.models.causal_lm import CausalLM
-from lcfbench.tasks.document import Document, Scoring
-from lcfbench.tasks.prompts import render
-from lcfbench.tasks.task import load_task
+from lcfbench.tasks.document import Document, Scoring, View
+from lcfbench.tasks.prompts import Prompt, render
+from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import options_for
 from lcfbench.training.chat import FIRST, Chat
 
@@ -46,7 +47,7 @@ class Source:
 
 
 def parse_source(text: str) -> Source:
-    """`TASK[*WEIGHT]` or `chat:DATASET[:CONFIG][*WEIGHT]`. Raises UserError for what is neither, and weights that are no numbers above 0."""
+    """Reads `TASK[*WEIGHT]` or `chat:DATASET[:CONFIG][*WEIGHT]`. Raises UserError for another form."""
     name, star, given = text.strip().partition("*")
     name = name.strip()
     weight = _number(given) if star else 1.0
@@ -67,8 +68,7 @@ def examples(
     *,
     count: int,
     seed: int,
-    receiver: CausalLM,
-    sharer: CausalLM,
+    pair: Pair,
     scoring: Scoring | None = None,
     task_options: Mapping[str, str] | None = None,
     offline: bool = False,
@@ -77,12 +77,14 @@ def examples(
     first: int = FIRST,
     say: Callable[[str], None] | None = None,
 ) -> list[Document]:
-    """`count` documents, from each source its share, shuffled by the seed; a source is repeated only when it has no more.
+    """Returns `count` documents, from each source its share, shuffled by the seed.
 
-    scoring: of the tasks that know it; the others keep their default. first: rows used of each chat data set.
-    max_tokens: of the receiver's prompt with its answer, and of the sharer's prompt; longer documents are dropped, and so are those beyond
-        what a model can read. say: told what was dropped and repeated.
-    Raises UserError for unknown tasks and options, data that cannot be found, chats without assistant turns, and a source of which nothing fits.
+    A source is repeated only when it has no more. scoring: of the tasks that know it; the others
+    keep their default. first: rows used of each chat data set. max_tokens: of the receiver's prompt
+    with its answer, and of the sharer's prompt; longer documents are dropped, like those beyond a
+    model's own limit. say: receives the numbers of dropped and repeated documents.
+    Raises UserError for unknown tasks and options, data that cannot be found, chats without
+    assistant turns, and a source of which nothing fits.
     """
     if not sources or count < 1:
         raise UserError("nothing to train on.", _FORM)
@@ -91,31 +93,27 @@ def examples(
         raise UserError(f"source {twice[0]} is named twice.", "Give it a weight instead.")
     tasks = [source.name for source in sources if source.kind == "task"]
     options = options_for(tasks, task_options or {})
-    fits = _Fits(receiver, sharer, max_tokens)
+    fits, receiver = _Fits(pair.receiver, pair.sharer, max_tokens), pair.receiver
+    ending = "" if receiver.has_chat else "\n"
     drawn: list[Document] = []
-    for source, wanted in zip(sources, shares([s.weight for s in sources], count), strict=True):
+    for source, number in zip(sources, shares([s.weight for s in sources], count), strict=True):
+        dropped = Counter[str]()
         if source.kind == "task":
-            stream, dropped = (
-                _of_task(source, wanted, seed, scoring, options[source.name], offline, split, receiver),
-                Counter[str](),
-            )
+            task = load_task(source.name, seed=seed, offline=offline, options=options[source.name])
+            stream = _of_task(task, number, scoring, split, receiver.has_chat)
         else:
-            chat = Chat(
-                source.name,
-                source.config or "default",
-                split,
-                first,
-                offline,
-                "" if receiver.has_chat else "\n",
-            )
-            stream, dropped = chat.documents(seed), chat.dropped
-        drawn += _take(source, stream, wanted, fits, dropped, say)
+            chat = Chat(source.name, source.config or "default", split, first, offline, ending, dropped)
+            stream = chat.documents(seed)
+        drawn += _take(source, stream, number, fits, dropped, say)
     random.Random(f"mixture/{seed}").shuffle(drawn)
     return drawn
 
 
 def shares(weights: Sequence[float], count: int) -> list[int]:
-    """`count` divided by the weights: whole numbers that sum to it, the largest remainders rounded up; nobody goes empty while there is enough."""
+    """Divides `count` by the weights into whole numbers, the largest remainders rounded up.
+
+    No share is zero while there are as many documents as sources.
+    """
     exact = [count * weight / sum(weights) for weight in weights]
     given = [int(share) for share in exact]
     for i in sorted(range(len(exact)), key=lambda i: given[i] - exact[i])[: count - sum(given)]:
@@ -127,21 +125,13 @@ def shares(weights: Sequence[float], count: int) -> list[int]:
 
 
 def _of_task(
-    source: Source,
-    wanted: int,
-    seed: int,
-    scoring: Scoring | None,
-    options: Mapping[str, str],
-    offline: bool,
-    split: str,
-    receiver: CausalLM,
+    task: Task, number: int, scoring: Scoring | None, split: str, receiver_chat: bool
 ) -> Iterator[Document]:
-    """Documents of one task, as many as are asked for; more of the same order when the first ones did not suffice."""
-    task = load_task(source.name, seed=seed, offline=offline, options=options)
+    """Yields the documents of a task; more of the same order when the first `number` are too few."""
     chosen = scoring if scoring in task.scorings else None
-    given, limit = 0, wanted
+    given, limit = 0, number
     while True:
-        documents = task.documents(scoring=chosen, split=split, limit=limit, receiver_chat=receiver.has_chat)
+        documents = task.documents(scoring=chosen, split=split, limit=limit, receiver_chat=receiver_chat)
         yield from documents[given:]
         if len(documents) < limit:
             return
@@ -151,15 +141,15 @@ def _of_task(
 def _take(
     source: Source,
     stream: Iterator[Document],
-    wanted: int,
+    number: int,
     fits: _Fits,
     dropped: Counter[str],
     say: Callable[[str], None] | None,
 ) -> list[Document]:
-    """The first `wanted` documents that fit, repeated from the front when there are fewer."""
+    """Returns the first `number` documents that fit, repeated from the front when there are fewer."""
     taken: list[Document] = []
     tried = 0
-    while len(taken) < wanted and (document := next(stream, None)) is not None:
+    while len(taken) < number and (document := next(stream, None)) is not None:
         tried += 1
         if not (why := fits(document)):
             taken.append(document)
@@ -167,21 +157,21 @@ def _take(
             dropped[why] += 1
         if not taken and tried >= _HOPELESS:
             break
-    if wanted and not taken:
+    if number and not taken:
         raise UserError(
             f"{source.label}: nothing to train on ({_counts(dropped) or 'no documents'}).",
             "Raise --max-tokens, or name another source.",
         )
     if say and dropped:
         say(f"{source.label}: dropped {_counts(dropped)}.")
-    if say and len(taken) < wanted:
-        say(f"{source.label}: {len(taken):,} documents, repeated to {wanted:,}.")
-    return [taken[i % len(taken)] for i in range(wanted)]
+    if say and len(taken) < number:
+        say(f"{source.label}: {len(taken):,} documents, repeated to {number:,}.")
+    return [taken[i % len(taken)] for i in range(number)]
 
 
 @dataclass
 class _Fits:
-    """Whether both models can read a document within the limit; what it returns is why not."""
+    """Tells why a document is too long for one of the models; empty where it fits."""
 
     receiver: CausalLM
     sharer: CausalLM
@@ -190,35 +180,29 @@ class _Fits:
     def __call__(self, document: Document) -> str:
         if self._surely(document):
             return ""
-        choices = bool(document.steps)
-        prompt = render(
-            document.receiver,
-            self.receiver.tokenizer,
-            chat=document.chat and self.receiver.has_chat,
-            choices=choices,
+        mine, eos = (
+            self._prompt(self.receiver, document.receiver, document),
+            self.receiver.tokenizer.eos_token_id,
         )
-        answer, _ = target(document, prompt, self.receiver.tokenizer, self.receiver.tokenizer.eos_token_id)
-        if len(prompt.ids) + len(answer) > self._limit(self.receiver):
+        answer, _ = target(document, mine, self.receiver.tokenizer, eos)
+        if len(mine.ids) + len(answer) > self._limit(self.receiver):
             return self._why(self.receiver)
         if self.sharer is not self.receiver or document.sharer != document.receiver:
-            theirs = render(
-                document.sharer,
-                self.sharer.tokenizer,
-                chat=document.chat and self.sharer.has_chat,
-                choices=choices,
-            )
+            theirs = self._prompt(self.sharer, document.sharer, document)
             if len(theirs.ids) > self._limit(self.sharer):
                 return self._why(self.sharer)
         return ""
 
+    def _prompt(self, lm: CausalLM, view: View, document: Document) -> Prompt:
+        chat = document.chat and lm.has_chat
+        return render(view, lm.tokenizer, chat=chat, choices=bool(document.steps))
+
     def _surely(self, document: Document) -> bool:
-        """No token stands for less than a byte: most documents need not be tokenised to know that they fit."""
+        """Tells by bytes that a document fits: no token is shorter than one, so most need no tokenizer."""
         answer = document.gold + "".join(s.lead + s.choices[s.gold[0]] for s in document.steps)
         views = (document.receiver, document.sharer)
-        longest = max(
-            sum(len(text.encode()) for text in (v.user, v.prefix, answer, *(t for _, t in v.history)))
-            for v in views
-        )
+        texts = ((v.user, v.prefix, answer, *(t for _, t in v.history)) for v in views)
+        longest = max(sum(len(text.encode()) for text in each) for each in texts)
         turns = 16 * max(len(v.history) for v in views)
         return longest + turns + _TEMPLATE <= min(self._limit(self.receiver), self._limit(self.sharer))
 

@@ -1,121 +1,59 @@
-"""Settings of adapters as texts from the command line, and the ones that make small-scale training converge."""
+"""Options of adapters as texts from the command line."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from lcfbench.adapters.base import adapter_class
-from lcfbench.errors import UserError, unknown
+from lcfbench.adapters.base import adapter_class, option_parameters
+from lcfbench.adapters.config import AdapterConfig
+from lcfbench.config import convert
+from lcfbench.errors import unknown
+from lcfbench.methods.base import Method, option_fields
 
-SMALL_SCALE: dict[str, dict[str, Any]] = {
-    # what makes small-scale training converge: standardised inputs and a pool that starts on the last tokens; gates hardly matter, and LCF-X
-    # learns faster from a random up-projection than from no edit at all (three seeds each, results/ablation)
-    "lcf": {"width": 64, "standardise": True, "zero_up": True, "gate": "soft", "gate_init": 1.0},
-    "lcfx": {
-        "width": 64,
-        "standardise": True,
-        "zero_up": False,
-        "gate": "soft",
-        "gate_init": 1.0,
-        "pool_start": "last",
-        "unrotated_keys": True,
-    },
-    "c2c": {"hidden": 64, "intermediate": 64, "gate": "soft", "gate_init": 1.0},
-    # translation in closed form, then a small residual: 2 million parameters for the embedded pair
-    "dense": {
-        "form": "linear",
-        "rank": 48,
-        "residual": 32,
-        "reconstruction": "ridge",
-        "ridge_tokens": 8_000,
-        "blend": "mix",
-        "gate": "soft",
-        "gate_init": 0.0,
-    },
-    "prefix": {"slots": 16, "width": 32, "gate": "soft", "gate_init": 1.0},
+FIELDS = AdapterConfig.model_fields
+ALIGNMENT: dict[str, tuple[Any, str]] = {  # option → type, default
+    "layer_map": (Literal["terminal", "proportional"], "terminal"),
+    "token_alignment": (FIELDS["token_alignment"].annotation, FIELDS["token_alignment"].default),
+    "remap_strategy": (FIELDS["remap_strategy"].annotation, FIELDS["remap_strategy"].default),
 }
-ALIGNMENT = {
-    "layer_map": ("terminal", "proportional"),
-    "token_alignment": ("span", "remap", "same"),
-    "remap_strategy": ("longest", "first"),
-}
-SMALL_SCALE_ALIGNMENT = {
-    "layer_map": "proportional"
-}  # the embedded pair differs much in depth: 30 layers read 18
+SMALL_SCALE_ALIGNMENT = {"layer_map": "proportional"}  # for pairs that differ much in depth
 
 
 def adapter_options(
-    kind: str, given: dict[str, str], small_scale: bool = True
+    kind: str, given: Mapping[str, str], small_scale: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of the adapter (typed by its constructor) and of the alignment, from `-o` texts. UserError for unknown ones.
+    """Converts `-o` texts to the settings of the adapter and of the alignment.
 
-    small_scale: start from the settings that converge in minutes on a CPU; without it, from the constructor's own, which are the papers'.
+    small_scale: start from the kind's own small-scale options; without it, from the constructor's
+    defaults, which are the papers'. Raises UserError for unknown names and unfit values.
     """
-    parameters = {
-        n: p
-        for n, p in inspect.signature(adapter_class(kind).__init__, eval_str=True).parameters.items()
-        if n not in {"self", "config"}
-    }
-    options: dict[str, Any] = dict(SMALL_SCALE.get(kind, {})) if small_scale else {}
+    parameters = option_parameters(kind)
+    options: dict[str, Any] = dict(adapter_class(kind).small_scale) if small_scale else {}
     alignment: dict[str, Any] = dict(SMALL_SCALE_ALIGNMENT) if small_scale else {}
     for key, text in given.items():
         if key in ALIGNMENT:
-            if text not in ALIGNMENT[key]:
-                raise unknown(key.replace("_", " "), text, ALIGNMENT[key], "lcfbench train --help")
-            alignment[key] = text
+            alignment[key] = convert(key, text, *ALIGNMENT[key])
         elif key in parameters:
-            options[key] = convert(key, text, parameters[key])
+            parameter = parameters[key]
+            options[key] = convert(key, text, parameter.annotation, parameter.default, f"a {kind} adapter")
         else:
-            raise unknown(
-                f"option of a {kind} adapter", key, [*parameters, *ALIGNMENT], "lcfbench train --help"
-            )
-    return {k: v for k, v in options.items() if k in parameters}, alignment
+            known = [*parameters, *ALIGNMENT]
+            raise unknown(f"option of a {kind} adapter", key, known, "lcfbench train --help")
+    return options, alignment
 
 
 def split_options(
-    kind: str, method_kind: Any, general: dict[str, str], own: dict[str, str]
+    kind: str, method: type[Method], general: Mapping[str, str], own: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, str], set[str]]:
-    """Options of the method and of the adapter, from those given to all adapters (`general`) and to this one (`own`, which win).
+    """Divides options into those of the method and those of the adapter.
 
-    A general option that this adapter does not know is left to the others; the third value names those it took.
+    general: given to all adapters; one that this adapter does not know is left to the others. own:
+    given to this adapter; they win. Returns (for the method, for the adapter, general ones taken).
     """
-    from lcfbench.methods.base import option_fields
-
-    of_adapter = {*inspect.signature(adapter_class(kind).__init__).parameters, *ALIGNMENT} - {
-        "self",
-        "config",
-    }
-    of_method = {f.name for f in option_fields(method_kind)}
+    of_adapter = {*option_parameters(kind), *ALIGNMENT}
+    of_method = {f.name for f in option_fields(method)}
     taken = set(general) & (of_adapter | of_method)
-    chosen = {k: v for k, v in general.items() if k in taken} | own
+    chosen = {k: v for k, v in general.items() if k in taken} | dict(own)
     for_method = {k: v for k, v in chosen.items() if k in of_method and k not in of_adapter}
     return for_method, {k: v for k, v in chosen.items() if k not in for_method}, taken
-
-
-def convert(key: str, text: str, parameter: inspect.Parameter) -> Any:
-    """The text as the type of the parameter's default. Raises UserError."""
-    default, words = parameter.default, get_args(parameter.annotation)
-    if words and isinstance(default, str) and text not in words:
-        raise unknown(f"{key}", text, words, "lcfbench train --help")
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
-                text.lower()
-            ]
-        if isinstance(default, int):
-            if (number := int(text)) < min(default, 1):  # 0 where it is the default: it means none
-                raise ValueError
-            return number
-        if isinstance(default, float) or default is None:
-            return float(text)
-    except (ValueError, KeyError) as error:
-        like = (
-            "yes or no"
-            if isinstance(default, bool)
-            else f"a whole number, {min(default, 1)} or more"
-            if isinstance(default, int)
-            else "a number"
-        )
-        raise UserError(f"option {key}={text} is not {like}.", f"Its default is {default!r}.") from error
-    return text

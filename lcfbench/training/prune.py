@@ -1,9 +1,11 @@
-"""Layer pruning after training, without fine-tuning (LCF, arXiv 2605.22863v2; methods.md, section 5): most layers of an adapter can go.
+"""Prunes layers of a trained adapter, without fine-tuning: most can go (LCF, arXiv 2605.22863v2).
 
-1. Layers whose gates are shut go. 2. Layers that hurt go, found by leaving out one layer at a time on the *dev* split. 3. The rest are ranked by
-what their absence costs, and the first K stay. All ablations of a batch share its two prefills, so that they cost minutes, not a run a layer.
+1. Layers with shut gates go. 2. Layers that hurt go, found by leaving out one layer at a time on the
+*dev* split. 3. The rest are ranked by the loss of score without them, and the first K stay. All
+ablations of a batch share its two prefills, so that they take minutes, not a run a layer.
 
->>> report = prune(PruneRecipe(Path("adapters/mine"), dev="splitfacts", keep=9), progress)
+>>> recipe = PruneRecipe(adapter=Path("adapters/mine"), dev="splitfacts", keep=9)
+>>> report = prune(recipe, progress)
 """
 
 from __future__ import annotations
@@ -22,22 +24,33 @@ from lcfbench.adapters.config import WEIGHTS, read_config, weights_sha256
 from lcfbench.adapters.files import PICTURE, REPORT, check_free, load, making, save, stored_dtype
 from lcfbench.errors import UserError
 from lcfbench.methods.create import method_class
-from lcfbench.methods.load_pair import other_revisions
-from lcfbench.models.causal_lm import CausalLM
+from lcfbench.methods.load_pair import load_adapter, load_pair, other_revisions
 from lcfbench.progress import PruneProgress
-from lcfbench.sources.models import find_model, split_pair
 from lcfbench.tasks.task import load_task
 from lcfbench.training.ablation import Bench, Found, method_for
 from lcfbench.training.recipe import PruneRecipe
 
-SHUT = 0.01  # a soft gate is never quite shut: below this share of the edit, for keys and for values, it counts as shut
+SHUT = 0.01  # a soft gate counts as shut below this share of the edit, for keys and for values
 SAME = 1e-9  # scores nearer than this are equal
+FACTS = (
+    "adapter",
+    "sha256",
+    "method",
+    "task",
+    "task_options",
+    "split",
+    "documents",
+    "seed",
+    "metric",
+    "kept",
+)
 
 
 def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
-    """Prunes by the three steps, saves the smaller adapter with its card, `pruning.json` and `pruning.png`, and returns the report.
+    """Prunes, saves the smaller adapter with its card and report, and returns the report.
 
-    Raises UserError: an adapter that cannot be pruned, one that does not fit the pair or the task, none of whose layers helps, an --out that is taken.
+    Raises UserError: an adapter that cannot be pruned, one that does not fit the pair or the task,
+    one without a layer that helps, an --out that is taken.
     """
     began = time.perf_counter()
     config = read_config(recipe.adapter)
@@ -50,21 +63,14 @@ def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
     task = load_task(recipe.dev, seed=recipe.seed, offline=recipe.offline, options=recipe.task_options)
     task.metric(recipe.scoring)
     mode = method_for(config.kind, config.training.get("method"))
-    names = split_pair(recipe.pair or f"{config.receiver}:{config.sharer}")
-    receiver = CausalLM.load(
-        find_model(names[0], offline=recipe.offline), dtype=recipe.dtype, device=recipe.device
+    pair = load_pair(
+        recipe.pair or ":".join(config.pair),
+        roles=method_class(mode).roles,
+        **recipe.model_dump(include={"dtype", "device", "offline"}),
     )
-    one = names[0] == names[1] or method_class(mode).roles == ("receiver",)
-    sharer = (
-        receiver
-        if one
-        else CausalLM.load(
-            find_model(names[1], offline=recipe.offline), dtype=recipe.dtype, device=recipe.device
-        )
-    )
-    config.check_fits(receiver.geometry, sharer.geometry, str(recipe.adapter))
-    whole = load(recipe.adapter, receiver.device, receiver.dtype)
-    if other := other_revisions(whole.config, receiver, sharer):
+    whole = load_adapter(recipe.adapter, pair, mode)
+    receiver, sharer = pair.models_for(method_class(mode).roles)
+    if other := other_revisions(config, receiver, sharer):
         progress.warn(
             f"adapter {recipe.adapter.name} was trained on other weights: {other}. Expect it to do worse."
         )
@@ -76,9 +82,9 @@ def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
     )
     bench.check(whole)
 
-    alive = audit(whole)
+    alive, count = audit(whole), len(config.layers)
     progress.say(
-        f"{mode} on {len(documents)} dev documents of {task.name}: {len(whole.config.layers) - len(alive)} of {len(whole.config.layers)} "
+        f"{mode} on {len(documents)} dev documents of {task.name}: {count - len(alive)} of {count} "
         f"layers have shut gates, {len(alive)} are left out in turn."
     )
     if not alive:
@@ -86,30 +92,19 @@ def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
             f"every gate of {recipe.adapter} is shut: it changes nothing.",
             "Train it longer, or with -o gate_init=1.",
         )
-    audited = whole.select(alive) if len(alive) < len(whole.config.layers) else whole
-    makers: dict[str, Callable[[], Adapter]] = {"whole": lambda: whole} | (
-        {} if audited is whole else {"audited": lambda: audited}
-    )
-    for i in range(len(alive)):
-        makers[f"without {i}"] = partial(audited.select, [j for j in range(len(alive)) if j != i])
-    with torch.inference_mode():
-        found = bench.measure(makers, deranged=("whole",))
-        base, without = (
-            found.get(("audited", "matched"), found["whole", "matched"]),
-            [found[f"without {i}", "matched"] for i in range(len(alive))],
+    rows, found = ablate(bench, whole, alive, recipe.keep)
+    keep = [i for i, row in enumerate(rows) if row["fate"] == "kept"]
+    if not keep:
+        raise UserError(
+            f"{recipe.adapter} does better without any one of its layers on {task.name}.",
+            "Raise --limit, or train it longer.",
         )
-        rows = judge(whole, alive, base, without, recipe.keep)
-        keep = [i for i, row in enumerate(rows) if row["fate"] == "kept"]
-        if not keep:
-            raise UserError(
-                f"{recipe.adapter} does better without any one of its layers on {task.name}.",
-                "Raise --limit, or train it longer.",
-            )
+    with torch.inference_mode():
         found |= bench.measure({"pruned": lambda: whole.select(keep)}, deranged=("pruned",))
     report = {
         "adapter": recipe.adapter.resolve().name,
         "sha256": weights_sha256(recipe.adapter),
-        "pair": f"{config.receiver}:{config.sharer}",
+        "pair": ":".join(config.pair),
         "method": mode,
         "options": bench.method(whole).options(),
         "gate": whole.gate_mode,
@@ -130,8 +125,28 @@ def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
     return save_pruned(recipe, report, keep, began)
 
 
+@torch.inference_mode()
+def ablate(
+    bench: Bench, whole: Adapter, alive: list[int], keep: int | None
+) -> tuple[list[dict[str, Any]], Found]:
+    """Measures the adapter without each of its `alive` layers in turn.
+
+    Returns the rows of `judge`, and the means of the whole adapter.
+    """
+    audited = whole.select(alive) if len(alive) < len(whole.config.layers) else whole
+    makers: dict[str, Callable[[], Adapter]] = {"whole": lambda: whole}
+    if audited is not whole:
+        makers["audited"] = lambda: audited
+    for i in range(len(alive)):
+        makers[f"without {i}"] = partial(audited.select, [j for j in range(len(alive)) if j != i])
+    found = bench.measure(makers, deranged=("whole",))
+    base = found.get(("audited", "matched"), found["whole", "matched"])
+    without = [found[f"without {i}", "matched"] for i in range(len(alive))]
+    return judge(whole, alive, base, without, keep), found
+
+
 def audit(adapter: Adapter) -> list[int]:
-    """Stack indices that pass the gate audit: hard gates open for keys or values; soft ones that let `SHUT` or more of either through."""
+    """Returns the stack indices whose gates let keys or values through; soft ones at least `SHUT`."""
     if adapter.gate_mode == "soft":
         return (torch.sigmoid(adapter.gate_logit.float()) >= SHUT).any(1).nonzero()[:, 0].tolist()
     return adapter.open_layers()
@@ -144,40 +159,24 @@ def judge(
     without: list[dict[str, float]],
     keep: int | None,
 ) -> list[dict[str, Any]]:
-    """One row a layer of the stack with its gates, what leaving it out changes, and its fate: shut, hurts, outranked or kept.
+    """Returns a row for each layer: its gates, the loss without it, and its fate.
 
-    A layer hurts where the score rises without it; where the score stays, where the gold answer's likelihood rises.
+    Fates are shut, hurts, outranked and kept. A layer hurts where the score rises without it; where
+    the score is equal, where the gold answer's likelihood rises.
     """
-    gates = torch.sigmoid(whole.gate_logit.float()).tolist()
-    rows: list[dict[str, Any]] = [
-        {
-            "layer": t,
-            "reads": s,
-            "logit_key": k,
-            "logit_value": v,
-            "gate_key": gates[i][0],
-            "gate_value": gates[i][1],
-            "fate": "shut",
-        }
-        | dict.fromkeys(("score_without", "loglik_without", "importance", "loglik_importance", "rank"))
-        for i, (t, s, (k, v)) in enumerate(
-            zip(whole.config.layers, whole.config.layer_map, whole.gate_logit.tolist(), strict=True)
-        )
-    ]
+    gates, logits = torch.sigmoid(whole.gate_logit.float()).tolist(), whole.gate_logit.tolist()
+    unmeasured = dict.fromkeys(("score_without", "loglik_without", "importance", "loglik_importance", "rank"))
+    rows: list[dict[str, Any]] = []
+    for i, (layer, reads) in enumerate(zip(whole.config.layers, whole.config.layer_map, strict=True)):
+        row = {"layer": layer, "reads": reads, "logit_key": logits[i][0], "logit_value": logits[i][1]}
+        rows.append(row | {"gate_key": gates[i][0], "gate_value": gates[i][1], "fate": "shut"} | unmeasured)
     for i, left in zip(alive, without, strict=True):
-        lost = {
-            "importance": base["score"] - left["score"],
-            "loglik_importance": base["loglik"] - left["loglik"],
-        }
-        rows[i] |= {
-            "score_without": left["score"],
-            "loglik_without": left["loglik"],
-            **lost,
-            "fate": "hurts" if _worth(lost) < (0, 0) else "kept",
-        }
-    helpful = sorted(
-        (i for i in alive if rows[i]["fate"] == "kept"), key=lambda i: _worth(rows[i]), reverse=True
-    )
+        rows[i]["score_without"], rows[i]["loglik_without"] = left["score"], left["loglik"]
+        rows[i]["importance"] = base["score"] - left["score"]
+        rows[i]["loglik_importance"] = base["loglik"] - left["loglik"]
+        rows[i]["fate"] = "hurts" if _worth(rows[i]) < (0, 0) else "kept"
+    helpful = [i for i in alive if rows[i]["fate"] == "kept"]
+    helpful.sort(key=lambda i: _worth(rows[i]), reverse=True)
     for rank, i in enumerate(helpful):
         rows[i]["rank"] = rank + 1
         if keep is not None and rank >= keep:
@@ -186,56 +185,37 @@ def judge(
 
 
 def _worth(row: dict[str, Any]) -> tuple[float, float]:
-    """What sorts layers: the score that is lost without it, then the likelihood."""
+    """Returns the sort key of layers: the score that is lost without it, then the likelihood."""
     score = row["importance"] if abs(row["importance"]) > SAME else 0.0
     return score, row["loglik_importance"]
 
 
 def means_of(found: Found, name: str) -> dict[str, Any]:
-    """What was measured of one adapter; `deranged` is None for a method that sends nothing."""
+    """Returns the means of one adapter; `deranged` is None for a method that sends nothing."""
     return {control: found.get((name, control)) for control in ("matched", "deranged")}
 
 
 def save_pruned(recipe: PruneRecipe, report: dict[str, Any], keep: list[int], began: float) -> dict[str, Any]:
-    """The kept layers with card, report and picture, all of them or nothing. Returns the completed report."""
-    from lcfbench.analysis.plots.layers import draw_layers
+    """Saves the kept layers with card, report and figure, whole or not at all. Returns the full report."""
+    from lcfbench.analysis.plots.layers import draw_layers  # matplotlib is slow to import
 
     shorter = load(recipe.adapter).select(keep)  # from the file again: as exact as it was saved
-    fates = {
+    dropped = {
         fate: [r["layer"] for r in report["layers"] if r["fate"] == fate]
         for fate in ("shut", "hurts", "outranked")
     }
-    facts = {
-        k: report[k]
-        for k in (
-            "adapter",
-            "sha256",
-            "method",
-            "task",
-            "task_options",
-            "split",
-            "documents",
-            "seed",
-            "metric",
-            "kept",
-        )
-    }
-    facts |= {
-        "dropped": fates,
-        "whole": report["whole"],
-        "pruned": report["pruned"] | {"params": shorter.params},
-    }
+    pruned = report["pruned"] | {"params": shorter.params}
+    facts = {k: report[k] for k in FACTS} | {"dropped": dropped, "whole": report["whole"], "pruned": pruned}
     if earlier := shorter.config.training.get("pruned"):
         facts["earlier"] = earlier
-    shorter.config = shorter.config.model_copy(
-        update={"training": shorter.config.training | {"pruned": facts}}
-    )
-    place = recipe.folder
-    with making(place, recipe.force) as folder:
+    training = shorter.config.training | {"pruned": facts}
+    shorter.config = shorter.config.model_copy(update={"training": training})
+    with making(recipe.folder, recipe.force) as folder:
         save(shorter, folder, card(shorter), stored_dtype(recipe.adapter))
-        report["whole"]["bytes"] = (recipe.adapter / WEIGHTS).stat().st_size
-        report["pruned"] |= {"params": shorter.params, "bytes": (folder / WEIGHTS).stat().st_size}
-        report["seconds"] = round(time.perf_counter() - began, 1)
+        whole = report["whole"] | {"bytes": (recipe.adapter / WEIGHTS).stat().st_size}
+        pruned |= {"bytes": (folder / WEIGHTS).stat().st_size}
+        seconds = round(time.perf_counter() - began, 1)
+        report = report | {"whole": whole, "pruned": pruned, "seconds": seconds}
         (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
         draw_layers(report, folder / PICTURE)
-    return report | {"folder": str(place)}
+    return report | {"folder": str(recipe.folder)}

@@ -5,25 +5,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
+from annotated_types import Ge
 from pydantic import Field, field_validator
 
 from lcfbench.adapters.config import WEIGHTS
-from lcfbench.config import Settings, several, texts
-from lcfbench.errors import UserError, unknown
+from lcfbench.config import Settings, convert, parse_assignments, several, texts
+from lcfbench.errors import UserError
 from lcfbench.files import writing
+from lcfbench.provenance import digest
 from lcfbench.tasks.document import Scoring
 
 CHECKPOINT = "checkpoint.pt"
-SUPERVISE = ("all", "first", "last")
-SENDERS = ("matched", "deranged")
 
 
 class TrainRecipe(Settings):
@@ -103,12 +101,12 @@ class TrainRecipe(Settings):
     @field_validator("adapters", mode="before")
     @classmethod
     def _adapters(cls, value: Any) -> Any:
-        """One text is one adapter: commas separate its options."""
+        """Takes one text as one adapter: commas separate its options."""
         return [value] if isinstance(value, str) else value
 
     @property
     def at_once(self) -> int:
-        """Documents in one pass."""
+        """Documents in one forward pass."""
         return -(-self.batch_size // self.accumulate)
 
     @property
@@ -116,7 +114,7 @@ class TrainRecipe(Settings):
         return max(round(self.warmup * self.steps if self.warmup < 1 else self.warmup), 1)
 
     def specs(self) -> list[AdapterSpec]:
-        """The adapters asked for. Raises UserError for entries that cannot be read or occur twice."""
+        """Returns the adapters to train. Raises UserError for an unreadable entry, or one named twice."""
         made = [AdapterSpec.parse(text, self.seed) for text in self.adapters]
         labels = [s.label for s in made]
         if twice := {label for label in labels if labels.count(label) > 1}:
@@ -126,11 +124,9 @@ class TrainRecipe(Settings):
         return made
 
     def digest(self) -> str:
-        """Of all that changes what is learned: a checkpoint goes on only under the same."""
-        asked = self.model_dump(
-            mode="json", exclude={"out", "offline", "force", "tracker", "save_every", "device", "accumulate"}
-        )
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        """Returns a digest of all that changes the result: a checkpoint goes on only under the same."""
+        other = {"out", "offline", "force", "tracker", "save_every", "device", "accumulate"}
+        return digest({"checkpoint": 2, **self.model_dump(mode="json", exclude=other)})[:16]
 
 
 class PruneRecipe(Settings):
@@ -174,49 +170,35 @@ class PruneRecipe(Settings):
 class AdapterSpec:
     """One adapter of a training: `lcf`, `lcf:width=128`, `lcf:width=128,seed=1,senders=deranged`.
 
-    seed: of its initialisation (the order of examples is the training's own). senders: `deranged` trains it on messages of other
-    documents: what it gains then is adaptation. supervise: which of an answer's steps count, `all`, `first` or `last`. kind: of adapter,
-    where the method takes several (`identical:kind=c2c`).
+    seed: of its initial weights (the order of examples is the training's own). senders: `deranged`
+    trains it on messages of other documents; what it gains then is adaptation. supervise: the steps
+    of an answer that count. kind: of adapter, where the method takes several (`identical:kind=c2c`).
     """
 
     mode: str
     label: str
     options: tuple[tuple[str, str], ...] = ()
-    seed: int = 0
-    senders: str = "matched"
-    supervise: str = "all"
+    seed: Annotated[int, Ge(0)] = 0
+    senders: Literal["matched", "deranged"] = "matched"
+    supervise: Literal["all", "first", "last"] = "all"
     kind: str | None = None
 
     @classmethod
     def parse(cls, text: str, seed: int) -> AdapterSpec:
-        """Raises UserError for entries that are no KEY=VALUE."""
+        """Reads `METHOD` or `METHOD:key=value,…`. Raises UserError for another form."""
         mode, _, rest = text.partition(":")
-        options: dict[str, str] = {}
-        for part in filter(None, rest.split(",")):
-            key, sign, value = part.partition("=")
-            if not sign:
-                raise UserError(
-                    f"adapter {text!r}: {part!r} is not KEY=VALUE.", "For example lcf:width=128,seed=1."
-                )
-            options[key.strip().replace("-", "_")] = value.strip()
+        options = parse_assignments(list(filter(None, rest.split(","))), f"--adapter {mode}:")
         label = re.sub(r"[^\w.-]+", "-", text.strip()).strip("-")
-        own: dict[str, Any] = {"seed": seed, "kind": options.pop("kind", None)}
-        if "seed" in options:
-            if not re.fullmatch(r"\d+", given := options.pop("seed")):
-                raise UserError(
-                    f"adapter {text!r}: seed={given} is not a whole number.", "For example lcf:seed=1."
-                )
-            own["seed"] = int(given)
-        for key, known in (("senders", SENDERS), ("supervise", SUPERVISE)):
+        hints, own = get_type_hints(cls, include_extras=True), dict[str, Any](seed=seed)
+        for key in ("seed", "senders", "supervise", "kind"):
             if key in options:
-                own[key] = options.pop(key)
-                if own[key] not in known:
-                    raise unknown(key, own[key], known, "lcfbench train --help")
+                default = getattr(cls, key)
+                own[key] = convert(key, options.pop(key), hints[key], default, f"adapter {text}")
         return cls(mode.strip(), label, tuple(options.items()), **own)
 
 
 def check(recipe: TrainRecipe) -> None:
-    """Something to train, and a folder that can be written: better known now than after an hour. Raises UserError."""
+    """Raises UserError unless there is something to train, and a folder that can be written."""
     if not recipe.task or not recipe.adapters:
         raise UserError("nothing to train.", "Name a --task and a --mode; see `lcfbench ls tasks`.")
     if recipe.batch_size < recipe.accumulate:
@@ -224,8 +206,7 @@ def check(recipe: TrainRecipe) -> None:
             f"--accumulate {recipe.accumulate} leaves no examples a pass.",
             f"--batch-size is {recipe.batch_size}.",
         )
-    specs = recipe.specs()
-    for folder in (folder_of(recipe, s) for s in specs):
+    for folder in (folder_of(recipe, spec) for spec in recipe.specs()):
         if (folder / WEIGHTS).exists() and not recipe.force and not (recipe.out / CHECKPOINT).exists():
             raise UserError(f"{folder} already holds an adapter.", "Name another --out, or pass --force.")
     with writing(recipe.out):
@@ -235,5 +216,5 @@ def check(recipe: TrainRecipe) -> None:
 
 
 def folder_of(recipe: TrainRecipe, spec: AdapterSpec) -> Path:
-    """Where an adapter is saved: `out` itself, or below it where several are trained."""
+    """Returns where an adapter is saved: `out`, or a folder below it where several are trained."""
     return recipe.out if len(recipe.adapters) == 1 else recipe.out / spec.label

@@ -1,4 +1,4 @@
-"""What a training starts from: device, both models, examples and dev documents, untrained adapters."""
+"""What a training starts from: devices, models, examples, dev documents, untrained adapters."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lcfbench.adapters.base import build
+from lcfbench.adapters.base import adapter_class, build
 from lcfbench.adapters.config import pair_config
 from lcfbench.controls.assignment import sender_of
 from lcfbench.errors import UserError, unknown
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import method_class, parse_options
-from lcfbench.models.causal_lm import CausalLM
+from lcfbench.methods.load_pair import Pair, load_pair
 from lcfbench.models.dtypes import pick_dtype
 from lcfbench.registry import method_names
-from lcfbench.sources.models import find_model, split_pair
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import options_for
-from lcfbench.training.lane import AdapterTraining
+from lcfbench.training import data
+from lcfbench.training.adapter_training import AdapterTraining
 from lcfbench.training.options import adapter_options, split_options
-from lcfbench.training.recipe import AdapterSpec, TrainRecipe, folder_of
+from lcfbench.training.recipe import AdapterSpec, TrainRecipe
+from lcfbench.training.targets import written_by
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,15 +34,14 @@ Dev = dict[str, tuple[Task, list[Document]]]
 
 
 def accelerator_of(recipe: TrainRecipe) -> Accelerator:
-    """Processes and devices (one, or as many as `accelerate launch` started), gradient scaling for float16, the tracker."""
+    """Returns the processes and devices, one or those of `accelerate launch`, and the tracker.
+
+    Raises UserError for a tracker that is not installed, and for float16.
+    """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
-    if (
-        recipe.tracker
-        and importlib.util.find_spec({"tensorboard": "tensorboard", "trackio": "trackio"}[recipe.tracker])
-        is None
-    ):
+    if recipe.tracker and importlib.util.find_spec(recipe.tracker) is None:
         raise UserError(
             f"tracker {recipe.tracker} is not installed.",
             f"pip install {recipe.tracker}, or leave --tracker out.",
@@ -52,70 +52,62 @@ def accelerator_of(recipe: TrainRecipe) -> Accelerator:
             "float16 gradients vanish without scaling.",
             "Train with --dtype bfloat16, or float32 where that is not to be had.",
         )
-    # models run in their own dtype, adapters keep fp32 weights and compute in the models' dtype: nothing is left for autocast
-    patient = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # the others wait while the first evaluates
+    # no autocast: models run in their own dtype, adapters keep fp32 weights and compute in the models' dtype
     made = Accelerator(
         cpu=cpu,
         mixed_precision="no",
         log_with=recipe.tracker,
         project_dir=str(recipe.out),
-        kwargs_handlers=[patient],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],  # the first one evaluates alone
     )
     if recipe.tracker:
         made.init_trackers("lcfbench", config={"recipe": recipe.model_dump_json()})
     return made
 
 
-def ends_of(recipe: TrainRecipe, accelerator: Accelerator) -> tuple[CausalLM, CausalLM]:
-    """Both frozen models; one object where they are the same, or where no method needs the sharer."""
-    first, second = split_pair(recipe.pair)
-    device = recipe.device
-    if device == "auto" and accelerator.num_processes > 1:
-        device = str(accelerator.device)
-    receiver = CausalLM.load(find_model(first, offline=recipe.offline), dtype=recipe.dtype, device=device)
-    alone = all(trainable(spec).roles == ("receiver",) for spec in recipe.specs())
-    if first == second or alone:
-        return receiver, receiver
-    return receiver, CausalLM.load(
-        find_model(second, offline=recipe.offline), dtype=recipe.dtype, device=device
-    )
+def models_of(recipe: TrainRecipe, accelerator: Accelerator) -> Pair:
+    """Loads the frozen models; the sharer only where a method needs it."""
+    roles = {role for spec in recipe.specs() for role in trainable(spec).roles}
+    apart = recipe.device == "auto" and accelerator.num_processes > 1
+    device = str(accelerator.device) if apart else recipe.device
+    return load_pair(recipe.pair, roles=roles, dtype=recipe.dtype, device=device, offline=recipe.offline)
 
 
 def trainable(spec: AdapterSpec) -> type[Method]:
-    """The method of an adapter to be trained. Raises UserError for those that have none."""
-    kind = method_class(spec.mode)
-    if not kind.adapter_kinds:
+    """Returns the method of an adapter. Raises UserError for a method that trains none."""
+    method = method_class(spec.mode)
+    if not method.adapter_kinds:
         able = [name for name in method_names() if method_class(name).adapter_kinds]
         raise UserError(f"method {spec.mode} has nothing to train.", f"Use --mode {', '.join(able)}.")
-    return kind
+    return method
 
 
-def data_of(
-    recipe: TrainRecipe, ends: tuple[CausalLM, CausalLM], say: Callable[[str], None]
-) -> tuple[list[Document], Dev]:
-    """Examples of the mixture, and the documents of each dev task. Raises UserError where there are none."""
-    from lcfbench.training import data
-
+def data_of(recipe: TrainRecipe, pair: Pair, say: Callable[[str], None]) -> tuple[list[Document], Dev]:
+    """Returns the examples, and the documents of each dev task. Raises UserError where there are none."""
     sources = [data.parse_source(text) for text in recipe.task]
     examples = data.examples(
-        sources, count=recipe.train_documents or recipe.steps * recipe.batch_size, seed=recipe.seed, scoring=recipe.scoring,
-        task_options=recipe.task_options, offline=recipe.offline, receiver=ends[0], sharer=ends[1], max_tokens=recipe.max_tokens, say=say,
-    )  # fmt: skip
-    names = recipe.dev if recipe.dev is not None else [s.name for s in sources if s.kind == "task"]
+        sources,
+        count=recipe.train_documents or recipe.steps * recipe.batch_size,
+        pair=pair,
+        say=say,
+        **recipe.model_dump(include={"seed", "scoring", "task_options", "offline", "max_tokens"}),
+    )
+    tasks = [s.name for s in sources if s.kind == "task"]
+    names = recipe.dev if recipe.dev is not None else tasks
     if not names:
         raise UserError(
             f"no task to choose the saved state by: {', '.join(recipe.task)} have no accuracy.",
             "Name one with --dev.",
         )
     dev: Dev = {}
-    given = options_for(
-        list(dict.fromkeys([*(s.name for s in sources if s.kind == "task"), *names])), recipe.task_options
-    )
+    given = options_for(list(dict.fromkeys([*tasks, *names])), recipe.task_options)
     for name in names:
         task = load_task(name, seed=recipe.seed, offline=recipe.offline, options=given[name])
-        scoring = recipe.scoring if recipe.scoring in task.scorings else None
         documents = task.documents(
-            scoring=scoring, split="validation", limit=recipe.dev_documents, receiver_chat=ends[0].has_chat
+            scoring=recipe.scoring if recipe.scoring in task.scorings else None,
+            split="validation",
+            limit=recipe.dev_documents,
+            receiver_chat=pair.receiver.has_chat,
         )
         if not documents:
             raise UserError(f"task {name} has no dev documents.", "Name another task with --dev.")
@@ -124,67 +116,61 @@ def data_of(
         known = sorted({s for task, _ in dev.values() for s in task.scorings})
         raise unknown(f"scoring of {', '.join(dev)}", recipe.scoring, known, "lcfbench ls tasks")
     if recipe.targets == "receiver":
-        from lcfbench.training.targets import written_by
-
-        examples = written_by(ends[0], examples, recipe.at_once, say)
+        examples = written_by(pair.receiver, examples, recipe.at_once, say)
     return examples, dev
 
 
-def lanes_of(
-    recipe: TrainRecipe, ends: tuple[CausalLM, CausalLM], examples: Sequence[Document]
-) -> list[AdapterTraining]:
-    """Untrained adapters, each from its own seed. Raises UserError where a method cannot serve the examples."""
-    lanes = []
+def trainings_of(recipe: TrainRecipe, pair: Pair, examples: Sequence[Document]) -> list[AdapterTraining]:
+    """Returns the untrained adapters, each from its own seed.
+
+    Raises UserError where a method cannot serve the examples, and for options of no adapter.
+    """
+    trainings = []
     shared = {d.shared for d in examples}
+    contexts = tuple(name for name, flag in (("shared", True), ("different", False)) if flag in shared)
     used: set[str] = set()
     for spec in recipe.specs():
         method_kind = trainable(spec)
-        kind = adapter_kind(method_kind, shared, spec)
-        first, second = split_pair(recipe.pair)
-        receiver, sharer = ends if method_kind.roles != ("receiver",) else (ends[0], ends[0])
-        names = (first, first if method_kind.roles == ("receiver",) else second)
-        # with one adapter every option is its own, and an unknown one is named with its nearest; with several each takes what it knows
+        kind = adapter_kind(method_kind, contexts, spec)
+        receiver, sharer = pair.models_for(method_kind.roles)
+        names = pair.names if receiver is not sharer else (pair.names[0], pair.names[0])
+        # with one adapter every option is its own, and an unknown one is named with its nearest; with several
+        # each takes what it knows
         general, own = (recipe.options, {}) if len(recipe.adapters) > 1 else ({}, recipe.options)
         for_method, for_adapter, taken = split_options(kind, method_kind, general, own | dict(spec.options))
         used |= taken | set(own)
         options, alignment = adapter_options(kind, for_adapter, small_scale=recipe.preset == "small-scale")
         torch.manual_seed(spec.seed)
-        config = pair_config(
-            kind, (names[0], receiver.geometry), (names[1], sharer.geometry), options=options, **alignment
-        )
-        config = method_kind.configure(config, receiver, sharer)
-        adapter = build(config).to(receiver.device)
+        models = (names[0], receiver.geometry), (names[1], sharer.geometry)
+        config = pair_config(kind, *models, options=options, **alignment)
+        adapter = build(method_kind.configure(config, receiver, sharer)).to(receiver.device)
         method = method_kind(receiver, sharer, adapter, **parse_options(method_kind, spec.mode, for_method))
         for document in examples[:64]:
             method.check(document)
         senders = sender_of(examples, spec.senders, recipe.seed) if spec.senders != "matched" else None
-        contexts = tuple(name for name, flag in (("shared", True), ("different", False)) if flag in shared)
-        lanes.append(
-            AdapterTraining(
-                spec, method, folder_of(recipe, spec), senders, contexts, loss_mean=recipe.loss_mean
-            )
-        )
+        trainings.append(AdapterTraining(spec, method, recipe, senders, contexts))
     if unused := set(recipe.options) - used:
         raise UserError(
             f"no adapter asked for has an option {', '.join(sorted(unused))}.", "See `lcfbench train --help`."
         )
-    return lanes
+    return trainings
 
 
-def adapter_kind(method_kind: type[Method], shared: set[bool], spec: AdapterSpec) -> str:
-    """Which of a method's kinds of adapter serves these examples: the one asked for, else LCF, pooled (LCF-X) for different contexts."""
-    kinds = method_kind.adapter_kinds
+def adapter_kind(method: type[Method], contexts: Sequence[str], spec: AdapterSpec) -> str:
+    """Returns the kind of adapter to train: the one asked for, else the method's first that serves.
+
+    contexts: those of the examples, "shared" and "different". Raises UserError where no kind of
+    several serves all of them.
+    """
+    kinds = method.adapter_kinds
     if spec.kind is not None:
         if spec.kind not in kinds:
             raise unknown(f"kind of adapter for {spec.mode}", spec.kind, kinds, "lcfbench train --help")
         return spec.kind
-    kinds = tuple(k for k in kinds if k.startswith("lcf")) or kinds
-    plain, pooled = [k for k in kinds if not k.endswith("x")], [k for k in kinds if k.endswith("x")]
-    if not pooled or not plain:
-        return kinds[0]
-    if len(shared) > 1:
+    serving = [k for k in kinds if set(contexts) <= set(adapter_class(k).contexts)]
+    if not serving and len(kinds) > 1 and len(contexts) > 1:
         raise UserError(
             f"{spec.mode} needs different adapters for tasks with shared and with different contexts.",
             "Train them one at a time.",
         )
-    return plain[0] if shared == {True} else pooled[0]
+    return (serving or kinds)[0]

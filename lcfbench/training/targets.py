@@ -1,4 +1,7 @@
-"""Answers that the receiver itself writes when it reads both contexts: targets it can reach, in its own words (dense alignment, phase II)."""
+"""Training targets that the receiver writes itself when it reads both contexts.
+
+It can reach them, and they are in its own words (dense alignment, phase II, arXiv 2606.13594).
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ LONGEST = 256  # tokens of a target
 def written_by(
     receiver: CausalLM, documents: Sequence[Document], batch_size: int, say: Callable[[str], None]
 ) -> list[Document]:
-    """The documents with the receiver's own greedy answers as gold, in the order given; those to which it says nothing are left out.
+    """Returns the documents with the receiver's greedy answers as gold, without the unanswered ones.
 
-    Raises UserError where nothing is left.
+    Raises UserError where none is left.
     """
     written: dict[str, str] = {}
     cut = 0
@@ -31,20 +34,16 @@ def written_by(
             opened = receiver.open(receiver.read([prompt(receiver, d.full, d) for d in group]))
             longest = min(max(d.max_new_tokens for d in group), LONGEST)
             texts, lengths = decode(opened, longest, group[0].until)
-            # an answer that was cut off would teach to stop in the middle
-            whole = [n < longest for n in lengths]
-            cut += len(group) - sum(whole)
-            written |= {
-                d.hash: text.strip() if ok else "" for d, text, ok in zip(group, texts, whole, strict=True)
-            }
-    out = [
-        replace(d, gold=written[d.hash], steps=(), scoring="generate") for d in documents if written[d.hash]
-    ]
+            for d, text, n in zip(group, texts, lengths, strict=True):
+                # a cut answer would teach to stop early
+                written[d.hash] = text.strip() if n < longest else ""
+                cut += n >= longest
+    answered = [d for d in documents if written[d.hash]]
+    out = [replace(d, gold=written[d.hash], steps=(), scoring="generate") for d in answered]
     if not out:
         raise UserError(
             "the receiver wrote no answer to any example.", "Use --recipe or settings with targets: gold."
         )
-    say(
-        f"targets written by the receiver: {len(out):,} of {len(documents):,} examples; {cut:,} answers were longer than {LONGEST} tokens."
-    )
+    long = f"{cut:,} answers were longer than {LONGEST} tokens"
+    say(f"targets written by the receiver: {len(out):,} of {len(documents):,} examples; {long}.")
     return out

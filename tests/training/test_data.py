@@ -13,6 +13,7 @@ from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import target
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create
+from lcfbench.methods.load_pair import Pair
 from lcfbench.models.answering import answer_loss
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock
@@ -66,8 +67,7 @@ def draw(ends, *texts: str, count: int, **more) -> list[Document]:
         [parse_source(t) for t in texts],
         count=count,
         seed=more.pop("seed", 0),
-        receiver=ends[0],
-        sharer=ends[1],
+        pair=Pair(*ends, ("a", "b")),
         offline=True,
         **more,
     )

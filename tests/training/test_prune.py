@@ -148,7 +148,7 @@ def pruned(pair, whole, tmp_path_factory):
         return end
 
     load_model = CausalLM.load
-    patch.setattr(pruning.CausalLM, "load", staticmethod(loaded))
+    patch.setattr(CausalLM, "load", staticmethod(loaded))
     out = tmp_path_factory.mktemp("pruned") / "small"
     progress = Quiet()
     report = prune(recipe(whole, out, keep=2), progress)

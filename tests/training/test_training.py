@@ -25,7 +25,7 @@ from lcfbench.models.timing import Clock
 from lcfbench.sources.models import find_model
 from lcfbench.tasks.document import Document, Step, View
 from lcfbench.tasks.task import load_task
-from lcfbench.training.lane import AdapterTraining
+from lcfbench.training.adapter_training import AdapterTraining
 from lcfbench.training.options import adapter_options
 from lcfbench.training.recipe import AdapterSpec, TrainRecipe
 from lcfbench.training.setup import accelerator_of
@@ -290,11 +290,12 @@ def test_token_wise_adapters_learn_through_the_same_loop(pair, tmp_path, kind, a
     method, task = method_class(kind)(receiver, sharer, adapter), Colours()
     watcher, documents = Watcher(), task.documents(36)
     chosen = recipe(pair, tmp_path / "a", steps=30, eval_every=15, lr=1e-2, batch_size=12)
-    lane = AdapterTraining(AdapterSpec.parse(kind, 0), method, tmp_path / "a")
-    trainer = Trainer(chosen, [lane], {"colours": (task, documents[:12])}, watcher, accelerator_of(chosen))
+    training = AdapterTraining(AdapterSpec.parse(kind, 0), method, chosen)
+    trainer = Trainer(
+        chosen, [training], {"colours": (task, documents[:12])}, watcher, accelerator_of(chosen)
+    )
     chosen.out.mkdir()
     method.prepare(documents, print)
-    lane.begin(chosen)
     before = {n: t.clone() for n, t in adapter.state_dict().items()}
     trainer.fit(documents)
     assert sum(watcher.losses[-5:]) < 0.7 * sum(watcher.losses[:5])
@@ -302,7 +303,7 @@ def test_token_wise_adapters_learn_through_the_same_loop(pair, tmp_path, kind, a
         assert not any(p.requires_grad or p.grad is not None for p in lm.model.parameters()), (
             "both models stay frozen"
         )
-    saved = load(lane.save(chosen))
+    saved = load(training.save())
     assert (
         saved.config.kind == kind
         and saved.config.token_alignment == alignment

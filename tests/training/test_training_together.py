@@ -272,7 +272,7 @@ def test_supervising_one_step_changes_what_is_learned(pair, tmp_path):
     assert len({weights(f) for f in made}) == 3
 
 
-def test_one_lane_that_fails_does_not_stop_the_others(pair, tmp_path, monkeypatch):
+def test_one_adapter_that_fails_does_not_stop_the_others(pair, tmp_path, monkeypatch):
     plain = module.AdapterTraining.forward
 
     def forward(self, documents):
@@ -306,8 +306,8 @@ def test_memory_is_said_before_the_first_step(pair, tmp_path):
     [
         ("lcf:width", "is not KEY=VALUE"),
         ("lcf:seed=x", "seed=x"),
-        ("lcf:senders=all", "unknown senders"),
-        ("lcf:supervise=no", "unknown supervise"),
+        ("lcf:senders=all", "senders=all .* is not one of matched, deranged"),
+        ("lcf:supervise=no", "supervise=no .* is not one of all, first, last"),
     ],
 )
 def test_adapter_texts_that_make_no_sense(text, complaint):

@@ -1,0 +1,244 @@
+"""One adapter in training: method, optimiser, random state, dev curve, best state so far.
+
+Each draws its random numbers from a state of its own, so that an adapter trained beside others is
+the one trained alone, bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from lcfbench.adapters.base import Adapter
+from lcfbench.adapters.card import card
+from lcfbench.adapters.files import save
+from lcfbench.evaluation.answer import target
+from lcfbench.files import writing
+from lcfbench.methods.base import Batch, Method
+from lcfbench.models.answering import answer_loss
+from lcfbench.models.timing import Clock
+from lcfbench.tasks.document import Document
+from lcfbench.training.recipe import AdapterSpec, TrainRecipe, folder_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+FLOOR = 0.02  # of the peak learning rate: the last steps still learn
+KEPT = ("curve", "best", "failed", "steps_done", "seconds")  # in a checkpoint, as they are
+RECORDED = {
+    "task_options", "targets", "loss_mean", "batch_size", "lr", "weight_decay", "clip", "dev_documents",
+}  # fmt: skip
+
+
+@dataclass
+class AdapterTraining:
+    """An adapter in training.
+
+    senders: by document hash the document whose message is read; without it each document's own.
+    contexts: `shared`, `different`, as the examples have them. curve: a point for each dev
+    evaluation. best: matched dev score and weights. failed: why it has stopped. loss, right, weight:
+    sums over the batch so far. last: values of the last step, for the log.
+    """
+
+    spec: AdapterSpec
+    method: Method
+    recipe: TrainRecipe
+    senders: dict[str, Document] | None = None
+    contexts: tuple[str, ...] = ()
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    best: tuple[float, dict[str, Tensor]] | None = None
+    failed: str | None = None
+    steps_done: int = 0
+    seconds: float = 0.0
+    loss: float = 0.0
+    right: float = 0.0
+    weight: float = 0.0
+    last: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "tokens_right": 0.0})
+    random: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Makes the optimiser: AdamW with linear warm-up and decay."""
+        assert self.method.adapter is not None
+        self.adapter: Adapter = self.method.adapter
+        self.parameters = [p for p in self.adapter.parameters() if p.requires_grad]
+        r, self.process = self.recipe, 0
+        # fused: one pass over each tensor; a fifth of the time on a CPU
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=r.lr, weight_decay=r.weight_decay, fused=True)
+        up, down = r.warmup_steps, max(r.steps - r.warmup_steps, 1)
+        self.schedule = LambdaLR(
+            self.optimiser, lambda s: min((s + 1) / up, max((r.steps - s) / down, FLOOR))
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where the adapter is saved."""
+        return folder_of(self.recipe, self.spec)
+
+    @contextmanager
+    def own_randomness(self) -> Iterator[None]:
+        """Draws random numbers inside from this adapter's state, and leaves the global one alone."""
+        device = self.method.receiver.device
+        outside = _random_state(device)
+        if self.random:
+            _set_random_state(self.random, device)
+        else:
+            torch.manual_seed(self.spec.seed + 1_000_003 * self.process)
+        try:
+            yield
+        finally:
+            self.random = _random_state(device)
+            _set_random_state(outside, device)
+
+    # -- a step ---------------------------------------------------------------------------------------
+
+    def backward(
+        self, documents: Sequence[Document], share: float, backward: Callable[[Tensor], None]
+    ) -> None:
+        """Adds the gradient of these documents' loss, weighted by their share of the batch."""
+        with self.own_randomness():
+            loss, right, tokens = self.forward(documents)
+            # `step` divides token sums by the number of tokens in the whole batch
+            weight = share if self.recipe.loss_mean == "document" else tokens
+            backward(loss * weight)
+        self.loss += float(loss.detach()) * weight
+        self.right += float(right) * weight
+        self.weight += weight
+
+    def forward(self, documents: Sequence[Document]) -> tuple[Tensor, Tensor, int]:
+        """Returns the cross-entropy of the answers, the share of right tokens, and their number.
+
+        Supervised tokens only, on the state that the method's `respond` leaves.
+        """
+        senders = documents if self.senders is None else [self.senders[d.hash] for d in documents]
+        state = self.method.respond(Batch(documents, senders, Clock()))
+        lm = state.lm
+        gold = [
+            target(d, p, lm.tokenizer, lm.tokenizer.eos_token_id, self.spec.supervise)
+            for d, p in zip(documents, state.prompts, strict=True)
+        ]
+        ids, flags = [ids for ids, _ in gold], [flags for _, flags in gold]
+        loss, right = answer_loss(state, ids, flags, self.recipe.loss_mean)
+        return loss, right, sum(map(sum, flags))
+
+    def gather(self, accelerator: Accelerator) -> None:
+        """Sums gradients, loss and accuracy over processes: each has read its part of the batch."""
+        if accelerator.num_processes == 1:
+            return
+        for p in self.parameters:
+            grad = p.grad if p.grad is not None else torch.zeros_like(p)
+            p.grad = accelerator.reduce(grad, "sum")  # type: ignore[assignment]
+        sums = torch.tensor([self.loss, self.right, self.weight], device=accelerator.device)
+        self.loss, self.right, self.weight = accelerator.reduce(sums, "sum").tolist()  # type: ignore[union-attr]
+
+    def step(self, seconds: float) -> bool:
+        """Does one optimiser step on the gradients; `seconds` is the time that they took.
+
+        Where loss or gradient is not finite, no weight changes, `failed` is set, and False returned.
+        """
+        self.last = {"loss": self.loss / self.weight, "tokens_right": self.right / self.weight}
+        if self.recipe.loss_mean == "token":
+            for p in self.parameters:
+                if p.grad is not None:
+                    p.grad /= self.weight
+        size = math.nan
+        if math.isfinite(self.last["loss"]):
+            size = float(nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip))
+        if not math.isfinite(size):
+            self.failed = "gradient" if math.isfinite(self.last["loss"]) else "loss"
+            self.clear()
+            return False
+        self.optimiser.step()
+        self.schedule.step()
+        self.clear()
+        self.last |= {"gradient_norm": size, "lr": self.schedule.get_last_lr()[0]}
+        self.steps_done, self.seconds = self.steps_done + 1, self.seconds + seconds
+        return True
+
+    def clear(self) -> None:
+        """Drops the gradients and the sums over the batch."""
+        self.optimiser.zero_grad(set_to_none=True)
+        self.loss = self.right = self.weight = 0.0
+
+    # -- choosing and keeping -------------------------------------------------------------------------
+
+    def judge(self, point: dict[str, Any]) -> None:
+        """Adds a point of the dev curve; keeps the weights with the best matched mean, later ones first."""
+        self.curve.append(point)
+        matched = [v for k, v in point.items() if k.endswith("/matched")]
+        mean = sum(matched) / len(matched)
+        if self.best is None or mean >= self.best[0]:
+            self.best = (mean, copy.deepcopy(self.adapter.state_dict()))
+
+    def save(self) -> Path:
+        """Saves the best weights by dev accuracy, with a card; leaves the adapter with them."""
+        if self.best is not None:
+            self.adapter.load_state_dict(self.best[1])
+        r, receiver, sharer = self.recipe, self.method.receiver, self.method.sharer
+        training = {
+            "method": self.spec.mode,
+            "tasks": r.task,
+            "contexts": list(self.contexts),
+            "dev_tasks": sorted({k.rpartition("/")[0] for p in self.curve for k in p if "/" in k}),
+            "senders": self.spec.senders,
+            "supervise": self.spec.supervise,
+            "method_options": self.method.options(),
+            "steps": self.steps_done,
+            "warmup": r.warmup_steps,
+            "seed": self.spec.seed,
+            "data_seed": r.seed,
+            "models_dtype": str(receiver.dtype).removeprefix("torch."),
+            "revisions": {"receiver": receiver.revision, "sharer": sharer.revision},
+            "device": receiver.device.type,
+            "minutes": round(self.seconds / 60, 1),
+            "beside": r.adapters if len(r.adapters) > 1 else [],
+            "dev": self.curve,
+        }
+        training = self.adapter.config.training | r.model_dump(include=RECORDED) | training
+        self.adapter.config = self.adapter.config.model_copy(update={"training": training})
+        with writing(self.folder):  # an adapter there may be replaced: by --force, or it is an earlier save
+            save(self.adapter, self.folder, card(self.adapter), replace=True)
+        return self.folder
+
+    def state(self) -> dict[str, Any]:
+        """Returns all that the next step depends on."""
+        kept = {name: getattr(self, name) for name in (*KEPT, "random")}
+        stateful = {"adapter": self.adapter, "optimiser": self.optimiser, "schedule": self.schedule}
+        return kept | {name: part.state_dict() for name, part in stateful.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a checkpoint. The random states of later processes are in none."""
+        for name, part in (
+            ("adapter", self.adapter),
+            ("optimiser", self.optimiser),
+            ("schedule", self.schedule),
+        ):
+            part.load_state_dict(state[name])
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self.random = [] if self.process else state["random"]
+
+    def join(self, process: int) -> None:
+        """Takes the first process's weights; later processes draw random numbers of their own."""
+        for tensor in self.adapter.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)
+        if process:
+            self.random, self.process = [], process
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def _set_random_state(state: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda" and len(state) > 1:
+        torch.cuda.set_rng_state(state[1], device)
