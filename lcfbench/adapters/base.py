@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lcfbench import registry
 from lcfbench.adapters._layers import WHOLE
-from lcfbench.adapters.config import AdapterConfig
+from lcfbench.adapters.config import AdapterConfig, reason
 from lcfbench.errors import UserError
 from lcfbench.registry import kinds
 
@@ -209,7 +209,7 @@ def build(config: AdapterConfig) -> Adapter:
         return kind(config, **config.options)
     except ValidationError as error:
         raise UserError(
-            f"option {name}={str(value)[:40]} of this {config.kind} adapter makes no sense.",
+            f"option {name}={str(value)[:40]} of this {config.kind} adapter makes no sense: {reason(error)}.",
             "Fetch or train it again, or mend its config.json.",
         ) from error
     except TypeError as error:

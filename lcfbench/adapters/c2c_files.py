@@ -160,9 +160,8 @@ def _layer_map(path: Path) -> tuple[list[int], list[int], list[int]]:
 
 def _settings(path: Path) -> dict[str, Any]:
     raw = _json(path)
-    args = raw.get("init_args")
-    known = raw.get("class") == "C2CProjector" and isinstance(args, dict)
-    if not known or any(not isinstance(args.get(k), int) for k in SETTINGS):
+    args = found if isinstance(found := raw.get("init_args"), dict) else {}
+    if raw.get("class") != "C2CProjector" or any(not isinstance(args.get(k), int) for k in SETTINGS):
         raise UserError(
             f"{path} does not describe a C2CProjector with {', '.join(SETTINGS)}.",
             "Only C2C's released fusers are supported.",

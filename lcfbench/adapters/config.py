@@ -169,7 +169,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(p) for p in first["loc"])
-        return f"{place}: {first['msg'].lower()}" if place else first["msg"].removeprefix("Value error, ")
+        text = first["msg"].removeprefix("Value error, ")
+        return f"{place}: {text.lower()}" if place else text[0].lower() + text[1:]
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 

@@ -36,11 +36,13 @@ class Scale:
     @classmethod
     def of(cls, batches: Iterable[Tensor], clamp: float = CLAMP) -> Scale:
         """Measures batches (T, p), streamed. A channel that never changes gets std 1."""
-        n, total, squares, shift = 0, 0.0, 0.0, None
+        n, shift = 0, None
+        total = squares = torch.zeros(())
         for batch in batches:
             x = batch.double()
             shift = x.mean(0) if shift is None else shift  # sums about it: large means cost no digits
-            n, total, squares = n + len(x), total + (x - shift).sum(0), squares + (x - shift).square().sum(0)
+            n, x = n + len(x), x - shift
+            total, squares = x.sum(0) + total, x.square().sum(0) + squares
         assert shift is not None and n, "a scale needs tokens"
         mean = total / n
         std = (squares / n - mean.square()).clamp(min=0).sqrt()

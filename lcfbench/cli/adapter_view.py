@@ -145,6 +145,7 @@ def by_name(folder: Path) -> Path:
 
 def pull_and_show(name: str, place: Path | None, subfolder: str, force: bool, offline: bool) -> None:
     """`lcfbench adapter pull`; `name` may end in `@revision`."""
+    from lcfbench.adapters.base import method_of
     from lcfbench.adapters.config import read_config
     from lcfbench.adapters.hub import pull
 
@@ -154,6 +155,6 @@ def pull_and_show(name: str, place: Path | None, subfolder: str, force: bool, of
         repo_id, place, revision=revision or None, subfolder=subfolder, force=force, offline=offline
     )
     c = read_config(folder)
-    task = str(next(iter(c.training.get("tasks", [])), "TASK")).partition("*")[0]
-    use = f"lcfbench run --mode {c.method} --pair {c.receiver}:{c.sharer} --task {task} --adapter {folder}"
+    task = next(iter(c.tasks), "TASK")
+    use = f"lcfbench run --mode {method_of(c)} --pair {c.receiver}:{c.sharer} --task {task} --adapter {folder}"
     out.print(f"saved {folder}: {c.kind} for {c.receiver}:{c.sharer}; use it with: {use}", soft_wrap=True)

@@ -159,7 +159,7 @@ class AdapterTraining:
         self.optimiser.step()
         self.schedule.step()
         self.clear()
-        self.last |= {"gradient_norm": size, "lr": self.schedule.get_last_lr()[0]}
+        self.last |= {"gradient_norm": size, "lr": float(self.schedule.get_last_lr()[0])}
         self.steps_done, self.seconds = self.steps_done + 1, self.seconds + seconds
         return True
 
@@ -208,19 +208,18 @@ class AdapterTraining:
             save(self.adapter, self.folder, card(self.adapter), replace=True)
         return self.folder
 
+    @property
+    def _stateful(self) -> dict[str, Any]:
+        return {"adapter": self.adapter, "optimiser": self.optimiser, "schedule": self.schedule}
+
     def state(self) -> dict[str, Any]:
         """Returns all that the next step depends on."""
         kept = {name: getattr(self, name) for name in (*KEPT, "random")}
-        stateful = {"adapter": self.adapter, "optimiser": self.optimiser, "schedule": self.schedule}
-        return kept | {name: part.state_dict() for name, part in stateful.items()}
+        return kept | {name: part.state_dict() for name, part in self._stateful.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to a checkpoint. The random states of later processes are in none."""
-        for name, part in (
-            ("adapter", self.adapter),
-            ("optimiser", self.optimiser),
-            ("schedule", self.schedule),
-        ):
+        for name, part in self._stateful.items():
             part.load_state_dict(state[name])
         for name in KEPT:
             setattr(self, name, state[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -156,7 +156,7 @@ def trainings_of(recipe: TrainRecipe, pair: Pair, examples: Sequence[Document]) 
     return trainings
 
 
-def adapter_kind(method: type[Method], contexts: Sequence[str], spec: AdapterSpec) -> str:
+def adapter_kind(method: type[Method], contexts: Collection[str], spec: AdapterSpec) -> str:
     """Returns the kind of adapter to train: the one asked for, else the method's first that serves.
 
     contexts: those of the examples, "shared" and "different". Raises UserError where no kind of

@@ -129,7 +129,7 @@ def test_changed_tensors(folder, name, value, says):
         ({"token_alignment": "telepathic"}, "token_alignment: "),
         ({"options__width": 8}, "does not match its config"),
         ({"options__width": -2}, "option width=-2"),
-        ({"options__width": 10**12}, "cannot be built|does not match|can be built"),
+        ({"options__width": 10**12}, "option width="),
         ({"options__width": 10**30}, "option width="),
         ({"options__width": "4"}, "option width=4"),
         ({"options__width": 4.0}, "option width=4.0"),

@@ -54,7 +54,7 @@ def test_pieces_without_gradients_equal_the_whole_with_them(kind, options, monke
     adapter, (sent, keys, values) = made(kind, **options), inputs()
     want = whole(adapter, sent, keys, values)
     assert want[0].requires_grad and adapter.pieces(21) == [slice(0, 5)]  # gradients: all at once
-    monkeypatch.setattr(base, "AT_ONCE", 2 * 21 * adapter.widest)
+    monkeypatch.setattr(base, "CACHED_NUMBERS", 2 * 21 * adapter.widest)
     before = [x.clone() for x in (sent, keys, values)]
     with torch.no_grad():
         pieces = adapter.pieces(21)

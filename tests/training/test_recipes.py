@@ -55,13 +55,13 @@ def test_its_adapters_have_the_published_sizes(name):
     training = TrainRecipe.merge(name, {}, "train")
     ends = [(n, geometry(n, offline=True)) for n in split_pair(training.pair)]
     tasks = training.dev or [t.split("*")[0] for t in training.task]
-    shared = {load_task(t).shared for t in tasks}
+    contexts = {"shared" if load_task(t).shared else "different" for t in tasks}
     counts, used = [], set()
     for spec in training.specs():
         if spec.mode == "lora":  # its size is that of the receiver's modules, which no geometry tells
             continue
         method = method_class(spec.mode)
-        kind = adapter_kind(method, shared, spec)
+        kind = adapter_kind(method, contexts, spec)
         _, for_adapter, taken = split_options(kind, method, training.options, dict(spec.options))
         used |= taken
         options, alignment = adapter_options(kind, for_adapter, small_scale=training.preset == "small-scale")
