@@ -338,7 +338,7 @@ def test_mistakes_are_named():
         adapter(ends).select([0, 1, 3])
     with pytest.raises(UserError, match="place=behind of this prefix adapter makes no sense: input should be 'after' or 'before'"):
         build(pair_config("prefix", *names, options={"place": "behind"}))
-    with pytest.raises(UserError, match="carry nothing"):
+    with pytest.raises(UserError, match="slots=0 of this prefix adapter makes no sense"):
         build(pair_config("prefix", *names, options={"slots": 0}))
     with pytest.raises(UserError, match="needs an adapter"):
         create("prefix", *ends)

@@ -20,6 +20,7 @@ from lcfbench.evaluation.recipe import Recipe
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create, method_class
 from lcfbench.models.answering import rank
+from lcfbench.models.answering import answer_loss, rank
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock
 from lcfbench.sources.models import find_model
@@ -228,8 +229,8 @@ def test_unsupervised_tokens_do_not_change_the_loss():
     ids, _ = target(d, shown, end.tokenizer, eos=2)
     given = [*ids, 17, 23]
     with torch.no_grad():
-        long, _ = end.loss(end.read([shown]), [given], [[True] * len(ids) + [False, False]])
-        short, _ = end.loss(end.read([shown]), [ids], [[True] * len(ids)])
+        long, _ = answer_loss(end.read([shown]), [given], [[True] * len(ids) + [False, False]])
+        short, _ = answer_loss(end.read([shown]), [ids], [[True] * len(ids)])
         ranked = rank(end.open(end.read([shown])), [[ids]])[0][0][0]
     assert float(long) == pytest.approx(float(short), abs=1e-5) == pytest.approx(-ranked / len(ids), abs=1e-4)
 
