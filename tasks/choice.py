@@ -1,6 +1,7 @@
-"""Multiple choice: rows of the three datasets in one shape, and which option a written answer names.
+"""Multiple choice: rows of three data sets in one shape, and the option that a written answer names.
 
-A document: id, question, options (texts), letters ("A", "B", … by position), gold (index), letter (its), subject.
+A document has id, question, options (texts), letters ("A", "B", … by position), gold (index), letter
+(of the gold option) and subject.
 """
 
 import re
@@ -8,7 +9,10 @@ import re
 from lcfbench.tasks.process_docs import per_row
 
 ALPHABET = "ABCDEFGHIJ"
-_SAYS = r"\b(?:answer|correct (?:option|choice)|choice|option)\b[^\n.:]{0,20}?(?:\bis\b|\bwould be\b|:|=)(?!\s*not\b)\s*(.*)"
+_SAYS = (
+    r"\b(?:answer|correct (?:option|choice)|choice|option)\b[^\n.:]{0,20}?"
+    r"(?:\bis\b|\bwould be\b|:|=)(?!\s*not\b)\s*(.*)"
+)
 
 
 def document(ident, question, options, gold, subject=""):
@@ -23,7 +27,10 @@ def document(ident, question, options, gold, subject=""):
 
 
 def position(labels, key):
-    """Index of the option that `key` names. Some ARC rows label options 1 to 4 and some keys do while the labels are letters."""
+    """Index of the option that `key` names.
+
+    Some ARC rows label options 1 to 4, and some keys are numbers while the labels are letters.
+    """
     labels, key = [str(label).strip() for label in labels], str(key).strip()
     if key in labels:
         return labels.index(key)
@@ -48,7 +55,7 @@ def arc(row, index):
 
 @per_row
 def mmlu_redux(row, index):
-    """Rows without a right option and rows the annotators left to an expert are dropped; a wrong key is replaced by the corrected one.
+    """Drops rows without a right option or left to an expert; replaces a wrong key by the corrected one.
 
     `correct_answer` of a `wrong_groundtruth` row is an index ("0" to "3"), a letter, or (five rows) empty.
     """
@@ -69,7 +76,7 @@ def mmlu_redux(row, index):
 
 
 def score_written(doc, results):
-    """lm-eval's `process_results` for a written answer: exact_match, and whether the answer named an option at all."""
+    """lm-eval's `process_results` of a written answer: exact_match, and whether it named an option."""
     letter = read_letter(results[0], doc["options"])
     return {"exact_match": float(letter == doc["letter"]), "parsed": float(letter is not None)}
 
@@ -77,13 +84,12 @@ def score_written(doc, results):
 def read_letter(text, options):
     """The letter of the option that a written answer names, or None.
 
-    Tried in order: the whole answer (or its first line) is an option's text; it begins with a letter that stands for an option;
-    it says "the answer is …"; it points at exactly one letter ("(C)", "option C"). A word's initial and the words "A" and "I"
-    are not letters.
+    Tried in order: the whole answer (or its first line) is an option's text; it begins with a letter
+    that stands for an option; it says "the answer is …"; it points at exactly one letter ("(C)",
+    "option C"). The initial of a word and the words "A" and "I" are not letters.
     """
-    text = re.sub(
-        r"\n\s*(Question|Q)\s*\d*:.*", "", text.rpartition("</think>")[2], flags=re.S
-    )  # a next question is not ours
+    text = text.rpartition("</think>")[2]
+    text = re.sub(r"\n\s*(Question|Q)\s*\d*:.*", "", text, flags=re.S)  # a next question is not ours
     text = re.sub(r"\\(?:boxed|text|textbf|mathrm)\s*\{([^{}]*)\}", r"(\1)", text)
     emphasised = text
     text = re.sub(r"[*_`$#]+", "", text).strip()
@@ -115,7 +121,7 @@ def read_letter(text, options):
 
 
 def _leading(text, letters):
-    """A letter at the beginning: "B", "(c)", "b)", "B.", "B: foo", "B foo"; not "Democracy", "a good idea", "e.g."."""
+    """A letter at the beginning: "B", "(c)", "b)", "B.", "B: foo"; not "Democracy", "a good idea", "e.g."."""
     small = letters.lower()
     if re.match(rf"\W*[{letters}]\W+(?:or|and)\W+[{letters}]\b", text):
         return None

@@ -1,9 +1,10 @@
-"""CoQA with each story cut in two at a sentence boundary: the sharer reads the half with the answer, the receiver the other.
+"""CoQA with each story cut in two: the sharer reads the half with the answer, the receiver the other.
 
-Only the data set's validation split is used (500 stories), the same on every machine: 70 % of the stories are the task's train
-split, 10 % its validation, 20 % its test, by hash of the story. Both layouts are read: one row a story (the Hub's) and one row a
-turn. The halves are decided by the story and the first gold answer alone, so both give the same documents; the layout by turns
-has more gold answers to score against. Questions answered by yes or no, and answers that are not words of the story, are dropped.
+Only the data set's validation split is used (500 stories): 70 % of the stories are the task's train
+split, 10 % its validation, 20 % its test, by hash of the story. Both layouts are read, one row a story
+(the Hub's) and one row a turn. Story and first gold answer decide the halves, so both give the same
+documents; the layout by turns has more gold answers to score against. Questions answered by yes or no,
+and answers that are not words of the story, are dropped.
 """
 
 import hashlib
@@ -13,11 +14,11 @@ from lcfbench.tasks.qa_metrics import answer_scores, normalised
 from lcfbench.tasks.split_text import find, halve, views
 
 PARTS = {"train": 70, "validation": 10, "test": 20}
-TURNS = 2  # questions and answers before this one that both models are shown
+TURNS = 2  # earlier questions and answers that both models read
 
 
 def turns(table, split):
-    """One row a turn of the stories of a part: id, story, question, answers, and the (question, answer) pairs before it."""
+    """One row a turn of the stories of a part: id, story, question, answers, and earlier pairs of both."""
     found = []
     for row in table:
         if part_of(row["story"].strip(), PARTS) != split:
@@ -26,9 +27,8 @@ def turns(table, split):
             said = list(zip(row["questions"], row["answers"]["input_text"], strict=True))
             found += [_turn(row["story"], said, i, [answer]) for i, (_, answer) in enumerate(said)]
         else:
-            said = [
-                (pair["question"], pair["answer"]) for pair in row["previous_qa"]
-            ]  # the whole conversation, in spite of its name
+            # the whole conversation, in spite of its name
+            said = [(pair["question"], pair["answer"]) for pair in row["previous_qa"]]
             found.append(_turn(row["story"], said, int(row["id"].rpartition("_turn")[2]), row["answers"]))
     return found
 
@@ -47,7 +47,10 @@ def _turn(story, said, at, answers):
 
 @per_row(raw=turns)
 def row(raw, index, *, seed=0, sharer_question="yes", receiver_context="half", max_words=0):
-    """One question with both halves of its story, or the reason why it is dropped (`seed` orders documents; it changes none)."""
+    """One question with both halves of its story, or the reason why it is dropped.
+
+    seed: of the documents' order; it changes none of them.
+    """
     golds = list(dict.fromkeys(text.strip() for text in raw["answers"] if text.strip()))
     if not golds or normalised(golds[0]) in ("", "unknown"):
         return "no answer"

@@ -1,9 +1,10 @@
-"""HotpotQA split in two: which five paragraphs each model reads, the prompts, and the official scores.
+"""HotpotQA split in two: the five paragraphs of each model, the prompts, and the official scores.
 
-The rule: all ten paragraphs are put in the order of sha256(split_seed/row id/title/position); the parity of
-sha256(split_seed/row id) says whether the first of the two supporting paragraphs goes to the receiver (the other goes to the
-sharer); of the eight distractors the first four in order go to the receiver. Row id and titles decide, so a row gets the same
-split whatever else is in the file. `hotpotqa_split.manifest.json.gz` freezes split_seed 0 for the rows it lists.
+The rule: all ten paragraphs are put in the order of sha256(split_seed/row id/title/position). The
+parity of sha256(split_seed/row id) says whether the first of the two supporting paragraphs goes to the
+receiver (the other goes to the sharer). Of the eight distractors the first four in order go to the
+receiver. Row id and titles decide, so a row gets the same split in any file.
+`hotpotqa_split.manifest.json.gz` freezes split_seed 0 for the rows it lists.
 """
 
 import functools
@@ -19,20 +20,20 @@ MANIFEST = Path(__file__).with_name("hotpotqa_split.manifest.json.gz")
 FORM = "Answer the question from the passages, in a few words and nothing else.\n\n"
 ASK = "Write down, in a few sentences, the facts from the passages that help to answer the question.\n\n"
 ASK_BLIND = "Write down, in a few sentences, the most important facts from the passages.\n\n"
-PARTS = {
-    "train": 97,
-    "validation": 3,
-}  # of the Hub's train split: what is left to train on is one published epoch of 276 × 256
+PARTS = {"train": 97, "validation": 3}  # of the Hub's train split
 
 
 def questions(table, split):
-    """All rows for the test (the Hub's validation split); the questions of one part of the train split else."""
+    """All rows for the test (the Hub's validation split), else one part of the train split."""
     return [row for row in table if split == "test" or part_of(row["id"], PARTS) == split]
 
 
 @per_row(raw=questions)
 def row(raw, index, *, seed=0, split_seed=0, sharer_question="yes", receiver_context="half"):
-    """One bridge question with both halves, or the reason why it is dropped (`seed` orders documents; it changes none)."""
+    """One bridge question with both halves, or the reason why it is dropped.
+
+    seed: of the documents' order; it changes none of them.
+    """
     if raw["type"] != "bridge":
         return f"{raw['type']} question"
     titles, sentences = raw["context"]["title"], raw["context"]["sentences"]
@@ -67,7 +68,7 @@ def row(raw, index, *, seed=0, split_seed=0, sharer_question="yes", receiver_con
 
 
 def assignment(ident, titles, supporting, split_seed):
-    """The paragraphs' order (a permutation of positions) and, in that order, whose each is: "R" or "S"."""
+    """The paragraphs' order (a permutation of positions) and, in that order, the owners: "R" or "S"."""
     if str(split_seed) == "0" and ident in _frozen():
         order, sides = _frozen()[ident]
         return [int(i) for i in order], sides
@@ -79,9 +80,8 @@ def rule(ident, titles, supporting, split_seed):
         return hashlib.sha256("/".join(map(str, (split_seed, ident, *parts))).encode()).digest()
 
     order = sorted(range(len(titles)), key=lambda i: draw(titles[i], i))
-    first = (
-        "RS" if draw()[0] % 2 == 0 else "SR"
-    )  # whose the first supporting paragraph (in the dataset's order) is
+    # the owner of the first supporting paragraph (in the data set's order), then of the second
+    first = "RS" if draw()[0] % 2 == 0 else "SR"
     gold = [i for i, title in enumerate(titles) if title in supporting]
     side = dict(zip(gold, first, strict=True))
     others = [i for i in order if i not in side]
@@ -98,7 +98,7 @@ def _frozen():
 
 
 def freeze(documents):
-    """Writes the manifest file for these documents (of split_seed 0), once; results name its assignment by sha256."""
+    """Writes the manifest file for these documents (of split_seed 0)."""
     text = '{"rule": "see hotpotqa_split.py", "split_seed": 0, "rows": ' + manifest(documents) + "}\n"
     MANIFEST.write_bytes(gzip.compress(text.encode(), mtime=0))
 
@@ -111,5 +111,5 @@ def manifest(documents):
 
 
 def score(doc, results):
-    """HotpotQA's official exact match and F1 (normalised tokens; yes, no and noanswer only match themselves)."""
+    """HotpotQA's official exact match and F1; yes, no and noanswer match only themselves."""
     return answer_scores(results[0], [doc["answer"]])

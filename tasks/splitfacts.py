@@ -6,7 +6,7 @@ from lcfbench.tasks.splitfacts import Settings, rows
 
 
 def generate(split, limit, /, *, seed=0, **options):
-    """The first `limit` documents of a split: of train as many as wanted, else at most as many as the option `n` says."""
+    """The first `limit` documents of a split: of train any number, else at most the option `n`."""
     settings = Settings(seed=seed, **options)
     most = settings.n if limit is None or split != "train" else limit
     return rows(split, most if limit is None else min(limit, most), settings)

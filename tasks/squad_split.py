@@ -1,7 +1,8 @@
-"""SQuAD with each paragraph cut in two at a sentence boundary: the sharer reads the half with the answer, the receiver the other.
+"""SQuAD with each paragraph cut in two: the sharer reads the half with the answer, the receiver the other.
 
-A paragraph is dropped (and counted) where any of the gold answers also stands in the receiver's half, or lies across the cut.
-The Hub's validation split is the test split; of its train split, 5 % of the articles (by hash of the title) are for validation.
+A paragraph is dropped (and counted) where a gold answer also stands in the receiver's half, or lies
+across the cut. The Hub's validation split is the test split; of its train split, 5 % of the articles
+(by hash of the title) are for validation.
 """
 
 from lcfbench.tasks.process_docs import part_of, per_row
@@ -12,13 +13,16 @@ PARTS = {"train": 95, "validation": 5}
 
 
 def articles(table, split):
-    """All rows for the test; the articles of one part of the train split else."""
+    """All rows for the test, else the articles of one part of the train split."""
     return [row for row in table if split == "test" or part_of(row["title"], PARTS) == split]
 
 
 @per_row(raw=articles)
 def row(raw, index, *, seed=0, sharer_question="yes", receiver_context="half", max_words=0):
-    """One question with both halves of its paragraph, or the reason why it is dropped (`seed` orders documents; it changes none)."""
+    """One question with both halves of its paragraph, or the reason why it is dropped.
+
+    seed: of the documents' order; it changes none of them.
+    """
     golds = list(dict.fromkeys(text.strip() for text in raw["answers"]["text"] if text.strip()))
     if not golds:
         return "no answer"

@@ -1,4 +1,4 @@
-"""A control changes the message of a method, which knows nothing of it: if the score stays, the message was not used.
+"""A control changes the message of a method: where the score stays, the message was not used.
 
 One control is one file of this folder with one class, found by the file's name.
 

@@ -15,6 +15,3 @@ def control_names() -> list[str]:
 def check_control(name: str) -> None:
     """Raises UserError for a control that does not exist."""
     registry.find("controls", name)
-
-
-SEEDED = {"deranged", "noise"}

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from lcfbench.adapters.base import Adapter
-from lcfbench.controls.base import load_control
 from lcfbench.methods.base import Batch, Method, read_alone
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
@@ -128,13 +127,3 @@ def without_message(adapter: Adapter) -> Adapter:
     other, message = copy.copy(adapter), adapter.message
     other.message = lambda sharer, *at: torch.zeros_like(message(sharer, *at))  # type: ignore[method-assign]
     return other
-
-
-def lacks(control: str, kind: type[Method]) -> str:
-    """The thing a kind of method lacks to run under a control: `message`, `cache` or nothing."""
-    return load_control(control).lacks(kind)
-
-
-def under(control: str, method: Method, seed: int) -> Method:
-    """The method as it runs under a control, after calibration."""
-    return load_control(control).wrap(method, seed)

@@ -1,4 +1,4 @@
-"""Whose message each document gets: always another's, each one's once, near in length, and never one that says the same."""
+"""Each document gets another one's message, each is used once, near in length, never of the same text."""
 
 from __future__ import annotations
 

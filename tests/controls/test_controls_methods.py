@@ -1,4 +1,4 @@
-"""Every method that sends, under every control, on tiny random pairs: what the altered sharer remembers, and what is asked of the pair then."""
+"""Every method that sends, under every control, on tiny random pairs."""
 
 from __future__ import annotations
 

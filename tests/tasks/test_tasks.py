@@ -65,39 +65,81 @@ def split_story(i):
 
 SMALL = {
     ("rajpurkar/squad", "plain_text", "validation"): [
-        {"id": f"s{i}", "title": "Pets", "context": split_story(i), "question": "Where?",
-         "answers": {"text": [f"barn {i}"], "answer_start": [split_story(i).index("barn")]}} for i in range(8)
+        {
+            "id": f"s{i}",
+            "title": "Pets",
+            "context": split_story(i),
+            "question": "Where?",
+            "answers": {"text": [f"barn {i}"], "answer_start": [split_story(i).index("barn")]},
+        }
+        for i in range(8)
     ],
     ("stanfordnlp/coqa", "turns", "validation"): [
-        {"id": f"c{i}_turn0", "source": "made", "story": split_story(i), "question": "Where?", "answers": [f"in barn {i}"],
-         "previous_qa": [{"question": "Where?", "answer": f"in barn {i}"}]} for i in range(40)
+        {
+            "id": f"c{i}_turn0",
+            "source": "made",
+            "story": split_story(i),
+            "question": "Where?",
+            "answers": [f"in barn {i}"],
+            "previous_qa": [{"question": "Where?", "answer": f"in barn {i}"}],
+        }
+        for i in range(40)
     ],
     ("allenai/openbookqa", "main", "test"): [
-        {"id": f"o{i}", "question_stem": f"Which is {i}?", "choices": options(4), "answerKey": "ABCD"[i % 4]} for i in range(12)
+        {"id": f"o{i}", "question_stem": f"Which is {i}?", "choices": options(4), "answerKey": "ABCD"[i % 4]}
+        for i in range(12)
     ],
-    ("allenai/openbookqa", "main", "train"): [{"id": "t0", "question_stem": "Tr?", "choices": options(4), "answerKey": "B"}],
+    ("allenai/openbookqa", "main", "train"): [
+        {"id": "t0", "question_stem": "Tr?", "choices": options(4), "answerKey": "B"}
+    ],
     ("allenai/ai2_arc", "ARC-Challenge", "test"): [
         {"id": "a3", "question": "Three?", "choices": options(3), "answerKey": "C"},
         {"id": "a5", "question": "Five?", "choices": options(5), "answerKey": "E"},
-        {"id": "n1", "question": "Numbers?", "choices": options(4) | {"label": ["1", "2", "3", "4"]}, "answerKey": "3"},
-        {"id": "l1", "question": "Letter key?", "choices": options(4) | {"label": ["1", "2", "3", "4"]}, "answerKey": "B"},
+        {
+            "id": "n1",
+            "question": "Numbers?",
+            "choices": options(4) | {"label": ["1", "2", "3", "4"]},
+            "answerKey": "3",
+        },
+        {
+            "id": "l1",
+            "question": "Letter key?",
+            "choices": options(4) | {"label": ["1", "2", "3", "4"]},
+            "answerKey": "B",
+        },
         {"id": "x1", "question": "No such key?", "choices": options(4), "answerKey": "F"},
     ],
     ("edinburgh-dawg/mmlu-redux-2.0", "all", "test"): [
-        {"subject": s, "question": q, "choices": ["w", "x", "y", "z"], "answer": 0, "error_type": e, "correct_answer": c}
+        {
+            "subject": s,
+            "question": q,
+            "choices": ["w", "x", "y", "z"],
+            "answer": 0,
+            "error_type": e,
+            "correct_answer": c,
+        }
         for s, q, e, c in [
-            ("law", "fine", "ok", "3"), ("law", "index", "wrong_groundtruth", "2"), ("law", "letter", "wrong_groundtruth", "D"),
-            ("law", "text", "wrong_groundtruth", "y"), ("art", "empty", "wrong_groundtruth", ""),
+            ("law", "fine", "ok", "3"),
+            ("law", "index", "wrong_groundtruth", "2"),
+            ("law", "letter", "wrong_groundtruth", "D"),
+            ("law", "text", "wrong_groundtruth", "y"),
+            ("art", "empty", "wrong_groundtruth", ""),
             ("art", "none", "wrong_groundtruth", None),
-            ("art", "no", "no_correct_answer", "3"), ("art", "hard", "expert", ""), ("art", "two", "multiple_correct_answers", "0 and 1"),
-            ("art", "unclear", "bad_question_clarity", "2"), ("art", "range", "wrong_groundtruth", "7"),
+            ("art", "no", "no_correct_answer", "3"),
+            ("art", "hard", "expert", ""),
+            ("art", "two", "multiple_correct_answers", "0 and 1"),
+            ("art", "unclear", "bad_question_clarity", "2"),
+            ("art", "range", "wrong_groundtruth", "7"),
         ]
     ],
     ("hotpotqa/hotpot_qa", "distractor", "validation"): [
-        *(hotpot(i) for i in range(8)), hotpot(8, n=4, gold=(0, 1)), hotpot(9, kind="comparison"), hotpot(10, gold=(2,))
+        *(hotpot(i) for i in range(8)),
+        hotpot(8, n=4, gold=(0, 1)),
+        hotpot(9, kind="comparison"),
+        hotpot(10, gold=(2,)),
     ],
     ("hotpotqa/hotpot_qa", "distractor", "train"): [hotpot(i) for i in range(20, 24)],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -119,12 +161,13 @@ def real(monkeypatch):
     monkeypatch.setenv("LCFBENCH_MIRROR", str(HUB))
 
 
-# -- files ---------------------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_listing_imports_neither_lm_eval_nor_torch():
     code = (
-        "import sys, json; from lcfbench.tasks.yaml_files import *; print(json.dumps([describe(n) for n in task_names()]));"
+        "import sys, json; from lcfbench.tasks.yaml_files import *;"
+        "print(json.dumps([describe(n) for n in task_names()]));"
         "assert not {'torch', 'lm_eval', 'datasets', 'transformers'} & set(sys.modules)"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -165,11 +208,14 @@ def test_unknown_names_get_a_hint():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("task: broken\n  x: [", "does not parse"), ("- a list", "not a mapping"), ("task: broken\n", "lacks metadata"),
-        ("include: openbookqa.yaml\ntask: other\n", "says task: other"), ("task: !function nowhere.f\n", "nowhere.f"),
+        ("task: broken\n  x: [", "does not parse"),
+        ("- a list", "not a mapping"),
+        ("task: broken\n", "lacks metadata"),
+        ("include: openbookqa.yaml\ntask: other\n", "says task: other"),
+        ("task: !function nowhere.f\n", "nowhere.f"),
         ("include: openbookqa.yaml\ntask: broken\ndoc_to_txt: x\n", "doc_to_txt"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_file_fails_loudly(tmp_path, monkeypatch, text, says):
     for path in (ROOT / "tasks").iterdir():
         if path.is_file():
@@ -227,15 +273,18 @@ def test_one_unfinished_file_is_named_and_the_rest_is_listed(tmp_path, monkeypat
     assert "\n" not in rows["draft"] and rows["openbookqa"] == describe("openbookqa")["description"]
 
 
-# -- multiple choice -----------------------------------------------------------------------------------------------------------------
+# -- multiple choice -------------------------------------------------------------------------------
 
 
 def test_letters_by_position():
     task = load_task("arc_challenge")
     documents = {d.doc_id: d for d in task.documents()}
     assert {k: (d.gold, len(d.steps[0].choices)) for k, d in documents.items()} == {
-        "a3": ("C", 3), "a5": ("E", 5), "n1": ("C", 4), "l1": ("B", 4)
-    }  # fmt: skip
+        "a3": ("C", 3),
+        "a5": ("E", 5),
+        "n1": ("C", 4),
+        "l1": ("B", 4),
+    }
     assert task.dropped == {"the key names no option": 1}
     d = documents["n1"]
     assert (
@@ -272,9 +321,13 @@ def test_mmlu_redux_keys():
     task = load_task("mmlu_redux")
     found = {d.native["question"]: (d.gold, d.subject) for d in task.documents()}
     assert found == {
-        "fine": ("A", "law"), "index": ("C", "law"), "letter": ("D", "law"), "text": ("C", "law"),
-        "two": ("A", "art"), "unclear": ("A", "art"),
-    }  # fmt: skip
+        "fine": ("A", "law"),
+        "index": ("C", "law"),
+        "letter": ("D", "law"),
+        "text": ("C", "law"),
+        "two": ("A", "art"),
+        "unclear": ("A", "art"),
+    }
     assert task.dropped == {
         "no_correct_answer": 1,
         "expert": 1,
@@ -302,7 +355,7 @@ def test_counts_on_the_real_data(real, name):
         assert sorted({len(d.steps[0].choices) for d in documents}) == [3, 4, 5] and not task.dropped
 
 
-# -- lm-eval agrees ------------------------------------------------------------------------------------------------------------------
+# -- lm-eval agrees --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scoring", ["letters", "cloze", "generate"])
@@ -416,7 +469,7 @@ def test_lm_eval_indexes_every_file():
     assert manager.all_subtasks == task_names()
 
 
-# -- hotpotqa_split ------------------------------------------------------------------------------------------------------------------
+# -- hotpotqa_split --------------------------------------------------------------------------------
 
 
 def halves(document):
@@ -501,8 +554,18 @@ def test_the_manifest_is_the_rule_and_real_rows_are_disjoint(real):
             d.doc_id, source["context"]["title"], set(source["supporting_facts"]["title"]), 0
         )
         assert frozen[d.doc_id] == ["".join(map(str, order)), sides] == [d.native["order"], d.native["sides"]]
-    first = [d.native["sides"][[int(c) for c in d.native["order"]].index(min(i for i, t in enumerate(raw[d.doc_id]["context"]["title"])
-             if t in raw[d.doc_id]["supporting_facts"]["title"]))] for d in documents]  # fmt: skip
+    first = [
+        d.native["sides"][
+            [int(c) for c in d.native["order"]].index(
+                min(
+                    i
+                    for i, t in enumerate(raw[d.doc_id]["context"]["title"])
+                    if t in raw[d.doc_id]["supporting_facts"]["title"]
+                )
+            )
+        ]
+        for d in documents
+    ]
     assert abs(first.count("R") / len(first) - 0.5) < 0.06
     assert all(d.native["answer"] for d in documents)
 
@@ -510,18 +573,24 @@ def test_the_manifest_is_the_rule_and_real_rows_are_disjoint(real):
 @pytest.mark.parametrize(
     ("text", "gold", "f1", "em"),
     [
-        (" The Eiffel Tower.", "Eiffel Tower", 1, 1), ("a tower in Paris", "Eiffel Tower", 0.4, 0), ("yes", "yes", 1, 1),
-        ("yes it is", "yes", 0, 0), ("no", "yes", 0, 0), ("yes", "yes sir", 0, 0), ("", "x", 0, 0), ("U.S.", "us", 1, 1),
+        (" The Eiffel Tower.", "Eiffel Tower", 1, 1),
+        ("a tower in Paris", "Eiffel Tower", 0.4, 0),
+        ("yes", "yes", 1, 1),
+        ("yes it is", "yes", 0, 0),
+        ("no", "yes", 0, 0),
+        ("yes", "yes sir", 0, 0),
+        ("", "x", 0, 0),
+        ("U.S.", "us", 1, 1),
         ("red red", "red", 2 / 3, 0),
     ],
-)  # fmt: skip
+)
 def test_official_f1_and_exact_match(text, gold, f1, em):
     load_task("hotpotqa_split")
     score = sys.modules["lcfbench._tasks.hotpotqa_split"].score({"answer": gold}, [text])
     assert score == {"f1": pytest.approx(f1), "exact_match": em}
 
 
-# -- splitfacts ----------------------------------------------------------------------------------------------------------------------
+# -- splitfacts ------------------------------------------------------------------------------------
 
 
 def test_splitfacts_documents_and_scores():
@@ -559,12 +628,13 @@ def test_the_held_out_task_cannot_be_trained_on():
     assert task.data_sha256 != load_task("splitfacts").data_sha256
 
 
-# -- all tasks -----------------------------------------------------------------------------------------------------------------------
+# -- all tasks -------------------------------------------------------------------------------------
 
 
 def test_documents_are_the_same_in_every_process_and_a_limit_is_a_prefix():
     code = (
-        "import json; from lcfbench.tasks.task import load_task; from lcfbench.tasks.yaml_files import task_names;"
+        "import json; from lcfbench.tasks.task import load_task;"
+        "from lcfbench.tasks.yaml_files import task_names;"
         "print(json.dumps([[d.hash for d in load_task(n, seed=2).documents(limit=4)] for n in task_names()]))"
     )
     seen = {
@@ -614,24 +684,61 @@ OTHER = ["w w", "x x", "y y", "z z"]
 @pytest.mark.parametrize(
     ("text", "given", "letter"),
     [
-        (" B", FOUR, "B"), ("b", FOUR, "B"), (" **B**", FOUR, "B"), ("(c)", FOUR, "C"), ("[B]", FOUR, "B"), ("'B'", FOUR, "B"),
-        ("Answer: B.", FOUR, "B"), ("Answer:B", FOUR, "B"), ("**Answer:** D", FOUR, "D"), ("The answer is B", FOUR, "B"),
-        ("the answer is d.", FOUR, "D"), ("Correct answer: b", FOUR, "B"), ("The correct answer is: **C. a good idea**", FOUR, "C"),
-        ("The best answer would be option C.", FOUR, "C"), ("The correct option is D because", FOUR, "D"), ("Option B", FOUR, "B"),
-        ("B) foo", FOUR, "B"), ("c) foo", FOUR, "C"), ("B. blue", FOUR, "B"), ("B, blue", FOUR, "B"), ("B: blue", FOUR, "B"),
-        ("B because", FOUR, "B"), ("A is correct", FOUR, "A"), ("\n\nB", FOUR, "B"), ("D\n\nExplanation: A is wrong", FOUR, "D"),
-        ('"blue"', FOUR, "B"), ("blue\nThe sky", FOUR, "B"), ("a good idea", FOUR, "C"), ("Democracy.", FOUR, "D"),
-        ("The answer is Democracy", FOUR, "D"), ("C. elegans", ["A. x", "b", "mouse", "C. elegans"], "D"),
-        ("E", FIVE, "E"), ("The answer is (E).", FIVE, "E"), ("J", TEN, "J"), ("$\\boxed{D}$", FOUR, "D"),
-        ("<think>A or B</think>\n\nC", FOUR, "C"), ("B\nQuestion: next?\nAnswer: C", FOUR, "B"), ("I think it is (B), because", FOUR, "B"),
+        (" B", FOUR, "B"),
+        ("b", FOUR, "B"),
+        (" **B**", FOUR, "B"),
+        ("(c)", FOUR, "C"),
+        ("[B]", FOUR, "B"),
+        ("'B'", FOUR, "B"),
+        ("Answer: B.", FOUR, "B"),
+        ("Answer:B", FOUR, "B"),
+        ("**Answer:** D", FOUR, "D"),
+        ("The answer is B", FOUR, "B"),
+        ("the answer is d.", FOUR, "D"),
+        ("Correct answer: b", FOUR, "B"),
+        ("The correct answer is: **C. a good idea**", FOUR, "C"),
+        ("The best answer would be option C.", FOUR, "C"),
+        ("The correct option is D because", FOUR, "D"),
+        ("Option B", FOUR, "B"),
+        ("B) foo", FOUR, "B"),
+        ("c) foo", FOUR, "C"),
+        ("B. blue", FOUR, "B"),
+        ("B, blue", FOUR, "B"),
+        ("B: blue", FOUR, "B"),
+        ("B because", FOUR, "B"),
+        ("A is correct", FOUR, "A"),
+        ("\n\nB", FOUR, "B"),
+        ("D\n\nExplanation: A is wrong", FOUR, "D"),
+        ('"blue"', FOUR, "B"),
+        ("blue\nThe sky", FOUR, "B"),
+        ("a good idea", FOUR, "C"),
+        ("Democracy.", FOUR, "D"),
+        ("The answer is Democracy", FOUR, "D"),
+        ("C. elegans", ["A. x", "b", "mouse", "C. elegans"], "D"),
+        ("E", FIVE, "E"),
+        ("The answer is (E).", FIVE, "E"),
+        ("J", TEN, "J"),
+        ("$\\boxed{D}$", FOUR, "D"),
+        ("<think>A or B</think>\n\nC", FOUR, "C"),
+        ("B\nQuestion: next?\nAnswer: C", FOUR, "B"),
+        ("I think it is (B), because", FOUR, "B"),
         ("The answer is not A. The answer is B.", FOUR, "B"),
-        ("Democracy", OTHER, None), ("a good idea", OTHER, None), ("A good idea is to wait", OTHER, None),
+        ("Democracy", OTHER, None),
+        ("a good idea", OTHER, None),
+        ("A good idea is to wait", OTHER, None),
         ("Answer: A good idea", OTHER, None),
-        ("Bacteria", OTHER, None), ("E", FOUR, None), ("e.g. this", FIVE, None), ("I think so", TEN, None), ("Both A and B", FOUR, None),
-        ("(A) or (B)", FOUR, None), ("It has vitamin C in it", OTHER, None), ("The answer is a good one", OTHER, None),
-        ("Because A is wrong", FOUR, None), ("", FOUR, None),
+        ("Bacteria", OTHER, None),
+        ("E", FOUR, None),
+        ("e.g. this", FIVE, None),
+        ("I think so", TEN, None),
+        ("Both A and B", FOUR, None),
+        ("(A) or (B)", FOUR, None),
+        ("It has vitamin C in it", OTHER, None),
+        ("The answer is a good one", OTHER, None),
+        ("Because A is wrong", FOUR, None),
+        ("", FOUR, None),
     ],
-)  # fmt: skip
+)
 def test_reading_a_written_letter(text, given, letter):
     load_task("openbookqa")
     assert importlib.import_module("lcfbench._tasks.choice").read_letter(text, given) == letter
