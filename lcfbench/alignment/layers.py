@@ -1,4 +1,8 @@
-"""Which sharer layer each receiver layer reads."""
+"""The sharer layers that each receiver layer reads.
+
+>>> layer_map("terminal", 6, 4)
+[0, 0, 0, 1, 2, 3]
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,13 @@ MAPS = ("terminal", "proportional", "nearest")
 def layer_sources(
     scheme: str, receiver_layers: int, sharer_layers: int, count: int = 1
 ) -> list[list[int] | None]:
-    """For every receiver layer the `count` sharer layers nearest to its counterpart, best first; None where there is no sharer layer.
+    """Returns for every receiver layer the `count` sharer layers nearest to its counterpart.
 
-    terminal: the last layers meet; surplus receiver layers read sharer layer 0; further sources lie below, then above.
-    proportional: same relative depth, rounded half to even. nearest: C2C's other map, same relative depth; ties go as its
-    floating-point distances fall, then to the lower layer. Raises UserError for another name.
+    Best first; None where there is no sharer layer. terminal: the last layers meet; surplus
+    receiver layers read sharer layer 0; further sources lie below, then above. proportional: same
+    relative depth, rounded half to even. nearest: C2C's other map (arXiv 2510.03215v2), same
+    relative depth; ties go as its floating-point distances fall, then to the lower layer. Raises
+    UserError for another name.
     """
     L, S = receiver_layers, sharer_layers
     if scheme not in MAPS:
@@ -32,7 +38,7 @@ def layer_sources(
 
 
 def layer_map(scheme: str, receiver_layers: int, sharer_layers: int) -> list[int]:
-    """The sharer layer that each receiver layer reads: `terminal`, `proportional` or `nearest`. Raises UserError for another name."""
+    """Returns the sharer layer that each receiver layer reads, see `layer_sources`."""
     sources = layer_sources(scheme, receiver_layers, sharer_layers)
     assert all(sources), f"a sharer of {sharer_layers} layers has nothing to read"
     return [s[0] for s in sources if s]

@@ -1,7 +1,9 @@
-"""How LCF-X cuts the sharer's prompt into the spans that its pool reads one by one. No parameter of an adapter depends on it.
+"""Spans of the sharer's prompt, which the pool of LCF-X reads one by one.
 
-`windows` (P equal ones) and `one` count every token of the prompt, BOS and chat template too: so the paper's recipe and the adapters made with it have it.
-`paragraphs`, `sentences` and `overlap` cut what the turns say; tokens outside belong to no span. Paragraphs and sentences end with their turn at the latest.
+`windows` (P equal ones) and `one` count every token of the prompt, BOS and chat template too, as
+the paper does. `paragraphs`, `sentences` and `overlap` cut the contents of the turns; tokens
+outside belong to no span, and no span goes beyond its turn. No parameter of an adapter depends on
+the scheme.
 
 >>> [text for text in cut("Dr. Ada lives here. She works.", sentences)]
 ['Dr. Ada lives here. ', 'She works.']
@@ -26,17 +28,17 @@ _BLANK = re.compile(r"\n[^\S\n]*\n\s*")
 _LINE = re.compile(r"\n\s*")
 # "1. ", "[2] ", "(3) ", "Passage 4: ", "## Document 5" at the beginning of a line
 _NUMBERED = re.compile(
-    r"^[^\S\n]*(?:#+ *)?(?:\[\d{1,3}\]|\(\d{1,3}\)|\d{1,3}[.):](?=\s)|(?:passage|paragraph|document|context|text) *\[?\d{1,3}\b)",
+    r"^[^\S\n]*(?:#+ *)?(?:\[\d{1,3}\]|\(\d{1,3}\)|\d{1,3}[.):](?=\s)"
+    r"|(?:passage|paragraph|document|context|text) *\[?\d{1,3}\b)",
     re.I | re.M,
 )
 _STOP = re.compile(r"""[.!?…]+["'”’)\]]*\s+|[。！？]+[”’」』）]*\s*|\n\s*""")
 _SHORT = (
-    "mr mrs ms dr prof st sr jr rev hon gen col capt lt sgt gov sen rep pres vs etc inc ltd co corp dept univ est approx ca cf al "
-    "e.g i.e u.s u.k u.n d.c a.m p.m ph.d jan feb mar apr jun jul aug sep sept oct nov dec"
+    "mr mrs ms dr prof st sr jr rev hon gen col capt lt sgt gov sen rep pres vs etc inc ltd co corp dept "
+    "univ est approx ca cf al e.g i.e u.s u.k u.n d.c a.m p.m ph.d jan feb mar apr jun jul aug sep sept oct "
+    "nov dec"
 )
-_COUNTED = (
-    "no nos vol vols p pp fig figs eq sec ch art"  # short before a number, words of their own otherwise
-)
+_COUNTED = "no nos vol vols p pp fig figs eq sec ch art"  # short before a number only
 
 
 def check_spans(scheme: str, windows: int, window: int, stride: int) -> None:
@@ -62,9 +64,10 @@ def membership(
     window: int = 64,
     stride: int = 32,
 ) -> Tensor:
-    """Which spans each token of the sharer's left-padded cache belongs to: (B, P, M) booleans, P as many as the longest list has.
+    """Returns (B, P, M) booleans: the spans that each token of the left-padded cache belongs to.
 
-    mask: (B, M). A prompt in which a scheme finds nothing is one span.
+    mask: (B, M). P is the largest number of spans. A prompt in which a scheme finds none is one
+    span.
     """
     if scheme in ("windows", "one"):
         count = 1 if scheme == "one" else windows
@@ -80,12 +83,10 @@ def membership(
 
 
 def spans_of(scheme: str, prompt: Prompt, window: int, stride: int) -> list[Sequence[int]]:
-    """The tokens of each span, in order; spans without a token of their own are left out."""
+    """Returns the tokens of each span, in order; spans without a token are left out."""
     if scheme == "overlap":
         tokens = content_tokens(prompt)
-        starts = range(
-            0, max(len(tokens) - window, 0) + stride, stride
-        )  # the last window may be short, and holds what is left
+        starts = range(0, max(len(tokens) - window, 0) + stride, stride)  # the last window may be short
         return [tokens[s : s + window] for s in starts if s < len(tokens)]
     cuts = {"paragraphs": paragraphs, "sentences": sentences}[scheme]
     owner = [-1] * len(prompt.text)  # the span of each character
@@ -97,27 +98,34 @@ def spans_of(scheme: str, prompt: Prompt, window: int, stride: int) -> list[Sequ
             at, count = at + len(piece), count + 1
     spans: list[list[int]] = [[] for _ in range(count)]
     for t in content_tokens(prompt):
-        # a token goes where its last character inside a content does; whitespace belongs to the span before it
+        # a token goes where its last character inside a content does; whitespace belongs to the
+        # span before it
         a, b = prompt.offsets[t]
         spans[next(s for s in reversed(owner[a:b]) if s >= 0)].append(t)
     return [s for s in spans if s]
 
 
 def cut(text: str, where: Callable[[str], list[int]]) -> list[str]:
-    """The pieces of a text between the characters at which `where` begins a new one; together they are the text."""
+    """Cuts a text before each character at which `where` says that a piece begins."""
     edges = sorted({0, *where(text), len(text)})
     return [text[a:b] for a, b in pairwise(edges)]
 
 
 def paragraphs(text: str) -> list[int]:
-    """Where paragraphs begin: after blank lines and at lines that carry a paragraph's number (two or more of them); else at every line."""
+    """Returns where paragraphs begin: after blank lines, and at lines that are numbered (two or more).
+
+    Without either, at every line.
+    """
     numbered = [m.start() for m in _NUMBERED.finditer(text)]
     found = [m.end() for m in _BLANK.finditer(text)] + (numbered if len(numbered) > 1 else [])
     return found or [m.end() for m in _LINE.finditer(text)]
 
 
 def sentences(text: str) -> list[int]:
-    """Where sentences begin, by punctuation: not after common abbreviations and initials, not before a small letter. A new line begins one too."""
+    """Returns where sentences begin, by punctuation; a new line begins one too.
+
+    Not after common abbreviations and initials, not before a small letter.
+    """
     return [m.end() for m in _STOP.finditer(text) if _ends(text, m)]
 
 

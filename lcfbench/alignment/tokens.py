@@ -1,35 +1,23 @@
-"""Which sharer layer a receiver layer reads, and which sharer token a receiver token reads (methods.md, sections 2 and 3).
+"""The sharer token that each receiver token reads.
 
-Token schemes: `span`, the sharer reads its natural tokens and characters decide; `remap` (C2C with alignment), the sharer reads the
-receiver's tokens translated one by one inside its own chat template (remap.py); `same` (C2C without alignment), the sharer reads the
-receiver's very ids.
-
->>> layer_map("terminal", 6, 4)
-[0, 0, 0, 1, 2, 3]
+`span`: the sharer reads its natural tokens, and characters decide. `remap` (C2C with alignment):
+the sharer reads the receiver's tokens translated one by one inside its own chat template (`remap`).
+`same` (C2C without alignment): the sharer reads the receiver's very ids.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lcfbench.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    from lcfbench.tasks.prompts import Prompt
-
-
-# -- layers -----------------------------------------------------------------------------------------------------------------------
-
-
-# -- tokens -----------------------------------------------------------------------------------------------------------------------
+from lcfbench.tasks.prompts import Prompt
 
 
 def aligned_positions(receiver: Prompt, sharer: Prompt, scheme: str) -> list[int]:
-    """For every receiver token the index of the sharer token that it reads; −1 where it is not edited.
+    """Returns for every receiver token the sharer token that it reads; −1 where it is not edited.
 
-    span: the sharer token that covers the receiver token's last character (of several that share a character the last: it has seen
-    all of it); tokens that end outside the turns' contents are not edited. remap: the k-th token of the contents reads the k-th,
-    template tokens are not edited. same: every token reads its own index. Raises UserError where the prompts do not show the same contents.
+    span: the sharer token that covers the receiver token's last character (of several that share a
+    character the last: it has read all of it); tokens that end outside the turns' contents are not
+    edited. remap: the k-th token of the contents reads the k-th, template tokens are not edited.
+    same: every token reads its own index. Raises UserError where the prompts differ in contents.
     """
     if scheme == "same":
         if len(receiver.ids) != len(sharer.ids):
@@ -57,35 +45,39 @@ def aligned_positions(receiver: Prompt, sharer: Prompt, scheme: str) -> list[int
     for (r, end), (s, _) in zip(receiver.spans, sharer.spans, strict=True):
         seen = -1
         for i in range(end - r):
-            # a character that no token covers (some tokenizers drop spaces) is served by the token before it
+            # a character that no token covers (some tokenizers drop spaces) is served by the token
+            # before it
             seen = last[s + i] if last[s + i] >= 0 else seen
             reads[r + i] = seen
     return [reads[b - 1] if b > a else -1 for a, b in receiver.offsets]
 
 
 def content_tokens(prompt: Prompt) -> list[int]:
-    """Indices of the tokens that touch a turn's content, in order."""
+    """Returns the indices of the tokens that touch a turn's content, in order."""
+    spans = prompt.spans
     return [
-        t
-        for t, (a, b) in enumerate(prompt.offsets)
-        if any(a < end and start < b for start, end in prompt.spans)
+        t for t, (a, b) in enumerate(prompt.offsets) if any(a < end and start < b for start, end in spans)
     ]
 
 
 def turn_ends(prompt: Prompt) -> list[int]:
-    """For each turn the index after the last token that touches its content; turns cut off the prompt are left out."""
+    """Returns for each turn the index after the last token that touches its content.
+
+    Turns that are cut off the prompt are left out.
+    """
+    tokens = list(enumerate(prompt.offsets, 1))
     ends = [
-        max((t + 1 for t, (a, b) in enumerate(prompt.offsets) if a < end and start < b), default=0)
-        for start, end in prompt.spans
+        max((t for t, (a, b) in tokens if a < end and start < b), default=0) for start, end in prompt.spans
     ]
     return [e for e in ends if e]
 
 
 def check_contents(receiver: Prompt, sharer: Prompt) -> None:
-    """Raises UserError unless both prompts tell where their contents stand, and these are equal."""
+    """Raises UserError unless both prompts know where their contents stand, and these are equal."""
     mine, theirs = ([p.text[a:b] for a, b in p.spans] for p in (receiver, sharer))
     if mine != theirs or (receiver.text and not mine):
         raise UserError(
             "the two models are not shown the same contents, so their tokens cannot be aligned by text.",
-            "A chat template rewrites them, or the task gives different contexts: use --mode t2t, or an LCF-X adapter.",
+            "A chat template rewrites them, or the task gives different contexts: use --mode t2t, or an "
+            "LCF-X adapter.",
         )

@@ -1,7 +1,7 @@
 """The common part of C2C, LCF, LCF-X and dense: an adapter edits the receiver's cache.
 
-Both models read, the adapter edits the receiver's cache with the sharer's, and the last token of the
-prompt runs on the edited cache.
+Both models read, the adapter edits the receiver's cache with the sharer's, and the last token of
+the prompt runs on the edited cache.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Fusion(Method):
         return replace(state, message=self.account(exchange.shared, fused))
 
     def parts(self, prompts: list[Prompt]) -> list[Segment]:
-        """Returns the segments that are read and edited in turn, later ones on edited earlier ones."""
+        """Returns the segments, read and edited in turn, later ones on edited earlier ones."""
         whole = Segment.whole(prompts)
         if not self.by_turn:
             return [whole]
@@ -167,7 +167,7 @@ class Fusion(Method):
         return [remap_prompt(m, t, *tokenizers, config.remap_strategy) for m, t in both]
 
     def fuse(self, exchange: Exchange, kv: KV, part: Segment) -> tuple[KV, list[int]]:
-        """Edits the segment's columns. Returns the cache and how many positions of each row it edited."""
+        """Returns the cache with the segment edited, and the number of edited positions a row."""
         index = self.positions(exchange, part)
         # nothing is computed for padding, nor for tokens that are not edited (a chat's template)
         rows, columns = (index >= 0).nonzero(as_tuple=True)
@@ -188,9 +188,9 @@ class Fusion(Method):
     ) -> KV:
         """Returns the cache with the entries at `rows`, `columns` (T,) edited by a message.
 
-        message: (L, T, d), of a stretch of the adapter's stack; stretches come one after another, see
-        `Editor.pieces`. whole_vectors: every layer begins where a processor's vector does, so that a
-        layer's bits do not depend on how many layers stand before it.
+        message: (L, T, d), of a stretch of the adapter's stack; stretches come one after another,
+        see `Editor.pieces`. whole_vectors: every layer begins where a processor's vector does, so
+        that a layer's bits do not depend on how many layers stand before it.
         """
         adapter = self.adapter
         assert isinstance(adapter, Editor)
@@ -240,7 +240,7 @@ class Fusion(Method):
 
 
 def entries(theirs: KV, sources: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
-    """Returns K and V side by side, (L, T, s), of the sharer's layers `sources` at `rows`, `columns` (T,)."""
+    """Returns K|V (L, T, s) of the sharer's layers `sources` at `rows`, `columns` (T,)."""
     device = theirs.keys.device
     both = theirs.entries_at(sources, rows.to(device), columns.to(device))
     return torch.cat([x.transpose(1, 2).flatten(2) for x in both], -1)

@@ -1,8 +1,8 @@
 """Scores the layers that kvcomm sends: attention and a prior over depth (KVComm, arXiv 2510.03346).
 
 `score = alpha · importance + (1 − alpha) · exp(−(l − μ)²/2σ²)`: a layer matters when the receiver's
-prompt attends the sharer's entries in it, and middle layers are presumed to. The sharer's first token
-is left out of the importance: all layers get it, and it receives attention of no meaning.
+prompt attends the sharer's entries in it, and middle layers are presumed to. The sharer's first
+token is left out of the importance: all layers get it, and it receives attention of no meaning.
 
 >>> best(scores(importance, alpha=0.5, mean=0.5, width=1 / 3), share=0.3)
 """

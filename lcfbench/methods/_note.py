@@ -16,7 +16,7 @@ from lcfbench.tasks.prompts import Prompt
 
 
 def with_note(lm: LanguageModel, document: Document, text: str) -> Prompt:
-    """Returns the receiver's prompt with the text in its own context, where the task wants notes."""
+    """Returns the receiver's prompt with the text where the task wants notes."""
     return prompt(lm, replace(document.noted, user=document.noted.user.replace(NOTE, text)), document)
 
 

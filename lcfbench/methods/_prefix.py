@@ -19,7 +19,7 @@ from lcfbench.tasks.prompts import Prompt
 
 
 def content(keys: Tensor, values: Tensor, mask: Tensor) -> KV:
-    """Returns entries that have no place yet: keys (content) and values (L, B, H, T, D), mask (B, T)."""
+    """Returns entries without a place: content keys and values (L, B, H, T, D), mask (B, T)."""
     return KV(keys, values, mask, mask.new_zeros(mask.shape))
 
 

@@ -30,7 +30,7 @@ AT_ONCE = 16  # documents that are read together
 def two_readings(
     receiver: LanguageModel, sharer: LanguageModel, documents: Sequence[Document], config: AdapterConfig
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Returns the sharer's views as the receiver reads them (no chat template), and as the sharer does."""
+    """Returns the sharer's views in the receiver's tokens (no chat template) and in its own."""
     mine = [render(d.sharer, receiver.tokenizer, chat=False, choices=bool(d.steps)) for d in documents]
     if config.token_alignment == "same":
         return mine, mine
@@ -44,10 +44,10 @@ def two_readings(
 def aligned_tokens(
     mine: Sequence[Prompt], theirs: Sequence[Prompt], scheme: str, lead: int, last: int = 0
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns, for each text, the receiver tokens that read a token, and the sharer tokens they read.
+    """Returns each text's receiver tokens that read a token, and the sharer tokens they read.
 
-    The first `lead` receiver tokens are left out; of the others only the `last` where that is not 0.
-    A token of neither text (a BOS, a template's) reads nothing.
+    The first `lead` receiver tokens are left out; of the others only the `last` where that is not
+    0. A token of neither text (a BOS, a template's) reads nothing.
     """
     tokens, read = [], []
     for m, t in zip(mine, theirs, strict=True):
@@ -58,7 +58,7 @@ def aligned_tokens(
 
 
 def columns_of(tokens: Sequence[Sequence[int]], prompts: Sequence[Prompt], kv: KV) -> tuple[Tensor, Tensor]:
-    """Returns the columns (B, T) of tokens in a left-padded cache over prompts, and a mask (B, T)."""
+    """Returns the columns (B, T) of tokens in a left-padded cache, and a mask (B, T)."""
     rows = [[t + kv.length - len(p.ids) for t in row] for row, p in zip(tokens, prompts, strict=True)]
     return pad_left(rows, 0, kv.keys.device)
 
@@ -78,7 +78,7 @@ def read_pairs(
     config: AdapterConfig,
     lead: int,
 ) -> Iterator[Pairs]:
-    """Yields the entries of both models on the sharer's views, a batch at a time; nothing is kept."""
+    """Yields the entries of both models on the sharer's views, a batch at a time."""
     layers = torch.tensor(config.layers, device=receiver.device)
     for start in range(0, len(documents), AT_ONCE):
         group = documents[start : start + AT_ONCE]

@@ -1,4 +1,4 @@
-"""answer_letter: the sharer answers alone and sends its pick, one letter or choice; the receiver reads it as a note."""
+"""answer_letter: the sharer answers alone; the receiver reads its pick, one choice, as a note."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lcfbench.tasks.prompts import continuation
 class AnswerLetter(Method):
     """The smallest message that could help on closed choices; a cache of many bytes should beat it.
 
-    The pick is the one that scoring would make: the likeliest choice, by likelihood a character under
-    cloze (choices of one step). Of several steps the first one's pick is sent. Only the pick crosses;
-    the sentence round it is the receiver's own.
+    The pick is the one that scoring would make: the likeliest choice, by likelihood a character
+    under cloze (choices of one step). Of several steps the first one's pick is sent. Only the pick
+    crosses; the sentence round it is the receiver's own.
     """
 
     def check(self, document: Document) -> None:
         if not document.steps:
             raise UserError(
-                f"task {document.task} is answered in free text here; answer_letter sends one of closed choices.",
+                f"task {document.task} is answered in free text; answer_letter sends one of closed choices.",
                 "Use --scoring letters or cloze where the task has them, or --mode t2t.",
             )
 
@@ -60,6 +60,6 @@ def picked(document: Document, loglikelihoods: list[float]) -> str:
 
 
 def sentence(document: Document, pick: str) -> str:
-    """Returns the pick in a sentence; on split evidence it begins as the receiver's own answer does."""
+    """Returns the pick in a sentence, begun as the receiver's own answer is."""
     start = "" if document.shared else document.receiver.prefix
     return f"{start or 'The answer is'} {pick}."

@@ -42,7 +42,7 @@ class Batch:
 
     @property
     def own(self) -> list[bool]:
-        """Whether each document gets its own message: only then are tokens aligned by their text."""
+        """Whether each document gets its own message; only then tokens align by text."""
         return [d is s for d, s in zip(self.documents, self.message_from, strict=True)]
 
 
@@ -69,7 +69,7 @@ class Method:
     adapter_kinds: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Raises UserError for options that make no sense or a pair that the method cannot serve."""
+        """Raises UserError for options or a pair that the method cannot serve."""
 
     def check(self, document: Document) -> None:
         """Raises UserError when the method cannot serve this kind of document."""
@@ -118,7 +118,7 @@ class Method:
 
     @property
     def calibration(self) -> int:
-        """Validation documents that `calibrate` must see before the first `respond`; mostly none."""
+        """Validation documents that `calibrate` needs before the first `respond`; mostly 0."""
         return 0
 
     def calibrate(self, documents: Sequence[Document]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""c2c: one fuser a layer, K and V apart, edits the receiver's cache token by token (Cache-to-Cache, arXiv 2510.03215v2)."""
+"""c2c: one fuser a layer edits the receiver's cache token by token (C2C, arXiv 2510.03215v2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a method's name to a method ready to respond."""
+"""Makes a method, ready to respond, from its name."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def create(
         )
     if adapter is not None and kind.adapter_kinds and adapter.config.kind not in kind.adapter_kinds:
         raise UserError(
-            f"method {name} runs adapters of kind {', '.join(kind.adapter_kinds)}, not {adapter.config.kind}.",
+            f"method {name} runs {', '.join(kind.adapter_kinds)} adapters, not {adapter.config.kind}.",
             f"Use --mode {own_method(adapter.config.kind)}.",
         )
     chosen = parse_options(kind, name, options or {})

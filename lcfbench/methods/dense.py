@@ -1,4 +1,4 @@
-"""dense: the sharer's cache, translated into the receiver's own, stands in front of its prompt or is worked into it (dense alignment)."""
+"""dense: the sharer's cache, translated into the receiver's own (dense alignment)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Dense(Fusion):
 
     @property
     def by_turn(self) -> bool:
-        """Always: translated entries may replace read ones, and the template after a turn has read it."""
+        """Always: translated entries may replace entries that the later template has read."""
         return True
 
     def check(self, document: Document) -> None:
@@ -84,7 +84,7 @@ class Dense(Fusion):
         return replace(state, message=replace(message, adapter_flops=work))
 
     def translate(self, sent: KV, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the receiver's content keys and values (L, B, H, N, D) for columns `index` (B, N)."""
+        """Returns content keys and values (L, B, H, N, D) for the columns `index` (B, N)."""
         adapter, receiver = self.adapter, self.receiver
         with torch.no_grad():
             entries = entries_at(self.sharer.content_keys(sent), index)
@@ -119,7 +119,7 @@ class Dense(Fusion):
         return kv, (index >= 0).sum(1).tolist()
 
     def prepare(self, documents: Sequence[Document], say: Callable[[str], None]) -> None:
-        """Fits the translation to the receiver's own cache on the same text (phase I of the paper)."""
+        """Fits the translation to the receiver's cache of the same text (phase I of the paper)."""
         from lcfbench.adapters.dense_fit import reconstruct
 
         config, models = self.adapter.config, (self.receiver, self.sharer)

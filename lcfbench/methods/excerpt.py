@@ -1,4 +1,4 @@
-"""excerpt: the sharer's text itself, cut to `bytes`, is read as a note: what the same number of bytes buys as plain text."""
+"""excerpt: the sharer's text, cut to `bytes`, is read as a note: the worth of plain text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lcfbench.tasks.document import NOTE, Document
 
 @dataclass
 class Excerpt(Method):
-    """The baseline of equal bytes for methods that send a cache; no sharer runs, nothing is trained.
+    """The baseline of equal bytes for methods that send a cache: no sharer, no training.
 
     `lcfbench show` gives the message bytes of each method. bytes: UTF-8 bytes that may cross.
     end: the end of the text that is kept, `first` or `last`.
@@ -34,7 +34,7 @@ class Excerpt(Method):
     def check(self, document: Document) -> None:
         if document.shared:
             raise UserError(
-                f"task {document.task} shows both models the same text; an excerpt of it tells the receiver nothing.",
+                f"task {document.task} shows both models the same text; an excerpt of it adds nothing.",
                 "Use --mode t2t there, or a task with different contexts.",
             )
 

@@ -1,4 +1,4 @@
-"""full_context: the receiver reads both contexts as text: the ceiling that perfect text could reach."""
+"""full_context: the receiver reads both contexts as text: the ceiling that perfect text reaches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""identical: the receiver's own model stands in for the sharer, through an adapter trained that way: what a second model adds is the rest."""
+"""identical: a second copy of the receiver is the sharer; a second model's worth is the rest."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lcfbench.methods.lcf import LCF
 class Identical(LCF):
     """Runs an LCF, LCF-X or C2C adapter of the pair A:A (C2C, arXiv 2510.03215v2, "identical").
 
-    Only A is loaded. On different contexts the receiver's model reads the sharer's view too, so this
-    shows the worth of a sharer that is exactly alike.
+    Only A is loaded. On different contexts the receiver's model reads the sharer's view too, so
+    this shows the worth of a sharer that is exactly alike.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("receiver",)

@@ -1,4 +1,7 @@
-"""kvcomm: the receiver gets the sharer's cache in front of its own (KVComm, arXiv 2510.03346; both must be the same model)."""
+"""kvcomm: the receiver gets the sharer's cache in front of its own (KVComm, arXiv 2510.03346).
+
+Both must be the same model.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,14 @@ CALIBRATION = 8  # documents of the validation split from which attention import
 class KVComm(Method):
     """Lets the receiver read its prompt on top of the sharer's cache; nothing is trained.
 
-    It is as if the two texts stood in a row: in the chosen layers on all of the cache, in the others
-    on the sharer's first token alone. The sharer keeps positions 0..M−1, the receiver starts at M.
+    It is as if the two texts stood in a row: in the chosen layers on all of the cache, in the
+    others on the sharer's first token alone. The sharer keeps positions 0..M−1, the receiver starts
+    at M.
 
     layers: how many are chosen, as a share (the paper's 0.3, 0.5, 0.7; 1.0: all), or which: 3,7,12.
     alpha: weight of attention importance against the prior. last: of how many last tokens of the
-    receiver's prompt attention is measured (0: of all, as published). prior_mean, prior_width: of the
-    Gaussian over depth, as shares of the depth (the published σ is 10 layers of about 30).
+    receiver's prompt attention is measured (0: of all, as published). prior_mean, prior_width: of
+    the Gaussian over depth, as shares of the depth (the published σ is 10 layers of about 30).
     """
 
     layers: str = "1.0"

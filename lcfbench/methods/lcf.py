@@ -1,4 +1,7 @@
-"""lcf: a joint K/V bottleneck edits the receiver's cache (LCF; on different contexts LCF-X, from one pooled entry a layer)."""
+"""lcf: a joint K/V bottleneck edits the receiver's cache (LCF, and LCF-X on different contexts).
+
+LCF-X reads one pooled entry a layer.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def load_pair(
     attention: str = "sdpa",
     offline: bool = False,
 ) -> Pair:
-    """Loads RECEIVER:SHARER (aliases, Hub ids or local folders); a model named twice is loaded once.
+    """Loads RECEIVER:SHARER (aliases, Hub ids or folders); a model named twice is loaded once.
 
     roles: the sides that are needed; the model of the other side is not loaded. dtype, device:
     "auto" chooses what is fastest here. Raises UserError where a name, a model, a dtype or a device

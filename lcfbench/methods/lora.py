@@ -1,4 +1,4 @@
-"""lora: the receiver alone, fine-tuned with PEFT's LoRA on the same data: what training gains where nothing is sent.
+"""lora: the receiver alone, fine-tuned with PEFT's LoRA: training's gain without a message.
 
 This is the one method that needs the modules of a transformers model: PEFT replaces some of them.
 """
@@ -25,7 +25,7 @@ NAME = "default"  # PEFT's name for its only adapter
 
 @dataclass
 class Lora(Method):
-    """`tuned` answers: the receiver's own frozen weights in a second tree of modules with LoRA layers.
+    """`tuned` answers: the receiver's frozen weights in a second tree of modules with LoRA layers.
 
     The receiver stays as it is.
     """
@@ -78,7 +78,8 @@ class Lora(Method):
     def place_weights(self) -> None:
         """Puts the adapter's weights as they are now into PEFT's layers, in the model's dtype.
 
-        Gradients flow back into the stacks. Frozen weights that have not changed stand there already.
+        Gradients flow back into the stacks. Frozen weights that have not changed stand there
+        already.
         """
         adapter, dtype = self.adapter, self.tuned.dtype
         now: tuple[Any, ...] = ()
@@ -95,7 +96,7 @@ class Lora(Method):
 
 
 def sharing_weights(model: nn.Module) -> Any:
-    """Copies the tree of modules over the very same parameters and buffers, at no cost in memory."""
+    """Copies the tree of modules over the same parameters and buffers, at no cost in memory."""
     kept: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, kept)
 
@@ -133,7 +134,7 @@ def shape_of(module: nn.Linear) -> tuple[int, int]:
 
 
 def inject(model: Any, found: dict[str, list[nn.Linear]], adapter: LoraAdapter) -> dict[str, list[Any]]:
-    """Puts PEFT's LoRA layers, without weights, in place of these modules; returns them by target."""
+    """Replaces these modules by PEFT's LoRA layers without weights; returns them by target."""
     from peft import LoraConfig, inject_adapter_in_model  # not at the top: slow to import
 
     names = {id(module): name for name, module in model.named_modules()}

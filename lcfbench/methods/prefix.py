@@ -1,8 +1,8 @@
-"""prefix: learned slots read the sharer's cache and stand in the receiver's as a few entries of their own; for shared and different contexts.
+"""prefix: learned slots read the sharer's cache and become a few entries of the receiver's.
 
-The adapter's option `place` says where. `after`: behind the prompt, which never saw them; the answer
-attends them, and the receiver's prefill can be shared between adapters and costs no gradient.
-`before`: the receiver reads its whole prompt on top of them, as on a short text.
+The adapter's option `place` says where. `after`: behind the prompt, which never saw them; the
+answer attends them, and the receiver's prefill can be shared between adapters and costs no
+gradient. `before`: the receiver reads its whole prompt on top of them, as on a short text.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Prefix(Method):
 
 
 def last_tokens(kv: KV, count: int) -> tuple[Tensor, Tensor]:
-    """Returns mean keys and values (L, H, `count`, D) of the last token, the one before it, and so on.
+    """Returns mean keys and values (L, H, `count`, D) of the last token, the one before, and so on.
 
     The mean is over the batch; zeros where no row is so long.
     """

@@ -1,4 +1,4 @@
-"""receiver: the receiver alone; on split evidence it reads its own half."""
+"""receiver: the receiver alone; on split evidence it reads its own part."""
 
 from __future__ import annotations
 

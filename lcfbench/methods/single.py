@@ -1,4 +1,4 @@
-"""single: no sharer; an adapter of the same size edits the receiver's cache from that cache alone: what training alone gains."""
+"""single: an adapter edits the receiver's cache from that cache alone: training's own gain."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Single(Identical):
         return replace(state, message=message)
 
     def sharer_cache(self, prompts: Sequence[Prompt]) -> KV:
-        """Returns the receiver's cache of all but the last token, which it runs only after the edit.
+        """Returns the receiver's cache of all but the last token, which runs after the edit.
 
         An empty column stands for that one.
         """

@@ -45,7 +45,8 @@ class T2T(Method):
             opened = self.sharer.open(state)
             until = sorted({u for s in batch.message_from for u in s.request_until})
             notes, written = decode(opened, self.budget, until)
-        # only what the sharer wrote crosses; the words it was made to begin with are the receiver's own
+        # only what the sharer wrote crosses; the words it was made to begin with are the receiver's
+        # own
         notes = [(cut_bytes(note.strip(), self.bytes) if self.bytes else note).strip() for note in notes]
         texts = [f"{d.request.prefix} {note}".strip() for d, note in zip(batch.documents, notes, strict=True)]
         with batch.clock("prefill"):

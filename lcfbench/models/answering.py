@@ -1,4 +1,4 @@
-"""Answers from an opened state: ranks choices, writes text, computes the training loss; all batched.
+"""Answers from a state, batched: ranks choices, writes text, computes the training loss.
 
 >>> ranked = rank(lm.open(state), [[ids_of_a, ids_of_b]])
 """

@@ -129,7 +129,7 @@ class CausalLM:
         return {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
 
     def flops(self, tokens: int) -> float:
-        """Operations to run `tokens` from an empty cache: 2 a parameter and token, and attention."""
+        """Counts 2 operations a parameter and token, and attention, from an empty cache."""
         return 2.0 * self.matmul_params * tokens + self.attention_flops(tokens, tokens=(tokens + 1) / 2)
 
     def attention_flops(self, queries: int, past: float = 0.0, tokens: float = 0.0) -> float:

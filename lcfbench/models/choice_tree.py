@@ -28,7 +28,7 @@ ROOT, PADDING = -1, -2  # paths of the prompt's end and of padding; choices are 
 
 @dataclass
 class Branches:
-    """One row of a batch: the `root` last tokens of the prompt, then each choice but its last token.
+    """One row of a batch: the prompt's `root` last tokens, then each choice but its last token.
 
     path: the choice that each token belongs to. depth: tokens before it on its path.
     """

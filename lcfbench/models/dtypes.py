@@ -1,11 +1,11 @@
-"""Which number format a model runs in when nobody says: by what this machine does faster, measured once and remembered.
+"""The number format of a model where none is named: the one that this machine runs faster.
 
->>> from lcfbench.models.dtypes import choose
->>> dtype, record = choose(torch.device("cpu"))      # record["prefill_speedup"]: of bfloat16 over float32
+bfloat16 halves the bytes of the weights, but only a CPU with instructions for it multiplies faster
+in it; others emulate it, many times slower. Where the instructions exist, a probe of a fraction of
+a second decides. Its result stays in the cache folder: the dtype is part of a run's name, so it
+must not change from one invocation to the next.
 
-bfloat16 halves the bytes of the weights, but only a CPU with instructions for it multiplies faster in it; others emulate it, many times
-slower. Where they exist a probe of a fraction of a second decides, and its result stays in the cache folder: the dtype is part of what
-names a run, so it must not flip from one sitting to the next.
+>>> dtype, record = choose(torch.device("cpu"))  # record["prefill_speedup"]: bfloat16 over float32
 """
 
 from __future__ import annotations
@@ -26,44 +26,50 @@ from lcfbench.files import now, write_json
 from lcfbench.provenance import cpu_name
 from lcfbench.sources.cache import cache_dir
 
-ENOUGH = 1.1  # so many times faster must the matmul of a prefill be; below, float32's accuracy is worth more
-# tokens that are read at once, and the width of a square linear layer; decoding's does not fit into a cache, as a model does not
+ENOUGH = 1.1  # a prefill's matmul must be so many times faster; below, float32's accuracy is worth more
+# tokens that are read at once, and the width of a square linear layer; decoding's does not fit into
+# a processor's cache, as a model does not
 PHASES = {"prefill": (256, 1024), "decode": (1, 4096)}
 ROUNDS = 7
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+}
 Timer = Callable[[torch.Tensor, torch.Tensor], float]
 
 
 def choose(device: torch.device, timer: Timer | None = None) -> tuple[torch.dtype, dict[str, Any]]:
-    """The dtype for `device`, and why: `rule`, on a CPU with bfloat16 instructions also `prefill_speedup`, `decode_speedup`, `measured_at`.
+    """Returns the dtype for `device` and its reason: a `rule`, and the probe's result if any.
 
-    timer: (x, weight) → seconds of one linear layer; by default the clock. Never raises: without a cache folder to write, the instructions decide.
+    timer: (x, weight) → seconds of one linear layer; by default the clock. Never raises: without a
+    cache folder to write, the instructions decide.
     """
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
-        return (torch.bfloat16 if fast else torch.float16), {
-            "rule": "bfloat16 where the GPU has it, else float16"
-        }
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return dtype, {"rule": "bfloat16 where the GPU has it, else float16"}
     if device.type != "cpu" or not has_bfloat16():
         return torch.float32, {"rule": "float32: no bfloat16 instructions here"}
     record = remembered(timer or seconds)
     if record is None:
-        return torch.bfloat16, {
-            "rule": "bfloat16: the CPU has instructions for it (not measured: the cache folder cannot be written)"
-        }
-    faster = record["prefill_speedup"] >= ENOUGH
-    return (torch.bfloat16 if faster else torch.float32), {
-        "rule": f"bfloat16 where it prefills at least {ENOUGH} times as fast",
-        **record,
-    }
+        rule = "the CPU has instructions for it (not measured: the cache folder cannot be written)"
+        return torch.bfloat16, {"rule": f"bfloat16: {rule}"}
+    dtype = torch.bfloat16 if record["prefill_speedup"] >= ENOUGH else torch.float32
+    return dtype, {"rule": f"bfloat16 where it prefills at least {ENOUGH} times as fast", **record}
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16 or AMX)."""
+    """Says whether this CPU multiplies bfloat16 itself (AVX512-BF16 or AMX)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def remembered(timer: Timer) -> dict[str, Any] | None:
-    """The probe's result for this processor and torch: from the cache folder, else measured and put there; None where it cannot."""
+    """Returns the probe's result for this processor and torch, kept in the cache folder.
+
+    Measured where it is not there; None where it cannot be kept.
+    """
     about = {"cpu": cpu_name(), "torch": torch.__version__}
     path = cache_dir() / "dtypes" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.json"
     if (kept := _read(path)) is not None:
@@ -74,7 +80,7 @@ def remembered(timer: Timer) -> dict[str, Any] | None:
         write_json(path, record)
     except OSError:
         return None
-    return _read(path)  # what every later sitting will see
+    return _read(path)  # as every later invocation will read it
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -87,7 +93,10 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 @torch.inference_mode()
 def probe(timer: Timer) -> dict[str, float]:
-    """How many times faster bfloat16 is than float32 in each phase's linear layer: the median of rounds in turn, the first of them not counted."""
+    """Measures how many times faster bfloat16 is than float32 in each phase's linear layer.
+
+    The median of rounds in turn, the first of them not counted.
+    """
     out = {}
     for phase, (rows, width) in PHASES.items():
         slow, fast = (
@@ -100,40 +109,33 @@ def probe(timer: Timer) -> dict[str, float]:
 
 
 def seconds(x: torch.Tensor, weight: torch.Tensor) -> float:
-    """One linear layer (K, N) on x (M, K), as it is called in a model."""
+    """Times one linear layer (K, N) on x (M, K), as it is called in a model."""
     began = time.perf_counter()
     F.linear(x, weight)
     return time.perf_counter() - began
 
 
 def pick_device(device: str) -> torch.device:
-    """ "auto" is the GPU where there is one."""
+    """Returns the named device; "auto" is the GPU where there is one. Raises UserError."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    bad = UserError(f"unknown device {device!r}.", "Use auto, cpu or cuda[:n].")
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise UserError(f"unknown device {device!r}.", "Use auto, cpu or cuda[:n].") from error
+        raise bad from error
     if place.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"unknown device {device!r}.", "Use auto, cpu or cuda[:n].")
+        raise bad
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device {device} is not there.", "Use --device cpu, or a torch build and a machine with CUDA."
-        )
+        fix = "Use --device cpu, or a torch build and a machine with CUDA."
+        raise UserError(f"device {device} is not there.", fix)
     return place
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """ "auto" is what `dtypes.choose` measured to be faster there."""
-    if dtype != "auto":
-        named = {
-            "float32": torch.float32,
-            "fp32": torch.float32,
-            "bfloat16": torch.bfloat16,
-            "bf16": torch.bfloat16,
-            "float16": torch.float16,
-        }
-        if dtype not in named:
-            raise UserError(f"unknown dtype {dtype!r}.", f"Use one of auto, {', '.join(named)}.")
-        return named[dtype]
-    return choose(device)[0]
+    """Returns the named dtype; "auto" is the one that `choose` finds. Raises UserError."""
+    if dtype == "auto":
+        return choose(device)[0]
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}.", f"Use one of auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]

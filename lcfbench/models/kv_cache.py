@@ -1,7 +1,7 @@
 """The KV cache of a batch, stacked over layers, and its way to a transformers cache and back.
 
-All layers stand in one tensor, because adapters work on all layers in one batched matmul. `KV` knows
-which entries are real (`mask`) and at which rotary position each was written (`positions`);
+All layers stand in one tensor, because adapters work on all layers in one batched matmul. `KV`
+knows which entries are real (`mask`) and at which rotary position each was written (`positions`);
 transformers knows neither once the forward is over.
 
 >>> kv = KV.from_cache(cache, mask, positions); cache_again = kv.to_cache()
@@ -169,7 +169,7 @@ def put(x: Tensor, layers: Sequence[int], rows: Tensor, columns: Tensor, entries
 
 
 def cached(kv: KV, kind: type[DynamicLayer]) -> DynamicCache:
-    """Makes a transformers cache of layers of a kind, over the same storage (`update` would copy it)."""
+    """Makes a transformers cache of one kind of layer over the same storage, without a copy."""
     cache = DynamicCache()
     for keys, values in zip(kv.keys, kv.values, strict=True) if kv.length else ():
         layer = kind()
@@ -182,8 +182,8 @@ def cached(kv: KV, kind: type[DynamicLayer]) -> DynamicCache:
 class Growing(DynamicLayer):
     """A layer that appends in place, with room to spare.
 
-    Concatenating the whole cache at every token is a fifth of the time of decoding a batch. Until it
-    first grows it shares the storage it was made from; it writes only into storage of its own.
+    Concatenating the whole cache at every token is a fifth of the time of decoding a batch. Until
+    it first grows it shares the storage it was made from; it writes only into storage of its own.
     """
 
     room = 64  # entries by which the storage grows
@@ -198,7 +198,7 @@ class Growing(DynamicLayer):
         return self.keys, self.values
 
     def _grown(self, name: str, old: Tensor | None, new: Tensor) -> Tensor:
-        """Returns `old` (B, H, N, D) with `new` behind it, in the storage called `name`, enlarged if full."""
+        """Returns `old` (B, H, N, D) and `new` in the storage `name`, enlarged if full."""
         n, more = (old.shape[2] if old is not None and old.dim() == 4 else 0), new.shape[2]
         storage = getattr(self, name, None)
         if storage is None or storage.shape[0] != new.shape[0] or storage.shape[2] < n + more:

@@ -1,9 +1,9 @@
 """Attention that differs from layer to layer: cache entries that some layers must not attend.
 
 transformers wants caches of equal length in all layers: ragged ones run silently wrong. So an entry
-that a layer should not have stays in its place and is masked in that layer alone, by hooks that live
-as long as one forward. A layer then sees what it would see if the entry were not there: a sliding
-window counts the entries the layer has, not those that are hidden from it.
+that a layer should not have stays in its place and is masked in that layer alone, by hooks that
+live as long as one forward. A layer then sees what it would see if the entry were not there: a
+sliding window counts the entries the layer has, not those that are hidden from it.
 
 >>> with hiding(model, kv.hidden, mask, new=ids.shape[1]):
 ...     model(input_ids=ids, attention_mask=mask, past_key_values=cache)
@@ -66,9 +66,9 @@ def windows(model: Any) -> list[int | None]:
 def visible(mask: Tensor, hidden: Tensor, new: int, window: int | None) -> Tensor:
     """Returns (B, 1, T, N) bool: what each of the last T = `new` columns attends in a layer.
 
-    mask: (B, N), 1 where an entry is real. hidden: (B, N), entries the layer must not attend. Causal;
-    `window` counts columns that are not hidden (padding too, as transformers does). Every column
-    sees itself: a row of padding attends something, so that its values are defined.
+    mask: (B, N), 1 where an entry is real. hidden: (B, N), entries the layer must not attend.
+    Causal; `window` counts columns that are not hidden (padding too, as transformers does). Every
+    column sees itself: a row of padding attends something, so that its values are defined.
     """
     column = torch.arange(mask.shape[1], device=mask.device)
     query = column[-new:, None]  # (T, 1)
@@ -83,7 +83,8 @@ def visible(mask: Tensor, hidden: Tensor, new: int, window: int | None) -> Tenso
 def hiding(model: Any, hidden: Tensor | None, mask: Tensor, new: int) -> Iterator[None]:
     """Hides from every decoder layer its own `hidden` (L, B, n) of the first n cache entries.
 
-    mask: (B, N), the cache and the `new` last columns, which run now. Nothing changes without `hidden`.
+    mask: (B, N), the cache and the `new` last columns, which run now. Nothing changes without
+    `hidden`.
     """
     if hidden is None:
         yield
@@ -100,7 +101,7 @@ def hiding(model: Any, hidden: Tensor | None, mask: Tensor, new: int) -> Iterato
 
 @contextmanager
 def masking(model: Any, keys: Sequence[Key], make: Callable[[Key], Tensor]) -> Iterator[None]:
-    """Gives decoder layer i the mask `make(keys[i])` (B, 1, T, N), bool, in place of the model's own.
+    """Gives decoder layer i the mask `make(keys[i])` (B, 1, T, N), bool, instead of its own.
 
     Layers of equal keys share one mask.
     """
@@ -125,7 +126,7 @@ def masking(model: Any, keys: Sequence[Key], make: Callable[[Key], Tensor]) -> I
 
 
 def as_taken(model: Any, see: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns the mask as the model's attention takes it: bool for sdpa, added to scores for eager."""
+    """Returns the mask as attention takes it: bool for sdpa, added to scores for eager."""
     if model.config._attn_implementation == "sdpa":
         return see
     return torch.zeros(see.shape, device=see.device, dtype=dtype).masked_fill(~see, torch.finfo(dtype).min)
@@ -133,7 +134,7 @@ def as_taken(model: Any, see: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def attention_sums(model: Any, columns: slice, queries: slice = slice(None)) -> Iterator[list[Tensor]]:
-    """Collects, layer after layer, the attention of `queries` that falls on `columns`, mean over heads.
+    """Collects each layer's attention of `queries` to `columns`, mean over heads.
 
     Only eager attention knows its weights, so the model is switched to it and back: grouped heads,
     windows and masks are its own.

@@ -1,4 +1,4 @@
-"""How much memory is free where a model runs, and how much was taken at most.
+"""Memory that is free where a model runs, and the most that was taken.
 
 >>> reset_peak_memory(device); ...; peak_memory_bytes(device)
 """
@@ -14,7 +14,7 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free where a model runs; 8 GiB where the system does not tell."""
+    """Returns the free memory where a model runs; 8 GiB where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     table = Path("/proc/meminfo")
@@ -24,7 +24,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def container_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """What a container's own limit leaves (cgroup v2); without one, more than any machine has."""
+    """Returns what a container's own limit leaves (cgroup v2); without one, 2**62."""
     limit, used = group / "memory.max", group / "memory.current"
     if not (limit.is_file() and used.is_file()) or not (most := limit.read_text().strip()).isdigit():
         return 1 << 62
@@ -32,7 +32,7 @@ def container_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts a new high-water mark. Without the right to (other systems than Linux), marks are those of the whole process."""
+    """Starts a new high-water mark; where the system forbids it, marks are the whole process's."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -41,7 +41,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """High-water mark since the last reset: of the GPU's allocator, or of this process."""
+    """Returns the most memory that the GPU's allocator or this process took since the reset."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

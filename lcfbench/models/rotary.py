@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def _cos_sin(model: Any, positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
-    """cos, sin (B, 1, N, D) in fp32 for layers of one kind (Gemma 3 rotates local ones otherwise)."""
+    """Returns cos, sin (B, 1, N, D), fp32, for one kind of layer: Gemma 3 has two."""
     embedding = model.get_decoder().rotary_emb
     probe = torch.zeros(1, device=positions.device, dtype=torch.float32)
     by_kind = kind is not None and getattr(embedding, "layer_types", None) is not None
@@ -26,7 +26,7 @@ def _half_turn(x: Tensor) -> Tensor:
 def rotate(
     keys: Tensor, positions: Tensor, model: Any, layers: Sequence[int] | None = None, inverse: bool = False
 ) -> Tensor:
-    """Applies (or undoes) the rotary embedding of `model` on keys (l, B, H, N, D) at `positions` (B, N).
+    """Applies or undoes a model's rotary embedding on keys (l, B, H, N, D) at positions (B, N).
 
     layers: the model's layers that the keys belong to; all without it. Undoing leaves content keys,
     which do not depend on where in the prompt a token stood. Computed in fp32.

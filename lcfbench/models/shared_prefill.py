@@ -53,7 +53,7 @@ class SharedPrefill:
 
     @contextmanager
     def sharing(self) -> Iterator[SharedPrefill]:
-        """Within it equal batches are read once; the caches are dropped at the end of the outermost.
+        """Reads equal batches once within it; drops the caches at the end of the outermost.
 
         Caches are never written in place, so sharing them is safe. A quarter of the memory that was
         free at the first time is held at most, and 1 GiB in any case.
@@ -114,12 +114,13 @@ class SharedPrefill:
         return kv
 
     def _compute(self, rows: Rows, run: Run) -> KV:
-        """Reads prompts in ascending order of length: their common beginning, then the rest in groups."""
+        """Reads prompts of ascending length: their common beginning, then the rest in groups."""
         lengths, cost = [len(row) for row in rows], forward_tokens(self.device)
         empty = lengths.count(0)
         # the first and the last in order agree where all do
         common = min(in_common(min(rows), max(rows)), lengths[0] - 1)
-        # the caches of a group and of its beginning are copied together: not worth it for a few tokens
+        # the caches of a group and of its beginning are copied together: not worth it for a few
+        # tokens
         first = self._beginning(rows[0][:common], run) if common * (len(rows) - 1) >= cost else None
         skip = first.length if first is not None else 0
         cuts = groups([n - skip for n in lengths[empty:]], cost, empty)
@@ -127,7 +128,7 @@ class SharedPrefill:
         return parts[0] if len(parts) == 1 else stacked(parts)
 
     def _beginning(self, ids: tuple[int, ...], run: Run) -> KV:
-        """Reads one row of tokens, and keeps the last few such caches where weights stay as they are."""
+        """Reads one row of tokens; the last few such caches are kept, for frozen weights."""
         kept = self.beginnings
         if kept is None:
             return self._rest((ids,), None, run)

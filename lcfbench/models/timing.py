@@ -1,4 +1,4 @@
-"""A clock that knows the phases of an answer.
+"""A clock of the phases of an answer.
 
 >>> clock = Clock()
 >>> with clock("sharer"): ...
@@ -17,14 +17,18 @@ PHASES = ("sharer", "message", "fuse", "prefill", "decode")
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when everything queued on the device is done."""
+    """Returns seconds, when all work queued on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class Clock:
-    """Milliseconds a phase, with the accelerator synchronised at both ends of each, so that queued work is counted where it belongs."""
+    """Milliseconds of each phase.
+
+    The accelerator is synchronised at its begin and end, so that queued work counts where it
+    belongs.
+    """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -42,10 +46,10 @@ class Clock:
         self.ms[phase] += self._now() - began
 
     def first_token(self) -> None:
-        """Marks the moment the first answer token is known; later calls change nothing."""
+        """Marks the moment in which the first answer token is known; later calls change nothing."""
         if self.ttft_ms is None:
             self.ttft_ms = self._now() - self.begin
 
     def total_ms(self) -> float:
-        """From construction until now."""
+        """Returns the time since construction."""
         return self._now() - self.begin

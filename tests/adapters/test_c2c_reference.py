@@ -18,7 +18,6 @@ from lcfbench.adapters.c2c import C2CAdapter
 from lcfbench.adapters.c2c_files import _stack, import_c2c
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import load, save
-from lcfbench.alignment.remap import remap_chat
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
 from lcfbench.methods._fusion import Exchange, Segment
@@ -31,6 +30,7 @@ from lcfbench.models.protocol import State
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import View
 from lcfbench.tasks.prompts import Prompt
+from tests.c2c_chat import remap_chat
 from tests.helpers import REFERENCE
 from tests.helpers import reference_document as document
 from tests.helpers import reference_model as lm

@@ -10,12 +10,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lcfbench.alignment.layers import layer_map, layer_sources
-from lcfbench.alignment.remap import candidates, remap_chat, remap_ids, remap_prompt, shared_length
+from lcfbench.alignment.remap import candidates, remap_ids, remap_prompt, shared_length
 from lcfbench.alignment.tokens import aligned_positions, content_tokens, turn_ends
 from lcfbench.errors import UserError
 from lcfbench.tasks.document import View
 from lcfbench.tasks.prompts import Prompt, render
 from tests import helpers
+from tests.c2c_chat import remap_chat
 from tests.helpers import BESIDE
 
 REFERENCE = BESIDE / "fixtures" / "c2c_reference"
