@@ -1,25 +1,28 @@
-"""Cache enrichment: how much better would a model answer if its cache of the question had seen more? Nothing is trained.
+"""Cache enrichment: how much better would a model answer if its cache of the question had seen more?
 
-The model reads something in front of the question (examples, or the text that the other side of a pair holds), and the cache of that something is thrown
-away: what is left is as long as the question's own cache, but has seen more (C2C's feasibility experiment, arXiv 2510.03215, section 3).
-Three conditions answer the same documents:
+The model reads a text in front of the question (examples, or the context of the other side of a
+pair), and the cache of that text is dropped: the rest is as long as the question's own cache, but
+has seen more (C2C's feasibility experiment, arXiv 2510.03215, section 3). Nothing is trained. Three
+conditions answer the same documents:
 
 - direct: the question alone. Equal, bit for bit, to the method `receiver`.
 - kept: everything stays in the cache (few-shot; or both texts).
-- oracle: only the question's slice of that cache. What it gains over direct, an editor of the cache could gain at most.
+- oracle: only the question's slice of that cache. Its gain over direct bounds that of a cache editor.
 
-Per layer, the enriched slice stands in one layer and all others are direct. The two prefills are shared by all of them.
+Per layer, the enriched slice is in one layer and all others are direct. All share two prefills.
 
->>> run_enrich(Enrich(model="smollm2-135m", task="openbookqa", scoring="cloze", limit=64), say=print)                 # doctest: +SKIP
+>>> run_enrich(Enrich(task="openbookqa", scoring="cloze", limit=64), say=print)   # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
+from transformers import AutoTokenizer
 
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
@@ -32,24 +35,18 @@ from lcfbench.oracle.recipe import Enrich
 from lcfbench.oracle.record import OracleRun, circumstances, conditions
 from lcfbench.oracle.slices import enriched_prompt, one_layer, oracle, sliced
 from lcfbench.provenance import digest
+from lcfbench.sources.models import find_model, label
 from lcfbench.tasks.document import Document, Scoring
 from lcfbench.tasks.task import Task, load_task
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-SPARE = 64  # further train documents looked at, so that an example is never a document that is asked
+SPARE = 64  # more train documents are drawn, so that no example is a document to answer
 
 
 def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> OracleRun:
-    """Measures and records, or finds what was recorded. Columns of `rows.parquet`: see `measure`.
+    """Measures and records, or returns the recorded run. Columns of `rows.parquet`: see `measure`.
 
-    Raises UserError: unknown names, a task without train split, examples for no question, a limit too small to say anything.
+    Raises UserError for unknown names, a task without train split, or without a second context.
     """
-    from transformers import AutoTokenizer
-
-    from lcfbench.sources.models import find_model, label
-
     task = load_task(chosen.task, seed=chosen.seed, offline=chosen.offline, options=chosen.task_options)
     before = chosen.before or ("examples" if task.shared else "context")
     if before == "context" and task.shared:
@@ -58,17 +55,26 @@ def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> OracleRun:
             "Use --with examples.",
         )
     scoring = chosen.scoring or task.default_scoring
-    task.metric(scoring)  # a scoring the task does not have is an error now
+    task.metric(scoring)  # raises for a scoring that the task does not have
     found = find_model(chosen.model, offline=chosen.offline)
     under = conditions(chosen)
     chat = bool(getattr(AutoTokenizer.from_pretrained(found.path), "chat_template", None))
     documents = task.documents(scoring=scoring, limit=chosen.limit, receiver_chat=chat)
     shown = examples(task, documents, chosen.shots, scoring, chat) if before == "examples" else []
     identity = {
-        "oracle": "enrich", "model": label(chosen.model), "revision": found.revision, "task": task.name, "task_options": task.options,
-        "task_sha256": task.yaml_sha256, "documents_sha256": digest([d.hash for d in documents]), "examples": [d.hash for d in shown],
-        "before": before, "positions": chosen.positions, "per_layer": chosen.per_layer, "scoring": scoring, **under,
-    }  # fmt: skip
+        "oracle": "enrich",
+        "model": label(chosen.model),
+        "revision": found.revision,
+        "task": task.name,
+        "task_options": task.options,
+        "task_sha256": task.yaml_sha256,
+        "documents_sha256": digest([d.hash for d in documents]),
+        "examples": [d.hash for d in shown],
+        "before": before,
+        "scoring": scoring,
+        **chosen.model_dump(include={"positions", "per_layer"}),
+        **under,
+    }
     run = OracleRun.of(chosen.out, "enrich", identity)
     if not chosen.fresh and run.finished():
         return run
@@ -89,7 +95,10 @@ def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> OracleRun:
 def examples(
     task: Task, asked: Sequence[Document], shots: int, scoring: Scoring | None, chat: bool
 ) -> list[Document]:
-    """`shots` documents of the train split, in the task's seeded order; none that is asked too. Raises UserError where there are too few."""
+    """Returns `shots` documents of the train split, in seeded order, none of those in `asked`.
+
+    Raises UserError where there are too few.
+    """
     same = {d.receiver for d in asked}
     train = task.documents(scoring=scoring, split="train", limit=shots + SPARE, receiver_chat=chat)
     found = [d for d in train if d.receiver not in same][:shots]
@@ -101,9 +110,6 @@ def examples(
     return found
 
 
-# -- measuring --------------------------------------------------------------------------------------------------------------------------
-
-
 def measure(
     lm: CausalLM,
     task: Task,
@@ -113,12 +119,13 @@ def measure(
     chosen: Enrich,
     say: Callable[[str], None],
 ) -> pd.DataFrame:
-    """One row a document and condition: doc_id, doc_hash, doc_index, condition (direct, kept, oracle, layer), layer (of `layer`, else null),
-    score (the task's metric), gold_ll (log-likelihood of the right choices, summed over the steps; null where the answer is written), prediction,
-    question_tokens and kept_tokens (of the two prompts), slice_tokens (cache entries that were exchanged).
-    """
-    import pandas as pd
+    """Returns a row for each document and condition.
 
+    Columns: doc_id, doc_hash, doc_index, condition (direct, kept, oracle, layer), layer (of `layer`,
+    else null), score (the task's metric), gold_ll (log-likelihood of the right choices, summed over
+    the steps; null where the answer is written), prediction, question_tokens and kept_tokens (of the
+    two prompts), slice_tokens (cache entries that were exchanged).
+    """
     index = {d.hash: i for i, d in enumerate(documents)}
     rows: list[dict[str, Any]] = []
     last = time.monotonic()
@@ -129,30 +136,28 @@ def measure(
         tokens = [sliced(a, b) - 1 for a, b in zip(direct.prompts, kept.prompts, strict=True)]
         if short := [d.doc_id for d, n in zip(group, tokens, strict=True) if n < 1]:
             raise UserError(
-                f"document {short[0]}: the prompt's last tokens differ once something stands in front, so it has no slice to keep.",
+                f"document {short[0]}: the prompt's last tokens differ with a text in front, so it has no "
+                "slice to keep.",
                 "Use another task, or --with examples.",
             )
         enriched = oracle(direct, kept, chosen.positions)
         layers = range(lm.geometry.layers) if chosen.per_layer else ()
-        states = [("direct", None, direct), ("kept", None, kept), ("oracle", None, enriched)]
-        for condition, layer, state in [*states, *(("layer", n, None) for n in layers)]:
-            batch = Batch(group, group, Clock(lm.device))
-            outcomes, _ = answer(state if layer is None else one_layer(direct, enriched, layer), batch)  # type: ignore[arg-type]
+        whole = {"direct": direct, "kept": kept, "oracle": enriched}
+        for condition, layer in [*((name, None) for name in whole), *(("layer", n) for n in layers)]:
+            state = whole[condition] if layer is None else one_layer(direct, enriched, layer)
+            outcomes, _ = answer(state, Batch(group, group, Clock(lm.device)))
             for i, (d, outcome) in enumerate(zip(group, outcomes, strict=True)):
-                golds = [
-                    ranked[step.gold[0]][0]
-                    for step, ranked in zip(d.steps, outcome.loglikelihoods, strict=False)
-                ]
-                rows.append({
-                    "doc_id": d.doc_id, "doc_hash": d.hash, "doc_index": index[d.hash], "condition": condition, "layer": layer,
-                    "score": task.score(d, outcome)["score"], "gold_ll": sum(golds) if golds else None,
-                    "prediction": predicted(d, outcome, task.metric(d.scoring)), "question_tokens": len(direct.prompts[i].ids),
-                    "kept_tokens": len(kept.prompts[i].ids), "slice_tokens": tokens[i],
-                })  # fmt: skip
+                steps = zip(d.steps, outcome.loglikelihoods, strict=False)
+                golds = [ranked[step.gold[0]][0] for step, ranked in steps]
+                row = {"doc_id": d.doc_id, "doc_hash": d.hash, "doc_index": index[d.hash]}
+                row |= {"condition": condition, "layer": layer, "score": task.score(d, outcome)["score"]}
+                row |= {"gold_ll": sum(golds) if golds else None}
+                row |= {"prediction": predicted(d, outcome, task.metric(d.scoring))}
+                row |= {"question_tokens": len(direct.prompts[i].ids)}
+                rows.append(row | {"kept_tokens": len(kept.prompts[i].ids), "slice_tokens": tokens[i]})
         if time.monotonic() - last > 10:
             last = time.monotonic()
             say(f"{len({r['doc_hash'] for r in rows})} of {len(documents)} documents")
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "gold_ll": "float64"})
-    return frame.sort_values(
-        ["condition", "layer", "doc_index"], na_position="first", kind="stable"
-    ).reset_index(drop=True)
+    order = ["condition", "layer", "doc_index"]
+    return frame.sort_values(order, na_position="first", kind="stable", ignore_index=True)

@@ -1,8 +1,8 @@
-"""Oracles: what could be gained and what can be mapped, layer by layer, before anything is trained (methods.md, section 7).
+"""The folders of oracle runs. Imports no torch.
 
-`enrich` edits one model's cache with what the same model would have written had it read more; `transform` fits a linear map between two
-models' caches. Both leave a folder `results/oracle/<name>-<digest>/`: `manifest.json`, `rows.parquet`, plots. This file keeps those
-folders; nothing here imports torch.
+An oracle measures before any training what could be gained: `enrich` puts into one model's cache what
+the same model writes when it has read more; `transform` fits a linear map between two models' caches.
+Each leaves a folder `results/oracle/<name>-<digest>/`: `manifest.json`, `rows.parquet`, plots.
 
 >>> run = OracleRun.of(Path("results"), "enrich", identity)
 >>> if not run.finished(): run.keep({"rows": rows}, identity, {"documents": 64})
@@ -32,7 +32,7 @@ FORMAT = 1
 
 
 def conditions(settings: OracleSettings) -> dict[str, Any]:
-    """The part of a run's identity that says under which conditions it was computed.
+    """Returns the settings that every oracle run has in its identity.
 
     Raises UserError for a device or dtype that is not there.
     """
@@ -46,7 +46,7 @@ def conditions(settings: OracleSettings) -> dict[str, Any]:
 
 
 def circumstances(settings: OracleSettings, began: float, lm: CausalLM) -> dict[str, Any]:
-    """Facts for the manifest: seconds since `began` (perf_counter), all settings, the machine."""
+    """Returns facts for the manifest: seconds since `began` (perf_counter), settings, machine."""
     from torch import get_num_threads
 
     return {
@@ -58,24 +58,24 @@ def circumstances(settings: OracleSettings, began: float, lm: CausalLM) -> dict[
 
 @dataclass(frozen=True)
 class OracleRun:
-    """The folder of one oracle run. Equal questions have equal folders, whenever and wherever they are asked."""
+    """The folder of one oracle run. Equal identities have equal folders."""
 
     folder: Path
 
     @classmethod
     def of(cls, out: Path, name: str, identity: Mapping[str, Any]) -> OracleRun:
-        """identity: all that changes the numbers, as JSON values."""
+        """Returns the run of an oracle. identity: all that changes the numbers, as JSON values."""
         return cls(Path(out) / "oracle" / f"{name}-{digest(dict(identity))[:10]}")
 
     def finished(self) -> bool:
-        """Whether the run is here, whole. Raises UserError where its manifest cannot be read."""
+        """Tells whether the run is complete. Raises UserError where its manifest cannot be read."""
         return read_manifest(self.folder).get("state") == "complete"
 
     def manifest(self) -> dict[str, Any]:
         return read_manifest(self.folder)
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table of a finished run. Raises UserError where the file cannot be read."""
+        """Returns a table of a finished run. Raises UserError where the file cannot be read."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -90,27 +90,21 @@ class OracleRun:
     def keep(
         self, tables: Mapping[str, pd.DataFrame], identity: Mapping[str, Any], facts: Mapping[str, Any]
     ) -> None:
-        """Writes the tables, then the manifest: a folder without it is no finished run. Raises UserError for a folder that takes no files."""
+        """Writes the tables, then the manifest, which marks the run as finished.
+
+        Raises UserError for a folder that cannot be written.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / MANIFEST).unlink(missing_ok=True)
-            for plot in [
-                *self.folder.glob("*.png"),
-                *self.folder.glob("*.svg"),
-            ]:  # of an earlier run of the same question: drawn anew
-                plot.unlink()
+            for plot in [*self.folder.glob("*.png"), *self.folder.glob("*.svg")]:
+                plot.unlink()  # of an earlier run: drawn anew
             for name, frame in tables.items():
                 sink = pa.BufferOutputStream()
                 pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink, compression="zstd")
                 write(self.folder / f"{name}.parquet", sink.getvalue().to_pybytes())
-            manifest = {
-                "format": FORMAT,
-                "state": "complete",
-                "finished_at": now(),
-                "identity": dict(identity),
-                **facts,
-            }
-            write_json(self.folder / MANIFEST, manifest)
+            state = {"format": FORMAT, "state": "complete", "finished_at": now()}
+            write_json(self.folder / MANIFEST, state | {"identity": dict(identity)} | dict(facts))

@@ -1,4 +1,4 @@
-"""Slices of caches: the question's own entries out of a cache that has seen more, put where the question's cache would be.
+"""Slices of caches: the question's entries of a cache that has seen more, in the question's own cache.
 
 >>> kept = lm.read([enriched_prompt(lm, d, "examples", shown) for d in documents])
 >>> state = oracle(lm.read(prompts), kept)
@@ -18,13 +18,11 @@ from lcfbench.models.protocol import LanguageModel, State
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt
 
-SINK = 2  # a prompt's first tokens take what attention pours on the beginning of any text: these stay direct
-
-# -- what stands in front ---------------------------------------------------------------------------------------------------------------
+SINK = 2  # first tokens of a prompt, which stay direct: much attention goes to the beginning of any text
 
 
 def answered(document: Document) -> str:
-    """The right answer as the document would have it written: its beginning, every step's right choice, the leads between them."""
+    """Returns the right answer in full: its beginning, every step's right choice, the leads between."""
     text, golds = document.receiver.prefix, list[str]()
     for number, step in enumerate(document.steps):
         text += step.led(golds).removeprefix(golds[-1]) if number else ""
@@ -38,11 +36,12 @@ def joined(text: str, more: str) -> str:
 
 
 def enriched_prompt(lm: LanguageModel, document: Document, before: str, shown: Sequence[Document]) -> Prompt:
-    """The document's prompt with the examples or the other side's text in front of it.
+    """Returns the document's prompt with examples or the other side's context in front of it.
 
-    Examples are earlier turns where the model has a chat template and the task wants it, else text with blank lines between. For the context, the task's
-    own `full` view serves where that is the receiver's text behind the sharer's (splitfacts; `kept` is then the method `full_context`); elsewhere
-    the lines that only the sharer sees are put in front.
+    Examples are earlier turns where the model has a chat template and the task uses it, else text
+    with blank lines between. The context is the task's own `full` view where that ends with the
+    receiver's text (splitfacts; `kept` is then the method `full_context`); elsewhere the lines that
+    only the sharer sees are put in front.
     """
     view = document.receiver
     if before == "context":
@@ -63,13 +62,11 @@ def _with_context(document: Document) -> str:
     return "\n\n".join(["\n".join(theirs), mine]) if theirs else mine
 
 
-# -- the slice --------------------------------------------------------------------------------------------------------------------------
-
-
 def sliced(direct: Prompt, kept: Prompt) -> int:
-    """How many of the tokens that end both prompts make the question's slice; the last token is counted, though it is in no cache.
+    """Returns the number of tokens in the question's slice, the last one included, which has no entry.
 
-    The tokens that both end with, from the first token of the question's own text on: the template's and the first `SINK` tokens in front of it stay direct.
+    The slice is the common ending of both prompts, from the first token of the question's own text
+    on; the template's tokens in front of it and the first `SINK` tokens are not part of it.
     """
     same = 0
     for a, b in zip(reversed(direct.ids), reversed(kept.ids), strict=False):
@@ -82,37 +79,36 @@ def sliced(direct: Prompt, kept: Prompt) -> int:
 
 
 def oracle(direct: State, kept: State, positions: str = "direct") -> State:
-    """The direct state with the question's slice taken from the kept cache: as long as direct, but it has seen more."""
+    """Returns the direct state with the question's slice from the kept cache. Its length stays."""
     mine, theirs = direct.kv, kept.kv
     width = mine.length
-    lengths = torch.tensor(
-        [sliced(a, b) - 1 for a, b in zip(direct.prompts, kept.prompts, strict=True)], device=mine.mask.device
-    )
+    counts = [sliced(a, b) - 1 for a, b in zip(direct.prompts, kept.prompts, strict=True)]
+    lengths = torch.tensor(counts, device=mine.mask.device)
     taken = torch.arange(width, device=lengths.device) >= width - lengths[:, None]  # (B, N)
-    last = replace(theirs, **{n: getattr(theirs, n)[..., -width:, :] for n in ("keys", "values")}, mask=theirs.mask[:, -width:],
-                   positions=theirs.positions[:, -width:])  # fmt: skip
+    last = replace(
+        theirs,
+        keys=theirs.keys[..., -width:, :],
+        values=theirs.values[..., -width:, :],
+        mask=theirs.mask[:, -width:],
+        positions=theirs.positions[:, -width:],
+    )
     if positions == "kept":
         keys, places, ids_at = last.keys, torch.where(taken, last.positions, mine.positions), kept.positions
     else:
         keys, places, ids_at = moved(direct.lm, last, mine.positions), mine.positions, direct.positions
     pick = taken[None, :, None, :, None]
-    kv = replace(
-        mine,
-        keys=torch.where(pick, keys, mine.keys),
-        values=torch.where(pick, last.values, mine.values),
-        positions=places,
-    )
-    return replace(direct, kv=kv, positions=ids_at)
+    keys, values = torch.where(pick, keys, mine.keys), torch.where(pick, last.values, mine.values)
+    return replace(direct, kv=replace(mine, keys=keys, values=values, positions=places), positions=ids_at)
 
 
 def moved(lm: LanguageModel, kv: KV, positions: Tensor) -> Tensor:
-    """The cache's keys turned to other rotary positions (B, N); keys that stay where they were keep their bits."""
+    """Returns the cache's keys at other rotary positions (B, N); unmoved keys keep their bits."""
     content = lm.rotate(kv.keys.float(), kv.positions, inverse=True)
     keys = lm.rotate(content, positions).to(kv.keys.dtype)
     return torch.where((positions == kv.positions)[None, :, None, :, None], kv.keys, keys)
 
 
 def one_layer(direct: State, enriched: State, layer: int) -> State:
-    """Direct everywhere but in one layer; both states stand at the same positions."""
+    """Returns the direct state with one layer of the enriched one, which has equal positions."""
     at = torch.tensor([layer], device=direct.kv.keys.device)
     return replace(direct, kv=direct.kv.with_layers(at, enriched.kv.keys[at], enriched.kv.values[at]))

@@ -20,13 +20,12 @@ from lcfbench.evaluation.batching import batches
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create
 from lcfbench.models.timing import Clock
+from lcfbench.oracle.aligned_texts import align_texts, entries, file_texts, split
 from lcfbench.oracle.enrich import examples, measure, run_enrich
-from lcfbench.oracle.picture import plane
 from lcfbench.oracle.recipe import Enrich, Transform
 from lcfbench.oracle.record import OracleRun
-from lcfbench.oracle.same_text import caches, file_texts, read_pairs, split
 from lcfbench.oracle.slices import answered, enriched_prompt, one_layer, oracle, sliced
-from lcfbench.oracle.transform import fit, run_transform
+from lcfbench.oracle.transform import fit, plane, run_transform
 from lcfbench.tasks.task import load_task
 from tests import helpers
 from tests.helpers import SHARED, SPLIT, same_bits, save, save_pair
@@ -278,8 +277,8 @@ def unlike():
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_a_model_is_mapped_onto_itself(splitfacts, family):
     end = helpers.causal_lm(layers=3, family=family)
-    pairs = read_pairs(passages(splitfacts), (end.tokenizer, end.tokenizer), 4000)
-    x, y = next(iter(caches(end, end, pairs, 8)))
+    pairs = align_texts(passages(splitfacts), (end.tokenizer, end.tokenizer), 4000)
+    x, y = next(iter(entries(end, end, pairs, 8)))
     assert torch.equal(x, y) and all(p.tokens == p.reads and p.tokens[0] == 2 for p in pairs)
     rows, points = fit(end, end, pairs, "proportional", 1, 16, print)
     assert (rows[["r2_k", "r2_v", "cosine_k", "cosine_v"]] > 0.99).all(axis=None) and rows["chosen"].all()
@@ -292,7 +291,7 @@ def test_a_model_is_mapped_onto_itself(splitfacts, family):
 
 
 def test_other_models_are_mapped_less_and_batches_do_not_matter(splitfacts, unlike):
-    pairs = read_pairs(passages(splitfacts), (unlike[0].tokenizer, unlike[1].tokenizer), 2500)
+    pairs = align_texts(passages(splitfacts), (unlike[0].tokenizer, unlike[1].tokenizer), 2500)
     train, held = split(pairs)
     assert len(held) == len(pairs) // 5 and not {p.mine.text for p in held} & {p.mine.text for p in train}
     (one, points), (many, _) = (fit(*unlike, pairs, "proportional", 2, n, print) for n in (1, 16))
@@ -309,7 +308,7 @@ def test_other_models_are_mapped_less_and_batches_do_not_matter(splitfacts, unli
 
 
 def test_more_input_fits_no_worse_and_best_contains_every_single_map(splitfacts, unlike):
-    pairs = read_pairs(passages(splitfacts), (unlike[0].tokenizer, unlike[1].tokenizer), 3000)
+    pairs = align_texts(passages(splitfacts), (unlike[0].tokenizer, unlike[1].tokenizer), 3000)
     single, _ = fit(*unlike, pairs, "terminal", 1, 16, print)
     best, _ = fit(*unlike, pairs, "best", 1, 16, print)
     assert len(best) == 12 and best["chosen"].sum() == 4
@@ -522,7 +521,7 @@ def test_real_models_direct_equals_the_receiver_and_maps_carry_something():
     assert rows.groupby("condition").size().to_dict() == {"direct": 4, "kept": 4, "oracle": 4}
     direct, whole = (rows[rows["condition"] == c]["gold_ll"].to_numpy() for c in ("direct", "oracle"))
     assert np.isfinite(whole).all() and (np.abs(whole - direct) > 1e-3).all()
-    pairs = read_pairs(passages(task), (receiver.tokenizer, sharer.tokenizer), 900)
+    pairs = align_texts(passages(task), (receiver.tokenizer, sharer.tokenizer), 900)
     table, _ = fit(receiver, sharer, pairs, "proportional", 1, 8, print)
     assert len(table) == 30 and table["r2_k"].mean() > 0.4 and table["r2_v"].mean() > 0.3
     assert (table["cosine_v"] > table["mean_cosine_v"]).all()

@@ -19,7 +19,6 @@ from lcfbench.evaluation.batching import batches
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create, method_class
-from lcfbench.models.answering import rank
 from lcfbench.models.answering import answer_loss, rank
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock
