@@ -156,5 +156,7 @@ def pull_and_show(name: str, place: Path | None, subfolder: str, force: bool, of
     )
     c = read_config(folder)
     task = next(iter(c.tasks), "TASK")
-    use = f"lcfbench run --mode {method_of(c)} --pair {c.receiver}:{c.sharer} --task {task} --adapter {folder}"
+    use = (
+        f"lcfbench run --mode {method_of(c)} --pair {c.receiver}:{c.sharer} --task {task} --adapter {folder}"
+    )
     out.print(f"saved {folder}: {c.kind} for {c.receiver}:{c.sharer}; use it with: {use}", soft_wrap=True)

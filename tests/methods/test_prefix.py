@@ -336,7 +336,10 @@ def test_mistakes_are_named():
         build(pair_config("prefix", *names, layers=2))
     with pytest.raises(UserError, match="equally many in every layer"):
         adapter(ends).select([0, 1, 3])
-    with pytest.raises(UserError, match="place=behind of this prefix adapter makes no sense: input should be 'after' or 'before'"):
+    with pytest.raises(
+        UserError,
+        match="place=behind of this prefix adapter makes no sense: input should be 'after' or 'before'",
+    ):
         build(pair_config("prefix", *names, options={"place": "behind"}))
     with pytest.raises(UserError, match="slots=0 of this prefix adapter makes no sense"):
         build(pair_config("prefix", *names, options={"slots": 0}))
