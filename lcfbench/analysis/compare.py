@@ -3,7 +3,8 @@
     from lcfbench.analysis.compare import compare
     compare(read_run_groups([Path("a")]), read_run_groups([Path("b")])).lines[0].difference
 
-Differences are B − A, document by document; ratios are B / A. Scores are fractions here; tables show points.
+Differences are B − A, document by document; ratios are B / A. Scores are fractions here; tables
+show points.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ FEW = 30  # documents below which an interval is told with a warning
 class Line(NamedTuple):
     """One comparison, `what` being its name.
 
-    n: documents both have. low, high: 95 % interval of the difference. p_holm: corrected over all lines. a, b: names of the methods.
-    latency_ratio: median over the `latency_n` documents timed alone in both. only_a, only_b: hashes of documents that one side lacks.
-    What is not known is NaN.
+    n: documents both have. low, high: 95 % interval of the difference. p_holm: corrected over all
+    lines. a, b: names of the methods. latency_ratio: median over the `latency_n` documents timed
+    alone in both. only_a, only_b: hashes of documents that one side lacks. What is not known is
+    NaN.
     """
 
     what: str
@@ -81,7 +83,10 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """lines: one a pair of groups, then one for all tasks of a method together. unmatched: what only one side has, in words."""
+    """lines: one a pair of groups, then one for all tasks of a method together.
+
+    unmatched: what only one side has, in words.
+    """
 
     lines: list[Line]
     unmatched_a: list[str]
@@ -89,10 +94,12 @@ class Comparison:
 
 
 def compare(a: RunGroups, b: RunGroups, allow: Sequence[str] = ()) -> Comparison:
-    """Everything that A and B both asked, compared. A pair that is not comparable is a line that says why, without numbers.
+    """Everything that A and B both asked, compared.
 
-    allow: fields of `REFUSED` that may differ. Raises UserError: the two hold nothing alike; nothing they hold is comparable;
-    they have no document in common.
+    A pair that is not comparable is a line that says why, without numbers.
+
+    allow: fields of `REFUSED` that may differ. Raises UserError: the two hold nothing alike;
+    nothing they hold is comparable; they have no document in common.
     """
     known_fields(REFUSED, allow, "compare")
     pairs, left_a, left_b = match(a.groups, b.groups)
@@ -229,7 +236,7 @@ def _notes(a: RunGroup, b: RunGroup, n: int) -> list[str]:
 
 
 def _overall(pairs: Sequence[Pairing], shared: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Line]:
-    """All tasks of one method against another, document by document, where there are several: 0/1 scores together, others by metric."""
+    """Compares methods over all their tasks; 0/1 scores go together, others by metric."""
     import numpy as np
 
     groups: dict[tuple[str, ...], list[int]] = {}
@@ -248,7 +255,8 @@ def _overall(pairs: Sequence[Pairing], shared: Sequence[tuple[np.ndarray, np.nda
         first, second = (
             c.mode if c.control in ("matched", "") else f"{c.mode} ({c.control})" for c in (a, b)
         )
-        what = f"overall, {len(x):,} documents of {len(members)} tasks: {' → '.join(dict.fromkeys((first, second)))}"
+        methods = " → ".join(dict.fromkeys((first, second)))
+        what = f"overall, {len(x):,} documents of {len(members)} tasks: {methods}"
         lines.append(_scored(Line(what, "", "", ", ".join(metrics), first, second, n=0, overall=True), x, y))
     return lines
 

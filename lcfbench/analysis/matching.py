@@ -4,7 +4,8 @@
     pairs, left_a, left_b = match(a.groups, b.groups)
     refuse(pairs, REFUSED, allow=[], verb="compare")
 
-Two results are comparable when they answer the same questions, scored by the same rule. All else may differ: it is what is compared.
+Two results are comparable when they answer the same questions, scored by the same rule. All else
+may differ: it is what is compared.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ def differing(a: RunGroup, b: RunGroup, names: Iterable[str]) -> dict[str, tuple
 def prompts_apart(a: RunGroup, b: RunGroup) -> tuple[int, int]:
     """Returns on how many shared documents the prompts differ, and how many were compared.
 
-    Only under the same method and control, and where both record prompts. A receiver's prompt with a
-    generated message in it is left out: it changes with the message.
+    Only under the same method and control, and where both record prompts. A receiver's prompt with
+    a generated message in it is left out: it changes with the message.
     """
     import numpy as np
 
@@ -89,12 +90,12 @@ def prompts_apart(a: RunGroup, b: RunGroup) -> tuple[int, int]:
 
 
 def unrecorded(a: RunGroup, b: RunGroup, names: Iterable[str]) -> list[str]:
-    """Fields that at least one of the two does not record (older files, parquet files without their manifest)."""
+    """Returns the fields that one of the two does not record, as older files do."""
     return [name for name in names if ABSENT in (value_of(a, name), value_of(b, name))]
 
 
 def machines(group: RunGroup) -> list[dict[str, Any]] | None:
-    """Where its times come from, each machine once, over all runs and sessions; None where one of them does not tell."""
+    """Returns the machines of all runs and sessions, each once; None where one is not recorded."""
     found: list[dict[str, Any]] = []
     for run in group.runs:
         sessions = [session.environment for session in run.manifest.sessions]
@@ -118,7 +119,10 @@ def other_machine(a: RunGroup, b: RunGroup) -> str:
 
 
 def name_of(group: RunGroup) -> str:
-    """`lcf (deranged)`: method and control, as a person calls it. An ordinary run needs no control named."""
+    """`lcf (deranged)`: method and control, as a person calls it.
+
+    An ordinary run needs no control named.
+    """
     return group.label if group.control in ("matched", "") else f"{group.label} ({group.control})"
 
 
@@ -130,7 +134,7 @@ def full_name(group: RunGroup) -> str:
 
 
 def short_names(groups: Sequence[RunGroup]) -> list[str]:
-    """A name for each, with no more than tells them apart: task and method, then scoring, pair and run where they must."""
+    """Returns short names that differ: task and method, then scoring, pair and run if needed."""
     parts: list[Callable[[RunGroup], str]] = [
         lambda c: f"{c.task} {name_of(c)}",
         lambda c: f"{c.task} {name_of(c)} ({c.scoring})",
@@ -163,8 +167,8 @@ def match(
 ) -> tuple[list[Pairing], list[RunGroup], list[RunGroup]]:
     """Pairs of groups that ask the same, ordered for reading, and what is left of either side.
 
-    First those that agree in everything, then in ever less, and last, method against method, the only ones of a task on both
-    sides. Where several groups could be meant none is taken.
+    First those that agree in everything, then in ever less, and last, method against method, the
+    only ones of a task on both sides. Where several groups could be meant none is taken.
     """
     stages: list[Callable[[RunGroup], Any]] = [
         lambda c: (*same(c), {k: v for k, v in c.identity.items() if k not in CODE}),
@@ -230,7 +234,7 @@ def refuse(
     verb: str,
     sides: tuple[str, str] = SIDES,
 ) -> None:
-    """Raises UserError for the first pair that differs in a field of `names` that is not allowed to."""
+    """Raises UserError for the first pair that differs in a field of `names` outside `allow`."""
     known_fields(names, allow, verb)
     for a, b in pairs:
         if found := clashes(a, b, names, allow):

@@ -1,7 +1,7 @@
 """Labels: the mode, and where several groups share it, the settings that tell them apart.
 
 from lcfbench.analysis.naming import labels
-labels(groups)                                               # ["receiver", "lcf width=64", "lcf width=128"]
+labels(groups)   # ["receiver", "lcf width=64", "lcf width=128"]
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""ORF, the routing oracle: right when either model alone is right. Computed from stored rows of `receiver` and `sharer`; nothing is run.
+"""ORF, the routing oracle: right when either model alone is right.
 
-A method that beats the receiver by less than ORF may have learned no more than when to leave the answer to the other model (methods.md, 7).
-For scores between 0 and 1 (F1) it takes the larger of the two.
+Computed from stored rows of `receiver` and `sharer`; nothing is run.
+
+A method that beats the receiver by less than ORF may have learned no more than when to leave the
+answer to the other model (methods.md, 7). For scores between 0 and 1 (F1) it takes the larger of
+the two.
 
     from lcfbench.analysis.orf import derived_lines
     derived_lines(cells_and_lines, asked)
@@ -17,15 +20,19 @@ from lcfbench.analysis.run_groups import RunGroup, joined
 from lcfbench.analysis.stats import mean_interval, paired
 
 MODE, DERIVED = "orf", "derived"  # what stands in the columns mode and control
-EITHER = "right when either model alone is right (the larger of two scores); from the rows of receiver and sharer, not run"
+EITHER = (
+    "right when either model alone is right (the larger of two scores); "
+    "from the rows of receiver and sharer, not run"
+)
 
 
 def derived_lines(
     found: Sequence[tuple[RunGroup, dict[str, Any]]], asked: Callable[[RunGroup], Any]
 ) -> list[dict[str, Any]]:
-    """A summary line for every receiver and sharer that belong together; of several such pairs the one that shares most documents.
+    """Returns a summary line for every receiver and sharer that belong together.
 
-    found: groups with their summary lines. asked: what must agree between the two beside pair, task and scoring.
+    found: groups with their summary lines. asked: what must agree between the two beside pair, task
+    and scoring.
     """
     import numpy as np
 

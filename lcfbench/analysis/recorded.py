@@ -46,8 +46,10 @@ COLUMNS = (*NAMES, "doc_hash", "score", "error", *TIMED, *TYPICAL)
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run, as read. codes: (n,) uint64, one a row, equal where the document is; scores: (n,), failed ones 0; failed: (n,) bool; hashes: (n,)
-    strings. sends: whether its method sends anything.
+    """One run, as read.
+
+    codes: (n,) uint64, one a row, equal where the document is; scores: (n,), failed ones 0; failed:
+    (n,) bool; hashes: (n,) strings. sends: whether its method sends anything.
     """
 
     run_id: str
@@ -128,7 +130,7 @@ def read_run(run_id: str, table: pa.Table, manifest: Manifest, subject: str = ""
 
 
 def _prompts(table: pa.Table, role: str, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns codes of documents and of a model's prompts, without prompts that hold a generated message."""
+    """Returns codes of documents and of a model's prompts, without those that hold a message."""
     import numpy as np
     import pandas as pd
 

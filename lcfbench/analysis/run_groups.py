@@ -1,11 +1,11 @@
-"""What tables, tests and pictures are made of: scores by document, one `RunGroup` for the runs that differ in their seed only.
+"""Scores by document: one `RunGroup` for the runs that differ in their seed only.
 
     from lcfbench.analysis.run_groups import joined, read_run_groups
     groups = read_run_groups([Path("results")])
     ours, theirs, _ = joined(groups.groups[0], groups.groups[1])
 
-Rows are read once, run by run, and only the columns needed; what stays in memory is a code and a score a document. A document that failed
-counts as wrong and stays in the denominator.
+Rows are read once, run by run, and only the columns needed; what stays in memory is a code and a
+score a document. A document that failed counts as wrong and stays in the denominator.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ STATES = ("running", "interrupted", "unknown", "complete")  # worst first
 class RunGroup:
     """Runs that differ in their seed only.
 
-    label: the mode and whatever tells it from the others that are shown. identity: of its first run, without what only the seed changes where
-    there are several. codes: (n,) uint64, sorted, a document each; scores: (n,), the mean over the seeds that have the document.
-    seed_scores: a mean a seed. timed: column → (codes, milliseconds) of the documents timed alone.
+    label: the mode and whatever tells it from the others that are shown. identity: of its first
+    run, without what only the seed changes where there are several. codes: (n,) uint64, sorted, a
+    document each; scores: (n,), the mean over the seeds that have the document. seed_scores: a mean
+    a seed. timed: column → (codes, milliseconds) of the documents timed alone.
     """
 
     runs: list[Recorded]
@@ -142,7 +143,10 @@ class RunGroup:
         return codes, prompts[first]
 
     def median(self, column: str) -> float:
-        """Median over documents of a column of `TYPICAL`; over several seeds their mean. NaN where it was not measured."""
+        """Median over documents of a column of `TYPICAL`; over several seeds their mean.
+
+        NaN where it was not measured.
+        """
         known = [run.typical[column] for run in self.runs if not math.isnan(run.typical[column])]
         return sum(known) / len(known) if known else math.nan
 
@@ -164,8 +168,9 @@ class RunGroups:
 def read_run_groups(paths: Sequence[Path], by_subject: bool = False, prompts: bool = False) -> RunGroups:
     """Every run under `paths`, grouped by all that matters but the seed, in the order found.
 
-    by_subject: a subject of a task (mmlu_redux) is a task of its own, `mmlu_redux/astronomy`. prompts: also read
-    what tells prompts apart, which costs as much again. Raises UserError where nothing can be read.
+    by_subject: a subject of a task (mmlu_redux) is a task of its own, `mmlu_redux/astronomy`.
+    prompts: also read what tells prompts apart, which costs as much again. Raises UserError where
+    nothing can be read.
     """
     reading = Reading(paths, (*COLUMNS, *PROMPTS) if prompts else COLUMNS)
     runs: list[Recorded] = []
@@ -176,7 +181,10 @@ def read_run_groups(paths: Sequence[Path], by_subject: bool = False, prompts: bo
 
 
 def grouped(runs: Iterable[Recorded]) -> list[RunGroup]:
-    """RunGroups of these runs. Two runs of one seed never share a group, whatever else they have in common."""
+    """RunGroups of these runs.
+
+    Two runs of one seed never share a group, whatever else they have in common.
+    """
     together: dict[str, list[Recorded]] = {}
     for run in runs:
         identity = run.manifest.identity
@@ -212,7 +220,7 @@ def joined(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def held_against(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray, int]:
-    """Scores of both on shared documents, those that failed in `b` left out: nothing must look good because what it is held against broke.
+    """Returns scores of both on shared documents, without those that failed in `b`.
 
     Returns their number too. What failed in `a` counts as wrong.
     """

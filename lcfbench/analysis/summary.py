@@ -1,9 +1,10 @@
 """One line a method: how good, how sure, how fast, how big, and did anything get across.
 
     from lcfbench.analysis.summary import summarise
-    summarise(read_run_groups([Path("results")]).groups)[["task", "label", "control", "score", "verdict"]]
+    summarise(read_run_groups([Path("results")]).groups)[["task", "label", "score", "verdict"]]
 
-Scores are fractions here; tables and plots show percent. A document that failed counts as wrong and stays in the denominator.
+Scores are fractions here; tables and plots show percent. A document that failed counts as wrong and
+stays in the denominator.
 """
 
 from __future__ import annotations
@@ -26,42 +27,29 @@ if TYPE_CHECKING:
 ALONE = "receiver"  # gain is measured against this method
 SHOWN = ("matched", "deranged")  # controls from which something follows: those that are drawn
 GROUP = ["pair", "task", "scoring"]  # one table, one row of panels
-FIGURES = (
-    "n", "errors", "sends", "metric", "score", "low", "high", "seeds", "seed_sd", "chance", "ttft_ms", "ttft_n", "ttea_ms", "ttea_n", "docs_per_s",
-    "adapter_params", "adapter_mb", "message_bytes", "gain", "gain_low", "gain_high", "gain_n", "content", "content_low", "content_high",
-    "content_n", "matched_score", "deranged_score", "p", "p_holm", "p_equivalence", "detectable", "family", "verdict", "verdict_text",
-)  # fmt: skip
-COLUMNS = (
-    "pair",
-    "receiver",
-    "task",
-    "scoring",
-    "mode",
-    "label",
-    "control",
-    "seed",
-    "run_id",
-    "state",
-    *FIGURES,
+COLUMNS = tuple(
+    """pair receiver task scoring mode label control seed run_id state n errors sends metric score low high
+    seeds seed_sd chance ttft_ms ttft_n ttea_ms ttea_n docs_per_s adapter_params adapter_mb message_bytes
+    gain gain_low gain_high gain_n content content_low content_high content_n matched_score deranged_score
+    p p_holm p_equivalence detectable family verdict verdict_text""".split()
 )
-ASKED = (
-    "dtype",
-    "attention",
-    "device",
-    "task_options",
-    "task_sha256",
-)  # what must agree for two methods to be held against each other
+# what must agree for two methods to be compared
+ASKED = ("dtype", "attention", "device", "task_options", "task_sha256")
 
 
 def summarise(groups: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
-    """A line per group, ordered for reading: by pair, task and scoring, the receiver alone first, methods without adapter next. Where the
-    receiver and the sharer were both run alone there is a line more, `orf`, whose control is "derived" (see orf.py).
+    """Returns a line for each group, by pair, task and scoring, the receiver alone first.
 
-    Columns: `label` is the mode plus whatever tells apart two of it. `score` with its 95 % interval over documents `low`, `high`; `seeds`,
-    `seed_sd`: number of seeds and the standard deviation of their scores (NaN for one). `ttft_ms`, `ttea_ms`: medians of batch 1 over
-    `ttft_n`, `ttea_n` documents; `docs_per_s` is batched, another number. `adapter_mb` in 10⁶ bytes, NaN without an adapter.
-    `message_bytes`: median. `gain` (over the receiver alone) and `content` (over the deranged run): paired over the documents both have.
-    `verdict`, `verdict_text`: see verdict.py, "" where nothing is sent; `p_holm` is corrected over the `family` of all verdicts in this
+    Where the receiver and the sharer were both run alone there is a line more, `orf`, whose control
+    is "derived" (see orf.py).
+
+    Columns: `label` is the mode plus whatever tells apart two of it. `score` with its 95 % interval
+    over documents `low`, `high`; `seeds`, `seed_sd`: number of seeds and the standard deviation of
+    their scores (NaN for one). `ttft_ms`, `ttea_ms`: medians of batch 1 over `ttft_n`, `ttea_n`
+    documents; `docs_per_s` is batched, another number. `adapter_mb` in 10⁶ bytes, NaN without an
+    adapter. `message_bytes`: median. `gain` (over the receiver alone) and `content` (over the
+    deranged run): paired over the documents both have. `verdict`, `verdict_text`: see verdict.py,
+    "" where nothing is sent; `p_holm` is corrected over the `family` of all verdicts in this
     summary. delta: contents smaller than this count as none.
     """
     import pandas as pd
@@ -141,7 +129,7 @@ def _gain(group: RunGroup, groups: Sequence[RunGroup]) -> Paired | None:
 
 
 def _receiver_key(group: RunGroup) -> Any:
-    """What must agree for a receiver alone to be this group's baseline: its weights, how it computes, what it is asked."""
+    """Returns what a receiver alone must share to be this group's baseline."""
     return [
         group.receiver,
         group.task,
@@ -195,7 +183,7 @@ def _judge(
 
 
 def twin_of(group: RunGroup, groups: Sequence[RunGroup], control: str) -> RunGroup | None:
-    """The same under another control: all that changes the answer agrees, but the control and which documents."""
+    """Returns the same method under another control, equal in all else that changes answers."""
     key = _twin_key(group)
     return widest(group, [c for c in groups if c.control == control and _twin_key(c) == key])
 
@@ -227,7 +215,10 @@ def _ordered(lines: pd.DataFrame) -> pd.DataFrame:
 
 
 def judged(summary: pd.DataFrame) -> pd.DataFrame:
-    """Returns the lines that have a verdict, by task, best first. Raises UserError where there are none."""
+    """Returns the lines that have a verdict, by task, best first.
+
+    Raises UserError where there are none.
+    """
     lines = summary[~summary["verdict"].fillna("").isin(["", DERIVED])]
     if not len(lines):
         step = "Run a method that does, with --control matched,deranged."

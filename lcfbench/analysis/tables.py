@@ -41,13 +41,15 @@ CHECK_STYLES = {
     "incomplete": "bold yellow",
 }
 SUMMARY_LEGEND = (
-    "deranged: the receiver gets the message of another document, so a score that stays is not communication. "
-    f"95 %: interval over documents. first token: median, one document at a time. {NONE}: none or not measured."
+    "deranged: the receiver gets the message of another document, so a score that stays is no "
+    "communication. 95 %: interval over documents. first token: median, one document at a time. "
+    f"{NONE}: none or not measured."
 )
 VERDICT_LEGEND = (
-    "gain G: matched minus the receiver alone. content P: matched minus deranged (another document's message). "
-    "Both in points with 95 % intervals; p: of P, corrected for all verdicts shown (Holm). communicates: P is "
-    "surely above 0; misleads: below 0; adapts only, does not communicate: P is surely within ±{delta:g} points."
+    "gain G: matched minus the receiver alone. content P: matched minus deranged (another document's "
+    "message). Both in points with 95 % intervals; p: of P, corrected for all verdicts shown (Holm). "
+    "communicates: P is surely above 0; misleads: below 0; adapts only, does not communicate: P is surely "
+    "within ±{delta:g} points."
 )
 COMPARISON_LEGEND = (
     "A, B: mean scores in %. B − A: points, over the documents that both have. p: of no difference; "
@@ -109,8 +111,9 @@ def notes(lines: pd.DataFrame) -> list[str]:
     found, records = [], lines.to_dict("records")
     for line in records:
         if line["seeds"] > 1:
-            spread = f"standard deviation of the score over {line['seeds']} seeds {100 * line['seed_sd']:.1f} points"
-            found.append(f"{line['label']} ({line['control']}): {spread}; 95 % is over documents")
+            spread = f"standard deviation of the score over {line['seeds']} seeds"
+            name, points = f"{line['label']} ({line['control']})", f"{100 * line['seed_sd']:.1f} points"
+            found.append(f"{name}: {spread} {points}; 95 % is over documents")
     for line in records:
         name = f"{line['label']} ({line['control']})"
         if line["errors"]:
@@ -189,7 +192,7 @@ def comparison_remarks(line: Line) -> list[str]:
 
 
 def comparison_records(found: Comparison) -> list[dict[str, Any]]:
-    """Returns the lines for CSV: documents of one side as counts, sentences joined by semicolons."""
+    """Returns lines for CSV: documents of one side as counts, sentences joined."""
     return [
         {
             name: len(x) if name.startswith("only_") else "; ".join(x) if isinstance(x, (list, tuple)) else x
@@ -219,7 +222,7 @@ def check_table(checked: Checked, marks: Mapping[Any, str] | None = None) -> Tab
 
 
 def check_cells(item: Item) -> list[str]:
-    """Returns baseline, new, change, interval and n as text: points, or milliseconds and per cent."""
+    """Returns baseline, new, change, interval and n: points, or milliseconds and per cent."""
     timed = item.aspect == "first token"
     unit, ms, runs = (" %", " ms", f" run{'' if item.n == 1 else 's'}") if timed else ("", "", "")
     return [

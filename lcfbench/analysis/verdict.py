@@ -1,11 +1,12 @@
-"""Does anything cross? Gain and content of each run put into one of six words and a sentence, corrected over all that is shown.
+"""Verdicts: gain and content of each run as a label and a sentence, corrected over all runs.
 
     from lcfbench.analysis.verdict import verdict
     verdict([1, 1, 0, 1] * 50, [1, 0, 0, 0] * 50).text
 
-content P: matched − deranged (the same documents with another document's message). gain G: matched − the receiver alone. A gain without
-content is adaptation of the receiver, not communication. Content below 0 is a message that misleads: the answers do depend on it. That
-nothing is communicated is said only where content is shown to be equivalent to none.
+content P: matched − deranged (the same documents with another document's message). gain G: matched
+− the receiver alone. A gain without content is adaptation of the receiver, not communication.
+Content below 0 is a message that misleads: the answers do depend on it. That nothing is
+communicated is said only where content is shown to be equivalent to none.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ LABELS: tuple[Label, ...] = (
 
 
 class Evidence(NamedTuple):
-    """What a verdict rests on: scores of the same documents, in the same order, and the pair matched − receiver alone.
+    """The data of a verdict: scores of the same documents, and the pair matched − receiver alone.
 
-    deranged: None where no run with another document's message exists. gain: None where the receiver was not run alone. left_out: how
-    many documents failed in the deranged run and are therefore in neither vector.
+    deranged: None where no run with another document's message exists. gain: None where the
+    receiver was not run alone. left_out: how many documents failed in the deranged run and are
+    therefore in neither vector.
     """
 
     matched: np.ndarray
@@ -49,10 +51,11 @@ class Evidence(NamedTuple):
 class Verdict(NamedTuple):
     """One run's verdict.
 
-    text: a sentence for people. content, gain: the two differences. p: two-sided, of no content; p_equivalence: of a content of delta or
-    more, either way; gain.p: of no gain; each `…_holm`: adjusted over all tests of its kind. matched, deranged: mean scores. detectable:
-    the smallest content that is shown with power 0.8 at the strictest step of the correction; NaN where none is. family: how many runs
-    were tested together.
+    text: a sentence for people. content, gain: the two differences. p: two-sided, of no content;
+    p_equivalence: of a content of delta or more, either way; gain.p: of no gain; each `…_holm`:
+    adjusted over all tests of its kind. matched, deranged: mean scores. detectable: the smallest
+    content that is shown with power 0.8 at the strictest step of the correction; NaN where none is.
+    family: how many runs were tested together.
     """
 
     label: Label
@@ -86,11 +89,14 @@ def verdict(matched: Scores, deranged: Scores, delta: float = DELTA) -> Verdict:
 
 
 def judge(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.05) -> list[Verdict]:
-    """A verdict for each run, in order. Three families of tests, each Holm-corrected by itself: content, equivalence and gain.
+    """A verdict for each run, in order.
 
-    "communicates": content is shown (adjusted p below alpha) and its interval lies above 0; "misleads": below 0. "adapts only": content is
-    shown to be equivalent to none within `delta` (two one-sided tests), and a gain is shown. "does not communicate": the same without
-    gain. Else "undecided"; without a deranged run "untested".
+    Three families of tests, each Holm-corrected by itself: content, equivalence and gain.
+
+    "communicates": content is shown (adjusted p below alpha) and its interval lies above 0;
+    "misleads": below 0. "adapts only": content is shown to be equivalent to none within `delta`
+    (two one-sided tests), and a gain is shown. "does not communicate": the same without gain. Else
+    "undecided"; without a deranged run "untested".
     """
     contents = [
         paired(e.matched, e.deranged) if e.deranged is not None and len(e.deranged) else None for e in family
@@ -134,7 +140,8 @@ def _judge(
     label: Label = _label(content, gain, adjusted, alpha) if pair else "untested"
     if pair:
         said = _said(label, pair.n, delta, adjusted.equivalence < alpha)
-        text = f"{said}: matched {100 * own:.1f}, deranged {100 * other:.1f} ({_facts(label, content, single, adjusted, tests, alpha)})"
+        facts = _facts(label, content, single, adjusted, tests, alpha)
+        text = f"{said}: matched {100 * own:.1f}, deranged {100 * other:.1f} ({facts})"
     else:
         text = "untested: no document was run with another document's message; add --control deranged"
     if evidence.left_out:
@@ -182,7 +189,8 @@ def _facts(
         chance = "equivalence " + _chance(single.equivalence, adjusted.equivalence, tests)
     else:
         chance = _chance(single.content, adjusted.content, tests)
-    return f"content {100 * content.value:+.1f}, {100 * (1 - alpha):g} % {_range(content)}, n={content.n:,}, {chance}"
+    interval = f"{100 * (1 - alpha):g} % {_range(content)}"
+    return f"content {100 * content.value:+.1f}, {interval}, n={content.n:,}, {chance}"
 
 
 def _without_holm(
@@ -201,12 +209,14 @@ def _without_holm(
 
 def _gain_text(gain: Difference, shown: bool) -> str:
     if shown and gain.high < 0:
-        return f"worse than the receiver alone by {-100 * gain.value:.1f}, {-100 * gain.high:.1f} to {-100 * gain.low:.1f}"
+        ends = f"{-100 * gain.high:.1f} to {-100 * gain.low:.1f}"
+        return f"worse than the receiver alone by {-100 * gain.value:.1f}, {ends}"
     return f"gain over the receiver alone {100 * gain.value:+.1f}, {_range(gain)}"
 
 
 def _left_out(count: int) -> str:
-    return f"{count:,} document{'s' if count > 1 else ''} failed in the other run and {'are' if count > 1 else 'is'} left out"
+    what, verb = ("documents", "are") if count > 1 else ("document", "is")
+    return f"{count:,} {what} failed in the other run and {verb} left out"
 
 
 def _points(share: float) -> str:

@@ -36,7 +36,10 @@ class _Open(BaseModel):
 
 
 class Environment(_Open):
-    """The program and the machine. Further keys: python, platform, cpu, cpus, device, threads, gpu, dtype."""
+    """The program and the machine.
+
+    Further keys: python, platform, cpu, cpus, device, threads, gpu, dtype.
+    """
 
     libraries: dict[str, str] | None = Field(default=None, description="Version of each library.")
     git: dict[str, Any] | None = Field(
@@ -82,7 +85,10 @@ def _has_digest(value: dict[str, Any]) -> dict[str, Any]:
 
 
 class Manifest(_Open):
-    """Everything that is known about a run beside its rows. `Field.description` documents each key."""
+    """Everything that is known about a run beside its rows.
+
+    `Field.description` documents each key.
+    """
 
     run_id: str | None = Field(
         default=None, description="Name of the run and of its folder: mode-task-control-digest."
@@ -165,7 +171,10 @@ class Manifest(_Open):
         return cls.model_validate(kept), [f"{place}: manifest field {x} (left out)" for x in bad.values()]
 
     def update(self, **facts: Any) -> Self:
-        """Returns the manifest with these facts too. Raises ValidationError for a value of another shape."""
+        """Returns the manifest with these facts too.
+
+        Raises ValidationError for a value of another shape.
+        """
         return type(self).model_validate({**self.model_dump(exclude_unset=True), **facts})
 
     def write(self, folder: Path) -> None:
@@ -174,7 +183,10 @@ class Manifest(_Open):
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns the run's manifest as it stands, {} where there is none. Raises UserError: no JSON object."""
+    """Returns the run's manifest as it stands, {} where there is none.
+
+    Raises UserError: no JSON object.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return {}

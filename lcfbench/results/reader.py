@@ -41,8 +41,8 @@ class Part(NamedTuple):
 class Reading:
     """Iterates over every run under `paths`: results folders, run folders or parquet files.
 
-    columns: all by default. A file that cannot be read is named in `warnings` and skipped; a run that
-    is found twice is read once. Raises UserError where nothing can be read.
+    columns: all by default. A file that cannot be read is named in `warnings` and skipped; a run
+    that is found twice is read once. Raises UserError where nothing can be read.
     """
 
     def __init__(self, paths: Sequence[Path], columns: Sequence[str] | None = None) -> None:
@@ -83,7 +83,7 @@ class Reading:
 
 
 def read_table(place: Path, columns: Sequence[str], warnings: list[str]) -> pa.Table:
-    """Returns the rows of a run folder or parquet file in these columns, with `run_id` and `doc_hash`.
+    """Returns the rows of a run folder or parquet file, with `run_id` and `doc_hash`.
 
     The journal of an unfinished run is newer than its parquet file. Raises OSError, ValueError or
     pyarrow's errors.
@@ -134,7 +134,10 @@ def _journal(path: Path, names: Sequence[str]) -> Iterator[list[dict[str, Any]]]
 
 
 def _conform(table: pa.Table, field: pa.Field) -> Any:
-    """Returns a column in today's type, nulls where the file has none. Columns of few values stay encoded."""
+    """Returns a column in today's type, nulls where the file has none.
+
+    Columns of few values stay encoded.
+    """
     import pyarrow as pa
 
     if field.name not in table.column_names:
@@ -145,7 +148,7 @@ def _conform(table: pa.Table, field: pa.Field) -> Any:
 
 
 def _without_impossible(table: pa.Table, place: Path) -> tuple[pa.Table, list[str]]:
-    """Returns the table without impossible times (negative, infinite), and a sentence for each such column.
+    """Returns the table without negative and infinite times, and a sentence for each.
 
     Raises ValueError for scores outside 0 to 1: nothing can be concluded from such a file.
     """
@@ -189,7 +192,7 @@ def is_run(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Runs:
-    """All rows in one frame, each run's manifest, and a sentence for everything that could not be used."""
+    """All rows in one frame, each run's manifest, and warnings on files that are left out."""
 
     rows: pd.DataFrame
     manifests: dict[str, Manifest]
@@ -210,8 +213,8 @@ def read_runs(paths: Sequence[Path], columns: Sequence[str] | None = None) -> Ru
 def load_samples(paths: Paths, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Returns a row for each document of every run under `paths`.
 
-    columns: all by default; `schema.DESCRIPTIONS` describes them. A file that cannot be read gives a UserWarning. Raises UserError where nothing
-    can be read.
+    columns: all by default; `schema.DESCRIPTIONS` describes them. A file that cannot be read gives
+    a UserWarning. Raises UserError where nothing can be read.
     """
     found = read_runs(as_paths(paths), columns)
     warn_all(found.warnings)

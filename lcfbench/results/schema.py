@@ -84,7 +84,10 @@ KEYS = ("run_id", "schema_version", "doc_hash", "doc_index")  # never null
 
 
 def schema() -> pa.Schema:
-    """Returns the pyarrow schema of `SCHEMA_VERSION`. A function, so that `--help` imports no pyarrow."""
+    """Returns the pyarrow schema of `SCHEMA_VERSION`.
+
+    A function, so that `--help` imports no pyarrow.
+    """
     import pyarrow as pa
 
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
@@ -126,7 +129,10 @@ def unreadable(path: Path, error: Exception) -> UserError:
 
 
 def journal_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the journal's rows. A line that is not JSON (a power cut) or not whole (a kill) is no row."""
+    """Yields the journal's rows.
+
+    A line that is not JSON (a power cut) or not whole (a kill) is no row.
+    """
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -155,7 +161,10 @@ def journal_end(path: Path) -> int:
 
 
 def fit(name: str, value: Any) -> Any:
-    """Returns `value` as its column holds it. Raises TypeError, so that a wrong type shows at once."""
+    """Returns `value` as its column holds it.
+
+    Raises TypeError, so that a wrong type shows at once.
+    """
     kind = COLUMNS.get(name)
     if kind is None:
         raise TypeError(f"no column {name!r} in the schema")

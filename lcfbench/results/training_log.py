@@ -1,6 +1,6 @@
-"""A training's log: a JSON line for each value while it lasts, a parquet file after each evaluation.
+"""A training's log: JSON lines while it lasts, a parquet file after each evaluation.
 
->>> pandas.read_parquet("adapters/new/training.parquet").query("metric == 'loss'")        # doctest: +SKIP
+>>> pandas.read_parquet("adapters/new/training.parquet").query("metric == 'loss'")  # doctest: +SKIP
 """
 
 from __future__ import annotations

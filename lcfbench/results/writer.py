@@ -7,7 +7,8 @@
     writer.finish()
 
 `<out>/<run_id>/manifest.json` is there before the first row. Rows go to a journal, `samples.jsonl`,
-which is also the run's lock. `finish` and `interrupt` turn it into `samples.parquet`, then remove it.
+which is also the run's lock. `finish` and `interrupt` turn it into `samples.parquet`, then remove
+it.
 """
 
 from __future__ import annotations
@@ -68,11 +69,11 @@ class RunWriter:
     def open(
         cls, out: Path, identity: Mapping[str, Any], facts: Mapping[str, Any], fresh: bool = False
     ) -> RunWriter:
-        """Starts the run, or continues it: documents without an answer, and those that failed, are left.
+        """Starts the run, or continues it with the documents that failed or have no answer.
 
-        facts: further keys of the manifest. fresh: forget what is recorded.
-        Raises UserError: another process writes this run; the folder cannot be written; a recorded
-        file cannot be read.
+        facts: further keys of the manifest. fresh: forget what is recorded. Raises UserError:
+        another process writes this run; the folder cannot be written; a recorded file cannot be
+        read.
         """
         run_id = run_id_of(identity)
         folder = Path(out) / run_id
@@ -107,18 +108,23 @@ class RunWriter:
         return self.folder.name
 
     def record(self, **facts: Any) -> None:
-        """Adds facts to the manifest, on disk at once. Raises UserError where it cannot be written."""
+        """Adds facts to the manifest, on disk at once.
+
+        Raises UserError where it cannot be written.
+        """
         assert self._journal is not None, "this run is closed"
         self.manifest = self.manifest.update(**facts)
         with writing(self.folder):
             self.manifest.write(self.folder)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Records one document; it survives `kill -9`. A later row of a document replaces an earlier one.
+        """Records one document; it survives `kill -9`.
 
-        Columns that the identity names (pair, task, seed, …) need not be repeated. Dicts and lists are
-        stored as JSON. Raises UserError when the disk is full (recorded rows stay), TypeError for a
-        value that its column cannot hold.
+        A later row of a document replaces an earlier one.
+
+        Columns that the identity names (pair, task, seed, …) need not be repeated. Dicts and lists
+        are stored as JSON. Raises UserError when the disk is full (recorded rows stay), TypeError
+        for a value that its column cannot hold.
         """
         assert self._journal is not None, "this run is closed"
         fixed = {"run_id": self.run_id, "schema_version": SCHEMA_VERSION, "written_at": now()}
@@ -183,7 +189,10 @@ def _recorded(folder: Path) -> Manifest:
 
 
 def lock(path: Path) -> int:
-    """Opens and locks a run's journal; the lock ends with the process. Raises UserError where it is taken."""
+    """Opens and locks a run's journal; the lock ends with the process.
+
+    Raises UserError where it is taken.
+    """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:

@@ -1,4 +1,4 @@
-"""Recorded runs for the tests of compare and check: scores of one's choice in real files, written as a run writes them."""
+"""Recorded runs for the tests of compare and check: chosen scores in real files."""
 
 from __future__ import annotations
 
@@ -62,9 +62,13 @@ def record(
     row: dict[str, Any] | None = None,
     **more: Any,
 ) -> Path:
-    """One run's folder. ms: first-token times of the first documents. errors: numbers of documents that failed. more: identity fields.
+    """One run's folder.
 
-    order: in which documents are written and numbered. prefix: of the documents' hashes. state: as the run was left.
+    ms: first-token times of the first documents. errors: numbers of documents that failed. more:
+    identity fields.
+
+    order: in which documents are written and numbered. prefix: of the documents' hashes. state: as
+    the run was left.
     """
     writer = RunWriter.open(out, identity(**more), {"environment": machine or MACHINE}, fresh=True)
     failed = set(errors)
@@ -112,7 +116,7 @@ def rewrite(folder: Path, keep: Sequence[int]) -> None:
 
 
 def forget(folder: Path, *names: str) -> None:
-    """The run's manifest without these fields of its identity, as an older version or a hand may have left it."""
+    """Removes these fields from a run's identity, as an older version may have left it."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["identity"] = {k: v for k, v in manifest["identity"].items() if k not in names}

@@ -1,4 +1,4 @@
-"""Recorded runs for the report's tests: two tasks, four methods, everything a page can show, and text that wants to be markup."""
+"""Recorded runs for the report's tests, with text that wants to be markup."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ N = 60
 
 
 def record(out: Path, mode: str, control: str, right: range, task: str = "splitfacts", **more) -> str:
-    """One finished run. more: `options`, `manifest`, `timed` (documents timed alone), `row` (columns of every row)."""
+    """One finished run.
+
+    more: `options`, `manifest`, `timed` (documents timed alone), `row` (columns of every row).
+    """
     identity = {
         "pair": PAIR,
         "receiver": "smollm2-135m",

@@ -1,4 +1,4 @@
-"""Statistics against fixed vectors, denominators, tables that lose no digit, and pictures that are the same bytes twice."""
+"""Statistics on fixed vectors, tables that lose no digit, figures of equal bytes."""
 
 from __future__ import annotations
 
@@ -255,7 +255,8 @@ def test_published_numbers_only_when_asked_and_only_for_the_same_pair_and_task(s
 
 
 def test_no_torch() -> None:
-    code = "import sys, lcfbench.results.writer, lcfbench.analysis.tables, lcfbench.analysis.plots.frontier; print([m for m in sys.modules if m in "
+    code = "import sys, lcfbench.results.writer, lcfbench.analysis.tables, lcfbench.analysis.plots.frontier; "
+    code += "print([m for m in sys.modules if m in "
     code += "('torch', 'pandas', 'pyarrow', 'scipy', 'matplotlib', 'rich')])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]

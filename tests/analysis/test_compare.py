@@ -1,4 +1,4 @@
-"""`lcfbench compare`: what is matched up, what is refused, the numbers, and every form it can be had in."""
+"""`lcfbench compare`: matching, refusals, numbers and forms."""
 
 from __future__ import annotations
 
@@ -169,7 +169,8 @@ def test_a_pair_that_is_not_comparable_does_not_stop_the_others(tmp_path, said) 
     )
     assert first.p_holm == pytest.approx(min(1, 2 * first.p)) or first.p_holm == pytest.approx(3 * overall.p)
     code, text = said()
-    why = "t2 lcf: not comparable: data_sha256 (A bbbbbbbbbb, B 9999999999) differs; --allow data_sha256 compares all the same"
+    why = "t2 lcf: not comparable: data_sha256 (A bbbbbbbbbb, B 9999999999) differs; "
+    why += "--allow data_sha256 compares all the same"
     assert code == 0 and why in " ".join(text.split())
     assert json.loads(said("--json")[1])["lines"][1]["notes"][0].startswith("not comparable: data_sha256")
     assert (

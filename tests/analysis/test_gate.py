@@ -1,4 +1,4 @@
-"""The gate, as CI runs it: what must fail, what must pass, what it cannot know; and attempts to fool it."""
+"""The gate as CI runs it: failures, passes, undecided checks, and attempts to fool it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_noise_alone_never_fails(check, tmp_path, seed: int) -> None:
 
 @pytest.mark.parametrize(("limit", "fewest"), [("1pt", 299), ("2pt", 149)])
 def test_equal_answers_need_so_many_documents(check, tmp_path, limit: str, fewest: int) -> None:
-    """A loss of exactly the limit leaves all answers equal with probability (1 − limit)ⁿ: .99²⁹⁸ and .98¹⁴⁸ are above 5 %."""
+    """A loss of the limit leaves all answers equal with probability (1 − limit)ⁿ."""
     both(tmp_path, BASE[: fewest - 1], BASE[: fewest - 1])
     code, said = check("--max-drop", limit)
     assert (
@@ -104,7 +104,7 @@ def test_a_drop_at_the_limit_is_called_that(check, tmp_path) -> None:
 
 
 def timed(out: Path, factors: Sequence[float], machines: Sequence[dict] = ()) -> None:
-    """A run a side for each factor by which the new one is slower; times of its documents vary by 3 %."""
+    """Records a run a side for each slowdown; times of its documents vary by 3 %."""
     for seed, factor in enumerate(factors):
         noise = np.random.default_rng(seed).normal(1, 0.03, len(MS))
         record(out / "base", FEW, ms=MS, seed=seed)
@@ -123,8 +123,8 @@ def test_a_slowdown_fails_only_when_asked_for_and_only_on_the_same_machine(check
     code, said = check("--max-slowdown", "10%")
     assert code == FAILED and "31.0 % slower, surely more than 10 %" in said and "3 runs" in said
     assert (
-        "share what the machine does between two sittings: record the baseline in the same job, the two sides alternately"
-        in said
+        "share what the machine does between two sessions: record the baseline in the same job, "
+        "the two sides alternately" in said
     )
     assert check("--max-slowdown", "60%")[0] == OK
     code, said = check("--max-slowdown", "25%")

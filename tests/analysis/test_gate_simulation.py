@@ -1,4 +1,7 @@
-"""How often the gate is wrong, by simulation: seeded, on the decision functions themselves. benchmarks/gate_simulation.py does more of it."""
+"""How often the gate is wrong, by simulation: seeded, on the decision functions themselves.
+
+benchmarks/gate_simulation.py does more of it.
+"""
 
 from __future__ import annotations
 
@@ -97,5 +100,5 @@ def test_times() -> None:
 
 
 def test_another_session_is_taken_for_slower_code() -> None:
-    """Why the baseline for speed is recorded in the same job: what a session's runs share, no number of them shows."""
+    """A speed baseline belongs in the same job: runs of one session share its speed."""
     assert simulate_times(8, slowdown=0.10, session=0.05, repetitions=1000).failed > 0.15

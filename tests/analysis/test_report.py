@@ -1,4 +1,4 @@
-"""`lcfbench report`: what stands in every part of the page, what may never stand there, and the same in Markdown and CSV."""
+"""`lcfbench report`: every part of the page, what may never stand there, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def test_long_prompts_are_cut_and_unfinished_runs_read(tmp_path) -> None:
 
 
 def test_what_models_say_stays_text(html) -> None:
-    """A prompt with a script in it: nothing of it is markup, and the only script that may run is the page's own."""
+    """No prompt becomes markup, and only the page's own script may run."""
     seen = Visible(html)
     assert EVIL in seen.text and "49 |" not in seen.text
     assert seen.tags["script"] == 1 and "img" not in seen.tags and "onerror=alert(1)>{" not in html
@@ -286,7 +286,7 @@ def test_what_models_say_stays_text(html) -> None:
 
 
 def test_hostile_names_stay_text(tmp_path) -> None:
-    """Names of files, methods, tasks and adapters come from outside too; they go into drawings and attributes."""
+    """Names of files, methods, tasks and adapters come from outside too."""
     evil = '"><svg onload=alert(1)>'
     manifest = {"gates": report_runs.GATES, "adapter": evil}
     for control in ("matched", "deranged"):
@@ -381,6 +381,7 @@ def test_a_folder_that_takes_no_files(runs, tmp_path) -> None:
 def test_no_torch(runs, tmp_path) -> None:
     heavy = "{'torch', 'transformers', 'lm_eval', 'datasets', 'matplotlib'}"
     code = f"import sys; from pathlib import Path; from lcfbench.cli.report_view import write_report; \
-write_report([Path({str(runs)!r})], Path({str(tmp_path / 'r.html')!r}), 'html'); sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
+write_report([Path({str(runs)!r})], Path({str(tmp_path / 'r.html')!r}), 'html'); \
+found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

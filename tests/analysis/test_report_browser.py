@@ -1,4 +1,4 @@
-"""The report in a real browser: quiet, offline, sortable, filterable, readable at any width, in the dark and without its script."""
+"""The report in a real browser: offline, sortable, readable at any width and without script."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ def column(page, name: str) -> list[str]:
     """What the verdict table shows in a column, top to bottom, hidden rows left out."""
     return page.evaluate(
         """name => { const t = document.getElementById("verdicts");
-        const i = [...t.tHead.rows[0].groups].findIndex(c => c.textContent === name);
-        return [...t.tBodies[0].rows].filter(r => r.checkVisibility()).map(r => r.groups[i].firstChild.textContent.trim()) }""",
+        const i = [...t.tHead.rows[0].cells].findIndex(c => c.textContent === name);
+        return [...t.tBodies[0].rows].filter(r => r.checkVisibility())
+            .map(r => r.cells[i].firstChild.textContent.trim()) }""",
         name,
     )
 
@@ -73,10 +74,13 @@ def contrasts(page) -> dict[str, float]:
     """Contrast of text against the page, by what the text is."""
     return page.evaluate("""() => {
         const light = rgb => { const [r, g, b] = rgb.match(/[\\d.]+/g).map(Number).map(v => v / 255)
-            .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b };
+            .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+            return .2126 * r + .7152 * g + .0722 * b };
         const paper = light(getComputedStyle(document.documentElement).backgroundColor);
         const found = {};
-        for (const what of ["body", ".legend", "a", "summary", ".said b", "td small", "tr.deranged td", "td.verdict summary", ".parts", ".whose"]) {
+        const all = ["body", ".legend", "a", "summary", ".said b", "td small", "tr.deranged td",
+                     "td.verdict summary", ".parts", ".whose"]
+        for (const what of all) {
             const one = document.querySelector(what), ink = light(getComputedStyle(one).color);
             found[what] = (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05);
         }
@@ -127,22 +131,27 @@ def test_filtering(show) -> None:
 
 @pytest.mark.parametrize("width", [PHONE, 768, DESKTOP])
 def test_nothing_sticks_out(show, width) -> None:
-    """The page never scrolls sideways, with all details open either; tables scroll in their own box."""
+    """The page never scrolls sideways; tables scroll in their own box."""
     page = show(width)
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    wide = "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, svg') && e.getBoundingClientRect().right > innerWidth)"
+    wide = (
+        "[...document.querySelectorAll('body *')]"
+        ".filter(e => !e.closest('.scroll, svg') && e.getBoundingClientRect().right > innerWidth)"
+    )
     assert page.evaluate(f"{wide}.map(e => e.outerHTML.slice(0, 99))") == []
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 def test_drawings_can_be_read(show, width) -> None:
-    """Names and numbers on the pictures: no smaller than 10 pixels, over no other text, over no mark, within the picture."""
+    """Names and numbers in figures are at least 10 pixels, over no text, no mark, and within."""
     page = show(width)
     told = page.evaluate("""() => [...document.querySelectorAll("svg.chart")].map(svg => {
         const box = e => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom] };
-        return { frame: box(svg), texts: [...svg.querySelectorAll("text")].map(t => [t.textContent, ...box(t)]),
-                 dots: [...svg.querySelectorAll("circle")].map(box), size: svg.getBoundingClientRect().width / svg.viewBox.baseVal.width }})""")
+        return { frame: box(svg),
+                 texts: [...svg.querySelectorAll("text")].map(t => [t.textContent, ...box(t)]),
+                 dots: [...svg.querySelectorAll("circle")].map(box),
+                 size: svg.getBoundingClientRect().width / svg.viewBox.baseVal.width }})""")
     assert len(told) == 8
 
     def meet(a, b) -> bool:

@@ -1,4 +1,4 @@
-"""Statistics against fixed vectors: the literature's, scipy's, and the arithmetic that ties p-values to intervals."""
+"""Statistics against the literature, scipy, and the arithmetic that ties p to intervals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def scores(seed: int, n: int = 300) -> tuple[np.ndarray, np.ndarray]:
     return a, np.where(rng.random(n) < 0.5, a, np.clip(rng.beta(0.5, 0.5, n) - 0.05, 0, 1))
 
 
-# -- counts ----------------------------------------------------------------------------------------------------------------------------
+# -- counts
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (29, 263), (176, 500)])
@@ -51,7 +51,7 @@ def test_tango_and_mcnemar_on_published_data() -> None:
     z2 = 1.959963984540054**2
     assert tango(0, 0, 100) == pytest.approx((-z2 / (100 + z2), z2 / (100 + z2)), abs=1e-9)
     assert mcnemar(1, 7) == pytest.approx(0.0703, abs=5e-5) and mcnemar(0, 0) == 1.0
-    # Cavo et al. 2012, as in Fagerland, Lydersen and Laake 2013 (BMC Med Res Methodol 13:91): 6 and 16 discordant
+    # Cavo et al. 2012, as in Fagerland, Lydersen and Laake 2013 (BMC Med Res Methodol 13:91)
     assert mcnemar(6, 16) == pytest.approx(0.0525, abs=5e-5)
 
 
@@ -68,7 +68,7 @@ def test_the_sign_test_is_scipys_binomial(b: int, c: int) -> None:
 def test_tangos_statistic_is_the_score_at_the_restricted_maximum(
     b: int, c: int, n: int, margin: float
 ) -> None:
-    """Maximise the multinomial likelihood under p(gained) − p(lost) = margin numerically, and take the score's variance there."""
+    """Maximises the multinomial likelihood under p(gained) − p(lost) = margin numerically."""
 
     def loss(q: float) -> float:  # q = p(lost)
         told = ((b, q + margin), (c, q), (n - b - c, 1 - 2 * q - margin))
@@ -83,7 +83,7 @@ def test_tangos_statistic_is_the_score_at_the_restricted_maximum(
     assert tango(b, c, n, 0.90)[0] == pytest.approx(low, abs=1e-9)
 
 
-# -- scores that are not only 0 and 1 --------------------------------------------------------------------------------------------------
+# -- scores that are not only 0 and 1
 
 
 def test_intervals_of_scores_that_are_not_binary() -> None:
@@ -119,7 +119,7 @@ def test_bca_is_scipys(n: int, power: int, confidence: float) -> None:
 
 
 def means_at(x: np.ndarray, resamples: int) -> np.ndarray:
-    """Bootstrap means of a vector with few distinct values, drawn as counts: many resamples in little time."""
+    """Bootstrap means of a vector with few distinct values, drawn as counts."""
     values, counts = np.unique(x, return_counts=True)
     return np.sort(
         np.random.default_rng(1).multinomial(len(x), counts / len(x), size=resamples) @ values / len(x)
@@ -160,7 +160,7 @@ def test_few_documents_that_differ_are_counted() -> None:
     assert got.interval()[0] == pytest.approx(0.5 * tango(3, 0, 300)[0])
 
 
-# -- p-values and intervals say the same -----------------------------------------------------------------------------------------------
+# -- p-values and intervals say the same
 
 
 PAIRS = {
@@ -223,7 +223,7 @@ def test_p_has_a_floor_where_it_comes_from_resampling_and_limits_everywhere() ->
         paired([1, 0], [1])
 
 
-# -- families, equivalence, sample sizes -----------------------------------------------------------------------------------------------
+# -- families, equivalence, sample sizes
 
 
 def test_holm_on_a_textbook_vector() -> None:
@@ -294,7 +294,7 @@ def test_where_no_effect_would_be_visible() -> None:
     assert smallest_visible(pair, 0.05 / 20) > effect
 
 
-# -- verdicts --------------------------------------------------------------------------------------------------------------------------
+# -- verdicts
 
 
 def of(gained: int, lost: int, n: int, gain: Paired | None = None) -> Evidence:
@@ -328,8 +328,8 @@ def test_what_a_verdict_says() -> None:
     assert [v.label for v in got] == ["communicates", "undecided", "untested", "undecided"]
     low, high = tango(38, 3, 64)
     assert got[0].text == (
-        f"communicates: matched 92.2, deranged 37.5 (content +54.7, 95 % {100 * low:+.1f} to {100 * high:+.1f}, n=64, "
-        "p<0.001 after Holm over 3)"
+        "communicates: matched 92.2, deranged 37.5 "
+        f"(content +54.7, 95 % {100 * low:+.1f} to {100 * high:+.1f}, n=64, p<0.001 after Holm over 3)"
     )
     assert got[1].text.startswith(
         "no communication shown, undecided at n=64: matched 34.4, deranged 34.4 (content +0.0, 95 % "
@@ -464,7 +464,7 @@ def test_equivalence_and_gain_are_corrected_as_families_of_their_own() -> None:
     )
 
 
-# -- cost ------------------------------------------------------------------------------------------------------------------------------
+# -- cost
 
 
 def test_a_million_documents_cost_less_than_a_second() -> None:
@@ -478,7 +478,8 @@ def test_a_million_documents_cost_less_than_a_second() -> None:
 
 
 def test_numpy_and_scipy_stay_out_until_needed() -> None:
-    code = "import sys, lcfbench.analysis.verdict; print([m for m in sys.modules if m in ('numpy', 'scipy', 'torch', 'pandas')])"
+    code = "import sys, lcfbench.analysis.verdict; "
+    code += "print([m for m in sys.modules if m in ('numpy', 'scipy', 'torch', 'pandas')])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )

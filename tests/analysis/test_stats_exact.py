@@ -1,4 +1,4 @@
-"""The exact test of a margin, against brute force, against the statistic it is built on, and against arithmetic done by hand."""
+"""The exact test of a margin, against brute force, its own statistic and arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_statistic_is_tangos_falls_with_the_losses_and_rises_with_the_gains(
     ("gained", "lost", "n"), [(0, 3, 20), (1, 4, 30), (2, 9, 25), (0, 0, 20), (1, 1, 28)]
 )
 def test_against_brute_force(gained: int, lost: int, n: int, margin: float) -> None:
-    """All outcomes whose statistic is no higher than what was seen, over the edge of H0 as far as the share of changed answers allows."""
+    """Sums all outcomes as extreme as the seen one, over the edge of H0."""
     observed = tango_z(gained, lost, n, margin)
     as_far = [
         (g, x)
@@ -68,7 +68,10 @@ def test_with_many_changed_answers_it_is_the_normal_one() -> None:
 @pytest.mark.parametrize(("margin", "enough"), [(0.02, 149), (0.01, 299)])
 @pytest.mark.parametrize("others", [0.0, 0.7])
 def test_so_many_identical_answers_show_that_less_is_lost(margin: float, enough: int, others: float) -> None:
-    """0.98¹⁴⁹ and 0.99²⁹⁹ are the first below 0.05. Scores that are not 0 or 1 prove no more than answers do."""
+    """0.98¹⁴⁹ and 0.99²⁹⁹ are the first below 0.05.
+
+    Scores that are not 0 or 1 prove no more than answers do.
+    """
     for n, shown in ((enough - 1, False), (enough, True)):
         same = np.full(n, others)
         pair = paired(same, same)
@@ -120,7 +123,7 @@ def test_the_exact_value_only_raises_p_and_only_where_it_matters() -> None:
 @pytest.mark.parametrize("margin", [0.01, 0.02])
 @pytest.mark.parametrize("noise", [0.0, 0.005, 0.03])
 def test_at_the_limit_it_is_passed_at_most_one_time_in_twenty(n: int, margin: float, noise: float) -> None:
-    """The size, summed over all outcomes: the margin is lost exactly, and besides it `noise` is lost and gained."""
+    """The size over all outcomes: the margin is lost, and `noise` is lost and gained besides."""
     shares = (noise, margin + noise, 1 - margin - 2 * noise)
     likely = [
         (g, x)

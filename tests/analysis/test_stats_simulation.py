@@ -1,4 +1,4 @@
-"""Do the statistics keep their promises? The same worlds as benchmarks/statistics_simulation.py, fewer repetitions, seeded."""
+"""The statistics keep their promises in simulated worlds; few repetitions, seeded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of a training: every adapter and dev task of the log is in it, and what is no log is named."""
+"""The figure of a training holds every adapter and dev task; a file that is no log is named."""
 
 from __future__ import annotations
 

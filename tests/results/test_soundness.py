@@ -1,4 +1,4 @@
-"""Broken manifests, impossible numbers and unfinished runs: named, left out, and never fatal for the rest."""
+"""Broken manifests, impossible numbers and unfinished runs: named, never fatal for the rest."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_long_journal_costs_what_its_columns_cost(tmp_path):
 
 
 def test_what_broke_in_the_other_run_makes_nothing_look_good(tmp_path, capsys, monkeypatch):
-    """Every right answer of the deranged run fails: were it counted as wrong, the method would seem to communicate."""
+    """Right answers of the deranged run fail; counted as wrong, the method would communicate."""
     scores = [1.0, 0.0] * 40
     write(tmp_path, "receiver", scores, failed=set(range(0, 60, 2)))
     write(tmp_path, "t2t", scores, message_bytes=9)

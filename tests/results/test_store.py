@@ -346,7 +346,7 @@ def test_the_journals_last_whole_line_is_found_from_its_end(
 def test_scores_recorded_before_come_without_a_second_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the parquet file of a stopped sitting and the journal of a killed one; a failure after an answer is a failure."""
+    """From a stopped session's parquet file and a killed one's journal; a later failure counts."""
     first = start(tmp_path)
     for index in range(4):
         first.append(row(index))

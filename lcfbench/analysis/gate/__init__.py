@@ -1,13 +1,15 @@
-"""The gate: did the new run lose more than is allowed? It fails only when that is sure, and passes only when the contrary is.
+"""Decides whether a new run lost more than is allowed; fails or passes only when that is sure.
 
     from lcfbench.analysis.gate import decide, score_shift
     decide([score_shift(new=[1, 0] * 500, baseline=[1, 0] * 500, max_drop=0.01)])   # [Outcome.OK]
 
-Here are the decisions on scores, and what all decisions become; times.py has those on speed, check.py brings the groups. Two tests a group, on
-the same documents. *Surely worse*: "lost no more than allowed" is rejected at 5 %, Holm-corrected over all that is checked, so that a check
-of any size fails for nothing at most once in twenty. *Surely not worse*: "lost at least what is allowed" is rejected at 5 %; no correction,
-since all must pass. Else the documents are too few to say. Both are `Paired.p`, exact where few answers changed; the interval that is printed
-is Tango's, which is only nearly so, and decides nothing.
+Here are the decisions on scores, and what all decisions become; times.py has those on speed,
+check.py brings the groups. Two tests a group, on the same documents. *Surely worse*: "lost no more
+than allowed" is rejected at 5 %, Holm-corrected over all that is checked, so that a check of any
+size fails for nothing at most once in twenty. *Surely not worse*: "lost at least what is allowed"
+is rejected at 5 %; no correction, since all must pass. Else the documents are too few to say. Both
+are `Paired.p`, exact where few answers changed; the interval that is printed is Tango's, which is
+only nearly so, and decides nothing.
 """
 
 from __future__ import annotations
@@ -43,11 +45,12 @@ class Outcome(StrEnum):
 
 
 class Shift(NamedTuple):
-    """How far something moved for the worse (below 0) or better, with its 90 % interval, and what follows.
+    """A move for the worse (below 0) or better, with its 90 % interval, and what follows.
 
-    value, low, high: score: new − baseline, over `n` documents; time: log(baseline / new), over `n` runs. p: of "no more than the limit was
-    lost", NaN where that is not tested. sure: "the limit or more was lost" is rejected. enough: says how many documents or runs would decide,
-    about, 4 times in 5; None where no number would. same: every document scored the same.
+    value, low, high: score: new − baseline, over `n` documents; time: log(baseline / new), over `n`
+    runs. p: of "no more than the limit was lost", NaN where that is not tested. sure: "the limit or
+    more was lost" is rejected. enough: says how many documents or runs would decide, about, 4 times
+    in 5; None where no number would. same: every document scored the same.
     """
 
     value: float
@@ -61,7 +64,10 @@ class Shift(NamedTuple):
 
 
 def score_shift(new: Scores, baseline: Scores, max_drop: float, family: int = 1) -> Shift:
-    """Of two score vectors of the same documents. max_drop: what may be lost, a fraction. family: number of tests, for `enough`."""
+    """Of two score vectors of the same documents.
+
+    max_drop: what may be lost, a fraction. family: number of tests, for `enough`.
+    """
     got: Paired = paired(new, baseline)
     same = got.spread == 0 and got.value == 0
     sure = got.p(margin=-max_drop, side="greater") < ALPHA
@@ -101,7 +107,7 @@ def decide(shifts: Sequence[Shift]) -> list[Outcome]:
 
 
 def _documents(got: Paired, max_drop: float, family: int) -> int | None:
-    """So many would decide if the truth is what was seen; None where what was seen is the limit itself."""
+    """Returns the documents that would decide if the truth is as seen; None at the limit itself."""
     distance = got.value + max_drop
     alpha = ALPHA if distance > 0 else ALPHA / family
     enough = needed(got.spread, distance, alpha=alpha, power=POWER, sides=1)
@@ -116,7 +122,7 @@ def _documents(got: Paired, max_drop: float, family: int) -> int | None:
 
 
 def _counted_p(got: Paired, n: int, max_drop: float, passes: bool) -> float:
-    """The p-value that 4 in 5 samples of `n` documents stay below, if answers change as often as was seen."""
+    """Returns the p-value that 4 in 5 samples of `n` documents stay below, with changes as seen."""
     gained, lost = got.gained * n / got.n, got.lost * n / got.n
     out = NormalDist().inv_cdf(POWER) * math.sqrt(gained + lost - (gained - lost) ** 2 / n) / (gained + lost)
     out = out if passes else -out  # a gain fewer for every gain expected, a loss more for every loss
@@ -128,8 +134,8 @@ def _counted_p(got: Paired, n: int, max_drop: float, passes: bool) -> float:
 class Item:
     """One aspect of one group: what `check` prints a line for.
 
-    n: documents; of "first token" runs a side. baseline, new: the mean score, or the geometric mean of milliseconds. low, high: of the change
-    in points, or in per cent.
+    n: documents; of "first token" runs a side. baseline, new: the mean score, or the geometric mean
+    of milliseconds. low, high: of the change in points, or in per cent.
     """
 
     name: str
@@ -178,8 +184,9 @@ class Checked:
             Exit.INCOMPLETE: "incomplete",
             Exit.INCONCLUSIVE: "inconclusive",
         }
-        groups = len({item.name for item in self.items})
-        return f"{ended[self.exit(strict)]}: {told} ({groups} group{'s' if groups != 1 else ''}; {limits}; exit {int(self.exit(strict))})"
+        groups, code = len({item.name for item in self.items}), self.exit(strict)
+        size = f"{groups} group{'s' if groups != 1 else ''}"
+        return f"{ended[code]}: {told} ({size}; {limits}; exit {int(code)})"
 
 
 def score_item(
@@ -228,7 +235,8 @@ def time_item(
             if abs(slower[0]) >= 0.5
             else "as fast"
         )
-        text = f"{seen} here, but {_runs(shift.n)} a side cannot tell the machine from the code; time three, with --seeds 0,1,2"
+        text = f"{seen} here, but {_runs(shift.n)} a side cannot tell the machine from the code"
+        text += "; time three, with --seeds 0,1,2"
     elif outcome is Outcome.UNSURE:
         text = _undecided(shift, f"+{100 * max_slowdown:g} %", "runs")
     return Item(
@@ -248,5 +256,8 @@ def _numbers(means: Iterable[float], change: Iterable[float]) -> dict[str, Any]:
 def _undecided(shift: Shift, limit: str, what: str = "documents") -> str:
     enough = shift.enough()
     if enough is None:
-        return f"n={shift.n:,}; what was seen sits on the limit of {limit} itself: more {what} would not decide, another limit would"
+        return (
+            f"n={shift.n:,}; what was seen sits on the limit of {limit} itself: "
+            f"more {what} would not decide, another limit would"
+        )
     return f"n={shift.n:,}; about {enough:,} {what} would decide"

@@ -1,7 +1,8 @@
-"""Every group of a baseline looked up in new runs and judged by the gate: score, documents and, on request, time to the first token.
+"""Judges every run group of a baseline against new runs: score, documents, first-token time.
 
 from lcfbench.analysis.gate.check import check_run_groups
-check_run_groups(read_run_groups([Path("results/baseline")]), read_run_groups([Path("results")]), max_drop=0.01).exit(strict=False)
+baseline, new = (read_run_groups([Path(x)], prompts=True) for x in ("results/baseline", "results"))
+check_run_groups(baseline, new, max_drop=0.01).exit(strict=False)
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def check_run_groups(
 ) -> Checked:
     """Judges every group of the baseline.
 
-    max_drop, max_slowdown: fractions. allow: fields of `GUARDED` that may differ. Raises UserError where a field differs that must not,
-    and where more than one new run could be meant.
+    max_drop, max_slowdown: fractions. allow: fields of `GUARDED` that may differ. Raises UserError
+    where a field differs that must not, and where more than one new run could be meant.
     """
     pairs, missing, more = pair_up(baseline.groups, new.groups, allow)
     refuse(pairs, (*GUARDED, PROMPTS), allow, "check", SIDES)
@@ -128,9 +129,10 @@ def check_run_groups(
 def pair_up(
     baseline: Sequence[RunGroup], new: Sequence[RunGroup], allow: Sequence[str] = ()
 ) -> tuple[list[Pairing], list[RunGroup], list[RunGroup]]:
-    """(baseline, new) groups of the same key, baseline groups without a new one, new ones without a baseline.
+    """Returns (baseline, new) groups of the same key, and the rest of the baseline and of the new.
 
-    Raises UserError where several new groups could be meant: an older run left in the folder must not answer for a newer one.
+    Raises UserError where several new groups could be meant: an older run left in the folder must
+    not answer for a newer one.
     """
     pairs: list[Pairing] = []
     missing: list[RunGroup] = []
@@ -149,7 +151,8 @@ def pair_up(
                     for name in differing(found[0], one, (*EXPLAINS, "adapter_config", "limit"))
                 }
             )
-            what = f"{full_name(group)}: {len(found)} new runs could be meant ({', '.join(one.run_ids[0] for one in found)})"
+            ids = ", ".join(one.run_ids[0] for one in found)
+            what = f"{full_name(group)}: {len(found)} new runs could be meant ({ids})"
             raise UserError(
                 f"{what}; they differ in {', '.join(apart) or 'nothing recorded'}.",
                 "Name the one run folder, or keep one of them.",
@@ -166,7 +169,10 @@ def pair_up(
 
 
 def lacks(b: RunGroup, n: RunGroup, shared: int) -> list[str]:
-    """What the new group lacks that the baseline has, in words; seed by seed. shared: documents both have."""
+    """What the new group lacks that the baseline has, in words; seed by seed.
+
+    shared: documents both have.
+    """
     import numpy as np
 
     found = []
@@ -185,9 +191,8 @@ def lacks(b: RunGroup, n: RunGroup, shared: int) -> list[str]:
     if n.state in ("running", "interrupted"):
         found.append(f"not finished ({n.state})")
     if n.errors > b.errors:
-        found.append(
-            f"{n.errors:,} of {n.n:,} documents failed, {b.errors:,} in the baseline; the first: {first_error(n)}"
-        )
+        failed = f"{n.errors:,} of {n.n:,} documents failed, {b.errors:,} in the baseline"
+        found.append(f"{failed}; the first: {first_error(n)}")
     return found
 
 
@@ -212,7 +217,10 @@ def _names(run: Any, codes: np.ndarray) -> list[str]:
 
 
 def _alike(a: RunGroup, b: RunGroup, allow: Sequence[str]) -> bool:
-    """Whether both are the same run of the same thing. What a file does not record cannot tell two apart."""
+    """Whether both are the same run of the same thing.
+
+    What a file does not record cannot tell two apart.
+    """
     if a.subject != b.subject or len(a.runs) != len(b.runs):
         return False
     return all(
@@ -239,7 +247,7 @@ def _recorded(b: RunGroup, n: RunGroup) -> dict[str, list[str]]:
 
 
 def _one_sided(b: RunGroup, n: RunGroup, allow: Sequence[str]) -> str:
-    """What nobody can say to agree, since one side does not tell; empty where nothing is of that kind."""
+    """Returns the fields that only one side records, in words."""
     recorded = _recorded(b, n)
     halves = {side: [name for name in recorded[side] if name not in allow] for side in SIDES}
     texts = [
@@ -251,7 +259,7 @@ def _one_sided(b: RunGroup, n: RunGroup, allow: Sequence[str]) -> str:
 
 
 def _notes(b: RunGroup, n: RunGroup, shared: int) -> list[str]:
-    """What may explain a change, and what a reader should know before believing that there is none."""
+    """Returns facts that may explain a change, and cautions."""
     notes = []
     if differs := changes(differing(b, n, (*REFUSED, *EXPLAINS, PROMPTS))):
         notes.append(f"differs: {'; '.join(differs)}")
@@ -287,4 +295,5 @@ def _nearest(group: RunGroup, new: Sequence[RunGroup]) -> str:
     )
     if not found:
         return ""
-    return f"; the nearest, {full_name(found[0])}, differs: {'; '.join(changes(differing(group, found[0], names))) or 'only in its seeds'}"
+    apart = "; ".join(changes(differing(group, found[0], names))) or "only in its seeds"
+    return f"; the nearest, {full_name(found[0])}, differs: {apart}"

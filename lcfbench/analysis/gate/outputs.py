@@ -1,9 +1,10 @@
-"""What `check` found, for machines: JUnit XML, GitHub annotations, a Markdown table for a job's summary page.
+"""Results of `check` for machines: JUnit XML, GitHub annotations, Markdown for a summary page.
 
     from lcfbench.analysis.gate.outputs import to_junit
     Path("junit.xml").write_text(to_junit(checked, strict=False))
 
-A test case is one aspect of one group. Surely worse is a failure, incomplete an error, inconclusive skipped (a failure with `strict`).
+A test case is one aspect of one group. Surely worse is a failure, incomplete an error, inconclusive
+skipped (a failure with `strict`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FORBIDDEN = re.compile(
 
 
 def to_junit(checked: Checked, strict: bool) -> str:
-    """The layout that GitHub, GitLab and Jenkins read: testsuites, testsuite, testcase with failure, error or skipped."""
+    """Returns the JUnit XML that GitHub, GitLab and Jenkins read."""
     results = [_result(item.outcome, strict) for item in checked.items]
     counts = Counter(results)
     totals = {
@@ -79,7 +80,7 @@ def refused_markdown(reason: str) -> str:
 
 
 def github_lines(checked: Checked, strict: bool) -> list[str]:
-    """GitHub's workflow commands, one a finding: errors for what fails the job, warnings for what is not known."""
+    """Returns GitHub's workflow commands: errors for failures, warnings for undecided aspects."""
     found = []
     for item in checked.items:
         if item.outcome is not Outcome.OK:
@@ -89,7 +90,10 @@ def github_lines(checked: Checked, strict: bool) -> list[str]:
 
 
 def annotation(level: str, title: str, message: str) -> str:
-    """`::error title=…::…`. What has a meaning in a workflow command is escaped as GitHub's toolkit does it."""
+    """`::error title=…::…`.
+
+    What has a meaning in a workflow command is escaped as GitHub's toolkit does it.
+    """
     text = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     name = (
         title.replace("%", "%25")
@@ -107,7 +111,7 @@ def to_markdown(checked: Checked, strict: bool) -> str:
 
 
 def sentence(item: Item) -> str:
-    """One line on one aspect: `surely worse: 61.0 → 58.4, −2.6 (90 %: −3.4 to −1.8), n=2,000; …`."""
+    """Returns `surely worse: 61.0 → 58.4, −2.6 (90 %: −3.4 to −1.8), n=2,000; …`."""
     before, now, change, interval, n = check_cells(item)
     told = (
         f"{before} → {now}, {change} (90 %: {interval})" + ("" if item.text.startswith("n=") else f", n={n}")

@@ -1,12 +1,13 @@
-"""Is the new code slower, or was the machine busy? Decided over whole runs, since a machine changes its mind between two of them.
+"""Decides whether new code is slower, over whole runs: a machine's speed drifts between runs.
 
     from lcfbench.analysis.gate.times import time_shift
     time_shift([(new_ms, baseline_ms) for each seed of `--seeds 0,1,2`], max_slowdown=0.1)
 
-A block is one recorded run of either side, a seed of `--seeds`; the sittings of a resumed run are one. Its documents share whatever the
-machine did while it ran, so a block counts once: as the mean log ratio over the documents timed alone in both. A t interval over the blocks'
-means decides; fewer than three blocks decide nothing. Even many blocks of one sitting share what the machine does between two sittings: the
-baseline for speed belongs in the same job, the two sides run alternately.
+A block is one recorded run of either side, a seed of `--seeds`; the sessions of a resumed run are
+one. Its documents share whatever the machine did while it ran, so a block counts once: as the mean
+log ratio over the documents timed alone in both. A t interval over the blocks' means decides; fewer
+than three blocks decide nothing. Even many blocks of one session share what the machine does
+between two sessions: the baseline for speed belongs in the same job, the two sides run alternately.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ if TYPE_CHECKING:
 
 MANY = 1000  # runs; nobody times more
 CAVEAT = (
-    "time: a run (a seed of --seeds) is one observation. Runs of one sitting share what the machine does between two sittings: record the "
-    "baseline in the same job, the two sides alternately, seed by seed"
+    "time: a run (a seed of --seeds) is one observation. Runs of one session share what the machine does "
+    "between two sessions: record the baseline in the same job, the two sides alternately, seed by seed"
 )
-ONCE = "time: --seeds repeats only what a seed changes; a method that draws nothing is run once, unless a --limit draws its documents"
+ONCE = (
+    "time: --seeds repeats only what a seed changes; a method that draws nothing is run once, unless "
+    "a --limit draws its documents"
+)
 
 
 def blocks(baseline: RunGroup, new: RunGroup) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(new, baseline) milliseconds to the first token of the documents timed alone in both, run by run; runs without any left out."""
+    """Returns (new, baseline) first-token milliseconds of documents timed in both, for each run."""
     import numpy as np
 
     found = []
@@ -48,7 +52,10 @@ def blocks(baseline: RunGroup, new: RunGroup) -> list[tuple[np.ndarray, np.ndarr
 def time_shift(
     blocks: Iterable[tuple[np.ndarray, np.ndarray]], max_slowdown: float, family: int = 1
 ) -> Shift:
-    """Of (new, baseline) times of the same documents, a pair of vectors a block. With fewer than three blocks there is no test."""
+    """Of (new, baseline) times of the same documents, a pair of vectors a block.
+
+    With fewer than three blocks there is no test.
+    """
     import numpy as np
     from scipy.special import stdtr, stdtrit
 
@@ -79,7 +86,7 @@ def time_shift(
 
 
 def typical(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """Geometric means of the blocks' geometric means, baseline first: their ratio is the change that is tested."""
+    """Returns geometric means, baseline first; their ratio is the tested change."""
     import numpy as np
 
     logs = [(np.log(before).mean(), np.log(now).mean()) for now, before in blocks]
@@ -88,7 +95,7 @@ def typical(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[float, flo
 
 
 def _enough(spread: float, distance: float, n: int, family: int) -> int | None:
-    """So many runs a side would decide if the truth is what was seen; None where no number in reason would."""
+    """Returns the runs a side that would decide if the truth is as seen; None where none would."""
     import numpy as np
 
     width = spread * _widths(ALPHA if distance > 0 else ALPHA / family)
@@ -98,7 +105,7 @@ def _enough(spread: float, distance: float, n: int, family: int) -> int | None:
 
 @cache
 def _widths(alpha: float) -> np.ndarray:
-    """Of 3, 4, … runs: how far from the limit, in standard deviations, a mean must truly lie to be told from it 4 times in 5."""
+    """Returns, for 3, 4, … runs, the distance from the limit seen 4 times in 5 (in deviations)."""
     import numpy as np
     from scipy.special import stdtrit
 

@@ -1,1 +1,4 @@
-"""Pictures of what was recorded, as png and svg: the frontier, a training, the oracles, an adapter's layers. `figures` is what they share."""
+"""Figures as png and svg: the frontier, a training, the oracles, an adapter's layers.
+
+`figures` is what they share.
+"""

@@ -1,4 +1,4 @@
-"""What all figures share: the house's style whatever a reader's own matplotlibrc says, canvases without pyplot, the same bytes every time.
+"""Style, canvas and files of all figures: the same bytes every time, without pyplot.
 
 with styled():
     figure = canvas((5, 4))
@@ -17,7 +17,7 @@ from lcfbench.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, then Tol's, distinct for colour-blind readers; the receiver alone is black.
+# Okabe and Ito's, then Tol's, distinct for colour-blind readers; the receiver alone is black
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933", "#332288")
 INK, GREY = "#222222", "#8a8a8a"
 STYLE: dict[Any, Any] = {
@@ -35,7 +35,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The style holds within, for drawing and for saving; outside, matplotlib's settings stay as they were. Also a decorator."""
+    """Sets the style for drawing and saving within the context. Also a decorator."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -55,7 +55,10 @@ def canvas(size: tuple[float, float], layout: Any = None) -> Figure:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes `name.png` and `name.svg`, without dates or versions in them. Raises UserError where the folder takes no files."""
+    """Writes `name.png` and `name.svg`, without dates or versions in them.
+
+    Raises UserError where the folder takes no files.
+    """
     paths = [Path(folder) / f"{name}.{kind}" for kind in ("png", "svg")]
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

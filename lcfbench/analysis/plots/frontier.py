@@ -1,10 +1,11 @@
-"""The frontier: score against adapter size, latency and message bytes, one row of panels a task, as png and svg.
+"""Draws score against adapter size, latency and message bytes, a row of panels for each task.
 
     from lcfbench.analysis.plots.frontier import plot
     plot(summarise(read_run_groups(paths).groups), Path("results"))
 
-Filled: matched. Hollow: deranged, the same method with another document's message; where the two meet nothing is communicated.
-The same summary gives the same bytes: fixed fonts, fixed ids, no dates.
+Filled: matched. Hollow: deranged, the same method with another document's message; where the two
+meet nothing is communicated. The same summary gives the same bytes: fixed fonts, fixed ids, no
+dates.
 """
 
 from __future__ import annotations
@@ -41,6 +42,14 @@ SAID = {
     "undecided": "no communication shown",
     "untested": "not tested",
 }
+SENTENCES = {
+    "communicates": "{label} communicates: {facts} ({n})",
+    "adapts only": "{label} adapts only, its message adds nothing: {facts} ({n})",
+    "misleads": "{label} misleads, its own message does harm: {facts} ({n})",
+    "does not communicate": "{label}: nothing is communicated: {facts} ({n})",
+    "undecided": "{label}: no communication shown, undecided at {n}: {facts}",
+    "untested": "{label}: whether anything is communicated was not tested (no deranged run)",
+}
 
 
 def plot(summary: pd.DataFrame, out_dir: Path, published: bool = False) -> list[Path]:
@@ -60,7 +69,7 @@ def plot(summary: pd.DataFrame, out_dir: Path, published: bool = False) -> list[
 
 def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
     """The figure, drawn without pyplot (and so without a display or global state)."""
-    # no oracles, which have no size; no controls from which nothing follows; no run without documents
+    # no oracles, which have no size; no other controls; no run without documents
     summary = summary[summary["control"].isin(SHOWN) & (summary["n"] > 0)]
     if not len(summary):
         raise UserError(
@@ -180,47 +189,11 @@ def _sentences(lines: list[dict[Any, Any]]) -> list[tuple[str, str]]:
     """(verdict, sentence): what the reader must not miss: who communicates and who does not."""
     found = []
     for line in lines:
-        facts = f"{100 * line['matched_score']:.1f} % with its own message, {100 * line['deranged_score']:.1f} % with another document's"
-        match line["verdict"]:
-            case "communicates":
-                found.append(
-                    (line["verdict"], f"{line['label']} communicates: {facts} (n={line['content_n']:.0f})")
-                )
-            case "adapts only":
-                found.append(
-                    (
-                        line["verdict"],
-                        f"{line['label']} adapts only, its message adds nothing: {facts} (n={line['content_n']:.0f})",
-                    )
-                )
-            case "misleads":
-                found.append(
-                    (
-                        line["verdict"],
-                        f"{line['label']} misleads, its own message does harm: {facts} (n={line['content_n']:.0f})",
-                    )
-                )
-            case "does not communicate":
-                found.append(
-                    (
-                        line["verdict"],
-                        f"{line['label']}: nothing is communicated: {facts} (n={line['content_n']:.0f})",
-                    )
-                )
-            case "undecided":
-                found.append(
-                    (
-                        line["verdict"],
-                        f"{line['label']}: no communication shown, undecided at n={line['content_n']:.0f}: {facts}",
-                    )
-                )
-            case "untested":
-                found.append(
-                    (
-                        line["verdict"],
-                        f"{line['label']}: whether anything is communicated was not tested (no deranged run)",
-                    )
-                )
+        own, other = (f"{100 * line[f'{name}_score']:.1f} %" for name in ("matched", "deranged"))
+        facts = f"{own} with its own message, {other} with another document's"
+        words = {"label": line["label"], "n": f"n={line['content_n']:.0f}", "facts": facts}
+        if line["verdict"] in SENTENCES:
+            found.append((line["verdict"], SENTENCES[line["verdict"]].format(**words)))
     return found
 
 
@@ -234,27 +207,19 @@ def _name(point: Point, told: bool) -> str:
 def _legend(figure: Figure, summary: pd.DataFrame, published: bool) -> None:
     from matplotlib.lines import Line2D
 
+    dot: dict[str, Any] = {"ls": "", "marker": "o", "ms": 9, "color": INK}
+    hollow = {"ls": ":", "mfc": "white", "color": GREY}
     shapes = [
-        Line2D([], [], ls="", marker="o", ms=9, color=INK, label="matched: its own document's message"),
-        Line2D(
-            [],
-            [],
-            ls=":",
-            marker="o",
-            ms=9,
-            mfc="white",
-            color=GREY,
-            label="deranged: another document's message",
-        ),
+        Line2D([], [], **dot, label="matched: its own document's message"),
+        Line2D([], [], **{**dot, **hollow}, label="deranged: another document's message"),
         Line2D([], [], color=INK, alpha=0.55, lw=1.1, label="Pareto front"),
         Line2D([], [], ls="", marker="|", ms=12, mew=1.6, color=INK, label="95 % interval"),
     ]
     if summary["chance"].notna().any():
         shapes.append(Line2D([], [], ls=(0, (4, 3)), color=GREY, label="chance"))
     if published:
-        shapes.append(
-            Line2D([], [], ls="", marker="D", ms=8, mfc="white", color=INK, label="published, not ours")
-        )
+        theirs = {**dot, "marker": "D", "ms": 8, "mfc": "white"}
+        shapes.append(Line2D([], [], **theirs, label="published, not ours"))
     figure.legend(
         handles=shapes,
         loc="upper left",
@@ -267,7 +232,10 @@ def _legend(figure: Figure, summary: pd.DataFrame, published: bool) -> None:
 
 
 def _as_line(number: Published) -> dict[Any, Any]:
-    """A published number in the form of a summary line. It has no interval, and no place on an axis its source is silent about."""
+    """A published number in the form of a summary line.
+
+    It has no interval, and no place on an axis its source is silent about.
+    """
     line = {**vars(number), "control": "published", "low": number.score, "high": number.score, "verdict": ""}
     return {**line, "published_place": "adapter_mb" if number.without_adapter else ""}
 

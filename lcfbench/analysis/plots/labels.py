@@ -1,4 +1,4 @@
-"""Direct labels that overlap neither each other nor the marks: the cheapest of a ring of places round each point.
+"""Places labels beside their points: the cheapest of a ring of places round each.
 
 place(axes, [(x, y, "lcf", "#0072B2", True)], bars=[(x, low, high)])
 """
@@ -31,7 +31,8 @@ def place(
 ) -> None:
     """Annotate every shown label.
 
-    Marks of all labels, their vertical error bars (x, low, high) and other labels are kept free; lines where it costs little.
+    Marks of all labels, their vertical error bars (x, low, high) and other labels are kept free;
+    lines where it costs little.
     """
     import numpy as np
     from matplotlib.patheffects import withStroke
@@ -109,7 +110,7 @@ def _dotted(corners: np.ndarray) -> np.ndarray:
 def _box(
     px: float, py: float, distance: float, angle: float, width: float, height: float
 ) -> tuple[float, float, float, float]:
-    """Left, bottom, right and top, in pixels, of a label that lies so far from its mark in the direction of `angle`, with a margin of 2."""
+    """Returns a label's box in pixels, `distance` from its mark at `angle`, with a margin of 2."""
     dx, dy = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
     left = px + dx - (0 if abs(angle) < 80 else width / 2 if abs(angle) <= 100 else width)
     bottom = py + dy - (height / 2 if abs(angle) in (0, 180) else 0 if angle > 0 else height)
@@ -117,7 +118,7 @@ def _box(
 
 
 def _shared(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n, m) pixels that each of n boxes (left, bottom, right, top) shares with each of m others."""
+    """Returns (n, m) areas that each of n boxes shares with each of m others, pixels."""
     import numpy as np
 
     low, high = (

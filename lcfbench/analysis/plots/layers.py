@@ -1,4 +1,6 @@
-"""A strip a layer: its gates, what leaving it out costs, and which layers stay. Drawn from a pruning report; imports no torch.
+"""A strip a layer: its gates, what leaving it out costs, and which layers stay.
+
+Drawn from a pruning report; imports no torch.
 
 >>> draw_layers(json.loads(Path("adapters/mine-9L/pruning.json").read_text()), Path("pruning.png"))
 """
@@ -34,8 +36,8 @@ def _figure(report: dict[str, Any]) -> Any:
     figure.text(
         0.02,
         0.86,
-        f"{report['task']}, {report['documents']} dev documents: {100 * whole['matched']['score']:.1f} % whole, "
-        f"{100 * pruned['matched']['score']:.1f} % pruned",
+        f"{report['task']}, {report['documents']} dev documents: "
+        f"{100 * whole['matched']['score']:.1f} % whole, {100 * pruned['matched']['score']:.1f} % pruned",
         size=9,
     )
     for n, (key, label) in enumerate(GATES + LOSSES):

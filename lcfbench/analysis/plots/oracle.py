@@ -1,4 +1,4 @@
-"""Figures of the oracles, as png and svg: what an enriched cache gains, and what of one cache can be mapped onto another, layer by layer.
+"""Figures of the oracles, layer by layer: gains of enriched caches, and maps between caches.
 
     from lcfbench.analysis.plots.oracle import plot_enrich
     plot_enrich(rows, {"direct": "question alone", …}, "openbookqa, smollm2-135m", Path("results/oracle/…"))
@@ -32,7 +32,11 @@ CLOUDS = {
 
 @styled()
 def plot_enrich(rows: pd.DataFrame, names: Mapping[str, str], title: str, folder: Path) -> list[Path]:
-    """`enrich.png`, `enrich.svg`. rows: see `lcfbench.oracle.enrich.measure`. names: what each condition is, `direct: the question alone`."""
+    """`enrich.png`, `enrich.svg`.
+
+    rows: see `lcfbench.oracle.enrich.measure`. names: what each condition is, `direct: the question
+    alone`.
+    """
     layers = sorted(rows["layer"].dropna().unique())
     figure = canvas((13.0 if layers else 7.6, 4.9))
     left = figure.add_axes((0.045, 0.13, 0.29, 0.68) if layers else (0.1, 0.13, 0.85, 0.68))
@@ -45,7 +49,7 @@ def plot_enrich(rows: pd.DataFrame, names: Mapping[str, str], title: str, folder
 
 @styled()
 def plot_transform(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) -> list[Path]:
-    """`layers.*`: R² and cosine a receiver layer; where several sharer layers were tried, `matrix.*`: R² of each pair of layers."""
+    """Draws `layers.*` (R² and cosine of each layer); with several sharer layers also `matrix.*`."""
     chosen = rows[rows["chosen"]].sort_values("receiver_layer")
     figure = canvas((13.0, 4.9))
     boxes = (0.06, 0.13, 0.42, 0.68), (0.555, 0.13, 0.42, 0.68)
@@ -91,7 +95,7 @@ def plot_transform(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) 
 
 @styled()
 def plot_points(points: pd.DataFrame, title: str, subtitle: str, folder: Path) -> list[Path]:
-    """`picture.*`: entries of some held-out tokens on their two principal axes, a column a layer; keys above, values below."""
+    """Draws `picture.*`: entries of some held-out tokens on two principal axes, for each layer."""
     layers, parts = sorted(points["receiver_layer"].unique()), ("key", "value")
     figure = canvas((3.3 * len(layers) + 0.7, 7.6))
     kinds = [k for k in CLOUDS if k in set(points["kind"])]
@@ -164,7 +168,7 @@ def _conditions(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _by_layer(figure: Figure, rows: pd.DataFrame, layers: Sequence[int]) -> None:
-    """What enriching one layer alone changes: the score above, the right answer's log-likelihood below."""
+    """Draws the change from enriching one layer: score above, log-likelihood below."""
     direct, whole = (rows[rows["condition"] == c].sort_values("doc_index") for c in ("direct", "oracle"))
     one = {
         layer: rows[(rows["condition"] == "layer") & (rows["layer"] == layer)].sort_values("doc_index")
@@ -193,7 +197,7 @@ def _by_layer(figure: Figure, rows: pd.DataFrame, layers: Sequence[int]) -> None
 
 
 def _change(values: Any, base: Any, column: str) -> tuple[float, float, float]:
-    """Mean paired change with its 95 % interval: by the scores' own method, or by the normal approximation for log-likelihoods."""
+    """Returns the mean paired change with its 95 % interval; log-likelihoods by the normal law."""
     if column == "score":
         found = paired_difference(values, base)
         return found.value, found.low, found.high
@@ -203,7 +207,7 @@ def _change(values: Any, base: Any, column: str) -> tuple[float, float, float]:
 
 
 def _matrix(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) -> list[Path]:
-    """R² of every receiver layer from every sharer layer, keys and values; the best of each receiver layer is marked, and the proportional map."""
+    """Draws R² of every receiver layer from every sharer layer; marks the best and equal depth."""
     figure = canvas((13.0, 6.4))
     rows = rows.assign(source=rows["sharer_layers"].astype(int))
     chosen = rows[rows["chosen"]]

@@ -1,9 +1,10 @@
-"""Numbers other people published, to draw hollow beside ours; never mixed with what was measured here.
+"""Numbers that other people published, drawn hollow beside measured ones.
 
     from lcfbench.analysis.plots.published import published
     published("qwen3-0.6b:qwen2.5-0.5b", "openbookqa")
 
-Their hardware, prompts and scoring are not ours: C2C's accuracies, for one, come from generated answers.
+Their hardware, prompts and scoring are not ours: C2C's accuracies, for one, come from generated
+answers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ LCF = "arXiv 2605.22863v2"
 
 @dataclass(frozen=True)
 class Published:
-    """One published number. score: a fraction. adapter_mb (10⁶ bytes) and ttft_ms are None where the source gives none."""
+    """One published number.
+
+    score: a fraction. adapter_mb (10⁶ bytes) and ttft_ms are None where the source gives none.
+    """
 
     pair: str
     task: str
@@ -30,7 +34,7 @@ class Published:
 
     @property
     def without_adapter(self) -> bool:
-        """True for methods that have no adapter, as against an adapter whose size the source does not give."""
+        """Whether the method has no adapter, unlike one whose size the source does not give."""
         return self.mode not in ("c2c", "lcf", "dense")
 
 

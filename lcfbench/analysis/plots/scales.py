@@ -1,4 +1,4 @@
-"""The frontier's x axes: decimal-log scales with a place of their own, left of a break, for what has no value.
+"""The frontier's x axes: decimal-log scales, and a place left of a break for missing values.
 
 axis = lay_out(PANELS[0], lines)             # where everything goes, drawn by whatever draws
 points = positions(axes, PANELS[0], lines)   # the same on matplotlib's axes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Panel:
-    """One x axis: the summary column, its label, where points without a value go (None: they are left out), and a unit step."""
+    """One x axis: summary column, label, and the name of the place for points without a value."""
 
     column: str
     label: str
@@ -33,7 +33,7 @@ PANELS = (
 
 @dataclass
 class Point:
-    """One mark: its line of the summary (or a published number in the same form), and where it is drawn."""
+    """One mark: its summary line (or a published number in that form) and its place."""
 
     line: dict[Any, Any]
     value: float  # log10, -inf without a value
@@ -47,7 +47,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Axis:
-    """Where marks and ticks stand between `left` and `right`; `edge` is where the axis is broken, None where all have a value."""
+    """Places of marks and ticks. edge: where the axis is broken, None where all have a value."""
 
     points: list[Point]
     left: float
@@ -59,7 +59,10 @@ class Axis:
 
 
 def lay_out(panel: Panel, marks: Sequence[dict[Any, Any]]) -> Axis | None:
-    """Points on a decimal-log axis; those without a value stand side by side left of a break. None where there is nothing to show."""
+    """Points on a decimal-log axis; those without a value stand side by side left of a break.
+
+    None where there is nothing to show.
+    """
     known, absent = [], []
     for line in marks:
         value = line.get(panel.column)
@@ -106,7 +109,7 @@ def positions(axes: Axes, panel: Panel, marks: list[dict[Any, Any]]) -> list[Poi
 
 
 def front(points: Sequence[Point], right: float) -> list[tuple[float, float]]:
-    """Corners of the Pareto front, drawn on to `right`: no point with a smaller value is as good."""
+    """Returns the corners of the Pareto front up to `right`: no smaller value is as good."""
     best: list[Point] = []
     for point in sorted(points, key=lambda p: (p.value, -p.y)):
         if not best or point.y > best[-1].y:

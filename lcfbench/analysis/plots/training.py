@@ -1,4 +1,4 @@
-"""What `lcfbench plot training` draws of training logs: the loss, and dev accuracy matched (solid) and deranged (dashed), a colour an adapter.
+"""Draws training logs: the loss, and dev accuracy matched (solid) and deranged (dashed).
 
 from lcfbench.analysis.plots.training import plot
 plot([Path("adapters/new")], Path("adapters/new"))
@@ -23,7 +23,7 @@ SMOOTH = 10  # steps over which the loss is averaged
 
 
 def read(folders: Sequence[Path]) -> pd.DataFrame:
-    """Rows (adapter, step, metric, value) of the logs under the folders; adapters of several folders are named by them.
+    """Reads rows (adapter, step, metric, value); adapters of several folders carry their names.
 
     Raises UserError where there is none, or one cannot be read.
     """
@@ -61,7 +61,10 @@ def plot(folders: Sequence[Path], out_dir: Path) -> list[Path]:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """A panel for the loss and one for every dev task. Seeds of one adapter share a colour: thin lines each, a thick one their mean."""
+    """A panel for the loss and one for every dev task.
+
+    Seeds of one adapter share a colour: thin lines each, a thick one their mean.
+    """
     from matplotlib.lines import Line2D
 
     rows = rows[rows["adapter"] != ""].assign(group=lambda r: r["adapter"].str.replace(SEED, "", regex=True))
@@ -106,8 +109,12 @@ def draw(rows: pd.DataFrame) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     if tasks:
-        marks = [Line2D([], [], color=INK, marker="o", markersize=4, label="matched"),
-                 Line2D([], [], color=GREY, linestyle="--", marker="o", markersize=4, markerfacecolor="white", label="deranged")]  # fmt: skip
+        dot: dict[str, Any] = {"marker": "o", "markersize": 4}
+        dashed = {"linestyle": "--", "markerfacecolor": "white", "color": GREY}
+        marks = [
+            Line2D([], [], **dot, color=INK, label="matched"),
+            Line2D([], [], **dot, **dashed, label="deranged"),
+        ]
         axes[-1].legend(handles=marks, loc="best", frameon=False)
     return figure
 

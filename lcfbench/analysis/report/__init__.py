@@ -4,8 +4,8 @@
     from lcfbench.analysis.report.source import read
     FORMS["html"](read([Path("results")]))
 
-`source` reads; `sections`, `latency`, `layers`, `examples` and `provenance` say what stands in each part, without a word of HTML;
-`page` and `text` write it down.
+`source` reads; `sections`, `latency`, `layers`, `examples` and `provenance` say what stands in each
+part, without a word of HTML; `page` and `text` write it down.
 """
 
 from __future__ import annotations

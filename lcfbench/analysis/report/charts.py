@@ -1,8 +1,9 @@
-"""The report's pictures as SVG in the page's own colours and fonts: frontier panels, strips of layers.
+"""The report's figures as SVG in the page's own colours and fonts.
 
 panel(PANELS[0], lines, classes={"lcf": "s1"})
 
-Geometry only; colours are classes of page.css, so that light and dark need no second picture. A panel is as wide as a phone.
+Geometry only; colours are classes of page.css, so that light and dark need no second picture. A
+panel is as wide as a phone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class Box(NamedTuple):
 
 
 def panel(chosen: Panel, lines: Sequence[dict[Any, Any]], classes: Mapping[str, str], title: str) -> Markup:
-    """Score against one quantity: matched filled, deranged hollow, the Pareto front as a step. classes: label → class of its colour."""
+    """Score against one quantity: matched filled, deranged hollow, the Pareto front as a step.
+
+    classes: label → class of its colour.
+    """
     axis = lay_out(chosen, lines)
     parts = [Markup("<title>{}</title>").format(title)]
     if axis is None:
@@ -137,7 +141,10 @@ def strip(heat: Heat) -> Markup:
                 continue
             dark = max(0.0, min(1.0, value / row.most))
             said = f"layer {layer}, {row.name} {plain(value, 2)}"
-            rect = '<rect class="heat" x="{:.2f}" y="{}" width="{:.2f}" height="{}" fill-opacity="{:.3f}"><title>{}</title></rect>'
+            rect = (
+                '<rect class="heat" x="{:.2f}" y="{}" width="{:.2f}" height="{}" fill-opacity="{:.3f}">'
+                "<title>{}</title></rect>"
+            )
             parts.append(Markup(rect).format(*where, 0.04 + 0.96 * dark, said))
     y = top + len(heat.strips) * (row_high + 5)
     for layer in range(count):
@@ -161,15 +168,17 @@ def _svg(parts: Sequence[Markup], label: str, high: float = HIGH) -> Markup:
 
 def _mark(point: Point, px: float, py: float, bar: Box, colour: str) -> Markup:
     line = point.line
-    said = f"{line['label']}, {line['control']}: {point.y:.1f} % [{100 * line['low']:.1f}, {100 * line['high']:.1f}]"
+    interval = f"[{100 * line['low']:.1f}, {100 * line['high']:.1f}]"
+    said = f"{line['label']}, {line['control']}: {point.y:.1f} % {interval}"
     return Markup(
-        '<g class="{} {}"><title>{}</title><line class="bar" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
+        '<g class="{} {}"><title>{}</title>'
+        '<line class="bar" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
         '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="4.5"/></g>'
     ).format("own" if point.kind == "matched" else "other", colour, said, px, px, bar.y0, bar.y1, px, py)
 
 
 def _labels(names: Sequence[tuple[str, float, float]], taken: list[Box], lines: list[Box]) -> list[Markup]:
-    """Names beside their points, over no mark and no other name; one that finds no place is left to the legend."""
+    """Places names beside their points, over no mark; one without room is left to the legend."""
     frame = Box(LEFT, TOP - 6, WIDE - 2, HIGH - FOOT)
     parts = []
     for full, px, py in names:

@@ -19,7 +19,8 @@ from lcfbench.analysis.tables import NONE
 class Entry:
     """One cell of a table.
 
-    value: what it is sorted by, None where it goes last. note: a smaller second line. more: unfolds below the text. drawing: SVG, in HTML only.
+    value: what it is sorted by, None where it goes last. note: a smaller second line. more: unfolds
+    below the text. drawing: SVG, in HTML only.
     """
 
     text: str
@@ -32,7 +33,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Head:
-    """A column's heading. title: what it means, where the word alone does not say it. drawn: it holds drawings, which Markdown leaves out."""
+    """A column's heading.
+
+    title: what it means, where the word alone does not say it. drawn: it holds drawings, which
+    Markdown leaves out.
+    """
 
     text: str
     number: bool = False

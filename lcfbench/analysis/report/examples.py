@@ -2,8 +2,9 @@
 
     examples(source)[0].cases[0].answers[0].prediction
 
-Chosen from the scores alone, the same ones every time: as many different patterns of right and wrong as there is room for, those first that
-tell most: right with its own message and wrong with another's, or wrong although the receiver alone is right.
+Chosen from the scores alone, the same ones every time: as many different patterns of right and
+wrong as there is room for, those first that tell most: right with its own message and wrong with
+another's, or wrong although the receiver alone is right.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def examples(source: Source) -> list[Examples]:
 
 
 def patterns(groups: Sequence[RunGroup]) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (D,) of all documents, and (D, groups) whether each was right (a score of at least one half), wrong or absent."""
+    """Returns codes (D,) of all documents and (D, groups): right (score ≥ ½), wrong or absent."""
     import numpy as np
 
     codes = np.unique(np.concatenate([group.codes for group in groups]))
@@ -106,8 +107,11 @@ def patterns(groups: Sequence[RunGroup]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose(right: np.ndarray, groups: Sequence[RunGroup], most: int = MOST) -> list[tuple[int, str]]:
-    """Rows of `right` to show, each with its kind. Kinds take turns; within one, documents that all methods answered and frequent patterns
-    come first. A pattern comes again only when no other is left."""
+    """Rows of `right` to show, each with its kind.
+
+    Kinds take turns; within one, documents that all methods answered and frequent patterns come
+    first. A pattern comes again only when no other is left.
+    """
     import numpy as np
 
     keys = right.astype(np.uint64) @ (np.uint64(3) ** np.arange(right.shape[1], dtype=np.uint64))

@@ -30,7 +30,11 @@ GAP = 0.05  # parts that miss more of the total than this leave a visible rest
 
 
 class Bar(NamedTuple):
-    """One method. parts: phase → mean ms; rest: what the total has beyond them, ms, 0 within `GAP`; n: documents timed alone."""
+    """One method.
+
+    parts: phase → mean ms; rest: what the total has beyond them, ms, 0 within `GAP`; n: documents
+    timed alone.
+    """
 
     label: str
     control: str
@@ -48,7 +52,11 @@ class Bar(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """One task. longest: of the bars, ms: they share its scale. untimed: methods of which no document was timed alone."""
+    """One task.
+
+    longest: of the bars, ms: they share its scale. untimed: methods of which no document was timed
+    alone.
+    """
 
     heading: str
     bars: list[Bar]

@@ -1,4 +1,4 @@
-"""Gates and layers: which layers an adapter edits, and which ones a layer-choosing method found important.
+"""Gates and calibrations: the layers that an adapter edits or a method chose.
 
     strips(source)[0].rows[0].values     # one a layer, 0 to 1; None where the adapter has no such layer
 
@@ -16,7 +16,10 @@ from lcfbench.results.manifest import Manifest
 
 
 class Strip(NamedTuple):
-    """A row of squares. values: a layer each, None where there is none; most: the darkest square's value."""
+    """A row of squares.
+
+    values: a layer each, None where there is none; most: the darkest square's value.
+    """
 
     name: str
     values: list[float | None]
@@ -24,7 +27,10 @@ class Strip(NamedTuple):
 
 
 class Heat(NamedTuple):
-    """Strips over the same layers. marked: layers with a sign below them; said: the picture in words."""
+    """Strips over the same layers.
+
+    marked: layers with a sign below them; said: the picture in words.
+    """
 
     title: str
     used: str
@@ -34,7 +40,10 @@ class Heat(NamedTuple):
 
 
 def strips(source: Source) -> list[Heat]:
-    """One a set of gates or calibration, in the order of the runs. Manifests that say nothing of layers give nothing."""
+    """One a set of gates or calibration, in the order of the runs.
+
+    Manifests that say nothing of layers give nothing.
+    """
     found: dict[str, tuple[Heat, list[str]]] = {}
     for group in source.groups:
         for run in group.runs:

@@ -1,8 +1,9 @@
-"""The report as one HTML page: no network, no script needed to read it, nothing trusted that a model or a file said.
+"""Writes the report as one HTML page that needs no network and trusts no text it shows.
 
 Path("report.html").write_text(html(source))
 
-Everything goes through Jinja2's escaping. The page's own script is named by its digest in the Content-Security-Policy: no other one runs.
+Everything goes through Jinja2's escaping. The page's own script is named by its digest in the
+Content-Security-Policy: no other one runs.
 """
 
 from __future__ import annotations
@@ -86,7 +87,10 @@ def _frontiers(source: Source) -> list[dict[str, Any]]:
 
 
 def _colours(source: Source) -> dict[str, str]:
-    """Label → class of its colour, one on the whole page. With more labels than colours, those of one mode share theirs."""
+    """Label → class of its colour, one on the whole page.
+
+    With more labels than colours, those of one mode share theirs.
+    """
     modes = {group.label: group.mode for group in source.groups if group.control in SHOWN}
     others = sorted(label for label, mode in modes.items() if mode != ALONE)
     keys = others if len(others) <= COLOURS else sorted({modes[label] for label in others})

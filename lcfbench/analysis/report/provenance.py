@@ -1,4 +1,4 @@
-"""Where the numbers came from: what all runs share is said once, what they do not share stands in a table.
+"""Provenance: facts that all runs share as a list, the others as a table.
 
 shared, table = provenance(source)
 """

@@ -1,4 +1,4 @@
-"""The verdicts, a table a task with every control, a table of subjects: lines of the summary as tables.
+"""Tables of verdicts, of each task with every control, and of subjects.
 
 headline(source)[0].label, verdicts(source).rows, tasks(source)[0].caption
 """
@@ -233,7 +233,8 @@ def _named(line: dict[Any, Any], several: bool) -> str:
     name = f"{line['label']} on {line['task']}" + (f", {line['pair']}" if several else "")
     if not known(line["content"]):
         return name
-    content = f"content {signed(line['content'])} points, 95 % {signed(line['content_low'])} to {signed(line['content_high'])}"
+    ends = f"{signed(line['content_low'])} to {signed(line['content_high'])}"
+    content = f"content {signed(line['content'])} points, 95 % {ends}"
     if line["verdict"] == "adapts only" and known(line["gain"]):
         content = f"gain {signed(line['gain'])}, {content}"
     if line["verdict"] == "undecided" and known(line.get("detectable")):
@@ -255,7 +256,7 @@ def _visible(line: dict[Any, Any]) -> str:
 
 
 def _receiver(line: dict[Any, Any], source: Source) -> float | None:
-    """The receiver alone on this line's documents; where only some are shared, as it stands in its own line."""
+    """Returns the receiver's own score on this line's documents, or on all where few are shared."""
     if known(line["gain"]) and line["gain_n"] == line["n"]:
         return float(line["score"]) - float(line["gain"])
     same = [other for other in source.lines if other["mode"] == ALONE]
@@ -277,8 +278,10 @@ def _whisker(line: dict[Any, Any], chance: float | None) -> Markup:
         else ""
     )
     return Markup(
-        '<svg class="whisker" viewBox="0 0 120 16" width="120" height="16" aria-hidden="true"><line class="axis" x1="3" x2="117" y1="8" y2="8"/>'
-        '{}<line class="bar" x1="{:.1f}" x2="{:.1f}" y1="8" y2="8"/><circle cx="{:.1f}" cy="8" r="3.5"/></svg>'
+        '<svg class="whisker" viewBox="0 0 120 16" width="120" height="16" aria-hidden="true">'
+        '<line class="axis" x1="3" x2="117" y1="8" y2="8"/>'
+        '{}<line class="bar" x1="{:.1f}" x2="{:.1f}" y1="8" y2="8"/>'
+        '<circle cx="{:.1f}" cy="8" r="3.5"/></svg>'
     ).format(tick, low, high, score)
 
 

@@ -1,4 +1,4 @@
-"""What a report is made of: the summary's lines, the scores behind them, and on demand the prompts and messages of a few documents.
+"""The data of a report: summary, scores, and on demand prompts of a few documents.
 
     source = read([Path("results")])
     source.lines[0]["verdict"], source.rows(["run-1"], ["9f3c…"])
@@ -45,8 +45,9 @@ TaskKey = tuple[str, str, str]  # pair, task, scoring
 class Source:
     """All that was read.
 
-    summary: what `summarise` gives, a line a method, task and control. groups: the scores behind it.
-    subjects: run id → subject → (mean score, documents), where a task has subjects. warnings: a sentence for everything unusable.
+    summary: what `summarise` gives, a line a method, task and control. groups: the scores behind
+    it. subjects: run id → subject → (mean score, documents), where a task has subjects. warnings: a
+    sentence for everything unusable.
     """
 
     paths: tuple[Path, ...]
@@ -69,7 +70,7 @@ class Source:
 
     @property
     def cautions(self) -> list[str]:
-        """What a reader must know first: unusable files, failed documents, runs that did not end."""
+        """Returns cautions: unusable files, failed documents, unfinished runs."""
         found = list(self.warnings)
         for pair, task, scoring in self.by_task:
             lines = self.summary
@@ -86,7 +87,10 @@ class Source:
     def rows(
         self, run_ids: Iterable[str], hashes: Iterable[str], columns: Sequence[str] = WIDE
     ) -> dict[tuple[str, str], dict[str, Any]]:
-        """(run id, document hash) → the row with prompts and messages. A column the file lacks is absent from its rows."""
+        """(run id, document hash) → the row with prompts and messages.
+
+        A column the file lacks is absent from its rows.
+        """
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.dataset as ds
@@ -121,7 +125,10 @@ class Source:
 
 
 def read(paths: Sequence[Path]) -> Source:
-    """Reads the runs under `paths`. Raises UserError where nothing can be read; what else is wrong is in `warnings`."""
+    """Reads the runs under `paths`.
+
+    Raises UserError where nothing can be read; what else is wrong is in `warnings`.
+    """
     groups = read_run_groups(paths)
     return Source(
         tuple(map(Path, paths)), summarise(groups.groups), groups.groups, _subjects(paths), groups.warnings

@@ -1,12 +1,14 @@
-"""Intervals and tests: how sure a number is, how sure a difference, and how many documents would settle it.
+"""Intervals and tests for scores, differences of scores, and numbers of documents.
 
     from lcfbench.analysis.stats import paired
     pair = paired([1, 1, 0, 1] * 50, [1, 0, 0, 0] * 50)
     pair.value, pair.interval(), pair.p()
 
-Pairs are documents. Scores lie between 0 and 1; those that are only 0 or 1 get exact or score methods, others a seeded bootstrap.
-Sources: Wilson 1927; Tango 1998 (Stat Med 17:891, recommended for paired proportions by Fagerland, Lydersen and Laake 2014);
-McNemar 1947, exact; few changed answers: Suissa and Shuster 1991, exact; BCa: Efron 1987; two one-sided tests: Schuirmann 1987; Holm 1979.
+Pairs are documents. Scores lie between 0 and 1; those that are only 0 or 1 get exact or score
+methods, others a seeded bootstrap. Sources: Wilson 1927; Tango 1998 (Stat Med 17:891, recommended
+for paired proportions by Fagerland, Lydersen and Laake 2014); McNemar 1947, exact; few changed
+answers: Suissa and Shuster 1991, exact; BCa: Efron 1987; two one-sided tests: Schuirmann 1987; Holm
+1979.
 """
 
 from __future__ import annotations
@@ -28,9 +30,6 @@ Scores: TypeAlias = "Sequence[float] | np.ndarray"
 DELTA = 0.02  # differences smaller than this count as none (protocol.md)
 FEW = 20  # documents that differ, below which counting them says more than resampling
 
-__all__ = ["DELTA", "NEVER", "Difference", "Interval", "Paired", "Scores", "difference", "equivalence_p", "holm", "mcnemar",
-           "mean_interval", "needed", "paired", "paired_difference", "smallest_visible", "tango", "wilson"]  # fmt: skip
-
 
 class Interval(NamedTuple):
     """A mean and its confidence interval over `n` documents; NaN where there are none."""
@@ -42,7 +41,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Mean of a − b over `n` pairs with its interval and the two-sided p against no difference (as `Paired.p`)."""
+    """Mean of a − b over `n` pairs, its interval, and the two-sided p against no difference."""
 
     value: float
     low: float
@@ -52,10 +51,13 @@ class Difference(NamedTuple):
 
 
 class Paired:
-    """Two score vectors of the same documents; `paired` makes one. Whatever needs resampling is done once.
+    """Two score vectors of the same documents; `paired` makes one.
 
-    value: mean of a − b. n: documents. spread: standard deviation of a − b (ddof 1; 0 for fewer than two).
-    binary: both hold only 0 and 1. gained, lost: documents where a, where b scores more. few: fewer than 20 of them.
+    Whatever needs resampling is done once.
+
+    value: mean of a − b. n: documents. spread: standard deviation of a − b (ddof 1; 0 for fewer
+    than two). binary: both hold only 0 and 1. gained, lost: documents where a, where b scores more.
+    few: fewer than 20 of them.
     """
 
     def __init__(self, a: Scores, b: Scores) -> None:
@@ -70,10 +72,11 @@ class Paired:
         self.few = self.gained + self.lost < FEW
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Both ends around `value`: Tango's score interval for 0/1 data, else BCa; NaN without documents.
+        """Returns both ends: Tango's score interval for 0/1 data, else BCa; NaN without documents.
 
-        Where fewer than 20 documents differ, resampling those few is too sure of itself (three that agree would be significant), so
-        the interval also covers Tango's, scaled to the largest of their differences.
+        Where fewer than 20 documents differ, resampling those few is too sure of itself (three that
+        agree would be significant), so the interval also covers Tango's, scaled to the largest of
+        their differences.
         """
         if not self.n:
             return math.nan, math.nan
@@ -90,12 +93,13 @@ class Paired:
         return min(low for low, _ in ends), max(high for _, high in ends)
 
     def p(self, margin: float = 0.0, side: Side = "two-sided") -> float:
-        """The p-value against H0 difference = margin ("two-sided"), ≤ margin ("greater") or ≥ margin ("less"); NaN without documents.
+        """Returns p against H0 difference = margin, ≤ margin ("greater") or ≥ margin ("less").
 
-        It goes with `interval`: at an end of the interval it is 1 − confidence, or more where counts are tested exactly: at margin 0 (by the
-        binomial; two-sided: McNemar's test) and wherever up to 500 answers changed. 149 answers of which none changed are the fewest that
-        show a loss below 2 points: 0.98¹⁴⁹ < 0.05. Scores of which few differ show no more than the same counts of whole points, nor more
-        than if they were all equal.
+        It goes with `interval`: at an end of the interval it is 1 − confidence, or more where
+        counts are tested exactly: at margin 0 (by the binomial; two-sided: McNemar's test) and
+        wherever up to 500 answers changed. 149 answers of which none changed are the fewest that
+        show a loss below 2 points: 0.98¹⁴⁹ < 0.05. Scores of which few differ show no more than the
+        same counts of whole points, nor more than if they were all equal.
         """
         if not self.n:
             return math.nan
@@ -131,7 +135,7 @@ def paired(a: Scores, b: Scores) -> Paired:
 
 
 def mean_interval(values: Scores, confidence: float = 0.95) -> Interval:
-    """Mean score with its interval: Wilson for 0/1 data, else BCa (10,000 resamples, seeded; closed form above 300 documents)."""
+    """Returns the mean score with its interval: Wilson's for 0/1 data, else BCa."""
     import numpy as np
 
     x = _array(values)
@@ -158,7 +162,7 @@ def difference(pair: Paired, confidence: float = 0.95) -> Difference:
 
 
 def equivalence_p(pair: Paired, delta: float = DELTA) -> float:
-    """p of the two one-sided tests against "the difference is delta or more, either way"; small means: none to speak of."""
+    """Returns p of two one-sided tests against "the difference is delta or more, either way"."""
     return max(pair.p(-delta, "greater"), pair.p(delta, "less"))
 
 

@@ -1,11 +1,12 @@
-"""How a mean would scatter over other documents: the BCa bootstrap, as an interval and as the p-values that belong to it.
+"""The BCa bootstrap of a mean: an interval and the p-values that belong to it.
 
     from lcfbench.analysis.stats.bootstrap import bca
     bca(np.random.default_rng(0).beta(0.4, 0.6, 300)).interval(0.95)
 
-Source: Efron 1987 (J Am Stat Assoc 82:171). Up to 300 documents the 10,000 resamples are scipy's. Above, the quantiles of the bootstrap
-distribution of a mean have a closed form (Cornish and Fisher 1938), which costs one pass over the data. It is within 1–2 % of the interval's
-half-width (5 % for very skewed scores) of 200,000 resamples, where 10,000 of them scatter by 2–5 %.
+Source: Efron 1987 (J Am Stat Assoc 82:171). Up to 300 documents the 10,000 resamples are scipy's.
+Above, the quantiles of the bootstrap distribution of a mean have a closed form (Cornish and Fisher
+1938), which costs one pass over the data. It is within 1–2 % of the interval's half-width (5 % for
+very skewed scores) of 200,000 resamples, where 10,000 of them scatter by 2–5 %.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ TIE = 1e-12  # means this near to each other are the same mean, summed in anothe
 class BCa:
     """The bootstrap distribution of a mean, its bias correction `z0` and acceleration `a`.
 
-    quantile: normal score w → the mean at probability Φ(w) of that distribution.
-    score: its inverse; where several resamples tie at the value, the score of their upper or lower end.
+    quantile: normal score w → the mean at probability Φ(w) of that distribution. score: its
+    inverse; where several resamples tie at the value, the score of their upper or lower end.
     """
 
     z0: float
@@ -45,9 +46,10 @@ class BCa:
         return self.quantile(self._shifted(-z)), self.quantile(self._shifted(z))
 
     def p(self, margin: float = 0.0, side: Side = "two-sided") -> float:
-        """The smallest level at which the interval of that side leaves `margin` out, never below 1/10,001.
+        """Returns the smallest level at which the interval leaves `margin` out, at least 1/10,001.
 
-        greater: against H0 mean ≤ margin; less: against H0 mean ≥ margin; two-sided: against H0 mean = margin.
+        greater: against H0 mean ≤ margin; less: against H0 mean ≥ margin; two-sided: against H0
+        mean = margin.
         """
         if side == "two-sided":
             return min(1.0, 2 * min(self.p(margin, "greater"), self.p(margin, "less")))
@@ -87,7 +89,7 @@ def _resampled(x: np.ndarray, a: float, seed: int) -> BCa:
     from scipy.stats import bootstrap
 
     rng, batch = np.random.default_rng(seed), max(1, 2_000_000 // len(x))
-    # "percentile": scipy's BCa would find the acceleration by n jackknife means, which for a mean is the skewness known already
+    # "percentile": scipy's BCa would take n jackknife means for the acceleration, known here already
     found = bootstrap(
         (x,), np.mean, n_resamples=RESAMPLES, batch=batch, method="percentile", vectorized=True, rng=rng
     )
@@ -119,7 +121,7 @@ def _resampled(x: np.ndarray, a: float, seed: int) -> BCa:
 
 
 def _closed(mean: float, error: float, skewness: float, excess: float) -> BCa:
-    """From the mean, its standard error, and the skewness and excess kurtosis *of the mean* (they fall with √n and n)."""
+    """Builds it from the mean, its error, and the mean's own skewness and excess kurtosis."""
 
     def expansion(w: float) -> float:
         second = excess * (w**3 - 3 * w) / 24 - skewness**2 * (2 * w**3 - 5 * w) / 36

@@ -1,13 +1,14 @@
-"""Exact p-values for answers that are right or wrong, where a normal approximation would promise too much.
+"""Exact p-values for 0/1 scores, where a normal approximation would promise too much.
 
     from lcfbench.analysis.stats.exact import exact_p
     exact_p(gained=0, lost=7, n=200, margin=-0.01, side="less")     # lost more than 1 point?
     exact_p(gained=0, lost=0, n=149, margin=-0.02, side="greater")  # lost less than 2? 0.98¹⁴⁹
 
-Tango's score statistic is only nearly normal: with a dozen answers changed it rejects a true difference in up to 9 of 100 checks that
-promise 5. So the statistic only orders the outcomes here, and the p-value is the largest probability, over all shares of changed answers
-that the data leave possible, of an outcome at least as far out (Suissa and Shuster 1991; Hsueh, Liu and Chen 2001; the confidence set for
-the share: Berger and Boos 1994, whose error is added).
+Tango's score statistic is only nearly normal: with a dozen answers changed it rejects a true
+difference in up to 9 of 100 checks that promise 5. So the statistic only orders the outcomes here,
+and the p-value is the largest probability, over all shares of changed answers that the data leave
+possible, of an outcome at least as far out (Suissa and Shuster 1991; Hsueh, Liu and Chen 2001; the
+confidence set for the share: Berger and Boos 1994, whose error is added).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ IMPROBABLE = 1e-13
 def count_p(gained: int, lost: int, n: int, margin: float, side: Side) -> float:
     """The p-value of (gained − lost)/n against `margin`, as `Paired.p`.
 
-    Margin 0: the binomial's, exact. Else Tango's, raised to the exact one where up to 500 answers changed and it is below 0.2.
+    Margin 0: the binomial's, exact. Else Tango's, raised to the exact one where up to 500 answers
+    changed and it is below 0.2.
     """
     if margin == 0:
         return sign_test(gained, lost, side)
@@ -46,7 +48,7 @@ def count_p(gained: int, lost: int, n: int, margin: float, side: Side) -> float:
 
 @cache
 def exact_p(gained: int, lost: int, n: int, margin: float, side: Side) -> float:
-    """Against H0 "(gained − lost)/n is in expectation at least `margin`" (less) or at most (greater), −1 < margin < 1."""
+    """Returns p against "E (gained − lost)/n is at least `margin`" (less) or at most (greater)."""
     assert side != "two-sided" and -1 < margin < 1, (
         f"one side and a margin within (−1, 1), not {side} and {margin}"
     )
@@ -61,7 +63,7 @@ def exact_p(gained: int, lost: int, n: int, margin: float, side: Side) -> float:
     high = betaincinv(changed + 1, n - changed, 1 - BETA / 2) if changed < n else 1.0
     if margin > high:  # so many would have changed that all gained or not, it would have been seen
         return BETA
-    # at a given share the edge of H0 is its worst case: the statistic rises with the gains and falls with the losses
+    # at a given share the edge of H0 is its worst case: gains raise the statistic, losses lower it
     shares = np.linspace(max(abs(margin), low), max(abs(margin), high), GRID)[:, None]
     gain, loss = (shares + margin) / 2, (shares - margin) / 2
     first, last = binom.ppf(IMPROBABLE, n, gain[0, 0]), binom.isf(IMPROBABLE, n, gain[-1, 0])
@@ -83,7 +85,7 @@ def exact_p(gained: int, lost: int, n: int, margin: float, side: Side) -> float:
 
 
 def _fewest(gains: np.ndarray, observed: float, n: int, margin: float) -> np.ndarray:
-    """Of each number of gains the fewest losses whose statistic is at most the observed one; n − gains + 1 where none are."""
+    """Returns the fewest losses as extreme as observed for each number of gains, n − gains + 1 for none."""
     import numpy as np
 
     below, fewest = np.full(len(gains), -1), n - gains + 1

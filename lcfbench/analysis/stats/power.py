@@ -1,11 +1,12 @@
-"""What a number of documents can show: the smallest visible effect, and how many documents would settle a question.
+"""Power: the smallest visible effect, and the documents that would settle a question.
 
     from lcfbench.analysis.stats import paired
     from lcfbench.analysis.stats.power import smallest_visible
     smallest_visible(paired([1] * 5 + [0] * 59, [0] * 5 + [1] * 2 + [0] * 57))
 
-The effect is asked for beside the noise that was seen: it comes on top of it and brings its own scatter. Answers that are right or wrong are
-tested by McNemar's exact test, so its exact power decides; for 100 answers none of which changed, six must change for p < 0.05 at all.
+The effect is asked for beside the noise that was seen: it comes on top of it and brings its own
+scatter. Answers that are right or wrong are tested by McNemar's exact test, so its exact power
+decides; for 100 answers none of which changed, six must change for p < 0.05 at all.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ MANY = 2_000  # changed answers from which the normal approximation will do
 
 
 def smallest_visible(pair: Paired, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest difference above 0 that as many documents, as noisy as these without it, show with that power, two-sided.
+    """Returns the smallest difference that as many documents, as noisy as these, would show.
 
-    NaN where none would, be it as large as scores can differ. 0/1 data: of the share of answers that changed one half is lost as before,
-    the other half plus the effect is gained (where that is more than there are, fewer are lost). Other scores: variance spread² + e − e²,
-    as if the effect came as whole points; where few differ, no less than counting them needs.
+    NaN where none would, be it as large as scores can differ. 0/1 data: of the share of answers
+    that changed one half is lost as before, the other half plus the effect is gained (where that is
+    more than there are, fewer are lost). Other scores: variance spread² + e − e², as if the effect
+    came as whole points; where few differ, no less than counting them needs.
     """
     if not pair.n:
         return math.nan
@@ -41,13 +43,13 @@ def smallest_visible(pair: Paired, alpha: float = 0.05, power: float = 0.8) -> f
 
 
 def needed(spread: float, distance: float, alpha: float = 0.05, power: float = 0.8, sides: int = 2) -> int:
-    """How many documents would tell a difference from a margin `distance` away, with that power; NEVER (10¹⁸) where it is too near."""
+    """Returns the documents that tell a difference from a margin `distance` away; else NEVER."""
     width = (NORMAL.inv_cdf(1 - alpha / sides) + NORMAL.inv_cdf(power)) * spread
     return min(NEVER, max(2, math.ceil((width / distance) ** 2))) if abs(distance) > 1e-9 else NEVER
 
 
 def mcnemar_power(effect: float, noise: float, n: int, alpha: float = 0.05) -> float:
-    """How often McNemar's exact test finds p < alpha for a gain of `effect`, where a share `noise` of n answers changes without it."""
+    """Returns how often McNemar's test finds a gain `effect` where a share `noise` changes too."""
     lost = min(noise, 1 - effect) / 2
     return _power(lost + effect, lost, n, alpha)
 
@@ -87,7 +89,7 @@ def _power(gained: float, lost: float, n: int, alpha: float) -> float:
 
 
 def _not_enough(changed: np.ndarray, alpha: float) -> np.ndarray:
-    """Of each number of changed answers the most gains that McNemar's two-sided test does not find significant."""
+    """Returns, for each number of changed answers, the most gains that are not significant."""
     from scipy.stats import binom
 
     return binom.isf(alpha / 2, changed, 0.5)

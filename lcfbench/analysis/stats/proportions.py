@@ -1,10 +1,10 @@
-"""Counts of right and wrong: exact and score methods for one proportion and for two on the same documents. Pure arithmetic.
+"""Exact and score methods for one proportion, and for two on the same documents. Pure arithmetic.
 
     from lcfbench.analysis.stats.proportions import tango
     tango(7, 1, 21)
 
-Sources: Wilson 1927; Tango 1998 (Stat Med 17:891, recommended for paired proportions by Fagerland, Lydersen and Laake 2014);
-McNemar 1947, exact.
+Sources: Wilson 1927; Tango 1998 (Stat Med 17:891, recommended for paired proportions by Fagerland,
+Lydersen and Laake 2014); McNemar 1947, exact.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def mcnemar(b: int, c: int) -> float:
 
 
 def sign_test(gained: int, lost: int, side: Side) -> float:
-    """Binomial(gained + lost, ½): at least that many gained, at least that many lost, or twice the smaller."""
+    """Returns the binomial tail (p = ½) of the gains, of the losses, or twice the smaller."""
     from scipy.special import (
         bdtr,  # a third of the time that importing scipy.stats takes; tests hold it against binomtest
     )
@@ -68,7 +68,7 @@ def tango_z(b: int, c: int, n: int, margin: float) -> float:
 
 
 def unanimous(value: float, n: int, confidence: float) -> tuple[float, float]:
-    """All n values equal: no spread to resample, so the width that n unanimous 0/1 pairs would have."""
+    """Returns, for n equal values, the interval that n unanimous 0/1 pairs would have."""
     half = two_sided_z(confidence) ** 2 / (n + two_sided_z(confidence) ** 2)
     return value - half, value + half
 
