@@ -110,7 +110,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     if tasks:
         dot: dict[str, Any] = {"marker": "o", "markersize": 4}
-        dashed = {"linestyle": "--", "markerfacecolor": "white", "color": GREY}
+        dashed: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white", "color": GREY}
         marks = [
             Line2D([], [], **dot, color=INK, label="matched"),
             Line2D([], [], **dot, **dashed, label="deranged"),

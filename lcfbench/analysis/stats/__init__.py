@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from lcfbench.analysis.stats.bootstrap import FLOOR, TIE, BCa, bca
 from lcfbench.analysis.stats.exact import count_p
-from lcfbench.analysis.stats.power import NEVER, needed, smallest_visible
-from lcfbench.analysis.stats.proportions import Side, mcnemar, tango, unanimous, wilson
+from lcfbench.analysis.stats.proportions import Side, tango, unanimous, wilson
 
 if TYPE_CHECKING:
     import numpy as np
