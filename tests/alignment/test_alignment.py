@@ -1,4 +1,4 @@
-"""Layer maps and token alignment, on our own small tokenizers of several kinds and against what the reference recorded."""
+"""Layer maps and token alignment, on small tokenizers and against the reference's records."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def shown(text: str, name: str, prefix: str = "") -> Prompt:
     return render(View(text, prefix), kinds()[name], chat=True, choices=False)
 
 
-# -- layers -----------------------------------------------------------------------------------------------------------------------
+# -- layers ----------------------------------------------------------------------------------------
 
 
 def test_layer_maps():
@@ -104,7 +104,7 @@ def test_layer_maps_are_the_reference_s(name, scheme):
     assert len(recorded) > 100
 
 
-# -- span -------------------------------------------------------------------------------------------------------------------------
+# -- span ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -114,17 +114,17 @@ def test_span_reads_the_token_that_covers_the_last_character(text, a, b):
     reads = aligned_positions(mine, theirs, "span")
     assert len(reads) == len(mine.ids) and any(r >= 0 for r in reads)
     for token, source in enumerate(reads):
-        start, end = mine.offsets[token]
-        span = next((k for k, (s, e) in enumerate(mine.spans) if s < end <= e), None) if end > start else None
+        start, lm = mine.offsets[token]
+        span = next((k for k, (s, e) in enumerate(mine.spans) if s < lm <= e), None) if lm > start else None
         if span is None:
             assert source == -1
             continue
-        place = end - 1 - mine.spans[span][0] + theirs.spans[span][0]
+        place = lm - 1 - mine.spans[span][0] + theirs.spans[span][0]
         covering = [t for t, (s, e) in enumerate(theirs.offsets) if s <= place < e]
         if covering:
             assert source == covering[-1]
             s, e = theirs.offsets[source]
-            assert mine.text[end - 1] == theirs.text[place] and s <= place < e
+            assert mine.text[lm - 1] == theirs.text[place] and s <= place < e
         elif source >= 0:  # a character no token of the sharer covers: the nearest one before it
             assert theirs.offsets[source][1] <= place
     assert sorted(r for r in reads if r >= 0) == [r for r in reads if r >= 0]  # in reading order
@@ -163,7 +163,7 @@ def test_different_contents_are_refused():
         aligned_positions(one, one, "spam")
 
 
-# -- remap ------------------------------------------------------------------------------------------------------------------------
+# -- remap -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -189,7 +189,7 @@ def test_remapped_prompt_has_one_token_for_one(text, a, b):
 
 
 def test_a_blank_that_the_receiver_s_token_brings_is_not_said_twice():
-    """Plain text: the joint between question and answer is a space, which ` The` of the receiver carries along."""
+    """Plain text: a space joins question and answer, and the receiver's ` The` carries it along."""
     receiver, sharer = helpers.tokenizer(400), helpers.tokenizer(330)
     mine, own = (
         render(View("Which box?", "Answer"), t, chat=False, choices=False) for t in (receiver, sharer)
@@ -202,7 +202,10 @@ def test_a_blank_that_the_receiver_s_token_brings_is_not_said_twice():
 
 
 def test_a_newline_that_the_receiver_s_token_takes_along_is_not_said_twice():
-    """A token `:\\n` of the receiver begins in the content and ends in the template; the sharer's template goes on after the newline."""
+    """The receiver's `:\\n` begins in the content and ends in the template.
+
+    The sharer's template goes on after the newline.
+    """
     receiver, sharer = helpers.tokenizer(400), helpers.tokenizer(330)
     mine = Prompt("Notes:\nAnswer", (40, 41), ((0, 5), (5, 7)), ((0, 6),))
     theirs = remap_prompt(mine, Prompt(mine.text, (), (), mine.spans), receiver, sharer, "longest")

@@ -52,7 +52,7 @@ def texts(prompt: Prompt, spans: list) -> list[str]:
     ]
 
 
-# -- where texts are cut ------------------------------------------------------------------------------------------------------------------
+# -- where texts are cut ---------------------------------------------------------------------------
 
 
 def test_a_pasted_text_is_cut_at_its_blank_lines():
@@ -107,7 +107,7 @@ def test_sentences(text, want):
     assert len(pieces) == want, pieces
 
 
-# -- which tokens go where ------------------------------------------------------------------------------------------------------------------
+# -- which tokens go where -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["paragraphs", "sentences", "overlap"])
@@ -165,7 +165,7 @@ def test_windows_count_the_template_too_and_are_equal_in_length(count):
     assert torch.equal(member.int().argmax(1)[mask.bool()], span[mask.bool()])
 
 
-# -- the pool ---------------------------------------------------------------------------------------------------------------------------------
+# -- the pool --------------------------------------------------------------------------------------
 
 
 def pool_before(adapter, keys, values, spans):
@@ -257,7 +257,7 @@ def test_empty_spans_and_padding_change_nothing():
     torch.testing.assert_close(adapter.pool(*more, padded), want)
 
 
-# -- the method -------------------------------------------------------------------------------------------------------------------------------
+# -- the method ------------------------------------------------------------------------------------
 
 
 OPTIONS = [
@@ -273,8 +273,8 @@ OPTIONS = [
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o.values()) or "default")
 def test_any_scheme_with_any_adapter_batch_1_equals_batch_n(options, chat):
-    ends = pair(chat=chat)
-    method = create("lcf", *ends, fused("lcfx", ends, pool_start="last", unrotated_keys=True), options)
+    lms = pair(chat=chat)
+    method = create("lcf", *lms, fused("lcfx", lms, pool_start="last", unrotated_keys=True), options)
     with torch.no_grad():
         together, state, _ = outcomes(method, SPLIT)
         for i, d in enumerate(SPLIT):
@@ -284,19 +284,18 @@ def test_any_scheme_with_any_adapter_batch_1_equals_batch_n(options, chat):
 
 
 def test_schemes_differ_in_what_they_read():
-    ends = pair()
-    adapter = fused("lcfx", ends)
+    lms = pair()
+    adapter = fused("lcfx", lms)
     seen = []
     for options in OPTIONS:
         with torch.no_grad():
-            seen.append(
-                create("lcf", *ends, adapter, options).respond(Batch(SPLIT, SPLIT, Clock())).kv.values
-            )
+            seen.append(create("lcf", *lms, adapter, options).respond(Batch(SPLIT, SPLIT, Clock())).kv.values)
     assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
-    # a text of one paragraph and as many tokens as the window holds: `overlap` is then `one` without BOS
+    # a text of one paragraph and as many tokens as the window holds: `overlap` is then `one`
+    # without BOS
     whole = {"spans": "overlap", "window": "500", "stride": "500"}
     spans = spans_of("overlap", shown(SPLIT[0].sharer.user), 500, 500)
-    assert len(spans) == 1 and create("lcf", *ends, adapter, whole).options()["window"] == 500
+    assert len(spans) == 1 and create("lcf", *lms, adapter, whole).options()["window"] == 500
 
 
 @pytest.mark.parametrize(
@@ -309,6 +308,6 @@ def test_schemes_differ_in_what_they_read():
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options, match):
-    ends = pair()
+    lms = pair()
     with pytest.raises(UserError, match=match):
-        create("lcf", *ends, fused("lcfx", ends), options)
+        create("lcf", *lms, fused("lcfx", lms), options)

@@ -1,4 +1,4 @@
-"""The baselines that keep everyone honest: identical, single, lora, the sharer's pick, its text at equal bytes, and the routing oracle."""
+"""The baselines: identical, single, lora, the sharer's pick, its text at equal bytes, the oracle."""
 
 from __future__ import annotations
 
@@ -105,38 +105,38 @@ def test_sdpa_equals_eager(name, kind, documents):
         assert x == pytest.approx(y, abs=5e-4)
 
 
-# -- identical and single ------------------------------------------------------------------------------------------------------------
+# -- identical and single --------------------------------------------------------------------------
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "documents"), [("lcf", SHARED), ("lcfx", SPLIT), ("c2c", SHARED)])
 def test_identical_is_its_kinds_own_method_with_one_model_on_both_sides(kind, documents):
-    ends = alone()
-    adapter = fused(kind, ends)
-    same, _, _ = outcomes(create("identical", *ends, adapter), documents)
-    assert same == outcomes(create("c2c" if kind == "c2c" else "lcf", *ends, adapter), documents)[0]
+    lms = alone()
+    adapter = fused(kind, lms)
+    same, _, _ = outcomes(create("identical", *lms, adapter), documents)
+    assert same == outcomes(create("c2c" if kind == "c2c" else "lcf", *lms, adapter), documents)[0]
     # whatever stands in the sharer's place is not asked
-    assert same == outcomes(create("identical", ends[0], two()[1], adapter), documents)[0]
+    assert same == outcomes(create("identical", lms[0], two()[1], adapter), documents)[0]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("alignment", ["span", "remap", "same"])
 @pytest.mark.parametrize("kind", ["lcf", "c2c"])
 def test_single_is_identical_where_both_views_are_equal(kind, alignment):
-    ends = alone(chat=True)
-    adapter = fused(kind, ends, token_alignment=alignment)
-    got, state, _ = outcomes(create("single", *ends, adapter), SHARED)
-    for a, b in zip(got, outcomes(create("identical", *ends, adapter), SHARED)[0], strict=True):
+    lms = alone(chat=True)
+    adapter = fused(kind, lms, token_alignment=alignment)
+    got, state, _ = outcomes(create("single", *lms, adapter), SHARED)
+    for a, b in zip(got, outcomes(create("identical", *lms, adapter), SHARED)[0], strict=True):
         assert a == pytest.approx(b, abs=1e-5)  # it reads once, one token less
-    assert got != outcomes(create("receiver", *ends), SHARED)[0]
+    assert got != outcomes(create("receiver", *lms), SHARED)[0]
     assert not any(state.message.wire_bytes) and not any(state.message.sharer_tokens)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "documents"), [("lcf", SPLIT), ("lcfx", SPLIT), ("c2c", SPLIT)])
 def test_single_never_sees_the_sharers_view(kind, documents):
-    ends = alone()
-    method = create("single", *ends, fused(kind, ends))
+    lms = alone()
+    method = create("single", *lms, fused(kind, lms))
     method.check(documents[0])
     other = [replace(d, sharer=SHARED[0].sharer) for d in documents]
     assert outcomes(method, other)[0] == outcomes(method, documents)[0]
@@ -144,10 +144,10 @@ def test_single_never_sees_the_sharers_view(kind, documents):
 
 
 def test_single_reads_the_prompt_once():
-    ends = alone()
-    method = create("single", *ends, fused("lcf", ends))
+    lms = alone()
+    method = create("single", *lms, fused("lcf", lms))
     calls = []
-    decoder = ends[0].model.get_decoder()
+    decoder = lms[0].model.get_decoder()
     handle = decoder.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
         method.respond(Batch(SHARED, SHARED, Clock()))
@@ -159,8 +159,8 @@ def test_single_reads_the_prompt_once():
 def test_singles_adapter_is_in_its_rows_work():
     from types import SimpleNamespace
 
-    ends = alone()
-    adapter = fused("lcf", ends)
+    lms = alone()
+    adapter = fused("lcf", lms)
     task = SimpleNamespace(score=lambda *_: {"acc": 1.0}, metric=lambda _: "acc")
 
     def rows(method):
@@ -169,8 +169,8 @@ def test_singles_adapter_is_in_its_rows_work():
         made = Rows(task, method)
         return state, [made.row(d, state, outcome, 0, i)["flops"] for i, d in enumerate(SHARED)]
 
-    state, work = rows(create("single", *ends, adapter))
-    plain_state, plain_work = rows(create("receiver", *ends))
+    state, work = rows(create("single", *lms, adapter))
+    plain_state, plain_work = rows(create("receiver", *lms))
     assert plain_state.message.adapter_flops is None and all(n > 0 for n in state.message.adapter_flops)
     assert work == [a + b for a, b in zip(plain_work, state.message.adapter_flops, strict=True)]
 
@@ -179,25 +179,25 @@ def test_singles_adapter_is_in_its_rows_work():
 @pytest.mark.parametrize("name", ["identical", "single"])
 def test_every_parameter_is_alive(name, kind):
     documents = SPLIT if kind == "lcfx" else SHARED
-    ends = alone()
-    adapter = fused(kind, ends).requires_grad_(True).train()
+    lms = alone()
+    adapter = fused(kind, lms).requires_grad_(True).train()
     adapter.gate_mode = "soft"
-    method = create(name, *ends, adapter)
+    method = create(name, *lms, adapter)
     method.prepare(documents, print)
     loss_of(method, documents).backward()
     assert not [n for n, p in adapter.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
 def test_single_is_prepared_on_the_receivers_own_view():
-    ends = alone()
+    lms = alone()
     means = {}
     for name, documents in (
         ("single", SPLIT),
         ("identical", SPLIT),
         ("by hand", [replace(d, sharer=d.receiver) for d in SPLIT]),
     ):
-        adapter = fused("lcfx", ends, standardise=True).requires_grad_(True)
-        create("identical" if name == "by hand" else name, *ends, adapter).prepare(documents, print)
+        adapter = fused("lcfx", lms, standardise=True).requires_grad_(True)
+        create("identical" if name == "by hand" else name, *lms, adapter).prepare(documents, print)
         means[name] = adapter.sharer_mean
     assert not torch.allclose(means["single"], means["identical"], atol=1e-3)
     assert (means["single"] - means["by hand"]).abs().mean() < (
@@ -206,13 +206,13 @@ def test_single_is_prepared_on_the_receivers_own_view():
 
 
 def test_position_wise_adapters_are_refused_on_different_contexts():
-    ends = alone()
+    lms = alone()
     for kind in ("lcf", "c2c"):
         with pytest.raises(UserError, match=f"{kind} adapter fuses token by token"):
-            create("identical", *ends, fused(kind, ends)).check(SPLIT[0])
+            create("identical", *lms, fused(kind, lms)).check(SPLIT[0])
 
 
-# -- lora ----------------------------------------------------------------------------------------------------------------------------
+# -- lora ------------------------------------------------------------------------------------------
 
 
 def loss_of(method, documents: list[Document]) -> Tensor:
@@ -228,9 +228,9 @@ def loss_of(method, documents: list[Document]) -> Tensor:
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 @pytest.mark.parametrize("documents", [SHARED, SPLIT], ids=["shared", "split"])
 def test_an_untrained_lora_is_the_receiver_bit_for_bit(family, documents):
-    ends = alone(family=family)
-    base, plain, _ = outcomes(create("receiver", *ends), documents)
-    got, state, _ = outcomes(create("lora", *ends, lora_adapter(ends[0], still=True)), documents)
+    lms = alone(family=family)
+    base, plain, _ = outcomes(create("receiver", *lms), documents)
+    got, state, _ = outcomes(create("lora", *lms, lora_adapter(lms[0], still=True)), documents)
     assert (
         got == base
         and same_bits(state.kv.keys, plain.kv.keys)
@@ -239,12 +239,12 @@ def test_an_untrained_lora_is_the_receiver_bit_for_bit(family, documents):
 
 
 def test_loras_learn_side_by_side_and_leave_the_receiver_alone():
-    ends = alone()
+    lms = alone()
     with torch.no_grad():
-        before = outcomes(create("receiver", *ends), SHARED)[0]
-    frozen = {n: p.clone() for n, p in ends[0].model.named_parameters()}
-    adapters = [lora_adapter(ends[0], still=True, rank=r) for r in (2, 4)]
-    methods = [create("lora", *ends, a) for a in adapters]
+        before = outcomes(create("receiver", *lms), SHARED)[0]
+    frozen = {n: p.clone() for n, p in lms[0].model.named_parameters()}
+    adapters = [lora_adapter(lms[0], still=True, rank=r) for r in (2, 4)]
+    methods = [create("lora", *lms, a) for a in adapters]
     optimisers = [torch.optim.AdamW(a.parameters(), lr=1e-2, weight_decay=0.0) for a in adapters]
     losses: list[list[float]] = [[], []]
     for _ in range(4):
@@ -262,8 +262,8 @@ def test_loras_learn_side_by_side_and_leave_the_receiver_alone():
         and losses[0][1:] != losses[1][1:]
     )
     with torch.no_grad():
-        assert outcomes(create("receiver", *ends), SHARED)[0] == before
-    now = dict(ends[0].model.named_parameters())
+        assert outcomes(create("receiver", *lms), SHARED)[0] == before
+    now = dict(lms[0].model.named_parameters())
     assert list(now) == list(frozen) and all(
         torch.equal(now[n], p) and not now[n].requires_grad for n, p in frozen.items()
     )
@@ -274,9 +274,9 @@ def test_loras_learn_side_by_side_and_leave_the_receiver_alone():
 
 
 def test_lora_lends_in_the_prefill_phase_and_only_what_changed(monkeypatch):
-    ends = alone()
-    adapter = lora_adapter(ends[0])
-    method = create("lora", *ends, adapter)
+    lms = alone()
+    adapter = lora_adapter(lms[0])
+    method = create("lora", *lms, adapter)
     layer = method.layers["q_proj"][0]
     place, phases = method.place_weights, []
     clock = PhaseClock()
@@ -303,9 +303,9 @@ def test_gradients_reach_every_lora_weight_and_are_those_of_peft():
     """Against PEFT used in the ordinary way: its own parameters, one whole forward."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    ends, twin = alone(), alone()[0]
-    adapter = lora_adapter(ends[0], rank=3).requires_grad_(True)
-    method = create("lora", *ends, adapter)
+    lms, twin = alone(), alone()[0]
+    adapter = lora_adapter(lms[0], rank=3).requires_grad_(True)
+    method = create("lora", *lms, adapter)
     loss = loss_of(method, SHARED[:1])
     loss.backward()
     targets = sorted(adapter.down)
@@ -354,16 +354,16 @@ def test_the_rank_comes_from_a_number_of_parameters():
 
 @torch.no_grad()
 def test_a_lora_of_some_layers_changes_only_those():
-    ends = alone()
+    lms = alone()
     whole = pair_config(
-        "lora", *2 * [(ends[0].name, ends[0].geometry)], layers=1, options={"targets": "v_proj"}
+        "lora", *2 * [(lms[0].name, lms[0].geometry)], layers=1, options={"targets": "v_proj"}
     )
-    adapter = build(method_class("lora").configure(whole, *ends))
+    adapter = build(method_class("lora").configure(whole, *lms))
     for p in adapter.parameters():
         p.add_(0.1)
     adapter.requires_grad_(False)
-    _, state, _ = outcomes(create("lora", *ends, adapter), SHARED)
-    _, base, _ = outcomes(create("receiver", *ends), SHARED)
+    _, state, _ = outcomes(create("lora", *lms, adapter), SHARED)
+    _, base, _ = outcomes(create("receiver", *lms), SHARED)
     assert torch.equal(state.kv.values[:3], base.kv.values[:3]) and not torch.equal(
         state.kv.values[3], base.kv.values[3]
     )
@@ -371,15 +371,15 @@ def test_a_lora_of_some_layers_changes_only_those():
 
 @torch.no_grad()
 def test_a_saved_lora_says_the_same(tmp_path):
-    ends = alone()
-    adapter = lora_adapter(ends[0], params=3000)
+    lms = alone()
+    adapter = lora_adapter(lms[0], params=3000)
     with torch.no_grad():
         for p in adapter.parameters():
             p.copy_(p.to(torch.bfloat16))
-    before, _, _ = outcomes(create("lora", *ends, adapter), SHARED)
+    before, _, _ = outcomes(create("lora", *lms, adapter), SHARED)
     save(adapter, tmp_path / "a", "")
     again = load(tmp_path / "a")
-    assert outcomes(create("lora", *ends, again), SHARED)[0] == before
+    assert outcomes(create("lora", *lms, again), SHARED)[0] == before
     assert (tmp_path / "a" / "adapter.safetensors").stat().st_size < 2 * adapter.params + 4000  # bf16
     assert (
         again.open_layers() == [0, 1, 2, 3]
@@ -391,23 +391,21 @@ def test_a_saved_lora_says_the_same(tmp_path):
 
 
 def test_loras_mistakes_are_named(tmp_path):
-    ends = alone()
+    lms = alone()
     with pytest.raises(UserError, match=r"unknown lora target 'q_prj'.*q_proj"):
-        lora_adapter(ends[0], targets="q_prj")
+        lora_adapter(lms[0], targets="q_prj")
     with pytest.raises(UserError, match="depends on the receiver's modules"):
-        build(pair_config("lora", *2 * [(ends[0].name, ends[0].geometry)]))
+        build(pair_config("lora", *2 * [(lms[0].name, lms[0].geometry)]))
     with pytest.raises(UserError, match="shapes of this lora adapter makes no sense"):
-        build(
-            pair_config("lora", *2 * [(ends[0].name, ends[0].geometry)], options={"shapes": {"q_proj": [3]}})
-        )
+        build(pair_config("lora", *2 * [(lms[0].name, lms[0].geometry)], options={"shapes": {"q_proj": [3]}}))
     wide = helpers.model(layers=4)
     wide.config.intermediate_size = 64
     other = CausalLM("wide", type(wide)(wide.config), helpers.tokenizer())
     with pytest.raises(UserError, match=r"was made for modules of .*\(48, 32\).*wide has .*\(64, 32\)"):
-        create("lora", other, other, lora_adapter(ends[0]))
+        create("lora", other, other, lora_adapter(lms[0]))
 
 
-# -- notes ---------------------------------------------------------------------------------------------------------------------------
+# -- notes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["", "plain", "Zürich 鍵は箱 🙂 é"])
@@ -422,15 +420,15 @@ def test_text_is_cut_between_characters(text, end):
 
 @torch.no_grad()
 def test_t2t_sends_no_more_than_its_bytes():
-    ends = two()
-    whole, cut = (create("t2t", *ends, None, {"budget": "12", "bytes": b}) for b in ("0", "7"))
+    lms = two()
+    whole, cut = (create("t2t", *lms, None, {"budget": "12", "bytes": b}) for b in ("0", "7"))
     _, long, _ = outcomes(whole, SPLIT)
     _, short, _ = outcomes(cut, SPLIT)
     assert max(long.message.wire_bytes) > 7 >= max(short.message.wire_bytes)
     for a, b, p in zip(long.message.texts, short.message.texts, short.prompts, strict=True):
         assert a.startswith(b) and f"Notes: {b}".strip() in p.text and (a == b or a not in p.text)
     with pytest.raises(UserError, match="bytes=-1"):
-        create("t2t", *ends, None, {"bytes": "-1"})
+        create("t2t", *lms, None, {"bytes": "-1"})
 
 
 @torch.no_grad()
@@ -471,7 +469,7 @@ SPLITS = ("squad_split", "coqa_split", "hotpotqa_split")
 
 
 def assert_only_the_sharers(name: str, **options) -> None:
-    """An excerpt begins with the sharer's own half: no worked example, no instruction, no label, no question."""
+    """An excerpt is the sharer's own text: no example, no instruction, no label, no question."""
     from lcfbench.tasks.task import load_task
 
     documents = load_task(name, options=options).documents(limit=4)
@@ -538,11 +536,11 @@ def test_excerpts_mistakes_are_named(options, match):
 
 @torch.no_grad()
 def test_the_answer_sent_is_what_the_sharer_would_answer():
-    ends = two()
+    lms = two()
     for documents in (SHARED, SPLIT):
-        got, state, _ = outcomes(create("answer_letter", *ends), documents)
+        got, state, _ = outcomes(create("answer_letter", *lms), documents)
         batch = Batch(documents, documents, Clock())
-        theirs, _ = answer(create("sharer", *ends).respond(batch), batch)
+        theirs, _ = answer(create("sharer", *lms).respond(batch), batch)
         for d, o, pick, p, n in zip(
             documents, theirs, state.message.texts, state.prompts, state.message.wire_bytes, strict=True
         ):
@@ -550,7 +548,7 @@ def test_the_answer_sent_is_what_the_sharer_would_answer():
             if not d.shared:
                 assert pick == d.steps[0].choices[o.picks[0]].strip()
                 assert p.text.startswith(f"Notes: {d.receiver.prefix or 'The answer is'} {pick}. The")
-        deranged = outcomes(create("answer_letter", *ends), documents, documents[1:] + documents[:1])[
+        deranged = outcomes(create("answer_letter", *lms), documents, documents[1:] + documents[:1])[
             1
         ].message.texts
         assert deranged == state.message.texts[1:] + state.message.texts[:1]
@@ -568,7 +566,7 @@ def test_a_letter_is_one_byte_in_a_sentence_of_the_receivers_own(mirror):
         and state.message.wire_bytes == [1]
         and state.prompts[0].text.startswith(f"The answer is {pick}.\n\nQuestion:")
     )
-    with pytest.raises(UserError, match=r"free text here.*--scoring letters"):
+    with pytest.raises(UserError, match=r"in free text.*--scoring letters"):
         create("answer_letter", *two()).check(replace(document, steps=()))
 
 
@@ -581,7 +579,7 @@ def test_likelihood_is_a_character_only_where_that_is_the_metric():
     )
 
 
-# -- choosing adapters, and whole runs -------------------------------------------------------------------------------------------------
+# -- choosing adapters, and whole runs -------------------------------------------------------------
 
 
 def folder_of(place: Path, adapter, **training) -> Path:
@@ -636,9 +634,16 @@ def test_trained_side_by_side_run_with_one_model_and_deranged_only_where_somethi
     Path(absent).mkdir()
     Path(absent, "config.json").write_text("{}")  # a name, and nothing that could be loaded
     training = TrainRecipe(
-        adapters=["identical:width=8", "single:width=8", "lora:params=2000"], pair=f"{receiver}:{absent}", steps=3, batch_size=2,
-        dev_documents=2, eval_every=3, lr=1e-2, dtype="float32", out=tmp_path / "trained",
-    )  # fmt: skip
+        adapters=["identical:width=8", "single:width=8", "lora:params=2000"],
+        pair=f"{receiver}:{absent}",
+        steps=3,
+        batch_size=2,
+        dev_documents=2,
+        eval_every=3,
+        lr=1e-2,
+        dtype="float32",
+        out=tmp_path / "trained",
+    )
     watcher = Watcher()
     folders = train(training, watcher)
     assert [read_config(f).training["method"] for f in folders] == ["identical", "single", "lora"]
@@ -652,9 +657,16 @@ def test_trained_side_by_side_run_with_one_model_and_deranged_only_where_somethi
         p.abs().sum() > 0 for p in load(folders[2]).up.values()
     )
     recipe = Recipe(
-        mode=["identical", "single", "lora", "excerpt"], pair=f"{receiver}:{absent}", limit=6, batch_size=4, dtype="float32",
-        latency_documents=1, control=["matched", "deranged"], adapter=folders, out=tmp_path / "out",
-    )  # fmt: skip
+        mode=["identical", "single", "lora", "excerpt"],
+        pair=f"{receiver}:{absent}",
+        limit=6,
+        batch_size=4,
+        dtype="float32",
+        latency_documents=1,
+        control=["matched", "deranged"],
+        adapter=folders,
+        out=tmp_path / "out",
+    )
     runs = list(runner.run(recipe, watcher))
     manifests = {r: json.loads((tmp_path / "out" / r / "manifest.json").read_text()) for r in runs}
     got = sorted((m["identity"]["mode"], m["identity"]["control"], m["adapter"]) for m in manifests.values())
@@ -683,7 +695,7 @@ def test_trained_side_by_side_run_with_one_model_and_deranged_only_where_somethi
             )
 
 
-# -- the routing oracle --------------------------------------------------------------------------------------------------------------
+# -- the routing oracle ----------------------------------------------------------------------------
 
 
 def record(

@@ -1,4 +1,4 @@
-"""Dense alignment on tiny random pairs: identity translations against plain reading, closed forms against brute force, sizes, training."""
+"""Dense alignment on tiny random pairs: identity translations, closed forms, sizes, training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def identity(lm):
     return adapter.requires_grad_(False).eval()
 
 
-# -- what the receiver ends up with ------------------------------------------------------------------------------------------------
+# -- what the receiver ends up with ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -88,24 +88,22 @@ def test_the_own_cache_in_front_equals_the_two_texts_in_a_row(family):
 @pytest.mark.parametrize("blend", ["add", "mix"])
 @torch.no_grad()
 def test_shut_gates_leave_what_was_read_bit_for_bit(blend):
-    ends = pair()
-    alone, base, _ = outcomes(create("receiver", *ends), SHARED)
-    adapter = noisy(ends, logit=-1.0, form="linear", blend=blend, gate="hard")
-    assert outcomes(create("dense", *ends, adapter), SHARED)[0] == alone  # all layers dropped
-    assert (
-        outcomes(create("dense", *ends, adapter), SPLIT)[0] == outcomes(create("receiver", *ends), SPLIT)[0]
-    )
+    lms = pair()
+    alone, base, _ = outcomes(create("receiver", *lms), SHARED)
+    adapter = noisy(lms, logit=-1.0, form="linear", blend=blend, gate="hard")
+    assert outcomes(create("dense", *lms, adapter), SHARED)[0] == alone  # all layers dropped
+    assert outcomes(create("dense", *lms, adapter), SPLIT)[0] == outcomes(create("receiver", *lms), SPLIT)[0]
     adapter.requires_grad_(True)  # as in training: the layers are computed, and change nothing
     bare = [
         replace(d, receiver=replace(d.receiver, prefix=""), sharer=replace(d.sharer, prefix=""))
         for d in SHARED
     ]
-    _, base, _ = outcomes(create("receiver", *ends), bare)
-    _, state, _ = outcomes(create("dense", *ends, adapter), bare)
+    _, base, _ = outcomes(create("receiver", *lms), bare)
+    _, state, _ = outcomes(create("dense", *lms, adapter), bare)
     assert same_bits(state.kv.keys, base.kv.keys)
     assert same_bits(state.kv.values, base.kv.values)
     adapter.gate_logit[2, 0] = 1.0
-    _, state, _ = outcomes(create("dense", *ends, adapter), bare)
+    _, state, _ = outcomes(create("dense", *lms, adapter), bare)
     assert same_bits(state.kv.values, base.kv.values)
     assert not torch.equal(state.kv.keys[2], base.kv.keys[2])
 
@@ -115,8 +113,8 @@ def test_shut_gates_leave_what_was_read_bit_for_bit(blend):
 @torch.no_grad()
 def test_batch_1_equals_batch_n(documents, options):
     for chat, context in ((False, "auto"), (True, "unaware")):
-        ends = pair(chat=chat)
-        method = create("dense", *ends, noisy(ends, **options), {"context": context})
+        lms = pair(chat=chat)
+        method = create("dense", *lms, noisy(lms, **options), {"context": context})
         together, state, _ = outcomes(method, documents)
         for i, d in enumerate(documents):
             alone, single, _ = outcomes(method, [d])
@@ -130,9 +128,9 @@ def test_batch_1_equals_batch_n(documents, options):
 def test_sdpa_equals_eager(documents, context):
     got = []
     for attention in ("sdpa", "eager"):
-        ends = pair(attention=attention)
+        lms = pair(attention=attention)
         got.append(
-            outcomes(create("dense", *ends, noisy(ends, **FORMS[2]), {"context": context}), documents)[0]
+            outcomes(create("dense", *lms, noisy(lms, **FORMS[2]), {"context": context}), documents)[0]
         )
     for a, b in zip(*got, strict=True):
         assert a == pytest.approx(b, abs=5e-4)
@@ -142,8 +140,8 @@ def test_sdpa_equals_eager(documents, context):
 @pytest.mark.parametrize("alignment", ["span", "remap"])
 @torch.no_grad()
 def test_a_deranged_message_is_another_one(documents, context, alignment):
-    ends = pair()
-    method = create("dense", *ends, noisy(ends, alignment=alignment, **FORMS[1]), {"context": context})
+    lms = pair()
+    method = create("dense", *lms, noisy(lms, alignment=alignment, **FORMS[1]), {"context": context})
     matched, state, _ = outcomes(method, documents)
     deranged, other, _ = outcomes(method, documents, documents[1:] + documents[:1])
     assert all(a != pytest.approx(b, abs=1e-6) for a, b in zip(matched, deranged, strict=True))
@@ -152,7 +150,7 @@ def test_a_deranged_message_is_another_one(documents, context, alignment):
 
 @torch.no_grad()
 def test_unaware_hides_the_text_from_the_receiver():
-    """With a constant translation nothing of the question may reach the answer, not even through the template behind it."""
+    """With a constant translation nothing of the question reaches the answer, nor by the template."""
     one = helpers.causal_lm("same", chat=True)
     adapter = identity(one)
     adapter.weight.zero_()
@@ -176,17 +174,17 @@ def test_unaware_hides_the_text_from_the_receiver():
 
 
 def test_a_pruned_adapter_serves_shared_contexts_only():
-    ends = pair()
-    method = create("dense", *ends, noisy(ends, **FORMS[1]).select([1, 3]))
+    lms = pair()
+    method = create("dense", *lms, noisy(lms, **FORMS[1]).select([1, 3]))
     method.check(SHARED[0])
     with pytest.raises(UserError, match="translates 2 of 4 layers"):
         method.check(SPLIT[0])
 
 
 def test_the_coin_between_aware_and_unaware():
-    ends = pair()
-    adapter = build(config_of(ends, form="linear", aware_share=0.5)).train()
-    method = create("dense", *ends, adapter)
+    lms = pair()
+    adapter = build(config_of(lms, form="linear", aware_share=0.5)).train()
+    method = create("dense", *lms, adapter)
     batches = [Batch([d], [d], Clock()) for d in TEXTS if d.shared]
     tosses = [method.aware(b) for b in batches]
     assert 0 < sum(tosses) < len(tosses)
@@ -199,19 +197,19 @@ def test_the_coin_between_aware_and_unaware():
 
 @torch.no_grad()
 def test_last_tokens_only():
-    ends = pair()
-    method = create("dense", *ends, noisy(ends, last=4, **FORMS[2]))
+    lms = pair()
+    method = create("dense", *lms, noisy(lms, last=4, **FORMS[2]))
     _, state, _ = outcomes(method, SPLIT)
     assert state.message.wire_bytes == [4 * 4 * 5 * 4] * 3  # layers · tokens · rank · fp32
 
 
-# -- phase I -----------------------------------------------------------------------------------------------------------------------
+# -- phase I ---------------------------------------------------------------------------------------
 
 
-def planted(ends, **options):
+def planted(lms, **options):
     """Real entries of the tiny pair, with targets that are a linear function of standardised ones."""
-    adapter = build(config_of(ends, form="linear", reconstruction="ridge", **options))
-    batches = list(read_pairs(*ends, TEXTS, adapter.config, lead=2))
+    adapter = build(config_of(lms, form="linear", reconstruction="ridge", **options))
+    batches = list(read_pairs(*lms, TEXTS, adapter.config, lead=2))
     x = torch.cat([p.entries for p in batches], 1)
     mean, scale = x.mean(1, keepdim=True), x.std(1, keepdim=True)
     torch.manual_seed(5)
@@ -254,9 +252,9 @@ def test_low_rank_is_the_best_of_its_rank():
     "options", [FORMS[0], {**FORMS[1], "reconstruction": "gradient"}], ids=["mlp", "linear"]
 )
 def test_gradient_reconstruction_learns(options):
-    ends = (helpers.causal_lm("same"),) * 2
-    adapter = build(config_of(ends, reconstruction_steps=80, reconstruction_lr=1e-2, **options))
-    batches = list(read_pairs(*ends, TEXTS, adapter.config, lead=2))
+    lms = (helpers.causal_lm("same"),) * 2
+    adapter = build(config_of(lms, reconstruction_steps=80, reconstruction_lr=1e-2, **options))
+    batches = list(read_pairs(*lms, TEXTS, adapter.config, lead=2))
     adapter.reconstruction = "none"
     reconstruct(adapter, lambda: iter(batches), print)
     assert torch.cat(r2(adapter, batches)).max() < 0.5  # statistics alone translate nothing
@@ -272,17 +270,17 @@ def test_pairs_stand_at_the_same_characters():
         torch.testing.assert_close(p.entries, p.targets)
 
 
-# -- training ------------------------------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("documents", "share"), [(SPLIT, 0.5), (SHARED, 1.0), (SHARED, 0.0)])
 @pytest.mark.parametrize("options", FORMS, ids=["mlp", "full", "rank"])
 def test_gradients_reach_every_weight(documents, share, options):
-    ends = pair()
-    adapter = noisy(ends, aware_share=share, **options).requires_grad_(True).train()
-    method = create("dense", *ends, adapter)
+    lms = pair()
+    adapter = noisy(lms, aware_share=share, **options).requires_grad_(True).train()
+    method = create("dense", *lms, adapter)
     state = method.respond(Batch(documents, documents, Clock()))
-    tokenizer = ends[0].tokenizer
+    tokenizer = lms[0].tokenizer
     pairs = [
         target(d, p, tokenizer, tokenizer.eos_token_id) for d, p in zip(documents, state.prompts, strict=True)
     ]
@@ -294,7 +292,7 @@ def test_gradients_reach_every_weight(documents, share, options):
         assert p.grad is not None and bool((p.grad.flatten(1).abs().sum(1) > 0).all()), name
 
 
-# -- sizes and files -----------------------------------------------------------------------------------------------------------------
+# -- sizes and files -------------------------------------------------------------------------------
 
 QWEN3, QWEN25 = Geometry(layers=28, kv_heads=8, head_dim=128), Geometry(layers=24, kv_heads=2, head_dim=64)
 
@@ -340,9 +338,9 @@ def test_wire_bytes_are_the_least_that_would_do():
 
 @torch.no_grad()
 def test_saved_and_loaded_it_answers_alike(tmp_path):
-    ends = pair()
+    lms = pair()
     for i, options in enumerate(FORMS):
-        adapter = noisy(ends, **options)
+        adapter = noisy(lms, **options)
         adapter.input_mean.normal_()
         adapter.output_scale.uniform_(0.5, 2)
         save(adapter, tmp_path / str(i), "card", torch.float32)
@@ -352,8 +350,8 @@ def test_saved_and_loaded_it_answers_alike(tmp_path):
             for a, b in zip(adapter.state_dict().values(), again.state_dict().values(), strict=True)
         )
         assert (
-            outcomes(create("dense", *ends, again), SPLIT)[0]
-            == outcomes(create("dense", *ends, adapter), SPLIT)[0]
+            outcomes(create("dense", *lms, again), SPLIT)[0]
+            == outcomes(create("dense", *lms, adapter), SPLIT)[0]
         )
         save(adapter, tmp_path / f"bf{i}", "card")
         assert torch.equal(
@@ -377,6 +375,6 @@ def test_settings_that_do_not_go_together(options, match):
 
 @pytest.mark.parametrize(("options", "match"), [({"context": "awre"}, "aware"), ({"lead": "-1"}, "lead=-1")])
 def test_mistaken_method_options(options, match):
-    ends = pair()
+    lms = pair()
     with pytest.raises(UserError, match=match):
-        create("dense", *ends, noisy(ends, **FORMS[0]), options)
+        create("dense", *lms, noisy(lms, **FORMS[0]), options)

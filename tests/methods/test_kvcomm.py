@@ -1,4 +1,4 @@
-"""kvcomm with chosen layers: what is chosen and why, what each layer then sees, what crosses, and how a run records it."""
+"""kvcomm with chosen layers: the choice, the view of each layer, the message, the run's record."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def outcome(method, documents, senders=None):
     return [[ll for ll, _ in o.loglikelihoods[0]] for o in answer(state, batch)[0]], state
 
 
-def made(end: CausalLM, **options: str):
-    return create("kvcomm", end, end, None, options)
+def made(lm: CausalLM, **options: str):
+    return create("kvcomm", lm, lm, None, options)
 
 
-# -- which layers -----------------------------------------------------------------------------------------------------------------
+# -- which layers ----------------------------------------------------------------------------------
 
 
 def test_scores_are_the_formula():
@@ -78,16 +78,16 @@ def test_scores_are_the_formula():
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_importance_is_the_attention_on_the_sharer_s_entries(family, attention):
-    """Against softmax(q·k) of the two texts read in a row, computed from the projections; the window written out."""
-    end = helpers.causal_lm(family=family, attention=attention)
+    """Against softmax(q·k) of the two texts in a row, from the projections; windows written out."""
+    lm = helpers.causal_lm(family=family, attention=attention)
     d = DOCUMENTS[0]
-    got, ends = importance(end, end, [d]), importance(end, end, [d], last=2)
-    assert end.model.config._attn_implementation == attention
-    a, b = prompt(end, d.sharer, d).ids, prompt(end, d.receiver, d).ids
+    got, lms = importance(lm, lm, [d]), importance(lm, lm, [d], last=2)
+    assert lm.model.config._attn_implementation == attention
+    a, b = prompt(lm, d.sharer, d).ids, prompt(lm, d.receiver, d).ids
     n, m = len(a) + len(b), len(a)
     taken: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     handles = []
-    for i, layer in enumerate(end.model.get_decoder().layers):
+    for i, layer in enumerate(lm.model.get_decoder().layers):
 
         def hook(module, args, kwargs, i=i):
             x = kwargs.get("hidden_states", args[0] if args else None)
@@ -105,10 +105,10 @@ def test_importance_is_the_attention_on_the_sharer_s_entries(family, attention):
             taken[i] = turn(q), turn(k).repeat_interleave(module.num_key_value_groups, 1)
 
         handles.append(layer.self_attn.register_forward_pre_hook(hook, with_kwargs=True))
-    end.model(torch.tensor([[*a, *b]]))
+    lm.model(torch.tensor([[*a, *b]]))
     for handle in handles:
         handle.remove()
-    for i, layer in enumerate(end.model.get_decoder().layers):
+    for i, layer in enumerate(lm.model.get_decoder().layers):
         q, k = taken[i]
         at = torch.arange(n)
         see = at[None] <= at[:, None]
@@ -116,21 +116,19 @@ def test_importance_is_the_attention_on_the_sharer_s_entries(family, attention):
             see &= at[None] > at[:, None] - layer.self_attn.sliding_window
         weights = (q @ k.transpose(2, 3) * layer.self_attn.scaling).masked_fill(~see, -torch.inf).softmax(-1)
         assert float(got[i]) == pytest.approx(float(weights[0, :, m:, 1:m].sum(-1).mean()), abs=1e-5)
-        assert float(ends[i]) == pytest.approx(float(weights[0, :, -2:, 1:m].sum(-1).mean()), abs=1e-5)
+        assert float(lms[i]) == pytest.approx(float(weights[0, :, -2:, 1:m].sum(-1).mean()), abs=1e-5)
     assert float(got.min()) > 0 and float(got.max()) < 1
-    both = importance(end, end, DOCUMENTS[:2])
-    assert both.tolist() == pytest.approx(
-        ((got + importance(end, end, DOCUMENTS[1:2])) / 2).tolist(), abs=1e-6
-    )
+    both = importance(lm, lm, DOCUMENTS[:2])
+    assert both.tolist() == pytest.approx(((got + importance(lm, lm, DOCUMENTS[1:2])) / 2).tolist(), abs=1e-6)
 
 
 def test_the_model_is_left_as_it_was():
-    end = helpers.causal_lm()
-    with pytest.raises(ZeroDivisionError), attention_sums(end.model, slice(1, 2)):
-        assert end.model.config._attn_implementation == "eager"
+    lm = helpers.causal_lm()
+    with pytest.raises(ZeroDivisionError), attention_sums(lm.model, slice(1, 2)):
+        assert lm.model.config._attn_implementation == "eager"
         raise ZeroDivisionError
-    assert end.model.config._attn_implementation == "sdpa"
-    assert not any(layer.self_attn._forward_hooks for layer in end.model.get_decoder().layers)
+    assert lm.model.config._attn_implementation == "sdpa"
+    assert not any(layer.self_attn._forward_hooks for layer in lm.model.get_decoder().layers)
 
 
 def test_layers_are_a_share_or_a_list():
@@ -145,32 +143,32 @@ def test_layers_are_a_share_or_a_list():
 
 
 def test_mistakes_are_named():
-    end = helpers.causal_lm(layers=4)
+    lm = helpers.causal_lm(layers=4)
     with pytest.raises(UserError, match="alpha=2"):
-        made(end, alpha="2")
+        made(lm, alpha="2")
     with pytest.raises(UserError, match="prior_width=0"):
-        made(end, prior_width="0")
+        made(lm, prior_width="0")
     with pytest.raises(UserError, match="last=-1"):
-        made(end, last="-1")
+        made(lm, last="-1")
     with pytest.raises(UserError, match="has seen none"):
-        outcome(made(end, layers="0.5"), DOCUMENTS)
-    end.model.config._attn_implementation = "flash_attention_2"
-    made(end)
+        outcome(made(lm, layers="0.5"), DOCUMENTS)
+    lm.model.config._attn_implementation = "flash_attention_2"
+    made(lm)
     with pytest.raises(UserError, match="flash_attention_2"):
-        made(end, layers="0.5")
+        made(lm, layers="0.5")
 
 
-# -- what each layer sees ---------------------------------------------------------------------------------------------------------
+# -- what each layer sees --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_layers_are_as_before_bit_for_bit(family):
-    end = helpers.causal_lm(family=family, layers=4)
-    whole = made(end)
+    lm = helpers.causal_lm(family=family, layers=4)
+    whole = made(lm)
     a, state = outcome(whole, DOCUMENTS)
     assert state.kv.hidden is None and whole.options() == {} and whole.calibration == 0
     for same in ("1", "0,1,2,3"):
-        method = made(end, layers=same)
+        method = made(lm, layers=same)
         b, again = outcome(method, DOCUMENTS)
         assert a == b and again.message == state.message and method.options() == {}
 
@@ -178,10 +176,10 @@ def test_all_layers_are_as_before_bit_for_bit(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chosen_layers_see_the_sharer_and_the_others_its_first_token(family):
     """And with no layer chosen, the receiver is where it would be after a sharer of one token."""
-    end = helpers.causal_lm(family=family, layers=4)
-    method = made(end, layers="1,2")
+    lm = helpers.causal_lm(family=family, layers=4)
+    method = made(lm, layers="1,2")
     _, state = outcome(method, DOCUMENTS)
-    own = [prompt(end, d.sharer, d).ids for d in DOCUMENTS]
+    own = [prompt(lm, d.sharer, d).ids for d in DOCUMENTS]
     for b, ids in enumerate(own):
         real = state.kv.mask[b].bool()
         assert state.kv.hidden[:, b, real].sum(1).tolist() == [len(ids) - 1, 0, 0, len(ids) - 1]
@@ -189,13 +187,13 @@ def test_chosen_layers_see_the_sharer_and_the_others_its_first_token(family):
     # no layer at all: as if the sharer had sent one token
     method.chosen = []
     got, _ = outcome(method, DOCUMENTS)
-    kv = end.prefill(own)
+    kv = lm.prefill(own)
     first = torch.zeros_like(kv.mask)
     for b, i in enumerate(own):
         first[b, kv.length - len(i)] = 1
     one = replace(kv, mask=first).flush()
     batch = Batch(DOCUMENTS, DOCUMENTS, Clock())
-    read = end.read([prompt(end, d.receiver, d) for d in DOCUMENTS], past=one, start=kv.mask.sum(1))
+    read = lm.read([prompt(lm, d.receiver, d) for d in DOCUMENTS], past=one, start=kv.mask.sum(1))
     expected = [[ll for ll, _ in o.loglikelihoods[0]] for o in answer(read, batch)[0]]
     for x, y in zip(got, expected, strict=True):
         assert x == pytest.approx(y, abs=5e-4)
@@ -218,10 +216,10 @@ def test_kernels_and_batches_agree(family):
 
 
 def test_only_what_is_sent_is_counted():
-    end = helpers.causal_lm(layers=4, heads=2, dim=8)
-    lengths = [len(prompt(end, d.sharer, d).ids) for d in DOCUMENTS]
-    _, whole = outcome(made(end), DOCUMENTS)
-    _, half = outcome(made(end, layers="0,2"), DOCUMENTS)
+    lm = helpers.causal_lm(layers=4, heads=2, dim=8)
+    lengths = [len(prompt(lm, d.sharer, d).ids) for d in DOCUMENTS]
+    _, whole = outcome(made(lm), DOCUMENTS)
+    _, half = outcome(made(lm, layers="0,2"), DOCUMENTS)
     per_entry = 2 * 2 * 8 * 4  # K and V of two heads of 8 in fp32
     assert whole.message.wire_bytes == [4 * m * per_entry for m in lengths]
     assert half.message.wire_bytes == half.message.cache_bytes == [(2 * m + 2) * per_entry for m in lengths]
@@ -230,7 +228,7 @@ def test_only_what_is_sent_is_counted():
     assert all(0.5 < x < 0.6 for x in ratio)
 
 
-# -- in a run ---------------------------------------------------------------------------------------------------------------------
+# -- in a run --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

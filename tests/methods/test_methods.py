@@ -1,4 +1,7 @@
-"""Every method on tiny random pairs: shut gates, batching, attention kernels, message accounting, and kvcomm against plain concatenation."""
+"""Every method on tiny random pairs: shut gates, batches, attention kernels, sizes, options.
+
+kvcomm is compared with plain concatenation.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +61,8 @@ def test_every_method_is_covered_here():
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize(("name", "kind", "documents"), CASES, ids=IDS)
 def test_batch_1_equals_batch_n(name, kind, documents, chat):
-    ends = pair(name, chat=chat)
-    method = made(name, kind, ends)
+    lms = pair(name, chat=chat)
+    method = made(name, kind, lms)
     together, state, _ = outcomes(method, documents)
     for i, d in enumerate(documents):
         alone, single, _ = outcomes(method, [d])
@@ -83,10 +86,10 @@ def test_sdpa_equals_eager(name, kind, documents):
     ids=[i for c, i in zip(CASES, IDS, strict=True) if c[1]],
 )
 def test_shut_gates_equal_the_receiver_alone_bit_for_bit(name, kind, documents, alignment):
-    ends = pair(name)
-    alone, base, _ = outcomes(made("receiver", None, ends), documents)
-    shut = fused(kind, ends, gate=-1.0, token_alignment=alignment)
-    dropped, _, _ = outcomes(create(name, *ends, shut), documents)
+    lms = pair(name)
+    alone, base, _ = outcomes(made("receiver", None, lms), documents)
+    shut = fused(kind, lms, gate=-1.0, token_alignment=alignment)
+    dropped, _, _ = outcomes(create(name, *lms, shut), documents)
     assert dropped == alone
     # and with the layers computed all the same: half-open layers keep the shut half's bits
     if (
@@ -94,7 +97,7 @@ def test_shut_gates_equal_the_receiver_alone_bit_for_bit(name, kind, documents, 
     ):  # read turn by turn: a later turn sees the edited earlier one, so the shut half moves too
         return
     shut.gate_logit[0, 0] = 1.0
-    _, state, _ = outcomes(create(name, *ends, shut), documents)
+    _, state, _ = outcomes(create(name, *lms, shut), documents)
     assert same_bits(state.kv.values, base.kv.values)
     assert same_bits(state.kv.keys[1:], base.kv.keys[1:])
     assert not torch.equal(state.kv.keys[0], base.kv.keys[0])
@@ -104,8 +107,8 @@ def test_shut_gates_equal_the_receiver_alone_bit_for_bit(name, kind, documents, 
     ("name", "kind", "documents"), [c for c in CASES if method_class(c[0]).sends], ids=lambda v: str(v)[:12]
 )
 def test_the_message_matters_and_is_accounted(name, kind, documents):
-    ends = pair(name)
-    method = made(name, kind, ends)
+    lms = pair(name)
+    method = made(name, kind, lms)
     matched, state, batch = outcomes(method, documents)
     deranged, other, _ = outcomes(method, documents, documents[1:] + documents[:1])
     if name == "t2t":  # what was written is what moved on
@@ -119,7 +122,8 @@ def test_the_message_matters_and_is_accounted(name, kind, documents):
         for w, c in zip(state.message.wire_bytes, state.message.cache_bytes, strict=True)
         if name != "t2t" and kind != "lcfx"
     )
-    # what lies between the phases is next to nothing, unless another process takes the core meanwhile
+    # what lies between the phases is next to nothing, unless another process takes the core
+    # meanwhile
     assert 0.5 * batch.clock.total < sum(batch.clock.ms[p] for p in PHASES) <= batch.clock.total
     assert 0 < batch.clock.ttft_ms < batch.clock.total
 
@@ -147,12 +151,12 @@ def test_kvcomm_refuses_two_models():
 
 
 def test_t2t_puts_the_note_where_it_belongs():
-    ends = pair("t2t", chat=True)
-    _, state, _ = outcomes(create("t2t", *ends, None, {"budget": "5"}), SHARED)
+    lms = pair("t2t", chat=True)
+    _, state, _ = outcomes(create("t2t", *lms, None, {"budget": "5"}), SHARED)
     for d, p, note in zip(SHARED, state.prompts, state.message.texts, strict=True):
         assert p.text.index(d.request.user) < p.text.index(d.receiver.user)
         assert f"assistant\n{note}<|im_end|>" in p.text
-    _, state, _ = outcomes(create("t2t", *ends, None, {"budget": "5"}), SPLIT)
+    _, state, _ = outcomes(create("t2t", *lms, None, {"budget": "5"}), SPLIT)
     assert all(
         p.text.startswith(f"Notes: {note} The")
         for p, note in zip(state.prompts, state.message.texts, strict=True)
@@ -160,21 +164,21 @@ def test_t2t_puts_the_note_where_it_belongs():
 
 
 def test_one_token_prompts_have_nothing_to_fuse():
-    ends = pair()
+    lms = pair()
     bare = [replace(d, receiver=View("A"), sharer=View("A")) for d in SHARED[:2]]
     assert (
-        outcomes(create("lcf", *ends, fused("lcf", ends)), bare)[0]
-        == outcomes(create("receiver", *ends), bare)[0]
+        outcomes(create("lcf", *lms, fused("lcf", lms)), bare)[0]
+        == outcomes(create("receiver", *lms), bare)[0]
     )
 
 
 def test_open_layers_only_are_kept():
-    ends = pair()
-    adapter = fused("lcf", ends)
+    lms = pair()
+    adapter = fused("lcf", lms)
     adapter.gate_logit[1] = -1.0
-    whole = create("lcf", *ends, adapter)
+    whole = create("lcf", *lms, adapter)
     assert whole.adapter.config.layers == (0, 2, 3)
-    pruned = create("lcf", *ends, adapter.select([0, 2, 3]))
+    pruned = create("lcf", *lms, adapter.select([0, 2, 3]))
     assert outcomes(whole, SHARED)[0] == outcomes(pruned, SHARED)[0]
 
 
@@ -221,9 +225,9 @@ def test_an_option_of_another_type_names_its_default(given):
 
 
 def test_an_adapter_for_another_pair_names_the_dims():
-    ends = pair()
-    other = (ends[0], helpers.causal_lm("tiny-c", layers=4))
+    lms = pair()
+    other = (lms[0], helpers.causal_lm("tiny-c", layers=4))
     with pytest.raises(
         UserError, match=r"sharer layers 4, not 3; sharer kv_heads 2, not 1; sharer head_dim 8, not 16"
     ):
-        create("lcf", *other, fused("lcf", ends))
+        create("lcf", *other, fused("lcf", lms))

@@ -1,4 +1,4 @@
-"""Latent prefix on tiny random pairs: where the entries stand and who attends them, what the slots read, a start that changes nothing, its sizes."""
+"""Latent prefix on tiny random pairs: places of the entries, reading of the slots, start, sizes."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def responded(method, documents=SPLIT, senders=None):
 @PLACE
 @pytest.mark.parametrize("chat", [False, True])
 def test_batch_1_equals_batch_n(documents, place, chat):
-    ends = pair(chat=chat)
-    method = create("prefix", *ends, adapter(ends, place=place))
+    lms = pair(chat=chat)
+    method = create("prefix", *lms, adapter(lms, place=place))
     with torch.no_grad():
         together, state, _ = outcomes(method, documents)
         for i, d in enumerate(documents):
@@ -60,8 +60,8 @@ def test_batch_1_equals_batch_n(documents, place, chat):
 def test_sdpa_equals_eager(documents, place):
     with torch.no_grad():
         a, b = (
-            outcomes(create("prefix", *ends, adapter(ends, place=place)), documents)[0]
-            for ends in (pair(), pair(attention="eager"))
+            outcomes(create("prefix", *lms, adapter(lms, place=place)), documents)[0]
+            for lms in (pair(), pair(attention="eager"))
         )
     for x, y in zip(a, b, strict=True):
         assert x == pytest.approx(y, abs=5e-4)
@@ -70,8 +70,8 @@ def test_sdpa_equals_eager(documents, place):
 @DOCUMENTS
 @PLACE
 def test_the_message_of_the_sender_is_what_counts(documents, place):
-    ends = pair()
-    method = create("prefix", *ends, adapter(ends, place=place))
+    lms = pair()
+    method = create("prefix", *lms, adapter(lms, place=place))
     with torch.no_grad():
         matched, own, _ = outcomes(method, documents)
         moved, other, _ = outcomes(method, documents, documents[1:] + documents[:1])
@@ -87,11 +87,11 @@ def test_the_message_of_the_sender_is_what_counts(documents, place):
 
 @PLACE
 def test_an_untrained_up_projection_does_not_depend_on_the_sharer(place):
-    ends = pair()
+    lms = pair()
     fuser = build(
-        pair_config("prefix", *((e.name, e.geometry) for e in ends), options={"slots": 4, "place": place})
+        pair_config("prefix", *((e.name, e.geometry) for e in lms), options={"slots": 4, "place": place})
     ).eval()
-    method = create("prefix", *ends, fuser)
+    method = create("prefix", *lms, fuser)
     assert torch.count_nonzero(fuser.up) == 0
     a, b = responded(method), responded(method, SPLIT, SPLIT[1:] + SPLIT[:1])
     assert torch.equal(a.kv.keys, b.kv.keys) and torch.equal(a.kv.values, b.kv.values)
@@ -100,18 +100,19 @@ def test_an_untrained_up_projection_does_not_depend_on_the_sharer(place):
 @DOCUMENTS
 @PLACE
 def test_shut_gates_equal_the_receiver_alone_bit_for_bit(documents, place):
-    ends = pair()
-    shut = adapter(ends, gate="gumbel", place=place)
+    lms = pair()
+    shut = adapter(lms, gate="gumbel", place=place)
     shut.gate_logit.fill_(-1.0)
     with torch.no_grad():
         got, alone = (
-            outcomes(create("prefix", *ends, shut), documents)[0],
-            outcomes(create("receiver", *ends), documents)[0],
+            outcomes(create("prefix", *lms, shut), documents)[0],
+            outcomes(create("receiver", *lms), documents)[0],
         )
         assert got == alone
-        # one open gate of one layer: there alone the sender matters, and all layers have equally many entries
+        # one open gate of one layer: there alone the sender matters, and all layers have equally
+        # many entries
         shut.gate_logit[1, 1] = 1.0
-        assert outcomes(create("prefix", *ends, shut), documents)[0] != alone
+        assert outcomes(create("prefix", *lms, shut), documents)[0] != alone
     message = torch.randn(4, 2, 4, 6)
     (k, v), base = shut(message), flat(shut.base.view(4, 1, 4, 2, 2, 8)[:, :, :, 0].transpose(2, 3))
     assert (
@@ -122,9 +123,9 @@ def test_shut_gates_equal_the_receiver_alone_bit_for_bit(documents, place):
 
 
 def test_after_the_prompt_never_saw_the_entries_which_stand_at_the_last_token_read():
-    ends = pair()
-    fuser = adapter(ends)
-    state, alone = responded(create("prefix", *ends, fuser)), responded(create("receiver", *ends))
+    lms = pair()
+    fuser = adapter(lms)
+    state, alone = responded(create("prefix", *lms, fuser)), responded(create("receiver", *lms))
     n = alone.kv.length
     assert state.kv.length == n + fuser.slots
     for b, row in enumerate(alone.kv.mask.bool()):
@@ -142,11 +143,11 @@ def test_after_the_prompt_never_saw_the_entries_which_stand_at_the_last_token_re
 
 
 def test_before_the_prompt_follows_the_entries_and_attends_them():
-    ends = pair()
-    fuser = adapter(ends, place="before")
+    lms = pair()
+    fuser = adapter(lms, place="before")
     state, alone = (
-        responded(create("prefix", *ends, fuser), SPLIT[:1]),
-        responded(create("receiver", *ends), SPLIT[:1]),
+        responded(create("prefix", *lms, fuser), SPLIT[:1]),
+        responded(create("receiver", *lms), SPLIT[:1]),
     )
     n, lead = alone.kv.length, 2
     assert state.kv.length == n + lead + fuser.slots
@@ -159,62 +160,60 @@ def test_before_the_prompt_follows_the_entries_and_attends_them():
     )  # the first layer's values have attended nothing yet
     assert not torch.allclose(prompt_values[1:], alone.kv.values[1:, 0], atol=1e-3)
     # the entries are the adapter's, turned to where they stand
-    keys, _ = fuser(fuser.message(create("prefix", *ends, fuser).pooled(theirs(ends, SPLIT[:1]))))
-    here = ends[0].rotate(keys, torch.arange(lead, lead + fuser.slots)[None])
+    keys, _ = fuser(fuser.message(create("prefix", *lms, fuser).pooled(theirs(lms, SPLIT[:1]))))
+    here = lms[0].rotate(keys, torch.arange(lead, lead + fuser.slots)[None])
     torch.testing.assert_close(state.kv.keys[..., lead : lead + fuser.slots, :], here)
 
 
-def theirs(ends, documents):
-    return create("prefix", *ends, adapter(ends)).sharer_cache(
-        [prompt(ends[1], d.sharer, d) for d in documents]
-    )
+def theirs(lms, documents):
+    return create("prefix", *lms, adapter(lms)).sharer_cache([prompt(lms[1], d.sharer, d) for d in documents])
 
 
 def test_slots_start_on_the_last_tokens_whatever_the_padding():
-    ends = pair()
-    fuser = adapter(ends, stir=0.0, slots=5)
+    lms = pair()
+    fuser = adapter(lms, stir=0.0, slots=5)
     fuser.query.zero_()
     fuser.token_bias.mul_(10)  # as good as hard
-    method = create("prefix", *ends, fuser)
-    cache = theirs(ends, SPLIT)
+    method = create("prefix", *lms, fuser)
+    cache = theirs(lms, SPLIT)
     pooled = method.pooled(cache)
-    plain = ends[1].content_keys(cache)
+    plain = lms[1].content_keys(cache)
     for t, layer in enumerate(fuser.config.layer_map):
         want = torch.cat([flat(plain.keys), flat(plain.values)], -1)[layer, :, -1 - t]
         torch.testing.assert_close(pooled[t, :, t], want, rtol=1e-4, atol=1e-4)
-    alone = method.pooled(theirs(ends, SPLIT[2:]))  # the shortest, without padding
+    alone = method.pooled(theirs(lms, SPLIT[2:]))  # the shortest, without padding
     torch.testing.assert_close(pooled[:, 2:], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_keys_are_read_without_their_positions():
     """Two equal tokens read equal: the pool cannot tell where they stood."""
-    ends = pair()
-    cache = theirs(ends, SPLIT[:1])
+    lms = pair()
+    cache = theirs(lms, SPLIT[:1])
     moved = replace(
         cache,
-        keys=ends[1].rotate(ends[1].content_keys(cache).keys, cache.positions + 7),
+        keys=lms[1].rotate(lms[1].content_keys(cache).keys, cache.positions + 7),
         positions=cache.positions + 7,
     )
     for unrotated in (True, False):
-        method = create("prefix", *ends, adapter(ends, unrotated_keys=unrotated))
+        method = create("prefix", *lms, adapter(lms, unrotated_keys=unrotated))
         same = torch.allclose(method.pooled(cache), method.pooled(moved), atol=1e-4)
         assert same is unrotated
 
 
 def test_prepare_standardises_every_slot_and_starts_from_the_receivers_last_tokens():
-    ends, said = pair(), []
-    fuser = adapter(ends, stir=0.0)
-    method = create("prefix", *ends, fuser)
+    lms, said = pair(), []
+    fuser = adapter(lms, stir=0.0)
+    method = create("prefix", *lms, fuser)
     method.prepare(SPLIT, said.append)
-    pooled = method.pooled(theirs(ends, SPLIT))  # (L, B, T, s)
+    pooled = method.pooled(theirs(lms, SPLIT))  # (L, B, T, s)
     x = (pooled - fuser.mean[:, None]) / (fuser.slot_scale * fuser.channel_scale)[:, None]
     assert "3 documents" in said[0]
     torch.testing.assert_close(x.mean(1), torch.zeros_like(x.mean(1)), atol=1e-3, rtol=0)
     assert (
         0.3 < float(x[1:].std(1, correction=0).mean()) < 1.5
     )  # layer 0 sees the same last tokens in all: there the floor holds
-    read = responded(create("receiver", *ends))
-    one = ends[0].content_keys(read.kv)
+    read = responded(create("receiver", *lms))
+    one = lms[0].content_keys(read.kv)
     torch.testing.assert_close(
         fuser.base[:, 1],
         torch.cat([flat(one.keys), flat(one.values)], -1)[:, :, -2].mean(1),
@@ -238,13 +237,13 @@ def test_outliers_are_clamped():
 @PLACE
 @pytest.mark.parametrize("pool_start", ["last", "random"])
 def test_every_parameter_gets_a_gradient_and_a_step_helps(place, pool_start):
-    ends = pair()
-    fuser = adapter(ends, place=place, pool_start=pool_start).requires_grad_(True).train()
-    method = create("prefix", *ends, fuser)
+    lms = pair()
+    fuser = adapter(lms, place=place, pool_start=pool_start).requires_grad_(True).train()
+    method = create("prefix", *lms, fuser)
 
     def loss():
         state = method.respond(Batch(SPLIT, SPLIT, Clock()))
-        pairs = [target(d, p, ends[0].tokenizer, 2) for d, p in zip(SPLIT, state.prompts, strict=True)]
+        pairs = [target(d, p, lms[0].tokenizer, 2) for d, p in zip(SPLIT, state.prompts, strict=True)]
         return answer_loss(state, [ids for ids, _ in pairs], [flags for _, flags in pairs])[0]
 
     first = loss()
@@ -258,13 +257,13 @@ def test_every_parameter_gets_a_gradient_and_a_step_helps(place, pool_start):
 
 
 def test_after_the_receivers_prefill_is_shared_and_carries_no_gradient():
-    ends = pair()
-    method = create("prefix", *ends, adapter(ends).requires_grad_(True).train())
+    lms = pair()
+    method = create("prefix", *lms, adapter(lms).requires_grad_(True).train())
     calls = []
-    decoder = ends[0].model.get_decoder()
+    decoder = lms[0].model.get_decoder()
     hook = decoder.register_forward_hook(lambda *_: calls.append(1))
-    with ends[0].sharing():
-        alone = ends[0].read([prompt(ends[0], d.receiver, d) for d in SPLIT])
+    with lms[0].sharing():
+        alone = lms[0].read([prompt(lms[0], d.receiver, d) for d in SPLIT])
         state = method.respond(Batch(SPLIT, SPLIT, Clock()))
     hook.remove()
     assert len(calls) == 1 and not alone.kv.keys.requires_grad and state.kv.keys.requires_grad
@@ -274,11 +273,11 @@ def test_after_the_receivers_prefill_is_shared_and_carries_no_gradient():
 def test_prompts_are_rendered_within_a_phase(kind, monkeypatch):
     from lcfbench.methods import dense, prefix
 
-    ends, clock, phases = pair(), PhaseClock(), []
+    lms, clock, phases = pair(), PhaseClock(), []
     made = (
-        adapter(ends)
+        adapter(lms)
         if kind == "prefix"
-        else build(pair_config("dense", *((e.name, e.geometry) for e in ends))).requires_grad_(False)
+        else build(pair_config("dense", *((e.name, e.geometry) for e in lms))).requires_grad_(False)
     )
     monkeypatch.setattr(
         {"prefix": prefix, "dense": dense}[kind],
@@ -286,13 +285,13 @@ def test_prompts_are_rendered_within_a_phase(kind, monkeypatch):
         lambda *a: (phases.append(clock.phase), prompt(*a))[1],
     )
     with torch.no_grad():
-        create(kind, *ends, made.eval()).respond(Batch(SPLIT, SPLIT, clock))
+        create(kind, *lms, made.eval()).respond(Batch(SPLIT, SPLIT, clock))
     assert set(phases) == {"prefix": {"prefill", "sharer"}, "dense": {"prefill"}}[kind]
 
 
 def test_sizes():
-    ends = pair()  # receiver 4 layers of width 16; sharer 3 layers of 1 head of 16
-    fuser = adapter(ends, slots=5, width=6)
+    lms = pair()  # receiver 4 layers of width 16; sharer 3 layers of 1 head of 16
+    fuser = adapter(lms, slots=5, width=6)
     L, s, r, d, T = 4, 32, 32, 6, 5
     queries, bias = L * T * 16, L * T * 64
     assert fuser.params == queries + bias + L * (s * d + T * d + 3 * d + 16 * d * d + d * r + T * r + 2)
@@ -305,10 +304,10 @@ def test_sizes():
 
 
 def test_one_token_prompts():
-    ends = pair()
+    lms = pair()
     bare = [replace(d, receiver=View("A"), sharer=View("A")) for d in SHARED[:2]]
     for place in ("after", "before"):
-        method = create("prefix", *ends, adapter(ends, place=place))
+        method = create("prefix", *lms, adapter(lms, place=place))
         with torch.no_grad():
             batch = Batch(bare, bare, Clock())
             got, _ = answer(method.respond(batch), batch)
@@ -316,26 +315,26 @@ def test_one_token_prompts():
 
 
 def test_saved_and_loaded_it_answers_the_same(tmp_path):
-    ends = pair()
-    fuser = adapter(ends, place="before")
-    create("prefix", *ends, fuser).prepare(SPLIT, lambda _: None)
+    lms = pair()
+    fuser = adapter(lms, place="before")
+    create("prefix", *lms, fuser).prepare(SPLIT, lambda _: None)
     save(fuser, tmp_path / "a", "", dtype=torch.float32)
     again = load(tmp_path / "a")
     assert again.config.options["place"] == "before" == again.place
     with torch.no_grad():
         assert (
-            outcomes(create("prefix", *ends, fuser), SPLIT)[0]
-            == outcomes(create("prefix", *ends, again), SPLIT)[0]
+            outcomes(create("prefix", *lms, fuser), SPLIT)[0]
+            == outcomes(create("prefix", *lms, again), SPLIT)[0]
         )
 
 
 def test_mistakes_are_named():
-    ends = pair()
-    names = tuple((e.name, e.geometry) for e in ends)
+    lms = pair()
+    names = tuple((e.name, e.geometry) for e in lms)
     with pytest.raises(UserError, match="all 4 receiver layers, not 2"):
         build(pair_config("prefix", *names, layers=2))
     with pytest.raises(UserError, match="equally many in every layer"):
-        adapter(ends).select([0, 1, 3])
+        adapter(lms).select([0, 1, 3])
     with pytest.raises(
         UserError,
         match="place=behind of this prefix adapter makes no sense: input should be 'after' or 'before'",
@@ -344,9 +343,9 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="slots=0 of this prefix adapter makes no sense"):
         build(pair_config("prefix", *names, options={"slots": 0}))
     with pytest.raises(UserError, match="needs an adapter"):
-        create("prefix", *ends)
+        create("prefix", *lms)
     with pytest.raises(UserError, match="sharer kv_heads 2, not 1"):
-        create("prefix", ends[0], helpers.causal_lm("tiny-c", layers=4), adapter(ends))
+        create("prefix", lms[0], helpers.causal_lm("tiny-c", layers=4), adapter(lms))
 
 
 def test_options_from_the_command_line():

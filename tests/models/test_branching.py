@@ -35,10 +35,10 @@ def same(a, b):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_branches_are_ranked_as_rows_are(family, attention):
-    end = helpers.causal_lm(family=family, attention=attention)
-    state = end.read(prompts(end))
+    lm = helpers.causal_lm(family=family, attention=attention)
+    state = lm.read(prompts(lm))
     ranked, opened = branch(state, CHOICES)
-    plain = end.open(state)
+    plain = lm.open(state)
     same(ranked, rank(plain, CHOICES))
     assert torch.allclose(opened.logits, plain.logits, atol=3e-4) and torch.equal(
         opened.next_position, plain.next_position
@@ -52,11 +52,11 @@ def test_branches_are_ranked_as_rows_are(family, attention):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_second_step_goes_on_from_the_prompt_alone(family):
-    end = helpers.causal_lm(family=family)
-    state, leads = end.read(prompts(end)), [[50, 51, 52], [53], [54, 55]]
+    lm = helpers.causal_lm(family=family)
+    state, leads = lm.read(prompts(lm)), [[50, 51, 52], [53], [54, 55]]
     _, opened = branch(state, CHOICES)
     again, after = branch(opened.then(leads, []), CHOICES[::-1])
-    plain = end.open(end.open(state).then(leads, []))
+    plain = lm.open(lm.open(state).then(leads, []))
     same(again, rank(plain, CHOICES[::-1]))
     assert decode(after, 5) == decode(plain, 5)
 
@@ -64,25 +64,25 @@ def test_a_second_step_goes_on_from_the_prompt_alone(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_window_counts_what_stands_on_the_way(family):
     """Texts longer than the window, and paths so many that a window over columns would lose the prompt."""
-    end = helpers.causal_lm(family=family)
+    lm = helpers.causal_lm(family=family)
     rows = [list(range(10, 90)), list(range(20, 50))]
     choices = [[[c, c + 1, c + 2, c + 3] for c in range(100, 130)], [[c, c + 1] for c in range(100, 160)]]
     ids, mask = pad_left(rows, 3)
-    state = end.open(end.read(prompts(end)[:2])).then(rows, [])
+    state = lm.open(lm.read(prompts(lm)[:2])).then(rows, [])
     ranked, _ = branch(state, choices)
-    same(ranked, rank(end.open(state), choices))
+    same(ranked, rank(lm.open(state), choices))
 
 
 def test_rows_of_near_length_go_together(monkeypatch):
-    end = helpers.causal_lm()
-    widths, forward = [], end.forward
+    lm = helpers.causal_lm()
+    widths, forward = [], lm.forward
     monkeypatch.setattr(
-        end, "forward", lambda kv, ids, *rest: (widths.append(tuple(ids.shape)), forward(kv, ids, *rest))[1]
+        lm, "forward", lambda kv, ids, *rest: (widths.append(tuple(ids.shape)), forward(kv, ids, *rest))[1]
     )
     long = [[[n] * 60 for n in range(5, 9)], [[20, 21], [22]], [[30], [31]]]
-    ranked, opened = branch(end.read(prompts(end)), long)
+    ranked, opened = branch(lm.read(prompts(lm)), long)
     assert widths == [(2, 2), (1, 1 + 4 * 59)]
-    same(ranked, rank(end.open(end.read(prompts(end))), long))
+    same(ranked, rank(lm.open(lm.read(prompts(lm))), long))
     assert opened.kv.rows == 3
 
 
@@ -92,16 +92,16 @@ def test_a_token_knows_its_path_and_how_deep_it_stands():
 
 
 def test_what_hides_entries_or_masks_otherwise_is_ranked_row_by_row():
-    end = helpers.causal_lm()
-    state = end.read(prompts(end))
+    lm = helpers.causal_lm()
+    state = lm.read(prompts(lm))
     assert can_branch(state)
-    end.model.config._attn_implementation = "flash_attention_2"
+    lm.model.config._attn_implementation = "flash_attention_2"
     assert not can_branch(state)
 
 
 def test_models_of_other_families_are_ranked_row_by_row():
     """Their blocks are called otherwise, or take their mask by place."""
     config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=400, n_positions=64)
-    end = helpers.causal_lm()
-    end.model = GPT2LMHeadModel(config).eval()
-    assert not can_branch(end.read(prompts(end)))
+    lm = helpers.causal_lm()
+    lm.model = GPT2LMHeadModel(config).eval()
+    assert not can_branch(lm.read(prompts(lm)))

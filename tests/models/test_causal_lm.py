@@ -20,9 +20,9 @@ from tests.helpers import plain_prompts as prompts
 CHOICES = [" orange", " B", " Toronto. The brown box"]
 
 
-def scores(end, shown):
-    opened = end.open(end.read(shown))
-    return rank(opened, [[continuation(p, c, end.tokenizer) for c in CHOICES] for p in shown])
+def scores(lm, shown):
+    opened = lm.open(lm.read(shown))
+    return rank(opened, [[continuation(p, c, lm.tokenizer) for c in CHOICES] for p in shown])
 
 
 @pytest.fixture(autouse=True)
@@ -34,28 +34,28 @@ def no_grad():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rank_equals_one_plain_forward(family):
-    end = helpers.causal_lm(family=family)
-    shown = prompts(end)
-    for p, row in zip(shown, scores(end, shown), strict=True):
+    lm = helpers.causal_lm(family=family)
+    shown = prompts(lm)
+    for p, row in zip(shown, scores(lm, shown), strict=True):
         for c, (ll, greedy) in zip(CHOICES, row, strict=True):
-            tail = continuation(p, c, end.tokenizer)
-            logits = end.model(torch.tensor([[*p.ids, *tail]])).logits.log_softmax(-1)[0, len(p.ids) - 1 : -1]
+            tail = continuation(p, c, lm.tokenizer)
+            logits = lm.model(torch.tensor([[*p.ids, *tail]])).logits.log_softmax(-1)[0, len(p.ids) - 1 : -1]
             assert ll == pytest.approx(float(logits.gather(1, torch.tensor(tail)[:, None]).sum()), abs=2e-4)
             assert greedy == bool((logits.argmax(-1) == torch.tensor(tail)).all())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batch_1_equals_batch_n(family):
-    end = helpers.causal_lm(family=family)
-    shown = prompts(end)
-    together = scores(end, shown)
-    alone = [scores(end, [p])[0] for p in shown]
+    lm = helpers.causal_lm(family=family)
+    shown = prompts(lm)
+    together = scores(lm, shown)
+    alone = [scores(lm, [p])[0] for p in shown]
     for a, b in zip(together, alone, strict=True):
         assert [g for _, g in a] == [g for _, g in b]
         assert [x for x, _ in a] == pytest.approx([x for x, _ in b], abs=2e-4)
-    texts, written = decode(end.open(end.read(shown)), 12)
+    texts, written = decode(lm.open(lm.read(shown)), 12)
     for p, text, n in zip(shown, texts, written, strict=True):
-        assert decode(end.open(end.read([p])), 12) == ([text], [n])
+        assert decode(lm.open(lm.read([p])), 12) == ([text], [n])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,31 +67,31 @@ def test_sdpa_equals_eager(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decode_equals_generate(family):
-    end = helpers.causal_lm(family=family)
-    for p in prompts(end):
-        text, written = decode(end.open(end.read([p])), 10)
+    lm = helpers.causal_lm(family=family)
+    for p in prompts(lm):
+        text, written = decode(lm.open(lm.read([p])), 10)
         ids = torch.tensor([p.ids])
-        made = end.model.generate(
+        made = lm.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, pad_token_id=3
         )[0, ids.shape[1] :]
-        assert text[0] == end.tokenizer.decode(made, skip_special_tokens=True)
+        assert text[0] == lm.tokenizer.decode(made, skip_special_tokens=True)
         assert written[0] == int((made != 2).sum())
 
 
 def test_decode_stops_before_a_stop_string():
-    end = helpers.causal_lm()
-    opened = end.open(end.read(prompts(end)[:1]))
+    lm = helpers.causal_lm()
+    opened = lm.open(lm.read(prompts(lm)[:1]))
     whole = decode(opened, 12)[0][0]
     stop = whole[3:5]
     assert decode(opened, 12, [stop])[0][0] == whole.split(stop)[0]
 
 
 def test_prefill_in_two_pieces_equals_one():
-    end = helpers.causal_lm(family="gemma3")
-    rows = [p.ids for p in prompts(end)]
-    whole, first = end.prefill(rows), [5, 2, 0]
-    half = end.prefill([ids[:n] for ids, n in zip(rows, first, strict=True)])
-    rest = end.prefill([ids[n:] for ids, n in zip(rows, first, strict=True)], half, torch.tensor(first))
+    lm = helpers.causal_lm(family="gemma3")
+    rows = [p.ids for p in prompts(lm)]
+    whole, first = lm.prefill(rows), [5, 2, 0]
+    half = lm.prefill([ids[:n] for ids, n in zip(rows, first, strict=True)])
+    rest = lm.prefill([ids[n:] for ids, n in zip(rows, first, strict=True)], half, torch.tensor(first))
     real = whole.mask.bool()
     assert torch.equal(whole.mask, rest.mask)
     assert torch.allclose(
@@ -102,23 +102,23 @@ def test_prefill_in_two_pieces_equals_one():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rotation_is_undone_and_redone(family):
-    end = helpers.causal_lm(family=family)
-    rows = [p.ids for p in prompts(end)]
-    kv = end.prefill(rows)
-    bare = end.content_keys(kv).keys
-    assert torch.allclose(end.rotate(bare, kv.positions), kv.keys, atol=1e-4)
-    assert torch.equal(end.rotate(bare[[2, 0]], kv.positions, [2, 0]), end.rotate(bare, kv.positions)[[2, 0]])
+    lm = helpers.causal_lm(family=family)
+    rows = [p.ids for p in prompts(lm)]
+    kv = lm.prefill(rows)
+    bare = lm.content_keys(kv).keys
+    assert torch.allclose(lm.rotate(bare, kv.positions), kv.keys, atol=1e-4)
+    assert torch.equal(lm.rotate(bare[[2, 0]], kv.positions, [2, 0]), lm.rotate(bare, kv.positions)[[2, 0]])
     # the same words later in the text: first-layer content keys agree, rotated ones do not
-    late = end.prefill(rows, start=7)
-    bare_late = end.content_keys(late).keys
+    late = lm.prefill(rows, start=7)
+    bare_late = lm.content_keys(late).keys
     real = kv.mask.bool()[:, None, :, None]
     assert torch.allclose((bare_late[0] - bare[0]) * real, torch.zeros(1), atol=1e-4)
     assert not torch.allclose((late.keys[0] - kv.keys[0]) * real, torch.zeros(1), atol=1e-2)
 
 
 def test_ragged_layers_are_refused():
-    end = helpers.causal_lm()
-    cache = end.read(prompts(end)[:1]).kv.to_cache()
+    lm = helpers.causal_lm()
+    cache = lm.read(prompts(lm)[:1]).kv.to_cache()
     cache.layers[1].keys = cache.layers[1].keys[:, :, 1:]
     with pytest.raises(AssertionError, match="one shape"):
         KV.from_cache(cache, torch.ones(1, 3), torch.ones(1, 3))
@@ -132,15 +132,15 @@ def test_positions_count_real_tokens_only():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ragged_pieces_on_top_of_a_cache_equal_each_row_alone(family):
-    """Padding between pieces would push real tokens out of a sliding window: rows of unequal pieces must not see each other."""
-    end = helpers.causal_lm(family=family)
-    first, second = prompts(end), prompts(end, [TEXTS[2], TEXTS[0], TEXTS[1]])
-    leads = [list(p.ids)[:n] for p, n in zip(prompts(end), (9, 2, 5), strict=True)]
+    """Padding between pieces would push real tokens out of a sliding window."""
+    lm = helpers.causal_lm(family=family)
+    first, second = prompts(lm), prompts(lm, [TEXTS[2], TEXTS[0], TEXTS[1]])
+    leads = [list(p.ids)[:n] for p, n in zip(prompts(lm), (9, 2, 5), strict=True)]
 
     def through(rows):
-        past = end.prefill([first[r].ids for r in rows])
-        opened = end.open(end.read([second[r] for r in rows], past=past, start=past.mask.sum(1)))
-        again = end.open(opened.then([leads[r] for r in rows], []))
+        past = lm.prefill([first[r].ids for r in rows])
+        opened = lm.open(lm.read([second[r] for r in rows], past=past, start=past.mask.sum(1)))
+        again = lm.open(opened.then([leads[r] for r in rows], []))
         return opened.logits, again.logits, decode(again, 6)[0]
 
     together = through([0, 1, 2])
@@ -150,51 +150,51 @@ def test_ragged_pieces_on_top_of_a_cache_equal_each_row_alone(family):
         assert torch.allclose(together[1][r], alone[1][0], atol=5e-4)
         assert together[2][r] == alone[2][0]
     whole = torch.tensor([[*first[1].ids, *second[1].ids, *leads[1]]])
-    assert torch.allclose(together[1][1], end.model(whole).logits[0, -1], atol=5e-4)
+    assert torch.allclose(together[1][1], lm.model(whole).logits[0, -1], atol=5e-4)
 
 
 def test_the_loss_equals_a_plain_forward():
-    end = helpers.causal_lm(family="gemma3")
-    state = end.read(prompts(end))
+    lm = helpers.causal_lm(family="gemma3")
+    state = lm.read(prompts(lm))
     targets = [[7, 8, 9], [11], [20, 21]]
     got, right = answer_loss(state, targets, [[True, False, True], [True], [True, True]])
     each = []
-    for p, t, flags in zip(prompts(end), targets, ([0, 2], [0], [0, 1]), strict=True):
-        logits = end.model(torch.tensor([[*p.ids, *t]])).logits[0, len(p.ids) - 1 : -1].log_softmax(-1)
+    for p, t, flags in zip(prompts(lm), targets, ([0, 2], [0], [0, 1]), strict=True):
+        logits = lm.model(torch.tensor([[*p.ids, *t]])).logits[0, len(p.ids) - 1 : -1].log_softmax(-1)
         each.append(-sum(float(logits[i, t[i]]) for i in flags) / len(flags))
     assert float(got) == pytest.approx(sum(each) / 3, abs=1e-4)
     assert 0 <= float(right) <= 1
 
 
-def forwards(end, monkeypatch):
+def forwards(lm, monkeypatch):
     """The numbers of tokens, padding included, of every forward of the decoder from now on."""
-    ran, run = [], end.run
-    monkeypatch.setattr(end, "run", lambda ids, *rest: (ran.append(ids.numel()), run(ids, *rest))[1])
+    ran, run = [], lm.run
+    monkeypatch.setattr(lm, "run", lambda ids, *rest: (ran.append(ids.numel()), run(ids, *rest))[1])
     return ran
 
 
 def test_a_model_without_an_output_head_of_its_own_answers_too(monkeypatch):
-    end = helpers.causal_lm()
-    state = end.read(prompts(end))
-    first = end.open(state).logits
-    monkeypatch.setattr(end.model, "get_output_embeddings", lambda: None)
-    assert torch.allclose(end.open(state).logits, first, atol=1e-5)
+    lm = helpers.causal_lm()
+    state = lm.read(prompts(lm))
+    first = lm.open(state).logits
+    monkeypatch.setattr(lm.model, "get_output_embeddings", lambda: None)
+    assert torch.allclose(lm.open(state).logits, first, atol=1e-5)
 
 
 def test_what_is_shared_ends_where_memory_does_and_is_said_once(monkeypatch):
-    end, shown = helpers.causal_lm(), prompts(helpers.causal_lm())
+    lm, shown = helpers.causal_lm(), prompts(helpers.causal_lm())
     free = iter([40 << 30, 1])
     monkeypatch.setattr(prefill, "free_bytes", lambda device: next(free))
     monkeypatch.setattr(prefill, "_warned", False)
     for _ in range(2):  # measured when sharing begins the first time, not again
-        with end.sharing(), end.sharing(), warnings.catch_warnings():
+        with lm.sharing(), lm.sharing(), warnings.catch_warnings():
             warnings.simplefilter("error")
-            ran = forwards(end, monkeypatch)
-            first = end.read(shown).kv.keys
+            ran = forwards(lm, monkeypatch)
+            first = lm.read(shown).kv.keys
             read = len(ran)
-            assert torch.equal(first, end.read(shown).kv.keys)
+            assert torch.equal(first, lm.read(shown).kv.keys)
             assert read and len(ran) == read, "nothing is read twice"
-        assert end.shared.limit == 10 << 30
+        assert lm.shared.limit == 10 << 30
     small = helpers.causal_lm()
     with small.sharing() as shared:
         assert small.shared.limit == 1 << 30, "at least so much"

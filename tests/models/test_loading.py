@@ -87,9 +87,17 @@ def test_small_ones_are_left_alone(folder, monkeypatch):
 
 
 def test_the_libraries_of_a_run_are_all_imported_with_the_collector_at_rest():
-    code = "import gc, json, sys; from lcfbench.cli.startup import import_libraries as i; gc.callbacks.append(lambda *a: walks.append(a)); walks = []\n"
-    code += "i(); n = len(walks); have = [m in sys.modules for m in ('torch', 'transformers.modeling_utils', 'lm_eval.api.task', 'datasets')]\n"
-    code += "print(json.dumps([n, have, gc.isenabled(), gc.get_freeze_count() > 10_000]))"
+    code = """
+import gc, json, sys
+from lcfbench.cli.startup import import_libraries
+walks = []
+gc.callbacks.append(lambda *given: walks.append(given))
+import_libraries()
+n = len(walks)
+names = "torch", "transformers.modeling_utils", "lm_eval.api.task", "datasets"
+have = [name in sys.modules for name in names]
+print(json.dumps([n, have, gc.isenabled(), gc.get_freeze_count() > 10_000]))
+"""
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
     )

@@ -33,14 +33,14 @@ def test_packed_equals_plain_bit_for_bit(bias, shape):
 
 @needs
 def test_a_model_answers_the_same():
-    ends = [helpers.causal_lm(family="gemma3") for _ in range(2)]
-    for end in ends:
-        end.model.to(torch.bfloat16)
-    packed(ends[1].model)
-    assert any(isinstance(m, Packed) for m in ends[1].model.modules())
+    lms = [helpers.causal_lm(family="gemma3") for _ in range(2)]
+    for lm in lms:
+        lm.model.to(torch.bfloat16)
+    packed(lms[1].model)
+    assert any(isinstance(m, Packed) for m in lms[1].model.modules())
     ids = torch.arange(30, 60)[None]
     with torch.inference_mode():
-        assert torch.equal(ends[0].model(ids).logits, ends[1].model(ids).logits)
+        assert torch.equal(lms[0].model(ids).logits, lms[1].model(ids).logits)
 
 
 @needs

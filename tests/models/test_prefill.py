@@ -33,11 +33,11 @@ def counted():
     """A model and the (rows, columns) of its forwards."""
 
     def make(family="llama"):
-        end, ran = helpers.causal_lm(family=family), []
-        end.model.get_decoder().register_forward_pre_hook(
+        lm, ran = helpers.causal_lm(family=family), []
+        lm.model.get_decoder().register_forward_pre_hook(
             lambda module, args, given: ran.append(tuple(given["input_ids"].shape)), with_kwargs=True
         )
-        return end, ran
+        return lm, ran
 
     return make
 
@@ -49,95 +49,96 @@ def real(kv, row):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 def test_each_row_is_the_one_read_alone(family, counted):
-    end, ran = counted(family)
-    kv = end.prefill(ROWS)
+    lm, ran = counted(family)
+    kv = lm.prefill(ROWS)
     assert kv.length == max(map(len, ROWS)) and kv.mask.sum(1).tolist() == [len(r) for r in ROWS]
     for i, row in enumerate(ROWS):
-        alone, together = real(end.run(*pad_left([row], 0), None, 0), 0), real(kv, i)
+        alone, together = real(lm.run(*pad_left([row], 0), None, 0), 0), real(kv, i)
         assert torch.allclose(alone[0], together[0], atol=2e-4)
         assert torch.equal(alone[1], together[1])
 
 
 def test_what_is_common_is_read_once_and_padding_is_not_read(counted):
-    end, ran = counted()
-    end.prefill(ROWS)
-    # the beginning; then rests of 1, 3 and 4 tokens together (the equal row once), the one of 32 alone
+    lm, ran = counted()
+    lm.prefill(ROWS)
+    # the beginning; then rests of 1, 3 and 4 tokens together (the equal row once), the one of 32
+    # alone
     assert ran == [(1, 20), (3, 4), (1, 32)]
     ran.clear()
-    end.prefill(ROWS)
+    lm.prefill(ROWS)
     assert ran == [(3, 4), (1, 32)], "the beginning is kept"
-    end.shared.beginnings = None
+    lm.shared.beginnings = None
     ran.clear()
-    end.prefill(ROWS)
-    end.prefill(ROWS)
+    lm.prefill(ROWS)
+    lm.prefill(ROWS)
     assert ran == 2 * [(1, 20), (3, 4), (1, 32)], "not where weights may change"
 
 
 def test_few_common_tokens_are_not_worth_a_forward(counted):
-    end, ran = counted()
-    end.prefill([[1, 2, 3, 4], [1, 2, 5]])
+    lm, ran = counted()
+    lm.prefill([[1, 2, 3, 4], [1, 2, 5]])
     assert ran == [(2, 4)]
 
 
 def test_no_more_beginnings_are_kept_than_a_few(counted):
-    end, _ = counted()
+    lm, _ = counted()
     for first in range(100, 120):
-        end.prefill([[first, *row] for row in ROWS])
-    assert len(end.shared.beginnings) == prefill.BEGINNINGS
-    assert next(reversed(end.shared.beginnings))[0] == 119
+        lm.prefill([[first, *row] for row in ROWS])
+    assert len(lm.shared.beginnings) == prefill.BEGINNINGS
+    assert next(reversed(lm.shared.beginnings))[0] == 119
 
 
 def test_any_order_of_a_batch_is_the_same_batch_bit_for_bit(counted):
-    end, ran = counted()
-    with end.sharing():
-        first = end.prefill(ROWS)
+    lm, ran = counted()
+    with lm.sharing():
+        first = lm.prefill(ROWS)
         read = len(ran)
         for order in ([4, 0, 1, 2, 3], [2, 1, 4, 0, 1]):
             apart = helpers.causal_lm().prefill([ROWS[i] for i in order])
-            kv = end.prefill([ROWS[i] for i in order])
+            kv = lm.prefill([ROWS[i] for i in order])
             assert torch.equal(kv.keys, apart.keys) and torch.equal(kv.values, apart.values)
             assert all(torch.equal(real(kv, k)[0], real(first, i)[0]) for k, i in enumerate(order))
         assert len(ran) == read
-        end.prefill(ROWS[:2])
+        lm.prefill(ROWS[:2])
         assert len(ran) > read, "other prompts are read"
 
 
 def test_what_a_borrower_read_itself_is_not_lent_to_it(counted):
-    end, _ = counted()
-    with end.sharing() as shared:
-        end.start_accounting()
+    lm, _ = counted()
+    with lm.sharing() as shared:
+        lm.start_accounting()
         for _ in range(3):
-            end.prefill(ROWS)
-        assert end.saved_seconds == 0.0
-        end.start_accounting()
+            lm.prefill(ROWS)
+        assert lm.saved_seconds == 0.0
+        lm.start_accounting()
         for _ in range(3):
-            end.prefill(ROWS)
+            lm.prefill(ROWS)
         once = shared.held[next(iter(shared.held))][1]
-        assert end.saved_seconds == once > 0, "another one would have read it once"
-        assert end.release() == 1 and not shared.held
+        assert lm.saved_seconds == once > 0, "another one would have read it once"
+        assert lm.release() == 1 and not shared.held
 
 
 def test_long_beginnings_are_not_kept(counted, monkeypatch):
-    end, _ = counted()
+    lm, _ = counted()
     monkeypatch.setattr(prefill, "BEGINNING_BYTES", 10)
-    end.prefill(ROWS)
-    assert not end.shared.beginnings
+    lm.prefill(ROWS)
+    assert not lm.shared.beginnings
 
 
 def test_empty_prompts_hold_nothing(counted):
-    end, ran = counted()
-    kv = end.prefill([[], [5, 6], []])
+    lm, ran = counted()
+    kv = lm.prefill([[], [5, 6], []])
     assert kv.mask.tolist() == [[0, 0], [1, 1], [0, 0]] and not kv.keys[:, 0].any()
-    assert end.prefill([[], []]).length == 0
+    assert lm.prefill([[], []]).length == 0
     assert ran == [(1, 2)]
 
 
 def test_a_kept_beginning_serves_training_after_inference():
-    end = helpers.causal_lm()
+    lm = helpers.causal_lm()
     with torch.inference_mode():
-        held = end.prefill(ROWS)
+        held = lm.prefill(ROWS)
     with torch.enable_grad():
-        kv = end.prefill(ROWS)
+        kv = lm.prefill(ROWS)
         scale = torch.ones((), requires_grad=True)
         (kv.keys * scale).sum().backward()
     assert scale.grad is not None and torch.equal(held.keys, kv.keys)
