@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, turns
-from lcfbench.cli.console import quiet_libraries
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.runner import run
+from lcfbench.progress import quiet_libraries
 from lcfbench.results.schema import SAMPLES
 from lcfbench.tasks.document import Scoring
 

@@ -23,7 +23,6 @@ from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, tu
 from benchmarks.fusion import Case, adapter_of, documents
 from lcfbench.adapters.files import load
 from lcfbench.adapters.select import FOLDER
-from lcfbench.cli.console import quiet_libraries
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create
 from lcfbench.models.answering import decode
@@ -31,6 +30,7 @@ from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.dtypes import ENOUGH, choose
 from lcfbench.models.protocol import State
 from lcfbench.models.timing import Clock
+from lcfbench.progress import quiet_libraries
 from lcfbench.sources.models import find_model, split_pair
 
 DTYPES = ("float32", "bfloat16")

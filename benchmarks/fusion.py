@@ -29,13 +29,13 @@ from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, tu
 from benchmarks._peer_layers import layers_of
 from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.config import pair_config
-from lcfbench.cli.console import quiet_libraries
 from lcfbench.methods._fusion import Exchange, Fusion, Segment
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.timing import Clock
+from lcfbench.progress import quiet_libraries
 from lcfbench.sources.models import find_model, split_pair
 from lcfbench.tasks.document import Document, Step, View
 from lcfbench.tasks.prompts import Prompt

@@ -71,9 +71,9 @@ def resident_bytes(name: str) -> int:
 
 def once(given: argparse.Namespace) -> dict[str, Any]:
     """One run in this process: what the watch saw."""
-    from lcfbench.cli.console import quiet_libraries
     from lcfbench.evaluation.recipe import Recipe
     from lcfbench.evaluation.runner import run
+    from lcfbench.progress import quiet_libraries
 
     quiet_libraries()
     chosen = {
@@ -197,8 +197,8 @@ def prefill(name: str, repeats: int) -> dict[str, Any]:
     """Milliseconds to prefill one prompt of each length, the fit a + b·n + c·n², and which part of the FLOPs is attention's."""
     import torch
 
-    from lcfbench.cli.console import quiet_libraries
     from lcfbench.models.causal_lm import CausalLM
+    from lcfbench.progress import quiet_libraries
     from lcfbench.sources.models import find_model
 
     quiet_libraries()

@@ -29,8 +29,8 @@ from benchmarks._sides import (
     shipped_adapter,
 )
 from lcfbench.adapters.select import FOLDER
-from lcfbench.cli.console import quiet_libraries
 from lcfbench.methods.create import create
+from lcfbench.progress import quiet_libraries
 from lcfbench.sources.models import find_model, split_pair
 from lcfbench.tasks.document import Scoring
 from lcfbench.tasks.task import Outcome, load_task

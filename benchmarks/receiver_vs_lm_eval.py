@@ -19,9 +19,9 @@ import torch
 
 from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, turns
 from benchmarks._sides import batched
-from lcfbench.cli.console import quiet_libraries
 from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
+from lcfbench.progress import quiet_libraries
 from lcfbench.sources.models import find_model
 from lcfbench.tasks.document import Document, Scoring
 from lcfbench.tasks.process_docs import Rows

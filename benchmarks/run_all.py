@@ -29,7 +29,7 @@ from benchmarks._table import table
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 LIMIT = 900.0  # seconds a benchmark may take
-APART = ("million_rows",)  # long, and no time against another: run with --only
+APART = ("million_rows", "roofline")  # no time against another: run with --only
 SIMULATIONS = ("gate_simulation", "statistics_simulation")  # of statistics, not of speed: run by themselves
 ONE = ("--repeats", "1")
 QUICK: dict[str, tuple[str, ...]] = {

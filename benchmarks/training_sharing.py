@@ -14,8 +14,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 from benchmarks._common import ratio, report, shown
-from lcfbench.cli.console import quiet_libraries
 from lcfbench.cli.progress import TrainLine
+from lcfbench.progress import quiet_libraries
 from lcfbench.training.recipe import TrainRecipe
 from lcfbench.training.setup import accelerator_of, data_of, models_of, trainings_of
 from lcfbench.training.trainer import Trainer, batch_order

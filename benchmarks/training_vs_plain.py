@@ -37,7 +37,6 @@ from lcfbench.adapters import lcfx
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.lcf import flat
 from lcfbench.alignment.spans import membership
-from lcfbench.cli.console import quiet_libraries
 from lcfbench.cli.progress import TrainLine
 from lcfbench.evaluation.answer import target
 from lcfbench.methods._fusion import Exchange, Fusion, Segment
@@ -48,6 +47,7 @@ from lcfbench.models.kv_cache import KV
 from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
 from lcfbench.models.padding import pad_left, pad_right, positions_of
 from lcfbench.models.timing import Clock
+from lcfbench.progress import quiet_libraries
 from lcfbench.sources.models import find_model, split_pair
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt

@@ -121,6 +121,8 @@ def create(
 def _merged(kind: Any, recipe: Any, settings: Mapping[str, Any], section: str) -> Any:
     """A settings object as it is, or a file and keyword settings as one."""
     if isinstance(recipe, kind):
+        if not settings:  # merging would take an empty list for one that was not given
+            return recipe
         return kind.merge(None, {**recipe.model_dump(exclude_unset=True), **settings}, section)
     return kind.merge(recipe, dict(settings), section)
 

@@ -631,7 +631,7 @@ def manifest_of(folder: Path) -> dict:
 
 def printed(capsys, monkeypatch, width: int, *tables) -> str:
     """The tables as a terminal of so many columns shows them."""
-    from lcfbench.cli.console import out
+    from lcfbench.cli.terminal import out
     from lcfbench.cli.tables import show
 
     monkeypatch.setattr(out, "_width", width)

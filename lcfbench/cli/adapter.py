@@ -2,50 +2,86 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lcfbench.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    OfflineOption,
-    OptionsOption,
-    PairOption,
-    TaskOptionsOption,
-)
-from lcfbench.errors import UserError
+from lcfbench.cli import options
+from lcfbench.cli.console import echo, note
+from lcfbench.cli.options import ForceOption, JsonOption, OfflineOption
+from lcfbench.cli.progress import PruneLine, duration
+from lcfbench.errors import Exit, UserError, unknown
+from lcfbench.progress import quiet_libraries
+from lcfbench.tables import Column, Table
 
-adapter_app = typer.Typer(
-    no_args_is_help=True,
-    help="Adapters: size, contents, pruning, to and from the Hub.",
-    rich_markup_mode=None,
-)
+FATES = {"kept": "kept", "outranked": "-", "hurts": "hurts", "shut": "gates shut"}
+AdapterArgument = Annotated[Path, typer.Argument(help="An adapter folder, or the name of a shipped one.")]
+
+adapter_app = options.group("Adapters: size, contents, pruning, to and from the Hub.")
+
+
+def _size_flags() -> list[inspect.Parameter]:
+    """Flags of `adapter size`: the kinds there are, and the fields of a training it has in common."""
+    from lcfbench.registry import kinds
+    from lcfbench.training.recipe import TrainRecipe
+
+    mode = typer.Option(help="Kind of adapter.", metavar="|".join(kinds()))
+    common = [n for n in ("pair", "options", "offline") if n in TrainRecipe.model_fields]
+    return [
+        options.parameter("mode", Annotated[str, mode], "lcf"),
+        *(options.flag(n, TrainRecipe.model_fields[n], n in options.SHARED) for n in common),
+    ]
 
 
 @adapter_app.command("size")
-def adapter_size(
-    mode: Annotated[str, typer.Option(help="lcf, lcfx or c2c.")] = "lcf",
-    pair: PairOption = None,
-    option: OptionsOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    offline: OfflineOption = None,
-) -> None:
+@options.late(_size_flags)
+def adapter_size(as_json: JsonOption = False, **given: Any) -> None:
     """Parameters and bytes of an adapter from the geometry of the pair alone: no weights, no network.
 
     Options are those of the adapter (width, hidden, …) and `layers`, the number of receiver layers it keeps.
     """
-    from lcfbench.cli.lists import size_of
-    from lcfbench.config import parse_assignments
+    from lcfbench.training.recipe import TrainRecipe
 
-    size = size_of(mode, pair or "smollm2-135m:gemma3-270m", parse_assignments(option, "-o"), bool(offline))
-    typer.echo(
-        json.dumps(size)
-        if as_json
-        else "{kind} {pair}: {params:,} parameters in {layers} layers, {mb_bf16} MB in bf16".format(**size)
-    )
+    mode = given.pop("mode")
+    asked: TrainRecipe = options.merged(TrainRecipe, given, None, "adapter size")
+    size = size_of(mode, asked.pair, dict(asked.options), asked.offline)
+    form = "{kind} {pair}: {params:,} parameters in {layers} layers, {mb_bf16} MB in bf16"
+    echo(json.dumps(size) if as_json else form.format(**size))
+
+
+def size_of(kind: str, pair: str, given: dict[str, str], offline: bool) -> dict[str, Any]:
+    """Counts parameters and bytes of a fresh adapter for a pair, built without storage."""
+    import torch
+
+    from lcfbench.adapters.base import build
+    from lcfbench.adapters.config import pair_config
+    from lcfbench.registry import kinds
+    from lcfbench.sources.models import geometry, split_pair
+    from lcfbench.training.options import adapter_options
+
+    if kind not in kinds():
+        raise unknown("adapter kind", kind, kinds(), "lcfbench adapter size --help")
+    layers = given.pop("layers", None)
+    if layers is not None and not layers.isdecimal():
+        raise UserError(f"layers={layers} is not a number.", "Use -o layers=9, say.")
+    settings, alignment = adapter_options(kind, given, small_scale=False)
+    receiver, sharer = ((name, geometry(name, offline=offline)) for name in split_pair(pair))
+    count = int(layers) if layers else None
+    config = pair_config(kind, receiver, sharer, options=settings, layers=count, **alignment)
+    with torch.device("meta"):
+        params = build(config).params
+    return {
+        "kind": kind,
+        "pair": pair,
+        "params": params,
+        "layers": len(config.layers),
+        "bytes_bf16": 2 * params,
+        "mb_bf16": round(2 * params / 1e6, 1),
+        "options": settings,
+    }
 
 
 @adapter_app.command("info")
@@ -53,12 +89,52 @@ def adapter_info(
     folder: Annotated[
         Path, typer.Argument(help="An adapter folder, its weights file, or the name of a shipped one.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """What an adapter fits, how large it is, how it was trained, which gates are open."""
-    from lcfbench.cli.lists import print_adapter
+    facts = adapter_facts(folder)
+    if as_json:
+        echo(json.dumps(facts))
+        return
+    training = dict(facts.pop("training"))
+    logits = [v for row in facts.pop("gate_logits_key_value") for v in row]
+    facts["params"], facts["bytes"] = f"{facts['params']:,}", f"{facts['bytes']:,}"
+    facts["layers"] = f"{len(facts['layers'])} of the receiver's: {ranges(facts['layers'])}"
+    facts["layer_map"] = f"they read the sharer's {', '.join(map(str, facts['layer_map']))}"
+    facts["gate logits"] = f"{min(logits):.2f} to {max(logits):.2f}"
+    curve = training.pop("dev", [])
+    lines = [f"{key.replace('_', ' ')}: {value}" for key, value in facts.items()]
+    lines += [f"training {key.replace('_', ' ')}: {value}" for key, value in training.items()]
+    for point in curve:
+        values = (f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in point.items())
+        lines.append("dev " + ", ".join(values))
+    echo("\n".join(lines))
 
-    print_adapter(folder, as_json)
+
+def adapter_facts(place: Path) -> dict[str, Any]:
+    """Everything about an adapter: a folder, its weights file, or the name of a shipped one. Raises UserError."""
+    from lcfbench.adapters.config import WEIGHTS, read_config, weights_sha256
+    from lcfbench.adapters.files import load
+    from lcfbench.adapters.select import find_adapter
+
+    folder = find_adapter(place.parent if place.suffix == ".safetensors" else place)
+    config, adapter = read_config(folder), load(folder)
+    return {
+        "folder": str(folder),
+        "kind": config.kind,
+        "receiver": config.receiver,
+        "sharer": config.sharer,
+        "params": adapter.params,
+        "bytes": (folder / WEIGHTS).stat().st_size,
+        "sha256": weights_sha256(folder),
+        "layers": list(config.layers),
+        "layer_map": list(config.layer_map),
+        "layers_open": len(adapter.open_layers()),
+        "token_alignment": config.token_alignment,
+        "options": config.options,
+        "training": config.training,
+        "gate_logits_key_value": [[round(float(v), 3) for v in row] for row in adapter.gate_logit],
+    }
 
 
 @adapter_app.command("import-c2c")
@@ -67,8 +143,8 @@ def adapter_import(
         str, typer.Argument(help="A fuser as C2C releases them: a folder, or ORG/NAME/SUBFOLDER on the Hub.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new adapter.")],
-    dtype: Annotated[str, typer.Option(help="bf16 or fp32: of the matrices as saved.")] = "bf16",
-    force: Annotated[bool, typer.Option("--force", help="Replace the adapter in --out.")] = False,
+    dtype: Annotated[str, typer.Option(help="Of the matrices as saved.", metavar="bf16|fp32")] = "bf16",
+    force: ForceOption = False,
     offline: OfflineOption = None,
 ) -> None:
     """Make an adapter of a fuser in C2C's released layout.
@@ -79,68 +155,87 @@ def adapter_import(
 
     from lcfbench.adapters.c2c_files import import_to
 
-    if dtype not in ("bf16", "fp32"):
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if dtype not in dtypes:
         raise UserError(f"--dtype {dtype}.", "Use bf16 or fp32.")
-    adapter = import_to(
-        fuser,
-        out,
-        force=force,
-        dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
-        offline=bool(offline),
-    )
-    typer.echo(
-        f"saved {out}: {adapter.params:,} parameters for {adapter.config.receiver}:{adapter.config.sharer}"
-    )
+    adapter = import_to(fuser, out, force=force, dtype=dtypes[dtype], offline=bool(offline))
+    c = adapter.config
+    echo(f"saved {out}: {adapter.params:,} parameters for {c.receiver}:{c.sharer}")
 
 
 @adapter_app.command("prune")
-def adapter_prune(
-    adapter: Annotated[Path, typer.Argument(help="An adapter folder, or the name of a shipped one.")],
-    dev: Annotated[str, typer.Option(help="Task whose validation split decides; never the test split.")],
-    keep: Annotated[
-        int | None, typer.Option(help="Layers that stay at most. [default: all that help]")
-    ] = None,
-    pair: Annotated[
-        str | None,
-        typer.Option(envvar="LCFBENCH_PAIR", help="RECEIVER:SHARER. [default: the adapter's own pair]"),
-    ] = None,
-    limit: Annotated[int, typer.Option(help="Dev documents.")] = 64,
-    batch_size: Annotated[int, typer.Option(help="Documents a batch.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the documents and the derangement.")] = 0,
-    scoring: Annotated[
-        str | None, typer.Option(help="letters, cloze or generate. [default: the task's own]")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the smaller adapter. [default: adapters/NAME-9L for --keep 9]"),
-    ] = None,
-    option: OptionsOption = None,
-    task_option: TaskOptionsOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    offline: OfflineOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the adapter in --out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object.")] = False,
-) -> None:
+@options.flags("lcfbench.training.recipe:PruneRecipe")
+def adapter_prune(adapter: AdapterArgument, as_json: JsonOption = False, **given: Any) -> None:
     """Leave out layers: those with shut gates, those that hurt, and all but the K most important ones.
 
     No fine-tuning. Importance is what the dev split loses without a layer; both models read each batch once for all layers.
     Beside the smaller adapter and its card stand pruning.json and pruning.png.
     """
-    from lcfbench.cli.adapter_view import prune_and_show
-    from lcfbench.config import parse_assignments
+    from lcfbench.adapters.select import find_adapter
+    from lcfbench.training.recipe import PruneRecipe
 
-    settings: dict[str, Any] = dict(
-        adapter=adapter, dev=dev, keep=keep, pair=pair, limit=limit, batch_size=batch_size, seed=seed, scoring=scoring, out=out,
-        options=parse_assignments(option, "-o"), task_options=parse_assignments(task_option, "--task-option"), dtype=dtype or "auto",
-        device=device or "auto", offline=bool(offline), force=force,
-    )  # fmt: skip
-    prune_and_show(settings, as_json)
+    given["adapter"] = find_adapter(adapter)
+    recipe: PruneRecipe = options.merged(PruneRecipe, given, None, "adapter prune")
+    quiet_libraries()
+    try:
+        from lcfbench.training.prune import prune
+
+        report = prune(recipe, PruneLine())
+    except KeyboardInterrupt:
+        note("interrupted: nothing was written.")
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    if as_json:
+        echo(json.dumps(report))
+        return
+    from lcfbench.cli import tables
+
+    tables.show(layers_table(report), before_after(report))
+    test = f"lcfbench run --mode {report['method']} --task {report['task']} --adapter {report['folder']}"
+    echo(f"saved {report['folder']}; judge it on the test split: {test}")
+
+
+def layers_table(report: dict[str, Any]) -> Table:
+    """A line a layer: gates, the loss without it, its rank and fate."""
+    soft = report["gate"] == "soft"
+    gate, (key, value) = (
+        ("gate", ("gate_key", "gate_value")) if soft else ("logit", ("logit_key", "logit_value"))
+    )
+    heads = ("layer", "reads", f"{gate} K", f"{gate} V", f"{report['metric']} lost", "logl. lost", "rank")
+    rows = []
+    for row in report["layers"]:
+        tried = row["importance"] is not None
+        lost = [f"{100 * row['importance']:+.1f}", f"{row['loglik_importance']:+.4f}"] if tried else ["", ""]
+        gates = [f"{row[key]:.2f}", f"{row[value]:.2f}"]
+        rows.append(
+            [str(row["layer"]), str(row["reads"]), *gates, *lost, str(row["rank"] or ""), FATES[row["fate"]]]
+        )
+    styles = ["" if row["fate"] == "kept" else "dim" for row in report["layers"]]
+    return Table("", [*(Column(head, right=True) for head in heads), Column("")], rows, styles)
+
+
+def before_after(report: dict[str, Any]) -> Table:
+    """The whole adapter and the pruned one side by side."""
+    heads = ("layers", "MB", "matched", "deranged", "log-likelihood")
+    rows = []
+    for name in ("whole", "pruned"):
+        one = report[name]
+        deranged = f"{100 * one['deranged']['score']:.1f}" if one["deranged"] else "sends nothing"
+        matched, loglik = f"{100 * one['matched']['score']:.1f}", f"{one['matched']['loglik']:.3f}"
+        rows.append([name, str(one["layers"]), f"{one['bytes'] / 1e6:.2f}", matched, deranged, loglik])
+    n, kept, asked = report["documents"], len(report["kept"]), report["asked"]
+    split = (
+        f"{report['task']}, {n} dev documents; the layers were chosen on them, so the pruned line flatters."
+    )
+    remarks = [("", f"{split} {duration(report['seconds'])}.")]
+    if asked is not None and kept < asked:
+        remarks.append(("", f"Only {kept} layers help, so {kept} stay, not {asked}."))
+    columns = [Column(""), *(Column(head, right=True) for head in heads)]
+    return Table("", columns, rows, remarks=remarks)
 
 
 @adapter_app.command("push")
 def adapter_push(
-    adapter: Annotated[Path, typer.Argument(help="An adapter folder, or the name of a shipped one.")],
+    adapter: AdapterArgument,
     repo_id: Annotated[
         str, typer.Argument(metavar="ORG/NAME", help="Repository on the Hub; made where there is none.")
     ],
@@ -152,9 +247,15 @@ def adapter_push(
     offline: OfflineOption = None,
 ) -> None:
     """Upload an adapter to the Hub: weights, config and card, nothing else of its folder. Needs a token (`hf auth login`)."""
-    from lcfbench.cli.adapter_view import push_and_show
+    from lcfbench.adapters.hub import push
+    from lcfbench.adapters.select import find_adapter
 
-    push_and_show(adapter, repo_id, private, revision, message, bool(offline))
+    quiet_libraries()
+    folder = find_adapter(adapter)
+    address = push(
+        folder, repo_id, private=private, revision=revision, message=message, offline=bool(offline)
+    )
+    echo(f"pushed {adapter}: {address}")
 
 
 @adapter_app.command("pull")
@@ -169,10 +270,33 @@ def adapter_pull(
     subfolder: Annotated[
         str, typer.Option(help="Where in the repository the adapter lies. [default: at its root]")
     ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Replace the adapter in --out.")] = False,
+    force: ForceOption = False,
     offline: OfflineOption = None,
 ) -> None:
     """Fetch an adapter from the Hub, a mirror or the Hub's cache; it is put in place only once it has been loaded whole."""
-    from lcfbench.cli.adapter_view import pull_and_show
+    from lcfbench.adapters.base import method_of
+    from lcfbench.adapters.config import read_config
+    from lcfbench.adapters.hub import pull
 
-    pull_and_show(repo_id, out, subfolder, force, bool(offline))
+    quiet_libraries()
+    name, _, revision = repo_id.partition("@")
+    folder = pull(
+        name, out, revision=revision or None, subfolder=subfolder, force=force, offline=bool(offline)
+    )
+    c = read_config(folder)
+    task = next(iter(c.tasks), "TASK")
+    use = (
+        f"lcfbench run --mode {method_of(c)} --pair {c.receiver}:{c.sharer} --task {task} --adapter {folder}"
+    )
+    echo(f"saved {folder}: {c.kind} for {c.receiver}:{c.sharer}; use it with: {use}")
+
+
+def ranges(numbers: list[int]) -> str:
+    """`0–3, 7` for 0, 1, 2, 3, 7."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

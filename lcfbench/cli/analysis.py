@@ -1,25 +1,38 @@
-"""Verbs that only read what was recorded: show, verdict, compare, check, report, plot. None of them imports torch."""
+"""Verbs that only read what was recorded: show, verdict, compare, check, report, plot. None imports torch."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcfbench.cli.options import RunsArgument
+from lcfbench.cli.console import echo, note, warn
+from lcfbench.cli.options import RunsArgument, group
 from lcfbench.errors import Exit, UserError
 
-plot_app = typer.Typer(no_args_is_help=True, help="Figures from recorded runs.", rich_markup_mode=None)
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lcfbench.analysis.gate import Checked
+    from lcfbench.analysis.run_groups import RunGroups
+    from lcfbench.tables import Table
+
+REPORTS = {"html": "report.html", "markdown": "report.md", "csv": "report.csv"}
+RESULTS = Path("results")
 AllowOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--allow", metavar="FIELD", help="Compare although this field of the runs differs; repeatable."
+        "--allow", metavar="FIELD", help="Compare although this field of the runs differs. Repeatable."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="CSV.")]
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Markdown.")]
+
+plot_app = group("Figures from recorded runs.")
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +40,9 @@ def register(app: typer.Typer) -> None:
     for verb in (show, verdict, compare, check, report):
         app.command()(verb)
     app.add_typer(plot_app, name="plot")
+
+
+# -- tables ---------------------------------------------------------------------------------------
 
 
 def show(
@@ -38,10 +54,16 @@ def show(
         bool, typer.Option("--by-subject", help="A line a subject where a task has them (mmlu_redux).")
     ] = False,
 ) -> None:
-    """What was measured: method, task, documents, accuracy ± interval, latency, adapter and message size."""
-    from lcfbench.cli.verbs import show_runs
+    """Show scores with intervals, latency, adapter and message sizes: a line a method, task and control."""
+    show_runs(runs or [RESULTS], _form(as_json, as_csv, as_markdown), by_subject)
 
-    show_runs(runs or [Path("results")], _form(as_json, as_csv, as_markdown), by_subject)
+
+def show_runs(paths: Sequence[Path], form: str = "table", by_subject: bool = False) -> None:
+    """Prints the summary of recorded runs. form: table, markdown, csv or json."""
+    from lcfbench.analysis.tables import summary_tables
+
+    summary = summary_of(paths, by_subject)
+    _print(summary, lambda: summary_tables(summary), form)
 
 
 def verdict(
@@ -53,26 +75,86 @@ def verdict(
     as_csv: CsvOption = False,
     as_markdown: MarkdownOption = False,
 ) -> None:
-    """Does knowledge cross, how much, how surely, at what cost: gain, content and a verdict in words, corrected over all that is shown."""
-    from lcfbench.cli.verbs import show_verdicts
+    """Say whether knowledge crosses, how much, how surely and at which cost.
 
-    show_verdicts(
-        runs or [Path("results")], _share(delta, "--delta", "2pt"), _form(as_json, as_csv, as_markdown)
-    )
+    A line for every method that sends something: gain, content and a verdict in words, corrected for all that is shown.
+    """
+    from lcfbench.analysis.summary import judged
+    from lcfbench.analysis.tables import verdict_tables
+
+    least = _share(delta, "--delta", "2pt")
+    summary = summary_of(runs or [RESULTS], delta=least)
+    form = _form(as_json, as_csv, as_markdown)
+    _print(judged(summary), lambda: verdict_tables(summary, least), form)
 
 
 def compare(
     a: Annotated[Path, typer.Argument(help="A results folder, run folder or parquet file.")],
-    b: Annotated[Path, typer.Argument(help="What it is compared with; differences are B − A.")],
+    b: Annotated[Path, typer.Argument(help="The runs it is compared with; differences are B − A.")],
     allow: AllowOption = None,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
     as_markdown: MarkdownOption = False,
 ) -> None:
-    """Two runs on the same documents: paired difference, interval, p, latency and bytes ratio, by task and overall."""
-    from lcfbench.cli.verbs import show_comparison
+    """Compare runs on the same documents: paired difference, interval, p, latency and bytes ratios."""
+    from lcfbench.analysis.compare import compare as compared
+    from lcfbench.analysis.tables import comparison_records, comparison_table, to_json
 
-    show_comparison(a, b, _form(as_json, as_csv, as_markdown), allow or [])
+    found = compared(*_both(a, b), allow or [])
+    if as_json:
+        lines = [line._asdict() for line in found.lines]
+        whole = {"lines": lines, "only_a": found.unmatched_a, "only_b": found.unmatched_b}
+        echo(to_json(whole), end="")
+    else:
+        form = _form(False, as_csv, as_markdown)
+        _print(comparison_records(found), lambda: [comparison_table(found)], form)
+
+
+def summary_of(paths: Sequence[Path], by_subject: bool = False, delta: float | None = None) -> pd.DataFrame:
+    """Summarises recorded runs, a line a method, task (or subject) and control; warns of unreadable ones."""
+    from lcfbench.analysis.run_groups import read_run_groups
+    from lcfbench.analysis.stats import DELTA
+    from lcfbench.analysis.summary import summarise
+
+    found = read_run_groups(list(paths), by_subject=by_subject)
+    _warn(found.warnings)
+    return summarise(found.groups, DELTA if delta is None else delta)
+
+
+def _both(a: Path, b: Path) -> tuple[RunGroups, RunGroups]:
+    """Reads two sides with their prompts; warns of files that cannot be read."""
+    from lcfbench.analysis.run_groups import read_run_groups
+
+    first, second = (read_run_groups([side], prompts=True) for side in (a, b))
+    _warn(first.warnings + second.warnings)
+    return first, second
+
+
+def _print(
+    lines: pd.DataFrame | Sequence[dict[str, Any]], tables: Callable[[], list[Table]], form: str
+) -> None:
+    """Prints lines as JSON or CSV, or their tables for a terminal or as Markdown."""
+    from lcfbench.analysis.tables import to_csv, to_json
+    from lcfbench.cli.tables import show
+
+    if form == "json":
+        echo(to_json(lines if isinstance(lines, Sequence) else lines.to_dict("records")), end="")
+    elif form == "csv":
+        echo(to_csv(lines), end="")
+    else:
+        show(*tables(), form="markdown" if form == "markdown" else "table")
+
+
+def _form(as_json: bool, as_csv: bool, as_markdown: bool) -> str:
+    return "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table"
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        warn(warning)
+
+
+# -- check ----------------------------------------------------------------------------------------
 
 
 def check(
@@ -93,14 +175,72 @@ def check(
     ] = False,
 ) -> None:
     """Guard CI: 0 surely not worse, 1 surely worse, 3 too few documents to say, 4 something is missing, 2 not comparable."""
-    from lcfbench.cli.gate_view import check as gate
+    from lcfbench.analysis.gate import outputs
+    from lcfbench.analysis.gate.check import check_run_groups
 
+    drop = _share(max_drop, "--max-drop", "1pt")
     slower = None if max_slowdown is None else _share(max_slowdown, "--max-slowdown", "10%", most=10.0)
-    ended = gate(
-        baseline, new, _share(max_drop, "--max-drop", "1pt"), slower, strict, allow or [], junit, github
-    )
-    if ended != Exit.OK:
+    github = github or os.environ.get("GITHUB_ACTIONS") == "true"
+    try:
+        checked = check_run_groups(*_both(baseline, new), drop, slower, allow or [])
+    except UserError as error:
+        reason = f"{error.what} {error.next_step}"
+        if github:
+            echo(outputs.annotation("error", "lcfbench check", reason))
+        _write_reports(junit, outputs.refused_junit(reason), outputs.refused_markdown(reason))
+        raise
+    _print_checked(checked, strict)
+    if github:
+        for line in outputs.github_lines(checked, strict):
+            echo(line)
+    _write_reports(junit, outputs.to_junit(checked, strict), outputs.to_markdown(checked, strict))
+    if (ended := checked.exit(strict)) != Exit.OK:
         raise typer.Exit(ended)
+
+
+def _print_checked(checked: Checked, strict: bool) -> None:
+    """Prints a line an aspect, and the outcome in one sentence."""
+    from lcfbench.analysis.tables import check_table
+    from lcfbench.cli.tables import show
+
+    show(check_table(checked))
+    style = {Exit.OK: "green", Exit.FAILED: "bold red"}.get(checked.exit(strict), "yellow")
+    note(checked.summary(strict), style, stdout=True)
+
+
+def _write_reports(junit: Path | None, xml: str, markdown: str) -> None:
+    """Writes the JUnit file, and adds to GitHub's summary page where there is one. Raises UserError."""
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    for path, text, mode in ((junit, xml, "w"), (Path(page) if page else None, markdown, "a")):
+        if path is None:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, mode, encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            what = f"cannot write {path}: {error.strerror or error}."
+            raise UserError(what, "Name another file, or free its disk.") from error
+
+
+def _share(text: str, flag: str, example: str, most: float = 1.0) -> float:
+    """Reads `2pt`, `2%` or `0.02` as 0.02. Raises UserError for other texts and for shares of `most` or more."""
+    number, scale = text.strip(), 1.0
+    for ending in ("pt", "pts", "%"):
+        if number.endswith(ending):
+            number, scale = number.removesuffix(ending).strip(), 0.01
+            break
+    try:
+        value = float(number) * scale
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < most:
+        what = f"{flag} {text!r} is no share from 0 to below {100 * most:g} %."
+        raise UserError(what, f"Give for example {flag} {example}.")
+    return value
+
+
+# -- report and figures ---------------------------------------------------------------------------
 
 
 def report(
@@ -111,14 +251,33 @@ def report(
     as_markdown: MarkdownOption = False,
     as_csv: CsvOption = False,
 ) -> None:
-    """One self-contained page: verdicts, frontiers, tables by task and subject, where the time goes, gates, examples, provenance."""
-    from lcfbench.cli.report_view import write_report
+    """Write one self-contained page: verdicts, frontiers, tables by task and subject, latency, gates, examples, provenance."""
+    form = _form(False, as_csv, as_markdown)
+    echo(write_report(runs or [RESULTS], out, "html" if form == "table" else form))
 
-    typer.echo(
-        write_report(
-            runs or [Path("results")], out, "markdown" if as_markdown else "csv" if as_csv else "html"
-        )
-    )
+
+def write_report(runs: Sequence[Path], out: Path | None, form: str) -> Path:
+    """Writes the report of these runs, whole or not at all, and returns its path.
+
+    out: a file, or a folder that is there; `REPORTS[form]` by default. form: html, markdown or csv.
+    Raises UserError where nothing can be read or the file cannot be written.
+    """
+    from lcfbench.analysis.report import FORMS
+    from lcfbench.analysis.report.source import read
+    from lcfbench.files import write
+
+    name = REPORTS[form]
+    path = Path(name) if out is None else out / name if out.is_dir() else out
+    source = read(runs)
+    _warn(source.warnings)
+    content = FORMS[form](source).encode("utf-8", "replace")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, content)
+    except OSError as error:
+        what = f"cannot write {path}: {error.strerror or error}."
+        raise UserError(what, "Name another file with -o.") from error
+    return path
 
 
 @plot_app.command("frontier")
@@ -138,10 +297,15 @@ def plot_frontier(
     ] = False,
 ) -> None:
     """Accuracy against adapter size, latency and message bytes, with the Pareto front."""
-    from lcfbench.cli.verbs import draw_frontier
+    for path in draw_frontier(runs or [RESULTS], out, published):
+        echo(path)
 
-    for path in draw_frontier(runs or [Path("results")], out, published):
-        typer.echo(path)
+
+def draw_frontier(paths: Sequence[Path], folder: Path | None = None, published: bool = False) -> list[Path]:
+    """Draws the frontier of recorded runs; returns the files."""
+    from lcfbench.analysis.plots.frontier import plot
+
+    return plot(summary_of(paths), folder or _folder(paths[0]), published=published)
 
 
 @plot_app.command("training")
@@ -155,28 +319,9 @@ def plot_training(
     """Loss and dev accuracy, matched and deranged, over the steps of a training."""
     from lcfbench.analysis.plots.training import plot
 
-    for path in plot(folders, out or (folders[0] if folders[0].is_dir() else folders[0].parent)):
-        typer.echo(path)
+    for path in plot(folders, out or _folder(folders[0])):
+        echo(path)
 
 
-def _form(as_json: bool, as_csv: bool, as_markdown: bool) -> str:
-    return "json" if as_json else "csv" if as_csv else "markdown" if as_markdown else "table"
-
-
-def _share(text: str, flag: str, example: str, most: float = 1.0) -> float:
-    """`2pt`, `2%` and `0.02` are all 0.02. Raises UserError for anything else, and for what is not below `most`."""
-    number, scale = text.strip(), 1.0
-    for ending in ("pt", "pts", "%"):
-        if number.endswith(ending):
-            number, scale = number.removesuffix(ending).strip(), 0.01
-            break
-    try:
-        value = float(number) * scale
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < most:
-        raise UserError(
-            f"{flag} {text!r} is no share from 0 to below {100 * most:g} %.",
-            f"Give for example {flag} {example}.",
-        )
-    return value
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent

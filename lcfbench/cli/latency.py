@@ -1,72 +1,104 @@
-"""`lcfbench bench`: batch-1 latency of every method, phase by phase, beside what this machine could do."""
+"""`lcfbench bench`: the latency of every method, phase by phase, one document at a time."""
 
 from __future__ import annotations
 
+import json
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lcfbench.cli.options import DeviceOption, DtypeOption, OfflineOption, OptionsOption, PairOption
+from lcfbench.cli.console import echo, note, warn
+from lcfbench.cli.options import flags, merged
+from lcfbench.errors import Exit, UserError
+from lcfbench.progress import quiet_libraries
+from lcfbench.tables import Column, Table
+
+GAP = 0.05  # phases add up to the whole within this share of it
+LEGEND = (
+    "ms: medians of the repeats. IQR: distance of the quartiles. ttft: to the first answer token, everything in between; "
+    "ttea: to the end of the answer."
+)
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the verb to the command line."""
-    app.command()(bench)
-
-
+@flags("lcfbench.latency.recipe:BenchRecipe")
 def bench(
-    mode: Annotated[
-        str | None,
-        typer.Option(help="Methods, comma-separated; see `lcfbench ls methods`. [default: receiver,t2t,lcf]"),
-    ] = None,
-    pair: PairOption = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="Tasks whose text is read, comma-separated. [default: those the methods' adapters were made for]"
-        ),
-    ] = None,
-    prompt_tokens: Annotated[
-        str | None,
-        typer.Option(
-            help="Lengths of the receiver's prompt, template included, comma-separated. [default: 64,256]"
-        ),
-    ] = None,
-    answer_tokens: Annotated[
-        str | None, typer.Option(help="Lengths of the answer, comma-separated. [default: 1,32]")
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Lengths of the note of methods that write one, comma-separated. [default: 16,64]"),
-    ] = None,
-    repeats: Annotated[int | None, typer.Option(help="Timed passes of each, in turn. [default: 7]")] = None,
-    warm_up: Annotated[
-        int | None, typer.Option(help="Passes before them that are not timed. [default: 2]")
-    ] = None,
-    adapter: Annotated[
-        list[Path] | None, typer.Option(help="Adapter folder; repeatable. [default: the one that ships]")
-    ] = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    attention: Annotated[
-        str | None, typer.Option(help="sdpa, eager or flash_attention_2. [default: sdpa]")
-    ] = None,
-    option: OptionsOption = None,
-    offline: OfflineOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON line to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Only the JSON line, no table.")] = False,
+    **given: Any,
 ) -> None:
-    """Time every method for one document at a time, warm: each phase, its spread, and how near it is to what this machine can do."""
-    from lcfbench.config import parse_assignments
+    """Time every method for one document at a time, warm: each phase and its spread, and one JSON line.
+
+    Ctrl-C prints what was timed until then.
+    """
     from lcfbench.latency.recipe import BenchRecipe
 
-    given: dict[str, Any] = dict(
-        mode=mode, pair=pair, task=task, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, budget=budget, repeats=repeats,
-        warm_up=warm_up, adapter=adapter, dtype=dtype, device=device, attention=attention, options=parse_assignments(option, "-o"),
-        offline=offline,
-    )  # fmt: skip
-    chosen = BenchRecipe.merge(None, given, "bench")
-    from lcfbench.cli.latency_view import bench_and_show
+    recipe: BenchRecipe = merged(BenchRecipe, given, None, "bench")
+    if out is not None and not (folder := out.absolute().parent).is_dir():
+        raise UserError(f"--out {out}: there is no folder {folder}.", "Make it, or name another file.")
+    recipe.check_names()
+    quiet_libraries()
+    from lcfbench.cli.terminal import StatusLine
+    from lcfbench.latency.grid import measure, result
+    from lcfbench.latency.plan import plan
 
-    bench_and_show(chosen, out, as_json)
+    interrupted = False
+    with StatusLine("loading models") as line:
+        planned = plan(recipe)
+        try:
+            for done, total in measure(planned):
+                line.update(f"pass {done} of {total}")
+        except KeyboardInterrupt:
+            interrupted = True
+    for each in planned.left_out:
+        note(f"left out: {each['mode']} on {each['task']}: {each['why']}")
+    found = result(planned, interrupted)
+    if not as_json:
+        show(found["rows"])
+    line_of_json = json.dumps(found, ensure_ascii=False, allow_nan=False)
+    if out is not None:
+        out.write_text(line_of_json + "\n", encoding="utf-8")
+    echo(line_of_json)
+    if interrupted:
+        timed = "what was timed until then is above" if found["rows"] else "nothing was timed"
+        note(f"interrupted: {timed}.")
+        raise typer.Exit(Exit.INTERRUPTED)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Prints a table for each task, prompt and answer length, and warns of phases that do not add up."""
+    from lcfbench.cli import tables
+
+    blocks = groupby(rows, lambda r: (r["task"], r["prompt_tokens"], r["answer_tokens"]))
+    tables.show(*(table(list(some), *key) for key, some in blocks))
+    for row in rows:
+        if row["phases_gap_percent"] > 100 * GAP:
+            gap = f"its phases differ from the whole by {row['phases_gap_percent']} %"
+            warn(f"{label(row)} on {row['task']}: {gap}.")
+
+
+def label(row: dict[str, Any]) -> str:
+    """A method, with its budget where it has one."""
+    return row["mode"] if row["budget"] is None else f"{row['mode']} {row['budget']}"
+
+
+def table(rows: list[dict[str, Any]], task: str, prompt: int, answer: int) -> Table:
+    """Two lines a method: medians and quartile distances."""
+    from lcfbench.models.timing import PHASES
+
+    names = (*PHASES, "ttft", "ttea")
+    cells: list[list[str]] = []
+    for row in rows:
+        ms = row["ms"]
+        cells.append([label(row), *(number(ms[c]["median"]) if c in ms else "–" for c in names)])
+        spread = (number(ms[c]["q3"] - ms[c]["q1"]) if c in ms else "" for c in names)
+        cells.append([f"  IQR, n={row['n']}", *spread])
+    title = f"{task}: {prompt} prompt tokens, {answer} answer token{'s'[: answer > 1]}"
+    columns = [Column("ms"), *(Column(c, right=True) for c in names)]
+    return Table(title, columns, cells, ["", "dim"] * len(rows), legend=LEGEND)
+
+
+def number(ms: float) -> str:
+    """Three figures are enough: 0.42, 4.2, 42.1, 421, 4,210."""
+    return f"{ms:.2f}" if ms < 1 else f"{ms:.1f}" if ms < 100 else f"{ms:,.0f}"

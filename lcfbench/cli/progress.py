@@ -1,23 +1,25 @@
-"""Live lines of a run and of a training run: in a terminal they change in place, in a log one line is written now and then.
+"""Progress of a run, a training and a pruning.
 
->>> line = RunProgress(); line.begin("lcf", 100, 0, 0.0); line.update("lcf", 12.0, 16); line.end("lcf")       # doctest: +SKIP
+In a terminal one line changes in place; in a log a line is written every QUIET_SECONDS.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rich.status import Status
+from lcfbench.cli.console import note, warn
 
-from lcfbench.cli.console import err, note, warn
+if TYPE_CHECKING:
+    from lcfbench.cli.terminal import StatusLine
 
 QUIET_SECONDS = 10.0  # without a terminal, one progress line this often
 
 
 @dataclass
 class Line:
-    """One run: documents in all, recorded before this sitting, and now; the sum of their scores."""
+    """One run. total: its documents. before: recorded earlier. right: the sum of the scores of `done` ones."""
 
     total: int
     before: int
@@ -33,67 +35,77 @@ class Line:
         return f"{100 * self.right / self.done:.1f} ± {50 * (high - low):.1f} %"
 
 
-class RunProgress:
-    """One live line for the runs that are answered together: documents, scores, milliseconds a document and run, time left; one line each at the end."""
+class Notes:
+    """Passes messages on to stderr, and tells when the next progress line of a log is due."""
+
+    style = "dim"
 
     def __init__(self) -> None:
-        self.lines: dict[str, Line] = {}
-        self.began = self.spoke = 0.0
-        self.status: Status | None = None
+        self.began = self.spoke = time.monotonic()
 
     def say(self, text: str) -> None:
-        note(text, "dim")
+        note(text, self.style)
 
     def warn(self, text: str) -> None:
         warn(text)
 
+    def due(self) -> bool:
+        """Whether QUIET_SECONDS have passed since it last was; if so, they begin again."""
+        now = time.monotonic()
+        if now - self.spoke <= QUIET_SECONDS:
+            return False
+        self.spoke = now
+        return True
+
+
+class RunProgress(Notes):
+    """One live line for the runs that are answered together, and one line for each at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[str, Line] = {}
+        self.status: StatusLine | None = None
+
     def begin(self, title: str, total: int, done: int, right: float) -> None:
         self.lines[title] = Line(total, done, done, right)
         self.began = self.spoke = time.monotonic()
+        from lcfbench.cli.terminal import StatusLine, err
+
         if err.is_terminal:
-            text = f"{title}  {done}/{total}{' recorded before' if done else ''}"
             if self.status is None:
-                self.status = err.status(text)
-                self.status.start()
-            self.status.update(text)
+                self.status = StatusLine().__enter__()
+            self.status.update(f"{title}  {done}/{total}{' recorded before' if done else ''}")
 
     def update(self, title: str, right: float, done: int) -> None:
         line = self.lines[title]
         line.right, line.done = right, done
         if self.status is not None:
             self.status.update(self.text(title))
-        elif time.monotonic() - self.spoke > QUIET_SECONDS:
-            self.spoke = time.monotonic()
+        elif self.due():
             note(self.text(title))
 
     def text(self, title: str) -> str:
-        """The run that was worked on last, and how far all of them are."""
+        """The run that was worked on last, and the progress of all of them."""
         lines, line = self.lines.values(), self.lines[title]
-        total, done, before = (
-            sum(getattr(each, name) for each in lines) for name in ("total", "done", "before")
-        )
-        each = (time.monotonic() - self.began) / max(done - before, 1)
+        total, done = sum(each.total for each in lines), sum(each.done for each in lines)
+        each = (time.monotonic() - self.began) / max(done - sum(each.before for each in lines), 1)
         runs = f"{len(lines)} runs {done}/{total}  " if len(lines) > 1 else ""
         left = f"  {duration((total - done) * each)} left" if done < total else ""
         return f"{runs}{title}  {line.done}/{line.total}  score {line.score}  {1e3 * each:.0f} ms/doc{left}"
 
     def end(self, title: str) -> None:
         if self.status is not None:
-            self.status.stop()
+            self.status.__exit__()
             self.status = None
         line = self.lines.pop(title)
         seconds = duration(time.monotonic() - self.began)
         note(f"{title}  {line.done}/{line.total}  {f'score {line.score}  ' if line.done else ''}{seconds}")
 
 
-class TrainLine:
-    """Loss, share of supervised tokens right, gates open, examples a second."""
+class TrainLine(Notes):
+    """Loss, share of supervised tokens right, open gates, examples a second."""
 
-    def __init__(self) -> None:
-        self.spoke = 0.0
-
-    def say(self, text: str) -> None:
-        note(text)
+    style = ""
 
     def step(
         self,
@@ -105,12 +117,21 @@ class TrainLine:
         gates: int,
         examples_per_s: float,
     ) -> None:
-        if step in (1, steps) or time.monotonic() - self.spoke > QUIET_SECONDS:
-            self.spoke = time.monotonic()
-            note(
-                f"step {step}/{steps}  loss {loss:.3f}  tokens right {100 * right:.0f} %  gates open {gates_open}/{gates}  "
-                f"{examples_per_s:.1f} examples/s"
-            )
+        if self.due() or step in (1, steps):
+            gate = f"gates open {gates_open}/{gates}"
+            tokens = f"tokens right {100 * right:.0f} %"
+            note(f"step {step}/{steps}  loss {loss:.3f}  {tokens}  {gate}  {examples_per_s:.1f} examples/s")
+
+
+class PruneLine(Notes):
+    """Batches done, and the time left."""
+
+    def update(self, done: int, total: int) -> None:
+        if done == 1:
+            self.began = time.monotonic()
+        elif self.due():
+            left = (self.spoke - self.began) / (done - 1) * (total - done)
+            note(f"{done}/{total} batches  {duration(left)} left")
 
 
 def duration(seconds: float) -> str:

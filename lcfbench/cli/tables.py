@@ -12,11 +12,12 @@ from rich.cells import cell_len
 from rich.table import Table as Grid
 from rich.text import Text
 
-from lcfbench.cli.console import clean, echo, out
+from lcfbench.cli.console import clean, echo
+from lcfbench.cli.terminal import out
 from lcfbench.tables import Table
 
 GAP = 2  # columns of space between two cells
-READABLE = 24  # a wrapping column is not made narrower than this before optional columns go
+READABLE = 16  # a wrapping column is not made narrower than this before optional columns go
 
 
 def show(*tables: Table, form: Literal["table", "csv", "markdown"] = "table") -> None:

@@ -1,7 +1,7 @@
-"""A clock for a GPU that never waits inside a phase: device events at both ends of each, read when all is over.
+"""A clock for a GPU that never waits inside a phase: device events at both ends, read afterwards.
 
-`timing.Clock` waits for the device at both ends of a phase, so that the next phase's launches cannot overlap it; that is right where phases
-are to add up on the host, and slower than what a user sees. Here the device itself stamps its own stream.
+`models.timing.Clock` waits for the device at both ends of a phase, so that the next phase's launches
+cannot overlap it. That is right where phases must add up on the host, and slower than a user sees.
 
 >>> clock = clock_for(torch.device("cuda"))
 >>> with clock("sharer"): ...
@@ -20,7 +20,7 @@ from lcfbench.models.timing import PHASES, Clock
 
 
 class Mark(Protocol):
-    """A moment on the device's stream, already recorded: `torch.cuda.Event`, or what a test puts in its place."""
+    """A moment that is recorded on the device's stream: a `torch.cuda.Event`, or a test's own."""
 
     def synchronize(self) -> None: ...
 
@@ -28,17 +28,17 @@ class Mark(Protocol):
 
 
 def cuda_mark(device: torch.device) -> Mark:
-    """An event recorded on the device's current stream."""
+    """Records an event on the device's current stream."""
     event = torch.cuda.Event(enable_timing=True)
     event.record(torch.cuda.current_stream(device))
     return event  # type: ignore[return-value]
 
 
 class EventClock(Clock):
-    """The interface of `timing.Clock` on device events.
+    """The interface of `models.timing.Clock` on device events.
 
-    Reading `ms`, `ttft_ms` or `total_ms()` waits for the device, once; entering and leaving a phase does not. Its logic is tested with made-up
-    events (tests/test_bench_clock.py): the tests' machines have no GPU. mark: makes a recorded event.
+    Reading `ms`, `ttft_ms` or `total_ms()` waits for the device, once; entering and leaving a phase
+    does not. mark: makes a recorded event.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class EventClock(Clock):
 
     @property
     def ms(self) -> dict[str, float]:  # type: ignore[override]
-        """Milliseconds a phase, on the device's own clock."""
+        """Milliseconds of each phase, on the device's own clock."""
         out = dict.fromkeys(PHASES, 0.0)
         if self._spans:
-            self._spans[-1][2].synchronize()  # one stream: what was recorded before is over, too
+            self._spans[-1][2].synchronize()  # one stream: all that was recorded before is over, too
         for phase, began, ended in self._spans:
             out[phase] += began.elapsed_time(ended)
         return out
@@ -74,7 +74,7 @@ class EventClock(Clock):
         return None if self._first is None else self._between(self._first)
 
     def total_ms(self) -> float:
-        """From construction until now."""
+        """Milliseconds from construction until now."""
         return self._between(self._mark(self.device))
 
     def _between(self, mark: Mark) -> float:

@@ -1,4 +1,4 @@
-"""Documents of exact length from a task's real text, and the means to get answers of exact length.
+"""Documents of exact length from a task's real text, and answers of exact length.
 
 >>> document = of_length(load_task("openbookqa"), 256, receiver)
 >>> with unstopped(method): ...   # no end-of-text token ends an answer or a note early
@@ -19,31 +19,32 @@ from lcfbench.tasks.prompts import render
 from lcfbench.tasks.task import Task
 
 SOURCE = 16  # documents whose text is used, one after the other and then again
-BACK = 64  # words that may be taken away in search of a text that comes out exactly
+BACK = 64  # words that may be taken away in search of a text of exact length
 FILLERS = (" a", " the", " 1", ".", " I", ",")
+SHORTEST = FILLERS[0].strip()
 
 
 def of_length(task: Task, tokens: int, receiver: CausalLM, answer_tokens: int = 1) -> Document:
-    """A document whose prompt, template and all, takes the receiver exactly `tokens` tokens, answered freely in `answer_tokens` at most.
+    """Makes a document whose prompt, template included, has exactly `tokens` receiver tokens.
 
-    The sharer's own text, what it is asked for a note, and (on different contexts, where it is both texts: twice) the full view are as
-    long by the receiver's tokenizer, or as short as their templates allow. Raises UserError where the template alone is longer.
+    The sharer's own text and its request for a note are as long, by the receiver's tokenizer; on
+    different contexts the full view, which is both texts, is twice as long. A view may be longer
+    where its template is. The answer is free text of at most `answer_tokens`.
+    Raises UserError where the template alone is longer.
     """
     source = task.documents(limit=SOURCE, receiver_chat=receiver.has_chat)
     first = source[0]
     chat = first.chat and receiver.has_chat
 
-    def view(role: str, wanted: int) -> View:
+    def length(view: View) -> int:
+        return len(render(view, receiver.tokenizer, chat=chat, choices=False).ids)
+
+    def view(role: str, count: int) -> View:
         prefix = getattr(first, role).prefix
         words = [w for d in source for w in re.findall(r"\S+\s*", getattr(d, role).user + "\n")]
-        count = lambda user: len(render(View(user, prefix), receiver.tokenizer, chat=chat, choices=False).ids)  # noqa: E731
-        return View(exactly(words, wanted, count), prefix)
+        return View(exactly(words, count, lambda user: length(View(user, prefix))), prefix)
 
-    least = len(
-        render(
-            View(FILLERS[0].strip(), first.receiver.prefix), receiver.tokenizer, chat=chat, choices=False
-        ).ids
-    )
+    least = length(View(SHORTEST, first.receiver.prefix))
     if tokens < least:
         raise UserError(
             f"{tokens} prompt tokens: the template of {task.name} and one word take {receiver.name} {least} already.",
@@ -68,37 +69,41 @@ def of_length(task: Task, tokens: int, receiver: CausalLM, answer_tokens: int = 
     )
 
 
-def exactly(words: Sequence[str], wanted: int, count: Callable[[str], int]) -> str:
-    """The first of the words, over and over where they are few, so that the `count` of the text is `wanted`; the last gap is filled with short ones.
+def exactly(words: Sequence[str], tokens: int, count: Callable[[str], int]) -> str:
+    """Makes a text with `count(text) == tokens` of the first words, repeated where they are few.
 
-    As little as one word where that already counts more. Raises UserError where no text of that length is found.
+    Short words fill the last gap. One word where that already has more tokens.
+    Raises UserError where no text of that length is found.
     """
-    text = lambda n: "".join(words[i % len(words)] for i in range(n)).rstrip()  # noqa: E731
-    low, high = 0, wanted
+
+    def text(n: int) -> str:
+        return "".join(words[i % len(words)] for i in range(n)).rstrip()
+
+    low, high = 0, tokens
     while low < high:  # the most words that fit
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if count(text(middle)) <= wanted else (low, middle - 1)
-    if low == 0 and count(FILLERS[0].strip()) >= wanted:
-        return FILLERS[0].strip()
+        low, high = (middle, high) if count(text(middle)) <= tokens else (low, middle - 1)
+    if low == 0 and count(SHORTEST) >= tokens:
+        return SHORTEST
     for n in range(low, max(low - BACK, -1), -1):
-        gap = wanted - count(text(n))
+        gap = tokens - count(text(n))
         for filler in FILLERS:
-            if gap >= 0 and count(filled := (text(n) + filler * gap).lstrip()) == wanted:
+            if gap >= 0 and count(filled := (text(n) + filler * gap).lstrip()) == tokens:
                 return filled
     raise UserError(
-        f"no text of exactly {wanted} tokens could be made from the task's words.",
+        f"no text of exactly {tokens} tokens could be made from the task's words.",
         "Try one token more or less.",
     )
 
 
 def models_of(method: Method) -> list[CausalLM]:
-    """Every model the method holds, each once."""
+    """The models that a method holds, each once."""
     return list({id(e): e for e in vars(method).values() if isinstance(e, CausalLM)}.values())
 
 
 @contextmanager
 def unstopped(method: Method) -> Iterator[None]:
-    """Within it no token ends what the method's models write: notes and answers are as long as they may be."""
+    """Lets no token end the texts that a method's models write: notes and answers get their full length."""
     models = models_of(method)
     for model in models:
         vars(model)["stop_ids"] = set  # the instance's own, called like the method: an empty set

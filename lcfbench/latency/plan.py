@@ -1,52 +1,46 @@
-"""From a recipe to cells that can be timed: models, adapters and documents, all looked up before anything is measured.
+"""Opens the models and adapters of a bench recipe and makes its documents, before anything is timed.
 
 >>> bench = plan(BenchRecipe(mode=["receiver"], prompt_tokens=[64], answer_tokens=[1]))
->>> [(b.title, [c.label for c in b.cells]) for b in bench.blocks]
+>>> [cell.mode for block in bench.blocks for cell in block.cells]
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from lcfbench.adapters.base import adapter_class
 from lcfbench.adapters.config import read_config
-from lcfbench.adapters.files import load as load_adapter
 from lcfbench.adapters.select import pick_adapter, serves, shipped
 from lcfbench.errors import UserError
-from lcfbench.latency.counting import Watched
 from lcfbench.latency.documents import of_length
-from lcfbench.latency.machine import Limits
 from lcfbench.latency.recipe import BUDGETS, BenchRecipe
 from lcfbench.methods.base import Method, option_fields
 from lcfbench.methods.create import check_options, create, method_class, sides
-from lcfbench.models.causal_lm import CausalLM
-from lcfbench.sources.models import find_model, split_pair
+from lcfbench.methods.load_pair import Pair, load_adapter, load_pair, roles_of
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import describe, task_names
 
-DIFFERENT, SHARED = "splitfacts", "openbookqa"  # where an adapter's own tasks are none of ours
+DIFFERENT, SHARED = "splitfacts", "openbookqa"  # for an adapter that was trained on none of our tasks
 
 
 @dataclass
 class Cell:
-    """One method at one point of the grid. times: milliseconds of each repeat, by phase, `ttft` and `ttea`. problem: why it was left out."""
+    """One method at one point of the grid.
+
+    times: milliseconds of each repeat, by phase, `ttft` and `ttea`. tokens: read and written.
+    """
 
     mode: str
     budget: int | None
     adapter: Path | None
     method: Method
     document: Document
-    watched: Watched | None = None
     times: list[dict[str, float]] = field(default_factory=list)
-    problem: str = ""
-
-    @property
-    def label(self) -> str:
-        return self.mode if self.budget is None else f"{self.mode} {self.budget}"
+    tokens: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,161 +52,125 @@ class Block:
     answer_tokens: int
     cells: list[Cell]
 
-    @property
-    def title(self) -> str:
-        return f"{self.task.name} · {self.prompt_tokens} prompt tokens · {self.answer_tokens} answer token{'s'[: self.answer_tokens > 1]}"
-
 
 @dataclass
 class Bench:
-    """Everything that was planned, and what came out of it. left_out: methods that cannot serve a task, and why."""
+    """A plan and its results. left_out: methods that cannot serve a task, and why."""
 
     recipe: BenchRecipe
-    lms: dict[str, CausalLM]
+    pair: Pair
     blocks: list[Block] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
-    limits: Limits | None = None
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.lms.values())).device
+        return self.pair.receiver.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(iter(self.lms.values())).dtype
+        return self.pair.receiver.dtype
 
     def leave_out(self, mode: str, task: str, error: UserError) -> None:
-        said = {"mode": mode, "task": task, "why": str(error)}
-        if said not in self.left_out:
-            self.left_out.append(said)
+        """Notes, once, that a method cannot serve a task."""
+        entry = {"mode": mode, "task": task, "why": str(error)}
+        if entry not in self.left_out:
+            self.left_out.append(entry)
 
 
 def plan(recipe: BenchRecipe) -> Bench:
-    """Loads models and adapters and builds every document. Raises UserError; a method that cannot serve a task is left out and said."""
+    """Opens models and adapters and makes every document.
+
+    A method that cannot serve a task is left out. Raises UserError where nothing is left, and for
+    names, options and models that are not there.
+    """
     recipe.check_names()
     kinds = {mode: method_class(mode) for mode in recipe.mode}
-    check_settings(recipe, kinds)
-    first, second = split_pair(recipe.pair)
-    bench = Bench(recipe, {})
-    names = {mode: tasks_of(recipe, mode, kind, (first, second)) for mode, kind in kinds.items()}
+    check_options(kinds, recipe.options)
+    if recipe.budget and not any(_has_budget(kind) for kind in kinds.values()):
+        raise UserError(
+            f"--budget: none of {', '.join(kinds)} has one.",
+            "Leave it out, or add a method that writes a note (t2t).",
+        )
+    names = {mode: tasks_of(recipe, mode) for mode in kinds}
     every = list(dict.fromkeys(t for tasks in names.values() for t in tasks)) or recipe.task or [DIFFERENT]
     tasks = {name: load_task(name, offline=recipe.offline) for name in every}
-    for name in dict.fromkeys(name for kind in kinds.values() for name in sides(kind, first, second)):
-        if name not in bench.lms:
-            found = find_model(name, offline=recipe.offline)
-            bench.lms[name] = CausalLM.load(
-                found, dtype=recipe.dtype, device=recipe.device, attention=recipe.attention
-            )
+    conditions = recipe.model_dump(include={"dtype", "device", "attention", "offline"})
+    bench = Bench(recipe, load_pair(recipe.pair, roles=roles_of(kinds), **conditions))
     for task in tasks.values():
-        here = {mode: kind for mode, kind in kinds.items() if task.name in (names[mode] or every)}
-        _blocks(bench, task, here, (first, second))
+        _add_blocks(bench, task, [mode for mode in kinds if task.name in (names[mode] or every)])
     if not any(block.cells for block in bench.blocks):
         raise UserError(f"nothing to measure: {'; '.join(each['why'] for each in bench.left_out)}")
     return bench
 
 
-def check_settings(recipe: BenchRecipe, kinds: dict[str, type[Method]]) -> None:
-    """Raises UserError for options no method here has, and for budgets where none has one."""
-    if recipe.budget and not any(f.name == "budget" for kind in kinds.values() for f in option_fields(kind)):
-        raise UserError(
-            f"--budget: none of {', '.join(kinds)} has one.",
-            "Leave it out, or add a method that writes a note (t2t).",
-        )
-    check_options(kinds, recipe.options)
+def tasks_of(recipe: BenchRecipe, mode: str) -> list[str]:
+    """The tasks a method runs on: those of the recipe, else the first one its adapter was trained on.
 
-
-def tasks_of(recipe: BenchRecipe, mode: str, kind: type[Method], pair: tuple[str, str]) -> list[str]:
-    """The tasks a method runs on: those asked for, else the first one its adapter was trained on; [] where it has no adapter: all there are."""
+    [] for a method without adapter, which runs on all tasks there are.
+    """
+    kind = method_class(mode)
     if recipe.task or not kind.adapter_kinds:
         return recipe.task
-    pair = sides(kind, *pair)
+    names = sides(kind, *recipe.names)
     for folder in recipe.adapter or shipped():
         config = read_config(folder)
-        if (
-            config.kind not in kind.adapter_kinds
-            or not serves(config, mode)
-            or ((config.receiver, config.sharer) != pair and not recipe.adapter)
-        ):
+        ours = recipe.adapter or (config.receiver, config.sharer) == names
+        if not ours or config.kind not in kind.adapter_kinds or not serves(config, mode):
             continue
-        different = adapter_class(config.kind).contexts == ("different",) or config.training.get(
-            "contexts"
-        ) == ["different"]
-        candidates = [str(t).partition("*")[0] for t in config.training.get("tasks", [])] + [
-            DIFFERENT if different else SHARED
-        ]
-        for name in [c for c in candidates if c in task_names()]:
+        for name in (t for t in (*config.tasks, DIFFERENT, SHARED) if t in task_names()):
             try:
-                pick_adapter(
-                    recipe.adapter,
-                    kind.adapter_kinds,
-                    pair,
-                    shared=describe(name)["context"] == "shared",
-                    mode=mode,
-                    task=name,
-                )
+                shared = describe(name)["context"] == "shared"
+                pick_adapter(recipe.adapter, kind.adapter_kinds, names, shared=shared, mode=mode, task=name)
             except UserError:  # an adapter for the other kind of context
                 continue
             return [name]
-    return [DIFFERENT]  # where the search for an adapter will say what is missing
+    return [DIFFERENT]  # where the search for an adapter will say that none is there
 
 
-def _methods(
-    bench: Bench, mode: str, kind: type[Method], task: Task, pair: tuple[str, str]
-) -> list[tuple[int | None, Path | None, Method]]:
-    """A method ready for a task, once for each budget where it has one. Raises UserError where the pair, adapter or task do not suit it."""
-    recipe, pair = bench.recipe, sides(kind, *pair)
-    receiver, sharer = (bench.lms[name] for name in pair)
-    fields = {f.name for f in option_fields(kind)}
-    options = {k: v for k, v in recipe.options.items() if k in fields}
+def _methods(bench: Bench, mode: str, task: Task) -> Iterator[tuple[int | None, Path | None, Method]]:
+    """Yields a method ready for a task, once for each budget where it has one. Raises UserError."""
+    recipe, kind = bench.recipe, method_class(mode)
+    names = sides(kind, *bench.pair.names)
     folder = pick_adapter(
-        recipe.adapter, kind.adapter_kinds, pair, shared=task.shared, mode=mode, task=task.name
+        recipe.adapter, kind.adapter_kinds, names, shared=task.shared, mode=mode, task=task.name
     )
-    adapter = load_adapter(folder, receiver.device, receiver.dtype) if folder is not None else None
-    if adapter is not None:
-        adapter.config.check_fits(receiver.geometry, sharer.geometry, str(folder))
-    out: list[tuple[int | None, Path | None, Method]] = []
-    for budget in (recipe.budget or BUDGETS) if "budget" in fields else [None]:
-        method = create(
-            mode, receiver, sharer, adapter, options | ({} if budget is None else {"budget": str(budget)})
-        )
+    adapter = load_adapter(folder, bench.pair, mode) if folder is not None else None
+    known = {f.name for f in option_fields(kind)}
+    options = {k: v for k, v in recipe.options.items() if k in known}
+    models = bench.pair.models_for(kind.roles)
+    for budget in (recipe.budget or BUDGETS) if _has_budget(kind) else [None]:
+        own = {} if budget is None else {"budget": str(budget)}
+        method = create(mode, *models, adapter, options | own)
         if method.calibration:
-            seen = task.documents(
-                limit=method.calibration, split="validation", receiver_chat=receiver.has_chat
-            )
+            chat = method.receiver.has_chat
+            documents = task.documents(limit=method.calibration, split="validation", receiver_chat=chat)
             with torch.inference_mode():
-                method.calibrate(seen)
-        out.append((budget, folder, method))
-    return out
+                method.calibrate(documents)
+        yield budget, folder, method
 
 
-def _blocks(bench: Bench, task: Task, kinds: dict[str, type[Method]], pair: tuple[str, str]) -> None:
-    """Adds the task's part of the grid. A method that cannot serve it is left out of it."""
+def _add_blocks(bench: Bench, task: Task, modes: list[str]) -> None:
+    """Adds a task's part of the grid to the bench; leaves out the methods that cannot serve it."""
     ready: list[tuple[str, int | None, Path | None, Method]] = []
-    for mode, kind in kinds.items():
+    for mode in modes:
         try:
-            ready += [(mode, *each) for each in _methods(bench, mode, kind, task, pair)]
+            ready += [(mode, *each) for each in _methods(bench, mode, task)]
         except UserError as error:
             bench.leave_out(mode, task.name, error)
-    reader = bench.lms.get(pair[0]) or bench.lms[pair[1]]
     for tokens in bench.recipe.prompt_tokens if ready else []:
-        document = of_length(task, tokens, reader)
+        document = of_length(task, tokens, bench.pair.receiver)
         for answer in bench.recipe.answer_tokens:
             block = Block(task, tokens, answer, [])
             bench.blocks.append(block)
             for mode, budget, folder, method in ready:
-                asked = replace(document, max_new_tokens=answer)
+                own = replace(document, max_new_tokens=answer)
                 try:
-                    method.check(asked)
+                    method.check(own)
                 except UserError as error:
                     bench.leave_out(mode, task.name, error)
                     continue
-                block.cells.append(Cell(mode, budget, folder, method, asked))
+                block.cells.append(Cell(mode, budget, folder, method, own))
 
 
-def shapes_of(bench: Bench) -> list[tuple[int, int, int]]:
-    """(tokens, in, out) of each model's feed-forward layers at the longest prompt: what the matmul rate is also measured on."""
-    longest, out = max(bench.recipe.prompt_tokens), []
-    for lm in bench.lms.values():
-        if lm.intermediate_size:
-            out.append((longest, lm.hidden_size, lm.intermediate_size))
-    return out
+def _has_budget(kind: type[Method]) -> bool:
+    return any(f.name == "budget" for f in option_fields(kind))

@@ -1,4 +1,4 @@
-"""What to measure: the settings of `lcfbench bench`. Imports no torch.
+"""The settings of `lcfbench bench`. Imports no torch.
 
 >>> BenchRecipe.merge(None, {"mode": "receiver,t2t", "prompt_tokens": "64,256"}, "bench").prompt_tokens
 [64, 256]
@@ -13,32 +13,38 @@ from pydantic import Field, field_validator
 
 from lcfbench.config import Settings, several, texts
 from lcfbench.errors import UserError
-from lcfbench.evaluation.recipe import check_known
+from lcfbench.evaluation.recipe import Recipe, check_known
+from lcfbench.sources.models import split_pair
 
-BUDGETS = [16, 64]  # where a method has a budget and none is asked for
+BUDGETS = [16, 64]  # where a method has a budget and none is given
+SAME: dict[str, Any] = dict(Recipe.model_fields)  # settings that mean the same in `run`
 
 
 class BenchRecipe(Settings):
-    """A grid: every method × prompt tokens × answer tokens, and × budgets where the method has one.
+    """A grid: every method × prompt tokens × answer tokens, and × budgets where the method has one."""
 
-    task: [] is for each method the task its adapter was made for; methods without one run on all of those.
-    warm_up: passes that are not timed, the one in which the work is counted among them. budget: [] is BUDGETS.
-    """
-
-    pair: str = "smollm2-135m:gemma3-270m"
-    mode: list[str] = ["receiver", "t2t", "lcf"]
-    task: list[str] = []
-    prompt_tokens: list[int] = [64, 256]
-    answer_tokens: list[int] = [1, 32]
-    budget: list[int] = []
-    repeats: int = Field(default=7, ge=1)
-    warm_up: int = Field(default=2, ge=1)
-    adapter: list[Path] = []
-    options: dict[str, str] = {}
-    dtype: str = "auto"
-    device: str = "auto"
-    attention: str = "sdpa"
-    offline: bool = False
+    pair: str = SAME["pair"]
+    mode: list[str] = Field(["receiver", "t2t", "lcf"], description=SAME["mode"].description)
+    task: list[str] = Field(
+        [],
+        description="Tasks whose text is read, comma-separated; without it, those the adapters were made for.",
+    )
+    prompt_tokens: list[int] = Field(
+        [64, 256], description="Lengths of the receiver's prompt, template included, comma-separated."
+    )
+    answer_tokens: list[int] = Field([1, 32], description="Lengths of the answer, comma-separated.")
+    budget: list[int] = Field(
+        [],
+        description=f"Lengths of the note of methods that write one; without it, {BUDGETS[0]},{BUDGETS[1]}.",
+    )
+    repeats: int = Field(7, ge=1, description="Timed passes of each cell, in turn.")
+    warm_up: int = Field(2, ge=1, description="Passes before them that are not timed.")
+    adapter: list[Path] = SAME["adapter"]
+    options: dict[str, str] = SAME["options"]
+    dtype: str = SAME["dtype"]
+    device: str = SAME["device"]
+    attention: str = SAME["attention"]
+    offline: bool = SAME["offline"]
 
     _lists = field_validator("mode", "task", "adapter", mode="before")(several)
     _options = field_validator("options", mode="before")(texts)
@@ -46,17 +52,21 @@ class BenchRecipe(Settings):
     @field_validator("prompt_tokens", "answer_tokens", "budget", mode="before")
     @classmethod
     def _lengths(cls, value: Any) -> Any:
-        out = []
-        for part in several([value] if isinstance(value, int) else value):
+        parts = several([value] if isinstance(value, int) else value)
+        for part in parts:
             if not str(part).isdecimal() or int(part) < 1:
                 raise ValueError(
                     f"{part!r} is no number of tokens; give whole numbers from 1, separated by commas"
                 )
-            out.append(int(part))
-        return out
+        return [int(part) for part in parts]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Receiver and sharer. Raises UserError where the pair is not RECEIVER:SHARER."""
+        return split_pair(self.pair)
 
     def check_names(self) -> None:
-        """Names and combinations, before anything heavy is imported. Raises UserError."""
+        """Checks names and combinations before anything heavy is imported. Raises UserError."""
         check_known(self.pair, self.mode, self.task)
         if not (self.mode and self.prompt_tokens and self.answer_tokens):
             raise UserError("nothing to measure.", "Give --mode, --prompt-tokens and --answer-tokens.")

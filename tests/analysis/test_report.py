@@ -21,7 +21,7 @@ from lcfbench.analysis.report import charts, examples, latency, layers, page, se
 from lcfbench.analysis.report.provenance import provenance
 from lcfbench.analysis.report.source import Source, read
 from lcfbench.analysis.run_groups import RunGroup
-from lcfbench.cli.report_view import write_report
+from lcfbench.cli.analysis import write_report
 from lcfbench.errors import UserError
 from lcfbench.results.writer import RunWriter
 from tests.analysis import report_runs
@@ -380,7 +380,7 @@ def test_a_folder_that_takes_no_files(runs, tmp_path) -> None:
 
 def test_no_torch(runs, tmp_path) -> None:
     heavy = "{'torch', 'transformers', 'lm_eval', 'datasets', 'matplotlib'}"
-    code = f"import sys; from pathlib import Path; from lcfbench.cli.report_view import write_report; \
+    code = f"import sys; from pathlib import Path; from lcfbench.cli.analysis import write_report; \
 write_report([Path({str(runs)!r})], Path({str(tmp_path / 'r.html')!r}), 'html'); \
 found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

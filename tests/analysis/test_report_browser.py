@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lcfbench.cli.report_view import write_report
+from lcfbench.cli.analysis import write_report
 from tests.analysis import report_runs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -15,7 +15,7 @@ import torch
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import save as save_adapter
-from lcfbench.cli.lists import ranges
+from lcfbench.cli.adapter import ranges
 from lcfbench.cli.progress import RunProgress, duration
 from lcfbench.geometry import Geometry
 from tests import helpers
@@ -121,7 +121,7 @@ BAD = {
     + "--mode receiver --scoring letters": "unknown scoring of splitfacts 'letters'. Known: cloze, generate",
     "run -o budget": "KEY=VALUE",
     RUN + "--mode t2t -o bugdet=3": "Did you mean budget",
-    RUN + "--mode t2t -o budget=ten": "must be of type int",
+    RUN + "--mode t2t -o budget=ten": "is not a whole number",
     RUN + "--mode t2t -o budget=0": "leaves no room",
     RUN + "--mode receiver --task-option keys=x": "not a whole number",
     RUN + "--mode receiver --task-option kyes=2": "Did you mean keys",
@@ -130,7 +130,7 @@ BAD = {
     RUN + "--mode receiver --device tpu": "unknown device 'tpu'",
     RUN + "--mode receiver --device meta": "unknown device 'meta'",
     RUN + "--mode receiver --device cuda:99": "cuda:99 is not there",
-    RUN + "--attention foo": "use sdpa, eager or flash_attention_2",
+    RUN + "--attention foo": "'sdpa', 'eager' or 'flash_attention_2'",
     RUN + "--mode receiver --out file": "Not a directory",
     RUN + "--mode receiver --out /proc/nowhere": "cannot write /proc/nowhere",
     # what makes no sense together
@@ -157,14 +157,14 @@ BAD = {
     "adapter info truncated": "truncated",
     "adapter info": "Missing argument",
     "adapter size --mode foo": "unknown adapter kind 'foo'",
-    "adapter size -o width=abc": "width=abc is not a whole number",
-    "adapter size -o width=0": "width=0 is not a whole number, 1 or more",
+    "adapter size -o width=abc": "width=abc of a lcf adapter is not a whole number",
+    "adapter size -o width=0": "is not a whole number, 1 or more",
     "adapter size -o width=7": "cannot be halved",
     "adapter size -o layers=99": "outside 1..30",
     "adapter size -o layers=x": "layers=x is not a number",
-    "adapter size -o layer_map=foo": "Known: terminal, proportional",
-    "adapter size -o token_alignment=foo": "Known: span, remap, same",
-    "adapter size -o gate=foo": "Known: gumbel, soft, hard",
+    "adapter size -o layer_map=foo": "not one of terminal, proportional",
+    "adapter size -o token_alignment=foo": "not one of span, remap, same",
+    "adapter size -o gate=foo": "not one of gumbel, soft, hard",
     "adapter size -o standardise=perhaps": "not yes or no",
     "adapter size -o depth=3": "unknown option of a lcf adapter 'depth'",
     "adapter size --pair org/model:org/other": "offline was asked for",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lcfbench.cli import tables
-from lcfbench.cli.console import err, out
+from lcfbench.cli.terminal import err, out
 from lcfbench.tables import Column, Table
 
 COLUMNS = (

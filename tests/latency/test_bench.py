@@ -56,10 +56,8 @@ def adapters(tmp_path_factory, pair) -> dict[str, Path]:
 
 @pytest.fixture
 def bench(capsys, monkeypatch, pair):
-    """`lcfbench bench …` on the tiny pair: exit code, stdout, stderr. The machine is taken as known."""
+    """`lcfbench bench …` on the tiny pair: exit code, stdout, stderr."""
     monkeypatch.setenv("COLUMNS", "80")
-    limits = grid.measure_machine(torch.device("cpu"), torch.float32, buffer=1 << 20)
-    monkeypatch.setattr(grid, "measure_machine", lambda *_: limits)
     return lambda *args: helpers.invoke(capsys, monkeypatch, "bench", "--pair", pair, *args)
 
 
@@ -149,21 +147,12 @@ def test_a_grid_of_methods_lengths_and_budgets(bench, adapters, tmp_path):
             "prefill",
             "decode",
         }
-        assert set(row["ms"]) == phases | {"ttft", "ttea"} == set(row["floor"])
+        assert set(row["ms"]) == phases | {"ttft", "ttea"}
         for times in row["ms"].values():
             assert 0 < times["min"] <= times["q1"] <= times["median"] <= times["q3"] <= times["max"]
         assert row["ms"]["ttft"]["median"] <= row["ms"]["ttea"]["median"]
-        parts = [row["floor"][p] for p in phases]
-        assert (
-            sum(p["bytes"] for p in parts) == row["floor"]["ttea"]["bytes"] >= row["floor"]["ttft"]["bytes"]
-        )
-        assert all(p["percent"] > 0 for p in row["floor"].values())
-        assert all(
-            p["percent"] == pytest.approx(100 * p["ms"] / row["ms"][name]["median"], abs=0.2)
-            for name, p in row["floor"].items()
-        )
     assert found["left_out"] == [] and found["interrupted"] is False and found["dtype"] == "float32"
-    assert found["limits"]["gb_per_s"] > 0 and found["machine"]["threads"] == 1
+    assert found["machine"]["threads"] == 1
     shown = [line.split() for line in table]
     for name in ("receiver", "t2t", "lcf", "dense"):
         assert any(line[:1] == [name] for line in shown)
@@ -229,7 +218,7 @@ def test_ctrl_c_keeps_what_was_measured(bench, monkeypatch):
 
     def once(cell):
         calls.append(cell)
-        if len(calls) == 5:
+        if len(calls) == 8:  # three warm-up passes before them
             raise KeyboardInterrupt
         return plain(cell)
 
@@ -302,14 +291,6 @@ def test_the_embedded_pair(capsys, monkeypatch):
     gaps = []
     for row in found["rows"]:
         assert row["tokens"]["answer"] == 3 and row["tokens"]["note"] == (row["budget"] or 0)
-        # a model of 134,515,008 parameters, of which 28,311,552 are the head: a token of the answer moves all of them
-        size = {"bfloat16": 2, "float16": 2, "float32": 4}[found["dtype"]]
-        decode = row["floor"]["decode"]
-        assert (
-            3 * 134_515_008 * size < decode["bytes"] < 1.1 * 3 * 134_515_008 * size
-            and decode["bound"] == "memory"
-        )
-        assert 0 < row["floor"]["ttea"]["percent"] < 150  # a noisy neighbour may leave while the methods run
         gaps.append(row["phases_gap_percent"])
         assert set(PHASES) >= set(row["ms"]) - {"ttft", "ttea"}
     assert min(gaps) <= 5, gaps

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.roofline import PhaseClock
 from lcfbench.adapters import select as shipped
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config, read_config
@@ -26,7 +27,6 @@ from lcfbench.evaluation import runner
 from lcfbench.evaluation.answer import answer, target
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.rows import Rows
-from lcfbench.latency.counting import PhaseClock
 from lcfbench.methods._note import cut_bytes
 from lcfbench.methods.answer_letter import picked
 from lcfbench.methods.base import Batch, prompt

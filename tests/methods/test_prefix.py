@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.roofline import PhaseClock
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import load, save
 from lcfbench.adapters.lcf import flat
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer, target
-from lcfbench.latency.counting import PhaseClock
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create
 from lcfbench.methods.prefix import last_tokens
@@ -334,7 +334,11 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="all 4 receiver layers, not 2"):
         build(pair_config("prefix", *names, layers=2))
     with pytest.raises(UserError, match="equally many in every layer"):
+<<<<<<< HEAD
         adapter(lms).select([0, 1, 3])
+=======
+        adapter(ends).select([0, 1, 3])
+>>>>>>> 0e51a41 (Format)
     with pytest.raises(
         UserError,
         match="place=behind of this prefix adapter makes no sense: input should be 'after' or 'before'",

@@ -89,7 +89,7 @@ def test_small_ones_are_left_alone(folder, monkeypatch):
 def test_the_libraries_of_a_run_are_all_imported_with_the_collector_at_rest():
     code = """
 import gc, json, sys
-from lcfbench.cli.startup import import_libraries
+from lcfbench.cli.run import import_libraries
 walks = []
 gc.callbacks.append(lambda *given: walks.append(given))
 import_libraries()

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import WEIGHTS, pair_config, read_config, weights_sha256
 from lcfbench.adapters.files import PICTURE, REPORT, load, save
-from lcfbench.cli.adapter_view import before_after, layers_table, remarks
+from lcfbench.cli import tables
+from lcfbench.cli.adapter import before_after, layers_table
+from lcfbench.cli.terminal import out
 from lcfbench.errors import UserError
 from lcfbench.evaluation.batching import batches
 from lcfbench.methods.base import Batch
@@ -224,17 +226,15 @@ def test_the_smaller_adapter_is_the_kept_layers_bit_for_bit(pair, whole, pruned)
     )
 
 
-def test_the_tables_fit_80_columns(pruned):
-    from rich.console import Console
-
+def test_the_tables_fit_80_columns(pruned, capsys, monkeypatch):
     report = pruned[0]
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(layers_table(report))
-    console.print(before_after(report))
-    text = console.export_text()
+    monkeypatch.setattr(out, "width", 80)
+    tables.show(layers_table(report), before_after(report))
+    text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80 and "gates shut" in text and "…" not in text
-    assert any("flatters" in line for line in remarks(report))
-    assert "Only 2 layers help, so 2 stay, not 9." in remarks(replace_asked(report, 9, [1, 2]))
+    assert "left out" not in text and "flatters" in text
+    remarks = before_after(replace_asked(report, 9, [1, 2])).remarks
+    assert ("", "Only 2 layers help, so 2 stay, not 9.") in remarks
 
 
 def replace_asked(report: dict, asked: int, kept: list[int]) -> dict:

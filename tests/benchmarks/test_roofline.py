@@ -1,20 +1,32 @@
-"""What a phase must move and compute, against numbers made by hand and against PyTorch's own counter of operations."""
+"""Bytes and operations of a phase, against numbers made by hand and PyTorch's own counter of operations."""
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.roofline import (
+    Limits,
+    Work,
+    floors,
+    forward,
+    fusion,
+    head_params,
+    main,
+    measure,
+    pairs,
+    percent_of_limit,
+    watch,
+)
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.evaluation.answer import answer
-from lcfbench.latency.counting import watch
 from lcfbench.latency.documents import unstopped
-from lcfbench.latency.floors import Work, floors, forward, fusion, head_params, pairs
-from lcfbench.latency.machine import Limits, measure
+from lcfbench.latency.plan import Cell
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create
 from lcfbench.models.timing import PHASES, Clock
@@ -236,3 +248,34 @@ def test_the_machine_is_measured_by_its_best_way():
     assert limits.flops_per_s == max(v for k, v in limits.ways.items() if k not in reads) > 1e8
     better = limits.best(Limits(1e15, 1.0, {"read: sum": 1e15}))
     assert better.bytes_per_s == better.ways["read: sum"] == 1e15 and better.flops_per_s == limits.flops_per_s
+
+
+def test_the_share_of_the_limit_is_floor_over_time():
+    ends = helpers.causal_lm(), helpers.causal_lm("tiny-sharer", family="gemma3", heads=1, dim=16)
+    cell = Cell("t2t", 6, None, create("t2t", *ends, options={"budget": "6"}), asked(shared=False))
+    found = percent_of_limit(cell, Limits(1e10, 1e11, {}), repeats=2)
+    phases = ("sharer", "message", "prefill", "decode")
+    assert set(found) == {*phases, "ttft", "ttea"}
+    assert sum(found[p]["bytes"] for p in phases) == found["ttea"]["bytes"] >= found["ttft"]["bytes"]
+    for entry in found.values():
+        assert (
+            entry["percent"] == pytest.approx(100 * entry["ms"] / entry["took_ms"], rel=1e-3)
+            and entry["ms"] > 0
+        )
+
+
+@pytest.mark.real
+def test_an_answer_of_the_embedded_pair_moves_all_weights_a_token(capsys, monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["roofline", "--answer-tokens", "3", "--prompt-tokens", "64", "--repeats", "2"]
+    )
+    main()
+    *lines, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    by_phase = {each["case"].split(", ")[1]: each for each in found["results"]}
+    # 134,515,008 parameters, of which 28,311,552 are the head: a token of the answer moves all of them
+    size = {"torch.bfloat16": 2, "torch.float16": 2, "torch.float32": 4}[found["dtype"]]
+    decode, least = by_phase["decode"], 3 * 134_515_008 * size
+    assert least < decode["bytes"] < 1.1 * least and decode["bound"] == "memory"
+    assert 0 < by_phase["ttea"]["percent"] < 150  # a noisy neighbour may leave while the method runs
+    assert any(line.startswith("decode") and "% of the limit" in line for line in lines)

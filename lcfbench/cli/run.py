@@ -1,0 +1,149 @@
+"""`lcfbench run` and `lcfbench demo`."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lcfbench.cli.analysis import draw_frontier, show_runs, write_report
+from lcfbench.cli.console import echo, note
+from lcfbench.cli.options import SHARED, flags, merged
+from lcfbench.cli.progress import RunProgress
+from lcfbench.errors import Exit
+from lcfbench.progress import quiet_libraries
+
+if TYPE_CHECKING:
+    from lcfbench.evaluation.recipe import Recipe
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="LCFBENCH_RECIPE",
+        help="YAML file of settings, or one of `lcfbench ls recipes`; flags win over LCFBENCH_*, both over the file.",
+    ),
+]
+VARIABLES = (
+    *SHARED,
+    "mode",
+    "task",
+    "control",
+    "scoring",
+    "limit",
+    "seed",
+    "seeds",
+    "batch_size",
+    "latency_documents",
+    "attention",
+    "out",
+)
+LIBRARIES = (
+    "torch",
+    "lm_eval.api.task",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",  # imports what every architecture does
+    "lcfbench.api",
+)
+
+
+@flags("lcfbench.evaluation.recipe:Recipe", VARIABLES)
+def run(
+    recipe: RecipeOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the prompts of both models and their token counts; load no weights."
+        ),
+    ] = False,
+    **given: Any,
+) -> None:
+    """Let a pair answer tasks under one or more methods, and record every document."""
+    from lcfbench.evaluation.recipe import Recipe
+
+    chosen = merged(Recipe, given, recipe, "run")
+    if dry_run:
+        print_prompts(chosen)
+    else:
+        run_and_show(chosen)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for runs and figures.")] = Path("results/demo"),
+    limit: Annotated[int, typer.Option(help="Documents a task.")] = 64,
+) -> None:
+    """Run the main comparison on the embedded pair and real data: runs, table, frontier plot, report."""
+    from lcfbench.evaluation.recipe import Recipe
+
+    chosen = {
+        "mode": "receiver,full_context,t2t,lcf",
+        "task": "splitfacts,splitfacts_heldout,openbookqa",
+        "control": "matched,deranged",
+        "scoring": "cloze",
+        "limit": limit,
+        "out": out,
+        "options": {"budget": "32"},
+    }
+    run_and_show(Recipe.merge(None, chosen))
+    for path in draw_frontier([out]):
+        echo(f"frontier: {path}")
+    echo(f"report: {write_report([out], out / 'report.html', 'html')}")
+
+
+def run_and_show(recipe: Recipe) -> None:
+    """Runs a recipe and prints the table of its runs. Ctrl-C keeps what is recorded and exits 130."""
+    recipe.check_names()
+    try:
+        quiet_libraries()
+        import_libraries()
+        from lcfbench.api import run
+
+        folders = run(recipe, progress=RunProgress()).folders
+    except KeyboardInterrupt:
+        note(f"interrupted: what is recorded stays in {recipe.out}; the same command goes on from there.")
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    show_runs(folders)
+    note(f"recorded in {recipe.out}; this table again: lcfbench show {recipe.out}")
+
+
+def print_prompts(recipe: Recipe) -> None:
+    """Prints the prompts of each task's first documents, with token counts: a JSON object a document."""
+    recipe.check_names()
+    quiet_libraries()
+    from transformers import AutoTokenizer
+
+    from lcfbench.sources.models import find_tokenizer, split_pair
+    from lcfbench.tasks.preview import preview
+    from lcfbench.tasks.task import load_task
+    from lcfbench.tasks.yaml_files import options_for
+
+    receiver, sharer = (
+        AutoTokenizer.from_pretrained(find_tokenizer(name, offline=recipe.offline))
+        for name in split_pair(recipe.pair)
+    )
+    for name, options in options_for(recipe.task, recipe.task_options).items():
+        task = load_task(name, seed=recipe.every_seed[0], offline=recipe.offline, options=options)
+        documents = task.documents(
+            scoring=recipe.scoring, limit=recipe.limit or 1, receiver_chat=bool(receiver.chat_template)
+        )
+        for entry in preview(documents, receiver, sharer):
+            echo(json.dumps(entry, indent=1, ensure_ascii=False))
+
+
+def import_libraries() -> None:
+    """Imports what every run imports, with the garbage collector at rest.
+
+    The collector would walk through all modules again and again, a tenth of the time; afterwards it
+    need not look at them at all (`benchmarks.cold_start`).
+    """
+    gc.disable()
+    try:
+        for name in LIBRARIES:
+            importlib.import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -1,0 +1,47 @@
+"""`lcfbench train`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from lcfbench.cli.console import echo, note
+from lcfbench.cli.options import flags, merged
+from lcfbench.cli.progress import TrainLine
+from lcfbench.errors import Exit
+
+
+@flags("lcfbench.training.recipe:TrainRecipe")
+def train(
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="A method with an adapter, instead of --adapter. On different-context tasks lcf trains LCF-X."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="YAML file of settings, or one of `lcfbench ls recipes`; flags win over it."),
+    ] = None,
+    **given: Any,
+) -> None:
+    """Train adapters for a pair of frozen models; `run --adapter` takes what it saves.
+
+    Ctrl-C saves the best states so far and a checkpoint.
+    """
+    from lcfbench.training.recipe import TrainRecipe
+
+    given["adapters"] = given["adapters"] or mode
+    chosen: TrainRecipe = merged(TrainRecipe, given, recipe, "train")
+    from lcfbench import api
+
+    try:
+        folders = api.train(chosen, progress=TrainLine())
+    except KeyboardInterrupt:
+        note("interrupted.")
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    tasks = ",".join(t.split("*")[0] for t in chosen.dev or chosen.task)
+    for spec, folder in zip(chosen.specs(), folders, strict=True):
+        again = f"lcfbench run --mode {spec.mode} --pair {chosen.pair} --task {tasks} --adapter {folder}"
+        echo(f"saved {folder}; use it with: {again}")
