@@ -334,11 +334,7 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="all 4 receiver layers, not 2"):
         build(pair_config("prefix", *names, layers=2))
     with pytest.raises(UserError, match="equally many in every layer"):
-<<<<<<< HEAD
         adapter(lms).select([0, 1, 3])
-=======
-        adapter(ends).select([0, 1, 3])
->>>>>>> 0e51a41 (Format)
     with pytest.raises(
         UserError,
         match="place=behind of this prefix adapter makes no sense: input should be 'after' or 'before'",
