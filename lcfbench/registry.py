@@ -179,7 +179,7 @@ def _plugin_class(group: str, entry: Entry, digest: str | None) -> type[Any]:
     who = f"{noun} {entry.name} ({entry.source})"
     _described(group, entry)
     try:
-        module = importlib.import_module(entry.module) if entry.module else import_file(entry.file)
+        module = importlib.import_module(entry.module) if entry.module else _module(entry.file, digest)
         found = [getattr(module, entry.class_name)] if entry.class_name else _classes_in(module, base)
     except Exception as error:  # a plugin may raise anything
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(entry.file)]
@@ -200,6 +200,11 @@ def _plugin_class(group: str, entry: Entry, digest: str | None) -> type[Any]:
         what = f"{who}: class {kind.__name__} has an option {options[0]} but is no dataclass."
         raise UserError(what, f"Put @dataclass above it in {entry.file}.")
     return kind
+
+
+@cache  # once for the groups of a file: its method names its own adapter's class
+def _module(file: Path, digest: str | None) -> ModuleType:
+    return import_file(file)
 
 
 def _base(group: str) -> Any:

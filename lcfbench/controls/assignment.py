@@ -10,16 +10,10 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError
 from lcfbench.tasks.document import Document
 
 NEIGHBOURHOOD = 8  # documents of similar length among which messages are exchanged
-
-
-def sender_of(documents: Sequence[Document], control: str, seed: int) -> dict[str, Document]:
-    """The document whose message each document (by hash) gets under a control."""
-    return load_control(control).message_from(documents, seed)
 
 
 def senders_sha256(senders: Mapping[str, Document]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lcfbench.adapters.base import Adapter, own_method
-from lcfbench.controls.assignment import sender_of
+from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer, target
 from lcfbench.evaluation.batching import batches
@@ -75,7 +75,9 @@ class Bench:
         deranged: adapters that are measured with messages of other documents too, where the method
         sends any. adapters: made on demand, so that one is in memory at a time.
         """
-        senders = {c: sender_of(self.documents, c, self.seed) for c in ("matched", "deranged")}
+        senders = {
+            c: load_control(c).message_from(self.documents, self.seed) for c in ("matched", "deranged")
+        }
         sums = {(name, "matched"): Tally() for name in adapters}
         if method_class(self.mode).sends:
             sums |= {(name, "deranged"): Tally() for name in deranged}

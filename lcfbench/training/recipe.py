@@ -19,6 +19,7 @@ from lcfbench.config import Settings, convert, parse_assignments, several, texts
 from lcfbench.errors import UserError
 from lcfbench.files import writing
 from lcfbench.provenance import digest
+from lcfbench.registry import add_path
 from lcfbench.tasks.document import Scoring
 
 CHECKPOINT = "checkpoint.pt"
@@ -95,14 +96,20 @@ class TrainRecipe(Settings):
     offline: bool = Field(False, description="Use only models and data on this machine.")
     force: bool = Field(False, description="Replace the adapter in --out, and forget a checkpoint there.")
 
-    _lists = field_validator("task", "dev", mode="before")(several)
     _options = field_validator("options", "task_options", mode="before")(texts)
+
+    @field_validator("task", "dev", mode="before")
+    @classmethod
+    def _tasks(cls, value: Any) -> Any:
+        """Takes names separated by commas; a file by path is registered."""
+        return value if value is None else [_named("tasks", text, "*") for text in several(value)]
 
     @field_validator("adapters", mode="before")
     @classmethod
     def _adapters(cls, value: Any) -> Any:
-        """Takes one text as one adapter: commas separate its options."""
-        return [value] if isinstance(value, str) else value
+        """Takes one text as one adapter: commas separate its options; a file by path is registered."""
+        several_adapters = [value] if isinstance(value, str) else value
+        return [_named("methods", text, ":") for text in several_adapters]
 
     @property
     def at_once(self) -> int:
@@ -127,6 +134,14 @@ class TrainRecipe(Settings):
         """Returns a digest of all that changes the result: a checkpoint goes on only under the same."""
         other = {"out", "offline", "force", "tracker", "save_every", "device", "accumulate"}
         return digest({"checkpoint": 2, **self.model_dump(mode="json", exclude=other)})[:16]
+
+
+def _named(group: str, text: Any, sign: str) -> Any:
+    """A text whose part before `sign` is a path begins with the name of that file instead."""
+    if not isinstance(text, str) or text.startswith("chat:"):
+        return text
+    name, found, rest = text.partition(sign)
+    return f"{add_path(group, name.strip())}{found}{rest}"
 
 
 class PruneRecipe(Settings):

@@ -11,7 +11,7 @@ import torch
 
 from lcfbench.adapters.base import adapter_class, build
 from lcfbench.adapters.config import pair_config
-from lcfbench.controls.assignment import sender_of
+from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import method_class, parse_options
@@ -147,7 +147,8 @@ def trainings_of(recipe: TrainRecipe, pair: Pair, examples: Sequence[Document]) 
         method = method_kind(receiver, sharer, adapter, **parse_options(method_kind, spec.mode, for_method))
         for document in examples[:64]:
             method.check(document)
-        senders = sender_of(examples, spec.senders, recipe.seed) if spec.senders != "matched" else None
+        control = load_control(spec.senders)
+        senders = control.message_from(examples, recipe.seed) if spec.senders != "matched" else None
         trainings.append(AdapterTraining(spec, method, recipe, senders, contexts))
     if unused := set(recipe.options) - used:
         raise UserError(

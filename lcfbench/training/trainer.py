@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lcfbench.controls.assignment import sender_of
+from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.batching import batches, length
@@ -257,7 +257,9 @@ class Trainer:
     def scores(self, name: str, task: Task, documents: list[Document]) -> list[dict[str, float]]:
         """Returns the mean scores of every adapter on a dev task, as `task/control`."""
         controls = ("matched", "deranged")[: len(documents)]  # one document alone cannot be deranged
-        senders = {control: sender_of(documents, control, self.recipe.seed) for control in controls}
+        senders = {
+            control: load_control(control).message_from(documents, self.recipe.seed) for control in controls
+        }
         means: list[dict[str, float]] = [{} for _ in self.alive]
         for group in batches(documents, self.recipe.at_once):
             with self.sharing():

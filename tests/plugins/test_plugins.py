@@ -157,6 +157,13 @@ def test_a_method_a_task_and_a_control_by_path(lcf, ground):
     assert lcf(RUN + line)[0] == 0
     fresh = {p.name for p in (ground / "p").iterdir()} - first
     assert len([name for name in fresh if name.startswith("my_shout")]) == 2  # other code is another run
+    shutil.copy(PACKAGE / "postcard.py", ground / "card.py")
+    line = f"train {PAIR} --mode ./card.py --task ./mytask.yaml*2 --steps 1 --dev-documents 2 --out t"
+    (ground / "card.py").write_text((ground / "card.py").read_text().replace('("postcard",)', '("card",)'))
+    code, out, err = lcf(line)
+    assert code == 0 and json.loads((ground / "t" / "config.json").read_text())["kind"] == "card", err
+    code, _, err = lcf(f"train {PAIR} --mode ./mine.py --task ./mytask.yaml --steps 1 --out u")
+    assert code == 2 and "there is no file ./mine.py" in err and err.count("\n") == 1
     code, _, err = lcf(RUN + "--mode ./mine.py --out p")
     assert code == 2 and "there is no file ./mine.py" in err and err.count("\n") == 1
 
