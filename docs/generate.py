@@ -74,7 +74,8 @@ def _below(path: tuple[str, ...], command: Any, parent: Any) -> Iterator[tuple[t
     yield path, command, context
     if hasattr(command, "list_commands"):
         for name in command.list_commands(context):
-            yield from _below((*path, name), command.get_command(context, name), context)
+            _, found, _ = command.resolve_command(context, [name])  # a verb gets its flags when it is resolved
+            yield from _below((*path, name), found, context)
 
 
 def _help(command: Any, context: Any) -> str:
