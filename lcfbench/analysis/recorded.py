@@ -18,26 +18,12 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-NAMES = ("pair", "receiver", "sharer", "task", "subject", "scoring", "mode", "control", "metric", "seed")
-TIMED = (
-    "ttft_ms",
-    "ttea_ms",
-    "sharer_ms",
-    "message_ms",
-    "fuse_ms",
-    "prefill_ms",
-    "decode_ms",
-)  # of documents timed alone
-TYPICAL = (
-    *(
-        "amortized_ms",
-        "message_bytes",
-        "message_cache_bytes",
-        "sharer_tokens",
-        "receiver_tokens",
-        "answer_tokens",
-    ),
-    *("flops", "peak_memory_bytes", "adapter_params", "adapter_bytes"),
+NAMES = (*"pair receiver sharer task subject scoring mode control metric seed".split(),)
+# of documents timed alone
+TIMED = (*"ttft_ms ttea_ms sharer_ms message_ms fuse_ms prefill_ms decode_ms".split(),)
+TYPICAL = tuple(
+    """amortized_ms message_bytes message_cache_bytes sharer_tokens receiver_tokens answer_tokens flops
+    peak_memory_bytes adapter_params adapter_bytes""".split()
 )
 ROLES = ("receiver", "sharer")
 PROMPTS = (*(f"{role}_prompt_sha256" for role in ROLES), "message_text")

@@ -27,13 +27,8 @@ from lcfbench.results.reader import Reading
 if TYPE_CHECKING:
     import numpy as np
 
-OF_THE_SEED = (
-    "seed",
-    "data_sha256",
-    "split_manifest_sha256",
-    "calibration_sha256",
-    "prompts_sha256",
-)  # what another seed changes in a run's identity
+# what another seed changes in a run's identity
+OF_THE_SEED = ("seed", *(f"{name}_sha256" for name in ("data", "split_manifest", "calibration", "prompts")))
 STATES = ("running", "interrupted", "unknown", "complete")  # worst first
 
 
@@ -188,9 +183,7 @@ def grouped(runs: Iterable[Recorded]) -> list[RunGroup]:
     together: dict[str, list[Recorded]] = {}
     for run in runs:
         identity = run.manifest.identity
-        rest = (
-            {k: v for k, v in identity.items() if k not in OF_THE_SEED} if identity else {"run": run.run_id}
-        )
+        rest = {k: v for k, v in identity.items() if k not in OF_THE_SEED} or {"run": run.run_id}
         together.setdefault(digest([rest, run.names["task"]]), []).append(run)
     groups = []
     for members_ in together.values():
@@ -198,14 +191,9 @@ def grouped(runs: Iterable[Recorded]) -> list[RunGroup]:
         apart = len({run.names["seed"] for run in members_}) < len(members_)
         for members in [[run] for run in members_] if apart else [members_]:
             identity = members[0].manifest.identity
-            groups.append(
-                RunGroup(
-                    members,
-                    identity
-                    if len(members) == 1
-                    else {k: v for k, v in identity.items() if k not in OF_THE_SEED},
-                )
-            )
+            if len(members) > 1:
+                identity = {k: v for k, v in identity.items() if k not in OF_THE_SEED}
+            groups.append(RunGroup(members, identity))
     for group, label in zip(groups, labels(groups), strict=True):
         group.label = label
     return groups

@@ -58,12 +58,8 @@ def summarise(groups: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
     gains = [_gain(group, groups) for group in groups]
     for line, gain in zip(lines, gains, strict=True):
         low, high = gain.interval() if gain else (math.nan, math.nan)
-        line |= {
-            "gain": gain.value if gain else math.nan,
-            "gain_low": low,
-            "gain_high": high,
-            "gain_n": gain.n if gain else 0,
-        }
+        value, n = (gain.value, gain.n) if gain else (math.nan, 0)
+        line |= {"gain": value, "gain_low": low, "gain_high": high, "gain_n": n}
     _judge(lines, groups, gains, delta)
     derived = derived_lines(list(zip(groups, lines, strict=True)), _asked)
     return _ordered(pd.DataFrame([*lines, *derived], columns=list(COLUMNS)))
@@ -84,25 +80,13 @@ def _head(group: RunGroup) -> dict[str, Any]:
 def _figures(group: RunGroup) -> dict[str, Any]:
     got = mean_interval(group.scores)
     size, chance = group.median("adapter_bytes"), group.manifest.chance
-    return {
-        **{
-            "n": group.n,
-            "errors": group.errors,
-            "sends": group.sends,
-            "metric": group.metric,
-            "score": got.value,
-            "low": got.low,
-            "high": got.high,
-        },
-        **{"seeds": len(group.seeds), "seed_sd": _deviation(group.seed_scores)},
-        "chance": float(chance) if chance is not None else math.nan,
-        **_timed(group, "ttft"),
-        **_timed(group, "ttea"),
-        "docs_per_s": group.documents_per_s,
-        "adapter_params": group.median("adapter_params"),
-        "adapter_mb": size / 1e6 if size > 0 else math.nan,
-        "message_bytes": group.median("message_bytes"),
-    }
+    found = {name: getattr(group, name) for name in ("n", "errors", "sends", "metric")}
+    found |= {"score": got.value, "low": got.low, "high": got.high}
+    found |= {"seeds": len(group.seeds), "seed_sd": _deviation(group.seed_scores)}
+    found |= {"chance": math.nan if chance is None else chance, "docs_per_s": group.documents_per_s}
+    found |= {name: group.median(name) for name in ("adapter_params", "message_bytes")}
+    found |= {"adapter_mb": size / 1e6 if size > 0 else math.nan}
+    return {**found, **_timed(group, "ttft"), **_timed(group, "ttea")}
 
 
 def _timed(group: RunGroup, name: str) -> dict[str, Any]:
@@ -160,26 +144,11 @@ def _judge(
         elif group.sends:
             judged.append((line, Evidence(group.scores, None, gain)))
     for (line, _), got in zip(judged, judge([evidence for _, evidence in judged], delta), strict=True):
-        content = got.content
-        line |= {
-            "content": content.value,
-            "content_low": content.low,
-            "content_high": content.high,
-            "content_n": content.n,
-        }
-        line |= {
-            "matched_score": got.matched,
-            "deranged_score": got.deranged,
-            "verdict": got.label,
-            "verdict_text": got.text,
-        }
-        line |= {
-            "p": got.p,
-            "p_holm": got.p_holm,
-            "p_equivalence": got.p_equivalence_holm,
-            "detectable": got.detectable,
-            "family": got.family,
-        }
+        content = {"content": got.content.value, "content_low": got.content.low}
+        content |= {"content_high": got.content.high, "content_n": got.content.n}
+        line |= content | {"matched_score": got.matched, "deranged_score": got.deranged}
+        line |= {"verdict": got.label, "verdict_text": got.text, "p_equivalence": got.p_equivalence_holm}
+        line |= {name: getattr(got, name) for name in ("p", "p_holm", "detectable", "family")}
 
 
 def twin_of(group: RunGroup, groups: Sequence[RunGroup], control: str) -> RunGroup | None:

@@ -26,20 +26,10 @@ if TYPE_CHECKING:
 
 NONE = "–"
 FEW_HASHES = 3
-STYLES = {
-    "communicates": "green",
-    "adapts only": "red",
-    "does not communicate": "red",
-    "misleads": "red",
-    "undecided": "yellow",
-    "untested": "dim",
-}
-CHECK_STYLES = {
-    "ok": "green",
-    "surely worse": "bold red",
-    "inconclusive": "yellow",
-    "incomplete": "bold yellow",
-}
+STYLES = {"communicates": "green", "undecided": "yellow", "untested": "dim"}
+STYLES |= dict.fromkeys(("adapts only", "does not communicate", "misleads"), "red")
+CHECK_STYLES = {"ok": "green", "surely worse": "bold red"}
+CHECK_STYLES |= {"inconclusive": "yellow", "incomplete": "bold yellow"}
 SUMMARY_LEGEND = (
     "deranged: the receiver gets the message of another document, so a score that stays is no "
     "communication. 95 %: interval over documents. first token: median, one document at a time. "

@@ -41,17 +41,8 @@ if TYPE_CHECKING:
     from lcfbench.analysis.run_groups import RunGroup, RunGroups
 
 GUARDED = (*REFUSED, *COMPUTED)  # what must agree between a baseline and what is checked against it
-KEY = (
-    "pair",
-    "task",
-    "subject",
-    "scoring",
-    "mode",
-    "control",
-    "options",
-    "task_options",
-    "seed",
-)  # which run a run is
+# which run a run is
+KEY = (*"pair task subject scoring mode control options task_options seed".split(),)
 SIDES = ("baseline", "new")
 
 

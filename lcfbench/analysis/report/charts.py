@@ -46,47 +46,28 @@ def panel(chosen: Panel, lines: Sequence[dict[Any, Any]], classes: Mapping[str, 
     axis = lay_out(chosen, lines)
     parts = [Markup("<title>{}</title>").format(title)]
     if axis is None:
-        parts.append(
-            Markup('<text class="absent" x="{}" y="{}">not measured</text>').format(
-                (LEFT + WIDE - RIGHT) / 2, HIGH / 2 - 18
-            )
-        )
+        parts.append(_text("absent", (LEFT + WIDE - RIGHT) / 2, HIGH / 2 - 18, "not measured"))
         return _svg(parts + _name(chosen), title)
     low, high, chance = _limits(lines)
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = (x - axis.left) / (axis.right - axis.left)
-        return LEFT + across * (WIDE - LEFT - RIGHT), HIGH - FOOT - (y - low) / (high - low) * (
-            HIGH - FOOT - TOP
-        )
+        up = (y - low) / (high - low)
+        return LEFT + across * (WIDE - LEFT - RIGHT), HIGH - FOOT - up * (HIGH - FOOT - TOP)
 
     for tick in _steps(low, high):
         _, y = at(axis.left, tick)
-        parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
-                LEFT, WIDE - RIGHT, y, y
-            )
-        )
-        parts.append(
-            Markup('<text class="tick end" x="{}" y="{:.1f}">{}</text>').format(LEFT - 6, y + 4, plain(tick))
-        )
+        parts.append(_line("grid", LEFT, WIDE - RIGHT, y, y))
+        parts.append(_text("tick end", LEFT - 6, y + 4, plain(tick)))
     drawn: list[Box] = []  # lines that names had better not cover
     if chance is not None:
         _, y = at(axis.left, chance)
         drawn.append(Box(LEFT, y - 1, WIDE, y + 1))
-        parts.append(
-            Markup('<line class="chance" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
-                LEFT, WIDE - RIGHT, y, y
-            )
-        )
+        parts.append(_line("chance", LEFT, WIDE - RIGHT, y, y))
     for x, name in zip(axis.ticks, axis.names, strict=True):
         px = at(x, low)[0]
         for index, word in enumerate(name.split("\n")):
-            parts.append(
-                Markup('<text class="tick mid" x="{:.1f}" y="{}">{}</text>').format(
-                    px, HIGH - FOOT + 15 + 11 * index, word
-                )
-            )
+            parts.append(_text("tick mid", px, HIGH - FOOT + 15 + 11 * index, word))
     parts += _floor(at(axis.edge, low)[0] if axis.edge is not None else None) + _name(chosen)
     own = [point for point in axis.points if point.kind == "matched"]
     if corners := front(own, axis.right):
@@ -101,13 +82,8 @@ def panel(chosen: Panel, lines: Sequence[dict[Any, Any]], classes: Mapping[str, 
     for point in own:
         if twin := twins.get(point.line["label"]):
             (x1, y1), (x2, y2) = at(point.x, point.y), at(twin.x, twin.y)
-            colour = classes[str(point.line["label"])]
             drawn += [Box(x - 2, y - 2, x + 2, y + 2) for x, y in _dotted(x1, y1, x2, y2)]
-            parts.append(
-                Markup('<line class="twin {}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
-                    colour, x1, x2, y1, y2
-                )
-            )
+            parts.append(_line(f"twin {classes[str(point.line['label'])]}", x1, x2, y1, y2))
     taken, dots = [], {}
     for point in sorted(axis.points, key=lambda p: p.kind == "matched"):
         px, py = dots[id(point)] = at(point.x, point.y)
@@ -127,17 +103,12 @@ def strip(heat: Heat) -> Markup:
     parts = [Markup("<title>{}</title>").format(heat.said)]
     for index, row in enumerate(heat.strips):
         y = top + index * (row_high + 5)
-        parts.append(
-            Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(
-                left - 6, y + row_high / 2 + 4, row.name
-            )
-        )
+        parts.append(_text("tick end", left - 6, y + row_high / 2 + 4, row.name))
         for layer, value in enumerate(row.values):
             where = (left + layer * size, y, max(size - 1, 1), row_high)
             if value is None:
-                parts.append(
-                    Markup('<rect class="none" x="{:.2f}" y="{}" width="{:.2f}" height="{}"/>').format(*where)
-                )
+                none = '<rect class="none" x="{:.2f}" y="{}" width="{:.2f}" height="{}"/>'
+                parts.append(Markup(none).format(*where))
                 continue
             dark = max(0.0, min(1.0, value / row.most))
             said = f"layer {layer}, {row.name} {plain(value, 2)}"
@@ -152,11 +123,18 @@ def strip(heat: Heat) -> Markup:
         if layer in heat.marked:
             parts.append(Markup('<path class="sign" d="M{:.1f} {}l3.5 6h-7z"/>').format(middle, y))
         if layer % every == 0:
-            parts.append(
-                Markup('<text class="tick mid" x="{:.1f}" y="{}">{}</text>').format(middle, y + 19, layer)
-            )
-    parts.append(Markup('<text class="tick end" x="{}" y="{}">layer</text>').format(left - 6, y + 19))
+            parts.append(_text("tick mid", middle, y + 19, layer))
+    parts.append(_text("tick end", left - 6, y + 19, "layer"))
     return _svg(parts, heat.said, y + 24)
+
+
+def _line(kind: str, x1: float, x2: float, y1: float, y2: float) -> Markup:
+    line = '<line class="{}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
+    return Markup(line).format(kind, x1, x2, y1, y2)
+
+
+def _text(kind: str, x: float, y: float, text: object) -> Markup:
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(kind, x, y, text)
 
 
 def _svg(parts: Sequence[Markup], label: str, high: float = HIGH) -> Markup:
@@ -201,14 +179,8 @@ def _labels(names: Sequence[tuple[str, float, float]], taken: list[Box], lines: 
         x = (box.x0 + box.x1) / 2 if side == "mid" else box.x1 if side == "end" else box.x0
         if radius > RADII[1]:
             ends = (px, min(max(px, box.x0), box.x1), py, min(max(py, box.y0), box.y1))
-            parts.append(
-                Markup('<line class="lead" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(*ends)
-            )
-        parts.append(
-            Markup('<text class="label {}" x="{:.1f}" y="{:.1f}">{}</text>').format(
-                side, x, box.y0 + 11, name
-            )
-        )
+            parts.append(_line("lead", *ends))
+        parts.append(_text(f"label {side}", x, box.y0 + 11, name))
     return parts
 
 
@@ -221,23 +193,13 @@ def _dotted(x1: float, y1: float, x2: float, y2: float) -> list[tuple[float, flo
 def _floor(broken: float | None) -> list[Markup]:
     """The x axis, and where it is broken."""
     y = HIGH - FOOT
-    parts = [Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDE - RIGHT, y, y)]
-    if broken is not None:
-        for x in (broken - 2, broken + 2):
-            parts.append(
-                Markup('<line class="axis" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>').format(
-                    x - 2, x + 2, y + 5, y - 5
-                )
-            )
-    return parts
+    signs = [] if broken is None else [broken - 2, broken + 2]
+    across = _line("axis", LEFT, WIDE - RIGHT, y, y)
+    return [across, *(_line("axis", x - 2, x + 2, y + 5, y - 5) for x in signs)]
 
 
 def _name(chosen: Panel) -> list[Markup]:
-    return [
-        Markup('<text class="name mid" x="{}" y="{}">{}</text>').format(
-            (LEFT + WIDE - RIGHT) / 2, HIGH - 6, chosen.label
-        )
-    ]
+    return [_text("name mid", (LEFT + WIDE - RIGHT) / 2, HIGH - 6, chosen.label)]
 
 
 def _limits(lines: Sequence[dict[Any, Any]]) -> tuple[float, float, float | None]:

@@ -14,18 +14,8 @@ from lcfbench.analysis.report.entries import NONE, Entry, Head, Row, Table, text
 from lcfbench.analysis.report.source import Source
 from lcfbench.results.manifest import Manifest
 
-OWN = (
-    "run",
-    "method",
-    "task",
-    "control",
-    "seed",
-    "state",
-    "documents",
-    "failed",
-    "started",
-    "finished",
-)  # a column each, equal or not
+# a column each, equal or not
+OWN = (*"run method task control seed state documents failed started finished".split(),)
 LONG = 32  # characters from which a value may take several lines
 SHORT = 12  # hex digits of a digest in the table
 

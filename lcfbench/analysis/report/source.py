@@ -23,20 +23,9 @@ from lcfbench.results.schema import JOURNAL, SAMPLES
 if TYPE_CHECKING:
     import pandas as pd
 
-WIDE = (
-    *(
-        "run_id",
-        "doc_hash",
-        "doc_id",
-        "gold",
-        "prediction",
-        "score",
-        "error",
-        "message_from",
-        "message_text",
-        "message_bytes",
-    ),
-    *("receiver_prompt", "sharer_prompt"),
+WIDE = tuple(
+    """run_id doc_hash doc_id gold prediction score error message_from message_text message_bytes
+    receiver_prompt sharer_prompt""".split()
 )
 TaskKey = tuple[str, str, str]  # pair, task, scoring
 
@@ -150,10 +139,7 @@ def _subjects(paths: Sequence[Path]) -> dict[str, dict[str, tuple[float, int]]]:
             .aggregate([("right", "mean"), ("right", "count")])
         )
         names = zip(
-            means["subject"].to_pylist(),
-            means["right_mean"].to_pylist(),
-            means["right_count"].to_pylist(),
-            strict=True,
+            *(means[name].to_pylist() for name in ("subject", "right_mean", "right_count")), strict=True
         )
         found[run_id] = {subject: (mean, count) for subject, mean, count in names if subject}
     return found
