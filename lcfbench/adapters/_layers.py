@@ -22,7 +22,7 @@ def stacked(layers: int, fan_in: int, fan_out: int, zero: bool = False) -> nn.Pa
 def linear(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
     """Returns x (L, T, in) · weight (L, in, out) + plus for all layers, in the dtype of x.
 
-    plus: a bias (L, 1, out) or a term (L, T, out); the matmul adds it without another pass over memory.
+    plus: a bias (L, 1, out) or a term (L, T, out); the matmul itself adds it.
     """
     if plus is None:
         return torch.bmm(x, weight.to(x.dtype))
@@ -30,7 +30,7 @@ def linear(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
 
 
 def onto(z: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Returns z + x · weight; without gradients it is written over z, which must have no other user."""
+    """Returns z + x · weight; without gradients written over z, which must have no other user."""
     return linear(x, weight, z) if torch.is_grad_enabled() else z.baddbmm_(x, weight.to(x.dtype))
 
 
@@ -40,7 +40,7 @@ def ffn(z: Tensor, norm: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def standard(x: Tensor, mean: Tensor, scale: Tensor, limit: float) -> Tensor:
-    """Returns x standardised and clamped to ±limit, in its dtype; statistics (L, 1, width) in fp32."""
+    """Returns x standardised and clamped to ±limit; statistics (L, 1, width) are in fp32."""
     if x.requires_grad:
         return ((x.float() - mean) / scale).clamp(-limit, limit).to(x.dtype)
     return (
@@ -61,17 +61,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def gated(own: Tensor, gate: Tensor, edit: Tensor) -> Tensor:
-    """Returns own + gate·edit, and own bit for bit where the gate is shut (−0.0 + 0 would be 0.0)."""
+    """Returns own + gate·edit; own bit for bit where the gate is shut (−0.0 + 0 would be 0.0)."""
     return torch.where(gate == 0, own, own + gate.to(own.dtype) * edit)
 
 
 def weighted(edit: Tensor, weight: Tensor) -> Tensor:
-    """Returns weight·edit; without gradients it is written over edit, which must have no other user."""
+    """Returns weight·edit; without gradients written over edit, which must have no other user."""
     return weight * edit if torch.is_grad_enabled() else edit.mul_(weight)
 
 
 def added(own: Tensor, edit: Tensor, gate: Tensor | None) -> Tensor:
-    """Returns own + edit, the edit weighted by its gate already, and own bit for bit where it is shut.
+    """Returns own + edit (weighted by its gate before); own bit for bit where the gate is shut.
 
     gate: None where no gate can be shut.
     """

@@ -46,7 +46,7 @@ class Adapter(nn.Module):
     """Options with which a training of minutes on a CPU converges."""
     default_gate_init: ClassVar[float] = 0.0
     own_cache: ClassVar[bool] = False
-    """Whether the message is a separate term: without one, the rest still edits the receiver's cache."""
+    """Whether the message is a separate term: without it the rest still edits the cache."""
 
     def __init__(
         self, config: AdapterConfig, gate: GateMode = "gumbel", gate_init: float | None = None
@@ -58,7 +58,7 @@ class Adapter(nn.Module):
         self.temperature = 1.0
 
     def anneal(self, step: int, steps: int = 1929, first: float = 1.0, last: float = 0.001) -> None:
-        """Sets the Gumbel temperature of a step: `first · (last/first)^(min(step/steps, 1))` (C2C)."""
+        """Sets the Gumbel temperature: `first · (last/first)^(min(step/steps, 1))` (C2C)."""
         self.temperature = first * (last / first) ** min(step / steps, 1.0)
 
     def gates(
@@ -119,7 +119,7 @@ class Adapter(nn.Module):
         return shorter.train(self.training)
 
     def message(self, sharer: Tensor) -> Tensor:
-        """Returns the message (L, T, ·) made of the sharer's entries (L, T, s), K and V flattened."""
+        """Returns the message (L, T, ·) of the sharer's entries (L, T, s), K and V flattened."""
         raise NotImplementedError
 
     @property
@@ -131,7 +131,7 @@ class Adapter(nn.Module):
         return 2.0 * self.params * positions
 
     def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
-        """Returns the bytes of the smallest tensor that the receiver's side needs for a document."""
+        """Returns the bytes of the smallest tensor that the receiver needs for a document."""
         return self.cache_bytes(sharer_tokens, itemsize)
 
     def cache_bytes(self, sharer_tokens: int, itemsize: int) -> int:

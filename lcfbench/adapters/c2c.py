@@ -81,7 +81,7 @@ class C2CAdapter(Editor):
         return 2 * max(self.in_weight.shape[2:] + self.trunk.up.shape[3:] + (self.out_weight.shape[3],))
 
     def message(self, sharer: Tensor, at: slice = WHOLE) -> Tensor:
-        """Returns the sharer's entries (L, T, s) as they are: the input layer makes them no smaller."""
+        """Returns the sharer's entries (L, T, s): the input layer makes them no smaller."""
         return sharer
 
     def forward(

@@ -148,7 +148,7 @@ def _trained(t: dict[str, Any], tasks: list[str]) -> list[str]:
 
 
 def _results(t: dict[str, Any]) -> str:
-    """Scores on test splits and notes, where an author has added them to the config's `training`."""
+    """Scores on test splits and notes, where an author added them to the config's `training`."""
     rows, notes = t.get("results") or [], f"{t['notes'].strip()}\n" if t.get("notes") else ""
     if not rows:
         return f"\n## Notes\n\n{notes}" if notes else ""

@@ -2,8 +2,8 @@
 
 arXiv 2606.13594. The adapter reads content keys (rotary positions taken out) and values of 1 to 3
 neighbouring sharer layers, standardised and clamped, and writes content keys and values of one
-receiver layer. `mlp` is the paper's map; `linear` has a closed form (ridge regression), and its rank
-sets the size of adapter and message; a small residual MLP on top learns what no linear map can.
+receiver layer. `mlp` is the paper's map; `linear` has a closed form (ridge regression), and its
+rank sets the size of adapter and message; a small residual MLP on top learns the rest.
 
 >>> options = {"form": "linear", "rank": 32, "residual": 32}
 >>> adapter = build(pair_config("dense", receiver, sharer, options=options))
@@ -43,7 +43,7 @@ class DenseAdapter(Adapter):
     `mix` is own + g·(translated − own). gate, gate_init: see `Adapter`; g acts in this blend only.
     aware_share: share of training batches of shared documents in which the receiver reads too; in
     the others it sees only the translation.
-    reconstruction: how the translation is first fitted to the receiver's own cache of the same text:
+    reconstruction: the first fit of the translation to the receiver's own cache of the same text:
     `ridge` (closed form, `linear` only) on `ridge_tokens` tokens with `ridge_alpha`·N on the
     diagonal, `gradient` for `reconstruction_steps` steps of AdamW at `reconstruction_lr`, or `none`
     (only input and output statistics are measured).
@@ -134,13 +134,13 @@ class DenseAdapter(Adapter):
 
     @property
     def windows(self) -> list[list[int]]:
-        """The `sources` adjacent sharer layers that each stack entry reads, around its `layer_map`."""
+        """The adjacent sharer layers that each stack entry reads, around its `layer_map`."""
         last = self.config.sharer_geometry.layers - self.sources  # at the ends windows move inwards
         starts = [min(max(s - (self.sources - 1) // 2, 0), last) for s in self.config.layer_map]
         return [list(range(a, a + self.sources)) for a in starts]
 
     def window(self, entries: Tensor) -> Tensor:
-        """Returns the input of each stack entry (L, T, sources·s) from all sharer layers (S, T, s)."""
+        """Returns the input of each stack entry (L, T, sources·s), from all layers (S, T, s)."""
         index = torch.tensor(self.windows, device=entries.device)  # (L, sources)
         L, T = index.shape[0], entries.shape[1]
         return entries[index].transpose(1, 2).reshape(L, T, self.width_in)
@@ -150,12 +150,12 @@ class DenseAdapter(Adapter):
         return standard(x, self.input_mean, self.input_scale, CLAMP)
 
     def message(self, sharer: Tensor) -> Tensor:
-        """Returns the code (L, T, r) of content entries (L, T, sources·s); without rank, them standardised."""
+        """Returns the code (L, T, r) of content entries; without rank, the entries standardised."""
         x = self.standard(sharer)
         return linear(x, self.down) if self.rank else x
 
     def forward(self, message: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns content keys and values (L, B, H, N, D) of the receiver from the message (L, B, N, code)."""
+        """Returns content keys and values (L, B, H, N, D) from a message (L, B, N, ·)."""
         L, B, N, _ = message.shape
         R = self.config.receiver_geometry
         x = message.reshape(L, B * N, -1)
@@ -182,7 +182,7 @@ class DenseAdapter(Adapter):
         return out.transpose(1, 2).reshape(L, T, self.width_out)
 
     def blend(self, own_k: Tensor, own_v: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Blends the receiver's own entries with translated ones, all (L, B, H, N, D), keys rotated alike.
+        """Blends own entries with translated ones, all (L, B, H, N, D), keys rotated alike.
 
         Where a gate is shut the own entries stay bit for bit.
         """
@@ -192,7 +192,7 @@ class DenseAdapter(Adapter):
         return gated(own_k, gate_k, keys), gated(own_v, gate_v, values)
 
     def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
-        """Returns the least bytes of: the code, the translated entries, the sharer's layers that are read."""
+        """Returns the least bytes of: code, translated entries, sharer layers that are read."""
         a_token = min(self.code, self.width_out) * len(self.config.layers)
         return min(a_token * fused_tokens * itemsize, self.cache_bytes(sharer_tokens, itemsize))
 

@@ -1,10 +1,10 @@
-"""Fits a dense translation to the receiver's own cache of the same text, before any loss on answers.
+"""Fits a dense translation to the receiver's own cache of the same text, before training.
 
 This is phase I of dense alignment (arXiv 2606.13594). Ridge regression has a closed form: only Gram
-matrices and cross products are kept, so one pass is enough. Low rank is reduced-rank regression: the
-directions in which the fitted values vary most.
+matrices and cross products are kept, so one pass is enough. Low rank is reduced-rank regression:
+the directions in which the fitted values vary most.
 
->>> reconstruct(adapter, lambda: read_pairs(receiver, sharer, documents, adapter.config, lead=2), print)
+>>> reconstruct(adapter, lambda: read_pairs(receiver, sharer, documents, adapter.config, 2), print)
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def reconstruct(adapter: DenseAdapter, pairs: Stream, say: Callable[[str], None]
 
 
 def r2(adapter: DenseAdapter, held: list[Pairs]) -> tuple[Tensor, Tensor] | None:
-    """Returns the explained variance of held-out keys and values, (L,) each; None without tokens."""
+    """Returns the explained variance of held-out keys and of values, (L,); None without tokens."""
     if not held:
         return None
     layers, _, width = held[0].targets.shape
@@ -76,7 +76,7 @@ def _part(pairs: Pairs, keep: Tensor) -> Pairs:
 
 
 def _first(stream: Iterator[Pairs]) -> list[Pairs]:
-    """Returns the batches for the statistics. Raises UserError where there is nothing to measure."""
+    """Returns the batches for the statistics. Raises UserError where there are no tokens."""
     first, tokens = [], 0
     for pairs in stream:
         first.append(pairs)
@@ -93,7 +93,7 @@ def _first(stream: Iterator[Pairs]) -> list[Pairs]:
 
 @torch.no_grad()
 def _measure(adapter: DenseAdapter, first: list[Pairs]) -> tuple[Tensor, Tensor]:
-    """Sets the adapter's statistics. Returns mean and deviation of the sharer's layers, (S, 1, s)."""
+    """Sets the adapter's statistics. Returns mean and deviation of sharer layers, (S, 1, s)."""
     x, y = (torch.cat([getattr(p, name).float() for p in first], 1) for name in ("entries", "targets"))
     mean = x.mean(1, keepdim=True)
     # a floor on the deviation, so that nearly constant channels are not blown up
@@ -152,7 +152,7 @@ def _ridge(
 
 
 def low_rank(W: Tensor, G: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Returns factors (in, r), (r, out) that approximate W (in, out) best for inputs of moment G (in, in).
+    """Returns factors (in, r), (r, out) that approximate W best for inputs of moment G (in, in).
 
     They hold the leading principal directions of the fitted values X·W (reduced-rank regression);
     the code has unit variance.

@@ -84,7 +84,7 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = 
 
 
 def blank(config: AdapterConfig, folder: Path) -> Adapter:
-    """Builds the adapter of a config without storage. Raises UserError where that cannot be done."""
+    """Builds the adapter of a config without storage. Raises UserError where that fails."""
     try:
         with torch.device("meta"):
             return build(config)

@@ -1,7 +1,8 @@
 """Adapters on the Hub: pushed with their card, pulled whole or not at all.
 
-A repository holds the three files of an adapter folder, at its root or in a subfolder. `pull` looks in the mirror, on the Hub and in the Hub's
-cache, checks what it got by loading it, and only then puts it in place: a truncated or foreign download never replaces a good adapter.
+A repository holds the three files of an adapter folder, at its root or in a subfolder. `pull` looks
+in the mirror, on the Hub and in the Hub's cache, loads the files to check them, and only then puts
+them in place: a truncated or foreign download never replaces a good adapter.
 
 >>> pull("org/smollm2-lcfx", Path("adapters/smollm2-lcfx"))
 >>> push(Path("adapters/mine"), "me/mine", private=True)
@@ -35,8 +36,8 @@ def pull(
 ) -> Path:
     """Puts an adapter of the Hub into `out` (default `adapters/<name>`) and returns the folder.
 
-    Raises UserError: a name that is no Hub id, an `out` that is taken, nothing found (with what was tried), files that are no whole adapter
-    of this version.
+    Raises UserError: a name that is no Hub id, an `out` that is taken, nothing found
+    (with the places that were tried), files that are no complete adapter of this version.
     """
     from lcfbench.adapters.files import load, making
 
@@ -47,7 +48,7 @@ def pull(
     place = out or Path("adapters") / (Path(subfolder).name or repo_id.partition("/")[2])
     with making(place, force) as folder:
         source = _find(repo_id, revision, subfolder, offline)
-        read_config(source)  # a future format is told before anything else is read
+        read_config(source)  # a later format is refused before anything else is read
         for name in FILES:
             if (source / name).is_file():
                 _check_content(source / name)
@@ -65,10 +66,11 @@ def push(
     message: str | None = None,
     offline: bool = False,
 ) -> str:
-    """Uploads an adapter's weights, config and card in one commit; creates the repository, and the branch `revision`, where there is none.
+    """Uploads an adapter's weights, config and card in one commit. Returns the commit's address.
 
-    Returns the commit's address. Nothing of the folder but these three files leaves the machine. Raises UserError: a folder that holds no whole
-    adapter, no token, no right to write, no connection, a public repository where a private one was asked for.
+    Creates the repository, and the branch `revision`, where there is none. No other file of the
+    folder leaves the machine. Raises UserError: a folder without a complete adapter, no token, no
+    right to write, no connection, a public repository where a private one was asked for.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 
@@ -78,14 +80,11 @@ def push(
     check_id(repo_id)
     adapter = load(folder)
     if offline or constants.HF_HUB_OFFLINE:
-        raise UserError(
-            f"cannot push {folder}: {'offline was asked for' if offline else 'HF_HUB_OFFLINE is set'}.",
-            "Push from a machine online.",
-        )
+        why = "offline was asked for" if offline else "HF_HUB_OFFLINE is set"
+        raise UserError(f"cannot push {folder}: {why}.", "Push from a machine online.")
     if not get_token():
-        raise UserError(
-            f"no token, so nothing can be pushed to {repo_id}.", f"{LOGIN} to one that may write."
-        )
+        step = f"{LOGIN} to one that may write."
+        raise UserError(f"no token, so nothing can be pushed to {repo_id}.", step)
     text = (folder / CARD).read_text(errors="replace") if (folder / CARD).is_file() else card(adapter)
     text = refreshed(text, adapter.config).replace(REPO, repo_id)
     api = HfApi()
@@ -106,24 +105,23 @@ def push(
         CommitOperationAdd(CONFIG, folder / CONFIG),
         CommitOperationAdd(WEIGHTS, folder / WEIGHTS),
     ]
-    told = message or f"Upload {adapter.config.kind} adapter {weights_sha256(folder)[:12]}"
-    return str(
-        ask(lambda: api.create_commit(repo_id, operations, commit_message=told, revision=revision)).commit_url
-    )
+    title = message or f"Upload {adapter.config.kind} adapter {weights_sha256(folder)[:12]}"
+    made = ask(lambda: api.create_commit(repo_id, operations, commit_message=title, revision=revision))
+    return str(made.commit_url)
 
 
 def check_id(repo_id: str) -> None:
-    """Raises UserError for what is no `org/name`."""
-    if (
-        not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII)
-        or ".." in repo_id
-        or repo_id.startswith((".", "-"))
-    ):
+    """Raises UserError for a name that is not `org/name`."""
+    fits = re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII)
+    if not fits or ".." in repo_id or repo_id.startswith((".", "-")):
         raise UserError(f"{repo_id!r} is not a Hub repository.", "Name one as ORG/NAME.")
 
 
 def _find(repo_id: str, revision: str | None, subfolder: str, offline: bool) -> Path:
-    """The folder that holds the adapter: in the mirror, freshly from the Hub, or in its cache. Raises UserError with all that was tried."""
+    """Finds the adapter's folder: in the mirror, freshly from the Hub, or in the Hub's cache.
+
+    Raises UserError that lists the places that were tried.
+    """
     tried = []
     if (root := mirror()) is None:
         tried.append("mirror: LCFBENCH_MIRROR is not set")
@@ -142,7 +140,7 @@ def _find(repo_id: str, revision: str | None, subfolder: str, offline: bool) -> 
     except hub.HubError as error:
         why, answered = _phrase(error), bool(commit) or hasattr(error.__cause__, "response")
         tried.append(f"Hub: {why}")
-    if not answered:  # what it refuses now is not taken from the cache either
+    if not answered:  # a copy that the Hub refuses now is not taken from the cache either
         try:
             found = _inside(_snapshot(repo_id, revision, subfolder, None, local_files_only=True), subfolder)
             say(f"{repo_id}: Hub: {why}; taken from its cache, commit {_commit_of(found, subfolder)}")
@@ -156,7 +154,7 @@ def _find(repo_id: str, revision: str | None, subfolder: str, offline: bool) -> 
 
 
 def _snapshot(repo_id: str, wanted: str | None, subfolder: str, branch: str | None, **how: Any) -> Path:
-    """A commit's three files in the Hub's cache; `branch` is noted there, so that it is found again without the Hub."""
+    """Returns a commit's files in the Hub's cache, and notes `branch` there for use offline."""
     from huggingface_hub import snapshot_download
 
     patterns = [f"{subfolder}/{name}" if subfolder else name for name in FILES]
@@ -182,10 +180,10 @@ def _commit_of(folder: Path, subfolder: str) -> str:
 
 
 def _check_content(path: Path) -> None:
-    """Large files lie in the Hub's cache under the sha256 the Hub named. Raises UserError where the content is another."""
+    """Raises UserError where a large file's content is not of the sha256 that the Hub named."""
     from lcfbench.provenance import file_sha256
 
-    named = path.resolve().name
+    named = path.resolve().name  # the Hub's cache calls large files by their sha256
     if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", named) and file_sha256(path) != named:
         raise UserError(
             f"{path.name} is damaged: its sha256 is not the one the Hub names.",
@@ -202,7 +200,7 @@ def _ask(request: Callable[[], Any], what: str) -> Any:
 
 
 def _phrase(error: hub.HubError) -> str:
-    """Why the Hub did not help, by the status of its answer where it gave one."""
+    """Returns why the Hub did not help, by the status of its answer where it gave one."""
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     cause = error.__cause__
@@ -213,11 +211,8 @@ def _phrase(error: hub.HubError) -> str:
         return "a file that it lists is not there"
     if isinstance(cause, RepositoryNotFoundError) or status is None:
         return str(error).rstrip(".")
-    return {
-        401: "it does not accept the token (401)",
-        403: "the token may not do this (403)",
-        404: "no such repository (404)",
-    }.get(status, f"it answered {status}")
+    known = {401: "it does not accept the token (401)", 403: "the token may not do this (403)"}
+    return (known | {404: "no such repository (404)"}).get(status, f"it answered {status}")
 
 
 def _next_step(why: str, repo_id: str) -> str:

@@ -122,7 +122,7 @@ class LCFAdapter(Editor):
         return edits[0], edits[1]
 
     def calibrate(self, sharer: Tensor, receiver: Tensor) -> None:
-        """Sets the input statistics from examples without padding: sharer (L, T, s), receiver (L, T', r)."""
+        """Sets the input statistics from entries of sharer (L, T, s) and receiver (L, T', r)."""
         for side, x in (("sharer", sharer.float()), ("receiver", receiver.float())):
             getattr(self, f"{side}_mean").copy_(x.mean(1, keepdim=True))
             # a floor on the deviation, so that nearly constant channels are not blown up

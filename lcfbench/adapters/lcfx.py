@@ -96,12 +96,12 @@ class LCFXAdapter(lcf.LCFAdapter):
         return torch.cat([lcf.flat(weight @ span_k), lcf.flat(weight @ span_v)], -1)
 
     def flops(self, positions: int) -> float:
-        """Counts the pool and the sharer's half of W_down once a document, the rest at every position."""
+        """Counts pool and sharer's half of W_down once a document, the rest at every position."""
         once = self.down_sharer.numel() + self.query_base.numel() + self.query_layer.numel()
         return 2.0 * (once + (self.params - once) * positions)
 
     def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
-        """Counts one pooled entry a layer: d projected numbers, or its s numbers where they are fewer."""
+        """Counts one pooled entry a layer: d projected numbers, or s where they are fewer."""
         return len(self.config.layers) * min(self.width, 2 * self.config.sharer_geometry.kv_width) * itemsize
 
 

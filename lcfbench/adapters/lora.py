@@ -26,8 +26,8 @@ class LoraAdapter(Adapter):
     """Low-rank weights. B starts as zero, A as in PEFT. Gates are always open.
 
     rank: columns of A and B. params: about how many parameters, instead of the rank (see
-    `rank_for`). scale: α/rank. targets: modules by their last name, `q_proj+v_proj`, or `all` linear
-    ones of a layer. shapes: from the model.
+    `rank_for`). scale: α/rank. targets: modules by their last name, `q_proj+v_proj`, or `all`
+    linear ones of a layer. shapes: from the model.
     """
 
     title = "LoRA"
@@ -72,7 +72,7 @@ class LoraAdapter(Adapter):
 
 
 def checked(shapes: Any) -> dict[str, tuple[int, int]]:
-    """Returns the shapes of the target modules. Raises UserError where they are missing or damaged."""
+    """Returns the shapes of the target modules. Raises UserError for missing or damaged ones."""
     if shapes is None:
         raise UserError(
             "the size of a lora adapter depends on the receiver's modules, not on its cache alone.",

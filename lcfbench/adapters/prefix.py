@@ -1,8 +1,8 @@
 """Latent prefix: learned slots read the sharer's cache and become cache entries of the receiver.
 
-Per receiver layer, each of `T` slots attends the whole aligned sharer layer with a query of its own.
-It is standardised, goes down to `d` numbers (the message), through two residual FFN blocks, and up
-to the content (keys without rotary positions) of one entry: `entry = base + g·up(z)`. `base` is
+Per receiver layer, each of `T` slots attends the whole aligned sharer layer with its own query. The
+result is standardised, goes down to `d` numbers (the message), through two residual FFN blocks, and
+up to the content (keys without rotary positions) of one entry: `entry = base + g·up(z)`. `base` is
 learned and starts as the receiver's own last entries. The method decides where the entries stand.
 """
 
@@ -88,7 +88,7 @@ class PrefixAdapter(Adapter):
         self.base = nn.Parameter(torch.zeros(L, T, 2 * R.kv_width))
 
     def pool(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Returns what each slot reads, (L, B, T, s), of sharer layers (L, B, H, M, D) under mask (B, M)."""
+        """Pools sharer layers (L, B, H, M, D) under mask (B, M) into slots (L, B, T, s)."""
         score = torch.einsum("lhtd,lbhmd->lbhtm", self.query.float(), keys.float())
         score = score / math.sqrt(keys.shape[-1])
         if self.pool_start == "last":
@@ -107,10 +107,7 @@ class PrefixAdapter(Adapter):
         return linear(sharer.flatten(1, 2), self.down).unflatten(1, sharer.shape[1:3])
 
     def forward(self, message: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Returns content keys and values (L, B, H, T, D) of the receiver from the message (L, B, T, d).
-
-        noise: see `Adapter.gates`.
-        """
+        """Returns content keys and values (L, B, H, T, D) from the message (L, B, T, d)."""
         L, B, T, _ = message.shape
         z = (message + self.slot_embedding.to(message.dtype)[:, None]).flatten(1, 2)
         z = z + linear(F.gelu(linear(rms_norm(z, self.norm1), self.ffn1_in)), self.ffn1_out)
@@ -124,9 +121,9 @@ class PrefixAdapter(Adapter):
         return gated(base[0], gate_k, edit[0]), gated(base[1], gate_v, edit[1])
 
     def calibrate(self, pooled: Tensor) -> None:
-        """Sets the input statistics from pooled slots of examples (L, B, T, s), with `standardise` only.
+        """Sets the input statistics from pooled slots of examples (L, B, T, s), if `standardise`.
 
-        A floor on the deviation keeps nearly constant channels small; with B = 1 only the floor is left.
+        A floor on the deviation keeps nearly constant channels small; B = 1 leaves only the floor.
         """
         if not self.standardise:
             return
@@ -142,13 +139,13 @@ class PrefixAdapter(Adapter):
             self.base.copy_(torch.cat([flat(x[:, None])[:, 0] for x in (keys, values)], -1))
 
     def flops(self, positions: int) -> float:
-        """Counts, for a sharer that read `positions` tokens, the pool and the matrices of every slot."""
+        """Counts the pool over `positions` sharer tokens, and the matrices of every slot."""
         pool = 3 * self.query.numel() * positions  # scores, and the weighted sums of keys and of values
         matrices = self.down, self.ffn1_in, self.ffn1_out, self.ffn2_in, self.ffn2_out, self.up
         return 2.0 * (pool + sum(w.numel() for w in matrices) * self.slots)
 
     def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
-        """Returns the bytes of `slots · width` numbers a layer, or of the sharer's cache where they are fewer."""
+        """Returns the bytes of `slots · width` numbers a layer, or of the cache if fewer."""
         a_slot = min(self.width, 2 * self.config.sharer_geometry.kv_width)
         numbers = len(self.config.layers) * self.slots * a_slot
         return min(numbers * itemsize, self.cache_bytes(sharer_tokens, itemsize))

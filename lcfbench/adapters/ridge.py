@@ -1,4 +1,4 @@
-"""Linear maps fitted from a stream: Gram and cross products are summed batch by batch, no token is kept.
+"""Linear maps fitted from a stream: Gram and cross products are summed, no token is kept.
 
 >>> scale = Scale.of([x for x, _ in batches[:8]])
 >>> ridge = Ridge(inputs=512, outputs=384)
@@ -92,7 +92,7 @@ class Ridge:
         return (self.y_sum / max(self.tokens, 1)).float()
 
     def moment(self, penalty: float = PENALTY) -> Tensor:
-        """Returns the inputs' covariance (inputs, inputs) in fp64, with the penalty on its diagonal."""
+        """Returns the inputs' covariance in fp64, with the penalty on its diagonal."""
         mean = self.x_sum / self.tokens
         out = self.gram / self.tokens - torch.outer(mean, mean)
         out.diagonal().add_(penalty)
@@ -134,7 +134,7 @@ class Held:
         self.squares += (y - self.shift).square().sum(0, dtype=torch.float64)
 
     def r2(self, groups: int = 1) -> Tensor:
-        """Returns the share of explained variance (groups,), for equal groups of neighbouring channels.
+        """Returns the explained variance (groups,), for equal groups of neighbouring channels.
 
         1 is exact, 0 no better than the held-out mean, below 0 worse.
         """

@@ -52,7 +52,7 @@ def task_texts(name: str, tokens: int, seed: int, offline: bool, options: Mappin
 
 
 def file_texts(file: Path) -> list[str]:
-    """Returns the paragraphs of a file, long ones in pieces. Raises UserError for an unreadable file."""
+    """Returns the paragraphs of a file, long ones cut. Raises UserError for an unreadable file."""
     try:
         lines = file.read_text(encoding="utf-8").strip().split("\n\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -94,7 +94,7 @@ def split(texts: Sequence[AlignedText]) -> tuple[list[AlignedText], list[Aligned
 
 
 def content(lm: LanguageModel, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Tensor:
-    """Returns (L, T, 2·H·D) in fp32: content keys, then values, of these tokens of each prompt in turn."""
+    """Returns content keys, then values, of the tokens of each prompt: (L, T, 2·H·D) in fp32."""
     kv = lm.prefill([p.ids for p in prompts])
     kv = lm.content_keys(replace(kv, keys=kv.keys.float(), values=kv.values.float()))
     index, real = columns_of(tokens, prompts, kv)
@@ -104,7 +104,7 @@ def content(lm: LanguageModel, prompts: Sequence[Prompt], tokens: Sequence[Seque
 def entries(
     receiver: LanguageModel, sharer: LanguageModel, texts: Sequence[AlignedText], size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields batches (x, y) of aligned entries: the sharer's (S, T, s), the receiver's (L, T, r)."""
+    """Yields batches of aligned entries: the sharer's (S, T, s), the receiver's (L, T, r)."""
     order = sorted(texts, key=lambda t: -len(t.mine.ids))
     for i in range(0, len(order), size):
         some = order[i : i + size]

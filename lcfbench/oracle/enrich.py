@@ -1,4 +1,4 @@
-"""Cache enrichment: how much better would a model answer if its cache of the question had seen more?
+"""Cache enrichment: how much would a model gain if its cache of the question had seen more?
 
 The model reads a text in front of the question (examples, or the context of the other side of a
 pair), and the cache of that text is dropped: the rest is as long as the question's own cache, but
@@ -7,7 +7,7 @@ conditions answer the same documents:
 
 - direct: the question alone. Equal, bit for bit, to the method `receiver`.
 - kept: everything stays in the cache (few-shot; or both texts).
-- oracle: only the question's slice of that cache. Its gain over direct bounds that of a cache editor.
+- oracle: only the question's slice of that cache. Its gain bounds that of any cache editor.
 
 Per layer, the enriched slice is in one layer and all others are direct. All share two prefills.
 
@@ -121,10 +121,10 @@ def measure(
 ) -> pd.DataFrame:
     """Returns a row for each document and condition.
 
-    Columns: doc_id, doc_hash, doc_index, condition (direct, kept, oracle, layer), layer (of `layer`,
-    else null), score (the task's metric), gold_ll (log-likelihood of the right choices, summed over
-    the steps; null where the answer is written), prediction, question_tokens and kept_tokens (of the
-    two prompts), slice_tokens (cache entries that were exchanged).
+    Columns: doc_id, doc_hash, doc_index, condition (direct, kept, oracle, layer), layer (of
+    `layer`, else null), score (the task's metric), gold_ll (log-likelihood of the right choices,
+    summed over the steps; null where the answer is written), prediction, question_tokens and
+    kept_tokens (of the two prompts), slice_tokens (cache entries that were exchanged).
     """
     index = {d.hash: i for i, d in enumerate(documents)}
     rows: list[dict[str, Any]] = []

@@ -1,8 +1,9 @@
 """The folders of oracle runs. Imports no torch.
 
-An oracle measures before any training what could be gained: `enrich` puts into one model's cache what
-the same model writes when it has read more; `transform` fits a linear map between two models' caches.
-Each leaves a folder `results/oracle/<name>-<digest>/`: `manifest.json`, `rows.parquet`, plots.
+An oracle measures before any training how much could be gained: `enrich` puts into a model's cache
+the entries that it writes when it has read more; `transform` fits a linear map between the caches
+of two models. Each leaves a folder `results/oracle/<name>-<digest>/` with manifest.json,
+rows.parquet and plots.
 
 >>> run = OracleRun.of(Path("results"), "enrich", identity)
 >>> if not run.finished(): run.keep({"rows": rows}, identity, {"documents": 64})

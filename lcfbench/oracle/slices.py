@@ -1,4 +1,4 @@
-"""Slices of caches: the question's entries of a cache that has seen more, in the question's own cache.
+"""Slices of caches: a question's entries of a cache that has seen more, in its own cache.
 
 >>> kept = lm.read([enriched_prompt(lm, d, "examples", shown) for d in documents])
 >>> state = oracle(lm.read(prompts), kept)
@@ -22,7 +22,7 @@ SINK = 2  # first tokens of a prompt, which stay direct: much attention goes to 
 
 
 def answered(document: Document) -> str:
-    """Returns the right answer in full: its beginning, every step's right choice, the leads between."""
+    """Returns the right answer in full: beginning, every step's right choice, leads between."""
     text, golds = document.receiver.prefix, list[str]()
     for number, step in enumerate(document.steps):
         text += step.led(golds).removeprefix(golds[-1]) if number else ""
@@ -63,7 +63,7 @@ def _with_context(document: Document) -> str:
 
 
 def sliced(direct: Prompt, kept: Prompt) -> int:
-    """Returns the number of tokens in the question's slice, the last one included, which has no entry.
+    """Returns the number of tokens in the question's slice, with the last, which has no entry.
 
     The slice is the common ending of both prompts, from the first token of the question's own text
     on; the template's tokens in front of it and the first `SINK` tokens are not part of it.

@@ -5,7 +5,7 @@ layer a ridge regression in closed form goes from the sharer's standardised keys
 positions taken out) to the receiver's. Every fifth text is held out. Only sums over the tokens are
 kept (`adapters/ridge.py`), so held-out texts are read once more. Nothing is trained by steps.
 
->>> run_transform(Transform(task="splitfacts", map="best"), say=print)                # doctest: +SKIP
+>>> run_transform(Transform(task="splitfacts", map="best"), say=print)        # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> OracleRun:
 
 @dataclass
 class Group:
-    """Receiver layers that are mapped from the same sharer layers: one Gram matrix serves them all."""
+    """Receiver layers mapped from the same sharer layers: one Gram matrix serves them all."""
 
     sources: tuple[int, ...]
     layers: list[int]
@@ -103,7 +103,7 @@ class Group:
 
 
 def grouped(map_name: str, count: int, receiver: LanguageModel, sharer: LanguageModel) -> list[Group]:
-    """Groups receiver layers by the sharer layers they read; with `best` each reads each, singly."""
+    """Groups receiver layers by the sharer layers they read; with `best` each reads each."""
     L, S = receiver.geometry.layers, sharer.geometry.layers
     readers: dict[tuple[int, ...], list[int]] = {}
     if map_name == "best":

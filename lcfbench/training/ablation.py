@@ -29,7 +29,7 @@ Found = dict[tuple[str, str], dict[str, float]]  # (variant, control) → mean s
 
 @dataclass
 class Tally:
-    """Sums over documents: the task's score, and the mean log-likelihood of a token of the gold answer."""
+    """Sums over documents: the score, and the mean log-likelihood of a gold token."""
 
     score: float = 0.0
     loglik: float = 0.0
@@ -57,7 +57,7 @@ class Bench:
         return create(self.mode, self.receiver, self.sharer, adapter, self.options)
 
     def check(self, adapter: Adapter) -> None:
-        """Raises UserError where the adapter, or one with a layer less, does not serve these documents."""
+        """Raises UserError where the adapter, or one with a layer less, cannot serve."""
         self.method(adapter).check(self.documents[0])
         layers = len(adapter.config.layers)
         if layers < 2:
@@ -103,7 +103,7 @@ class Bench:
 
 
 def method_for(kind: str, trained_as: str | None = None) -> str:
-    """Returns the method that runs adapters of a kind: the one trained under, else the kind's own."""
+    """Returns the method that runs a kind: the one it was trained under, else its own."""
     able = [name for name in method_names() if kind in method_class(name).adapter_kinds]
     if not able:
         raise UserError(f"no method of this version runs {kind} adapters.", "Upgrade lcfbench.")

@@ -35,8 +35,15 @@ if TYPE_CHECKING:
 FLOOR = 0.02  # of the peak learning rate: the last steps still learn
 KEPT = ("curve", "best", "failed", "steps_done", "seconds")  # in a checkpoint, as they are
 RECORDED = {
-    "task_options", "targets", "loss_mean", "batch_size", "lr", "weight_decay", "clip", "dev_documents",
-}  # fmt: skip
+    "task_options",
+    "targets",
+    "loss_mean",
+    "batch_size",
+    "lr",
+    "weight_decay",
+    "clip",
+    "dev_documents",
+}
 
 
 @dataclass
@@ -45,8 +52,8 @@ class AdapterTraining:
 
     senders: by document hash the document whose message is read; without it each document's own.
     contexts: `shared`, `different`, as the examples have them. curve: a point for each dev
-    evaluation. best: matched dev score and weights. failed: why it has stopped. loss, right, weight:
-    sums over the batch so far. last: values of the last step, for the log.
+    evaluation. best: matched dev score and weights. failed: why it has stopped. loss, right,
+    weight: sums over the batch so far. last: values of the last step, for the log.
     """
 
     spec: AdapterSpec
@@ -85,7 +92,7 @@ class AdapterTraining:
 
     @contextmanager
     def own_randomness(self) -> Iterator[None]:
-        """Draws random numbers inside from this adapter's state, and leaves the global one alone."""
+        """Draws random numbers from this adapter's state, and leaves the global one alone."""
         device = self.method.receiver.device
         outside = _random_state(device)
         if self.random:
@@ -98,7 +105,7 @@ class AdapterTraining:
             self.random = _random_state(device)
             _set_random_state(outside, device)
 
-    # -- a step ---------------------------------------------------------------------------------------
+    # -- a step -----------------------------------------------------------------------------------
 
     def backward(
         self, documents: Sequence[Document], share: float, backward: Callable[[Tensor], None]
@@ -137,12 +144,13 @@ class AdapterTraining:
             grad = p.grad if p.grad is not None else torch.zeros_like(p)
             p.grad = accelerator.reduce(grad, "sum")  # type: ignore[assignment]
         sums = torch.tensor([self.loss, self.right, self.weight], device=accelerator.device)
-        self.loss, self.right, self.weight = accelerator.reduce(sums, "sum").tolist()  # type: ignore[union-attr]
+        summed: Any = accelerator.reduce(sums, "sum")
+        self.loss, self.right, self.weight = summed.tolist()
 
     def step(self, seconds: float) -> bool:
         """Does one optimiser step on the gradients; `seconds` is the time that they took.
 
-        Where loss or gradient is not finite, no weight changes, `failed` is set, and False returned.
+        Where loss or gradient is not finite, no weight changes and `failed` is set: False.
         """
         self.last = {"loss": self.loss / self.weight, "tokens_right": self.right / self.weight}
         if self.recipe.loss_mean == "token":
@@ -168,10 +176,10 @@ class AdapterTraining:
         self.optimiser.zero_grad(set_to_none=True)
         self.loss = self.right = self.weight = 0.0
 
-    # -- choosing and keeping -------------------------------------------------------------------------
+    # -- choosing and keeping ---------------------------------------------------------------------
 
     def judge(self, point: dict[str, Any]) -> None:
-        """Adds a point of the dev curve; keeps the weights with the best matched mean, later ones first."""
+        """Adds a point of the dev curve; keeps the weights with the best matched mean."""
         self.curve.append(point)
         matched = [v for k, v in point.items() if k.endswith("/matched")]
         mean = sum(matched) / len(matched)

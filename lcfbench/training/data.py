@@ -34,7 +34,7 @@ _FORM = "Write TASK or chat:DATASET[:CONFIG], with *WEIGHT behind it if the sour
 
 @dataclass(frozen=True)
 class Source:
-    """One source of a mixture. weight: its share of the examples, against the other sources' weights."""
+    """One source of a mixture. weight: its share of the examples, relative to the others'."""
 
     kind: Literal["task", "chat"]
     name: str
@@ -47,7 +47,7 @@ class Source:
 
 
 def parse_source(text: str) -> Source:
-    """Reads `TASK[*WEIGHT]` or `chat:DATASET[:CONFIG][*WEIGHT]`. Raises UserError for another form."""
+    """Reads `TASK[*WEIGHT]` or `chat:DATASET[:CONFIG][*WEIGHT]`. Raises UserError else."""
     name, star, given = text.strip().partition("*")
     name = name.strip()
     weight = _number(given) if star else 1.0
@@ -127,7 +127,7 @@ def shares(weights: Sequence[float], count: int) -> list[int]:
 def _of_task(
     task: Task, number: int, scoring: Scoring | None, split: str, receiver_chat: bool
 ) -> Iterator[Document]:
-    """Yields the documents of a task; more of the same order when the first `number` are too few."""
+    """Yields the documents of a task; more of them when the first `number` are too few."""
     chosen = scoring if scoring in task.scorings else None
     given, limit = 0, number
     while True:
@@ -146,7 +146,7 @@ def _take(
     dropped: Counter[str],
     say: Callable[[str], None] | None,
 ) -> list[Document]:
-    """Returns the first `number` documents that fit, repeated from the front when there are fewer."""
+    """Returns the first `number` documents that fit, repeated when there are fewer."""
     taken: list[Document] = []
     tried = 0
     while len(taken) < number and (document := next(stream, None)) is not None:
@@ -198,7 +198,7 @@ class _Fits:
         return render(view, lm.tokenizer, chat=chat, choices=bool(document.steps))
 
     def _surely(self, document: Document) -> bool:
-        """Tells by bytes that a document fits: no token is shorter than one, so most need no tokenizer."""
+        """Tells by bytes that a document fits (no token is shorter): most need no tokenizer."""
         answer = document.gold + "".join(s.lead + s.choices[s.gold[0]] for s in document.steps)
         views = (document.receiver, document.sharer)
         texts = ((v.user, v.prefix, answer, *(t for _, t in v.history)) for v in views)

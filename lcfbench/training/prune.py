@@ -1,7 +1,7 @@
 """Prunes layers of a trained adapter, without fine-tuning: most can go (LCF, arXiv 2605.22863v2).
 
-1. Layers with shut gates go. 2. Layers that hurt go, found by leaving out one layer at a time on the
-*dev* split. 3. The rest are ranked by the loss of score without them, and the first K stay. All
+1. Layers with shut gates go. 2. Layers that hurt go, found by leaving out one layer at a time on
+the *dev* split. 3. The rest are ranked by the loss of score without them, and the first K stay. All
 ablations of a batch share its two prefills, so that they take minutes, not a run a layer.
 
 >>> recipe = PruneRecipe(adapter=Path("adapters/mine"), dev="splitfacts", keep=9)
@@ -146,7 +146,7 @@ def ablate(
 
 
 def audit(adapter: Adapter) -> list[int]:
-    """Returns the stack indices whose gates let keys or values through; soft ones at least `SHUT`."""
+    """Returns the stack indices with open gates; soft ones count from `SHUT` on."""
     if adapter.gate_mode == "soft":
         return (torch.sigmoid(adapter.gate_logit.float()) >= SHUT).any(1).nonzero()[:, 0].tolist()
     return adapter.open_layers()
@@ -196,7 +196,7 @@ def means_of(found: Found, name: str) -> dict[str, Any]:
 
 
 def save_pruned(recipe: PruneRecipe, report: dict[str, Any], keep: list[int], began: float) -> dict[str, Any]:
-    """Saves the kept layers with card, report and figure, whole or not at all. Returns the full report."""
+    """Saves the kept layers with card, report and figure. Returns the full report."""
     from lcfbench.analysis.plots.layers import draw_layers  # matplotlib is slow to import
 
     shorter = load(recipe.adapter).select(keep)  # from the file again: as exact as it was saved

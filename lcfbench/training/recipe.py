@@ -26,7 +26,7 @@ CHECKPOINT = "checkpoint.pt"
 
 
 class TrainRecipe(Settings):
-    """One training. Defaults are the small-scale recipe that converges in minutes on two CPU cores."""
+    """One training. Defaults are the small-scale recipe that converges in minutes on a CPU."""
 
     adapters: list[str] = Field(
         ["lcf"], description="Adapters to train side by side: METHOD or METHOD:key=value,… each."
@@ -36,7 +36,7 @@ class TrainRecipe(Settings):
     )
     task: list[str] = Field(
         ["splitfacts"],
-        description="Sources of examples, comma-separated: TASK or chat:DATASET, each with *WEIGHT or without.",
+        description="Sources of examples, comma-separated: TASK[*WEIGHT] or chat:DATASET[*WEIGHT].",
     )
     dev: list[str] | None = Field(
         None,
@@ -121,7 +121,7 @@ class TrainRecipe(Settings):
         return max(round(self.warmup * self.steps if self.warmup < 1 else self.warmup), 1)
 
     def specs(self) -> list[AdapterSpec]:
-        """Returns the adapters to train. Raises UserError for an unreadable entry, or one named twice."""
+        """Returns the adapters to train. Raises UserError for a wrong entry, or one named twice."""
         made = [AdapterSpec.parse(text, self.seed) for text in self.adapters]
         labels = [s.label for s in made]
         if twice := {label for label in labels if labels.count(label) > 1}:
@@ -131,7 +131,7 @@ class TrainRecipe(Settings):
         return made
 
     def digest(self) -> str:
-        """Returns a digest of all that changes the result: a checkpoint goes on only under the same."""
+        """Returns a digest of all that changes the result; a checkpoint needs the same."""
         other = {"out", "offline", "force", "tracker", "save_every", "device", "accumulate"}
         return digest({"checkpoint": 2, **self.model_dump(mode="json", exclude=other)})[:16]
 
@@ -187,7 +187,7 @@ class AdapterSpec:
 
     seed: of its initial weights (the order of examples is the training's own). senders: `deranged`
     trains it on messages of other documents; what it gains then is adaptation. supervise: the steps
-    of an answer that count. kind: of adapter, where the method takes several (`identical:kind=c2c`).
+    of an answer that count. kind: of adapter, where a method takes several (`identical:kind=c2c`).
     """
 
     mode: str

@@ -52,7 +52,7 @@ def accelerator_of(recipe: TrainRecipe) -> Accelerator:
             "float16 gradients vanish without scaling.",
             "Train with --dtype bfloat16, or float32 where that is not to be had.",
         )
-    # no autocast: models run in their own dtype, adapters keep fp32 weights and compute in the models' dtype
+    # no autocast: adapters keep fp32 weights and compute in the models' dtype
     made = Accelerator(
         cpu=cpu,
         mixed_precision="no",
@@ -83,7 +83,7 @@ def trainable(spec: AdapterSpec) -> type[Method]:
 
 
 def data_of(recipe: TrainRecipe, pair: Pair, say: Callable[[str], None]) -> tuple[list[Document], Dev]:
-    """Returns the examples, and the documents of each dev task. Raises UserError where there are none."""
+    """Returns examples and dev documents. Raises UserError where there are none."""
     sources = [data.parse_source(text) for text in recipe.task]
     examples = data.examples(
         sources,
@@ -134,8 +134,7 @@ def trainings_of(recipe: TrainRecipe, pair: Pair, examples: Sequence[Document]) 
         kind = adapter_kind(method_kind, contexts, spec)
         receiver, sharer = pair.models_for(method_kind.roles)
         names = pair.names if receiver is not sharer else (pair.names[0], pair.names[0])
-        # with one adapter every option is its own, and an unknown one is named with its nearest; with several
-        # each takes what it knows
+        # of several adapters each takes the options that it knows; a single one must know them all
         general, own = (recipe.options, {}) if len(recipe.adapters) > 1 else ({}, recipe.options)
         for_method, for_adapter, taken = split_options(kind, method_kind, general, own | dict(spec.options))
         used |= taken | set(own)

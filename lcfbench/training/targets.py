@@ -23,7 +23,7 @@ LONGEST = 256  # tokens of a target
 def written_by(
     receiver: CausalLM, documents: Sequence[Document], batch_size: int, say: Callable[[str], None]
 ) -> list[Document]:
-    """Returns the documents with the receiver's greedy answers as gold, without the unanswered ones.
+    """Returns the documents that the receiver answers, with its greedy answers as gold.
 
     Raises UserError where none is left.
     """

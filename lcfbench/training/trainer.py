@@ -1,6 +1,6 @@
 """Trains adapters between two frozen models, through the same `respond` that a run uses.
 
-Several are trained side by side: both models read each batch once, and every adapter learns from it.
+Several are trained side by side: both models read each batch once for all adapters.
 
 >>> recipe = TrainRecipe(adapters=["lcf:width=64", "lcf:width=128"], task=["splitfacts"])
 >>> train(recipe, progress)                                                   # doctest: +SKIP
@@ -179,12 +179,12 @@ class Trainer:
                 one.backward(documents, share, self.accelerator.backward)
 
     def sharing(self) -> AbstractContextManager[None]:
-        """Lets all adapters share equal prefills; a baseline may use other models than its neighbour."""
+        """Lets all adapters share equal prefills; a baseline may use other models."""
         models = (lm for one in self.trainings for lm in (one.method.receiver, one.method.sharer))
         return sharing(dict.fromkeys(models))
 
     def probe(self, longest: list[Document]) -> None:
-        """Runs the longest batch once without a step and reports its memory, before the first step."""
+        """Runs the longest batch once without a step, and reports its memory."""
         device = self.trainings[0].method.receiver.device
         random = [[t.clone() for t in one.random] for one in self.trainings]
         reset_peak_memory(device)
@@ -231,10 +231,10 @@ class Trainer:
         if self._log is not None:
             self._log.add("", self.step, {"examples_per_s": rate, "gates_open": opened})
 
-    # -- choosing and keeping -------------------------------------------------------------------------
+    # -- choosing and keeping ---------------------------------------------------------------------
 
     def evaluate(self) -> None:
-        """Measures the dev accuracy of every adapter, matched and with messages of other documents."""
+        """Measures the dev accuracy of every adapter, matched and deranged."""
         if self.main:
             points: list[dict[str, Any]] = [{"step": self.step, "loss": o.last["loss"]} for o in self.alive]
             for one in self.alive:
@@ -286,7 +286,7 @@ class Trainer:
                 part.replace(path)
 
     def interrupted(self) -> None:
-        """Keeps a checkpoint where no step is half done (else the last one stays), and the best states."""
+        """Keeps a checkpoint where no step is half done, and the best states."""
         if not self.main:
             return
         if self.whole and self.step:

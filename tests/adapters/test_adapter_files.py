@@ -1,4 +1,4 @@
-"""Adapter files that were cut, edited or swapped: each is one line with the next step, none loads as something it is not."""
+"""Adapter files that were cut, edited or swapped: each is one line with the next step."""
 
 from __future__ import annotations
 

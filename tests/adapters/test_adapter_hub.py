@@ -1,4 +1,4 @@
-"""Adapters to and from a Hub: a small HTTP server speaks as much of its API as one commit and one download need, private repositories included."""
+"""Adapters to and from a Hub: a small HTTP server speaks the part of its API that is needed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAIR = ("smollm2-135m", "gemma3-270m")
 
 
 class Server:
-    """Repositories in memory. `token` writes, `reader` reads, others are nobody. `damage` changes what a download gets."""
+    """Repositories in memory: `token` writes, `reader` reads. `damage` changes a download."""
 
     def __init__(self) -> None:
         self.repos: dict[str, dict] = {}
@@ -268,10 +268,23 @@ def test_the_card_is_metadata_the_hub_can_read(adapter):
 
 
 PLAIN = {
-    "method": "lcf", "tasks": ["splitfacts"], "steps": 1, "batch_size": 2, "seed": 0, "data_seed": 0, "senders": "matched", "supervise": "all",
-    "targets": "gold", "loss_mean": "document", "task_options": {}, "method_options": {}, "contexts": ["different"], "beside": [],
-    "device": "cpu", "minutes": 1.0,
-}  # fmt: skip
+    "method": "lcf",
+    "tasks": ["splitfacts"],
+    "steps": 1,
+    "batch_size": 2,
+    "seed": 0,
+    "data_seed": 0,
+    "senders": "matched",
+    "supervise": "all",
+    "targets": "gold",
+    "loss_mean": "document",
+    "task_options": {},
+    "method_options": {},
+    "contexts": ["different"],
+    "beside": [],
+    "device": "cpu",
+    "minutes": 1.0,
+}
 
 
 def card_of(kind: str = "lcfx", **training) -> str:
@@ -334,8 +347,16 @@ def test_the_card_tells_how_a_training_differed(training, says):
 
 
 def test_the_card_shows_test_results():
-    row = {"task": "splitfacts", "mode": "lcf", "control": "matched", "documents": 500, "score": 0.9124, "low": 0.88, "high": 0.935,
-           "message_bytes": 15360.0}  # fmt: skip
+    row = {
+        "task": "splitfacts",
+        "mode": "lcf",
+        "control": "matched",
+        "documents": 500,
+        "score": 0.9124,
+        "low": 0.88,
+        "high": 0.935,
+        "message_bytes": 15360.0,
+    }
     text = card_of(
         results=[row, {"task": "splitfacts", "mode": "receiver", "score": 0.25}], notes="One seed."
     )
@@ -363,8 +384,12 @@ def test_a_private_repository_needs_a_token(server, adapter, monkeypatch):
 
 @pytest.mark.parametrize(
     ("token", "says", "step"),
-    [(None, "no token", "hf auth login"), ("wrong", "does not accept the token|no such repository", "hf auth login"), ("reader", "403", "hf auth login")],
-)  # fmt: skip
+    [
+        (None, "no token", "hf auth login"),
+        ("wrong", "does not accept the token|no such repository", "hf auth login"),
+        ("reader", "403", "hf auth login"),
+    ],
+)
 def test_who_may_not_push_is_told_so_in_one_line(server, adapter, monkeypatch, token, says, step):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)

@@ -1,4 +1,4 @@
-"""Adapter sizes against the published ones, from the geometry alone: every row of methods.md, section 5."""
+"""Adapter sizes against the published ones, from the geometry alone."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_defaults_are_the_published_sizes():
 
 @pytest.mark.parametrize("blocks", [3, 4, 6])
 def test_c2c_formula(blocks):
-    """The formula of methods.md, section 4, with one more block on the way to the edit for each of `blocks` above 3."""
+    """The formula of the parameter count, with one more block to the edit for each above 3."""
     S, T, H, h, i = 12, 40, 5, 24, 20
     receiver, sharer = Geometry(layers=3, kv_heads=H, head_dim=8), Geometry(layers=2, kv_heads=3, head_dim=4)
     options = {"hidden": h, "intermediate": i, "blocks": blocks}

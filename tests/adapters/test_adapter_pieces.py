@@ -1,4 +1,4 @@
-"""Editing a few layers at a time, without gradients, is editing all at once; and both are what the formulas say."""
+"""Editing a few layers at a time, without gradients, equals editing all at once."""
 
 from __future__ import annotations
 

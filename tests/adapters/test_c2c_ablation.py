@@ -59,7 +59,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(3, 2, 5, 32, generator=g), *(torch.randn(3, 2, 2, 5, 8, generator=g) for _ in range(2))
 
 
-# -- ablations --------------------------------------------------------------------------------------------------------------------
+# -- ablations ------------------------------------------------------------------------------------
 
 
 def test_each_level_leaves_its_weights_out():
@@ -183,7 +183,7 @@ def test_every_level_runs_as_a_method(ablation):
     assert all(n > 0 for n in together.message.wire_bytes)
 
 
-# -- shut layers ------------------------------------------------------------------------------------------------------------------
+# -- shut layers ----------------------------------------------------------------------------------
 
 
 def test_shut_layers_retained_give_the_same_bits():
@@ -212,7 +212,7 @@ def test_shut_layers_retained_give_the_same_bits():
 
 @fixtures
 def test_retained_layers_behave_as_the_reference():
-    """The recorded fuser with a layer shut, computed: what the reference's own forward gives there is the receiver's cache."""
+    """The recorded fuser with a layer shut: there the reference returns the receiver's cache."""
     from tests.helpers import reference_document as document
     from tests.helpers import reference_model as lm
 
@@ -233,7 +233,7 @@ def test_retained_layers_behave_as_the_reference():
     )
 
 
-# -- where fusers come from -------------------------------------------------------------------------------------------------------
+# -- where fusers come from -----------------------------------------------------------------------
 
 NAME = "some-lab/Fusers/r1+s1_Fuser"
 

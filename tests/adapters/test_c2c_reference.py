@@ -1,4 +1,4 @@
-"""Our C2C against values recorded from the reference implementation (see the README beside the fixtures for how)."""
+"""Our C2C against values recorded from the reference implementation."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_answer(state: State, run: dict, name: str, kind: str = "") -> None:
     assert written == run[f"{kind}generated_ids"]
 
 
-# -- the fuser alone --------------------------------------------------------------------------------------------------------------
+# -- the fuser alone ------------------------------------------------------------------------------
 
 
 def unit(case: dict, tensors: dict[str, Tensor], name: str) -> C2CAdapter:
@@ -151,14 +151,14 @@ def test_temperature_schedule():
         for step, wide, single, half in schedule["steps"]:
             adapter.anneal(step, steps, first, last)
             assert adapter.temperature == pytest.approx(wide, rel=1e-12)
-            # the reference keeps it in a buffer of the fuser's dtype; ours is a float, so it is never rounded
+            # the reference rounds it to the fuser's dtype; ours is a float
             assert torch.tensor(adapter.temperature, dtype=torch.float32).item() == pytest.approx(
                 single, rel=2e-7
             )
             assert torch.tensor(adapter.temperature, dtype=torch.bfloat16).item() == half
 
 
-# -- whole runs -------------------------------------------------------------------------------------------------------------------
+# -- whole runs -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_raw_text_through_respond_in_one_padded_batch():
 
 
 class Sections(C2C):
-    """C2C on given sections [[length, 1 or −1], …]; the last one is left to run on the edited cache."""
+    """C2C on sections [[length, 1 or −1], …]; the last one is run on the edited cache."""
 
     sections: list[list[int]]
 
@@ -292,14 +292,14 @@ def forced(adapter, c2c: C2C, documents) -> State:
     return c2c.respond(Batch(documents, documents, Clock()))
 
 
-# -- aligned chats, in C2C's padded sections --------------------------------------------------------------------------------------
+# -- aligned chats, in C2C's padded sections ------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "messages", [["What is 2+2?"], ["Hi user", "Größe 😀, yes.", "Bye"]], ids=["one turn", "three turns"]
 )
 def test_remap_is_c2c_s_sections_without_the_padding(messages):
-    """Written out by hand as C2C lays it out (templates padded to equal length, contents fused one after another): same logits."""
+    """Written out by hand in C2C's layout (templates padded to equal length): same logits."""
     receiver, sharer = lm("r1-qwen3"), lm("s1-qwen2", "aligner/tokenizer-sharer")
     adapter = import_c2c(FUSER)
     adapter.config = adapter.config.model_copy(update={"token_alignment": "remap"})
@@ -363,7 +363,7 @@ def test_remap_is_c2c_s_sections_without_the_padding(messages):
     close(receiver.open(both).logits[1:], by_hand.logits)
 
 
-# -- reading the folder -----------------------------------------------------------------------------------------------------------
+# -- reading the folder ---------------------------------------------------------------------------
 
 
 def test_import_save_load(tmp_path):

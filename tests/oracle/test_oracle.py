@@ -1,4 +1,4 @@
-"""Oracles on tiny random models: slices that change nothing where nothing stood in front, ridge maps against planted relations, and the two verbs."""
+"""Oracles on tiny random models: slices, ridge maps against planted relations, the two verbs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def scores(state, documents):
     return [ll for o in outcomes for step in o.loglikelihoods for ll, _ in step]
 
 
-# -- slices -----------------------------------------------------------------------------------------------------------------------------
+# -- slices ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -89,7 +89,7 @@ def test_the_slice_is_the_questions_and_nothing_else(chat, family):
 
 
 def test_a_moved_slice_has_the_keys_of_its_new_positions():
-    """In layer 0 keys depend on the token and its place alone: after the move they are the direct ones."""
+    """Keys of layer 0 depend on token and place alone: once moved they equal the direct ones."""
     for family in ("llama", "gemma3"):
         end = helpers.causal_lm(layers=3, family=family)
         direct, kept = states(end, SHARED)
@@ -144,7 +144,7 @@ def test_examples_are_answered_train_documents(splitfacts):
     assert answered(SHARED[0]) == "Answer: orange"
 
 
-# -- enrich -----------------------------------------------------------------------------------------------------------------------------
+# -- enrich ---------------------------------------------------------------------------------------
 
 
 def test_direct_is_the_receiver_method_and_kept_is_full_context(splitfacts):
@@ -203,7 +203,7 @@ def test_written_answers_have_a_score_and_no_likelihood(splitfacts):
     assert rows["gold_ll"].isna().all() and rows["score"].notna().all()
 
 
-# -- ridge ------------------------------------------------------------------------------------------------------------------------------
+# -- ridge ----------------------------------------------------------------------------------------
 
 
 def planted(n: int = 900, noise: float = 0.0):
@@ -260,7 +260,7 @@ def test_inputs_are_standardised_and_clamped():
     assert float(Scale.of([torch.ones(5, 2)])(torch.ones(5, 2)).abs().max()) == 0.0
 
 
-# -- transform --------------------------------------------------------------------------------------------------------------------------
+# -- transform ------------------------------------------------------------------------------------
 
 
 def passages(splitfacts):
@@ -341,7 +341,7 @@ def test_a_file_is_cut_into_texts(tmp_path):
             file_texts(bad)
 
 
-# -- the verbs --------------------------------------------------------------------------------------------------------------------------
+# -- the verbs ------------------------------------------------------------------------------------
 
 
 class ComputedError(Exception):
@@ -445,10 +445,23 @@ def test_transform_records_shows_and_finds_again(tmp_path, pair, monkeypatch):
 def test_pictures_are_the_same_bytes_twice(tmp_path):
     rng = np.random.default_rng(0)
     rows = pd.DataFrame(
-        [{"doc_index": i, "condition": c, "layer": None, "score": float(rng.random() < 0.5), "gold_ll": rng.normal()}
-         for c in ("direct", "kept", "oracle") for i in range(30)]
-        + [{"doc_index": i, "condition": "layer", "layer": n, "score": 1.0, "gold_ll": rng.normal()} for n in range(4) for i in range(30)]
-    ).astype({"layer": "Int64"})  # fmt: skip
+        [
+            {
+                "doc_index": i,
+                "condition": c,
+                "layer": None,
+                "score": float(rng.random() < 0.5),
+                "gold_ll": rng.normal(),
+            }
+            for c in ("direct", "kept", "oracle")
+            for i in range(30)
+        ]
+        + [
+            {"doc_index": i, "condition": "layer", "layer": n, "score": 1.0, "gold_ll": rng.normal()}
+            for n in range(4)
+            for i in range(30)
+        ]
+    ).astype({"layer": "Int64"})
     names = {c: f"{c}: this" for c in ("direct", "kept", "oracle")}
     a, b = (oracle_plots.plot_enrich(rows, names, "title", tmp_path / name) for name in "ab")
     assert [p.read_bytes() for p in a] == [p.read_bytes() for p in b]
@@ -506,7 +519,7 @@ def test_a_task_that_cuts_no_slice_says_so(tmp_path, monkeypatch, splitfacts):
         run_enrich(Enrich(model=str(folder), task="splitfacts", limit=4, out=tmp_path), print)
 
 
-# -- real weights -----------------------------------------------------------------------------------------------------------------------
+# -- real weights ---------------------------------------------------------------------------------
 
 
 @pytest.mark.real

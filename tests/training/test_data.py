@@ -1,4 +1,4 @@
-"""Mixtures of tasks and chat data sets: what is parsed, drawn, dropped and repeated; chats with a history through prompts and methods."""
+"""Mixtures of tasks and chat data sets: parsed, drawn, dropped and repeated documents."""
 
 from __future__ import annotations
 
@@ -73,16 +73,18 @@ def draw(ends, *texts: str, count: int, **more) -> list[Document]:
     )
 
 
-# -- sources -------------------------------------------------------------------------------------------------------------------------
+# -- sources --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "source"),
     [
-        ("splitfacts", Source("task", "splitfacts")), (" splitfacts * 2.5 ", Source("task", "splitfacts", None, 2.5)),
-        ("chat:a/b", Source("chat", "a/b")), ("chat:a/b:c_3k*4", Source("chat", "a/b", "c_3k", 4.0)),
+        ("splitfacts", Source("task", "splitfacts")),
+        (" splitfacts * 2.5 ", Source("task", "splitfacts", None, 2.5)),
+        ("chat:a/b", Source("chat", "a/b")),
+        ("chat:a/b:c_3k*4", Source("chat", "a/b", "c_3k", 4.0)),
     ],
-)  # fmt: skip
+)
 def test_sources_are_read(text, source):
     assert parse_source(text) == source
 
@@ -119,7 +121,7 @@ def test_shares_sum_and_nobody_goes_empty():
     assert sum(shares([0.1, 0.2, 0.7], 1001)) == 1001 and sum(shares([1, 1, 1], 2)) == 2
 
 
-# -- chats ---------------------------------------------------------------------------------------------------------------------------
+# -- chats ----------------------------------------------------------------------------------------
 
 
 def one(root, row: dict, **more) -> Document | Counter:
@@ -158,10 +160,12 @@ def test_the_last_assistant_turn_is_the_answer(made, row):
 @pytest.mark.parametrize(
     ("row", "question"),
     [
-        ({"prompt": "Who?", "response": "Me.", "id": 3}, "Who?"), ({"instruction": "Add.", "input": "1, 2", "output": "Me."}, "Add.\n\n1, 2"),
-        ({"instruction": "Add.", "context": "", "response": "Me.", "category": "x"}, "Add."), ({"question": "Who?", "answer": "Me."}, "Who?"),
+        ({"prompt": "Who?", "response": "Me.", "id": 3}, "Who?"),
+        ({"instruction": "Add.", "input": "1, 2", "output": "Me."}, "Add.\n\n1, 2"),
+        ({"instruction": "Add.", "context": "", "response": "Me.", "category": "x"}, "Add."),
+        ({"question": "Who?", "answer": "Me."}, "Who?"),
     ],
-)  # fmt: skip
+)
 def test_pairs_of_columns(made, row, question):
     d = one(made, row, ending="\n")
     assert (d.receiver, d.gold) == (View(f"{question}\n"), "Me.")
@@ -170,11 +174,15 @@ def test_pairs_of_columns(made, row, question):
 @pytest.mark.parametrize(
     ("turns", "why"),
     [
-        (HUMAN[:1], "no assistant turn"), ([], "no assistant turn"), ([HUMAN[0], HUMAN[2], HUMAN[3]], "turns do not alternate"),
-        (HUMAN[1:2], "turns do not alternate"), ([("human", " "), HUMAN[1]], "an empty turn"), ([HUMAN[0], ("gpt", "")], "an empty turn"),
+        (HUMAN[:1], "no assistant turn"),
+        ([], "no assistant turn"),
+        ([HUMAN[0], HUMAN[2], HUMAN[3]], "turns do not alternate"),
+        (HUMAN[1:2], "turns do not alternate"),
+        ([("human", " "), HUMAN[1]], "an empty turn"),
+        ([HUMAN[0], ("gpt", "")], "an empty turn"),
         ([HUMAN[0], ("tool", "42"), HUMAN[1]], "turns do not alternate"),
     ],
-)  # fmt: skip
+)
 def test_rows_that_make_no_document_are_counted(made, turns, why):
     chat = Chat(keep(made, "made/some", [conversation(*turns)] + [conversation(*HUMAN)] * 9), offline=True)
     assert len(list(chat.documents(0))) == 9 and chat.dropped == {why: 1}
@@ -222,7 +230,7 @@ def test_only_what_is_drawn_becomes_documents(made, ends, monkeypatch):
     assert len({d.doc_id for d in draw(ends, "chat:made/large", count=20)}) == 20 and len(count) == 20
 
 
-# -- mixtures ------------------------------------------------------------------------------------------------------------------------
+# -- mixtures -------------------------------------------------------------------------------------
 
 
 def test_a_mixture_has_its_shares_and_repeats_only_what_runs_out(made, ends):
@@ -242,8 +250,10 @@ def test_a_mixture_has_its_shares_and_repeats_only_what_runs_out(made, ends):
         "chat:made/other": 60,
     }
     assert {t: (len(n), set(n.values())) for t, n in by_task.items()} == {
-        "splitfacts": (40, {1}), "chat:made/small": (10, {2}), "chat:made/other": (60, {1})
-    }  # fmt: skip
+        "splitfacts": (40, {1}),
+        "chat:made/small": (10, {2}),
+        "chat:made/other": (60, {1}),
+    }
     assert said == ["chat:made/small: 10 documents, repeated to 20."]
     assert [d.task for d in drawn[:40]] != ["splitfacts"] * 40  # shuffled
     again, other = (
@@ -308,7 +318,7 @@ def test_a_task_is_asked_for_more_when_documents_are_too_long(made, ends):
     assert len(said) == 1 and said[0].startswith("splitfacts: dropped ")
 
 
-# -- views with a history ------------------------------------------------------------------------------------------------------------
+# -- views with a history -------------------------------------------------------------------------
 
 
 def test_hashes_of_documents_without_history_are_what_they_were():
@@ -402,7 +412,7 @@ def test_written_and_ranked_answers_go_through_one_batch(made, ends):
 
 
 def test_real_chats_and_train_splits(mirror, ends):
-    """Every source of the mirror gives what the tiny receiver can read; hotpotqa_split's paragraphs are too long for it."""
+    """The tiny receiver can read all sources but hotpotqa_split, whose paragraphs are too long."""
     from lcfbench.tasks.task import load_task
 
     names = ("teknium1/GPTeacher", "databricks/databricks-dolly-15k:conversations_3k")

@@ -1,4 +1,4 @@
-"""Layer pruning on tiny models: what is dropped and why, that ablations share their prefills and change nothing, and that nothing is half-written."""
+"""Layer pruning on tiny models: dropped layers, shared prefills, nothing half-written."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def recipe(whole: Path, out: Path, **more) -> PruneRecipe:
     return PruneRecipe.merge(None, given | more, "adapter prune")
 
 
-# -- the procedure on numbers --------------------------------------------------------------------------------------------------------
+# -- the procedure on numbers ---------------------------------------------------------------------
 
 
 def test_fates_and_ranks(pair, whole):
@@ -132,12 +132,12 @@ def test_soft_gates_are_shut_only_where_nothing_passes(pair, tmp_path):
     assert audit(load(folder)) == [0, 2, 3]
 
 
-# -- on models -----------------------------------------------------------------------------------------------------------------------
+# -- on models ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def pruned(pair, whole, tmp_path_factory):
-    """One pruning to two layers, with every call of the frozen models counted and every split that was read."""
+    """One pruning to two layers, with the calls of the models counted and the splits recorded."""
     calls, splits, read = {"sharer": 0, "receiver": 0}, [], Task.documents
 
     patch = pytest.MonkeyPatch()

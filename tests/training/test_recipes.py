@@ -1,4 +1,4 @@
-"""Packaged recipes: each is a training and a run that this version understands, with adapters of the published sizes."""
+"""Packaged recipes: each is a training and a run, with adapters of the published sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer on tiny random pairs: it learns, the same way every time, and what it saves is what a run takes."""
+"""The trainer on tiny random pairs: it learns, reproducibly, and a run takes its adapters."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_the_best_state_by_dev_accuracy_is_the_one_that_is_saved(pair, tmp_path,
     assert distance[0] == 0 < distance[1]
 
 
-# -- what is supervised --------------------------------------------------------------------------------------------------------------
+# -- what is supervised ---------------------------------------------------------------------------
 
 
 def test_exactly_the_choices_are_supervised():
@@ -234,7 +234,7 @@ def test_unsupervised_tokens_do_not_change_the_loss():
     assert float(long) == pytest.approx(float(short), abs=1e-5) == pytest.approx(-ranked / len(ids), abs=1e-4)
 
 
-# -- shared contexts: LCF and C2C ----------------------------------------------------------------------------------------------------
+# -- shared contexts: LCF and C2C -----------------------------------------------------------------
 
 
 class Colours:

@@ -1,4 +1,4 @@
-"""Training as people live with it: side by side equals alone, killed and resumed equals uninterrupted, split over passes or processes equals whole."""
+"""Training side by side, resumed, accumulated and over processes equals the plain training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from lcfbench.training.trainer import Trainer, batch_order, train
 from tests import helpers
 from tests.helpers import ROOT, Watcher
 
-ARGUMENTS = "--steps 12 --batch-size 4 --dev-documents 6 --eval-every 4 --save-every 2 --lr 3e-3 --warmup 1 --dtype float32 -o width=16"
+ARGUMENTS = (
+    "--steps 12 --batch-size 4 --dev-documents 6 --eval-every 4 --save-every 2 --lr 3e-3 --warmup 1 "
+    "--dtype float32 -o width=16"
+)
 
 
 @pytest.fixture(scope="module")
