@@ -183,7 +183,8 @@ def _dev(t: dict[str, Any]) -> str:
     return (
         f"\n## Dev split ({t.get('dev_documents')} documents a task{whole})\n\n{table}\n"
         "`deranged` gives every document the message of another one: what is left of the gain there is "
-        "adaptation of the receiver, not communication. The saved state is the best by matched dev accuracy.\n"
+        "adaptation of the receiver, not communication. The saved state is the best by matched dev "
+        "accuracy.\n"
     )
 
 

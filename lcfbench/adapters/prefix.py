@@ -63,8 +63,8 @@ class PrefixAdapter(Adapter):
         R, S = config.receiver_geometry, config.sharer_geometry
         if config.layers != tuple(range(R.layers)):
             raise UserError(
-                f"a prefix adapter needs all {R.layers} receiver layers, not {L}: its entries must be equally "
-                "many in every layer.",
+                f"a prefix adapter needs all {R.layers} receiver layers, not {L}: its entries must be "
+                "equally many in every layer.",
                 "Prune slots or width instead (-o slots=8 -o width=32).",
             )
         self.slots, self.width, self.place, self.heads, self.dim = T, d, place, R.kv_heads, R.head_dim

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,12 +136,9 @@ class Chat:
         *history, (_, question) = earlier
         view = View(question + self.ending, "", tuple(history))
         noted = View(f"{NOTE}\n\n{view.user}", "", view.history)
-        views = dict.fromkeys(("receiver", "sharer", "full", "request"), view) | {"noted": noted}
-        name, answer = (
-            f"chat:{self.name}",
-            {"gold": gold, "max_new_tokens": 512, "native": {"id": str(index)}},
-        )
-        return Document(task=name, doc_id=str(index), scoring="generate", **views, **answer)
+        name, native = f"chat:{self.name}", {"id": str(index)}
+        made = Document(name, str(index), view, view, view, view, noted, "generate", gold)
+        return replace(made, max_new_tokens=512, native=native)
 
     def _none(self, roles: str) -> UserError:
         found = f"columns {', '.join(self.table.column_names)}; roles {roles or 'none'}; {dict(self.dropped)}"

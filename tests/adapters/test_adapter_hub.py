@@ -332,7 +332,8 @@ def test_a_plain_trainings_card_says_nothing_of_deviations():
         ({"machine": "two cores"}, "on cpu (two cores), 1.0 minutes\n"),
         (
             {"beside": ["lcf", "prefix"]},
-            "1.0 minutes (its equal share of the step time; 2 adapters were trained side by side: lcf, prefix)",
+            "1.0 minutes (its equal share of the step time; 2 adapters were trained side by side: lcf, "
+            "prefix)",
         ),
         ({"tasks": ["coqa_split*2"]}, "cut from CoQA's validation stories"),
         ({"method": "single"}, "# LCF-X adapter, smollm2-135m (`single` baseline: no sharer)\n"),

@@ -266,7 +266,8 @@ def test_a_fuser_comes_from_a_folder_the_mirror_the_cache_or_the_hub(nowhere, mo
     assert find_fuser(str(RELEASED)) == RELEASED
     with pytest.raises(
         UserError,
-        match=r"some-lab/Fusers/r1\+s1_Fuser'\. Tried, in order: path.*LCFBENCH_MIRROR.*Hub cache: nothing.*no conn",
+        match=r"some-lab/Fusers/r1\+s1_Fuser'\. Tried, in order: path.*LCFBENCH_MIRROR.*Hub cache: nothing.*"
+        "no conn",
     ):
         find_fuser(NAME)
     mirror = copied(nowhere / "mirror" / "models" / NAME)

@@ -427,7 +427,8 @@ def test_what_is_wrong_is_named(copy):
     torch.save({**state, "key_in.weight": state["key_in.weight"][:, :-1], "extra": torch.zeros(1)}, path)
     with pytest.raises(
         UserError,
-        match=r"projector_3\.pt does not match its JSON: extra is unknown; key_in\.weight is \(32, 79\), not \(32, 80\)",
+        match=r"projector_3\.pt does not match its JSON: extra is unknown; "
+        r"key_in\.weight is \(32, 79\), not \(32, 80\)",
     ):
         import_c2c(copy)
     path.write_bytes((FUSER / "final" / "projector_3.pt").read_bytes()[:5000])

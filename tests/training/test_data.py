@@ -195,7 +195,8 @@ def test_data_sets_without_assistant_turns(made, ends):
     keep(made, "made/mute", [conversation(("human", "Hello?"))] * 50)
     with pytest.raises(
         UserError,
-        match=r"made/mute has no assistant turns .*columns conversations; roles user; .*no assistant turn': 50",
+        match=r"made/mute has no assistant turns .*columns conversations; roles user; "
+        ".*no assistant turn': 50",
     ):
         draw(ends, "chat:made/mute", count=2)
     with pytest.raises(UserError, match="cannot find split 'train' of config 'default' of 'made/nothing'"):
