@@ -1,4 +1,4 @@
-"""Reports of long-running work to whoever called it: silent, as bars, or as the command line shows them."""
+"""Reports of long-running work to its caller: silent, as bars, or as the command line shows them."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def why_another(out: Path, identity: Mapping[str, Any]) -> str:
     for path in sorted(Path(out).glob(pattern)):
         try:
             recorded = json.loads(path.read_bytes()).get("identity") or {}
-        except (OSError, ValueError, AttributeError):  # whoever reads that run is told
+        except (OSError, ValueError, AttributeError):  # reading that run reports it
             continue
         names = sorted({*identity, *recorded})
         differ = [name for name in names if recorded.get(name) != identity.get(name)]
