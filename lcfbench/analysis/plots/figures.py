@@ -20,17 +20,10 @@ if TYPE_CHECKING:
 # Okabe and Ito's, then Tol's, distinct for colour-blind readers; the receiver alone is black
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933", "#332288")
 INK, GREY = "#222222", "#8a8a8a"
-STYLE: dict[Any, Any] = {
-    **{"font.family": "DejaVu Sans", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False},
-    **{
-        "axes.edgecolor": GREY,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-    },
-    **{"svg.hashsalt": "lcfbench", "svg.fonttype": "path", "figure.dpi": 150, "savefig.dpi": 150},
-}
+STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 11, "axes.edgecolor": GREY}
+STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
+STYLE |= dict.fromkeys(("xtick.color", "ytick.color", "text.color", "axes.labelcolor"), INK)
+STYLE |= {"svg.hashsalt": "lcfbench", "svg.fonttype": "path", "figure.dpi": 150, "savefig.dpi": 150}
 
 
 @contextmanager

@@ -27,13 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, TOP, ROW, TITLE, FOOT = (
-    14.0,
-    0.45,
-    4.5,
-    0.35,
-    0.95,
-)  # inches: figure, legend, one row of panels, its heading, its x axis
+# inches: figure, legend, one row of panels, its heading, its x axis
+WIDTH, TOP, ROW, TITLE, FOOT = 14.0, 0.45, 4.5, 0.35, 0.95
 LINE = 0.22  # inches a sentence under a heading takes
 CROWD = 6  # with more methods than this the verdicts stay in the sentences above
 SAID = {
@@ -59,10 +54,8 @@ def plot(summary: pd.DataFrame, out_dir: Path, published: bool = False) -> list[
     Raises UserError where there is nothing to draw or the folder cannot be written.
     """
     if not len(summary):
-        raise UserError(
-            "no runs to plot.",
-            "Run something first, or name a folder with runs; `lcfbench ls runs` lists them.",
-        )
+        step = "Run something first, or name a folder with runs; `lcfbench ls runs` lists them."
+        raise UserError("no runs to plot.", step)
     with styled():
         return save(draw(summary, published), out_dir, "frontier")
 
@@ -91,9 +84,8 @@ def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
         figure.text(0.055, (top - 0.1) / height, head, weight="bold", size=13, va="top")
         for index, (label, word) in enumerate(words):
             weight = "bold" if label in ("does not communicate", "adapts only", "misleads") else "normal"
-            figure.text(
-                0.055, (top - 0.1 - TITLE - LINE * index) / height, word, size=10.5, va="top", weight=weight
-            )
+            place = (top - 0.1 - TITLE - LINE * index) / height
+            figure.text(0.055, place, word, size=10.5, va="top", weight=weight)
         upper = top - TITLE - LINE * len(words) - 0.25
         lower = top - ROW - LINE * len(words) + FOOT
         theirs = published_numbers(str(pair), str(task)) if published else []
@@ -126,10 +118,8 @@ def _panel(
     for point in points:
         _mark(axes, point, colours.get(point.line["mode"], GREY))
     told = first and len(own) <= CROWD
-    labels = [
-        (p.x, p.y, _name(p, told), colours.get(p.line["mode"], GREY), p.kind in ("matched", "published"))
-        for p in points
-    ]
+    named = {"matched", "published"}
+    labels = [(p.x, p.y, _name(p, told), colours.get(p.line["mode"], GREY), p.kind in named) for p in points]
     place(axes, labels, [(p.x, 100 * p.line["low"], 100 * p.line["high"]) for p in points], lines)
 
 
@@ -141,19 +131,10 @@ def _mark(axes: Axes, point: Point, colour: str) -> None:
     own = point.kind == "matched"
     edge = colour if own else _greyed(colour)
     span = [[max(0.0, point.y - 100 * line["low"])], [max(0.0, 100 * line["high"] - point.y)]]
-    axes.errorbar(
-        point.x,
-        point.y,
-        yerr=span,
-        fmt="none",
-        ecolor=edge,
-        elinewidth=1.6 if own else 1.0,
-        capsize=3,
-        zorder=3,
-    )
-    axes.plot(
-        point.x, point.y, "o", ms=9, mfc=colour if own else "white", mec=edge, mew=1.6, zorder=5 if own else 4
-    )
+    bar: dict[str, Any] = {"ecolor": edge, "elinewidth": 1.6 if own else 1.0, "capsize": 3, "zorder": 3}
+    axes.errorbar(point.x, point.y, yerr=span, fmt="none", **bar)
+    fill, order = (colour, 5) if own else ("white", 4)
+    axes.plot(point.x, point.y, "o", ms=9, mfc=fill, mec=edge, mew=1.6, zorder=order)
 
 
 def _front(axes: Axes, points: list[Point]) -> list[Line]:
@@ -168,10 +149,8 @@ def _front(axes: Axes, points: list[Point]) -> list[Line]:
 def _vertical(axes: Axes, marks: list[dict[Any, Any]], first: bool) -> list[Line]:
     """Limits and grid of the score axis; returns the line of chance where it is known."""
     low, high = min(100 * m["low"] for m in marks), max(100 * m["high"] for m in marks)
-    chance = next(
-        (100 * m["chance"] for m in marks if m.get("chance") is not None and not math.isnan(m["chance"])),
-        None,
-    )
+    chances = (m["chance"] for m in marks if m.get("chance") is not None)
+    chance = next((100 * share for share in chances if not math.isnan(share)), None)
     if chance is not None:
         low, high = min(low, chance), max(high, chance)
         axes.axhline(chance, color=GREY, ls=(0, (4, 3)), lw=1, zorder=0)
@@ -220,15 +199,8 @@ def _legend(figure: Figure, summary: pd.DataFrame, published: bool) -> None:
     if published:
         theirs = {**dot, "marker": "D", "ms": 8, "mfc": "white"}
         shapes.append(Line2D([], [], **theirs, label="published, not ours"))
-    figure.legend(
-        handles=shapes,
-        loc="upper left",
-        bbox_to_anchor=(0.045, 1.0),
-        ncols=len(shapes),
-        frameon=False,
-        fontsize=10.5,
-        columnspacing=1.4,
-    )
+    look: dict[str, Any] = {"frameon": False, "fontsize": 10.5, "columnspacing": 1.4}
+    figure.legend(handles=shapes, loc="upper left", bbox_to_anchor=(0.045, 1.0), ncols=len(shapes), **look)
 
 
 def _as_line(number: Published) -> dict[Any, Any]:

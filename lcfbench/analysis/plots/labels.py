@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,16 +51,8 @@ def place(
     for (x, y, text, colour, shown), (px, py) in zip(labels, dots, strict=True):
         if not shown:
             continue
-        note = axes.annotate(
-            text,
-            (x, y),
-            textcoords="offset points",
-            xytext=(0, 0),
-            size=size,
-            color=colour,
-            zorder=6,
-            gid="label",
-        )
+        look: dict[str, Any] = {"size": size, "color": colour, "zorder": 6, "gid": "label"}
+        note = axes.annotate(text, (x, y), textcoords="offset points", xytext=(0, 0), **look)
         note.set_path_effects([withStroke(linewidth=3, foreground="white")])
         extent = note.get_window_extent(renderer)
         boxes = np.array(
@@ -77,23 +69,10 @@ def place(
         note.set_horizontalalignment("left")
         note.set_verticalalignment("bottom")
         if radius >= FAR:
-            axes.annotate(
-                "",
-                (x, y),
-                textcoords="offset points",
-                xytext=(
-                    (min(max(px, box[0]), box[2]) - px) / scale,
-                    (min(max(py, box[1]), box[3]) - py) / scale,
-                ),
-                arrowprops={
-                    "arrowstyle": "-",
-                    "color": colour,
-                    "lw": 0.7,
-                    "alpha": 0.7,
-                    "shrinkA": 0,
-                    "shrinkB": 5,
-                },
-            )
+            near = min(max(px, box[0]), box[2]) - px, min(max(py, box[1]), box[3]) - py
+            arrow = {"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.7, "shrinkA": 0, "shrinkB": 5}
+            where = near[0] / scale, near[1] / scale
+            axes.annotate("", (x, y), textcoords="offset points", xytext=where, arrowprops=arrow)
 
 
 def _dotted(corners: np.ndarray) -> np.ndarray:
@@ -121,8 +100,6 @@ def _shared(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Returns (n, m) areas that each of n boxes shares with each of m others, pixels."""
     import numpy as np
 
-    low, high = (
-        np.maximum(boxes[:, None, :2], others[None, :, :2]),
-        np.minimum(boxes[:, None, 2:], others[None, :, 2:]),
-    )
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     return np.clip(high - low, 0.0, None).prod(2)

@@ -26,13 +26,8 @@ def _figure(report: dict[str, Any]) -> Any:
     rows = report["layers"]
     figure = canvas((9.0, 3.1))
     whole, pruned = report["whole"], report["pruned"]
-    figure.text(
-        0.02,
-        0.93,
-        f"{report['adapter']}: {pruned['layers']} of {whole['layers']} layers kept",
-        weight="bold",
-        size=11,
-    )
+    head = f"{report['adapter']}: {pruned['layers']} of {whole['layers']} layers kept"
+    figure.text(0.02, 0.93, head, weight="bold", size=11)
     figure.text(
         0.02,
         0.86,

@@ -53,34 +53,16 @@ def plot_transform(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) 
     chosen = rows[rows["chosen"]].sort_values("receiver_layer")
     figure = canvas((13.0, 4.9))
     boxes = (0.06, 0.13, 0.42, 0.68), (0.555, 0.13, 0.42, 0.68)
-    for box, (what, label) in zip(
-        boxes,
-        (("r2", "R² on held-out text"), ("cosine", "cosine on held-out text, mean over tokens")),
-        strict=True,
-    ):
+    measures = ("r2", "R² on held-out text"), ("cosine", "cosine on held-out text, mean over tokens")
+    for box, (what, label) in zip(boxes, measures, strict=True):
         axes = figure.add_axes(box)
         for part, (name, colour, mark) in PARTS.items():
-            axes.plot(
-                chosen["receiver_layer"],
-                chosen[f"{what}_{part}"],
-                marker=mark,
-                ms=5,
-                lw=1.6,
-                color=colour,
-                label=name,
-                zorder=3,
-            )
+            look: dict[str, Any] = {"lw": 1.6, "color": colour}
+            xs, ys = chosen["receiver_layer"], chosen[f"{what}_{part}"]
+            axes.plot(xs, ys, marker=mark, ms=5, label=name, zorder=3, **look)
             if what == "cosine":
-                reached = chosen["mean_cosine_" + part]
-                axes.plot(
-                    chosen["receiver_layer"],
-                    reached,
-                    ":",
-                    lw=1.6,
-                    color=colour,
-                    label=f"{name}, by their mean alone",
-                    zorder=2,
-                )
+                ys = chosen["mean_cosine_" + part]
+                axes.plot(xs, ys, ":", label=f"{name}, by their mean alone", zorder=2, **look)
         axes.set_ylim(min(0.0, float(chosen[[f"{what}_k", f"{what}_v"]].min().min())) - 0.02, 1.02)
         _layer_axis(axes, [int(t) for t in chosen["receiver_layer"]], "receiver layer")
         axes.set_title(label, loc="left", size=11.5)
@@ -88,9 +70,8 @@ def plot_transform(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) 
         axes.legend(frameon=False, fontsize=10, ncols=2, loc="lower left")
     _head(figure, title, subtitle)
     paths = save(figure, folder, "layers")
-    return paths + (
-        _matrix(rows, title, subtitle, folder) if rows.groupby("receiver_layer").size().max() > 1 else []
-    )
+    several = rows.groupby("receiver_layer").size().max() > 1
+    return paths + (_matrix(rows, title, subtitle, folder) if several else [])
 
 
 @styled()
@@ -111,31 +92,16 @@ def plot_points(points: pd.DataFrame, title: str, subtitle: str, folder: Path) -
             for kind in kinds:
                 name, colour, mark = CLOUDS[kind]
                 cloud = some[some["kind"] == kind]
-                axes.plot(
-                    cloud["x"],
-                    cloud["y"],
-                    mark,
-                    ms=4.5,
-                    mfc="none",
-                    mec=colour,
-                    mew=0.9,
-                    label=name,
-                    zorder=3 if mark == "x" else 2,
-                )
+                look: dict[str, Any] = {"ms": 4.5, "mfc": "none", "mec": colour, "mew": 0.9}
+                axes.plot(cloud["x"], cloud["y"], mark, label=name, zorder=3 if mark == "x" else 2, **look)
             axes.set_xticks([])
             axes.set_yticks([])
             if row == 0:
                 axes.set_title(f"layer {layer}", loc="left", size=11.5)
             if column == 0:
                 axes.set_ylabel(f"{part}s", size=11.5)
-    figure.axes[0].legend(
-        loc="upper left",
-        bbox_to_anchor=(-0.01, 1.21),
-        ncols=len(kinds),
-        frameon=False,
-        fontsize=10.5,
-        columnspacing=1.4,
-    )
+    look = {"frameon": False, "fontsize": 10.5, "columnspacing": 1.4}
+    figure.axes[0].legend(loc="upper left", bbox_to_anchor=(-0.01, 1.21), ncols=len(kinds), **look)
     _head(figure, title, f"{subtitle}; first two principal axes, a line joins a token's two entries")
     return save(figure, folder, "picture")
 
@@ -144,22 +110,11 @@ def _conditions(axes: Axes, rows: pd.DataFrame) -> None:
     """Score of each condition with its interval."""
     for place, (condition, colour) in enumerate(zip(CONDITIONS, (INK, GREEN, BLUE), strict=True)):
         found = mean_interval(rows.loc[rows["condition"] == condition, "score"].to_numpy())
-        value, span = (
-            100 * found.value,
-            [[100 * (found.value - found.low)], [100 * (found.high - found.value)]],
-        )
-        axes.errorbar(
-            place, value, yerr=span, fmt="o", ms=9, color=colour, elinewidth=1.6, capsize=4, zorder=3
-        )
-        axes.annotate(
-            f"{value:.1f}",
-            (place, value),
-            textcoords="offset points",
-            xytext=(10, 0),
-            va="center",
-            size=11,
-            color=colour,
-        )
+        value, low, high = (100 * x for x in found[:3])
+        look: dict[str, Any] = {"ms": 9, "elinewidth": 1.6, "capsize": 4, "zorder": 3, "color": colour}
+        axes.errorbar(place, value, yerr=[[value - low], [high - value]], fmt="o", **look)
+        near: dict[str, Any] = {"textcoords": "offset points", "xytext": (10, 0), "va": "center"}
+        axes.annotate(f"{value:.1f}", (place, value), **near, size=11, color=colour)
     axes.set_xlim(-0.5, len(CONDITIONS) - 0.3)
     axes.set_xticks(range(len(CONDITIONS)), [c for c in CONDITIONS])
     axes.set_title("score, % (bars: 95 % intervals)", loc="left", size=11.5)
@@ -176,9 +131,8 @@ def _by_layer(figure: Figure, rows: pd.DataFrame, layers: Sequence[int]) -> None
     }
     panels = [("score", 100.0, "one layer enriched: change of the score, points")]
     if direct["gold_ll"].notna().all():
-        panels.append(
-            ("gold_ll", 1.0, "one layer enriched: change of the right answer's log-likelihood, nats")
-        )
+        label = "one layer enriched: change of the right answer's log-likelihood, nats"
+        panels.append(("gold_ll", 1.0, label))
     for row, (column, unit, label) in enumerate(panels):
         high = 0.68 if len(panels) == 1 else 0.275
         axes = figure.add_axes((0.395, 0.13 if row or len(panels) == 1 else 0.535, 0.525, high))
@@ -218,24 +172,11 @@ def _matrix(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) -> list
         axes = figure.add_axes((0.055 + 0.46 * i, 0.105, 0.41, 0.735))
         grid = rows.pivot(index="source", columns="receiver_layer", values=f"r2_{part}").to_numpy()
         image = axes.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=1)
-        axes.plot(
-            chosen["receiver_layer"],
-            chosen["source"],
-            "o",
-            ms=6,
-            mfc="none",
-            mec="white",
-            mew=1.5,
-            label="best, keys and values together",
-        )
-        axes.plot(
-            range(L),
-            [t * (S - 1) / max(L - 1, 1) for t in range(L)],
-            color="white",
-            lw=1.2,
-            ls="--",
-            label="equal relative depth",
-        )
+        ring: dict[str, Any] = {"ms": 6, "mfc": "none", "mec": "white", "mew": 1.5}
+        best = chosen["receiver_layer"], chosen["source"]
+        axes.plot(*best, "o", label="best, keys and values together", **ring)
+        depth = [t * (S - 1) / max(L - 1, 1) for t in range(L)]
+        axes.plot(range(L), depth, color="white", lw=1.2, ls="--", label="equal relative depth")
         _layer_axis(axes, list(range(L)), "receiver layer")
         axes.set_yticks(range(0, S, 1 if S <= 12 else 2 if S <= 24 else 4))
         axes.set_title(f"R² of the {name} on held-out text", loc="left", size=11.5)
@@ -243,11 +184,8 @@ def _matrix(rows: pd.DataFrame, title: str, subtitle: str, folder: Path) -> list
         axes.set_ylim(-0.5, S - 0.5)
         if i == 0:
             axes.set_ylabel("sharer layer")
-            legend = axes.legend(
-                loc="lower right", fontsize=9.5, framealpha=0.75, facecolor="#444444", edgecolor="none"
-            )
-            for text in legend.get_texts():
-                text.set_color("white")
+            box = {"framealpha": 0.75, "facecolor": "#444444", "edgecolor": "none"}
+            axes.legend(loc="lower right", fontsize=9.5, labelcolor="white", **box)
     bar = figure.colorbar(image, cax=figure.add_axes((0.945, 0.105, 0.014, 0.735)))
     bar.outline.set_visible(False)  # type: ignore[operator]
     _head(figure, title, subtitle + ("; what is below 0 is drawn as 0" if lowest < 0 else ""))

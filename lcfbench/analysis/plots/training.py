@@ -85,16 +85,8 @@ def draw(rows: pd.DataFrame) -> Figure:
             for control, line, fill in (("matched", "-", colours[name]), ("deranged", "--", "white")):
                 part = 100 * _wide(mine, f"{task}/{control}")
                 if len(part):
-                    axis.plot(
-                        part.index,
-                        part,
-                        linestyle="",
-                        color=colours[name],
-                        marker="o",
-                        markersize=3.5,
-                        alpha=0.5,
-                        markerfacecolor=fill,
-                    )
+                    look: dict[str, Any] = {"markersize": 3.5, "markerfacecolor": fill, "alpha": 0.5}
+                    axis.plot(part.index, part, "o", color=colours[name], **look)
                     axis.plot(part.index, part.mean(axis=1), line, color=colours[name], linewidth=1.6)
     axes[0].set(title=f"training loss (mean of {SMOOTH} steps)", xlabel="step", ylabel="cross-entropy, nats")
     axes[0].set_ylim(bottom=0)
