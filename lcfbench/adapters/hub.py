@@ -153,16 +153,16 @@ def _find(repo_id: str, revision: str | None, subfolder: str, offline: bool) -> 
     )
 
 
-def _snapshot(repo_id: str, wanted: str | None, subfolder: str, branch: str | None, **how: Any) -> Path:
+def _snapshot(repo_id: str, commit: str | None, subfolder: str, branch: str | None, **how: Any) -> Path:
     """Returns a commit's files in the Hub's cache, and notes `branch` there for use offline."""
     from huggingface_hub import snapshot_download
 
     patterns = [f"{subfolder}/{name}" if subfolder else name for name in FILES]
-    path = Path(hub._ask(lambda: snapshot_download(repo_id, revision=wanted, allow_patterns=patterns, **how)))
-    if not how and wanted is not None and branch != wanted:
+    path = Path(hub._ask(lambda: snapshot_download(repo_id, revision=commit, allow_patterns=patterns, **how)))
+    if not how and commit is not None and branch != commit:
         ref = path.parents[1] / "refs" / (branch or "main")
         ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(wanted)
+        ref.write_text(commit)
     return path
 
 
