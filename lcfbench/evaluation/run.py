@@ -175,9 +175,9 @@ class Run:
         """
         if not any(d.hash in self.todo for d in documents):
             return
-        lms = {getattr(lm, "real", lm) for lm in (self.answering.receiver, self.answering.sharer)}
-        for lm in lms:
-            lm.start_accounting()
+        readings = {lm.shared for lm in (self.answering.receiver, self.answering.sharer)}
+        for each in readings:
+            each.start_accounting()
         began, device = time.perf_counter(), self.answering.receiver.device
         reset_peak_memory(device)
         try:
@@ -188,7 +188,9 @@ class Run:
             reason = reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}"
             if len(documents) > 1:
                 self.seconds += time.perf_counter() - began
-                freed = sum(lm.release() for lm in lms)  # caches that other runs of this batch would share
+                freed = sum(
+                    each.release() for each in readings
+                )  # caches that other runs of this batch would share
                 if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and freed:
                     self.answer(documents)
                     return
@@ -198,7 +200,7 @@ class Run:
                 return
             self.failures.append(reason)
             rows = [{"error": reason, "score": 0.0}]
-        seconds = time.perf_counter() - began + sum(lm.saved_seconds for lm in lms)
+        seconds = time.perf_counter() - began + sum(each.saved_seconds for each in readings)
         self.seconds += seconds
         measured = {
             "amortized_ms": seconds * 1e3 / len(documents),

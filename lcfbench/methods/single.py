@@ -33,7 +33,7 @@ class Single(Identical):
 
     def respond(self, batch: Batch) -> State:
         own = _alone(batch.documents)
-        with self.receiver.sharing():  # both uses of the receiver's cache share one reading
+        with self.receiver.shared.sharing():  # both uses of the receiver's cache share one reading
             with batch.clock("prefill"):
                 self.own_cache([prompt(self.receiver, d.receiver, d) for d in own])
             state = super().respond(Batch(own, own, batch.clock))

@@ -247,41 +247,22 @@ class CausalLM:
             stack.callback(self.model.get_output_embeddings().register_forward_hook(head).remove)
             yield
 
-    # -- sharing ----------------------------------------------------------------------------------
 
-    @property
-    def saved_seconds(self) -> float:
-        return self.shared.saved_seconds
-
-    def start_accounting(self) -> None:
-        self.shared.start_accounting()
-
-    def release(self) -> int:
-        return self.shared.release()
-
-    def sharing(self) -> AbstractContextManager[SharedPrefill]:
-        return self.shared.sharing()
-
-    def apart(self) -> AbstractContextManager[None]:
-        return self.shared.apart()
-
-
-def sharing(lms: Iterable[LanguageModel]) -> AbstractContextManager[None]:
-    """Shares the readings of several models at once, however many adapters or methods there are."""
-    return within(lm.sharing() for lm in lms)
-
-
-def apart(lms: Iterable[LanguageModel]) -> AbstractContextManager[None]:
-    """Shares no reading of several models."""
-    return within(lm.apart() for lm in lms)
+@contextmanager
+def sharing(lms: Iterable[LanguageModel]) -> Iterator[None]:
+    """Shares the readings of several models, however many adapters or methods there are."""
+    with ExitStack() as stack:
+        for lm in lms:
+            stack.enter_context(lm.shared.sharing())
+        yield
 
 
 @contextmanager
-def within(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
-    """Enters all of these at once."""
+def apart(lms: Iterable[LanguageModel]) -> Iterator[None]:
+    """Shares no reading of several models."""
     with ExitStack() as stack:
-        for each in contexts:
-            stack.enter_context(each)
+        for lm in lms:
+            stack.enter_context(lm.shared.apart())
         yield
 
 

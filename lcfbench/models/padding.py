@@ -11,18 +11,17 @@ from torch import Tensor
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: Any = None) -> tuple[Tensor, Tensor]:
     """Returns ids (B, N) and mask (B, N), padded on the left so that the last tokens line up."""
-    width = max(map(len, rows), default=0)
-    ids = torch.tensor([[pad] * (width - len(r)) + [*r] for r in rows], dtype=torch.long)
-    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], dtype=torch.long)
-    return ids.view(len(rows), width).to(device), mask.view(len(rows), width).to(device)
+    ids, mask = pad_right([row[::-1] for row in rows], pad)
+    return ids.flip(1).to(device), mask.flip(1).to(device)
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int, device: Any = None) -> tuple[Tensor, Tensor]:
     """Returns ids (B, N) and mask (B, N), padded on the right: for continuations of a cache."""
     width = max(map(len, rows), default=0)
-    ids = torch.tensor([[*r] + [pad] * (width - len(r)) for r in rows], dtype=torch.long)
-    mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], dtype=torch.long)
-    return ids.view(len(rows), width).to(device), mask.view(len(rows), width).to(device)
+    ids = [[*row] + [pad] * (width - len(row)) for row in rows]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    shape = len(rows), width
+    return tuple(torch.tensor(x, dtype=torch.long).view(shape).to(device) for x in (ids, mask))  # type: ignore[return-value]
 
 
 def left_to_right(mask: Tensor, *rows: Tensor) -> list[Tensor]:

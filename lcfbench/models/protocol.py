@@ -26,7 +26,8 @@ class LanguageModel(Protocol):
     """A frozen causal language model with its tokenizer.
 
     name, revision, source: which model it is and where it came from. pad_id: the token that fills
-    rows up. matmul_params: parameters that each token is multiplied with.
+    rows up. matmul_params: parameters that each token is multiplied with. shared: its readings, shared
+    between methods and controls.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LanguageModel(Protocol):
     geometry: Geometry
     pad_id: int
     matmul_params: int
+    shared: SharedPrefill
 
     @property
     def device(self) -> torch.device: ...
@@ -113,22 +115,6 @@ class LanguageModel(Protocol):
 
     def attention_flops(self, queries: int, past: float = 0.0, tokens: float = 0.0) -> float:
         """Counts the attention of `queries` tokens to `past` entries and `tokens` of their own."""
-
-    @property
-    def saved_seconds(self) -> float:
-        """Seconds that shared readings have saved since `start_accounting`."""
-
-    def start_accounting(self) -> None:
-        """Counts saved seconds from zero, for the next user of shared readings."""
-
-    def release(self) -> int:
-        """Drops the caches held for sharing and returns how many there were."""
-
-    def sharing(self) -> AbstractContextManager[SharedPrefill]:
-        """Within it, equal batches are read once."""
-
-    def apart(self) -> AbstractContextManager[None]:
-        """Within it nothing is shared: a reading that is timed must be done."""
 
 
 @dataclass

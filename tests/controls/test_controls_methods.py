@@ -223,7 +223,7 @@ def test_an_altered_sharer_shares_prefills_and_is_an_model():
     assert sharer.model is end.model and sharer.tokenizer is end.tokenizer
     runs = []
     hook = end.model.get_decoder().register_forward_hook(lambda *a: runs.append(1))
-    with sharer.sharing():
+    with sharer.shared.sharing():
         one, two = (sharer.prefill(ids_of(end, TEXTS)) for _ in range(2))
         real = end.prefill(ids_of(end, TEXTS))
     hook.remove()

@@ -262,7 +262,7 @@ def test_after_the_receivers_prefill_is_shared_and_carries_no_gradient():
     calls = []
     decoder = lms[0].model.get_decoder()
     hook = decoder.register_forward_hook(lambda *_: calls.append(1))
-    with lms[0].sharing():
+    with lms[0].shared.sharing():
         alone = lms[0].read([prompt(lms[0], d.receiver, d) for d in SPLIT])
         state = method.respond(Batch(SPLIT, SPLIT, Clock()))
     hook.remove()

@@ -187,7 +187,7 @@ def test_what_is_shared_ends_where_memory_does_and_is_said_once(monkeypatch):
     monkeypatch.setattr(prefill, "free_bytes", lambda device: next(free))
     monkeypatch.setattr(prefill, "_warned", False)
     for _ in range(2):  # measured when sharing begins the first time, not again
-        with lm.sharing(), lm.sharing(), warnings.catch_warnings():
+        with lm.shared.sharing(), lm.shared.sharing(), warnings.catch_warnings():
             warnings.simplefilter("error")
             ran = forwards(lm, monkeypatch)
             first = lm.read(shown).kv.keys
@@ -196,7 +196,7 @@ def test_what_is_shared_ends_where_memory_does_and_is_said_once(monkeypatch):
             assert read and len(ran) == read, "nothing is read twice"
         assert lm.shared.limit == 10 << 30
     small = helpers.causal_lm()
-    with small.sharing() as shared:
+    with small.shared.sharing() as shared:
         assert small.shared.limit == 1 << 30, "at least so much"
         shared.limit = 1
         with pytest.warns(UserWarning, match=r"no longer shared beyond 0\.0 GB") as said:

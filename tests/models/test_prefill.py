@@ -90,7 +90,7 @@ def test_no_more_beginnings_are_kept_than_a_few(counted):
 
 def test_any_order_of_a_batch_is_the_same_batch_bit_for_bit(counted):
     lm, ran = counted()
-    with lm.sharing():
+    with lm.shared.sharing():
         first = lm.prefill(ROWS)
         read = len(ran)
         for order in ([4, 0, 1, 2, 3], [2, 1, 4, 0, 1]):
@@ -105,17 +105,17 @@ def test_any_order_of_a_batch_is_the_same_batch_bit_for_bit(counted):
 
 def test_what_a_borrower_read_itself_is_not_lent_to_it(counted):
     lm, _ = counted()
-    with lm.sharing() as shared:
-        lm.start_accounting()
+    with lm.shared.sharing() as shared:
+        lm.shared.start_accounting()
         for _ in range(3):
             lm.prefill(ROWS)
-        assert lm.saved_seconds == 0.0
-        lm.start_accounting()
+        assert lm.shared.saved_seconds == 0.0
+        lm.shared.start_accounting()
         for _ in range(3):
             lm.prefill(ROWS)
         once = shared.held[next(iter(shared.held))][1]
-        assert lm.saved_seconds == once > 0, "another one would have read it once"
-        assert lm.release() == 1 and not shared.held
+        assert lm.shared.saved_seconds == once > 0, "another one would have read it once"
+        assert lm.shared.release() == 1 and not shared.held
 
 
 def test_long_beginnings_are_not_kept(counted, monkeypatch):
