@@ -74,7 +74,7 @@ def _below(path: tuple[str, ...], command: Any, parent: Any) -> Iterator[tuple[t
     yield path, command, context
     if hasattr(command, "list_commands"):
         for name in command.list_commands(context):
-            _, found, _ = command.resolve_command(context, [name])  # a verb gets its flags when it is resolved
+            _, found, _ = command.resolve_command(context, [name])  # now a verb has its flags
             yield from _below((*path, name), found, context)
 
 
