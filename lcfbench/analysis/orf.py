@@ -3,7 +3,7 @@
 Computed from stored rows of `receiver` and `sharer`; nothing is run.
 
 A method that beats the receiver by less than ORF may have learned no more than when to leave the
-answer to the other model (methods.md, 7). For scores between 0 and 1 (F1) it takes the larger of
+answer to the other model. For scores between 0 and 1 (F1) it takes the larger of
 the two.
 
     from lcfbench.analysis.orf import derived_lines

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Scores: TypeAlias = "Sequence[float] | np.ndarray"
-DELTA = 0.02  # differences smaller than this count as none (protocol.md)
+DELTA = 0.02  # differences smaller than this count as none
 FEW = 20  # documents that differ, below which counting them says more than resampling
 
 
