@@ -134,7 +134,11 @@ def add_path(group: str, text: str) -> str:
         what = f"{text} is not {form}." if path.exists() else f"there is no file {text}."
         raise UserError(what, f"Name {form} with one {known.noun}, or one of `{known.listing}`.")
     _given[path.resolve()] = group, text
-    return find(group, path.stem).name
+    try:
+        return find(group, path.stem).name
+    except UserError:
+        del _given[path.resolve()]  # the name stays with its first owner
+        raise
 
 
 def find(group: str, name: str) -> Entry:
@@ -249,7 +253,8 @@ def _package_digest(file: Path) -> str:
 def _entries(group: str) -> dict[str, tuple[Entry, ...]]:
     variables = ["LCFBENCH_PLUGINS", *(["LCFBENCH_TASKS"] if group == "tasks" else [])]
     named = [(v, text) for v in variables for text in os.environ.get(v, "").split(os.pathsep) if text]
-    return _scan(group, TASKS, tuple(named), tuple(_given.items()), tuple(sys.path))
+    given = tuple((file, how) for file, how in _given.items() if file.is_file())
+    return _scan(group, TASKS, tuple(named), given, tuple(sys.path))
 
 
 @cache
@@ -316,9 +321,8 @@ def _named(group: str, named: Sequence[tuple[str, str]]) -> Iterator[Entry]:
                 f"{text} ({variable}) defines no method, adapter kind or control.",
                 "Extend Method, Adapter or Control in it (docs/extending.md).",
             )
-        if place.suffix in GROUPS[group].suffixes and (
-            problem or group == "tasks" or group in _groups(place)
-        ):
+        mine = problem or group == "tasks" or group in _groups(place)
+        if mine and place.suffix in GROUPS[group].suffixes:
             yield Entry(place.stem, f"{variable} ({text})", place, problem=problem)
 
 

@@ -219,7 +219,7 @@ def test_names_that_are_taken(tmp_path, monkeypatch, beside):
     (tmp_path / "lcf.py").write_text(SHOUT)
     text = one_line(lambda: registry.add_path("methods", str(tmp_path / "lcf.py")))
     assert "method 'lcf' is offered by lcfbench and by" in text and "Rename" in text
-    monkeypatch.setattr(registry, "_given", {})
+    assert registry.load("methods", "lcf").__name__ == "LCF"  # a refused path takes no name away
     (tmp_path / "shout.py").write_text(SHOUT)
     monkeypatch.setenv("LCFBENCH_PLUGINS", str(tmp_path / "shout.py"))
     text = one_line(lambda: registry.load("methods", "shout"))
