@@ -44,7 +44,6 @@ _HOME = {
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
-    "__version__",
     "Adapter",
     "Answer",
     "Batch",
@@ -57,6 +56,7 @@ __all__ = [
     "State",
     "TrainRecipe",
     "UserError",
+    "__version__",
     "create",
     "load_pair",
     "load_samples",

@@ -631,8 +631,8 @@ def manifest_of(folder: Path) -> dict:
 
 def printed(capsys, monkeypatch, width: int, *tables) -> str:
     """The tables as a terminal of so many columns shows them."""
-    from lcfbench.cli.terminal import out
     from lcfbench.cli.tables import show
+    from lcfbench.cli.terminal import out
 
     monkeypatch.setattr(out, "_width", width)
     show(*tables)

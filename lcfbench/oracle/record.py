@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench._version import __version__
 from lcfbench.errors import UserError
+from lcfbench.evaluation.identity import BEHAVIOUR, versions
 from lcfbench.files import now, write, write_json, writing
 from lcfbench.provenance import digest, environment
 from lcfbench.results.manifest import MANIFEST, read_manifest
@@ -41,9 +41,12 @@ def conditions(settings: OracleSettings) -> dict[str, Any]:
 
     device = pick_device(settings.device)
     dtype = str(pick_dtype(settings.dtype, device)).removeprefix("torch.")
-    return {"dtype": dtype, "device": device.type, "version": __version__} | settings.model_dump(
-        include={"seed", "attention", "batch_size"}
-    )
+    return {
+        "dtype": dtype,
+        "device": device.type,
+        "versions": versions(),
+        "behaviour": BEHAVIOUR,
+    } | settings.model_dump(include={"seed", "attention", "batch_size"})
 
 
 def circumstances(settings: OracleSettings, began: float, lm: CausalLM) -> dict[str, Any]:
