@@ -1,0 +1,95 @@
+"""Flags made from the settings models: name, type, choices, default, environment variable."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import typer
+
+import lcfbench
+from lcfbench.cli.__main__ import app
+from lcfbench.cli.options import merged
+from lcfbench.evaluation.recipe import Recipe
+from lcfbench.registry import kinds
+from lcfbench.training.recipe import TrainRecipe
+from tests import helpers
+
+VERBS = {
+    "run": "lcfbench.evaluation.recipe:Recipe",
+    "train": "lcfbench.training.recipe:TrainRecipe",
+    "bench": "lcfbench.latency.recipe:BenchRecipe",
+    "adapter prune": "lcfbench.training.recipe:PruneRecipe",
+    "oracle enrich": "lcfbench.oracle.recipe:Enrich",
+    "oracle transform": "lcfbench.oracle.recipe:Transform",
+}
+
+
+def command(line: str):
+    """The click command behind a verb, with its flags."""
+    found = typer.main.get_command(app)
+    for name in line.split():
+        found = found.resolve_command(found.context_class(found, info_name="lcfbench"), [name])[1]
+    return found
+
+
+@pytest.mark.parametrize(("line", "model"), VERBS.items())
+def test_every_field_is_a_flag_with_its_description_and_default(line, model):
+    module, _, kind = model.partition(":")
+    flags = {p.name: p for p in command(line).params}
+    for name, field in getattr(importlib.import_module(module), kind).model_fields.items():
+        assert name in flags and field.description, name
+        if flags[name].param_type_name == "argument":
+            continue
+        assert flags[name].help.startswith(field.description), name
+        default = field.default
+        if isinstance(default, (str, int)) and not isinstance(default, bool):
+            assert flags[name].help.endswith(f"[default: {default}]"), name
+        assert flags[name].default is None, "a flag that was not given must not hide a recipe's setting"
+
+
+def test_flags_that_are_not_the_name_of_their_field():
+    flags = {p.name: p.opts for line in VERBS for p in command(line).params}
+    assert flags["options"] == ["-o", "--option"] and flags["task_options"] == ["--task-option"]
+    assert flags["adapters"] == ["--adapter"] and flags["before"] == ["--with"] and flags["map"] == ["--map"]
+
+
+def test_environment_variables():
+    own = {p.name: p.envvar for p in command("run").params if p.envvar}
+    assert own["batch_size"] == "LCFBENCH_BATCH_SIZE" and own["recipe"] == "LCFBENCH_RECIPE"
+    assert not {"adapter", "options", "task_options", "fresh"} & set(own) and len(own) == 16
+    for line in ("train", "bench", "adapter prune"):
+        assert {p.name for p in command(line).params if p.envvar} == {
+            "pair",
+            "dtype",
+            "device",
+            "offline",
+        } & {p.name for p in command(line).params}
+
+
+def test_lists_are_separated_by_commas_or_repeated():
+    found = merged(
+        Recipe, {"mode": ["receiver,t2t", "lcf"], "adapter": ["a,b", "c"], "seeds": ["1", "2,3"]}, None, "run"
+    )
+    assert found.mode == ["receiver", "t2t", "lcf"] and found.seeds == [1, 2, 3]
+    assert [str(p) for p in found.adapter] == ["a,b", "c"]
+    several = ["lcf:width=8,seed=1", "dense"]
+    assert merged(TrainRecipe, {"adapters": several}, None, "train").adapters == several
+    assert merged(TrainRecipe, {"adapters": "lcf"}, None, "train").adapters == ["lcf"]
+
+
+def test_variables_may_hold_lists(monkeypatch, capsys):
+    monkeypatch.setenv("LCFBENCH_MODE", "receiver, lfc")
+    code, _, err = helpers.invoke(capsys, monkeypatch, "run", "--limit", "2")
+    assert code == 2 and "unknown method 'lfc'" in err
+
+
+def test_help_names_choices_kinds_and_every_flag():
+    code, text, _ = helpers.process("run", "--help")
+    assert code == 0 and "letters|cloze|generate" in text and "LCFBENCH_LIMIT" in text
+    code, text, _ = helpers.process("adapter", "size", "--help")
+    assert code == 0 and "|".join(kinds()) in text and len(kinds()) >= 6
+
+
+def test_the_version():
+    assert helpers.process("--version")[:2] == (0, f"lcfbench {lcfbench.__version__}\n")
