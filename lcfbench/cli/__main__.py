@@ -27,7 +27,8 @@ from lcfbench.errors import Exit, UserError
 ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own copy of click in some versions
 
 app = group(
-    "When one language model passes what it knows to another: how much gets across, how fast, and how do we know?",
+    "When one language model passes what it knows to another: how much gets across, how fast, and how "
+    "do we know?",
     completion=True,
 )
 app.add_typer(adapter_app, name="adapter")

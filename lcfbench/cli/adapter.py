@@ -41,7 +41,7 @@ def _size_flags() -> list[inspect.Parameter]:
 def adapter_size(as_json: JsonOption = False, **given: Any) -> None:
     """Parameters and bytes of an adapter from the geometry of the pair alone: no weights, no network.
 
-    Options are those of the adapter (width, hidden, …) and `layers`, the number of receiver layers it keeps.
+    Options are those of the adapter (width, hidden, …) and `layers`, the number of receiver layers.
     """
     from lcfbench.training.recipe import TrainRecipe
 
@@ -112,7 +112,7 @@ def adapter_info(
 
 
 def adapter_facts(place: Path) -> dict[str, Any]:
-    """Everything about an adapter: a folder, its weights file, or the name of a shipped one. Raises UserError."""
+    """The facts of an adapter: a folder, its weights file, or a shipped adapter's name. Raises UserError."""
     from lcfbench.adapters.config import WEIGHTS, read_config, weights_sha256
     from lcfbench.adapters.files import load
     from lcfbench.adapters.select import find_adapter
@@ -168,8 +168,8 @@ def adapter_import(
 def adapter_prune(adapter: AdapterArgument, as_json: JsonOption = False, **given: Any) -> None:
     """Leave out layers: those with shut gates, those that hurt, and all but the K most important ones.
 
-    No fine-tuning. Importance is what the dev split loses without a layer; both models read each batch once for all layers.
-    Beside the smaller adapter and its card stand pruning.json and pruning.png.
+    No fine-tuning. A layer's importance is the loss on the dev split without it; both models read
+    each batch once for all layers. Beside the smaller adapter and its card: pruning.json and pruning.png.
     """
     from lcfbench.adapters.select import find_adapter
     from lcfbench.training.recipe import PruneRecipe
@@ -246,7 +246,10 @@ def adapter_push(
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
     offline: OfflineOption = None,
 ) -> None:
-    """Upload an adapter to the Hub: weights, config and card, nothing else of its folder. Needs a token (`hf auth login`)."""
+    """Upload an adapter to the Hub: weights, config and card, nothing else of its folder.
+
+    Needs a token (`hf auth login`).
+    """
     from lcfbench.adapters.hub import push
     from lcfbench.adapters.select import find_adapter
 
@@ -273,7 +276,10 @@ def adapter_pull(
     force: ForceOption = False,
     offline: OfflineOption = None,
 ) -> None:
-    """Fetch an adapter from the Hub, a mirror or the Hub's cache; it is put in place only once it has been loaded whole."""
+    """Fetch an adapter from the Hub, a mirror or the Hub's cache.
+
+    It is put in place only once it has been loaded whole.
+    """
     from lcfbench.adapters.base import method_of
     from lcfbench.adapters.config import read_config
     from lcfbench.adapters.hub import pull

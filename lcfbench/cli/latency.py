@@ -17,8 +17,8 @@ from lcfbench.tables import Column, Table
 
 GAP = 0.05  # phases add up to the whole within this share of it
 LEGEND = (
-    "ms: medians of the repeats. IQR: distance of the quartiles. ttft: to the first answer token, everything in between; "
-    "ttea: to the end of the answer."
+    "ms: medians of the repeats. IQR: distance of the quartiles. ttft: to the first answer token, "
+    "everything in between; ttea: to the end of the answer."
 )
 
 

@@ -16,19 +16,33 @@ from lcfbench.tables import Column, Table
 
 LISTS = ("models", "tasks", "methods", "adapters", "recipes", "runs", "controls")
 COLUMNS = {
-    "models": (
-        Column("model"), Column("hub id"), Column("layers ×\nheads × dim"), Column("here", optional=True),
-    ),
-    "tasks": (Column("task"), Column("context"), Column("scoring\n(* default)"), Column("description", wrap=True)),
-    "adapters": (
-        Column("adapter"), Column("kind"), Column("pair", wrap=True, optional=True),
-        Column("trained on", wrap=True), Column("MB", right=True),
-    ),
-    "runs": (
-        Column("run", wrap=True), Column("state"), Column("docs", right=True), Column("errors", right=True),
+    "models": [
+        Column("model"),
+        Column("hub id"),
+        Column("layers ×\nheads × dim"),
+        Column("here", optional=True),
+    ],
+    "tasks": [
+        Column("task"),
+        Column("context"),
+        Column("scoring\n(* default)"),
+        Column("description", wrap=True),
+    ],
+    "adapters": [
+        Column("adapter"),
+        Column("kind"),
+        Column("pair", wrap=True, optional=True),
+        Column("trained on", wrap=True),
+        Column("MB", right=True),
+    ],
+    "runs": [
+        Column("run"),
+        Column("state"),
+        Column("docs", right=True),
+        Column("errors", right=True, optional=True),
         Column("begun (UTC)", optional=True),
-    ),
-}  # fmt: skip
+    ],
+}
 
 
 def ls(
@@ -49,7 +63,7 @@ def ls(
     else:
         from lcfbench.cli import tables
 
-        named = COLUMNS.get(what, (Column(what.removesuffix("s")), Column("description", wrap=True)))
+        named = COLUMNS.get(what, [Column(what.removesuffix("s")), Column("description", wrap=True)])
         tables.show(Table("", named, [cells(what, row) for row in rows]))
 
 

@@ -29,7 +29,10 @@ oracle_app = options.group("What could be gained, and what can be mapped, before
 @oracle_app.command("enrich")
 @options.flags("lcfbench.oracle.recipe:Enrich", VARIABLES)
 def enrich(as_json: JsonOption = False, **given: Any) -> None:
-    """Would a cache that has seen more, of the same length, answer better? Direct, few-shot and the question's slice alone."""
+    """Measure whether a cache of the same length that has seen more would answer better.
+
+    Three conditions: direct, with examples or both texts in front, and the question's slice alone.
+    """
     from lcfbench.oracle.recipe import Enrich
 
     chosen: Enrich = options.merged(Enrich, given, None, "oracle enrich")
@@ -43,7 +46,10 @@ def enrich(as_json: JsonOption = False, **given: Any) -> None:
 @oracle_app.command("transform")
 @options.flags("lcfbench.oracle.recipe:Transform", VARIABLES)
 def transform(as_json: JsonOption = False, **given: Any) -> None:
-    """How much of the receiver's cache can be mapped linearly from the sharer's on the same text? R² and cosine, layer by layer."""
+    """Measure how much of the receiver's cache a linear map of the sharer's explains on the same text.
+
+    R² and cosine, layer by layer.
+    """
     from lcfbench.oracle.recipe import Transform
 
     chosen: Transform = options.merged(Transform, given, None, "oracle transform")
@@ -132,9 +138,11 @@ def enrich_sentence(lines: list[dict[str, Any]], layers: list[dict[str, Any]], d
         return f"{100 * line['change']:+.1f} points (95 % {low:+.1f} to {high:+.1f})"
 
     if oracle["change_low"] > 0:
-        text = f"A cache of the same length that has seen more answers better by {change(oracle)}: editing the cache can gain that much here"
+        more = "A cache of the same length that has seen more answers better by"
+        text = f"{more} {change(oracle)}: editing the cache can gain that much here"
     elif oracle["change_high"] < 0:
-        text = f"The slice alone answers worse by {change(oracle)}: what it has seen does not survive without the entries it attends to"
+        why = "the text it has seen does not survive without the entries it attends to"
+        text = f"The slice alone answers worse by {change(oracle)}: {why}"
     else:
         text = f"No gain shown at n={documents} from the enriched slice: {change(oracle)}"
     text += f"; with everything kept it is {change(kept)}."
@@ -208,10 +216,12 @@ def transform_sentence(chosen: pd.DataFrame, mean: dict[str, float], manifest: d
     """Says in words what the fit means."""
     by_layer = chosen.set_index("receiver_layer")[["r2_k", "r2_v"]].mean(axis=1)
     text = (
-        f"On held-out text a linear map of the sharer's cache meets {100 * mean['r2_k']:.0f} % of the variance of the receiver's keys and "
-        f"{100 * mean['r2_v']:.0f} % of its values; best in layer {by_layer.idxmax()}, worst in layer {by_layer.idxmin()}. "
+        f"On held-out text a linear map of the sharer's cache meets {100 * mean['r2_k']:.0f} % of the "
+        f"variance of the receiver's keys and {100 * mean['r2_v']:.0f} % of its values; best in layer "
+        f"{by_layer.idxmax()}, worst in layer {by_layer.idxmin()}. "
         "Cosines are high for keys whatever is mapped: `by mean` reads nothing."
     )
     if manifest["train_tokens"] < 2 * manifest["inputs"]:
-        text += f" {manifest['train_tokens']:,} tokens are few for {manifest['inputs']:,} inputs: more --tokens would raise it."
+        few = f"{manifest['train_tokens']:,} tokens are few for {manifest['inputs']:,} inputs"
+        text += f" {few}: more --tokens would raise it."
     return text

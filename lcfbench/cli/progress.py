@@ -19,7 +19,7 @@ QUIET_SECONDS = 10.0  # without a terminal, one progress line this often
 
 @dataclass
 class Line:
-    """One run. total: its documents. before: recorded earlier. right: the sum of the scores of `done` ones."""
+    """One run. total: its documents. before: recorded earlier. right: the sum of scores of `done`."""
 
     total: int
     before: int

@@ -24,7 +24,8 @@ RecipeOption = Annotated[
     str | None,
     typer.Option(
         envvar="LCFBENCH_RECIPE",
-        help="YAML file of settings, or one of `lcfbench ls recipes`; flags win over LCFBENCH_*, both over the file.",
+        help="YAML file of settings, or one of `lcfbench ls recipes`; flags win over LCFBENCH_*, both over "
+        "the file.",
     ),
 ]
 VARIABLES = (

@@ -24,7 +24,7 @@ err, out = CleanConsole(stderr=True), CleanConsole()
 
 
 class StatusLine:
-    """A line on stderr that changes in place while a `with` block runs; nothing where stderr is no terminal."""
+    """A line that changes in place on stderr during a `with` block; nothing where that is no terminal."""
 
     def __init__(self, text: str = "") -> None:
         self._status = err.status(Text(clean(text)))

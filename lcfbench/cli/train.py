@@ -16,9 +16,7 @@ from lcfbench.errors import Exit
 def train(
     mode: Annotated[
         str | None,
-        typer.Option(
-            help="A method with an adapter, instead of --adapter. On different-context tasks lcf trains LCF-X."
-        ),
+        typer.Option(help="A method, instead of --adapter. On different-context tasks lcf trains LCF-X."),
     ] = None,
     recipe: Annotated[
         str | None,

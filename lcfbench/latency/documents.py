@@ -46,10 +46,8 @@ def of_length(task: Task, tokens: int, receiver: CausalLM, answer_tokens: int = 
 
     least = length(View(SHORTEST, first.receiver.prefix))
     if tokens < least:
-        raise UserError(
-            f"{tokens} prompt tokens: the template of {task.name} and one word take {receiver.name} {least} already.",
-            f"Give --prompt-tokens {least} or more.",
-        )
+        taken = f"the template of {task.name} and one word take {receiver.name} {least} already"
+        raise UserError(f"{tokens} prompt tokens: {taken}.", f"Give --prompt-tokens {least} or more.")
     mine = view("receiver", tokens)
     theirs, full = (mine, mine) if task.shared else (view("sharer", tokens), view("full", 2 * tokens))
     return replace(

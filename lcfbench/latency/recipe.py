@@ -26,8 +26,7 @@ class BenchRecipe(Settings):
     pair: str = SAME["pair"]
     mode: list[str] = Field(["receiver", "t2t", "lcf"], description=SAME["mode"].description)
     task: list[str] = Field(
-        [],
-        description="Tasks whose text is read, comma-separated; without it, those the adapters were made for.",
+        [], description="Tasks whose text is read, comma-separated; without it, those of the adapters."
     )
     prompt_tokens: list[int] = Field(
         [64, 256], description="Lengths of the receiver's prompt, template included, comma-separated."

@@ -17,6 +17,7 @@ from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import save as save_adapter
 from lcfbench.cli.adapter import ranges
 from lcfbench.cli.progress import RunProgress, duration
+from lcfbench.cli.terminal import out
 from lcfbench.geometry import Geometry
 from tests import helpers
 from tests.helpers import BESIDE
@@ -102,7 +103,7 @@ BAD = {
     "rum": "Did you mean 'run'",
     "run --recipe": "--recipe",
     "ls": "Missing argument",
-    "ls nope": "Known: models, tasks, methods, adapters, recipes, runs",
+    "ls nope": "Known: models, tasks, methods, adapters, recipes, runs, controls",
     "ls task": "Did you mean tasks",
     "doctor --nope": "--nope",
     "demo --limit 0": "setting limit",
@@ -355,7 +356,20 @@ def test_a_c2c_fuser_is_imported(lcf, ground):
     assert lcf(f"adapter|import-c2c|{folder}|--out|imported|--force")[0] == 0
 
 
-@pytest.mark.parametrize("what", ["models", "tasks", "methods", "adapters", "runs"])
+@pytest.mark.parametrize("width", ["80", "40"])
+def test_lists_break_no_name_and_cut_no_number(lcf, monkeypatch, width):
+    monkeypatch.setattr(out, "width", int(width))
+    for what, keys in (("adapters", ("name", "mb")), ("models", ("model", "hub_id", "head_dim"))):
+        shown = lcf(f"ls {what}")[1]
+        for row in json.loads(lcf(f"ls {what} --json")[1]):
+            for value in (row[key] for key in keys):
+                assert (f"{value:.1f}" if isinstance(value, float) else str(value)) in shown.split(), (
+                    value,
+                    shown,
+                )
+
+
+@pytest.mark.parametrize("what", ["models", "tasks", "methods", "adapters", "runs", "recipes", "controls"])
 def test_lists_fit_80_columns(lcf, monkeypatch, what):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = lcf(f"ls {what}")
