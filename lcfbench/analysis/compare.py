@@ -204,25 +204,15 @@ def _scored(line: Line, x: np.ndarray, y: np.ndarray) -> Line:
         return line
     got: Paired = paired(y, x)
     low, high = got.interval()
-    return line._replace(
-        n=got.n,
-        mean_a=float(x.mean()),
-        mean_b=float(y.mean()),
-        difference=got.value,
-        low=low,
-        high=high,
-        p=got.p(),
-    )
+    means: dict[str, Any] = {"mean_a": float(x.mean()), "mean_b": float(y.mean())}
+    return line._replace(n=got.n, **means, difference=got.value, low=low, high=high, p=got.p())
 
 
 def _notes(a: RunGroup, b: RunGroup, n: int) -> list[str]:
     notes = []
     if n < FEW:
-        notes.append(
-            f"only {n} documents: whatever the difference looks like, little can be concluded"
-            if n
-            else "no document in common"
-        )
+        few = f"only {n} documents: whatever the difference looks like, little can be concluded"
+        notes.append(few if n else "no document in common")
     for side, group in (("A", a), ("B", b)):
         if group.errors:
             notes.append(f"{side}: {group.errors} of {group.n} documents failed and count as wrong")

@@ -36,7 +36,7 @@ STATES = ("running", "interrupted", "unknown", "complete")  # worst first
 class RunGroup:
     """Runs that differ in their seed only.
 
-    label: the mode and whatever tells it from the others that are shown. identity: of its first
+    label: the mode and the settings that tell it from the others. identity: of its first
     run, without what only the seed changes where there are several. codes: (n,) uint64, sorted, a
     document each; scores: (n,), the mean over the seeds that have the document. seed_scores: a mean
     a seed. timed: column → (codes, milliseconds) of the documents timed alone.
@@ -178,7 +178,7 @@ def read_run_groups(paths: Sequence[Path], by_subject: bool = False, prompts: bo
 def grouped(runs: Iterable[Recorded]) -> list[RunGroup]:
     """RunGroups of these runs.
 
-    Two runs of one seed never share a group, whatever else they have in common.
+    Two runs of one seed never share a group.
     """
     together: dict[str, list[Recorded]] = {}
     for run in runs:
@@ -207,7 +207,7 @@ def joined(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return a.scores[of_a], b.scores[of_b], codes
 
 
-def held_against(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray, int]:
+def comparable_scores(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns scores of both on shared documents, without those that failed in `b`.
 
     Returns their number too. What failed in `a` counts as wrong.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.orf import DERIVED, derived_lines
-from lcfbench.analysis.run_groups import OF_THE_SEED, RunGroup, held_against, joined, read_run_groups
+from lcfbench.analysis.run_groups import OF_THE_SEED, RunGroup, comparable_scores, joined, read_run_groups
 from lcfbench.analysis.stats import DELTA, Paired, mean_interval, paired
 from lcfbench.analysis.verdict import LABELS, Evidence, judge
 from lcfbench.controls.names import CONTROLS
@@ -43,14 +43,14 @@ def summarise(groups: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
     Where the receiver and the sharer were both run alone there is a line more, `orf`, whose control
     is "derived" (see orf.py).
 
-    Columns: `label` is the mode plus whatever tells apart two of it. `score` with its 95 % interval
-    over documents `low`, `high`; `seeds`, `seed_sd`: number of seeds and the standard deviation of
-    their scores (NaN for one). `ttft_ms`, `ttea_ms`: medians of batch 1 over `ttft_n`, `ttea_n`
-    documents; `docs_per_s` is batched, another number. `adapter_mb` in 10⁶ bytes, NaN without an
-    adapter. `message_bytes`: median. `gain` (over the receiver alone) and `content` (over the
-    deranged run): paired over the documents both have. `verdict`, `verdict_text`: see verdict.py,
-    "" where nothing is sent; `p_holm` is corrected over the `family` of all verdicts in this
-    summary. delta: contents smaller than this count as none.
+    Columns: `label` is the mode and the settings that tell it from another. `score` with its 95 %
+    interval over documents `low`, `high`; `seeds`, `seed_sd`: number of seeds and the standard
+    deviation of their scores (NaN for one). `ttft_ms`, `ttea_ms`: medians of batch 1 over `ttft_n`,
+    `ttea_n` documents; `docs_per_s` is batched, another number. `adapter_mb` in 10⁶ bytes, NaN
+    without an adapter. `message_bytes`: median. `gain` (over the receiver alone) and `content`
+    (over the deranged run): paired over the documents both have. `verdict`, `verdict_text`: see
+    verdict.py, "" where nothing is sent; `p_holm` is corrected over the `family` of all verdicts in
+    this summary. delta: contents smaller than this count as none.
     """
     import pandas as pd
 
@@ -109,7 +109,7 @@ def _gain(group: RunGroup, groups: Sequence[RunGroup]) -> Paired | None:
         return None
     key = _receiver_key(group)
     base = widest(group, [c for c in groups if c.mode == ALONE and _receiver_key(c) == key])
-    return paired(*held_against(group, base)[:2]) if base else None
+    return paired(*comparable_scores(group, base)[:2]) if base else None
 
 
 def _receiver_key(group: RunGroup) -> Any:
@@ -139,7 +139,7 @@ def _judge(
             continue
         twin = twin_of(group, groups, "deranged")
         if twin:
-            own, other, left_out = held_against(group, twin)
+            own, other, left_out = comparable_scores(group, twin)
             judged.append((line, Evidence(own, other, gain, left_out)))
         elif group.sends:
             judged.append((line, Evidence(group.scores, None, gain)))

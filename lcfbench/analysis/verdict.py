@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 from lcfbench.analysis.stats import DELTA, Difference, Paired, Scores, difference, equivalence_p, holm, paired
 from lcfbench.analysis.stats.power import smallest_visible
@@ -24,14 +24,7 @@ if TYPE_CHECKING:
 Label: TypeAlias = Literal[
     "communicates", "adapts only", "undecided", "does not communicate", "misleads", "untested"
 ]
-LABELS: tuple[Label, ...] = (
-    "communicates",
-    "adapts only",
-    "undecided",
-    "does not communicate",
-    "misleads",
-    "untested",
-)  # best first
+LABELS: tuple[Label, ...] = get_args(Label)  # best first
 
 
 class Evidence(NamedTuple):

@@ -84,7 +84,7 @@ class RunWriter:
             folder.mkdir(parents=True, exist_ok=True)
             journal = lock(folder / JOURNAL)
         try:
-            before = Manifest() if fresh else _recorded(folder)  # again: now nobody else writes it
+            before = Manifest() if fresh else _recorded(folder)  # again: now no other process writes it
             # rows of an earlier session may come from another commit or machine
             session = {"at": now(), "environment": facts.get("environment")}
             own = {"run_id": run_id, "schema_version": SCHEMA_VERSION, "state": "running", "pid": os.getpid()}

@@ -178,12 +178,8 @@ class Checked:
         told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
         limits = f"at most {100 * self.max_drop:g} pt lost"
         limits += f", {100 * self.max_slowdown:g} % slower" if self.max_slowdown is not None else ""
-        ended = {
-            Exit.OK: "passed",
-            Exit.FAILED: "failed",
-            Exit.INCOMPLETE: "incomplete",
-            Exit.INCONCLUSIVE: "inconclusive",
-        }
+        ended = {Exit.OK: "passed", Exit.FAILED: "failed"}
+        ended |= {Exit.INCOMPLETE: "incomplete", Exit.INCONCLUSIVE: "inconclusive"}
         groups, code = len({item.name for item in self.items}), self.exit(strict)
         size = f"{groups} group{'s' if groups != 1 else ''}"
         return f"{ended[code]}: {told} ({size}; {limits}; exit {int(code)})"
@@ -198,23 +194,13 @@ def score_item(
         text = f"lost {-100 * shift.value:.1f} points, surely more than {100 * max_drop:g}"
     elif outcome is Outcome.UNSURE and shift.same:
         enough = shift.enough()
-        decides = (
-            f"{enough:,} documents would decide"
-            if enough
-            else "equal answers never show a loss of 0; give --max-drop"
-        )
+        never = "equal answers never show a loss of 0; give --max-drop"
+        decides = f"{enough:,} documents would decide" if enough else never
         text = f"all {shift.n:,} answers score the same; {decides}"
     elif outcome is Outcome.UNSURE:
         text = _undecided(shift, f"−{100 * max_drop:g} points")
-    figures = (100 * mean for mean in means)
-    return Item(
-        **about,
-        aspect="score",
-        outcome=outcome,
-        n=shift.n,
-        **_numbers(figures, [100 * x for x in shift[:3]]),
-        text=text,
-    )
+    numbers = _numbers((100 * mean for mean in means), [100 * x for x in shift[:3]])
+    return Item(**about, aspect="score", outcome=outcome, n=shift.n, **numbers, text=text)
 
 
 def time_item(
@@ -230,18 +216,14 @@ def time_item(
     elif not shift.n:
         text = "no document was timed alone in both runs (run --latency-documents)"
     elif shift.n < RUNS:
-        seen = (
-            f"{'slower' if slower[0] > 0 else 'faster'} by {abs(slower[0]):.0f} %"
-            if abs(slower[0]) >= 0.5
-            else "as fast"
-        )
+        how = "slower" if slower[0] > 0 else "faster"
+        seen = f"{how} by {abs(slower[0]):.0f} %" if abs(slower[0]) >= 0.5 else "as fast"
         text = f"{seen} here, but {_runs(shift.n)} a side cannot tell the machine from the code"
         text += "; time three, with --seeds 0,1,2"
     elif outcome is Outcome.UNSURE:
         text = _undecided(shift, f"+{100 * max_slowdown:g} %", "runs")
-    return Item(
-        **about, aspect="first token", outcome=outcome, n=shift.n, **_numbers(means, slower), text=text
-    )
+    numbers = _numbers(means, slower)
+    return Item(**about, aspect="first token", outcome=outcome, n=shift.n, **numbers, text=text)
 
 
 def _runs(n: int) -> str:

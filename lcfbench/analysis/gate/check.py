@@ -78,35 +78,24 @@ def check_run_groups(
             means = float(shared[i][0].mean()), float(shared[i][1].mean())
             checked.items.append(score_item(about, found, outcomes["score", i], means, max_drop))
         if found := shifts.get(("time", i)):
-            checked.items.append(
-                time_item(about, found, outcomes["time", i], typical(timed[i]), max_slowdown or 0.0)
-            )
+            judged = outcomes["time", i], typical(timed[i]), max_slowdown or 0.0
+            checked.items.append(time_item(about, found, *judged))
         elif max_slowdown is not None:
-            checked.items.append(
-                Item(
-                    **about, aspect="first token", outcome=Outcome.UNSURE, text=f"not compared: {untimed[i]}"
-                )
-            )
-        if lacking := lacks(b, n, len(shared[i][0])) or (
-            [] if i in scored else ["the baseline has no documents"]
-        ):
-            text = "; ".join(lacking)
-            checked.items.append(
-                Item(**about, aspect="documents", outcome=Outcome.INCOMPLETE, n=len(shared[i][0]), text=text)
-            )
+            text = f"not compared: {untimed[i]}"
+            checked.items.append(Item(**about, aspect="first token", outcome=Outcome.UNSURE, text=text))
+        lacking = lacks(b, n, len(shared[i][0]))
+        if not lacking and i not in scored:
+            lacking = ["the baseline has no documents"]
+        absent: dict[str, Any] = {**about, "outcome": Outcome.INCOMPLETE}
+        if text := "; ".join(lacking):
+            checked.items.append(Item(**absent, aspect="documents", n=len(shared[i][0]), text=text))
         if text := _one_sided(b, n, allow):
-            checked.items.append(Item(**about, aspect="fields", outcome=Outcome.INCOMPLETE, text=text))
+            checked.items.append(Item(**absent, aspect="fields", text=text))
         checked.notes += [f"{about['name']}: {text}" for text in _notes(b, n, len(shared[i][0]))]
     for group in missing:
         about = {"name": names[id(group)], "task": group.task, "mode": name_of(group)}
-        checked.items.append(
-            Item(
-                **about,
-                aspect="documents",
-                outcome=Outcome.INCOMPLETE,
-                text=f"no such run{_nearest(group, new.groups)}",
-            )
-        )
+        text = f"no such run{_nearest(group, new.groups)}"
+        checked.items.append(Item(**about, aspect="documents", outcome=Outcome.INCOMPLETE, text=text))
     # what cannot be read cannot be guarded; a baseline with a broken file must not pass in silence
     for text in (w for w in baseline.warnings if "skipped, cannot be read" in w):
         checked.items.append(Item("baseline", "baseline", "file", "documents", Outcome.INCOMPLETE, text=text))

@@ -4,7 +4,7 @@
     time_shift([(new_ms, baseline_ms) for each seed of `--seeds 0,1,2`], max_slowdown=0.1)
 
 A block is one recorded run of either side, a seed of `--seeds`; the sessions of a resumed run are
-one. Its documents share whatever the machine did while it ran, so a block counts once: as the mean
+one. Its documents share what the machine did while it ran, so a block counts once: as the mean
 log ratio over the documents timed alone in both. A t interval over the blocks' means decides; fewer
 than three blocks decide nothing. Even many blocks of one session share what the machine does
 between two sessions: the baseline for speed belongs in the same job, the two sides run alternately.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lcfbench.analysis.run_groups import RunGroup
 
-MANY = 1000  # runs; nobody times more
+MANY = 1000  # runs
 CAVEAT = (
     "time: a run (a seed of --seeds) is one observation. Runs of one session share what the machine does "
     "between two sessions: record the baseline in the same job, the two sides alternately, seed by seed"

@@ -32,7 +32,7 @@ def styled() -> Iterator[None]:
     import matplotlib
 
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the picture
+        matplotlib.rcdefaults()  # a reader's own matplotlibrc must not change the figure
         matplotlib.rcParams.update(STYLE)
         yield
 

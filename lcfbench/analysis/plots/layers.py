@@ -17,7 +17,7 @@ LOSSES = (("importance", "score lost without it"), ("loglik_importance", "log-li
 
 
 def draw_layers(report: dict[str, Any], path: Path) -> None:
-    """Writes the picture as PNG, the same bytes every time."""
+    """Writes the figure as PNG, the same bytes every time."""
     with styled():
         _figure(report).savefig(path, metadata={"Software": None})
 

@@ -1,6 +1,6 @@
 """The frontier's x axes: decimal-log scales, and a place left of a break for missing values.
 
-axis = lay_out(PANELS[0], lines)             # where everything goes, drawn by whatever draws
+axis = lay_out(PANELS[0], lines)             # where everything goes
 points = positions(axes, PANELS[0], lines)   # the same on matplotlib's axes
 """
 

@@ -2,7 +2,7 @@
 
 panel(PANELS[0], lines, classes={"lcf": "s1"})
 
-Geometry only; colours are classes of page.css, so that light and dark need no second picture. A
+Geometry only; colours are classes of page.css, so that light and dark need no second figure. A
 panel is as wide as a phone.
 """
 

@@ -133,9 +133,8 @@ def choose(right: np.ndarray, groups: Sequence[RunGroup], most: int = MOST) -> l
     for again in range(1, most):  # room left: a second document of every pattern, a third …
         for pattern, kind in chosen:
             if len(shown) < most and counts[pattern] > again:
-                shown.append(
-                    (int(mixed[np.flatnonzero(keys[mixed] == patterns_[pattern])[again]]), KINDS[kind])
-                )
+                place = np.flatnonzero(keys[mixed] == patterns_[pattern])[again]
+                shown.append((int(mixed[place]), KINDS[kind]))
     return sorted(shown, key=lambda found: KINDS.index(found[1]))
 
 
@@ -176,11 +175,8 @@ def _hash(code: int, groups: Sequence[RunGroup]) -> str:
 def _names(rows: Iterable[Mapping[str, Any]], groups: Sequence[RunGroup], source: Source) -> dict[str, str]:
     """Hash → id of every document whose message was used."""
     senders = {str(row["message_from"]) for row in rows if row.get("message_from")}
-    found = source.rows(
-        {group.run_ids[0] for group in groups if group.control == "deranged"},
-        senders,
-        ("run_id", "doc_hash", "doc_id"),
-    )
+    runs = {group.run_ids[0] for group in groups if group.control == "deranged"}
+    found = source.rows(runs, senders, ("run_id", "doc_hash", "doc_id"))
     return {doc_hash: row["doc_id"] for (_, doc_hash), row in found.items() if row.get("doc_id")}
 
 
@@ -205,9 +201,10 @@ def _case(
     answers = []
     for group, row in seen:
         score = float(group.scores[np.searchsorted(group.codes, np.uint64(code))])
-        answers.append(
-            Answer(*names[id(group)], cut(row.get("prediction") or NONE, 300), score, row.get("error") or "")
-        )
+        said, error = cut(row.get("prediction") or NONE, 300), row.get("error") or ""
+        answers.append(Answer(*names[id(group)], said, score, error))
+    whose = [(_named(*names[id(group)]), group.manifest, row) for group, row in seen]
+    messages = [(name, _message(row, manifest, documents)) for name, manifest, row in whose]
     recorded = any(row.get("receiver_prompt") or row.get("sharer_prompt") for _, row in seen)
     first: Mapping[str, Any] = seen[0][1] if seen else {}
     return Case(
@@ -215,13 +212,9 @@ def _case(
         str(first.get("gold") or NONE),
         _told(kind, answers, {group.label for group in groups if group.mode == ALONE}),
         answers,
-        _alike([(_named(*names[id(group)]), row.get("receiver_prompt")) for group, row in seen]),
-        _alike([(_named(*names[id(group)]), row.get("sharer_prompt")) for group, row in seen]),
-        [
-            Shown(_named(*names[id(group)]), said)
-            for group, row in seen
-            if (said := _message(row, group.manifest, documents))
-        ],
+        _alike([(name, row.get("receiver_prompt")) for name, _, row in whose]),
+        _alike([(name, row.get("sharer_prompt")) for name, _, row in whose]),
+        [Shown(name, message) for name, message in messages if message],
         "" if recorded else UNRECORDED,
     )
 
@@ -238,22 +231,12 @@ def _alike(texts: Sequence[tuple[str, str | None]]) -> list[Shown]:
 def _told(kind: str, answers: Sequence[Answer], bases: set[str]) -> str:
     """The kind in words, with the methods it is true of."""
     right = {(answer.method, answer.control or "matched"): answer.score >= 0.5 for answer in answers}
-    own = {
-        method: good
-        for (method, control), good in right.items()
-        if control == "matched" and method not in bases
-    }
-    match kind:
-        case "crosses":
-            who = [
-                method for method, good in own.items() if good and right.get((method, "deranged")) is False
-            ]
-        case "harms":
-            who = [method for method, good in own.items() if not good]
-        case "reversed":
-            who = [method for method, good in own.items() if not good and right.get((method, "deranged"))]
-        case _:
-            who = []
+    who = []
+    for (method, control), good in right.items():
+        other = right.get((method, "deranged"))
+        is_of = {"crosses": good and other is False, "harms": not good, "reversed": not good and other}
+        if control == "matched" and method not in bases and is_of.get(kind):
+            who.append(method)
     return f"{TOLD[kind]}: {', '.join(who)}" if who else TOLD[kind]
 
 
@@ -264,11 +247,8 @@ def _message(row: Mapping[str, Any], manifest: Manifest, documents: Mapping[str,
         return ""
     whose = ""
     if sender:
-        whose = (
-            ", made for this document"
-            if sender == row["doc_hash"]
-            else f", made for document {documents.get(sender, sender)}"
-        )
+        own = sender == row["doc_hash"]
+        whose = f", made for {'this document' if own else f'document {documents.get(sender, sender)}'}"
     if row.get("message_text"):
         return f"“{cut(row['message_text'], LONG)}”{whose}"
     chosen = manifest.gates or manifest.calibration

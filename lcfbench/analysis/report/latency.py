@@ -71,11 +71,8 @@ def stacks(source: Source) -> list[Stack]:
         groups = [group for group in source.groups_of(key) if group.control in SHOWN]
         bars = [bar for group in groups if (bar := _bar(group))]
         timed = {(bar.label, bar.control) for bar in bars}
-        untimed = [
-            _named(group.label, group.control)
-            for group in groups
-            if (group.label, group.control) not in timed
-        ]
+        others = [g for g in groups if (g.label, g.control) not in timed]
+        untimed = [_named(group.label, group.control) for group in others]
         heading = f"{key[1]} ({key[2]}), {places_named(key[0])}"
         found.append(Stack(heading, bars, max((bar.total for bar in bars), default=0.0), untimed))
     return found
@@ -83,27 +80,15 @@ def stacks(source: Source) -> list[Stack]:
 
 def tables(source: Source) -> list[Table]:
     """The same numbers for Markdown."""
-    heads = [
-        Head("method"),
-        *(Head(f"{name} ms", True) for name in PHASES),
-        Head("to end of answer ms", True),
-        Head("timed", True),
-    ]
+    names = (*(f"{name} ms" for name in PHASES), "to end of answer ms", "timed")
+    heads = [Head("method"), *(Head(name, True) for name in names)]
     found = []
     for index, stack in enumerate(stacks(source)):
         rows = []
         for bar in stack.bars:
             parts = [Entry(duration(ms), ms) if ms > 0 else Entry(NONE) for ms in bar.parts.values()]
-            rows.append(
-                Row(
-                    [
-                        text(_named(bar.label, bar.control)),
-                        *parts,
-                        Entry(duration(bar.total), bar.total),
-                        number(bar.n),
-                    ]
-                )
-            )
+            total = Entry(duration(bar.total), bar.total)
+            rows.append(Row([text(_named(bar.label, bar.control)), *parts, total, number(bar.n)]))
         if rows:
             found.append(Table(f"latency-{index}", stack.heading, heads, rows))
     return found
@@ -120,15 +105,8 @@ def _bar(group: RunGroup) -> Bar | None:
     rest = total - sum(means.values())
     first = float(firsts.mean()) if len(firsts) else 0.0
     n = max(len(values) for values in parts.values())
-    return Bar(
-        group.label,
-        group.control,
-        means,
-        rest if rest > GAP * total else 0.0,
-        max(total, sum(means.values())),
-        first,
-        n,
-    )
+    rest = rest if rest > GAP * total else 0.0
+    return Bar(group.label, group.control, means, rest, max(total, sum(means.values())), first, n)
 
 
 def _named(label: str, control: str) -> str:

@@ -29,7 +29,7 @@ class Strip(NamedTuple):
 class Heat(NamedTuple):
     """Strips over the same layers.
 
-    marked: layers with a sign below them; said: the picture in words.
+    marked: layers with a sign below them; said: the figure in words.
     """
 
     title: str

@@ -85,24 +85,14 @@ def verdicts(source: Source) -> Table:
         Head("p (Holm)", True, "of content, corrected over all verdicts shown"),
         Head("adapter MB", True, "size of the trained module as saved, 10⁶ bytes"),
         Head("message bytes", True, "median over documents"),
-        Head(
-            "first token ms",
-            True,
-            "median time from the question to the first answer token, one document at a time",
-        ),
+        Head("first token ms", True, "median time to the first answer token, one document at a time"),
         *([Head("pair", title="receiver ← sharer")] if pairs else []),
     ]
     rows = []
     for line in lines:
         entries = [text(line["label"]), text(line["task"], line["scoring"])]
         entries += [
-            Entry(
-                line["verdict"],
-                float(_rank(line["verdict"])),
-                _visible(line),
-                "verdict",
-                line["verdict_text"],
-            ),
+            _verdict(line),
             percent(line["matched_score"] if known(line["matched_score"]) else line["score"]),
             percent(line["deranged_score"]),
             percent(_receiver(line, source)),
@@ -126,58 +116,27 @@ def tasks(source: Source) -> list[Table]:
         chance = next((line["chance"] for line in lines if known(line["chance"])), None)
         guess = f"; guessing gives {100 * chance:.1f} %" if chance is not None else ""
         metric = ", ".join(dict.fromkeys(str(line["metric"]) for line in lines))
-        heads = [
-            *(
-                Head("method"),
-                Head("control"),
-                Head("score %", True),
-                Head("95 %", True, "interval over documents"),
-            ),
-            *(
-                [Head("seeds", True), Head("± seeds", True, "standard deviation over seeds, points")]
-                if seeds
-                else []
-            ),
-            *(
-                Head("0 to 100 %", drawn=True),
-                Head("documents", True),
-                Head("failed", True, "count as wrong"),
-            ),
-            *(
-                Head("first token ms", True),
-                Head("end ms", True),
-                Head("documents/s", True, "batched: another number than the latency"),
-            ),
-            *(Head("parameters", True), Head("adapter MB", True), Head("message bytes", True)),
-        ]
+        heads = [Head("method"), Head("control"), Head("score %", True)]
+        heads.append(Head("95 %", True, "interval over documents"))
+        if seeds:
+            heads += [Head("seeds", True), Head("± seeds", True, "standard deviation over seeds, points")]
+        heads += [Head("0 to 100 %", drawn=True), Head("documents", True)]
+        heads += [Head("failed", True, "count as wrong"), Head("first token ms", True), Head("end ms", True)]
+        heads.append(Head("documents/s", True, "batched: another number than the latency"))
+        heads += [Head(name, True) for name in ("parameters", "adapter MB", "message bytes")]
         rows = []
         for line in lines:
-            spread = [number(line.get("seeds")), percent(line.get("seed_sd"))] if seeds else []
-            entries = [
-                *(text(line["label"]), text(control_of(line)), percent(line["score"])),
-                Entry(f"{percent(line['low']).text}–{percent(line['high']).text}", line["low"]),
-                *spread,
-                *(
-                    Entry("", line["score"], drawing=_whisker(line, chance)),
-                    number(line["n"]),
-                    number(line["errors"]),
-                ),
-                *(number(line["ttft_ms"]), number(line["ttea_ms"]), number(line["docs_per_s"], 1)),
-                *(
-                    number(line["adapter_params"] or None),
-                    number(line["adapter_mb"], 1),
-                    number(line["message_bytes"] or None),
-                ),
-            ]
+            interval = f"{percent(line['low']).text}–{percent(line['high']).text}"
+            entries = [text(line["label"]), text(control_of(line)), percent(line["score"])]
+            entries.append(Entry(interval, line["low"]))
+            entries += [number(line.get("seeds")), percent(line.get("seed_sd"))] if seeds else []
+            entries.append(Entry("", line["score"], drawing=_whisker(line, chance)))
+            entries += [number(line[name]) for name in ("n", "errors", "ttft_ms", "ttea_ms")]
+            entries += [number(line["docs_per_s"], 1), number(line["adapter_params"] or None)]
+            entries += [number(line["adapter_mb"], 1), number(line["message_bytes"] or None)]
             rows.append(Row(entries, task, line["mode"], _slug(str(line["control"]))))
-        found.append(
-            Table(
-                f"task-{index}",
-                f"{task} ({scoring}): {places_named(pair)}. Score: {metric}{guess}.",
-                heads,
-                rows,
-            )
-        )
+        caption = f"{task} ({scoring}): {places_named(pair)}. Score: {metric}{guess}."
+        found.append(Table(f"task-{index}", caption, heads, rows))
     return found
 
 
@@ -185,47 +144,27 @@ def subjects(source: Source) -> list[Table]:
     """Where a task has subjects, the score of each: subjects down, methods across."""
     found = []
     for index, key in enumerate(source.by_task):
-        groups = [
-            group for group in source.groups_of(key) if any(run in source.subjects for run in group.run_ids)
-        ]
-        names = sorted(
-            {subject for group in groups for run in group.run_ids for subject in source.subjects.get(run, {})}
-        )
+        groups = [g for g in source.groups_of(key) if any(run in source.subjects for run in g.run_ids)]
+        runs = [run for group in groups for run in group.run_ids]
+        names = sorted({subject for run in runs for subject in source.subjects.get(run, {})})
         if not names:
             continue
-        heads = [Head("subject"), Head("documents", True)]
-        heads += [
-            Head(group.label if group.control == "matched" else f"{group.label}, {group.control}", True)
-            for group in groups
-        ]
+        labels = [g.label if g.control == "matched" else f"{g.label}, {g.control}" for g in groups]
+        heads = [Head("subject"), Head("documents", True), *(Head(label, True) for label in labels)]
         rows = []
         for name in names:
-            means = []
+            means: list[float | None] = []
+            documents = 0
             for group in groups:
-                got = [
-                    source.subjects[run][name]
-                    for run in group.run_ids
-                    if name in source.subjects.get(run, {})
-                ]
-                means.append(
-                    (sum(mean for mean, _ in got) / len(got), max(n for _, n in got)) if got else (None, 0)
-                )
-            documents = max(n for _, n in means)
-            rows.append(
-                Row(
-                    [text(name.replace("_", " ")), number(documents), *(percent(mean) for mean, _ in means)],
-                    key[1],
-                )
-            )
+                by_run = [source.subjects.get(run, {}) for run in group.run_ids]
+                got = [subjects[name] for subjects in by_run if name in subjects]
+                means.append(sum(mean for mean, _ in got) / len(got) if got else None)
+                documents = max([documents, *(n for _, n in got)])
+            entries = [text(name.replace("_", " ")), number(documents), *map(percent, means)]
+            rows.append(Row(entries, key[1]))
         pair, task, scoring = key
-        found.append(
-            Table(
-                f"subjects-{index}",
-                f"{task} ({scoring}), {places_named(pair)}: score % of {len(names)} subjects",
-                heads,
-                rows,
-            )
-        )
+        caption = f"{task} ({scoring}), {places_named(pair)}: score % of {len(names)} subjects"
+        found.append(Table(f"subjects-{index}", caption, heads, rows))
     return found
 
 
@@ -242,6 +181,11 @@ def _named(line: dict[Any, Any], several: bool) -> str:
             f"; {line['content_n']:.0f} documents show effects from {100 * line['detectable']:.0f} points up"
         )
     return f"{name} ({content})"
+
+
+def _verdict(line: dict[Any, Any]) -> Entry:
+    rank = float(_rank(line["verdict"]))
+    return Entry(line["verdict"], rank, _visible(line), "verdict", line["verdict_text"])
 
 
 def _pair(pair: str) -> Entry:

@@ -21,7 +21,7 @@ def csv(source: Source) -> str:
 
 
 def markdown(source: Source) -> str:
-    """GitHub tables under the page's headings; pictures and examples are in HTML only."""
+    """GitHub tables under the page's headings; figures and examples are in HTML only."""
     shared, runs = provenance(source)
     out = ["# lcfbench report", "", *(f"> {caution}" for caution in source.cautions), ""]
     out += ["## Does anything get across?", ""]
@@ -51,5 +51,5 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """One line in a table, whatever stands in it."""
+    """Returns one line of a table without markup."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
