@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import lcfbench
 from lcfbench.analysis import tables
 from lcfbench.analysis.plots import frontier
 from lcfbench.analysis.plots.published import published
@@ -337,3 +338,19 @@ def test_wrong_files_are_named_and_the_rest_is_summarised(tmp_path: Path) -> Non
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
     found = read_run_groups([tmp_path])
     assert len(found.groups) == 1 and "torn.parquet: skipped" in found.warnings[0]
+
+
+def test_summary_and_verdicts_load_from_a_path(tmp_path: Path) -> None:
+    for mode, control, right in (
+        ("receiver", "matched", 0.0),
+        ("lcf", "matched", 1.0),
+        ("lcf", "deranged", 0.0),
+    ):
+        record(tmp_path, "t", mode, control, [right] * 40, message_bytes=9 if mode == "lcf" else 0)
+    lines = lcfbench.load_summary(str(tmp_path))
+    assert len(lines) == 3 and set(lines["mode"]) == {"receiver", "lcf"}
+    found = lcfbench.verdicts([tmp_path])
+    assert found["verdict"].tolist() == ["communicates"]
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
+    with pytest.warns(UserWarning, match="torn.parquet: skipped"):
+        assert len(lcfbench.load_summary(tmp_path)) == 3
