@@ -122,7 +122,7 @@ def test_all_four_run_train_show_and_judge(lcf, ground):
 
 def test_listing_shows_plugins_and_imports_none(lcf, installed):
     code, out, err = lcf("ls methods --json")
-    listed = {row["method"]: row["what it does"] for row in json.loads(out)}
+    listed = {row["method"]: row["description"] for row in json.loads(out)}
     assert code == 0 and listed["shout"].startswith("the first words") and "lcf" in listed, err
     tasks = {row["name"]: row for row in json.loads(lcf("ls tasks --json")[1])}
     assert tasks["colours"]["options"]["people"]["default"] == 3 and "splitfacts" in tasks
