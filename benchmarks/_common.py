@@ -1,12 +1,15 @@
-"""What the benchmarks of this folder share: both sides in turn, the paired ratio with its spread, the machine, one JSON line at the end.
+"""What the benchmarks of this folder share.
+
+Both sides in turn, the paired ratio with its spread, the machine, one JSON line at the end.
 
 >>> times = turns({"ours": ours, "theirs": theirs}, repeats=5)          # ours, theirs, ours, theirs, …
 >>> results = [{"case": "prefill", "ratio": ratio(times, of="theirs", to="ours"), "target": 2.0}]
 >>> report("my_benchmark", results, given.out, dtype="bfloat16")
 
-A result is a flat dict. For the table (`python benchmarks/run_all.py --table`) give it `case`, `claim` (one sentence), `ratio` (from `ratio`, or a
-number) and `target`; `met` is worked out: the ratio is at least the target, or, with `"better": "lower"`, at most it. A result without a
-`target` is shown for information. `differing`: how many answers differ between the sides.
+A result is a flat dict. For the table (`python benchmarks/run_all.py --table`) give it `case`,
+`claim` (one sentence), `ratio` (from `ratio`, or a number) and `target`; `met` is worked out: the
+ratio is at least the target, or, with `"better": "lower"`, at most it. A result without a `target`
+is shown for information. `differing`: how many answers differ between the sides.
 """
 
 from __future__ import annotations
@@ -38,10 +41,13 @@ def turns(
     clock: Callable[[], float] = time.perf_counter,
     check: Callable[[dict[str, T]], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each side, run in turn (A, B, A, B, …; the order swaps every round, so that neither always follows the other).
+    """Seconds of each side, run in turn.
 
-    warm_up: rounds before the clock counts. check: gets what the sides returned, after every round, before its times count; it raises where
-    they may not be compared. clock: one of `CLOCKS`. CUDA work is waited for.
+    The order swaps every round (A, B, B, A, …), so that neither always follows the other.
+
+    warm_up: rounds before the clock counts. check: gets what the sides returned, after every round,
+    before its times count; it raises where they may not be compared. clock: one of `CLOCKS`. CUDA
+    work is waited for.
     """
     assert repeats > 0, "nothing would be measured"
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -148,7 +154,10 @@ def rounded(value: Any, digits: int = 4) -> Any:
 
 
 def parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """A parser with --out (where the JSON goes too) and, by keyword, the options many share: repeats, documents, dtype, …"""
+    """A parser with --out (where the JSON goes too) and, by keyword, the options many share.
+
+    Repeats, documents, dtype, …
+    """
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
         made.add_argument(
@@ -162,7 +171,7 @@ def parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
 
 
 def report(name: str, results: Sequence[Mapping[str, Any]], out: Path | None = None, **more: Any) -> None:
-    """Prints the one JSON line that ends a benchmark and, with `out`, writes it there, pretty, keys in a fixed order."""
+    """Prints the JSON line that ends a benchmark; with `out`, also writes it there, keys sorted."""
     line = {"benchmark": name, **facts(), **more, "results": list(results)}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

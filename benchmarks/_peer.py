@@ -1,18 +1,25 @@
-"""The peer of `per_document.py`: one document after another, one layer after another, batch 1, as the field's evaluation scripts do it.
+"""The peer of `per_document.py`.
 
-For each document: both prompts are tokenised; the sharer runs `model(input_ids, attention_mask, use_cache=True)`, which computes the logits of
-every position; so does the receiver over its prompt without the last token; a Python loop over the layers sends each layer's entries through
-that layer's own module (`_peer_layers.py`) and writes them back into the `DynamicCache`; the last token and the answer run on that.
+One document after another, one layer after another, batch 1, as the field's evaluation scripts do
+it.
 
-What is repeated: a document whose choices are longer than a token is a request a choice (an lm-eval style `loglikelihood`): both prefills, the
-fusion and the answer run once for each choice of each step. Choices of one token (letters) are read off one forward. Text is generated
-token by token. Not repeated, in the peer's favour: tokenising and aligning a document, and the sharer's run on generated tokens, which C2C's
-public wrapper makes and throws away. Padding never occurs.
+For each document: both prompts are tokenised; the sharer runs `model(input_ids, attention_mask,
+use_cache=True)`, which computes the logits of every position; so does the receiver over its prompt
+without the last token; a Python loop over the layers sends each layer's entries through that
+layer's own module (`_peer_layers.py`) and writes them back into the `DynamicCache`; the last token
+and the answer run on that.
 
-`lean=True` is kinder: no logits while reading (what answers computes them for its own tokens only), and one fused cache a document,
-deep-copied for each choice.
+What is repeated: a document whose choices are longer than a token is a request a choice (an lm-eval
+style `loglikelihood`): both prefills, the fusion and the answer run once for each choice of each
+step. Choices of one token (letters) are read off one forward. Text is generated token by token. Not
+repeated, in the peer's favour: tokenising and aligning a document, and the sharer's run on
+generated tokens, which C2C's public wrapper makes and throws away. Padding never occurs.
 
-The texts are the house's on both sides (prompts, token alignment, spans: plain Python), so that both sides answer the same question.
+`lean=True` is kinder: no logits while reading (what answers computes them for its own tokens only),
+and one fused cache a document, deep-copied for each choice.
+
+The texts are the house's on both sides (prompts, token alignment, spans: plain Python), so that
+both sides answer the same question.
 """
 
 from __future__ import annotations
@@ -39,8 +46,9 @@ from lcfbench.tasks.task import Outcome
 class PerDocument:
     """Answers documents with the adapter of `method`.
 
-    receiver, sharer: transformers models of the peer's own: what the harness does to its copies (packed weights) must not speed these up.
-    method: gives the adapter to slice, tokenizers and settings; its models are never run.
+    receiver, sharer: transformers models of the peer's own: what the harness does to its copies
+    (packed weights) must not speed these up. method: gives the adapter to slice, tokenizers and
+    settings; its models are never run.
     """
 
     def __init__(self, method: Method, receiver: Any, sharer: Any, lean: bool = False) -> None:
@@ -95,10 +103,13 @@ class PerDocument:
     def take(
         self, fused: tuple[DynamicCache, list[int]] | None, mine: Prompt, theirs: Prompt
     ) -> tuple[DynamicCache, list[int]]:
-        """A fused cache to go on from, and what is left of the prompt: a copy of the one at hand, else all of it anew."""
+        """A fused cache to go on from, and what is left of the prompt.
+
+        A copy of the one at hand, else all of it anew.
+        """
         return copy.deepcopy(fused) if fused is not None else self.read(mine, theirs)
 
-    # -- reading and fusing ------------------------------------------------------------------------------------------------------
+    # -- reading and fusing -----------------------------------------------------------------------
 
     def read(self, mine: Prompt, theirs: Prompt) -> tuple[DynamicCache, list[int]]:
         """Both prompts read and the receiver's cache edited; and the tokens left to run."""
@@ -141,7 +152,10 @@ class PerDocument:
             own.keys[:, :, at], own.values[:, :, at] = key.to(own.keys.dtype), value.to(own.values.dtype)
 
     def pooling(self, seen: DynamicCache, theirs: Prompt) -> tuple[list[list[int]], Tensor]:
-        """LCF-X: the tokens of each span, and the sharer's keys as the adapter pools them (L, 1, H, M, D)."""
+        """LCF-X.
+
+        The tokens of each span, and the sharer's keys as the adapter pools them (L, 1, H, M, D).
+        """
         keys = torch.stack([layer.keys for layer in seen.layers])
         mask = torch.ones(1, len(theirs.ids), dtype=torch.long, device=keys.device)
         m: Any = self.method
@@ -152,7 +166,7 @@ class PerDocument:
             )
         return [row.nonzero().flatten().tolist() for row in member], keys
 
-    # -- answering ---------------------------------------------------------------------------------------------------------------
+    # -- answering --------------------------------------------------------------------------------
 
     def run(self, cache: DynamicCache, rest: list[int], more: list[int]) -> Tensor:
         """Logits (T, V) in fp32 of the tokens left and those that follow, on the cache, which grows."""

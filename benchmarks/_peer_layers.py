@@ -1,7 +1,10 @@
-"""The adapters again, the way the field's code holds them: one small module a layer, plain `nn.Linear`s, one layer's cache in, one out.
+"""The adapters again, the way the field's code holds them.
 
-Weights are sliced from a stacked adapter, so both sides compute the same function. Written from the papers (LCF arXiv 2605.22863v2, C2C arXiv
-2510.03215v2); tests/test_benchmarks.py holds it against the stacked modules.
+One small module a layer, plain `nn.Linear`s, one layer's cache in, one out.
+
+Weights are sliced from a stacked adapter, so both sides compute the same function. Written from the
+papers (LCF arXiv 2605.22863v2, C2C arXiv 2510.03215v2); tests/test_benchmarks.py holds it against
+the stacked modules.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """`x + W2·GELU(W1·RMSNorm(x))`; W1 (in, inner), W2 (inner, in) as the stacked adapters hold them."""
+    """`x + W2·GELU(W1·RMSNorm(x))`.
+
+    W1 (in, inner), W2 (inner, in) as the stacked adapters hold them.
+    """
 
     def __init__(self, norm: Tensor, up: Tensor, down: Tensor) -> None:
         super().__init__()
@@ -122,7 +128,10 @@ class PooledLCFLayer(LCFLayer):
         )
 
     def pool(self, key: Tensor, value: Tensor, spans: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """The sharer's (1, H, M, D), keys as the adapter wants them, pooled to (1, H, 1, D); spans: token numbers of each, empty ones too."""
+        """The sharer's (1, H, M, D), keys as the adapter wants them, pooled to (1, H, 1, D).
+
+        Spans: token numbers of each, empty ones too.
+        """
         scale = math.sqrt(key.shape[-1])
         read = sorted({t for span in spans for t in span})
         from_end = {t: len(read) - 1 - k for k, t in enumerate(read)}

@@ -1,4 +1,6 @@
-"""Both sides of a comparison: the harness's batched path over some documents, and models for a peer that are its own.
+"""Both sides of a comparison.
+
+The harness's batched path over some documents, and models for a peer that are its own.
 
 >>> method = harness_method("lcf", pair, adapter, dtype="bfloat16")
 >>> answers = batched(method, documents, 16)
@@ -34,7 +36,7 @@ def lms(pair: str, dtype: str, device: str = "auto") -> tuple[CausalLM, CausalLM
 
 
 def own_model(folder: Path, like: CausalLM) -> Any:
-    """A second copy of an model's model, as transformers loads it from its folder and nothing done to it; same dtype and device."""
+    """A second copy of a model, as transformers loads it from its folder; same dtype and device."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=like.dtype, attn_implementation="sdpa")
@@ -49,7 +51,9 @@ def shipped_adapter(folder: Path, receiver: CausalLM) -> Adapter:
 def random_adapter(
     kind: str, receiver: CausalLM, sharer: CausalLM, options: Mapping[str, Any], seed: int = 0
 ) -> Adapter:
-    """An adapter of random weights with all gates open: the same work and the same edits on both sides as a trained one's.
+    """An adapter of random weights with all gates open.
+
+    The same work and the same edits on both sides as a trained one's.
 
     Edits are a tenth of the initialisation's, so that the answers stay those of a language model.
     """
@@ -66,7 +70,10 @@ def random_adapter(
 
 @torch.inference_mode()
 def batched(method: Method, documents: Sequence[Document], size: int) -> dict[str, Outcome]:
-    """The harness's way: documents of near length in padded batches. Outcome of each, by the document's hash."""
+    """The harness's way: documents of near length in padded batches.
+
+    Outcome of each, by the document's hash.
+    """
     out: dict[str, Outcome] = {}
     for group in batches(documents, size):
         batch = Batch(group, group, Clock(method.receiver.device))
@@ -76,7 +83,10 @@ def batched(method: Method, documents: Sequence[Document], size: int) -> dict[st
 
 
 class Difference(NamedTuple):
-    """How far two sets of answers are apart: documents with another pick or text, and the largest gap between log-likelihoods (nats)."""
+    """How far two sets of answers are apart.
+
+    Documents with another pick or text, and the largest gap between log-likelihoods (nats).
+    """
 
     picks: int
     nats: float
@@ -98,8 +108,12 @@ def difference(ours: Mapping[str, Outcome], theirs: Mapping[str, Outcome]) -> Di
 
 
 def must_agree(found: Difference, dtype: torch.dtype, what: str) -> None:
-    """In fp32 the answers are equal, or no time counts. In bf16 sums in another order round differently: differences are counted and shown."""
+    """In fp32 the answers are equal, or no time counts.
+
+    In bf16 sums in another order round differently: differences are counted and shown.
+    """
     if dtype == torch.float32 and (found.picks or found.nats > TOLERANCE):
         raise SystemExit(
-            f"{what}: {found.picks} answers differ, log-likelihoods by up to {found.nats:.2g} nats: the times mean nothing."
+            f"{what}: {found.picks} answers differ, log-likelihoods by up to "
+            f"{found.nats:.2g} nats: the times mean nothing."
         )

@@ -1,6 +1,7 @@
 """The table of all benchmarks, as Markdown, from what their JSON files say. Imports no torch.
 
->>> print(table([{"benchmark": "fusion", "results": [{"case": "lcf", "claim": "faster", "ratio": 2.0, "target": 1.5}]}]))
+>>> result = {"case": "lcf", "claim": "faster", "ratio": 2.0, "target": 1.5}
+>>> print(table([{"benchmark": "fusion", "results": [result]}]))
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from benchmarks._common import shown
 
 HEAD = """# Benchmarks
 
-Written by `make bench` from the JSON files beside it; do not edit. A ratio is the median over paired repeats of one process (lowest–highest).
-"Answers differ": documents whose answer or score is not the same on both sides; in float32 there must be none.
+Written by `make bench` from the JSON files beside it; do not edit. A ratio is the median over paired
+repeats of one process (lowest–highest). "Answers differ": documents whose answer or score is not the
+same on both sides; in float32 there must be none.
 
 | benchmark | case | what | target | measured | met | answers differ |
 | --- | --- | --- | ---: | ---: | --- | ---: |
@@ -22,7 +24,10 @@ PLACE = ("machine", "cores", "threads", "gpu", "torch", "transformers", "lcfbenc
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown of all results, those with a target first within their benchmark; then where they were measured."""
+    """Markdown of all results, those with a target first within their benchmark.
+
+    Then where they were measured.
+    """
     lines = []
     for each in found:
         results = [r for r in each.get("results", []) if isinstance(r, Mapping) and "ratio" in r]

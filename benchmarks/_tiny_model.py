@@ -1,4 +1,7 @@
-"""A random Llama of two narrow layers with a tokenizer of its own, so small that what a run costs is the harness's own work."""
+"""A random Llama of two narrow layers with its own tokenizer.
+
+It is so small that the cost of a run is the harness's own work.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ VOCABULARY = 2000
 
 
 def save_tiny(folder: Path) -> Path:
-    """Writes model and tokenizer into `folder`, as `save_pretrained` does; returns it. The same bytes every time."""
+    """Writes model and tokenizer into `folder`, as `save_pretrained` does; returns it.
+
+    The same bytes every time.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -1,9 +1,13 @@
-"""Cold start: seconds until `--help` and lists are there, and until the first row of a run is on disk, each in a fresh process.
+"""Cold start.
+
+Seconds until `--help` and lists are there, and until the first row of a run is on disk, each in a
+fresh process.
 
 python benchmarks/cold_start.py --repeats 3 --out benchmarks/results/cold_start.json
 
-The embedded pair's models and OpenBookQA must be on this disk already (run each line once). Rows are waited for in the run's journal; then the
-run is stopped. Commands take turns, so that a busy minute hits all of them.
+The embedded pair's models and OpenBookQA must be on this disk already (run each line once). Rows
+are waited for in the run's journal; then the run is stopped. Commands take turns, so that a busy
+minute hits all of them.
 """
 
 from __future__ import annotations
@@ -38,7 +42,10 @@ def answered(arguments: list[str], environment: dict[str, str]) -> None:
 
 
 def first_row(arguments: list[str], environment: dict[str, str], times: list[float]) -> None:
-    """Starts a run, waits for its first row and stops it; the seconds go to `times`, since stopping is not to count."""
+    """Starts a run, waits for its first row and stops it.
+
+    The seconds go to `times`, since stopping is not to count.
+    """
     with tempfile.TemporaryDirectory() as out:
         began = time.perf_counter()
         process = subprocess.Popen(

@@ -1,10 +1,15 @@
-"""What the controls cost: LCF matched, deranged and silent with the receiver in one `run`, beside LCF alone, in turn, as ratios.
+"""What the controls cost.
+
+LCF matched, deranged and silent with the receiver in one `run`, beside LCF alone, in turn, as
+ratios.
 
     python -m benchmarks.controls_sharing --documents 32 --repeats 3
 
-Both sides call `lcfbench.evaluation.runner.run` on the same documents into fresh folders without batch-1 latencies. The clock runs from the first run's
-begin, when models and data are loaded, until the last one's rows are sealed. The other three are made apart as well, once: their times tell what
-sharing saves, and every row of the joint run must be theirs, score and log-likelihoods bit for bit. Ends with one JSON line.
+Both sides call `lcfbench.evaluation.runner.run` on the same documents into fresh folders without
+batch-1 latencies. The clock runs from the first run's begin, when models and data are loaded, until
+the last one's rows are sealed. The other three are made apart as well, once: their times tell what
+sharing saves, and every row of the joint run must be theirs, score and log-likelihoods bit for bit.
+Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -34,7 +39,10 @@ Rows = dict[tuple[str, str], tuple[Any, ...]]  # (run id, document) → what was
 
 
 class Watch:
-    """A progress that remembers when the first run began and whether a document failed; it takes whatever else the loop tells."""
+    """A progress that remembers when the first run began and whether a document failed.
+
+    It takes whatever else the loop tells.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock, self.began = clock, 0.0
@@ -139,11 +147,13 @@ def main() -> None:
         line = compared(*CASES[name], given)
         out.append(line)
         print(
-            f"{name}: four in one run take {shown(line['ratio'])}× LCF alone (made apart {line['apart_to_alone']:.2f}×); ",
+            f"{name}: four in one run take {shown(line['ratio'])}× LCF alone "
+            f"(made apart {line['apart_to_alone']:.2f}×); ",
             end="",
         )
         print(
-            f"{line['differing']} of {line['rows']} rows differ from those made apart, {line['scores_differing']} scores",
+            f"{line['differing']} of {line['rows']} rows differ from those made apart, "
+            f"{line['scores_differing']} scores",
             flush=True,
         )
     report(

@@ -1,10 +1,13 @@
-"""bfloat16 beside float32 on this machine, by phase: prefill and decoding of both frozen models, and fusing under LCF adapters. In turn, as ratios.
+"""bfloat16 beside float32 on this machine, by phase.
+
+Prefill and decoding of both frozen models, and fusing under LCF adapters. In turn, as ratios.
 
 python benchmarks/dtype.py --tokens 128 --batch-size 4 --new-tokens 8
-python benchmarks/dtype.py --clock cpu                        # with OMP_NUM_THREADS=1, where others use the machine
+python benchmarks/dtype.py --clock cpu    # with OMP_NUM_THREADS=1, where others use the machine
 
-A ratio above 1 says how many times faster bfloat16 is. Beside the phases stands what `--dtype auto` measured by itself, and chose. Answers differ
-by rounding and are not compared here; conformance is tested in float32.
+A ratio above 1 says how many times faster bfloat16 is. Beside the phases stands what `--dtype auto`
+measured by itself, and chose. Answers differ by rounding and are not compared here; conformance is
+tested in float32.
 """
 
 from __future__ import annotations
@@ -50,7 +53,10 @@ def decoder(end: CausalLM, ids: torch.Tensor, steps: int) -> Callable[[], object
 
 
 def fuser(name: str, ends: tuple[CausalLM, CausalLM], tokens: int, count: int) -> Callable[[], object]:
-    """`Fusion.fuse` of one batch that both models have read: of the shipped adapter, or of a random LCF of that width."""
+    """`Fusion.fuse` of one batch that both models have read.
+
+    Of the shipped adapter, or of a random LCF of that width.
+    """
     adapter = (
         load(FOLDER / SHIPPED, ends[0].device, ends[0].dtype)
         if name == "shipped"

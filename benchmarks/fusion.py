@@ -1,14 +1,20 @@
-"""Fusing beside what surrounds it: all layers in batched matmuls against a loop over layers, and its share of the two prefills and of the first token.
+"""Fusing beside what surrounds it.
 
-For each adapter (random weights: time does not depend on them) and batch size, on prompts of the same length for both models:
-- `loop`: `Fusion.fuse` against a Python loop over one `nn.Module` a layer with the same weights (`_peer_layers.py`), which reads each layer's entries
-  at the aligned positions and writes them back. Before a time counts both caches must lead to the same next token, and be close.
+All layers in batched matmuls against a loop over layers, and its share of the two prefills and of
+the first token.
+
+For each adapter (random weights: time does not depend on them) and batch size, on prompts of the
+same length for both models:
+- `loop`: `Fusion.fuse` against a Python loop over one `nn.Module` a layer with the same weights
+  (`_peer_layers.py`), which reads each layer's entries at the aligned positions and writes them
+  back. Before a time counts both caches must lead to the same next token, and be close.
 - `share`: `Fusion.fuse` ÷ (sharer prefill + receiver prefill), at most 0.10.
-- `ttft`: `Method.respond` and the first token's logits, tokenising and all, ÷ (sharer prefill + receiver prefill), at most 1.15.
+- `ttft`: `Method.respond` and the first token's logits, tokenising and all, ÷ (sharer prefill +
+  receiver prefill), at most 1.15.
 
 python benchmarks/fusion.py                                   # LCF-128, LCF-256, C2C-512
 python benchmarks/fusion.py --adapters c2c:hidden=1024 --batches 1
-python benchmarks/fusion.py --device cuda --compile reduce-overhead    # `loop` also against a compiled adapter (with CUDA graphs)
+python benchmarks/fusion.py --device cuda --compile reduce-overhead    # `loop` also compiled
 """
 
 from __future__ import annotations
@@ -193,10 +199,14 @@ def measured(
     differing = sum(int((tokens[0] != other).sum()) for other in tokens[1:])
     results: list[dict[str, object]] = [
         {
-            "case": f"loop: {label}", "claim": "fusing in batched matmuls against one layer at a time",
-            "ratio": ratio(times, of="loop", to="ours"), "seconds": seconds(times), "differing": differing, **about,
+            "case": f"loop: {label}",
+            "claim": "fusing in batched matmuls against one layer at a time",
+            "ratio": ratio(times, of="loop", to="ours"),
+            "seconds": seconds(times),
+            "differing": differing,
+            **about,
         }
-    ]  # fmt: skip
+    ]
     if compile_mode:
         results[0]["compiled"] = ratio(times, of="compiled", to="ours")
     phases: dict[str, Callable[[], object]] = {

@@ -1,11 +1,14 @@
-"""How often `lcfbench check` fails, passes and cannot say, when the truth is known. Prints tables, then one JSON line.
+"""How often `lcfbench check` fails, passes and cannot say, when the truth is known.
+
+Prints tables, then one JSON line.
 
     python benchmarks/gate_simulation.py --repetitions 5000
 
-Noise: a share of the documents (discordance) changes its answer between two runs, as another machine or batch size makes it; without a
-drop as many get better as get worse. With a drop of `drop`, more get worse. Families are cells of one check; each has the same truth.
-Times vary from document to document and, all together, from run to run; a whole session may be slower too, which no check can see.
-tests/test_gate_simulation.py runs the same functions with fewer repetitions.
+Noise: a share of the documents (discordance) changes its answer between two runs, as another
+machine or batch size makes it; without a drop as many get better as get worse. With a drop of
+`drop`, more get worse. Families are cells of one check; each has the same truth. Times vary from
+document to document and, all together, from run to run; a whole session may be slower too, which no
+check can see. tests/test_gate_simulation.py runs the same functions with fewer repetitions.
 """
 
 from __future__ import annotations
@@ -47,7 +50,10 @@ def simulate(
     max_drop: float = MAX_DROP,
     seed: int = 0,
 ) -> Rates:
-    """Checks of `cells` cells of `n` documents each. drop: the true loss, at most `discordance`. graded: scores between 0 and 1."""
+    """Checks of `cells` cells of `n` documents each. drop.
+
+    The true loss, at most `discordance`. graded: scores between 0 and 1.
+    """
     rng = np.random.default_rng([seed, n, round(1e4 * discordance), round(1e4 * drop), cells])
     lost, gained = (discordance + drop) / 2, (discordance - drop) / 2
     assert gained >= 0, "a drop needs at least as many documents that change"
@@ -74,8 +80,8 @@ def simulate_times(
 ) -> Rates:
     """Checks of times of `runs` runs a side with `documents` documents each.
 
-    Standard deviations of log times: machine, what all documents of one run share; spread, of each document; session, what all runs of one
-    side share, as when the baseline is of another day.
+    Standard deviations of log times: machine, what all documents of one run share; spread, of each
+    document; session, what all runs of one side share, as when the baseline is of another day.
     """
     rng = np.random.default_rng([seed, runs, documents, round(1e4 * slowdown), round(1e4 * session)])
     texts = rng.lognormal(5, 0.3, (repetitions, runs, documents))
@@ -100,7 +106,8 @@ def size(
 ) -> float:
     """The exact probability that a check fails or passes, summed over all outcomes.
 
-    fails: some cell's p is below 5 % / cells (Holm's first step). passes: all cells are surely not worse.
+    fails: some cell's p is below 5 % / cells (Holm's first step). passes: all cells are surely not
+    worse.
     """
     lost, gained = (discordance + drop) / 2, (discordance - drop) / 2
     alone = 0.0
@@ -141,7 +148,10 @@ def _binary(lost: int, gained: int, n: int, max_drop: float) -> Shift:
 
 
 def _graded(rng: np.random.Generator, n: int, discordance: float, drop: float, max_drop: float) -> Shift:
-    """Like token F1: scores in (0, 1), of which a share moves by a tenth or so, on the average by −drop."""
+    """Like token F1.
+
+    Scores in (0, 1), of which a share moves by a tenth or so, on the average by −drop.
+    """
     base = rng.uniform(0.3, 0.7, n)
     moved = rng.random(n) < discordance
     return score_shift(base + moved * (rng.normal(0, 0.1, n) - drop / discordance), base, max_drop)
@@ -197,10 +207,12 @@ def main() -> None:
             }
         )
         print(
-            f"| {n:,} | {100 * limit:g} pt | {100 * discordance:g} % | {100 * fails:.2f} | {100 * passes:.2f} |"
+            f"| {n:,} | {100 * limit:g} pt | {100 * discordance:g} % | "
+            f"{100 * fails:.2f} | {100 * passes:.2f} |"
         )
     print(
-        "\nTime to the first token, limit 10 %, 5 documents: documents vary by 3 %, runs by 5 %, sessions by the third column\n"
+        "\nTime to the first token, limit 10 %, 5 documents: documents vary by 3 %, runs by 5 %, "
+        "sessions by the third column\n"
     )
     print(
         "| runs a side | truly slower | sessions vary | fails (1) | passes (0) | cannot say (3) |\n| ---: "

@@ -1,10 +1,14 @@
-"""Cost growth: documents a second and memory from 100 to 10,000 documents, prefill by prompt length, and resuming a long run.
+"""Cost growth.
+
+Documents a second and memory from 100 to 10,000 documents, prefill by prompt length, and resuming a
+long run.
 
 python benchmarks/growth.py --out benchmarks/results/growth.json --figures benchmarks/results
 python benchmarks/growth.py --real                 # also the embedded receiver, on 100 and 1,000 documents
 
-Documents are generated (splitfacts). A random model of two narrow layers answers them, so that the harness's own work shows: what it does a
-document must not depend on how many there are. Every size runs in a process of its own, since memory once taken is not given back.
+Documents are generated (splitfacts). A random model of two narrow layers answers them, so that the
+harness's own work shows: what it does a document must not depend on how many there are. Every size
+runs in a process of its own, since memory once taken is not given back.
 """
 
 from __future__ import annotations
@@ -154,15 +158,21 @@ def sizes_of(
             "bytes_at_the_first_batch": rows[1][3],
             "peak_bytes": seen["peak_bytes"],
         }
-        print(f"{found['case']}: {found['documents_per_s']:.1f} documents/s, {found['cpu_ms_per_document']:.2f} CPU ms each, "
-              f"{rows[0][1]:.1f} s before, {found['seconds_after_the_last_batch']:.2f} s after, peak {seen['peak_bytes'] / 1e6:.0f} MB")  # fmt: skip
+        print(
+            f"{found['case']}: {found['documents_per_s']:.1f} documents/s, "
+            f"{found['cpu_ms_per_document']:.2f} CPU ms each, "
+            f"{rows[0][1]:.1f} s before, {found['seconds_after_the_last_batch']:.2f} s after, "
+            f"peak {seen['peak_bytes'] / 1e6:.0f} MB"
+        )
         out.append(found)
     return out
 
 
 def resumed(model: str, given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Seconds from the start of the command's work to its first new row: of a run stopped near its end, and of a killed one; and to the end of
-    one that was complete."""
+    """Seconds from the start of the command's work to its first new row.
+
+    Of a run stopped near its end, and of a killed one; and to the end of one that was complete.
+    """
     n, out = given.most, folder / "resume"
     stopped = apart(
         out, model, n, n, given.batch_size, "float32", stop_at=n - max(n // 100, 2 * given.batch_size)
@@ -194,7 +204,7 @@ def resumed(model: str, given: argparse.Namespace, folder: Path) -> list[dict[st
 
 
 def prefill(name: str, repeats: int) -> dict[str, Any]:
-    """Milliseconds to prefill one prompt of each length, the fit a + b·n + c·n², and which part of the FLOPs is attention's."""
+    """Milliseconds to prefill a prompt of each length, a fit a + b·n + c·n², attention's share of FLOPs."""
     import torch
 
     from lcfbench.models.causal_lm import CausalLM
@@ -221,7 +231,8 @@ def prefill(name: str, repeats: int) -> dict[str, Any]:
     share = {n: end.attention_flops(n, tokens=(n + 1) / 2) / end.flops(n) for n in LENGTHS}
     off = max(abs(a + b * n + c * n * n - t) / t for n, t in taken.items())
     print(
-        f"prefill of {name}: {a:.2f} + {b:.4f}·n + {c:.3e}·n² ms, at most {100 * off:.0f} % off; attention {100 * share[2048]:.0f} % of FLOPs at 2048"
+        f"prefill of {name}: {a:.2f} + {b:.4f}·n + {c:.3e}·n² ms, at most {100 * off:.0f} % off; "
+        f"attention {100 * share[2048]:.0f} % of FLOPs at 2048"
     )
     return {
         "case": f"prefill of {name}, 32 to 2048 tokens",
@@ -300,11 +311,26 @@ def main() -> None:
         more = (results[-1]["peak_bytes"] - results[-2]["peak_bytes"]) / (sizes[-1] - sizes[-2])
         flat = {"better": "lower", "target": FLAT}
         results += [
-            {"case": "cost a document", "claim": f"a document of {sizes[-1]} costs what one of {sizes[-2]} does", "ratio": grown, **flat},
-            {"case": "cost within a run", "claim": "no tenth of the longest run costs more than the median tenth", "ratio": steady, **flat},
-            {"case": "memory", "claim": "bytes of memory a further document needs (its text is kept)", "ratio": more, "better": "lower",
-             "target": 16_000},
-        ]  # fmt: skip
+            {
+                "case": "cost a document",
+                "claim": f"a document of {sizes[-1]} costs what one of {sizes[-2]} does",
+                "ratio": grown,
+                **flat,
+            },
+            {
+                "case": "cost within a run",
+                "claim": "no tenth of the longest run costs more than the median tenth",
+                "ratio": steady,
+                **flat,
+            },
+            {
+                "case": "memory",
+                "claim": "bytes of memory a further document needs (its text is kept)",
+                "ratio": more,
+                "better": "lower",
+                "target": 16_000,
+            },
+        ]
         results += resumed(tiny, given, Path(folder))
         if given.real:
             results += sizes_of(given.receiver, given.receiver, REAL_SIZES, given, Path(folder), "auto")

@@ -1,7 +1,10 @@
-"""Seconds and memory that the reading verbs take on many rows: `python benchmarks/million_rows.py --rows 1000000`.
+"""Seconds and memory that the reading verbs take on many rows.
 
-Writes runs of one pair as `run` would (ten methods under two controls on ten tasks, each with its prompts), and a second set in which one
-method is worse; then runs each verb in a process of its own. Peak memory is that process's; `floor` is one that only imports.
+`python benchmarks/million_rows.py --rows 1000000`.
+
+Writes runs of one pair as `run` would (ten methods under two controls on ten tasks, each with its
+prompts), and a second set in which one method is worse; then runs each verb in a process of its
+own. Peak memory is that process's; `floor` is one that only imports.
 """
 
 from __future__ import annotations
@@ -158,7 +161,8 @@ def main() -> None:
     floor = measure("ls", "methods")
     found = {"rows": args.rows, "floor_mb": round(floor[1])}
     print(
-        f"{'verb':<10}{'rows':>10}{'seconds':>10}{'peak MB':>10}    (an empty process: {floor[0]:.1f} s, {floor[1]:.0f} MB)"
+        f"{'verb':<10}{'rows':>10}{'seconds':>10}{'peak MB':>10}    "
+        f"(an empty process: {floor[0]:.1f} s, {floor[1]:.0f} MB)"
     )
     for rows in (args.smaller, args.rows):
         with tempfile.TemporaryDirectory() as temporary:

@@ -1,14 +1,19 @@
-"""C2C and LCF in batches beside a per-document, per-layer, batch-1 evaluation of the same adapter, in turn, as ratios. Ends with one JSON line.
+"""C2C and LCF in batches beside a per-document, per-layer evaluation of the same adapter, as ratios.
 
-    python -m benchmarks.per_document                                    # two or three minutes; --cases c2c-cloze is left out
-    python -m benchmarks.per_document --dtype float32 --cases lcf-cloze  # answers must be equal, log-likelihoods within 1e-3
+Ends with one JSON line.
 
-Ours is the harness's path: `Method.respond` and `scoring.answer` over padded batches of 16. The peer (`_peer.py` says what it repeats and what
-not) has models of its own from the same folders, in the same dtype, on the same threads, and reads the same documents. Two ratios: `per document`,
-as such scripts are written, and `lean`, which computes the last logits only and prefills once a document.
+    python -m benchmarks.per_document    # two or three minutes
+    python -m benchmarks.per_document --dtype float32 --cases lcf-cloze  # equal answers
 
-The LCF adapters are the shipped ones. C2C's has random weights with open gates, narrower than the paper's (--c2c-hidden 1024 is the paper's):
-random weights cost the same time and show as well whether both sides compute the same.
+Ours is the harness's path: `Method.respond` and `scoring.answer` over padded batches of 16. The
+peer (`_peer.py` says what it repeats and what not) has models of its own from the same folders, in
+the same dtype, on the same threads, and reads the same documents. Two ratios: `per document`, as
+such scripts are written, and `lean`, which computes the last logits only and prefills once a
+document.
+
+The LCF adapters are the shipped ones. C2C's has random weights with open gates, narrower than the
+paper's (--c2c-hidden 1024 is the paper's): random weights cost the same time and show as well
+whether both sides compute the same.
 """
 
 from __future__ import annotations
@@ -134,11 +139,13 @@ def main() -> None:
                 line["target"] = TARGET[receiver.device.type]
             out.append(line)
             print(
-                f"{name}: ours {speed['ours']:.1f} documents/s, {peer} {speed[peer]:.1f}, {shown(times_faster)}×; ",
+                f"{name}: ours {speed['ours']:.1f} documents/s, {peer} {speed[peer]:.1f}, "
+                f"{shown(times_faster)}×; ",
                 end="",
             )
             print(
-                f"{found[peer].picks} of {len(documents)} answers differ, log-likelihoods by ≤ {found[peer].nats:.2g}",
+                f"{found[peer].picks} of {len(documents)} answers differ, "
+                f"log-likelihoods by ≤ {found[peer].nats:.2g}",
                 flush=True,
             )
     report(

@@ -1,11 +1,15 @@
-"""Receiver-only throughput beside lm-eval's `hf`, from documents to scores, in turn, as ratios. Ends with one JSON line.
+"""Receiver-only throughput beside lm-eval's `hf`, from documents to scores, in turn, as ratios.
+
+Ends with one JSON line.
 
     python -m benchmarks.receiver_vs_lm_eval --documents 96 --repeats 3
 
-Same rows, dtype, threads and batch size. lm-eval loads a model of its own from the same folder: what the harness does to its copy must not
-speed the peer up. Both sides do all of it: ours makes documents of the rows, renders, tokenises, answers and scores; lm-eval builds its requests
-(`build_all_requests`), tokenises, batches by its own rules, answers, filters and scores. `ratio` is of the whole; `without_building` leaves out
-what happens before the models are asked (our documents, its requests). Scores are compared before a time counts.
+Same rows, dtype, threads and batch size. lm-eval loads a model of its own from the same folder:
+what the harness does to its copy must not speed the peer up. Both sides do all of it: ours makes
+documents of the rows, renders, tokenises, answers and scores; lm-eval builds its requests
+(`build_all_requests`), tokenises, batches by its own rules, answers, filters and scores. `ratio` is
+of the whole; `without_building` leaves out what happens before the models are asked (our documents,
+its requests). Scores are compared before a time counts.
 """
 
 from __future__ import annotations
@@ -143,7 +147,8 @@ def main() -> None:
         out.append(line)
         speed = line["documents_per_s"]
         print(
-            f"{scoring}: ours {speed['ours']:.1f} documents/s, lm-eval hf {speed['lm-eval']:.1f}, {shown(line['ratio'])}×; ",
+            f"{scoring}: ours {speed['ours']:.1f} documents/s, lm-eval hf {speed['lm-eval']:.1f}, "
+            f"{shown(line['ratio'])}×; ",
             end="",
         )
         print(

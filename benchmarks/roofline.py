@@ -2,11 +2,11 @@
 
     python -m benchmarks.roofline --mode lcf --prompt-tokens 256
 
-A phase's floor is the least time this machine needs for the bytes it must move and the operations it must
-do, at the rates measured in the same process. What is left out makes the floor lower, never higher:
-activations, softmax, norms, tokenizing, Python. Weights count once a forward, as if no cache of the
-processor held them: a model smaller than those caches may beat its floor. Forwards and the adapter's work
-are counted by hooks in one answer, so that a method is counted by what it runs.
+A phase's floor is the least time this machine needs for the bytes it must move and the operations
+it must do, at the rates measured in the same process. What is left out makes the floor lower, never
+higher: activations, softmax, norms, tokenizing, Python. Weights count once a forward, as if no
+cache of the processor held them: a model smaller than those caches may beat its floor. Forwards and
+the adapter's work are counted by hooks in one answer, so that a method is counted by what it runs.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ SLOW_S = 0.1  # a square that takes longer is the last one
 class Limits:
     """The rates of this machine.
 
-    bytes_per_s: read from memory. flops_per_s: of matmuls. ways: the rate of each way that was tried,
-    in bytes or operations a second.
+    bytes_per_s: read from memory. flops_per_s: of matmuls. ways: the rate of each way that was
+    tried, in bytes or operations a second.
     """
 
     bytes_per_s: float
@@ -68,7 +68,9 @@ def measure(
     shapes: Sequence[tuple[int, int, int]] = (),
     buffer: int | None = None,
 ) -> Limits:
-    """Measures the machine: the best of several ways to read memory and of several matmuls in `dtype`.
+    """Measures the machine.
+
+    The best of several ways to read memory and of several matmuls in `dtype`.
 
     shapes: (tokens, in, out) of linear layers to try beside squares. buffer: bytes to read.
     """
@@ -133,7 +135,10 @@ class Work:
     by_first: bool = True
 
     def floor_ms(self, limits: Limits) -> float:
-        """max(bytes / bandwidth, operations / rate): at best memory and arithmetic overlap entirely."""
+        """max(bytes / bandwidth, operations / rate).
+
+        At best memory and arithmetic overlap entirely.
+        """
         return 1e3 * max(self.bytes / limits.bytes_per_s, self.flops / limits.flops_per_s)
 
 
@@ -156,11 +161,11 @@ def pairs(new: int, past: int, window: int | None = None) -> int:
 def forward(lm: CausalLM, phase: str, new: int, past: int, logits: int, by_first: bool = True) -> Work:
     """The work of one forward of `new` tokens on `past` cache entries, with `logits` rows of logits.
 
-    flops = 2·body·new + 2·head·logits + 4·heads·head_dim·Σ_layers pairs, where head = vocabulary × hidden
-    and body = all other parameters that tokens are multiplied with.
-    bytes = itemsize · (body + [logits > 0]·head + new·hidden + 2·kv_width·(Σ_layers entries read +
-    layers·new) + logits·vocabulary): weights once, rows of the embedding table, the cache read and
-    written (K and V), logits written. A layer with a window reads no more of the cache than that.
+    flops = 2·body·new + 2·head·logits + 4·heads·head_dim·Σ_layers pairs, where head = vocabulary ×
+    hidden and body = all other parameters that tokens are multiplied with. bytes = itemsize · (body
+    + [logits > 0]·head + new·hidden + 2·kv_width·(Σ_layers entries read + layers·new) +
+    logits·vocabulary): weights once, rows of the embedding table, the cache read and written (K and
+    V), logits written. A layer with a window reads no more of the cache than that.
     """
     g, head = lm.geometry, head_params(lm)
     body, spans = lm.matmul_params - head, lm.windows
@@ -276,7 +281,7 @@ class Ledger:
 
 
 def read_before(given: dict[str, Any], new: int) -> int:
-    """Cache entries before the `new` tokens of a decoder call, by its mask where that has a row a document."""
+    """Cache entries before the `new` tokens of a decoder call, by its 2-D mask where it has one."""
     mask = given.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return int(mask.sum(1).max()) - new

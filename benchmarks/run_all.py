@@ -1,8 +1,10 @@
-"""Runs every benchmark of this folder, each in a process of its own, and puts what they find into `results/<name>.json` and `results/table.md`.
+"""Runs every benchmark of this folder, each in its own process.
+
+Results go to `results/<name>.json` and `results/table.md`.
 
     python -m benchmarks.run_all                       # all that compare times; `make bench`
     python -m benchmarks.run_all --only fusion,dtype   # some; also those that are left out by default
-    python -m benchmarks.run_all --quick               # fewer documents and repeats: shows that all run, not how fast
+    python -m benchmarks.run_all --quick               # fewer documents and repeats: shows that all run
     python -m benchmarks.run_all --table               # only the table again, from the JSON files
 
 One that fails or outlasts its limit is reported and the rest go on; then the exit code is 1.
@@ -51,12 +53,18 @@ def names() -> list[str]:
 
 
 def quick(name: str) -> tuple[str, ...]:
-    """Arguments of a short run; one repeat where a script knows repeats and nothing else is said here."""
+    """Arguments of a short run.
+
+    One repeat where a script knows repeats and nothing else is said here.
+    """
     return QUICK.get(name, ONE if "repeats" in (HERE / f"{name}.py").read_text() else ())
 
 
 def run_one(command: Sequence[str], limit: float) -> tuple[dict[str, Any] | None, str]:
-    """The JSON line a command ends with, and why there is none. What it prints is passed on as it comes."""
+    """The JSON line a command ends with, and why there is none.
+
+    What it prints is passed on as it comes.
+    """
     environment = {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1", **os.environ}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     # a session of its own, so that its children end with it
@@ -96,7 +104,7 @@ def run_one(command: Sequence[str], limit: float) -> tuple[dict[str, Any] | None
 
 
 def write(folder: Path, name: str, found: dict[str, Any]) -> None:
-    """One benchmark's results, pretty, keys in a fixed order, so that two runs can be compared line by line."""
+    """Writes one benchmark's results, keys sorted, so that two runs can be compared line by line."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(
         json.dumps(rounded(found), indent=1, sort_keys=True, ensure_ascii=False) + "\n"

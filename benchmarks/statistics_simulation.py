@@ -1,9 +1,12 @@
-"""Do the statistics keep their promises? Coverage, false alarms and power of what `lcfbench verdict` says, on worlds whose truth is known.
+"""Do the statistics keep their promises?
+
+Coverage, false alarms and power of what `lcfbench verdict` says, on worlds whose truth is known.
 
     python benchmarks/statistics_simulation.py --repetitions 20000 --resampled 2000
 
-Prints a table: what was asked, the world, the rate found (± two standard errors of the simulation) and what it should be.
-tests/test_stats_simulation.py runs the same functions with fewer repetitions.
+Prints a table: what was asked, the world, the rate found (± two standard errors of the simulation)
+and what it should be. tests/test_stats_simulation.py runs the same functions with fewer
+repetitions.
 """
 
 from __future__ import annotations
@@ -94,7 +97,10 @@ def answers(gained: int, lost: int, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def f1_scores(rng: np.random.Generator, n: int, alike: float, better: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two vectors shaped like token F1: many 0, many 1, the rest between; `better`: how often the first is right where the second fails."""
+    """Two vectors shaped like token F1.
+
+    Many 0, many 1, the rest between; `better`: how often the first is right where the second fails.
+    """
 
     def draw() -> np.ndarray:
         kind = rng.random(n)
@@ -164,7 +170,7 @@ def equivalence_size_few(repetitions: int, n: int, delta: float, noise: float, s
 def equivalence_family(
     repetitions: int, family: int = 20, n: int = 3000, delta: float = 0.02, noise: float = 0.02, seed: int = 0
 ) -> Rate:
-    """How often Holm lets pass at least one "none within delta" of a family all of whose differences are delta exactly."""
+    """How often Holm lets one "none within delta" pass where all differences are exactly delta."""
     rng = np.random.default_rng(seed)
     drawn = [list(changes(rng, n, noise, delta + noise, repetitions)) for _ in range(family)]
     found = [
@@ -190,7 +196,7 @@ def changes(
 def labelled(
     label: Label, repetitions: int, n: int, gained: float, lost: float, family: int = 1, seed: int = 0
 ) -> Rate:
-    """How often a family of methods, of whose answers those shares change against deranged, has at least one with that label."""
+    """How often a family of methods, with those shares of changed answers, has one with that label."""
     rng = np.random.default_rng(seed)
     drawn = [list(changes(rng, n, gained, lost, repetitions)) for _ in range(family)]
 
@@ -204,7 +210,7 @@ def labelled(
 
 
 def power_at_visible(repetitions: int, seen: tuple[int, int, int], seed: int = 0) -> tuple[float, Rate]:
-    """The smallest effect that a verdict on those counts calls visible, and how often it is found when it comes on top of that noise."""
+    """The smallest effect a verdict calls visible, and how often it is found on top of that noise."""
     n, gained, lost = seen
     effect, noise = smallest_visible(paired(*answers(gained, lost, n))), (gained + lost) / n
     return effect, labelled("communicates", repetitions, n, noise / 2 + effect, noise / 2, seed=seed)

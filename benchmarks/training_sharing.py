@@ -1,6 +1,8 @@
-"""Training several adapters over shared prefills beside reading every batch once an adapter, in turn, as a ratio. Ends with one JSON line.
+"""Training several adapters over shared prefills beside one reading of each batch an adapter.
 
-python -m benchmarks.training_sharing --adapter lcf:width=64 --adapter lcf:width=128 --adapter lcf:width=256 --adapter prefix --steps 4
+Ends with one JSON line.
+
+python -m benchmarks.training_sharing --adapter lcf:width=64 --adapter lcf:width=128 --steps 4
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ def main() -> None:
     gain = ratio(seconds, "apart", "shared")
     rates = ", ".join(f"{name} {rate:.1f}" for name, rate in per_s.items())
     print(
-        f"{len(trainings)} adapters, batches of {given.batch_size}: examples/s, all adapters counted: {rates}; shared is {shown(gain)}× apart"
+        f"{len(trainings)} adapters, batches of {given.batch_size}: examples/s, all adapters counted: "
+        f"{rates}; shared is {shown(gain)}× apart"
     )
     result = {
         "case": f"{len(trainings)} adapters",

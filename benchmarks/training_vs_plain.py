@@ -1,14 +1,16 @@
 """Training here beside the loop a researcher would write: examples a second, and peak memory.
 
-The plain loop: one small module a layer (the same weights, sliced), batches at random, padded to the longest; for every adapter anew both frozen
-models are called as they come, `model(ids, attention_mask=…, use_cache=True)`, with the logits of every position; the fused cache goes into a
-`DynamicCache`, the answer is run on it with the logits of every position, cross-entropy over the supervised tokens; AdamW, the same clip.
-`--lean` spares it the logits of the two prompts.
+The plain loop: one small module a layer (the same weights, sliced), batches at random, padded to
+the longest; for every adapter anew both frozen models are called as they come, `model(ids,
+attention_mask=…, use_cache=True)`, with the logits of every position; the fused cache goes into a
+`DynamicCache`, the answer is run on it with the logits of every position, cross-entropy over the
+supervised tokens; AdamW, the same clip. `--lean` spares it the logits of the two prompts.
 
-Both sides learn from the same examples in a round; only how they fall into batches differs. Before a time counts both must have the same loss and
-gradient norm on one batch in fp32. Prompts, token alignment and targets are the house's on both sides (plain Python).
+Both sides learn from the same examples in a round; only how they fall into batches differs. Before
+a time counts both must have the same loss and gradient norm on one batch in fp32. Prompts, token
+alignment and targets are the house's on both sides (plain Python).
 
-python benchmarks/training_vs_plain.py                                              # one adapter, then four, on openbookqa
+python benchmarks/training_vs_plain.py    # one adapter, then four, on openbookqa
 python benchmarks/training_vs_plain.py --task splitfacts --adapters "lcf:width=128,zero_up=no"
 """
 
@@ -56,7 +58,10 @@ from lcfbench.training.recipe import TrainRecipe
 from lcfbench.training.setup import accelerator_of, data_of, models_of, trainings_of
 from lcfbench.training.trainer import Trainer, batch_order
 
-FOUR = "lcf:width=64,zero_up=no lcf:width=128,zero_up=no lcf:width=256,zero_up=no lcf:width=128,zero_up=no,seed=1"
+FOUR = (
+    "lcf:width=64,zero_up=no lcf:width=128,zero_up=no lcf:width=256,zero_up=no "
+    "lcf:width=128,zero_up=no,seed=1"
+)
 CLOSE = 1e-3  # how far apart losses (nats) and gradient norms (as a share) may be, in fp32
 
 
@@ -187,9 +192,18 @@ class Case:
     def __init__(self, adapters: list[str], given: Any, out: Path) -> None:
         self.steps = given.batches * given.repeats + 1
         self.recipe = TrainRecipe.model_validate(
-            {"adapters": adapters, "task": given.task, "steps": self.steps, "batch_size": given.batch_size, "pair": given.pair, "out": out,
-             "dtype": given.dtype, "device": given.device, "dev_documents": 2}
-        )  # fmt: skip
+            {
+                "adapters": adapters,
+                "task": given.task,
+                "steps": self.steps,
+                "batch_size": given.batch_size,
+                "pair": given.pair,
+                "out": out,
+                "dtype": given.dtype,
+                "device": given.device,
+                "dev_documents": 2,
+            }
+        )
         pair = models_of(self.recipe, accelerator := accelerator_of(self.recipe))
         examples, dev = data_of(self.recipe, pair, lambda _: None)
         self.trainings = trainings_of(self.recipe, pair, examples)
@@ -212,7 +226,10 @@ class Case:
         self.plain = [Plain(one, receiver, sharer, self.recipe, self.given.lean) for one in self.trainings]
 
     def check(self) -> dict[str, float]:
-        """Raises where the sides' losses or gradients differ on the first batch. Returns the greatest differences."""
+        """Raises where the sides' losses or gradients differ on the first batch.
+
+        Returns the greatest differences.
+        """
         group = self.order[0]
         worst = {"loss": 0.0, "gradient": 0.0}
         self.trainer.learn(group, 1.0)
@@ -223,7 +240,8 @@ class Case:
             apart = {"loss": abs(one.loss - float(loss.detach())), "gradient": abs(ours - theirs) / theirs}
             for what, found in apart.items():
                 assert found < CLOSE, (
-                    f"{one.spec.label}: {what} {one.loss:.5f} {ours:.5f} here, {float(loss.detach()):.5f} {theirs:.5f} in the plain loop"
+                    f"{one.spec.label}: {what} {one.loss:.5f} {ours:.5f} here, "
+                    f"{float(loss.detach()):.5f} {theirs:.5f} in the plain loop"
                 )
                 worst[what] = max(worst[what], found)
             one.clear()
@@ -231,7 +249,10 @@ class Case:
         return worst
 
     def rounds(self) -> dict[str, Callable[[], None]]:
-        """One round of each side: the same examples, in batches of near length here, at random there."""
+        """One round of each side.
+
+        The same examples, in batches of near length here, at random there.
+        """
         taken = {"ours": 0, "plain": 0}
 
         def stretch(side: str) -> list[list[Document]]:
@@ -352,7 +373,8 @@ def main() -> None:
         rates = ", ".join(f"{side} {rate:.2f}" for side, rate in result["examples_per_s"].items())
         peak = ", ".join(f"{side} {size / 1e9:.2f} GB" for side, size in result.get("peak_bytes", {}).items())
         print(
-            f"{result['case']}: {shown(result['ratio'])}× the plain loop (examples/s, all adapters counted: {rates}); {peak}; {result['apart']}"
+            f"{result['case']}: {shown(result['ratio'])}× the plain loop (examples/s, all adapters "
+            f"counted: {rates}); {peak}; {result['apart']}"
         )
     settings = {name: getattr(given, name) for name in ("task", "pair", "batch_size", "batches", "lean")}
     report("training_vs_plain", results, given.out, **settings)

@@ -1,4 +1,8 @@
-"""The benchmarks compare what is comparable: the per-document peer answers as the harness does, sides take turns, and the table says what was found."""
+"""The benchmarks compare what is comparable.
+
+The per-document peer answers as the harness does, sides take turns, and the table says what was
+found.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ def quiet():
         yield
 
 
-# -- the peer -------------------------------------------------------------------------------------------------------------------------
+# -- the peer -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -113,7 +117,7 @@ def test_differences_are_counted_by_document() -> None:
         difference(one, {"a": one["a"]})
 
 
-# -- turns, ratios, one line ------------------------------------------------------------------------------------------------------------
+# -- turns, ratios, one line ----------------------------------------------------------------------
 
 
 def test_sides_take_turns_and_are_checked_before_their_times_count() -> None:
@@ -159,7 +163,7 @@ def test_a_report_is_one_json_line_and_a_file(tmp_path, capsys) -> None:
     } <= set(line)
 
 
-# -- the table and the driver -------------------------------------------------------------------------------------------------------------
+# -- the table and the driver ---------------------------------------------------------------------
 
 FOUND = {
     "benchmark": "fusion",
@@ -247,7 +251,7 @@ def test_every_benchmark_but_the_simulations_is_known() -> None:
     assert set(run_all.QUICK) <= set(names) and set(run_all.APART) <= set(names)
 
 
-# -- the comparisons themselves, on tiny models --------------------------------------------------------------------------------------------
+# -- the comparisons themselves, on tiny models ---------------------------------------------------
 
 
 def test_a_joint_run_has_the_rows_of_the_runs_made_apart(tmp_path) -> None:

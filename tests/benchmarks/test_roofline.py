@@ -67,7 +67,10 @@ def asked(shared: bool = True, answer_tokens: int = 5) -> Document:
 
 
 def square(lm, new: int, past: int, logits: int) -> float:
-    """Operations as they are really run: attention is a full rectangle, of which half is masked away."""
+    """Operations as they are really run.
+
+    Attention is a full rectangle, of which half is masked away.
+    """
     head = head_params(lm)
     return (
         2 * (lm.matmul_params - head) * new
@@ -83,7 +86,8 @@ def test_a_forward_by_hand():
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48 + 2 * 32  # Q, K and V, O, feed-forward, norms
     body, head = 3 * layer + 32, 400 * 32
     work = forward(end, "decode", new=5, past=7, logits=1)
-    # weights, 5 embedding rows, K and V of 2·8 numbers in 3 layers for 7 entries read and 5 written, logits; 4 bytes each
+    # weights, 5 embedding rows, K and V of 2·8 numbers in 3 layers for 7 entries read and 5 written,
+    # logits; 4 bytes each
     assert work.bytes == 4 * (body + head + 5 * 32 + 2 * 16 * 3 * (7 + 5) + 400)
     assert work.flops == 2 * body * 5 + 2 * head + 4 * 3 * 4 * 8 * (5 * 7 + 15)
     without = forward(end, "prefill", new=5, past=7, logits=0)
@@ -150,8 +154,18 @@ class Counting(Clock):
         self.flops[phase] += counter.get_total_flops()
 
 
-@pytest.mark.parametrize(("mode", "kind", "shared"), [("receiver", None, True), ("t2t", None, False), ("lcf", "lcf", True), ("lcf", "lcfx", False),
-                                                      ("c2c", "c2c", True), ("dense", "dense", False), ("prefix", "prefix", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "kind", "shared"),
+    [
+        ("receiver", None, True),
+        ("t2t", None, False),
+        ("lcf", "lcf", True),
+        ("lcf", "lcfx", False),
+        ("c2c", "c2c", True),
+        ("dense", "dense", False),
+        ("prefix", "prefix", False),
+    ],
+)
 def test_every_phase_is_counted_where_it_runs(mode, kind, shared):
     ends = (
         helpers.causal_lm(attention="eager", layers=4),

@@ -1,4 +1,7 @@
-"""The command line as a sceptical user tries it: whatever is wrong is one line with the next step, exit code 2, and no traceback."""
+"""The command line as a sceptical user tries it.
+
+Whatever is wrong is one line with the next step, exit code 2, and no traceback.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,16 @@ def ground(tmp_path_factory) -> Path:
     here = tmp_path_factory.mktemp("ground")
     receiver, sharer = helpers.save_pair(here).split(":")
     for name, text in {
-        "latin.yaml": b'pair: "\xff\xfe"\n', "torn.yaml": b"mode: [receiver\n", "key.yaml": b"limt: 3\n", "list.yaml": b"- mode\n",
-        "number.yaml": b"mode: 3\n", "options.yaml": b"options: [budget]\n", "word.yaml": b"limit: many\n", "file": b"x", "junk.parquet": b"hello",
-    }.items():  # fmt: skip
+        "latin.yaml": b'pair: "\xff\xfe"\n',
+        "torn.yaml": b"mode: [receiver\n",
+        "key.yaml": b"limt: 3\n",
+        "list.yaml": b"- mode\n",
+        "number.yaml": b"mode: 3\n",
+        "options.yaml": b"options: [budget]\n",
+        "word.yaml": b"limit: many\n",
+        "file": b"x",
+        "junk.parquet": b"hello",
+    }.items():
         (here / name).write_bytes(text)
     for name in ("empty", "junk", "no_weights", "no_runs"):
         (here / name).mkdir()
@@ -257,7 +267,8 @@ def test_environment_variables_are_checked_as_flags_are(lcf, monkeypatch):
 
 def test_flags_win_over_the_environment_and_both_over_the_recipe(lcf, ground, monkeypatch):
     (ground / "whole.yaml").write_text(
-        "pair: ./receiver:./sharer\nmode: receiver, t2t\nlimit: 4\nseed: 7\nbatch_size: 2\ndtype: float32\noptions: {budget: 5}\nout: layered\n"
+        "pair: ./receiver:./sharer\nmode: receiver, t2t\nlimit: 4\nseed: 7\nbatch_size: 2\n"
+        "dtype: float32\noptions: {budget: 5}\nout: layered\n"
     )
     monkeypatch.setenv("LCFBENCH_LIMIT", "3")
     monkeypatch.setenv("LCFBENCH_SEED", "8")
@@ -376,10 +387,14 @@ def test_lists_fit_80_columns(lcf, monkeypatch, what):
     assert code == 0 and err == "" and out and max(map(len, out.splitlines())) <= 80
 
 
-# -- in a process of its own ---------------------------------------------------------------------------------------------------------
+# -- in a process of its own ----------------------------------------------------------------------
 
-IMPORTS = "import sys, runpy; sys.argv = ['lcfbench', *sys.argv[1:]]\ntry: runpy.run_module('lcfbench.cli', run_name='__main__')\n"
-IMPORTS += "finally: print('LOADED', *(m for m in ('torch', 'transformers', 'lm_eval', 'datasets') if m in sys.modules))"
+IMPORTS = """
+import sys, runpy
+sys.argv = ["lcfbench", *sys.argv[1:]]
+try: runpy.run_module("lcfbench.cli", run_name="__main__")
+finally: print("LOADED", *(m for m in ("torch", "transformers", "lm_eval", "datasets") if m in sys.modules))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -400,9 +415,21 @@ def recorded(ground) -> Path:
 
 @pytest.mark.parametrize(
     "line",
-    ["--help", "run --help", "ls tasks", "ls methods", "ls models", "ls adapters", "ls runs --out recorded", "show recorded",
-     "show recorded --json", "plot frontier recorded", "run --mode lfc", "run --limit 0"],
-)  # fmt: skip
+    [
+        "--help",
+        "run --help",
+        "ls tasks",
+        "ls methods",
+        "ls models",
+        "ls adapters",
+        "ls runs --out recorded",
+        "show recorded",
+        "show recorded --json",
+        "plot frontier recorded",
+        "run --mode lfc",
+        "run --limit 0",
+    ],
+)
 def test_torch_stays_out_of_what_runs_no_model(ground, recorded, line):
     done = subprocess.run(
         [sys.executable, "-c", IMPORTS, *line.split()],
@@ -417,9 +444,14 @@ def test_torch_stays_out_of_what_runs_no_model(ground, recorded, line):
 
 def test_a_reader_that_leaves_is_no_error(ground, recorded):
     done = subprocess.run(
-        f"{sys.executable} -m lcfbench.cli ls tasks --json | head -c 1", shell=True, cwd=ground, env=helpers.environment(), capture_output=True,
-        text=True, timeout=60,
-    )  # fmt: skip
+        f"{sys.executable} -m lcfbench.cli ls tasks --json | head -c 1",
+        shell=True,
+        cwd=ground,
+        env=helpers.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stdout == "[" and done.stderr == ""
 
 

@@ -38,7 +38,10 @@ def results(tmp_path_factory) -> Path:
 
 
 def loaded(line: str, results: Path, codes: tuple[int, ...] = (0,)) -> tuple[int, set[str]]:
-    """How many modules a command imports, and the packages they are of. codes: one of which it must end with."""
+    """How many modules a command imports, and the packages they are of. codes.
+
+    One of which it must end with.
+    """
     done = subprocess.run(
         [sys.executable, "-c", COUNT, *line.split()],
         cwd=results,
@@ -54,9 +57,17 @@ def loaded(line: str, results: Path, codes: tuple[int, ...] = (0,)) -> tuple[int
 
 @pytest.mark.parametrize(
     ("line", "code"),
-    [("--help", 0), ("run --help", 0), ("train --help", 0), ("bench --help", 0), ("adapter --help", 0), ("compare --help", 0),
-     ("run --limit 0", 2), ("run --mode lfc", 2)],
-)  # fmt: skip
+    [
+        ("--help", 0),
+        ("run --help", 0),
+        ("train --help", 0),
+        ("bench --help", 0),
+        ("adapter --help", 0),
+        ("compare --help", 0),
+        ("run --limit 0", 2),
+        ("run --mode lfc", 2),
+    ],
+)
 def test_help_and_mistakes_import_next_to_nothing(results, line, code):
     count, packages = loaded(line, results, (code,))
     assert not packages & (HEAVY | READERS) and count < 400
@@ -72,9 +83,15 @@ def test_lists_read_no_tables(results, line):
 
 @pytest.mark.parametrize(
     ("line", "codes"),
-    [("show a", (0,)), ("show a b --json", (0,)), ("verdict a", (0,)), ("compare a b", (0,)), ("check a b", (0, 1, 3, 4)),
-     ("report a --out r.html", (0,))],
-)  # fmt: skip
+    [
+        ("show a", (0,)),
+        ("show a b --json", (0,)),
+        ("verdict a", (0,)),
+        ("compare a b", (0,)),
+        ("check a b", (0, 1, 3, 4)),
+        ("report a --out r.html", (0,)),
+    ],
+)
 def test_readers_of_results_import_no_model_library_and_draw_nothing(results, line, codes):
     assert not loaded(line, results, codes)[1] & (HEAVY | {"matplotlib"})
 

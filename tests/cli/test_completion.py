@@ -17,7 +17,10 @@ SHELLS = {
 
 
 def lcfbench(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own. The name of the shell is given, as none runs around the tests."""
+    """The command line in a process of its own.
+
+    The name of the shell is given, as none runs around the tests.
+    """
     environment = helpers.environment() | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"} | variables
     command = [sys.executable, "-m", "lcfbench.cli", *args]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
@@ -58,7 +61,8 @@ def test_a_flag_of_the_settings_is_completed(shell):
 
 
 def test_a_completion_imports_no_torch():
-    look = "import sys\nfrom lcfbench.cli import main\ntry: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    look = "import sys\nfrom lcfbench.cli import main\ntry: main()\n"
+    look += "finally: print('torch' in sys.modules, file=sys.stderr)"
     variables = {"_LCFBENCH_COMPLETE": "complete_bash", "COMP_WORDS": "lcfbench run --mo", "COMP_CWORD": "2"}
     command = [sys.executable, "-c", look]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`lcfbench bench` from the command line on a tiny pair, its documents of exact length, and one minimal grid on the embedded pair."""
+"""`lcfbench bench` on a tiny pair, its documents of exact length, and a grid on the embedded pair."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def bench(capsys, monkeypatch, pair):
     return lambda *args: helpers.invoke(capsys, monkeypatch, "bench", "--pair", pair, *args)
 
 
-# -- documents ---------------------------------------------------------------------------------------------------------------------------
+# -- documents ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -121,15 +121,28 @@ def test_nothing_ends_an_answer_early_and_everything_does_again_afterwards():
     assert receiver.stop_ids() == before != set()
 
 
-# -- the verb ----------------------------------------------------------------------------------------------------------------------------
+# -- the verb -------------------------------------------------------------------------------------
 
 
 def test_a_grid_of_methods_lengths_and_budgets(bench, adapters, tmp_path):
     file = tmp_path / "bench.json"
     code, out, err = bench(
-        *QUICK[:-4], "--prompt-tokens", "150,200", "--answer-tokens", "1,3", "--mode", "receiver,t2t,lcf,dense", "--budget", "2,5",
-        "--adapter", adapters["lcfx"], "--adapter", adapters["dense"], "--out", file,
-    )  # fmt: skip
+        *QUICK[:-4],
+        "--prompt-tokens",
+        "150,200",
+        "--answer-tokens",
+        "1,3",
+        "--mode",
+        "receiver,t2t,lcf,dense",
+        "--budget",
+        "2,5",
+        "--adapter",
+        adapters["lcfx"],
+        "--adapter",
+        adapters["dense"],
+        "--out",
+        file,
+    )
     assert code == 0, err
     *table, last = out.splitlines()
     found = json.loads(last)
@@ -164,9 +177,11 @@ def test_each_adapter_reads_the_task_it_was_made_for(bench, adapters, mirror):
     assert code == 0, err
     [line] = out.splitlines()
     assert [(r["task"], r["context"], r["mode"]) for r in json.loads(line)["rows"]] == [
-        ("openbookqa", "shared", "receiver"), ("openbookqa", "shared", "lcf"),
-        ("splitfacts", "different", "receiver"), ("splitfacts", "different", "dense"),
-    ]  # fmt: skip
+        ("openbookqa", "shared", "receiver"),
+        ("openbookqa", "shared", "lcf"),
+        ("splitfacts", "different", "receiver"),
+        ("splitfacts", "different", "dense"),
+    ]
 
 
 def test_what_cannot_serve_is_said_and_the_rest_is_measured(bench, adapters):
@@ -181,8 +196,18 @@ def test_what_cannot_serve_is_said_and_the_rest_is_measured(bench, adapters):
 
 
 def test_a_prompt_that_outgrows_a_model_is_left_out(bench):
-    code, out, err = bench(*QUICK[:-4], "--prompt-tokens", 300, "--answer-tokens", 1, "--task", "splitfacts", "--mode", "receiver,full_context",
-                           "--json")  # fmt: skip
+    code, out, err = bench(
+        *QUICK[:-4],
+        "--prompt-tokens",
+        300,
+        "--answer-tokens",
+        1,
+        "--task",
+        "splitfacts",
+        "--mode",
+        "receiver,full_context",
+        "--json",
+    )
     assert code == 0 and [r["mode"] for r in json.loads(out)["rows"]] == ["receiver"]
     assert "600 tokens; " in err
 
@@ -251,7 +276,8 @@ def test_phases_that_do_not_add_up_are_said(bench, monkeypatch):
     "line", ["bench --help", "bench --mode recever", "bench --mode receiver --prompt-tokens x"]
 )
 def test_torch_stays_out_until_something_is_measured(line):
-    look = "import sys, runpy; sys.argv = ['lcfbench', *sys.argv[1:]]\ntry: runpy.run_module('lcfbench.cli', run_name='__main__')\n"
+    look = "import sys, runpy; sys.argv = ['lcfbench', *sys.argv[1:]]\n"
+    look += "try: runpy.run_module('lcfbench.cli', run_name='__main__')\n"
     look += "finally: print('LOADED', *(m for m in ('torch', 'transformers', 'lm_eval') if m in sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", look, *line.split()],
@@ -276,9 +302,26 @@ def test_the_same_recipe_from_texts():
 def test_the_embedded_pair(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = helpers.invoke(
-        capsys, monkeypatch, "bench", "--pair", EMBEDDED_PAIR, "--mode", "receiver,t2t,lcf,dense", "--task", "splitfacts", "--budget", 4,
-        "--prompt-tokens", 64, "--answer-tokens", 3, "--repeats", 2, "--warm-up", 1,
-    )  # fmt: skip
+        capsys,
+        monkeypatch,
+        "bench",
+        "--pair",
+        EMBEDDED_PAIR,
+        "--mode",
+        "receiver,t2t,lcf,dense",
+        "--task",
+        "splitfacts",
+        "--budget",
+        4,
+        "--prompt-tokens",
+        64,
+        "--answer-tokens",
+        3,
+        "--repeats",
+        2,
+        "--warm-up",
+        1,
+    )
     assert code == 0, err
     *table, last = out.splitlines()
     found = json.loads(last)

@@ -13,7 +13,10 @@ from lcfbench.models.timing import PHASES, Clock
 
 @dataclass
 class Stream:
-    """A device's stream: its time goes on only with the work put on it; counts how often someone waited for it."""
+    """A device's stream.
+
+    Its time goes on only with the work put on it; counts how often someone waited for it.
+    """
 
     ms: float = 0.0
     waited: int = 0
