@@ -39,6 +39,7 @@ class Session:
         self._methods: dict[tuple[str, str, int], Method] = {}
         self._folders: dict[tuple[str, str], Path | None] = {}
         self._adapters: dict[tuple[Path, CausalLM], Adapter] = {}
+        self._asked: dict[tuple[str, int, bool], list[Document]] = {}
         self._documents: dict[tuple[Any, ...], dict[str, Document]] = {}
         self._prompts: dict[tuple[Any, ...], str] = {}
         self._calibrations: dict[int, dict[str, Any]] = {}
@@ -122,15 +123,16 @@ class Session:
         All methods and seeds that ask the same documents get the very same objects. Raises UserError
         where there are none.
         """
-        recipe = self.recipe
-        found = task.documents(scoring=recipe.scoring, limit=recipe.limit, receiver_chat=receiver_chat)
-        if not found:
-            raise UserError(
-                f"task {task.name} has no documents left.", "Check its data with `lcfbench doctor`."
-            )
-        key = task.name, receiver_chat, tuple(sorted(d.hash for d in found))
-        known = self._documents.setdefault(key, {d.hash: d for d in found})
-        return [known[d.hash] for d in found]
+        recipe, asked = self.recipe, (task.name, task.seed, receiver_chat)
+        if asked not in self._asked:
+            found = task.documents(scoring=recipe.scoring, limit=recipe.limit, receiver_chat=receiver_chat)
+            if not found:
+                what = f"task {task.name} has no documents left."
+                raise UserError(what, "Check its data with `lcfbench doctor`.")
+            same = task.name, receiver_chat, tuple(sorted(d.hash for d in found))
+            known = self._documents.setdefault(same, {d.hash: d for d in found})
+            self._asked[asked] = [known[d.hash] for d in found]
+        return self._asked[asked]
 
     def prompts_sha256(self, documents: list[Document], models: tuple[CausalLM, CausalLM]) -> str:
         """Digest of all prompts, computed once for the methods that share models and documents."""
@@ -166,5 +168,12 @@ class Session:
 
     def release(self) -> None:
         """Forgets a task's methods, adapters and documents; the models stay."""
-        for kept in (self._methods, self._adapters, self._documents, self._prompts, self._calibrations):
+        for kept in (
+            self._methods,
+            self._adapters,
+            self._asked,
+            self._documents,
+            self._prompts,
+            self._calibrations,
+        ):
             kept.clear()
