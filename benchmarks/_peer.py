@@ -18,7 +18,7 @@ generated tokens, which C2C's public wrapper makes and throws away. Padding neve
 `lean=True` is kinder: no logits while reading (what answers computes them for its own tokens only),
 and one fused cache a document, deep-copied for each choice.
 
-The texts are the house's on both sides (prompts, token alignment, spans: plain Python), so that
+The harness makes the texts of both sides (prompts, token alignment, spans: plain Python), so that
 both sides answer the same question.
 """
 

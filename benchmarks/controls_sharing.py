@@ -41,7 +41,7 @@ Rows = dict[tuple[str, str], tuple[Any, ...]]  # (run id, document) → what was
 class Watch:
     """A progress that remembers when the first run began and whether a document failed.
 
-    It takes whatever else the loop tells.
+    Other messages are dropped.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:

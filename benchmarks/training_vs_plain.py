@@ -8,7 +8,7 @@ supervised tokens; AdamW, the same clip. `--lean` spares it the logits of the tw
 
 Both sides learn from the same examples in a round; only how they fall into batches differs. Before
 a time counts both must have the same loss and gradient norm on one batch in fp32. Prompts, token
-alignment and targets are the house's on both sides (plain Python).
+alignment and targets are the harness's on both sides (plain Python).
 
 python benchmarks/training_vs_plain.py    # one adapter, then four, on openbookqa
 python benchmarks/training_vs_plain.py --task splitfacts --adapters "lcf:width=128,zero_up=no"

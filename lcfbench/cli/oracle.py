@@ -219,7 +219,7 @@ def transform_sentence(chosen: pd.DataFrame, mean: dict[str, float], manifest: d
         f"On held-out text a linear map of the sharer's cache meets {100 * mean['r2_k']:.0f} % of the "
         f"variance of the receiver's keys and {100 * mean['r2_v']:.0f} % of its values; best in layer "
         f"{by_layer.idxmax()}, worst in layer {by_layer.idxmin()}. "
-        "Cosines are high for keys whatever is mapped: `by mean` reads nothing."
+        "Cosines of keys are high for any map: even `by mean`, which reads nothing, has them."
     )
     if manifest["train_tokens"] < 2 * manifest["inputs"]:
         few = f"{manifest['train_tokens']:,} tokens are few for {manifest['inputs']:,} inputs"

@@ -31,6 +31,12 @@ def check_known(pair: str, modes: list[str], tasks: list[str]) -> None:
                 raise unknown(kind, name, known, f"lcfbench ls {kind}s")
 
 
+def names_or_files(value: Any, info: Any) -> Any:
+    """Splits a list of names; a file given by its path is registered and replaced by its name."""
+    group = {"mode": "methods", "task": "tasks", "control": "controls"}[info.field_name]
+    return [add_path(group, v) if isinstance(v, str) else v for v in several(value)]
+
+
 class Recipe(Settings):
     """Says which methods answer which tasks under which controls, and how."""
 
@@ -70,12 +76,7 @@ class Recipe(Settings):
     _lists = field_validator("adapter", mode="before")(several)
     _options = field_validator("options", "task_options", mode="before")(texts)
 
-    @field_validator("mode", "task", "control", mode="before")
-    @classmethod
-    def _names(cls, value: Any, info: Any) -> Any:
-        """A file by path is registered, and named like what it defines."""
-        group = {"mode": "methods", "task": "tasks", "control": "controls"}[info.field_name]
-        return [add_path(group, v) if isinstance(v, str) else v for v in several(value)]
+    _names = field_validator("mode", "task", "control", mode="before")(names_or_files)
 
     @field_validator("seeds", mode="before")
     @classmethod

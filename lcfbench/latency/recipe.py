@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from lcfbench.config import Settings, several, texts
 from lcfbench.errors import UserError
-from lcfbench.evaluation.recipe import Recipe, check_known
+from lcfbench.evaluation.recipe import Attention, Recipe, check_known, names_or_files
 from lcfbench.sources.models import split_pair
 
 BUDGETS = [16, 64]  # where a method has a budget and none is given
@@ -42,10 +42,11 @@ class BenchRecipe(Settings):
     options: dict[str, str] = SAME["options"]
     dtype: str = SAME["dtype"]
     device: str = SAME["device"]
-    attention: str = SAME["attention"]
+    attention: Attention = SAME["attention"]
     offline: bool = SAME["offline"]
 
-    _lists = field_validator("mode", "task", "adapter", mode="before")(several)
+    _names = field_validator("mode", "task", mode="before")(names_or_files)
+    _lists = field_validator("adapter", mode="before")(several)
     _options = field_validator("options", mode="before")(texts)
 
     @field_validator("prompt_tokens", "answer_tokens", "budget", mode="before")

@@ -294,6 +294,15 @@ def test_spread_is_that_of_the_repeats():
     assert set(grid.spread([2.5]).values()) == {2.5}
 
 
+def test_a_method_from_a_file(tmp_path):
+    file = tmp_path / "quiet.py"
+    file.write_text(
+        '"""quiet: the receiver alone."""\nfrom lcfbench.methods.receiver import Receiver\n'
+        "class Quiet(Receiver):\n    pass\n"
+    )
+    assert BenchRecipe.merge(None, {"mode": f"receiver,{file}"}, "bench").mode == ["receiver", "quiet"]
+
+
 def test_the_same_recipe_from_texts():
     assert BenchRecipe.merge(None, {"prompt_tokens": "8, 4,8"}, "bench").prompt_tokens == [8, 4]
 
