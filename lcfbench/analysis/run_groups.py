@@ -132,7 +132,8 @@ class RunGroup:
 
         parts = [run.prompts[role] for run in self.runs if role in run.prompts]
         codes, prompts = (
-            np.concatenate([np.zeros(0, np.uint64), *x]) for x in (zip(*parts) if parts else ((), ()))
+            np.concatenate([np.zeros(0, np.uint64), *x])
+            for x in (zip(*parts, strict=True) if parts else ((), ()))
         )
         codes, first = np.unique(codes, return_index=True)
         return codes, prompts[first]

@@ -155,8 +155,16 @@ def comparison_table(found: Comparison) -> Table:
     heads = [Column("what", wrap=True)]
     heads += [Column(name, right=True) for name in ("docs", "A", "B", "B − A", "95 %", "p", "Holm")]
     rows = [
-        [line.what, f"{line.n:,}", percent(line.mean_a), percent(line.mean_b), percent(line.difference, "+")]
-        + [_interval(line), p_short(line.p), p_short(line.p_holm)]
+        [
+            line.what,
+            f"{line.n:,}",
+            percent(line.mean_a),
+            percent(line.mean_b),
+            percent(line.difference, "+"),
+            _interval(line),
+            p_short(line.p),
+            p_short(line.p_holm),
+        ]
         for line in found.lines
     ]
     remarks = [("", f"{line.what}: {text}") for line in found.lines for text in comparison_remarks(line)]

@@ -1,20 +1,10 @@
-"""Prints lines of text: results on stdout, everything else on stderr. Imports rich only to print in colour.
-
-Texts that come from files may hold terminal control codes; here they are made visible and harmless.
-"""
+"""Prints lines of text: results on stdout, all else on stderr. Imports rich only to print in colour."""
 
 from __future__ import annotations
 
-import re
-
 import typer
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
-
-
-def clean(text: str) -> str:
-    r"""Writes control characters as `\u001b`, which is how JSON writes them too."""
-    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+from lcfbench.cli.clean import clean
 
 
 def echo(text: object, end: str = "\n", stderr: bool = False) -> None:

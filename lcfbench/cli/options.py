@@ -147,7 +147,7 @@ def flag(name: str, field: FieldInfo, variable: bool) -> inspect.Parameter:
     """The flag of a field: its name, type, choices, default and help. variable: LCFBENCH_NAME sets it too."""
     kind, text = _kind(field), field.description or ""
     hint = {list: list[str], dict: list[str]}.get(kind, kind if kind in (int, float, bool) else str)
-    repeatable = kind is dict or kind is list and not _has_commas(name, field)
+    repeatable = kind is dict or (kind is list and not _has_commas(name, field))
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     if kind is list:
         default = ",".join(map(str, default or ()))

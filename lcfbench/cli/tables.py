@@ -12,7 +12,8 @@ from rich.cells import cell_len
 from rich.table import Table as Grid
 from rich.text import Text
 
-from lcfbench.cli.console import clean, echo
+from lcfbench.cli.clean import clean
+from lcfbench.cli.console import echo
 from lcfbench.cli.terminal import out
 from lcfbench.tables import Table
 

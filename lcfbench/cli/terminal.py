@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from lcfbench.cli.console import clean
+from lcfbench.cli.clean import clean
 
 
 class CleanConsole(Console):

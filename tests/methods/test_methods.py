@@ -220,7 +220,7 @@ def test_an_option_becomes_the_type_of_its_field(given, expected):
 
 @pytest.mark.parametrize("given", [{"flag": "perhaps"}, {"count": "1.5"}, {"share": "inf"}])
 def test_an_option_of_another_type_names_its_default(given):
-    with pytest.raises(UserError, match="of options is not .*Its default is"):
+    with pytest.raises(UserError, match=r"of options is not .*Its default is"):
         parse_options(Options, "options", given)
 
 
