@@ -39,6 +39,8 @@ class Session:
         self._methods: dict[tuple[str, str, int], Method] = {}
         self._folders: dict[tuple[str, str], Path | None] = {}
         self._adapters: dict[tuple[Path, CausalLM], Adapter] = {}
+        self._announced: set[tuple[str, str]] = set()  # (method, task) whose adapter was named
+        self._seen: dict[int, list[Document]] = {}  # validation documents of each method that wants any
         self._asked: dict[tuple[str, int, bool], list[Document]] = {}
         self._documents: dict[tuple[Any, ...], dict[str, Document]] = {}
         self._prompts: dict[tuple[Any, ...], str] = {}
@@ -91,10 +93,12 @@ class Session:
         if folder is None:
             return None
         receiver, sharer = self.pair.models_for(method_class(mode).roles)
-        new = (folder, receiver) not in self._adapters
-        if new:
+        if (folder, receiver) not in self._adapters:
             self._adapters[folder, receiver] = load_adapter(folder, self.pair, mode)
-        adapter = self._adapters[folder, receiver]
+        adapter, new = self._adapters[folder, receiver], (mode, task.name) not in self._announced
+        if new:
+            self._announced.add((mode, task.name))
+            adapter.config.check_fits(receiver.geometry, sharer.geometry, str(folder))
         if new and folder not in self.recipe.adapter:
             size = f"{adapter.params / 1e6:.1f} M parameters"
             self.progress.say(f"{mode} on {task.name} uses the shipped adapter {folder.name} ({size}).")
@@ -146,13 +150,14 @@ class Session:
 
         Raises UserError where the task has no validation split.
         """
-        if not method.calibration:
-            return []
+        if not method.calibration or id(method) in self._seen:
+            return self._seen.get(id(method), [])
         chat = method.receiver.has_chat
         try:
-            return task.documents(
+            self._seen[id(method)] = task.documents(
                 scoring=self.recipe.scoring, limit=method.calibration, split="validation", receiver_chat=chat
             )
+            return self._seen[id(method)]
         except UserError as error:
             raise UserError(
                 f"{mode} with these options is calibrated on validation documents, which {task.name} "
@@ -175,5 +180,6 @@ class Session:
             self._documents,
             self._prompts,
             self._calibrations,
+            self._seen,
         ):
             kept.clear()

@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lcfbench.errors import UserError
 from lcfbench.files import now, write, writing
 from lcfbench.provenance import digest as digest_of
@@ -77,6 +79,7 @@ class RunWriter:
         """
         run_id = run_id_of(identity)
         folder = Path(out) / run_id
+        _checked(Manifest(), facts)  # before anything is touched
         before = Manifest() if fresh else _recorded(folder)
         if before.state == "complete" and not before.errors and (folder / SAMPLES).exists():
             return cls(folder, before, None, answered(folder))
@@ -110,10 +113,10 @@ class RunWriter:
     def record(self, **facts: Any) -> None:
         """Adds facts to the manifest, on disk at once.
 
-        Raises UserError where it cannot be written.
+        Raises UserError where it cannot be written, or for a number that is not finite.
         """
         assert self._journal is not None, "this run is closed"
-        self.manifest = self.manifest.update(**facts)
+        self.manifest = _checked(self.manifest, facts)
         with writing(self.folder):
             self.manifest.write(self.folder)
 
@@ -182,6 +185,16 @@ class RunWriter:
             self.manifest.write(self.folder)
             (self.folder / JOURNAL).unlink(missing_ok=True)
         self.close()
+
+
+def _checked(manifest: Manifest, facts: Mapping[str, Any]) -> Manifest:
+    """Returns the manifest with these facts. Raises UserError for a value that it cannot hold."""
+    try:
+        return manifest.update(**facts)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        what = f"{'.'.join(map(str, first['loc']))} of this run cannot be recorded ({first['msg'].lower()})."
+        raise UserError(what, "Check the models and the adapter for numbers that are not finite.") from error
 
 
 def _recorded(folder: Path) -> Manifest:

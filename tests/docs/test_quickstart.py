@@ -14,7 +14,7 @@ from tests.helpers import BESIDE
 nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
-SECONDS = 240
+SECONDS = 1200  # for one cell; a machine that is busy with other work is slow
 
 
 def outputs(notebook: Any, kind: str) -> list[Any]:

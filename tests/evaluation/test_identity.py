@@ -129,3 +129,51 @@ def test_the_behaviour_number_is_right(tmp_path, monkeypatch):
         assert [x for step in ours for x in step] == pytest.approx(
             [x for step in theirs for x in step], abs=2e-3
         )
+
+
+def test_numbers_that_are_not_finite_are_refused_before_anything_is_touched(tmp_path):
+    from lcfbench.errors import UserError
+    from lcfbench.results.writer import RunWriter
+
+    asked = {"mode": "lcf", "task": "splitfacts", "control": "matched"}
+    with pytest.raises(UserError, match="chance of this run cannot be recorded"):
+        RunWriter.open(tmp_path / "out", asked, {"chance": float("nan")})
+    assert not (tmp_path / "out").exists()
+    writer = RunWriter.open(tmp_path / "out", asked, {})
+    with pytest.raises(UserError, match=r"calibration.importance.* not finite|calibration.importance"):
+        writer.record(calibration={"importance": [0.5, float("inf")]})
+
+
+def test_each_method_names_its_adapter_and_other_weights(pair, adapter, tmp_path):
+    receiver = pair.split(":")[0]
+    watcher = Watcher()
+    go(
+        f"{receiver}:{receiver}",
+        tmp_path,
+        watcher,
+        mode=["identical", "lcf"],
+        limit=2,
+        adapter=_own(adapter, tmp_path),
+    )
+    assert sum("was trained on other weights" in text for text in watcher.warned) == 2
+
+
+def _own(adapter: Path, tmp_path: Path) -> list[Path]:
+    """The adapter as one of a model with itself, so that both methods take it."""
+    import shutil
+
+    import torch
+
+    from lcfbench.adapters.base import build
+    from lcfbench.adapters.config import pair_config, read_config
+    from lcfbench.adapters.files import save
+
+    config = read_config(adapter)
+    torch.manual_seed(0)
+    names = (config.receiver, config.receiver_geometry), (config.receiver, config.receiver_geometry)
+    made = build(pair_config("lcfx", *names, options={"width": 8}))
+    training = {"revisions": {"receiver": "another", "sharer": "another"}, "method": "identical"}
+    made.config = made.config.model_copy(update={"training": training})
+    shutil.rmtree(tmp_path / "own", ignore_errors=True)
+    save(made, tmp_path / "own", "")
+    return [tmp_path / "own"]
