@@ -77,7 +77,7 @@ def cells(what: str, row: dict[str, Any]) -> list[str]:
         return [row["name"], row["context"], "\n".join(ways), row["description"]]
     if what == "adapters":
         size = "" if row["mb"] is None else f"{row['mb']:.1f}"
-        pair, tasks = row["pair"].replace(":", ": ", 1), row["tasks"].replace(",", ", ")
+        pair, tasks = row["pair"], row["tasks"].replace(",", ", ")
         return [row["name"], row["kind"], pair, tasks, size]
     if what == "runs":
         when = str(row["started_at"])[:16].replace("T", " ")
