@@ -6,6 +6,7 @@ labels(groups)   # ["receiver", "lcf width=64", "lcf width=128"]
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ UNTOLD = ("prompts_sha256", "plugins", "behaviour")  # tell a reader nothing
 
 
 def labels(groups: Sequence[Any]) -> list[str]:
-    """One for each `RunGroup`, in order. Digests tell groups apart only where nothing else does."""
+    """One for each `RunGroup`, in order. Digests tell groups apart only where nothing else does, the
+    run's id where groups differ in what tells a reader nothing."""
     together: dict[tuple[str, ...], list[int]] = {}
     for i, group in enumerate(groups):
         together.setdefault((group.pair, group.task, group.scoring, group.mode, group.control), []).append(i)
@@ -21,21 +23,24 @@ def labels(groups: Sequence[Any]) -> list[str]:
     for members in together.values():
         flat = [_flat(groups[i].identity or {"run": groups[i].run_ids[0][-6:]}) for i in members]
         names = dict.fromkeys(name for settings in flat for name in settings)
-        tell = [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
-        if tell and not (tell := [name for name in tell if name.split(".")[0] not in UNTOLD]):
-            tell, flat = ["run"], [{"run": groups[i].run_ids[0][-6:]} for i in members]
+        differ = [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
+        told = [name for name in differ if name.split(".")[0] not in UNTOLD]
         tell = [
             name
-            for name in tell
+            for name in told
             if not all(settings.get(name) is None or is_digest(settings[name]) for settings in flat)
-        ] or tell
+        ] or told
         for i, settings in zip(members, flat, strict=True):
-            told = [
+            texts = [
                 f"{name.rpartition('.')[2]}={_short(settings[name])}"
                 for name in tell
                 if settings.get(name) is not None
             ]
-            found[i] = " ".join([found[i], *told])
+            found[i] = " ".join([found[i], *texts])
+        alike = Counter(found[i] for i in members)
+        for i in members:
+            if differ and alike[found[i]] > 1:  # they differ in what was left out
+                found[i] += f" run={groups[i].run_ids[0][-6:]}"
     return found
 
 

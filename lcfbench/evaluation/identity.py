@@ -75,10 +75,11 @@ def plugins_of(mode: str, task: str, control: str, kind: str | None) -> dict[str
 
 
 def why_another(out: Path, identity: Mapping[str, Any]) -> str:
-    """Says what differs from a recorded run of the same question; empty where there is none.
+    """Says what differs from the nearest recorded run of the same question; empty where there is none.
 
     Only circumstances are looked at: a run with another limit or seed is another question.
     """
+    found: list[tuple[int, str]] = []  # how much differs, and the sentence that says it
     pattern = f"{identity['mode']}-{identity['task']}-{identity['control']}-*/{MANIFEST}"
     for path in sorted(Path(out).glob(pattern)):
         try:
@@ -89,8 +90,9 @@ def why_another(out: Path, identity: Mapping[str, Any]) -> str:
         differ = [name for name in names if recorded.get(name) != identity.get(name)]
         if differ and set(differ) <= set(CIRCUMSTANCES):
             changes = [f"{CIRCUMSTANCES[n]}{_change(recorded.get(n), identity.get(n))}" for n in differ]
-            return f"{path.parent.name} is another run: {'; '.join(changes)} changed since."
-    return ""
+            said = f"{path.parent.name} is another run: {'; '.join(changes)} changed since."
+            found.append((len(differ), said))
+    return min(found, default=(0, ""))[1]
 
 
 def _change(old: Any, new: Any) -> str:

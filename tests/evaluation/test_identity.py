@@ -177,3 +177,14 @@ def _own(adapter: Path, tmp_path: Path) -> list[Path]:
     shutil.rmtree(tmp_path / "own", ignore_errors=True)
     save(made, tmp_path / "own", "")
     return [tmp_path / "own"]
+
+
+def test_the_nearest_recorded_run_says_what_changed(pair, tmp_path, monkeypatch):
+    for behaviour, versions in ((91, "5.1.0"), (92, "5.1.0"), (92, "5.2.0"), (93, "5.2.0")):
+        monkeypatch.setattr(run, "BEHAVIOUR", behaviour)
+        monkeypatch.setattr(run, "versions", lambda v=versions: {"transformers": v})
+        watcher = Watcher()
+        *_, last = go(pair, tmp_path, watcher, limit=FEW)
+        said = [text for text in watcher.said if "changed since" in text]
+        assert all("behaviour" not in text or "5.1.0" not in text for text in said), said
+    assert len(said) == 1 and "behaviour" in said[0] and "→" not in said[0]
