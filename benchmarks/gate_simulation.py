@@ -50,9 +50,9 @@ def simulate(
     max_drop: float = MAX_DROP,
     seed: int = 0,
 ) -> Rates:
-    """Checks of `cells` cells of `n` documents each. drop.
+    """Checks of `cells` cells of `n` documents each.
 
-    The true loss, at most `discordance`. graded: scores between 0 and 1.
+    drop: the true loss, at most `discordance`. graded: scores between 0 and 1.
     """
     rng = np.random.default_rng([seed, n, round(1e4 * discordance), round(1e4 * drop), cells])
     lost, gained = (discordance + drop) / 2, (discordance - drop) / 2

@@ -80,8 +80,7 @@ def run(
 
     quiet_libraries()
     chosen = _merged(Recipe, recipe, settings, "run")
-    shown = (Bars() if progress else Silent()) if isinstance(progress, bool) else progress
-    return Results([chosen.out / run_id for run_id in run_recipe(chosen, shown)])
+    return Results([chosen.out / run_id for run_id in run_recipe(chosen, _shown(progress))])
 
 
 def train(recipe: Any = None, *, progress: bool | TrainProgress = False, **settings: Any) -> list[Path]:
@@ -95,8 +94,7 @@ def train(recipe: Any = None, *, progress: bool | TrainProgress = False, **setti
 
     quiet_libraries()
     chosen = _merged(TrainRecipe, recipe, settings, "train")
-    shown = (Bars() if progress else Silent()) if isinstance(progress, bool) else progress
-    return train_recipe(chosen, shown)
+    return train_recipe(chosen, _shown(progress))
 
 
 def create(
@@ -125,6 +123,11 @@ def _merged(kind: Any, recipe: Any, settings: Mapping[str, Any], section: str) -
             return recipe
         return kind.merge(None, {**recipe.model_dump(exclude_unset=True), **settings}, section)
     return kind.merge(recipe, dict(settings), section)
+
+
+def _shown(progress: Any) -> Any:
+    """The caller's own progress, bars for True, silence for False."""
+    return (Bars() if progress else Silent()) if isinstance(progress, bool) else progress
 
 
 def _option(value: Any) -> str:

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parent
 def parse(file: Path) -> ast.Module:
     """The syntax tree of a file. Raises UserError where it cannot be read."""
     try:
-        return ast.parse(file.read_text(encoding="utf-8"))
+        return ast.parse(file.read_text(encoding="utf-8"), file.name)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{file} cannot be read as Python: {error}.", "Mend the file.") from error
 

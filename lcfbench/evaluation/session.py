@@ -157,13 +157,13 @@ class Session:
             self._seen[id(method)] = task.documents(
                 scoring=self.recipe.scoring, limit=method.calibration, split="validation", receiver_chat=chat
             )
-            return self._seen[id(method)]
         except UserError as error:
             raise UserError(
                 f"{mode} with these options is calibrated on validation documents, which {task.name} "
                 f"cannot give: {error.what}",
                 "Choose options that need none (`lcfbench ls methods`), or a task with a validation split.",
             ) from error
+        return self._seen[id(method)]
 
     def calibrate(self, method: Method, documents: list[Document]) -> dict[str, Any]:
         """Calibrates a method, once for all controls. Returns the facts that a manifest records."""

@@ -38,10 +38,7 @@ def results(tmp_path_factory) -> Path:
 
 
 def loaded(line: str, results: Path, codes: tuple[int, ...] = (0,)) -> tuple[int, set[str]]:
-    """How many modules a command imports, and the packages they are of. codes.
-
-    One of which it must end with.
-    """
+    """How many modules a command imports, and the packages they are of. codes: how it may end."""
     done = subprocess.run(
         [sys.executable, "-c", COUNT, *line.split()],
         cwd=results,
