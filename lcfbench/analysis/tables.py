@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lcfbench.analysis.matching import first_few
 from lcfbench.analysis.orf import DERIVED
 from lcfbench.analysis.summary import GROUP, judged
-from lcfbench.tables import Column, Table
+from lcfbench.tables import Cell, Column, Table, csv_cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ def summary_tables(summary: pd.DataFrame) -> list[Table]:
     return found
 
 
-def summary_cells(line: Mapping[Any, Any]) -> list[str]:
+def summary_cells(line: Mapping[Any, Any]) -> list[Cell]:
     """Returns one summary line as text. A method that sends nothing has no control."""
     return [
         str(line["label"]),
@@ -136,11 +136,11 @@ def verdict_tables(summary: pd.DataFrame, delta: float) -> list[Table]:
     return found
 
 
-def verdict_cells(line: Mapping[Any, Any]) -> list[str]:
+def verdict_cells(line: Mapping[Any, Any]) -> list[Cell]:
     """Returns one line with a verdict as text."""
     spread = "" if math.isnan(line["seed_sd"]) else f" ± {100 * line['seed_sd']:.1f}"
     differences = [
-        f"{100 * line[name]:+.1f}\n[{100 * line[f'{name}_low']:+.1f}, {100 * line[f'{name}_high']:+.1f}]"
+        (f"{100 * line[name]:+.1f}", f"[{100 * line[f'{name}_low']:+.1f}, {100 * line[f'{name}_high']:+.1f}]")
         if known(line[name])
         else NONE
         for name in ("gain", "content")
@@ -233,14 +233,14 @@ def check_cells(item: Item) -> list[str]:
 
 def to_json(value: Any) -> str:
     """Returns JSON; NaN is null."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_plain(value), indent=2) + "\n"
 
 
 def to_csv(lines: pd.DataFrame | Sequence[Mapping[str, Any]]) -> str:
-    """Returns CSV with a header; what is not known is empty."""
+    """Returns CSV with a header; what is not known is empty. Text begins no formula of a spreadsheet."""
     import pandas as pd
 
-    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(lines).map(csv_cell).to_csv(index=False, lineterminator="\n")
 
 
 def known(value: Any) -> bool:

@@ -15,6 +15,7 @@ import typer
 
 from lcfbench.cli.adapter import adapter_app
 from lcfbench.cli.analysis import register as register_analysis
+from lcfbench.cli.clean import prepare_streams
 from lcfbench.cli.console import echo
 from lcfbench.cli.latency import bench
 from lcfbench.cli.lists import doctor, ls
@@ -63,6 +64,7 @@ def main() -> None:
 
     A mistake is one line and exit code 2; Ctrl-C is 130; a reader that leaves (`| head`) is no error.
     """
+    prepare_streams()
     try:
         sys.exit(app(prog_name="lcfbench", standalone_mode=False))
     except UserError as error:

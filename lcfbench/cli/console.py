@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import typer
+import sys
 
 from lcfbench.cli.clean import clean
 
 
 def echo(text: object, end: str = "\n", stderr: bool = False) -> None:
     """Prints a text unbroken and without colour: JSON, CSV, a path, an error."""
-    typer.echo(clean(str(text)) + end, nl=False, err=stderr)
+    print(clean(str(text)), end=end, file=sys.stderr if stderr else sys.stdout, flush=True)
 
 
 def note(text: str, style: str = "", stdout: bool = False) -> None:
     """Prints one line, unbroken, so that a log has one line a message."""
     from lcfbench.cli import terminal
 
-    (terminal.out if stdout else terminal.err).print(text, style=style, soft_wrap=True)
+    line = clean(" ".join(text.split()) if "\n" in text else text)
+    (terminal.out if stdout else terminal.err).print(line, style=style, soft_wrap=True)
 
 
 def warn(text: str) -> None:

@@ -56,7 +56,7 @@ def bench(
     found = result(planned, interrupted)
     if not as_json:
         show(found["rows"])
-    line_of_json = json.dumps(found, ensure_ascii=False, allow_nan=False)
+    line_of_json = json.dumps(found, allow_nan=False)
     if out is not None:
         out.write_text(line_of_json + "\n", encoding="utf-8")
     echo(line_of_json)

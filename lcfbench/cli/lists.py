@@ -12,7 +12,7 @@ from lcfbench.cli.console import echo
 from lcfbench.cli.options import OfflineOption, OutOption
 from lcfbench.errors import Exit, unknown
 from lcfbench.progress import quiet_libraries
-from lcfbench.tables import Column, Table
+from lcfbench.tables import Cell, Column, Table
 
 LISTS = ("models", "tasks", "methods", "adapters", "recipes", "runs", "controls")
 COLUMNS = {
@@ -67,14 +67,14 @@ def ls(
         tables.show(Table("", named, [cells(what, row) for row in rows]))
 
 
-def cells(what: str, row: dict[str, Any]) -> list[str]:
+def cells(what: str, row: dict[str, Any]) -> list[Cell]:
     """The facts of an entry that a terminal shows; `--json` has the rest."""
     if what == "models":
         shape = f"{row['layers']} × {row['kv_heads']} × {row['head_dim']}"
         return [row["model"], row["hub_id"], shape, row["here"] or "no"]
     if what == "tasks":
         ways = [name + (" *" if name == row["default_scoring"] else "") for name in row["scorings"]]
-        return [row["name"], row["context"], "\n".join(ways), row["description"]]
+        return [row["name"], row["context"], tuple(ways), row["description"]]
     if what == "adapters":
         size = "" if row["mb"] is None else f"{row['mb']:.1f}"
         pair, tasks = row["pair"], row["tasks"].replace(",", ", ")

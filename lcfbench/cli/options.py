@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_a
 import typer
 from typer.core import TyperGroup
 
+from lcfbench.cli.clean import clean
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
@@ -57,7 +59,14 @@ class VerbGroup(TyperGroup):
         """Finds the verb, with its flags. Click calls it to run a verb, print its help or complete it."""
         name, command, rest = super().resolve_command(ctx, args)
         declare = getattr(getattr(command, "callback", None), "declare", None)
-        return name, declare(name) if declare else command, rest
+        command = declare(name) if declare else command
+        if command is not None:
+            help_of = command.get_help
+            command.get_help = lambda ctx: clean(help_of(ctx))
+        return name, command, rest
+
+    def get_help(self, ctx: Any) -> str:
+        return clean(super().get_help(ctx))
 
 
 def group(help: str, completion: bool = False) -> typer.Typer:

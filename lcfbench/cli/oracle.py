@@ -203,7 +203,7 @@ def transform_parts(run: OracleRun) -> Shown:
         "sentence": transform_sentence(chosen, mean, manifest),
     }
     columns = [Column(head, right=True) for head in ("receiver\nlayer", "sharer\nlayer", *HEADS)]
-    table = Table(f"{pair}\n{facts}", columns, cells, [*[""] * len(chosen), "bold"])
+    table = Table((pair, facts), columns, cells, [*[""] * len(chosen), "bold"])
 
     def draw() -> list[Path]:
         drawn = plot_transform(rows, pair, facts, run.folder)

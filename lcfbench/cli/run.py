@@ -132,7 +132,7 @@ def print_prompts(recipe: Recipe) -> None:
             scoring=recipe.scoring, limit=recipe.limit or 1, receiver_chat=bool(receiver.chat_template)
         )
         for entry in preview(documents, receiver, sharer):
-            echo(json.dumps(entry, indent=1, ensure_ascii=False))
+            echo(json.dumps(entry, indent=1))
 
 
 def import_libraries() -> None:

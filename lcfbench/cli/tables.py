@@ -15,16 +15,16 @@ from rich.text import Text
 from lcfbench.cli.clean import clean
 from lcfbench.cli.console import echo
 from lcfbench.cli.terminal import out
-from lcfbench.tables import Table
+from lcfbench.tables import Cell, Table, lines_of
 
 GAP = 2  # columns of space between two cells
 READABLE = 16  # a wrapping column is not made narrower than this before optional columns go
 
 
-def show(*tables: Table, form: Literal["table", "csv", "markdown"] = "table") -> None:
+def show(*tables: Table, form: Literal["table", "markdown"] = "table") -> None:
     """Prints tables on stdout, one below the other. Equal legends are printed once, at the end."""
-    if form != "table":
-        echo("\n".join(table.markdown() if form == "markdown" else table.csv() for table in tables), end="")
+    if form == "markdown":
+        echo("\n".join(table.markdown() for table in tables), end="")
         return
     for index, table in enumerate(tables):
         if index:
@@ -40,10 +40,10 @@ def _print(table: Table, width: int) -> None:
     Wrapping columns fold at spaces; where that is not enough, optional columns are left out, and
     where no grid fits, each row becomes a block of lines, a cell a line. No cell is ever cut.
     """
-    rows = [[clean(cell) for cell in row] for row in table.rows]
+    rows = [[_text(cell) for cell in row] for row in table.rows]
     styles = table.styles or [""] * len(rows)
     if table.title:
-        out.print(Text(clean(table.title), "bold"))
+        out.print(Text(_text(table.title), "bold"))
     kept, widths = _fitted(table, rows, width)
     if widths:
         out.print(_grid(table, rows, kept, widths, styles))
@@ -55,13 +55,18 @@ def _print(table: Table, width: int) -> None:
     if table.remarks:
         words = Grid.grid(padding=(0, 1, 0, 0))  # two columns: long sentences hang under their first word
         for style, text in table.remarks:
-            words.add_row(Text("•", style), Text(clean(text)))
+            words.add_row(Text(clean("•"), style), Text(clean(text, one_line=True)))
         out.print(words)
+
+
+def _text(cell: Cell) -> str:
+    """The lines of a cell in the characters that the terminal has."""
+    return "\n".join(map(clean, lines_of(cell)))
 
 
 def _fitted(table: Table, rows: list[list[str]], width: int) -> tuple[list[int], list[int]]:
     """Chooses the columns that are shown and their widths; no widths where no choice fits."""
-    cells = [[c.name, *(row[i] for row in rows)] for i, c in enumerate(table.columns)]
+    cells = [[clean(c.name), *(row[i] for row in rows)] for i, c in enumerate(table.columns)]
     full = [
         max(cell_len(line) for cell in column for line in (cell.splitlines() or [""])) for column in cells
     ]
@@ -93,7 +98,7 @@ def _grid(
     for k, wide in zip(kept, widths, strict=True):
         column = table.columns[k]
         grid.add_column(
-            column.name,
+            clean(column.name),
             justify="right" if column.right else "left",
             width=wide,
             vertical="top",
@@ -106,7 +111,7 @@ def _grid(
 
 def _blocks(table: Table, rows: list[list[str]], styles: Sequence[str]) -> Text:
     """The rows of a table that is too wide, one below the other: a line a cell, indented below the first."""
-    heads = [" ".join(c.name.split()) for c in table.columns]
+    heads = [clean(" ".join(c.name.split())) for c in table.columns]
     text = Text()
     for row, style in zip(rows, styles, strict=True):
         first, *others = [" ".join(cell.split()) for cell in row]

@@ -27,7 +27,8 @@ class StatusLine:
     """A line that changes in place on stderr during a `with` block; nothing where that is no terminal."""
 
     def __init__(self, text: str = "") -> None:
-        self._status = err.status(Text(clean(text)))
+        spinner = "dots" if err.encoding.startswith("utf") else "line"
+        self._status = err.status(Text(clean(text)), spinner=spinner)
 
     def update(self, text: str) -> None:
         self._status.update(Text(clean(text)))

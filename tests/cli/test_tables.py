@@ -71,7 +71,7 @@ def test_equal_legends_are_printed_once(capsys, monkeypatch):
 def test_control_characters_from_data_are_made_visible(capsys, monkeypatch):
     evil = "\x1b]0;title\x07 \x9b31m [bold] :smile: \r"
     table = Table(evil, [Column("a", wrap=True)], [[evil]], remarks=[("", evil)], legend=evil)
-    for form in ("table", "csv", "markdown"):
+    for form in ("table", "markdown"):
         shown = printed(capsys, monkeypatch, 80, table, form=form)
         assert (
             not set(shown) & set("\x1b\x07\x9b\r")
@@ -86,4 +86,3 @@ def test_control_characters_from_data_are_made_visible(capsys, monkeypatch):
 
 def test_rows_keep_their_order_and_empty_tables_their_heads(capsys, monkeypatch):
     assert "method" in printed(capsys, monkeypatch, 80, Table("", COLUMNS, []))
-    assert printed(capsys, monkeypatch, 80, form="csv").splitlines()[0] == "method,pair,score %,bytes,begun"

@@ -9,18 +9,15 @@ skipped (a failure with `strict`).
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from xml.etree import ElementTree
 
 from lcfbench.analysis.gate import Checked, Item, Outcome
 from lcfbench.analysis.tables import NONE, check_cells, check_table
+from lcfbench.tables import markdown, printable
 
 SUITE = "lcfbench check"
 MARKS = {Outcome.OK: "✅", Outcome.WORSE: "❌", Outcome.UNSURE: "❔", Outcome.INCOMPLETE: "⚠️"}
-FORBIDDEN = re.compile(
-    "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
-)  # characters that XML 1.0 cannot hold
 
 
 def to_junit(checked: Checked, strict: bool) -> str:
@@ -38,22 +35,22 @@ def to_junit(checked: Checked, strict: bool) -> str:
     suite = ElementTree.SubElement(root, "testsuite", {"name": SUITE, **attributes})
     for item, result in zip(checked.items, results, strict=True):
         names = {
-            "classname": _clean(f"{item.task}.{item.mode}"),
-            "name": _clean(f"{item.aspect}: {item.name}"),
+            "classname": printable(f"{item.task}.{item.mode}"),
+            "name": printable(f"{item.aspect}: {item.name}"),
             "time": "0",
         }
         case = ElementTree.SubElement(suite, "testcase", names)
         if result == "skipped":
-            ElementTree.SubElement(case, "skipped", {"message": _clean(sentence(item))})
+            ElementTree.SubElement(case, "skipped", {"message": printable(sentence(item))})
         elif result:
             told = ElementTree.SubElement(
-                case, result, {"message": _clean(sentence(item)), "type": str(item.outcome)}
+                case, result, {"message": printable(sentence(item)), "type": str(item.outcome)}
             )
-            told.text = _clean(f"{item.name}\n{sentence(item)}\n{checked.summary(strict)}")
+            told.text = printable(f"{item.name}\n{sentence(item)}\n{checked.summary(strict)}")
         else:
-            ElementTree.SubElement(case, "system-out").text = _clean(sentence(item))
+            ElementTree.SubElement(case, "system-out").text = printable(sentence(item))
     if checked.notes:
-        ElementTree.SubElement(suite, "system-out").text = _clean("\n".join(checked.notes))
+        ElementTree.SubElement(suite, "system-out").text = printable("\n".join(checked.notes))
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
@@ -68,15 +65,15 @@ def refused_junit(reason: str) -> str:
         {"classname": "check", "name": "refused", "time": "0"},
     )
     ElementTree.SubElement(
-        case, "error", {"message": _clean(reason), "type": "not comparable"}
-    ).text = _clean(reason)
+        case, "error", {"message": printable(reason), "type": "not comparable"}
+    ).text = printable(reason)
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def refused_markdown(reason: str) -> str:
     """The same on a job's summary page."""
-    return f"**lcfbench check** refused: {' '.join(reason.split())}\n"
+    return f"**lcfbench check** refused: {markdown(' '.join(reason.split()))}\n"
 
 
 def github_lines(checked: Checked, strict: bool) -> list[str]:
@@ -107,7 +104,9 @@ def annotation(level: str, title: str, message: str) -> str:
 
 def to_markdown(checked: Checked, strict: bool) -> str:
     """Returns the table for a job's summary page."""
-    return f"**lcfbench check** {checked.summary(strict)}\n\n{check_table(checked, MARKS).markdown()}"
+    return (
+        f"**lcfbench check** {markdown(checked.summary(strict))}\n\n{check_table(checked, MARKS).markdown()}"
+    )
 
 
 def sentence(item: Item) -> str:
@@ -125,7 +124,3 @@ def _result(outcome: Outcome, strict: bool) -> str:
     if outcome is Outcome.UNSURE:
         return "failure" if strict else "skipped"
     return {Outcome.OK: "", Outcome.WORSE: "failure", Outcome.INCOMPLETE: "error"}[outcome]
-
-
-def _clean(text: str) -> str:
-    return FORBIDDEN.sub("\ufffd", text)

@@ -27,6 +27,7 @@ from lcfbench.analysis.report.sections import headline, subjects, tasks, verdict
 from lcfbench.analysis.report.source import Source
 from lcfbench.analysis.summary import ALONE, SHOWN
 from lcfbench.analysis.tables import SUMMARY_LEGEND
+from lcfbench.tables import printable
 
 COLOURS = 9  # so many series have a colour of their own in page.css
 
@@ -43,7 +44,7 @@ def html(source: Source) -> str:
     )
     world.trim_blocks = world.lstrip_blocks = True
     world.filters |= {"duration": duration, "plain": plain}
-    return world.get_template("page.html.jinja").render(
+    page = world.get_template("page.html.jinja").render(
         script=Markup(script),
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup(style),
@@ -66,6 +67,7 @@ def html(source: Source) -> str:
         shared=shared,
         runs=runs,
     )
+    return printable(page)
 
 
 def _frontiers(source: Source) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from lcfbench.analysis.report.provenance import provenance
 from lcfbench.analysis.report.sections import headline, subjects, tasks, verdicts
 from lcfbench.analysis.report.source import Source
 from lcfbench.analysis.tables import SUMMARY_LEGEND, to_csv
+from lcfbench.tables import markdown as plain
 
 
 def csv(source: Source) -> str:
@@ -23,33 +24,34 @@ def csv(source: Source) -> str:
 def markdown(source: Source) -> str:
     """GitHub tables under the page's headings; figures and examples are in HTML only."""
     shared, runs = provenance(source)
-    out = ["# lcfbench report", "", *(f"> {caution}" for caution in source.cautions), ""]
+    out = ["# lcfbench report", "", *(f"> {plain(caution)}" for caution in source.cautions), ""]
     out += ["## Does anything get across?", ""]
     for said in headline(source):
         more = f", and {said.more} more" if said.more else ""
-        out.append(f"- **{said.lead}**: {'; '.join(said.items)}{more}.")
+        out.append(f"- **{plain(said.lead)}**: {'; '.join(map(plain, said.items))}{more}.")
     out += ["", *_table(verdicts(source)), "## Tables by task", ""]
     for table in [*tasks(source), *subjects(source)]:
         out += _table(table)
-    out += [SUMMARY_LEGEND, "", "## Where the time goes", ""]
+    out += [plain(SUMMARY_LEGEND), "", "## Where the time goes", ""]
     for table in latency.tables(source):
         out += _table(table)
-    out += ["## Provenance", "", *(f"- {name}: {value}" for name, value in shared), "", *_table(runs)]
+    out += [
+        "## Provenance",
+        "",
+        *(f"- {plain(name)}: {plain(value)}" for name, value in shared),
+        "",
+        *_table(runs),
+    ]
     return "\n".join(out) + "\n"
 
 
 def _table(table: Table) -> Iterator[str]:
     """Caption, heading, rows, an empty line."""
     kept = [i for i, head in enumerate(table.heads) if not head.drawn]
-    yield from (f"**{_plain(table.caption)}**", "")
-    yield "| " + " | ".join(_plain(table.heads[i].text) for i in kept) + " |"
+    yield from (f"**{plain(table.caption)}**", "")
+    yield "| " + " | ".join(plain(table.heads[i].text) for i in kept) + " |"
     yield "|" + "|".join(" ---: " if table.heads[i].number else " --- " for i in kept) + "|"
     for row in table.rows:
         told = [row.entries[i].more or f"{row.entries[i].text} {row.entries[i].note}".strip() for i in kept]
-        yield "| " + " | ".join(map(_plain, told)) + " |"
+        yield "| " + " | ".join(map(plain, told)) + " |"
     yield ""
-
-
-def _plain(text: str) -> str:
-    """Returns one line of a table without markup."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
