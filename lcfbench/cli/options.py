@@ -62,7 +62,7 @@ class VerbGroup(TyperGroup):
         command = declare(name) if declare else command
         if command is not None:
             help_of = command.get_help
-            command.get_help = lambda ctx: clean(help_of(ctx))
+            command.get_help = lambda ctx: clean(help_of(ctx))  # type: ignore[method-assign]
         return name, command, rest
 
     def get_help(self, ctx: Any) -> str:
