@@ -4,38 +4,98 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import re
+import reprlib
+import unicodedata
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from annotated_types import Ge
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from lcfbench.errors import UserError, unknown
+from lcfbench.parsing import load_yaml
+
+MOST = 10**9  # of a setting that counts something
+SEEDS = 2**32 - 1  # the largest seed that every library takes
+LONGEST_NAME, LONGEST_TEXT = 255, 4096  # bytes of a part of a path, and of a setting
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", text):
+        raise ValueError("unknown device, use auto, cpu, cuda[:n] or mps")
+    return text
+
+
+Device = Annotated[str, AfterValidator(_device)]
 
 
 def several(value: Any) -> Any:
     """Splits `a,b,c` into three; drops duplicates and keeps the order."""
     parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list):
+    if not isinstance(parts, list) or any(isinstance(p, (list, dict, set)) for p in parts):
         raise ValueError("give names, separated by commas")
     parts = [p.strip() if isinstance(p, str) else p for p in parts]
+    for part in parts:
+        check_text(str(part))
     return list(dict.fromkeys(p for p in parts if p != ""))
 
 
 def texts(value: Any) -> Any:
     """Turns option values into texts; `convert` gives each its type later. YAML reads 100 as a number."""
-    return {str(k): _text(v) for k, v in value.items()} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    made = {str(k): ",".join(map(_text, v)) if isinstance(v, list) else _text(v) for k, v in value.items()}
+    if len(made) < len(value):
+        raise ValueError("two options have one name")
+    return made
 
 
 def _text(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, (dict, list)):
+        raise ValueError("the value of an option is a mapping or a list of lists")
+    return (
+        "none"
+        if value is None
+        else {True: "yes", False: "no"}[value]
+        if isinstance(value, bool)
+        else str(value)
+    )
 
 
 class Settings(BaseModel):
     """Base of all settings: a file, overlaid with environment variables and flags."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses what pydantic would turn into a number without a word, and texts that name no file."""
+        kinds = field_kinds(cls.model_fields[str(info.field_name)].annotation)
+        for part in value if isinstance(value, list) else [value]:
+            if {int, float} & kinds:
+                if isinstance(part, bool):
+                    raise ValueError("yes or no is no number")
+                if isinstance(part, str) and not isinstance(value, list):
+                    raise ValueError("a text is no number")
+                if isinstance(part, float) and float not in kinds:
+                    raise ValueError("give a whole number")
+            if bool in kinds and isinstance(part, (int, float)) and not isinstance(part, bool):
+                raise ValueError("give true or false")
+            if isinstance(part, str | Path):
+                check_text(str(part))
+        return value
 
     @classmethod
     def merge(cls, file: Path | str | None, given: dict[str, Any], section: str | None = None) -> Self:
@@ -57,9 +117,28 @@ class Settings(BaseModel):
             if first["type"] == "extra_forbidden":
                 raise unknown("setting", name, cls.model_fields, listing) from error
             why = first["msg"].removeprefix("Value error, ").lower()
+            where = "" if first["loc"][:1] and first["loc"][0] in chosen else f" of recipe {file}"
+            got = reprlib.repr(first.get("input"))
             raise UserError(
-                f"setting {name.replace('_', '-')}: {why} (got {first.get('input')!r}).", f"See `{listing}`."
+                f"setting {name.replace('_', '-')}{where if file else ''}: {why} (got {got}).",
+                f"See `{listing}`.",
             ) from error
+
+
+def field_kinds(hint: Any) -> set[Any]:
+    """The plain types that a field's annotation allows, those inside lists included."""
+    inner = [] if get_origin(hint) in (Literal, dict) else get_args(hint)
+    return set().union(*map(field_kinds, inner)) if inner else {hint}
+
+
+def check_text(text: str) -> None:
+    """Raises ValueError for a text that can be no name, path or list of them."""
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        raise ValueError("a control character, or half of one, is in it")
+    if len(text.encode()) > LONGEST_TEXT or any(len(p.encode()) > LONGEST_NAME for p in text.split("/")):
+        raise ValueError("it is too long")
+    if text.startswith("~") and os.path.expanduser(text) == text:
+        raise ValueError("there is no such home folder")
 
 
 def packaged_recipes() -> dict[str, Path]:
@@ -69,23 +148,12 @@ def packaged_recipes() -> dict[str, Path]:
 
 def read_recipe(file: Path | str, section: str | None) -> dict[str, Any]:
     """Reads a YAML file or packaged recipe: its `section` where it has parts. Raises UserError."""
-    import yaml
-
+    _check_recipe_name(str(file))
     known = packaged_recipes()
     path = known[str(file)] if str(file) in known and not Path(file).is_file() else Path(file)
     if not path.exists() and path.suffix not in {".yaml", ".yml"} and len(path.parts) == 1:
         raise unknown("recipe", str(file), known, "lcfbench ls recipes")
-    try:
-        base = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(
-            f"recipe {file} cannot be read ({' '.join(str(error).split())[:160]}).",
-            "Name a YAML file of settings, or one of `lcfbench ls recipes`.",
-        ) from error
-    if not isinstance(base, dict):
-        raise UserError(
-            f"recipe {file} is not a mapping of settings.", "See `lcfbench ls recipes` for examples."
-        )
+    base = load_yaml(path, "recipe")
     if section is not None and PARTS & set(base):
         if extra := set(base) - PARTS - {"description"}:
             raise UserError(
@@ -93,12 +161,26 @@ def read_recipe(file: Path | str, section: str | None) -> dict[str, Any]:
                 "Put every setting under train: or run:.",
             )
         base = base.get(section) or {}
+        if not isinstance(base, dict):
+            raise UserError(f"recipe {file}: {section} is not a mapping of settings.", RECIPES)
         if not base:
-            raise UserError(f"recipe {file} has no part {section}.", "See `lcfbench ls recipes`.")
+            raise UserError(f"recipe {file} has no part {section}.", RECIPES)
+        if strange := [key for key in base if not isinstance(key, str)]:
+            raise UserError(
+                f"recipe {file}: {section} has the key {strange[0]!r}, which is no text.", RECIPES
+            )
     return dict(base)
 
 
+def _check_recipe_name(text: str) -> None:
+    try:
+        check_text(text)
+    except ValueError as error:
+        raise UserError(f"recipe {text[:40]!a}: {error}.", RECIPES) from error
+
+
 PARTS = {"train", "run"}
+RECIPES = "See `lcfbench ls recipes` for examples."
 
 
 def parse_assignments(texts: list[str] | None, flag: str) -> dict[str, str]:

@@ -13,6 +13,8 @@ import yaml
 
 from lcfbench.adapters.base import Adapter, adapter_class, method_of
 from lcfbench.adapters.config import AdapterConfig
+from lcfbench.errors import UserError
+from lcfbench.parsing import parse_yaml
 from lcfbench.sources.models import ALIASES
 from lcfbench.tables import Column, Table
 
@@ -76,12 +78,12 @@ def metadata(config: AdapterConfig) -> str:
 
 def refreshed(text: str, config: AdapterConfig) -> str:
     """Returns a card with present metadata; the author's own words and entries stay."""
-    ours = yaml.safe_load(metadata(config))
+    ours = parse_yaml(metadata(config), "card")
     _, mark, rest = text.partition("---\n") if text.startswith("---\n") else ("", "", "")
     block, end, body = rest.partition("\n---\n")
     try:
-        theirs = (yaml.safe_load(block) or {}) if mark and end else None
-    except yaml.YAMLError:
+        theirs = (parse_yaml(block, "card") or {}) if mark and end else None
+    except UserError:  # the card's own words stay below
         theirs = None
     if not isinstance(theirs, dict):  # there is no metadata between the marks
         return f"---\n{metadata(config)}---\n\n{text}"

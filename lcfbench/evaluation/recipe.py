@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lcfbench.config import Settings, several, texts
+from lcfbench.config import MOST, SEEDS, Device, Settings, several, texts
 from lcfbench.controls.names import check_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.registry import add_path, method_names
@@ -19,6 +19,7 @@ from lcfbench.sources.models import split_pair
 from lcfbench.tasks.document import Scoring
 from lcfbench.tasks.yaml_files import task_names
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
@@ -52,9 +53,9 @@ class Recipe(Settings):
         description="Controls: matched, deranged (the message of another document), zero, noise, silent.",
     )
     scoring: Scoring | None = Field(None, description="letters, cloze or generate; none: each task's own.")
-    limit: int | None = Field(None, ge=1, description="Documents of each task; none: all.")
-    seed: int = Field(0, description="Seed of samples, splits, derangements and noise.")
-    seeds: list[int] = Field(
+    limit: int | None = Field(None, ge=1, le=MOST, description="Documents of each task; none: all.")
+    seed: int = Field(0, ge=0, le=SEEDS, description="Seed of samples, splits, derangements and noise.")
+    seeds: list[Annotated[int, Field(ge=0, le=SEEDS)]] = Field(
         [], description="Several seeds, comma-separated: one run for each where something is random."
     )
     adapter: list[Path] = Field(
@@ -62,12 +63,12 @@ class Recipe(Settings):
     )
     options: dict[str, str] = Field({}, description="Settings of the methods.")
     task_options: dict[str, str] = Field({}, description="Settings of the tasks.")
-    batch_size: int = Field(16, ge=1, description="Documents in a batch.")
+    batch_size: int = Field(16, ge=1, le=MOST, description="Documents in a batch.")
     latency_documents: int = Field(
-        5, ge=0, description="Documents that are also timed alone, warm, for the latency columns."
+        5, ge=0, le=MOST, description="Documents that are also timed alone, warm, for the latency columns."
     )
-    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16.")
-    device: str = Field("auto", description="auto, cpu, cuda[:n] or mps.")
+    dtype: Dtype = Field("auto", description="auto, float32, bfloat16 or float16.")
+    device: Device = Field("auto", description="auto, cpu, cuda[:n] or mps.")
     attention: Attention = Field("sdpa", description="Attention implementation of both models.")
     out: Path = Field(Path("results"), description="Folder of the runs.")
     offline: bool = Field(False, description="Use only files that are on this machine.")

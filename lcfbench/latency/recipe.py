@@ -7,17 +7,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from lcfbench.config import Settings, several, texts
+from lcfbench.config import MOST, Device, Settings, several, texts
 from lcfbench.errors import UserError
-from lcfbench.evaluation.recipe import Attention, Recipe, check_known, names_or_files
+from lcfbench.evaluation.recipe import Attention, Dtype, Recipe, check_known, names_or_files
 from lcfbench.sources.models import split_pair
 
 BUDGETS = [16, 64]  # where a method has a budget and none is given
 SAME: dict[str, Any] = dict(Recipe.model_fields)  # settings that mean the same in `run`
+
+
+Length = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class BenchRecipe(Settings):
@@ -28,20 +31,20 @@ class BenchRecipe(Settings):
     task: list[str] = Field(
         [], description="Tasks whose text is read, comma-separated; without it, those of the adapters."
     )
-    prompt_tokens: list[int] = Field(
+    prompt_tokens: list[Length] = Field(
         [64, 256], description="Lengths of the receiver's prompt, template included, comma-separated."
     )
-    answer_tokens: list[int] = Field([1, 32], description="Lengths of the answer, comma-separated.")
-    budget: list[int] = Field(
+    answer_tokens: list[Length] = Field([1, 32], description="Lengths of the answer, comma-separated.")
+    budget: list[Length] = Field(
         [],
         description=f"Lengths of the note of methods that write one; without it, {BUDGETS[0]},{BUDGETS[1]}.",
     )
-    repeats: int = Field(7, ge=1, description="Timed passes of each cell, in turn.")
-    warm_up: int = Field(2, ge=1, description="Passes before them that are not timed.")
+    repeats: int = Field(7, ge=1, le=MOST, description="Timed passes of each cell, in turn.")
+    warm_up: int = Field(2, ge=1, le=MOST, description="Passes before them that are not timed.")
     adapter: list[Path] = SAME["adapter"]
     options: dict[str, str] = SAME["options"]
-    dtype: str = SAME["dtype"]
-    device: str = SAME["device"]
+    dtype: Dtype = SAME["dtype"]
+    device: Device = SAME["device"]
     attention: Attention = SAME["attention"]
     offline: bool = SAME["offline"]
 
@@ -55,9 +58,7 @@ class BenchRecipe(Settings):
         parts = several([value] if isinstance(value, int) else value)
         for part in parts:
             if not str(part).isdecimal() or int(part) < 1:
-                raise ValueError(
-                    f"{part!r} is no number of tokens; give whole numbers from 1, separated by commas"
-                )
+                raise ValueError(f"{str(part)[:40]!r} is no number of tokens; give whole numbers from 1")
         return [int(part) for part in parts]
 
     @property

@@ -11,20 +11,25 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lcfbench.config import Settings, texts
+from lcfbench.config import MOST, SEEDS, Device, Settings, texts
 from lcfbench.errors import UserError
+from lcfbench.evaluation.recipe import Attention
 from lcfbench.tasks.document import Scoring
 
 
 class OracleSettings(Settings):
     """The settings that all oracles have."""
 
-    seed: int = Field(0, description="Seed of the choice of documents and examples.")
-    batch_size: int = Field(16, ge=1, description="Documents a batch.")
+    seed: int = Field(0, ge=0, le=SEEDS, description="Seed of the choice of documents and examples.")
+    batch_size: int = Field(16, ge=1, le=MOST, description="Documents a batch.")
     task_options: dict[str, str] = Field({}, description="Options of the task, KEY=VALUE.")
-    dtype: str = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
-    device: str = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
-    attention: str = Field("sdpa", description="Attention implementation: sdpa, eager or flash_attention_2.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Number format of the models: auto, float32 or bfloat16."
+    )
+    device: Device = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
+    attention: Attention = Field(
+        "sdpa", description="Attention implementation: sdpa, eager or flash_attention_2."
+    )
     out: Path = Field(Path("results"), description="Folder of results.")
     offline: bool = Field(False, description="Use only models and data on this machine.")
     fresh: bool = Field(False, description="Compute again, even where the result is recorded.")
@@ -42,8 +47,8 @@ class Enrich(OracleSettings):
         description="Text in front of the question: examples (of the train split) or context (of the "
         "other side); without it, context where the task has one.",
     )
-    shots: int = Field(4, ge=1, description="Examples in front of the question.")
-    limit: int = Field(64, ge=2, description="Documents; intervals are useful from about 50.")
+    shots: int = Field(4, ge=1, le=MOST, description="Examples in front of the question.")
+    limit: int = Field(64, ge=2, le=MOST, description="Documents; intervals are useful from about 50.")
     per_layer: bool = Field(False, description="Also enrich one layer at a time.")
     positions: Literal["direct", "kept"] = Field(
         "direct",
@@ -73,7 +78,9 @@ class Transform(OracleSettings):
     text: Path | None = Field(
         None, description="A file of plain text instead, paragraphs separated by blank lines."
     )
-    tokens: int = Field(8000, ge=200, description="Receiver tokens; a fifth of the texts is held out.")
+    tokens: int = Field(
+        8000, ge=200, le=MOST, description="Receiver tokens; a fifth of the texts is held out."
+    )
     map: Literal["proportional", "terminal", "nearest", "best"] = Field(
         "proportional",
         description="Layer map: proportional, terminal, nearest, or best (every pair of layers is tried).",

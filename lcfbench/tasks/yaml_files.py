@@ -16,10 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
 from lcfbench import registry
 from lcfbench.errors import UserError, unknown
+from lcfbench.parsing import load_yaml
 from lcfbench.python_files import files_digest, import_file, source_files
 
 SCORINGS = ("letters", "cloze", "generate")
@@ -120,18 +119,8 @@ def file_digest(name: str) -> str:
 def _read(path: Path, resolve: Callable[[str, Path], Any], read: set[Path]) -> dict[str, Any]:
     """A YAML file with its includes. resolve: makes the value of a `!function`. read: gets all paths."""
 
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_constructor("!function", lambda _, node: resolve(str(node.value), path))
     read.add(path)
-    try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        what = f"{path.name} does not parse: {' '.join(str(error).split())}."
-        raise UserError(what, "Mend the file.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path.name} is not a mapping.", FORM)
+    config = load_yaml(path, "task file", {"!function": lambda text: resolve(text, path)})
     if "include" not in config:
         return config
     base = _read(path.parent / config.pop("include"), resolve, read)

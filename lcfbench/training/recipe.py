@@ -11,11 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import Field, field_validator
 
 from lcfbench.adapters.config import WEIGHTS
-from lcfbench.config import Settings, convert, parse_assignments, several, texts
+from lcfbench.config import (
+    MOST,
+    SEEDS,
+    Device,
+    Settings,
+    check_text,
+    convert,
+    parse_assignments,
+    several,
+    texts,
+)
 from lcfbench.errors import UserError
 from lcfbench.files import writing
 from lcfbench.provenance import digest
@@ -23,6 +33,7 @@ from lcfbench.registry import add_path
 from lcfbench.tasks.document import Scoring
 
 CHECKPOINT = "checkpoint.pt"
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 class TrainRecipe(Settings):
@@ -42,25 +53,25 @@ class TrainRecipe(Settings):
         None,
         description="Tasks whose validation split chooses the saved state; without it, those trained on.",
     )
-    steps: int = Field(200, ge=1, description="Optimiser steps.")
-    batch_size: int = Field(16, ge=1, description="Examples a step.")
+    steps: int = Field(200, ge=1, le=MOST, description="Optimiser steps.")
+    batch_size: int = Field(16, ge=1, le=MOST, description="Examples a step.")
     accumulate: int = Field(
-        1, ge=1, description="Forward passes a step; more than one for a batch that does not fit into memory."
+        1,
+        ge=1,
+        le=MOST,
+        description="Forward passes a step; more than one for a batch that does not fit into memory.",
     )
     lr: float = Field(
-        3e-4,
-        ge=0,
-        allow_inf_nan=False,
-        description="Peak learning rate of AdamW, with linear warm-up and linear decay.",
+        3e-4, gt=0, le=10, description="Peak learning rate of AdamW, with linear warm-up and linear decay."
     )
-    warmup: float = Field(
-        20, ge=0, allow_inf_nan=False, description="Warm-up steps; below 1, a share of all steps."
-    )
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="Weight decay of AdamW.")
+    warmup: float = Field(20, ge=0, le=MOST, description="Warm-up steps; below 1, a share of all steps.")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="Weight decay of AdamW.")
     clip: float = Field(
-        1.0, gt=0, description="Largest norm of a step's gradient; a longer one is shortened."
+        1.0, gt=0, le=MOST, description="Largest norm of a step's gradient; a longer one is shortened."
     )
-    seed: int = Field(0, description="Seed of the initial weights and of the order of the examples.")
+    seed: int = Field(
+        0, ge=0, le=SEEDS, description="Seed of the initial weights and of the order of the examples."
+    )
     scoring: Scoring | None = Field(
         None, description="Form of the answer: letters, cloze or generate; without it, the task's own."
     )
@@ -73,20 +84,28 @@ class TrainRecipe(Settings):
         description="What counts alike in the loss: every document (document) or every token (token).",
     )
     train_documents: int | None = Field(
-        None, ge=1, description="Examples to draw from; without it, steps × batch size, or all there are."
+        None,
+        ge=1,
+        le=MOST,
+        description="Examples to draw from; without it, steps × batch size, or all there are.",
     )
-    max_tokens: int = Field(2048, ge=1, description="Longest example in tokens; longer ones are left out.")
-    dev_documents: int = Field(64, ge=1, description="Documents a task in each dev evaluation.")
-    eval_every: int = Field(50, ge=1, description="Steps between dev evaluations.")
+    max_tokens: int = Field(
+        2048, ge=1, le=MOST, description="Longest example in tokens; longer ones are left out."
+    )
+    dev_documents: int = Field(64, ge=1, le=MOST, description="Documents a task in each dev evaluation.")
+    eval_every: int = Field(50, ge=1, le=MOST, description="Steps between dev evaluations.")
     save_every: int = Field(
-        50, ge=1, description="Steps between checkpoints; a killed training goes on from the last one."
+        50,
+        ge=1,
+        le=MOST,
+        description="Steps between checkpoints; a killed training goes on from the last one.",
     )
     preset: Literal["small-scale", "paper"] = Field(
         "small-scale",
         description="Where the options start: small-scale converges in minutes; paper is the papers' own.",
     )
-    dtype: str = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
-    device: str = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
+    dtype: Dtype = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
+    device: Device = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
     tracker: Literal["tensorboard", "trackio"] | None = Field(
         None, description="Also log to tensorboard or trackio, where it is installed."
     )
@@ -108,8 +127,12 @@ class TrainRecipe(Settings):
     @classmethod
     def _adapters(cls, value: Any) -> Any:
         """Takes one text as one adapter: commas separate its options; a file by path is registered."""
-        several_adapters = [value] if isinstance(value, str) else value
-        return [_named("methods", text, ":") for text in several_adapters]
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list):
+            raise ValueError("give METHOD or METHOD:key=value,…, or a list of them")
+        for text in texts:
+            check_text(str(text))
+        return [_named("methods", text, ":") for text in texts]
 
     @property
     def at_once(self) -> int:
@@ -150,15 +173,17 @@ class PruneRecipe(Settings):
     adapter: Path = Field(description="An adapter folder, or the name of a shipped one.")
     dev: str = Field(description="Task whose validation split decides; the test split is never read.")
     keep: int | None = Field(
-        None, ge=1, description="Layers that stay at most; without it, all layers that help."
+        None, ge=1, le=MOST, description="Layers that stay at most; without it, all layers that help."
     )
     pair: str | None = Field(
         None,
         description="RECEIVER:SHARER: aliases, Hub ids or local folders; without it, the adapter's own pair.",
     )
-    limit: int = Field(64, ge=2, description="Dev documents.")
-    batch_size: int = Field(16, ge=1, description="Documents a batch.")
-    seed: int = Field(0, description="Seed of the choice of documents and of the deranged messages.")
+    limit: int = Field(64, ge=2, le=MOST, description="Dev documents.")
+    batch_size: int = Field(16, ge=1, le=MOST, description="Documents a batch.")
+    seed: int = Field(
+        0, ge=0, le=SEEDS, description="Seed of the choice of documents and of the deranged messages."
+    )
     scoring: Scoring | None = Field(
         None, description="Form of the answer: letters, cloze or generate; without it, the task's own."
     )
@@ -167,8 +192,8 @@ class PruneRecipe(Settings):
     out: Path | None = Field(
         None, description="Folder of the smaller adapter; without it, adapters/NAME-9L for --keep 9."
     )
-    dtype: str = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
-    device: str = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
+    dtype: Dtype = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
+    device: Device = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
     offline: bool = Field(False, description="Use only models and data on this machine.")
     force: bool = Field(False, description="Replace the adapter in --out.")
 
@@ -193,7 +218,7 @@ class AdapterSpec:
     mode: str
     label: str
     options: tuple[tuple[str, str], ...] = ()
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Le(SEEDS)] = 0
     senders: Literal["matched", "deranged"] = "matched"
     supervise: Literal["all", "first", "last"] = "all"
     kind: str | None = None
