@@ -16,7 +16,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from yaml.composer import Composer
@@ -87,20 +87,18 @@ def load_yaml(path: Path, what: str, constructors: Mapping[str, Build] | None = 
 def parse_yaml(text: str, where: str, constructors: Mapping[str, Build] | None = None) -> Any:
     """Returns the one document of a YAML text. where: the text in a message. Raises UserError."""
     try:
-        loader = _Loader(text)
-        loader.yaml_constructors = loader.yaml_constructors | {
-            tag: _of_text(build) for tag, build in (constructors or {}).items()
-        }
-        return loader.get_single_data()
+        own = {tag: _of_text(build) for tag, build in (constructors or {}).items()}
+        kind = type("Loader", (_Loader,), {"yaml_constructors": _Loader.yaml_constructors | own})
+        return kind(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         why = " ".join(str(error.problem or error.context).split())
         raise UserError(f"{where}{line}: {why}.", MEND) from error
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
+        number = text.count("\n", 0, error.position) + 1
         what = f"the character {text[error.position]!a} is not allowed"
-        raise UserError(f"{where}, line {line}: {what}.", MEND) from error
+        raise UserError(f"{where}, line {number}: {what}.", MEND) from error
     except (ValueError, OverflowError) as error:  # PyYAML's scanner, of an escape that is no character
         raise UserError(f"{where} is not valid YAML ({error}).", MEND) from error
 
@@ -108,8 +106,8 @@ def parse_yaml(text: str, where: str, constructors: Mapping[str, Build] | None =
 class _Loader(Reader, Scanner, Parser, Composer, SafeConstructor, BaseResolver):
     """PyYAML's loader with the core schema, bounded in depth and size."""
 
-    yaml_constructors: dict[Any, Any] = {}
-    yaml_multi_constructors: dict[Any, Any] = {}
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}
+    yaml_multi_constructors: ClassVar[dict[Any, Any]] = {}
 
     def __init__(self, text: str) -> None:
         Reader.__init__(self, text)
@@ -209,17 +207,16 @@ def _refuse(loader: _Loader, node: Any) -> Any:
 
 for _name, _form, _first in _SCALARS:
     _Loader.add_implicit_resolver(CORE + _name, re.compile(rf"^(?:{_form})$"), _first)
-for _name, _make in {
-    "null": _of_text(lambda text: None),
-    "bool": _of_text(_bool),
-    "int": _of_text(_int),
-    "float": _of_text(_float),
-    "str": _of_text(_str),
-    "seq": SafeConstructor.construct_yaml_seq,
-    "map": SafeConstructor.construct_yaml_map,
-}.items():
-    _Loader.add_constructor(CORE + _name, _make)
-_Loader.add_constructor(None, _refuse)
+_Loader.yaml_constructors |= {
+    CORE + "null": _of_text(lambda text: None),
+    CORE + "bool": _of_text(_bool),
+    CORE + "int": _of_text(_int),
+    CORE + "float": _of_text(_float),
+    CORE + "str": _of_text(_str),
+    CORE + "seq": SafeConstructor.construct_yaml_seq,
+    CORE + "map": SafeConstructor.construct_yaml_map,
+    None: _refuse,
+}
 
 
 # -- JSON ------------------------------------------------------------------------------------------
