@@ -107,6 +107,7 @@ def import_c2c(
         layer_map=tuple(sources),
         token_alignment="remap" if aligns else "same",
         remap_strategy=strategy if aligns else "longest",
+        remap_padding="counted" if aligns else "none",
         options={
             "hidden": first["hidden_dim"],
             "intermediate": first["intermediate_dim"],

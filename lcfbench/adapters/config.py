@@ -37,7 +37,8 @@ class AdapterConfig(BaseModel):
 
     kind: a file of this folder. layers: receiver layers that are edited, in stack order. layer_map:
     the sharer layer that each of them reads; stored, never computed again. token_alignment: `span`,
-    `remap` (with its strategy) or `same`, see `lcfbench.alignment`. options: the kind's own
+    `remap` (with its strategy) or `same`, see `lcfbench.alignment`. remap_padding: whether a chat's
+    template is padded as C2C does and rotary positions count it. options: the kind's own
     settings. training: how it was made (free form, for the card).
     """
 
@@ -53,6 +54,7 @@ class AdapterConfig(BaseModel):
     layer_map: tuple[int, ...]
     token_alignment: Literal["span", "remap", "same"] = "span"
     remap_strategy: Literal["longest", "first"] = "longest"
+    remap_padding: Literal["none", "counted"] = "none"
     options: dict[str, Any] = {}
     training: dict[str, Any] = {}
 
@@ -87,6 +89,12 @@ class AdapterConfig(BaseModel):
     def tasks(self) -> list[str]:
         """Names of the tasks it was trained on, without their weights in the mixture."""
         return [str(task).partition("*")[0] for task in self.training.get("tasks", [])]
+
+    @property
+    def imported_without_padding(self) -> bool:
+        """Whether it is an imported fuser with token alignment from before `remap_padding` was stored."""
+        imported = self.training.get("format") == "C2C" and self.token_alignment == "remap"
+        return imported and "remap_padding" not in self.model_fields_set
 
     def check_fits(self, receiver: Geometry, sharer: Geometry, where: str) -> None:
         """Raises UserError that names every dim in which these models differ from the adapter's."""

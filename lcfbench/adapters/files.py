@@ -19,6 +19,7 @@ from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, AdapterConfig, read_config, reason
 from lcfbench.errors import UserError
 from lcfbench.files import writing
+from lcfbench.sources.cache import say
 
 MEND = "Fetch or train it again."
 POINTER = b"version https://git-lfs"
@@ -80,6 +81,11 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = 
     for name, tensor in adapter.state_dict().items():
         wide = name == "gate_logit" or name not in parameters
         tensor.data = tensor.data.to(device, torch.float32 if wide else dtype)
+    if config.imported_without_padding:
+        say(
+            f"{folder} was imported before padded positions were read: it does not answer as C2C's own code "
+            f"does. Import it again: lcfbench adapter import-c2c"
+        )
     return adapter.requires_grad_(False).eval()
 
 

@@ -21,7 +21,7 @@ from lcfbench.adapters.base import Adapter
 from lcfbench.methods.base import Batch, Method, read_alone
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.padding import pad_left, positions_of
+from lcfbench.models.padding import Start, pad_left, positions_of
 from lcfbench.models.protocol import LanguageModel, Message, Opened, State
 
 # from entries (L, H, n, D) of one document, and a name for them, to the entries in their place
@@ -68,7 +68,7 @@ class ReplacedCacheModel(CausalLM):
         vars(self).update(vars(real))
         self.real, self.change = real, change
 
-    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Tensor | int = 0) -> KV:
+    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Start = 0) -> KV:
         read = self.real.prefill(rows, past, start)
         keys, values = read.keys.clone(), read.values.clone()
         for b, tokens in enumerate(map(list, rows)):
@@ -87,7 +87,7 @@ class SkippedModel(CausalLM):
     def __init__(self, real: LanguageModel) -> None:
         vars(self).update(vars(real))
 
-    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Tensor | int = 0) -> KV:
+    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Start = 0) -> KV:
         g, mask = self.geometry, pad_left(rows, self.pad_id, self.device)[1]
         shape = g.layers, len(rows), g.kv_heads, mask.shape[1], g.head_dim
         none = torch.zeros(shape, device=self.device, dtype=self.dtype)

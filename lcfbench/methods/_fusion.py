@@ -14,13 +14,15 @@ from torch import Tensor
 
 from lcfbench.adapters.base import Adapter, Editor
 from lcfbench.alignment.remap import remap_prompt
+from lcfbench.alignment.sections import Chat, in_sections, unpadded
 from lcfbench.alignment.tokens import aligned_positions, turn_ends
 from lcfbench.errors import UserError
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.kv_cache import KV, put
+from lcfbench.models.padding import Start
 from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import Document
-from lcfbench.tasks.prompts import Prompt
+from lcfbench.tasks.prompts import Prompt, contents_of, opened_answer
 
 VECTOR = 32  # numbers in the widest vector of a processor (bfloat16 in AVX-512)
 
@@ -33,9 +35,17 @@ class Segment:
     stops: list[int]
 
     @classmethod
-    def whole(cls, prompts: Sequence[Prompt]) -> Segment:
+    def whole(cls, rows: Sequence[Prompt | Chat]) -> Segment:
         """All but the last token, which runs only after the edit."""
-        return cls([0] * len(prompts), [len(p.ids) - 1 for p in prompts])
+        return cls([0] * len(rows), [len(row.ids) - 1 for row in rows])
+
+    @classmethod
+    def between(cls, stops: Sequence[Sequence[int]]) -> list[Segment]:
+        """The segments that end at each row's `stops`; rows that have fewer begin with empty ones."""
+        count = max(map(len, stops))
+        padded = [[0] * (count - len(row)) + list(row) for row in stops]
+        ends = [[row[k] for row in padded] for k in range(count)]
+        return [cls(a, b) for a, b in zip([[0] * len(stops), *ends], ends, strict=False)]
 
     @property
     def lengths(self) -> list[int]:
@@ -51,13 +61,20 @@ class Segment:
 class Exchange:
     """A batch as both models read it.
 
-    prompts: the receiver's. shared, theirs: the sharer's prompts and its cache over them.
+    prompts: the receiver's. shared, theirs: the sharer's prompts and its cache over them. chats: the
+    documents in C2C's sections, where the adapter was trained with their padding.
     """
 
     batch: Batch
     prompts: list[Prompt]
     shared: list[Prompt]
     theirs: KV
+    chats: Sequence[Chat] | None = None
+
+    @property
+    def rows(self) -> Sequence[Prompt | Chat]:
+        """The receiver's tokens as they are run."""
+        return self.chats or self.prompts
 
 
 @dataclass
@@ -110,25 +127,77 @@ class Fusion(Method):
             if not self.adapter.config.layers:  # every gate is shut: the receiver alone
                 return self.receiver.read(prompts)
         with batch.clock("sharer"):
-            shared = self.sharer_prompts(batch, prompts)
-            exchange = Exchange(batch, prompts, shared, self.sharer_cache(shared))
+            exchange = self.exchange(batch, prompts)
         return self.edit(exchange)
+
+    def exchange(self, batch: Batch, prompts: list[Prompt]) -> Exchange:
+        """Lets the sharer read the documents whose messages are sent."""
+        if not (self.by_turn and self.adapter.config.remap_padding == "counted"):
+            shared = self.sharer_prompts(batch, prompts)
+            return Exchange(batch, prompts, shared, self.sharer_cache(shared))
+        chats = [self.chat(d, p) for d, p in zip(batch.documents, prompts, strict=True)]
+        sent = chats
+        if not all(batch.own):
+            sent = [self.chat(d, prompt(self.receiver, d.receiver, d)) for d in batch.message_from]
+        with torch.no_grad():
+            theirs = self.sharer.prefill(
+                [c.sharer.ids for c in sent], None, [c.sharer_positions for c in sent]
+            )
+        return Exchange(batch, prompts, [c.sharer for c in sent], theirs, chats)
+
+    def chat(self, document: Document, mine: Prompt) -> Chat:
+        """Returns a document in C2C's sections. Raises UserError where padding makes it too long."""
+        lms, strategy = (self.receiver, self.sharer), self.adapter.config.remap_strategy
+        theirs = prompt(self.sharer, document.sharer, document)
+        tokenizers = (self.receiver.tokenizer, self.sharer.tokenizer)
+        if not (document.chat and all(lm.has_chat for lm in lms)):
+            return unpadded(mine, theirs, tokenizers, strategy)
+        if document.receiver.prefix:
+            mine, theirs = (
+                replace(p, text=opened_answer(view, t).removesuffix(p.tail))
+                for p, view, t in zip(
+                    (mine, theirs), (document.receiver, document.sharer), tokenizers, strict=True
+                )
+            )
+        chat = in_sections(mine, theirs, contents_of(document.receiver), tokenizers, strategy)
+        for lm in lms:
+            if lm.max_positions and chat.width > lm.max_positions:
+                raise UserError(
+                    f"document {document.doc_id} takes {chat.width} positions, with the padding between the "
+                    f"two chat templates; {lm.name} reads {lm.max_positions}.",
+                    "Use a model with a longer context.",
+                )
+        return chat
 
     def edit(self, exchange: Exchange) -> State:
         """Reads and edits segment after segment; the rest is left to run on the edited cache."""
-        prompts, clock, kv = exchange.prompts, exchange.batch.clock, None
+        prompts, rows, clock, kv = exchange.prompts, exchange.rows, exchange.batch.clock, None
         stops, fused = [0] * len(prompts), [0] * len(prompts)
-        for part in self.parts(prompts):
+        parts = (
+            self.parts(prompts)
+            if exchange.chats is None
+            else Segment.between([c.stops for c in exchange.chats])
+        )
+        for part in parts or [Segment.whole(rows)]:
             with clock("prefill"):
-                kv = self.read(prompts, kv, part)
+                kv = self.read(rows, kv, part)
             if part.width:  # a one-token prompt has nothing to fuse
                 with clock("fuse"):
                     kv, edited = self.fuse(exchange, kv, part)
                 fused = [a + b for a, b in zip(fused, edited, strict=True)]
             stops = part.stops
         assert kv is not None
-        left = [p.ids[stop:] for p, stop in zip(prompts, stops, strict=True)]
-        state = State.before(self.receiver, kv, left, torch.tensor(stops), prompts)
+        left = [row.ids[stop:] for row, stop in zip(rows, stops, strict=True)]
+        if exchange.chats is None:
+            state = State.before(self.receiver, kv, left, torch.tensor(stops), prompts)
+        else:
+            pads = [c.padding for c in exchange.chats]
+            left = [(*ids, *[self.receiver.pad_id] * n) for ids, n in zip(left, pads, strict=True)]
+            places = [
+                (*c.positions[stop:], *range(c.width - c.padding, c.width))
+                for c, stop in zip(exchange.chats, stops, strict=True)
+            ]
+            state = State.before(self.receiver, kv, left, places, prompts, pads)
         return replace(state, message=self.account(exchange.shared, fused))
 
     def parts(self, prompts: list[Prompt]) -> list[Segment]:
@@ -137,15 +206,15 @@ class Fusion(Method):
         if not self.by_turn:
             return [whole]
         ends = [sorted({min(e, n) for e in turn_ends(p)}) for p, n in zip(prompts, whole.stops, strict=True)]
-        count = max(len(e) for e in ends)
-        stops = [[([0] * (count - len(e)) + e)[k] for e in ends] for k in range(count)]
-        starts = [whole.starts, *stops[:-1]]
-        return [Segment(a, b) for a, b in zip(starts, stops, strict=True)] if stops else [whole]
+        return Segment.between(ends) or [whole]
 
-    def read(self, prompts: list[Prompt], kv: KV | None, part: Segment) -> KV:
+    def read(self, rows: Sequence[Prompt | Chat], kv: KV | None, part: Segment) -> KV:
         """Returns the receiver's cache after reading a segment too."""
-        rows = [p.ids[a:b] for p, a, b in zip(prompts, part.starts, part.stops, strict=True)]
-        return self.receiver.prefill(rows, kv, torch.tensor(part.starts) if kv is not None else 0)
+        cuts = list(zip(rows, part.starts, part.stops, strict=True))
+        start: Start = torch.tensor(part.starts) if kv is not None else 0
+        if all(isinstance(row, Chat) for row in rows):
+            start = [row.positions[a:b] for row, a, b in cuts if isinstance(row, Chat)]
+        return self.receiver.prefill([row.ids[a:b] for row, a, b in cuts], kv, start)
 
     def sharer_prompts(self, batch: Batch, prompts: list[Prompt]) -> list[Prompt]:
         """Returns the sharer's prompts: its own view of each document whose message is sent.
@@ -215,10 +284,13 @@ class Fusion(Method):
         reads t·M/N, where this document's own text would be edited.
         """
         scheme, width, rows = self.adapter.config.token_alignment, exchange.theirs.length, []
-        both = zip(exchange.prompts, exchange.shared, exchange.batch.own, strict=True)
+        both = zip(exchange.rows, exchange.shared, exchange.batch.own, strict=True)
         for i, (mine, theirs, own) in enumerate(both):
             n, m = len(mine.ids), len(theirs.ids)
-            source = aligned_positions(mine, theirs if own else mine, scheme)
+            if isinstance(mine, Chat):
+                source = list(mine.source)
+            else:
+                source = aligned_positions(mine, theirs if own else mine, scheme)
             if not own:
                 source = [-1 if e < 0 else t * m // n for t, e in enumerate(source)]
             source = source[part.starts[i] : part.stops[i]]

@@ -97,15 +97,15 @@ class LCF(Fusion):
         batch = Batch(some, some, Clock())
         with torch.no_grad():
             prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
-            shared = self.sharer_prompts(batch, prompts)
-            theirs, part = self.sharer_cache(shared), Segment.whole(prompts)
-            kv = self.read(prompts, None, part)
+            exchange = self.exchange(batch, prompts)
+            theirs, part = exchange.theirs, Segment.whole(exchange.rows)
+            kv = self.read(exchange.rows, None, part)
             layers = torch.tensor(adapter.config.layers, device=kv.keys.device)
             own = torch.cat([flat(kv.keys[layers]), flat(kv.values[layers])], -1)[:, kv.mask.bool()]
             if self.by_token:
-                index = self.positions(Exchange(batch, prompts, shared, theirs), part)
+                index = self.positions(exchange, part)
                 rows, columns = (index >= 0).nonzero(as_tuple=True)
                 sent = entries(theirs, adapter.config.layer_map, rows, index[rows, columns])
             else:
-                sent = self.pool(theirs, shared)(WHOLE)
+                sent = self.pool(theirs, exchange.shared)(WHOLE)
             adapter.calibrate(sent.to(own.device), own)

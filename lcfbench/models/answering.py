@@ -121,10 +121,15 @@ def answer_loss(
     weighs no more than a short one; `token`, over all supervised tokens.
     """
     lm, device = state.lm, state.kv.keys.device
-    left = [row[keep.bool()].tolist() for row, keep in zip(state.ids, state.mask, strict=True)]
+    used = state.used.bool()
+    left = [row[keep].tolist() for row, keep in zip(state.ids, used, strict=True)]
     ids, mask = pad_right([r + t[:-1] for r, t in zip(left, targets, strict=True)], lm.pad_id, device)
-    begin = state.positions[:, -1:] + 1 - state.mask.sum(1, keepdim=True)
+    begin = state.positions[:, -1:] + 1 - used.sum(1, keepdim=True)
     positions = begin + torch.arange(ids.shape[1], device=device)
+    if state.padding is not None:
+        for b, (row, keep) in enumerate(zip(left, used, strict=True)):
+            mask[b, : len(row)] = state.mask[b][keep]
+            positions[b, : len(row)] = state.positions[b][keep]
     # only supervised tokens are predicted: row, column where each is predicted, the right token
     at = [
         (b, len(left[b]) - 1 + t, token)

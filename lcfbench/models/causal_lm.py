@@ -20,7 +20,7 @@ from lcfbench.models.cpu_packing import packed
 from lcfbench.models.dtypes import pick_device, pick_dtype
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.layer_masks import attention_sums, check_maskable, hiding, maskable, masking, windows
-from lcfbench.models.padding import left_to_right, pad_left, pad_right, positions_of
+from lcfbench.models.padding import Start, left_to_right, pad_left, pad_right, positions_of
 from lcfbench.models.protocol import LanguageModel, Opened, State
 from lcfbench.models.rotary import rotate
 from lcfbench.models.shared_prefill import SharedPrefill
@@ -141,14 +141,14 @@ class CausalLM:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Tensor | int = 0) -> KV:
+    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Start = 0) -> KV:
         if past is None and isinstance(start, int) and start == 0:
             return self.shared.read(rows, self.run)
         # padding goes to the end, not between what was read and what is read now
         pad = pad_right if past is not None and past.length else pad_left
         return self.run(*pad(rows, self.pad_id), past, start)
 
-    def run(self, ids: Tensor, mask: Tensor, past: KV | None, start: Tensor | int) -> KV:
+    def run(self, ids: Tensor, mask: Tensor, past: KV | None, start: Start) -> KV:
         """Runs the decoder once over ids (B, N), right-padded where `past` holds something."""
         ids, mask = ids.to(self.device), mask.to(self.device)
         before = past or KV.empty(self.geometry, ids.shape[0], self.device, self.dtype)
@@ -174,12 +174,12 @@ class CausalLM:
         return State.before(self, kv, [p.ids[-1:] for p in prompts], last + begin, prompts)
 
     def open(self, state: State) -> Opened:
-        ids, mask, positions = state.ids, state.mask, state.positions
+        ids, mask, positions, used = state.ids, state.mask, state.positions, state.used
         rows = torch.arange(len(ids), device=ids.device)
         ends = torch.full_like(rows, ids.shape[1] - 1)
         if ids.shape[1] > 1 and state.kv.length > 0:  # padding goes to the end, see `prefill`
-            mask, ids, positions = left_to_right(mask, ids, positions)
-            ends = mask.sum(1) - 1
+            used, mask, ids, positions = left_to_right(used, mask, ids, positions)
+            ends = used.sum(1) - 1
         logits, cache = self.forward(state.kv, ids, mask, positions, (rows, ends))
         full, at = torch.cat([state.kv.mask, mask], 1), torch.cat([state.kv.positions, positions], 1)
         last = state.positions[:, -1]

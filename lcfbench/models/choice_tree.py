@@ -53,8 +53,8 @@ class Branches:
 
 
 def can_branch(state: State) -> bool:
-    """Says whether the model takes a mask a layer, and nothing is hidden from a layer already."""
-    return state.kv.hidden is None and state.lm.takes_layer_masks
+    """Says whether the model takes a mask a layer, nothing is hidden from a layer, no prompt ends in pads."""
+    return state.kv.hidden is None and state.padding is None and state.lm.takes_layer_masks
 
 
 def branch(state: State, choices: Choices) -> tuple[Ranked, Opened]:

@@ -30,7 +30,17 @@ def left_to_right(mask: Tensor, *rows: Tensor) -> list[Tensor]:
     return [x.gather(1, order) for x in (mask, *rows)]
 
 
-def positions_of(mask: Tensor, start: Tensor | int = 0) -> Tensor:
-    """Returns rotary positions (B, N): real tokens count from `start`; padding's are harmless."""
+Start = Tensor | int | Sequence[Sequence[int]]
+
+
+def positions_of(mask: Tensor, start: Start = 0) -> Tensor:
+    """Returns rotary positions (B, N): real tokens count from `start`; padding's are harmless.
+
+    start: the position of the first token, a number or (B,), or those of all tokens, a list a row.
+    """
+    if not isinstance(start, (int, Tensor)):
+        positions = torch.zeros_like(mask)
+        positions[mask.bool()] = torch.tensor([p for row in start for p in row], device=mask.device)
+        return positions
     offset = start[:, None] if isinstance(start, Tensor) else start
     return (mask.cumsum(1) - 1).clamp(min=0) + offset

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lcfbench.geometry import Geometry
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.padding import pad_left, positions_of
+from lcfbench.models.padding import Start, pad_left, positions_of
 from lcfbench.models.shared_prefill import SharedPrefill
 from lcfbench.tasks.prompts import Prompt
 
@@ -65,10 +65,11 @@ class LanguageModel(Protocol):
     def takes_layer_masks(self) -> bool:
         """Whether each layer can be given an attention mask of its own."""
 
-    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Tensor | int = 0) -> KV:
+    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Start = 0) -> KV:
         """Returns the cache after reading each row of token ids, on top of `past` where given.
 
-        start: rotary position of the first token, a number or (B,). No logits are computed.
+        start: rotary position of the first token, a number or (B,), or of every token, a list a row.
+        No logits are computed.
         """
 
     def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:
@@ -144,7 +145,8 @@ class State:
     """A batch just before the model answers: the next forward runs `ids` on `kv`.
 
     Its last logits are those of the first answer token. ids, mask, positions: (B, T), left-padded,
-    T ≥ 1. prompts: the texts that the answering model was shown.
+    T ≥ 1. prompts: the texts that the answering model was shown. padding: (B,), pads at the end of
+    each row that no token attends: the first answer token is predicted at the last of them.
     """
 
     lm: LanguageModel
@@ -154,6 +156,15 @@ class State:
     positions: Tensor
     prompts: list[Prompt]
     message: Message = field(default_factory=lambda: Message([], [], []))
+    padding: Tensor | None = None
+
+    @property
+    def used(self) -> Tensor:
+        """The mask (B, T) with the pads at the end counted as read."""
+        if self.padding is None:
+            return self.mask
+        column = torch.arange(self.ids.shape[1], device=self.mask.device)
+        return self.mask | (column >= len(column) - self.padding[:, None]).long()
 
     @classmethod
     def before(
@@ -161,13 +172,22 @@ class State:
         lm: LanguageModel,
         kv: KV,
         rows: Sequence[Sequence[int]],
-        start: Tensor,
+        start: Tensor | Sequence[Sequence[int]],
         prompts: Sequence[Prompt],
+        padding: Sequence[int] | None = None,
     ) -> State:
-        """Returns the state that runs `rows` next, from the rotary positions `start` (B,) on."""
+        """Returns the state that runs `rows` next, from the rotary positions `start` on.
+
+        start: (B,), or every token's, a list a row. padding: pads at the end of each row, see `State`.
+        """
         ids, mask = pad_left(rows, lm.pad_id, lm.device)
-        positions = positions_of(mask, start.to(lm.device))
-        return cls(lm, kv, ids, mask, positions, list(prompts), Message.none(len(rows)))
+        positions = positions_of(mask, start.to(lm.device) if isinstance(start, Tensor) else start)
+        state = cls(lm, kv, ids, mask, positions, list(prompts), Message.none(len(rows)))
+        if padding is None:
+            return state
+        pads = torch.tensor(padding, device=lm.device)
+        column = torch.arange(ids.shape[1], device=lm.device)
+        return replace(state, mask=mask * (column < len(column) - pads[:, None]), padding=pads)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from typing import Any
 
 from lcfbench.sources.cache import cache_dir
 
+PLAIN = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 LARGE_BYTES = 4_000_000  # of a tokenizer.json; looking for a copy of a smaller one takes as long as it
 FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -31,17 +32,31 @@ def load_tokenizer(path: Path) -> Any:
     A large vocabulary that its class would rebuild from the file (Gemma's: 4 s) comes from a copy
     in the cache that is read as it is (1 s), made and compared at the first time.
     """
-    from transformers import AutoTokenizer
-
     file = path / "tokenizer.json"
     if not file.is_file() or file.stat().st_size < LARGE_BYTES:
-        return AutoTokenizer.from_pretrained(path)
+        return _declared(path)
     place = cache_dir() / "tokenizers" / _key(path)
     if (place / "tokenizer_config.json").is_file():
         return _copied(place, path)
-    made = AutoTokenizer.from_pretrained(path)
+    made = _declared(path)
     with contextlib.suppress(OSError):  # a cache that cannot be written: nothing is lost but time
         _keep(made, place, path)
+    return made
+
+
+def _declared(path: Path) -> Any:
+    """Loads the tokenizer that a folder declares.
+
+    For some types of model transformers takes the type's own class instead, which adds an unk and a
+    pad token that the files do not have; translated tokens then differ (C2C's token alignment).
+    """
+    from transformers import AutoTokenizer, TokenizersBackend
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    made = AutoTokenizer.from_pretrained(path)
+    plain = get_tokenizer_config(path).get("tokenizer_class") in PLAIN
+    if plain and isinstance(made, TokenizersBackend) and type(made) is not TokenizersBackend:
+        return TokenizersBackend.from_pretrained(path)
     return made
 
 

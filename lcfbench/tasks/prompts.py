@@ -107,6 +107,21 @@ def _turns(view: View, history: Sequence[tuple[str, str]] = ()) -> list[tuple[st
     return [*view.history, *history, ("user", view.user), *begun]
 
 
+def contents_of(view: View) -> list[str]:
+    """Returns the contents of a view's turns, as they are given to the chat template."""
+    return [content for _, content in _turns(view)]
+
+
+def opened_answer(view: View, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns a chat up to the header of an answer, and the answer's beginning behind it.
+
+    As C2C writes it. Where the last turn is rendered as a turn, a template may leave out what its header
+    says, such as an empty block of thoughts.
+    """
+    turns = [*view.history, ("user", view.user)]
+    return _templated(turns, tokenizer, begun=False) + view.prefix
+
+
 def _has_template(tokenizer: PreTrainedTokenizerBase, chat: bool) -> bool:
     return chat and bool(getattr(tokenizer, "chat_template", None))
 

@@ -16,6 +16,7 @@ ALIGNMENT: dict[str, tuple[Any, str]] = {  # option → type, default
     "layer_map": (Literal["terminal", "proportional"], "terminal"),
     "token_alignment": (FIELDS["token_alignment"].annotation, FIELDS["token_alignment"].default),
     "remap_strategy": (FIELDS["remap_strategy"].annotation, FIELDS["remap_strategy"].default),
+    "remap_padding": (FIELDS["remap_padding"].annotation, FIELDS["remap_padding"].default),
 }
 SMALL_SCALE_ALIGNMENT = {"layer_map": "proportional"}  # for pairs that differ much in depth
 
