@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
 
@@ -55,3 +57,76 @@ def writing(folder: Path) -> Iterator[None]:
 def now() -> str:
     """UTC, ISO 8601, whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# -- files that a user names: a report, a figure, a JSON line ----------------------------------------
+
+RECORDED = ("manifest.json", "samples.jsonl", "training.jsonl", "pruning.json", "config.json")
+RECORDED_ENDINGS = (".parquet", ".safetensors", ".gguf")
+
+
+def check_output(path: Path) -> bool:
+    """Returns whether a file to be written is a stream: a device, a pipe or stdout itself.
+
+    Raises UserError where it cannot be written: a folder, a disk, recorded data, no permission.
+    """
+    try:
+        mode = path.stat().st_mode if path.exists() else None
+        target = Path(os.path.realpath(path))
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if mode is not None and stat.S_ISDIR(mode):
+            raise UserError(f"{path} is a folder.", "Name a file.")
+        if mode is not None and stat.S_ISBLK(mode):
+            raise UserError(f"{path} is a disk.", "Name a file.")
+        if mode is not None and (not stat.S_ISREG(mode) or standard_stream(path)):
+            return True
+        if any(p.name in RECORDED or p.suffix in RECORDED_ENDINGS for p in (path, target)):
+            what = f"{path} has the name of recorded data, which nothing else may replace."
+            raise UserError(what, "Name another file.")
+        folder = next(p for p in target.parents if p.exists())
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder")
+        if not os.access(folder, os.W_OK | os.X_OK) or (mode is not None and not os.access(target, os.W_OK)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}.", "Name another file.") from error
+    return False
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Writes a file that a user named: whole or not at all, its folder made, links followed.
+
+    A device or a pipe gets the data as a stream; its reader may leave. Raises UserError.
+    """
+    stream = check_output(path)
+    try:
+        if standard := standard_stream(path):
+            standard.flush()
+            with open(os.dup(standard.fileno()), "wb") as file:
+                file.write(data)
+        elif stream:
+            with open(os.open(path, os.O_WRONLY), "wb") as file:
+                file.write(data)
+        else:
+            target = Path(os.path.realpath(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            mode = target.stat().st_mode if target.exists() else None
+            write(target, data)
+            if mode is not None:
+                target.chmod(stat.S_IMODE(mode))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and stream:  # its reader left
+            return
+        raise UserError(f"cannot write {path}: {error.strerror or error}.", "Name another file.") from error
+
+
+def standard_stream(path: Path) -> IO[str] | None:
+    """Returns stdout or stderr where a path leads to the same place, such as /dev/stdout."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                return stream
+        except (OSError, ValueError, AttributeError):  # closed, or no file at all
+            continue
+    return None

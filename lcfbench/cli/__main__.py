@@ -7,7 +7,6 @@ interrupted (what is recorded stays). `check` also ends with 1 (surely worse), 3
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, Any
 
@@ -79,10 +78,6 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         echo("interrupted.", stderr=True)
         sys.exit(Exit.INTERRUPTED)
-    except BrokenPipeError:
-        # or Python complains once more when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.OK)
     except OSError as error:
         where, why = error.filename or "input or output", error.strerror or error
         complain(f"{where}: {why}. Check the path, its permissions and the disk.")

@@ -12,6 +12,7 @@ import typer
 from lcfbench.cli.console import echo, note, warn
 from lcfbench.cli.options import RunsArgument, group
 from lcfbench.errors import Exit, UserError
+from lcfbench.files import check_output, standard_stream, write_output
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,6 +184,8 @@ def check(
     from lcfbench.analysis.gate import outputs
     from lcfbench.analysis.gate.check import check_run_groups
 
+    if junit is not None:
+        check_output(junit)
     drop = _share(max_drop, "--max-drop", "1pt")
     slower = None if max_slowdown is None else _share(max_slowdown, "--max-slowdown", "10%", most=10.0)
     github = github or os.environ.get("GITHUB_ACTIONS") == "true"
@@ -215,17 +218,15 @@ def _print_checked(checked: Checked, strict: bool) -> None:
 
 def _write_reports(junit: Path | None, xml: str, markdown: str) -> None:
     """Writes the JUnit file, and adds to GitHub's summary page where there is one. Raises UserError."""
-    page = os.environ.get("GITHUB_STEP_SUMMARY")
-    for path, text, mode in ((junit, xml, "w"), (Path(page) if page else None, markdown, "a")):
-        if path is None:
-            continue
+    if junit is not None:
+        write_output(junit, xml.encode())
+    if page := os.environ.get("GITHUB_STEP_SUMMARY"):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, mode, encoding="utf-8") as file:
-                file.write(text)
+            with open(page, "a", encoding="utf-8") as file:
+                file.write(markdown)
         except OSError as error:
-            what = f"cannot write {path}: {error.strerror or error}."
-            raise UserError(what, "Name another file, or free its disk.") from error
+            what = f"cannot write {page}: {error.strerror or error}."
+            raise UserError(what, "GITHUB_STEP_SUMMARY names the file of a job's summary.") from error
 
 
 def _share(text: str, flag: str, example: str, most: float = 1.0) -> float:
@@ -261,7 +262,9 @@ def report(
     Verdicts, frontiers, tables by task and subject, latency, gates, examples, provenance.
     """
     form = _form(False, as_csv, as_markdown)
-    echo(write_report(runs or [RESULTS], out, "html" if form == "table" else form))
+    path = write_report(runs or [RESULTS], out, "html" if form == "table" else form)
+    if not standard_stream(path):
+        echo(path)
 
 
 def write_report(runs: Sequence[Path], out: Path | None, form: str) -> Path:
@@ -272,19 +275,13 @@ def write_report(runs: Sequence[Path], out: Path | None, form: str) -> Path:
     """
     from lcfbench.analysis.report import FORMS
     from lcfbench.analysis.report.source import read
-    from lcfbench.files import write
 
     name = REPORTS[form]
     path = Path(name) if out is None else out / name if out.is_dir() else out
+    check_output(path)
     source = read(runs)
     _warn(source.warnings)
-    content = FORMS[form](source).encode("utf-8", "replace")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, content)
-    except OSError as error:
-        what = f"cannot write {path}: {error.strerror or error}."
-        raise UserError(what, "Name another file with -o.") from error
+    write_output(path, FORMS[form](source).encode())
     return path
 
 

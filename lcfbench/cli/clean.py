@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import io
+import os
 import sys
 
 from lcfbench.tables import printable
@@ -30,10 +32,35 @@ def _plainer(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(PLAIN, _plainer)
 
 
+class Stream(io.TextIOWrapper):
+    """A stream whose reader may leave (`| head`): the rest is dropped, the work goes on to its exit code."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
 def prepare_streams() -> None:
-    """Makes both streams replace what their encoding lacks, also where a library prints."""
-    for stream in (sys.stdout, sys.stderr):
-        if reconfigure := getattr(stream, "reconfigure", None):
+    """Makes stdout and stderr replace what their encoding lacks, and outlive their reader."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is io.TextIOWrapper:  # not where a test or a notebook put its own
+            encoding, buffered = stream.encoding, stream.line_buffering
+            made = Stream(stream.detach(), encoding=encoding, errors=PLAIN, line_buffering=buffered)
+            setattr(sys, name, made)
+        elif reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors=PLAIN)
 
 

@@ -12,6 +12,7 @@ import typer
 from lcfbench.cli.console import echo, note, warn
 from lcfbench.cli.options import flags, merged
 from lcfbench.errors import Exit, UserError
+from lcfbench.files import check_output, standard_stream, write_output
 from lcfbench.progress import quiet_libraries
 from lcfbench.tables import Column, Table
 
@@ -37,6 +38,8 @@ def bench(
     recipe: BenchRecipe = merged(BenchRecipe, given, None, "bench")
     if out is not None and not (folder := out.absolute().parent).is_dir():
         raise UserError(f"--out {out}: there is no folder {folder}.", "Make it, or name another file.")
+    if out is not None:
+        check_output(out)
     recipe.check_names()
     quiet_libraries()
     from lcfbench.cli.terminal import StatusLine
@@ -58,8 +61,9 @@ def bench(
         show(found["rows"])
     line_of_json = json.dumps(found, allow_nan=False)
     if out is not None:
-        out.write_text(line_of_json + "\n", encoding="utf-8")
-    echo(line_of_json)
+        write_output(out, line_of_json.encode() + b"\n")
+    if out is None or not standard_stream(out):
+        echo(line_of_json)
     if interrupted:
         timed = "what was timed until then is above" if found["rows"] else "nothing was timed"
         note(f"interrupted: {timed}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,8 +59,9 @@ def ls(
     if as_json:
         echo(json.dumps(rows, indent=1, default=str))
     elif not rows:
-        runs = f"no runs in {results} yet; make some with `lcfbench run`"
-        echo(runs if what == "runs" else f"no {what} yet")
+        from lcfbench.results.finding import nearest
+
+        echo(f"no runs in {results}; {nearest(results)}" if what == "runs" else f"no {what} yet")
     else:
         from lcfbench.cli import tables
 
@@ -81,7 +83,8 @@ def cells(what: str, row: dict[str, Any]) -> list[Cell]:
         return [row["name"], row["kind"], pair, tasks, size]
     if what == "runs":
         when = str(row["started_at"])[:16].replace("T", " ")
-        return [row["run_id"], row["state"], str(row["documents"]), str(row["errors"]), when]
+        place = row["run_id"] if row["below"] == "." else row["below"]
+        return [place, row["state"], str(row["documents"]), str(row["errors"]), when]
     return [str(value) for value in row.values()]
 
 
@@ -109,8 +112,9 @@ def entries(what: str, results: Path) -> list[dict[str, Any]]:
     if what == "runs":
         from lcfbench.results.reader import list_runs
 
-        names = ("run_id", "state", "documents", "errors", "started_at")
-        return [{name: run.get(name, "") for name in names} for run in list_runs(results)]
+        names = ("run_id", "state", "documents", "errors", "started_at", "folder")
+        runs = [{name: run.get(name, "") for name in names} for run in list_runs(results)]
+        return [run | {"below": os.path.relpath(run["folder"], results)} for run in runs]
     from lcfbench.registry import summaries
 
     return [{what.removesuffix("s"): name, "description": text} for name, text in summaries(what).items()]

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from lcfbench.errors import UserError
-from lcfbench.results.manifest import MANIFEST, Manifest, read_manifest
+from lcfbench.results.finding import listed, places
+from lcfbench.results.manifest import Manifest, read_manifest
 from lcfbench.results.schema import COLUMNS, JOURNAL, SAMPLES, journal_rows, schema
 
 if TYPE_CHECKING:
@@ -170,26 +171,6 @@ def _without_impossible(table: pa.Table, place: Path) -> tuple[pa.Table, list[st
     return table, warnings
 
 
-def places(path: Path, warnings: list[str]) -> Iterator[Path]:
-    """Yields the run folders and parquet files that a path stands for, or adds a warning."""
-    if path.is_file():
-        yield path.parent if path.name in (MANIFEST, SAMPLES, JOURNAL) else path
-    elif is_run(path):
-        yield path
-    elif path.is_dir():
-        found = sorted(child for child in path.iterdir() if is_run(child) or child.suffix == ".parquet")
-        if not found:
-            warnings.append(f"{path}: no runs in this folder")
-        yield from found
-    else:
-        warnings.append(f"{path}: no such file or folder")
-
-
-def is_run(path: Path) -> bool:
-    """Returns whether a folder holds a run, finished or not."""
-    return any((path / name).exists() for name in (MANIFEST, SAMPLES, JOURNAL))
-
-
 @dataclass(frozen=True)
 class Runs:
     """All rows in one frame, each run's manifest, and warnings on files that are left out."""
@@ -238,7 +219,7 @@ def list_runs(out: Path) -> list[dict[str, Any]]:
     One that cannot be read has the state "unreadable".
     """
     found = []
-    for folder in sorted(path.parent for path in Path(out).glob(f"*/{MANIFEST}")):
+    for folder in listed(Path(out)):
         try:
             found.append({**read_manifest(folder), "folder": str(folder)})
         except UserError as error:

@@ -7,12 +7,13 @@ with styled():
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.errors import UserError
+from lcfbench.files import write_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 11, "axes.ed
 STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
 STYLE |= dict.fromkeys(("xtick.color", "ytick.color", "text.color", "axes.labelcolor"), INK)
 STYLE |= {"svg.hashsalt": "lcfbench", "svg.fonttype": "path", "figure.dpi": 150, "savefig.dpi": 150}
+PNG: dict[str, Any] = {"Software": None}
 
 
 @contextmanager
@@ -53,12 +55,13 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     Raises UserError where the folder takes no files.
     """
     paths = [Path(folder) / f"{name}.{kind}" for kind in ("png", "svg")]
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}.", "Name another folder with --out."
-        ) from error
+    for path, metadata in zip(paths, (PNG, {"Date": None, "Creator": None}), strict=True):
+        write_output(path, image(figure, path.suffix[1:], metadata))
     return paths
+
+
+def image(figure: Figure, kind: str = "png", metadata: dict[str, Any] = PNG) -> bytes:
+    """Returns a figure as a file's bytes, without dates or versions in them."""
+    sink = io.BytesIO()
+    figure.savefig(sink, format=kind, metadata=metadata)
+    return sink.getvalue()

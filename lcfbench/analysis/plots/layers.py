@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lcfbench.analysis.plots.figures import GREY, INK, canvas, styled
+from lcfbench.analysis.plots.figures import GREY, INK, canvas, image, styled
+from lcfbench.files import write_output
 
 GATES = (("gate_key", "gate, keys"), ("gate_value", "gate, values"))
 LOSSES = (("importance", "score lost without it"), ("loglik_importance", "log-likelihood lost without it"))
@@ -19,7 +20,7 @@ LOSSES = (("importance", "score lost without it"), ("loglik_importance", "log-li
 def draw_layers(report: dict[str, Any], path: Path) -> None:
     """Writes the figure as PNG, the same bytes every time."""
     with styled():
-        _figure(report).savefig(path, metadata={"Software": None})
+        write_output(path, image(_figure(report)))
 
 
 def _figure(report: dict[str, Any]) -> Any:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from lcfbench.analysis.run_groups import RunGroup, read_run_groups
 from lcfbench.analysis.summary import summarise
 from lcfbench.analysis.tables import notes
-from lcfbench.results.reader import Reading, places, read_table
+from lcfbench.results.finding import places
+from lcfbench.results.reader import Reading, read_table
 from lcfbench.results.schema import JOURNAL, SAMPLES
 
 if TYPE_CHECKING:
