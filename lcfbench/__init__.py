@@ -17,7 +17,7 @@ from lcfbench._version import __version__
 if TYPE_CHECKING:
     from lcfbench.adapters.base import Adapter
     from lcfbench.analysis.summary import load_summary, verdicts
-    from lcfbench.api import Results, create, run, train
+    from lcfbench.api import Results, create, probe, run, train
     from lcfbench.controls.base import Control
     from lcfbench.errors import UserError
     from lcfbench.evaluation.recipe import Recipe
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HOME = {
     "lcfbench.adapters.base": ("Adapter",),
     "lcfbench.analysis.summary": ("load_summary", "verdicts"),
-    "lcfbench.api": ("Results", "create", "run", "train"),
+    "lcfbench.api": ("Results", "create", "probe", "run", "train"),
     "lcfbench.controls.base": ("Control",),
     "lcfbench.errors": ("UserError",),
     "lcfbench.evaluation.recipe": ("Recipe",),
@@ -61,6 +61,7 @@ __all__ = [
     "load_pair",
     "load_samples",
     "load_summary",
+    "probe",
     "run",
     "train",
     "verdicts",

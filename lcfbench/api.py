@@ -25,7 +25,9 @@ from lcfbench.tasks.yaml_files import describe
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Results", "create", "load_pair", "run", "train"]
+    from lcfbench.probing.probe import Probe
+
+__all__ = ["Results", "create", "load_pair", "probe", "run", "train"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,19 @@ def train(recipe: Any = None, *, progress: bool | TrainProgress = False, **setti
     quiet_libraries()
     chosen = _merged(TrainRecipe, recipe, settings, "train")
     return train_recipe(chosen, _shown(progress))
+
+
+def probe(recipe: Any = None, *, progress: Any = False, **settings: Any) -> Probe:
+    """Answers whether a cache channel is worth it for a pair and a task, as `lcfbench probe` does.
+
+    recipe: a ProbeRecipe or a YAML file, which `settings` (ProbeRecipe's fields) overlay. The page is
+    in `.page`, all numbers in `.parts`. Raises UserError as the command line does.
+    """
+    from lcfbench.probing.probe import probe as run_probe
+    from lcfbench.probing.recipe import ProbeRecipe
+
+    quiet_libraries()
+    return run_probe(_merged(ProbeRecipe, recipe, settings, "probe"), _shown(progress))
 
 
 def create(

@@ -20,6 +20,7 @@ from lcfbench.cli.latency import bench
 from lcfbench.cli.lists import doctor, ls
 from lcfbench.cli.options import group
 from lcfbench.cli.oracle import oracle_app
+from lcfbench.cli.probe import probe
 from lcfbench.cli.run import demo, run
 from lcfbench.cli.train import train
 from lcfbench.errors import Exit, UserError
@@ -35,6 +36,7 @@ app.add_typer(adapter_app, name="adapter")
 app.add_typer(oracle_app, name="oracle")
 app.command()(run)
 app.command()(train)
+app.command()(probe)
 register_analysis(app)
 for verb in (bench, ls, doctor, demo):
     app.command()(verb)

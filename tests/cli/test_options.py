@@ -20,6 +20,7 @@ VERBS = {
     "train": "lcfbench.training.recipe:TrainRecipe",
     "bench": "lcfbench.latency.recipe:BenchRecipe",
     "adapter prune": "lcfbench.training.recipe:PruneRecipe",
+    "probe": "lcfbench.probing.recipe:ProbeRecipe",
     "oracle enrich": "lcfbench.oracle.recipe:Enrich",
     "oracle transform": "lcfbench.oracle.recipe:Transform",
 }
