@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from types import ModuleType
 from lcfbench.errors import UserError
 
 PACKAGE = Path(__file__).parent
+_imported_as: dict[str, str] = {}  # digest of each file beside a plugin when it was imported
 
 
 def parse(file: Path) -> ast.Module:
@@ -27,8 +29,15 @@ def parse(file: Path) -> ast.Module:
 
 
 def files_digest(files: Iterable[Path]) -> str:
-    """sha256 over the names and bytes of files, wherever they lie."""
-    parts = sorted(file.name.encode() + b"\0" + file.read_bytes() + b"\0" for file in files)
+    """sha256 over the bytes of files and their places relative to the first, wherever that lies."""
+    every = list(files)
+    root = every[0].parent
+
+    def place(file: Path) -> str:
+        ours = PACKAGE in file.parents and root not in (file.parent, *file.parents)
+        return file.name if ours else Path(os.path.relpath(file, root)).as_posix()
+
+    parts = sorted(place(file).encode() + b"\0" + file.read_bytes() + b"\0" for file in every)
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -106,14 +115,23 @@ def import_file(file: Path, name: str = "") -> ModuleType:
 
     name: of the module; without one the file's own and a few digits of its place.
     """
-    beside = {str(other) for other in source_files(file) if PACKAGE not in other.parents}
-    for key in [k for k, m in sys.modules.items() if getattr(m, "__file__", None) in beside]:
-        del sys.modules[key]  # one that has changed is read again
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
+    beside = {str(f): files_digest(source_files(f)) for f in source_files(file) if PACKAGE not in f.parents}
+    changed = {f for f, digest in beside.items() if _imported_as.get(f, digest) != digest} | {str(file)}
+    stems = {Path(f).stem for f in beside}
+    for key, module in list(sys.modules.items()):
+        place = getattr(module, "__file__", None)
+        other = key in stems and place in _imported_as and place not in beside
+        if place in changed or other:  # changed since, or a helper of this name from another folder
+            del sys.modules[key]
+    _imported_as.update(beside)
     name = name or f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     sys.modules[name] = module = importlib.util.module_from_spec(spec)  # so that its classes pickle
-    spec.loader.exec_module(module)
+    folder, path = str(file.parent), list(sys.path)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path[:] = path if folder in path else [*path, folder]
     return module

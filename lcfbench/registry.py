@@ -12,11 +12,14 @@ Listing imports none of them, and nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import traceback
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import entry_points
@@ -31,6 +34,8 @@ PACKAGE = Path(__file__).parent
 # in a wheel the task files lie inside the package, in a checkout beside it
 TASKS = PACKAGE / "_tasks" if (PACKAGE / "_tasks").is_dir() else PACKAGE.parent / "tasks"
 YAML, PYTHON = (".yaml", ".yml"), (".py",)
+DATA = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # a table is a task as it stands
+LONGEST = 40  # characters of a task's name: it is part of every run folder's
 OURS = "lcfbench"
 
 
@@ -123,22 +128,57 @@ def method_summaries() -> dict[str, str]:
 def add_path(group: str, text: str) -> str:
     """Registers the file where `text` is a path, and returns its name; returns other text unchanged.
 
-    A path has a separator or ends in .py, .yaml or .yml. Raises UserError where there is no such
-    file, or where its name is taken.
+    A path has a separator or ends as a file of the group does. Raises UserError where there is no such
+    file, where its name is taken, and for a folder of several tasks.
     """
-    path, known = Path(text).expanduser(), GROUPS[group]
-    if "/" not in text and os.sep not in text and path.suffix not in PYTHON + YAML:
-        return text
-    form = f"a {'YAML' if group == 'tasks' else 'Python'} file"
-    if not path.is_file() or path.suffix not in known.suffixes:
+    names = add_paths(group, text)
+    if len(names) > 1:
+        raise UserError(f"{text} holds {len(names)} tasks: {', '.join(names)}.", "Name the file of one.")
+    return names[0]
+
+
+def add_paths(group: str, text: str) -> list[str]:
+    """As `add_path`; a folder stands for every task file in it."""
+    if not isinstance(text, str):
+        return [text]  # its setting says what is wrong
+    path = Path(text).expanduser()
+    if group == "tasks" and path.is_dir() and (path.name != text or text not in _entries(group)):
+        if not (files := _members(path, group)):
+            raise UserError(f"{text} holds no task file (.yaml).", "Write one with `lcfbench task new`.")
+        return [_add(group, file, text) for file in files]
+    suffixes = PYTHON + YAML + (DATA if group == "tasks" else ())
+    if "/" not in text and os.sep not in text and path.suffix.lower() not in suffixes:
+        return [text]
+    known, form = GROUPS[group], f"a {'YAML' if group == 'tasks' else 'Python'} file"
+    if not path.is_file() or path.suffix.lower() not in (
+        *known.suffixes,
+        *(DATA if group == "tasks" else ()),
+    ):
         what = f"{text} is not {form}." if path.exists() else f"there is no file {text}."
         raise UserError(what, f"Name {form} with one {known.noun}, or one of `{known.listing}`.")
+    return [_add(group, path, text)]
+
+
+def _add(group: str, path: Path, text: str) -> str:
     _given[path.resolve()] = group, text
     try:
-        return find(group, path.stem).name
+        return find(group, _name(group, path)).name
     except UserError:
         del _given[path.resolve()]  # the name stays with its first owner
         raise
+
+
+def _name(group: str, file: Path) -> str:
+    """The name of a file's member. A task's is short and of plain letters: it names folders too."""
+    if group != "tasks":
+        return file.stem
+    plain = unicodedata.normalize("NFKD", file.stem).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip("_.-")
+    lost = re.sub(r"[^\w.-]+", "_", file.stem).strip("_.-") != name
+    if len(name) > LONGEST or lost:
+        digest = hashlib.sha256(file.stem.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+        name = f"{name[: LONGEST - 7].rstrip('_.') or 'task'}_{digest}"
+    return name
 
 
 def find(group: str, name: str) -> Entry:
@@ -153,6 +193,11 @@ def find(group: str, name: str) -> Entry:
     if entry.problem:
         raise UserError(*entry.problem)
     return entry
+
+
+def is_ours(group: str, name: str) -> bool:
+    """Whether a name is one of this package's."""
+    return find(group, name).source == OURS
 
 
 # -- classes -------------------------------------------------------------------------------------
@@ -185,7 +230,7 @@ def _plugin_class(group: str, entry: Entry, digest: str | None) -> type[Any]:
     try:
         module = importlib.import_module(entry.module) if entry.module else _module(entry.file, digest)
         found = [getattr(module, entry.class_name)] if entry.class_name else _classes_in(module, base)
-    except Exception as error:  # a plugin may raise anything
+    except (Exception, SystemExit) as error:  # a plugin may raise anything
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(entry.file)]
         what = f"{who} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}."
         step = f"Mend {entry.file}{f', line {lines[-1]}' if lines else ''}."
@@ -262,7 +307,9 @@ def _scan(
     group: str, tasks: Path, named: Sequence, given: Sequence, path: Sequence
 ) -> dict[str, tuple[Entry, ...]]:
     found: dict[str, dict[Path, Entry]] = {}
-    by_path = [Entry(f.stem, text, f) for f, (of, text) in given if group == of or group in _groups(f)]
+    by_path = [
+        Entry(_name(group, f), text, f) for f, (of, text) in given if group == of or group in _groups(f)
+    ]
     for entry in [*_ours(group, tasks), *_installed(group), *_named(group, named), *by_path]:
         found.setdefault(entry.name, {}).setdefault(entry.file.resolve(), entry)
     return {name: tuple(found[name].values()) for name in sorted(found)}
@@ -288,7 +335,7 @@ def _installed(group: str) -> Iterator[Entry]:
             yield Entry(point.name, source, Path(point.module), problem=problem)
         elif group == "tasks":
             files = _members(place if place.is_dir() else place.parent, group)
-            yield from (Entry(file.stem, source, file) for file in files)
+            yield from (Entry(_name(group, file), source, file) for file in files)
         else:
             yield Entry(point.name, source, place, point.module, point.attr)
 
@@ -312,7 +359,7 @@ def _named(group: str, named: Sequence[tuple[str, str]]) -> Iterator[Entry]:
         problem = None
         if place.is_dir():
             files = [f for f in _members(place, group) if group == "tasks" or group in _groups(f)]
-            yield from (Entry(f.stem, f"{variable} ({f})", f) for f in files)
+            yield from (Entry(_name(group, f), f"{variable} ({f})", f) for f in files)
             continue
         if not place.exists():
             problem = f"{variable} names {text}, which is not there.", "Correct the path, or leave it out."
@@ -322,8 +369,11 @@ def _named(group: str, named: Sequence[tuple[str, str]]) -> Iterator[Entry]:
                 "Extend Method, Adapter or Control in it (docs/extending.md).",
             )
         mine = problem or group == "tasks" or group in _groups(place)
-        if mine and place.suffix in GROUPS[group].suffixes:
-            yield Entry(place.stem, f"{variable} ({text})", place, problem=problem)
+        suffixes = (*GROUPS[group].suffixes, *(DATA if variable == "LCFBENCH_TASKS" else ()))
+        if not place.exists() and not place.suffix:  # a folder that is not there
+            suffixes = ("",)
+        if mine and place.suffix.lower() in suffixes:
+            yield Entry(_name(group, place), f"{variable} ({text})", place, problem=problem)
 
 
 def _groups(file: Path) -> set[str]:

@@ -97,12 +97,15 @@ def hub_id(name: str) -> str | None:
 
 
 def _dataset(task: str) -> str | None:
-    """The Hub id of a task's data; None for generated data and unknown tasks."""
+    """The Hub id of a task's data; None for generated data, local files and unknown tasks."""
     from lcfbench.tasks.yaml_files import read_task, task_names
 
     if task.startswith("chat:"):
         return hub_id(task.removeprefix("chat:"))
-    return read_task(task).get("dataset_path") if task in task_names() else None
+    if task not in task_names():
+        return None
+    config = read_task(task)
+    return None if "files" in config["metadata"] else config.get("dataset_path")
 
 
 def _imported(t: dict[str, Any], adapter: Adapter) -> list[str]:

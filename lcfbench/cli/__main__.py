@@ -22,6 +22,7 @@ from lcfbench.cli.options import group
 from lcfbench.cli.oracle import oracle_app
 from lcfbench.cli.probe import probe
 from lcfbench.cli.run import demo, run
+from lcfbench.cli.task import task_app
 from lcfbench.cli.train import train
 from lcfbench.errors import Exit, UserError
 
@@ -34,6 +35,7 @@ app = group(
 )
 app.add_typer(adapter_app, name="adapter")
 app.add_typer(oracle_app, name="oracle")
+app.add_typer(task_app, name="task")
 app.command()(run)
 app.command()(train)
 app.command()(probe)

@@ -199,7 +199,7 @@ def _tasks() -> list[Check]:
 
 def _data(hub_why: str, offline: bool) -> list[Check]:
     """For each data set the tasks name: where its test split is, and its digest when it is here."""
-    from lcfbench.tasks.yaml_files import read_task, task_names
+    from lcfbench.tasks.yaml_files import describe, read_task, task_names
 
     found = []
     for name in task_names():
@@ -209,6 +209,9 @@ def _data(hub_why: str, offline: bool) -> list[Check]:
             continue  # said under tasks
         if not (repo_id := config.get("dataset_path")):
             found.append(Check(f"data {name}", True, "generated: needs no download"))
+            continue
+        if "files" in config["metadata"]:
+            found.append(Check(f"data {name}", True, f"{describe(name)['dataset']}: on this machine"))
             continue
         split = config.get("test_split") or config.get("validation_split") or "test"
         part = config_here(

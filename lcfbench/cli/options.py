@@ -14,6 +14,7 @@ import importlib
 import inspect
 import types
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -100,13 +101,23 @@ def late(parameters: Callable[[], list[inspect.Parameter]]) -> Callable[[Verb], 
             command.__annotations__ = {}
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
             app.command(name)(command)
-            return typer.main.get_command(app)
+            made_command = typer.main.get_command(app)
+            for option in made_command.params:
+                if getattr(option, "multiple", False):
+                    option.value_from_envvar = partial(_whole, option)  # type: ignore[method-assign]
+            return made_command
 
         verb.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
         verb.declare = declare  # type: ignore[attr-defined]
         return verb
 
     return decorated
+
+
+def _whole(option: Any, context: Any) -> list[str] | None:
+    """The value of an option's variable as one text: click splits it at spaces, which paths may have."""
+    text = option.resolve_envvar_value(context)
+    return [text] if text else None
 
 
 def flags(model: str, environment: Iterable[str] = SHARED) -> Callable[[Verb], Verb]:

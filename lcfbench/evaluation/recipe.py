@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from lcfbench.config import MOST, SEEDS, Device, Settings, several, texts
 from lcfbench.controls.names import check_control
 from lcfbench.errors import UserError, unknown
-from lcfbench.registry import add_path, method_names
+from lcfbench.registry import add_paths, method_names
 from lcfbench.sources.cache import EMBEDDED_PAIR
 from lcfbench.sources.models import split_pair
 from lcfbench.tasks.document import Scoring
@@ -35,7 +35,11 @@ def check_known(pair: str, modes: list[str], tasks: list[str]) -> None:
 def names_or_files(value: Any, info: Any) -> Any:
     """Splits a list of names; a file given by its path is registered and replaced by its name."""
     group = {"mode": "methods", "task": "tasks", "control": "controls"}[info.field_name]
-    return [add_path(group, v) if isinstance(v, str) else v for v in several(value)]
+    whole = isinstance(value, str) and "," in value and Path(value).expanduser().exists()
+    every = [
+        [v] if not isinstance(v, str) else add_paths(group, v) for v in ([value] if whole else several(value))
+    ]
+    return list(dict.fromkeys(name for names in every for name in names))
 
 
 class Recipe(Settings):

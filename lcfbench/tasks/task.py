@@ -16,15 +16,23 @@ import copy
 import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from lcfbench.config import convert
 from lcfbench.errors import UserError, unknown
+from lcfbench.registry import add_path, is_ours
+from lcfbench.sources.local_data import read_split
+from lcfbench.tasks.columns import Problem
+from lcfbench.tasks.columns import documents as documents_of
 from lcfbench.tasks.document import NOTE, Document, Scoring, Step, View
-from lcfbench.tasks.lm_eval import choices_step, filled, own_steps, shown, task_class
-from lcfbench.tasks.process_docs import Row, Rows, keep
+from lcfbench.tasks.lm_eval import choices_step, filled, own_steps, seconds, shown, task_class
+from lcfbench.tasks.own_files import SHARE
+from lcfbench.tasks.process_docs import Row, Rows, keep, part_of
+from lcfbench.tasks.usable import AUTHORS, PATIENCE, Fault, as_rows, dataset_of, fault_of, identified, said
 from lcfbench.tasks.yaml_files import file_digest, read_task
 
 if TYPE_CHECKING:
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 SPLITS = ("train", "validation", "test")
+ROLES = ("sharer", "full", "request", "noted")
+TRIES = 50  # rows that lm-eval may refuse before the task is at fault
 _CONFIG_SPLIT = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
 
@@ -51,11 +61,12 @@ class Outcome:
 def load_task(
     name: str, *, seed: int = 0, offline: bool = False, options: Mapping[str, str] | None = None
 ) -> Task:
-    """A task by name; its data is read when first needed.
+    """A task by name, or by the path of its file; its data is read when first needed.
 
     seed: decides which documents a limit takes, and what a generated task generates. Raises UserError
     for an unknown task or option, and for a value that an option does not take.
     """
+    name = add_path("tasks", name)
     config = read_task(name, functions=True)
     known: dict[str, dict[str, Any]] = config["metadata"].get("options", {})
     values = {key: option["default"] for key, option in known.items()}
@@ -72,7 +83,8 @@ class Task:
     """One task: its documents and its scores.
 
     shared: whether both models read the same. options: every option's value. dropped: number of rows
-    left out of the test split, by reason (filled when the data is read).
+    left out of the test split, by reason; problems: the same rows of each split as (row, field, what)
+    (both filled when the data is read). foreign: whether its file is a user's own.
     """
 
     def __init__(
@@ -84,9 +96,11 @@ class Task:
         self.default_scoring: Scoring = extra["default_scoring"]
         self.shared: bool = extra["context"] == "shared"
         self.dropped: dict[str, int] = {}
+        self.problems: dict[str, list[Problem]] = {}
+        self.foreign = not is_ours("tasks", name)
         self.yaml_sha256 = file_digest(name)
         self._config, self._extra = config, extra
-        self._tables: dict[str, Dataset] = {}
+        self._tables: dict[str, Dataset | list[Row]] = {}
         self._rows: dict[str, Rows] = {}
         self._lm_eval: dict[str, ConfigurableTask] = {}
 
@@ -140,16 +154,26 @@ class Task:
 
     def _generated(self, split: str, n: int | None) -> Rows:
         """The first `n` rows. Those of the test split are made once: digest and documents need the same."""
-        generate = self._extra["generator"]
         if split != "test":
-            return Rows(generate(split, n, seed=self.seed, **self.options))
+            return self._made(split, n)
         if split not in self._rows:
-            self._rows[split] = Rows(generate(split, None, seed=self.seed, **self.options))
+            self._rows[split] = self._made(split, None)
         return self._rows[split] if n is None else Rows(self._rows[split][:n])
+
+    def _made(self, split: str, n: int | None) -> Rows:
+        generate = self._extra["generator"]
+        if not self.foreign:
+            return Rows(generate(split, n, seed=self.seed, **self.options))
+        who = f"{self.name}: the generator"
+        try:
+            made = generate(split, n, seed=self.seed, **self.options)
+        except AUTHORS as error:
+            raise UserError(f"{who} failed: {said(error)}.", "Mend the function.") from error
+        return self._kept(split, as_rows(made, who), Counter(), [])
 
     def _natural(self, split: str) -> Rows:
         if split not in self._rows:
-            rows, dropped = keep(self._config["process_docs"].row, self._table(split), **self.options)
+            rows, dropped = self._documented(split)
             if not rows:
                 what = f"{self.name}: no row of the {split} split is usable ({dict(dropped)})."
                 raise UserError(what, "Is this the right data set?")
@@ -158,29 +182,131 @@ class Task:
                 self.dropped |= dict(sorted(dropped.items()))
         return self._rows[split]
 
-    def _table(self, split: str) -> Dataset:
+    def _documented(self, split: str) -> tuple[Rows, Counter[str]]:
+        """The documents of a split, and the number of rows left out by reason."""
+        table = self._table(split)
+        process: Any = self._config.get("process_docs")
+        options = {k: v for k, v in self.options.items() if k != SHARE}
+        if not self.foreign:
+            return keep(process.row, table, **options)
+        problems: list[Problem] = []
+        who = f"{self.name}: process_docs"
+        dropped = Counter[str]()
+        rows: Sequence[Row]
+        raw = [dict(row) for row in table]
+        if (columns := self._extra.get("columns")) is not None:
+            rows, dropped, problems = documents_of(raw, columns)
+        elif process is None:
+            rows = raw
+        else:
+            try:
+                if hasattr(process, "row"):
+                    rows, dropped = keep(process.row, table, **options)
+                else:
+                    rows = as_rows(process(dataset_of(raw, self.name)), who)
+                    if len(rows) < len(raw):
+                        dropped["process_docs left it out"] = len(raw) - len(rows)
+            except UserError:
+                raise
+            except AUTHORS as error:
+                raise UserError(f"{who} failed: {said(error)}.", "Mend the function.") from error
+        return self._kept(split, rows, dropped, problems), dropped
+
+    def _kept(self, split: str, rows: Sequence[Row], dropped: Counter[str], problems: list[Problem]) -> Rows:
+        """The rows that can be asked under every scoring; the others are counted and noted."""
+        numbered, numbers, twice = identified(rows)
+        problems = [*problems, *((n, "id", "the same row stands there twice") for n in twice)]
+        found: dict[int, Fault] = {}
+        left = list(range(len(numbered)))
+        for scoring in self.scorings:
+            task, faults = self._first_usable(scoring, numbered, left)
+            found |= faults
+            left = [i for i in left if i not in found]
+            for i in left if task else ():
+                if fault := fault_of(task, numbered[i], partial(self._views, task, numbered[i])):
+                    found[i] = fault
+            left = [i for i in left if i not in found]
+        problems += [(numbers[i], *fault) for i, fault in sorted(found.items())]
+        for _, field, what in problems[len(problems) - len(found) - len(twice) :]:
+            dropped[what if field == "id" else f"{field}: {what}"] += 1
+        self.problems[split] = sorted(problems)
+        if not left and problems:
+            number, field, what = sorted(problems)[0]
+            have = ", ".join(map(str, numbered[0])) if numbered else ""
+            raise UserError(
+                f"{self.name}: no row of the {split} split can be asked; row {number}, {field}: {what}.",
+                f"Its fields are {have}." if have else "Mend the data.",
+            )
+        return Rows(numbered[i] for i in left)
+
+    def _first_usable(
+        self, scoring: Scoring, rows: Rows, left: Sequence[int]
+    ) -> tuple[ConfigurableTask | None, dict[int, Fault]]:
+        """lm-eval's task on the rows from the first that it takes, and the faults of those before."""
+        faults: dict[int, Fault] = {}
+        for i in left:
+            try:
+                with seconds(PATIENCE):
+                    return task_class(self.shared)(self._merged(scoring), Rows([rows[i]]), self._view), faults
+            except UserError:
+                raise
+            except AUTHORS as error:
+                faults[i] = (scoring, said(error))
+                if len(faults) == TRIES:
+                    break
+        if faults:
+            number, fault = next(iter(faults.items()))
+            what = f"{self.name}, row {number + 1}, scoring {fault[0]}: {fault[1]}."
+            raise UserError(what, f"The fields are {', '.join(map(str, rows[number]))}.")
+        return None, faults
+
+    def _views(self, task: ConfigurableTask, row: Row) -> Iterator[tuple[str, View]]:
+        receiver = shown(task, row)
+        return ((role, self._view(role, row, receiver)) for role in ROLES)
+
+    def _table(self, split: str) -> Dataset | list[Row]:
         if split not in self._tables:
-            from datasets import Dataset
-
-            from lcfbench.sources.datasets import config_here, load_table
-
-            path, there = self._config["dataset_path"], self._config[_CONFIG_SPLIT[split]]
-            configs = [self._config["dataset_name"], *self._extra.get("dataset_names", ())]
-            config = config_here(path, configs, there)
-            table = load_table(path, config, there, offline=self.offline)
-            raw = self._config["process_docs"].raw
-            self._tables[split] = Dataset.from_list(raw(table, split)) if raw else table
+            self._tables[split] = self._local(split) if "files" in self._extra else self._fetched(split)
         return self._tables[split]
+
+    def _local(self, split: str) -> list[Row]:
+        """The rows of a user's own files; a share of them where one table serves all splits."""
+        there = self._config["test_split" if self.options.get(SHARE) else _CONFIG_SPLIT[split]]
+        try:
+            rows = read_split(self._extra["files"], there)
+        except UserError as error:
+            raise UserError(f"{self.name}: {error.what}", error.next_step) from error
+        if not (share := self.options.get(SHARE)):
+            return rows
+        if not 0 < share <= 85:
+            raise UserError(f"{SHARE}={share}.", "Give 1 to 85: 10 more are for validation.")
+        shares = {"train": share, "validation": 10, "test": 90 - share}
+        texts = [json.dumps({k: v for k, v in row.items() if k != "id"}, default=str) for row in rows]
+        return [row for row, text in zip(rows, texts, strict=True) if part_of(text, shares) == split]
+
+    def _fetched(self, split: str) -> Dataset:
+        from datasets import Dataset
+
+        from lcfbench.sources.datasets import config_here, load_table
+
+        path, there = self._config["dataset_path"], self._config[_CONFIG_SPLIT[split]]
+        configs = [self._config.get("dataset_name") or "default", *self._extra.get("dataset_names", ())]
+        config = config_here(path, configs, there)
+        table = load_table(path, config, there, offline=self.offline)
+        raw = getattr(self._config.get("process_docs"), "raw", None)
+        return Dataset.from_list(raw(table, split)) if raw else table
 
     def _check(self, split: str) -> None:
         have = self._extra.get("splits") or [s for s in SPLITS if self._config.get(_CONFIG_SPLIT[s])]
+        if self.options.get(SHARE):
+            have = list(SPLITS)
         if split not in have:
-            raise UserError(f"{self.name} has no {split} split.", f"It has {', '.join(have)}.")
+            step = f" Or keep rows for it: --task-option {SHARE}=60." if SHARE in self.options else ""
+            raise UserError(f"{self.name} has no {split} split.", f"It has {', '.join(have)}.{step}")
 
     def _document(self, task: ConfigurableTask, row: Row, scoring: Scoring, receiver_chat: bool) -> Document:
         receiver = shown(task, row)
-        roles = ("sharer", "full", "request", "noted")
-        views: Any = {role: self._view(role, row, receiver) for role in roles}
+        views: Any = {role: self._view(role, row, receiver) for role in ROLES}
         steps: tuple[Step, ...] = ()
         if scoring != "generate":
             steps = own_steps(row) or (choices_step(task, row, receiver_chat),)
@@ -191,11 +317,11 @@ class Task:
             receiver=receiver,
             **views,
             scoring=scoring,
-            gold=steps[-1].choices[steps[-1].gold[0]].strip() if steps else str(task.doc_to_target(row)),
+            gold=steps[-1].choices[steps[-1].gold[0]].strip() if steps else _gold_text(task, row),
             steps=steps,
             shared=self.shared,
             chat=self._extra.get("chat", True),
-            subject=row.get("subject", ""),
+            subject=str(row.get("subject") or ""),
             until=tuple(written.get("until", self._extra.get("until", ()))),
             request_until=tuple(self._extra.get("request_until", ())),
             max_new_tokens=written.get("max_gen_toks", self._extra.get("max_new_tokens", 64)),
@@ -210,6 +336,7 @@ class Task:
         form = self._extra.get("views", {}).get(role, self._extra.get(role))
         if form is None:
             return View(f"{NOTE}\n\n{receiver.user}", receiver.prefix) if role == "noted" else receiver
+        row = {"seen": receiver.user, **row}
         if isinstance(form, str):
             return View(filled(form, row), receiver.prefix)
         return View(filled(form["user"], row), filled(form.get("prefix", ""), row))
@@ -261,6 +388,9 @@ class Task:
         gone = ("process_docs", "custom_dataset", "training_split", "validation_split")
         config = {k: v for k, v in config.items() if k not in gone}
         config |= {"test_split": "test", "num_fewshot": 0, "fewshot_config": {"samples": []}}
+        if self.foreign:
+            gone = ("group", "tag", "task_alias", "dataset_kwargs")
+            config = copy.deepcopy({k: v for k, v in config.items() if k not in gone})
         if strange := sorted(set(config) - {f.name for f in fields(TaskConfig)}):
             what = f"{self.name}.yaml: lm-eval knows no key {strange[0]!r}."
             raise UserError(what, "Keys of our own stand under metadata.")
@@ -281,7 +411,7 @@ class Task:
             return hashlib.sha256(rows.encode()).hexdigest()
         from lcfbench.sources.datasets import data_digest
 
-        return data_digest(self._table("test"))
+        return data_digest(self._natural("test") if self.foreign else self._table("test"))
 
     @property
     def split_manifest_sha256(self) -> str | None:
@@ -289,3 +419,11 @@ class Task:
         if "manifest" not in self._extra:
             return None
         return hashlib.sha256(self._extra["manifest"](self._natural("test")).encode()).hexdigest()
+
+
+def _gold_text(task: ConfigurableTask, row: Row) -> str:
+    """The right answer to write; several are separated by |."""
+    gold: Any = task.doc_to_target(row)
+    if task.config.doc_to_choice is not None and isinstance(gold, int):
+        gold = task.doc_to_choice(row)[gold]
+    return " | ".join(map(str, gold)) if isinstance(gold, list) else str(gold)

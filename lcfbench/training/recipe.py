@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -29,7 +30,7 @@ from lcfbench.config import (
 from lcfbench.errors import UserError
 from lcfbench.files import writing
 from lcfbench.provenance import digest
-from lcfbench.registry import add_path
+from lcfbench.registry import add_path, add_paths
 from lcfbench.tasks.document import Scoring
 
 CHECKPOINT = "checkpoint.pt"
@@ -121,7 +122,9 @@ class TrainRecipe(Settings):
     @classmethod
     def _tasks(cls, value: Any) -> Any:
         """Takes names separated by commas; a file by path is registered."""
-        return value if value is None else [_named("tasks", text, "*") for text in several(value)]
+        if value is None:
+            return None
+        return [name for text in several(value) for name in _named("tasks", text, "*")]
 
     @field_validator("adapters", mode="before")
     @classmethod
@@ -132,7 +135,7 @@ class TrainRecipe(Settings):
             raise ValueError("give METHOD or METHOD:key=value,…, or a list of them")
         for text in texts:
             check_text(str(text))
-        return [_named("methods", text, ":") for text in texts]
+        return [name for text in texts for name in _named("methods", text, ":")]
 
     @property
     def at_once(self) -> int:
@@ -159,12 +162,15 @@ class TrainRecipe(Settings):
         return digest({"checkpoint": 2, **self.model_dump(mode="json", exclude=other)})[:16]
 
 
-def _named(group: str, text: Any, sign: str) -> Any:
-    """A text whose part before `sign` is a path begins with the name of that file instead."""
+def _named(group: str, text: Any, sign: str) -> list[Any]:
+    """A text whose part before `sign` is a path begins with the name of that file instead.
+
+    A folder of tasks gives a text for each.
+    """
     if not isinstance(text, str) or text.startswith("chat:"):
-        return text
+        return [text]
     name, found, rest = text.partition(sign)
-    return f"{add_path(group, name.strip())}{found}{rest}"
+    return [f"{each}{found}{rest}" for each in add_paths(group, name.strip())]
 
 
 class PruneRecipe(Settings):
@@ -198,6 +204,7 @@ class PruneRecipe(Settings):
     force: bool = Field(False, description="Replace the adapter in --out.")
 
     _options = field_validator("options", "task_options", mode="before")(texts)
+    _dev = field_validator("dev", mode="before")(partial(add_path, "tasks"))
 
     @property
     def folder(self) -> Path:
