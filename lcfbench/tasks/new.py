@@ -106,13 +106,13 @@ def _yaml(name: str, table: Path, out: Path, columns: Columns, splits: list[str]
     ]
     if columns.sharer_context:
         lines += [
-            "  # What the sharer reads. {{question}}, {{sharer_context}} and {{receiver_context}} can be used.",
+            "  # The sharer reads, with {{question}}, {{sharer_context}} and {{receiver_context}}.",
             "  views:",
             '    sharer: "{{sharer_context}}\\n\\nQuestion: {{question}}\\n"',
-            '    full: "{{sharer_context}}\\n\\n{{seen}}"  # both texts; seen is the receiver\'s own prompt',
+            '    full: "{{sharer_context}}\\n\\n{{seen}}"  # seen: the receiver\'s prompt',
             "    request:  # what a sharer that answers in text is asked",
-            '      user: "{{sharer_context}}\\n\\nIn one sentence, state what this text says that helps most to '
-            'answer the question.\\nQuestion: {{question}}\\n"',
+            '      user: "{{sharer_context}}\\n\\nIn one sentence, state what this text says that helps '
+            'most to answer the question.\\nQuestion: {{question}}\\n"',
             '      prefix: "The text says that"',
         ]
     return "\n".join(lines) + "\n"
