@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,9 +20,12 @@ from lcfbench.errors import UserError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
+FRESH_SECONDS = 10
+
 
 def write(path: Path, data: Buffer) -> None:
     """All of it or nothing: a reader never sees half a file."""
+    remove_stale(path.parent, glob.escape(path.name))
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(part, "wb") as file:
@@ -35,6 +40,34 @@ def write(path: Path, data: Buffer) -> None:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """As `write`, for a readable JSON file."""
     write(path, json.dumps(value, indent=2, ensure_ascii=False, default=str).encode() + b"\n")
+
+
+def remove_stale(folder: Path, name: str = "*", locked: bool = False) -> None:
+    """Removes the parts of files that `write` of a killed process left in a folder.
+
+    Only the user's own parts, of processes that are gone, and not those of the last seconds: on a shared
+    disk a process of another machine may be writing. locked: no other process can be.
+    """
+    for part in folder.glob(f".{name}.*"):
+        pid = part.suffix[1:]
+        try:
+            found = part.lstat()
+            if not pid.isdigit() or not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+                continue
+            if locked or (time.time() - found.st_mtime > FRESH_SECONDS and not _runs(int(pid))):
+                part.unlink()
+        except FileNotFoundError:  # its process has just finished
+            continue
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

@@ -155,25 +155,31 @@ class RunGroup:
 
 @dataclass
 class RunGroups:
-    """All that was read. warnings: a sentence for everything that could not be used."""
+    """All that was read.
+
+    warnings: a sentence for everything that could not be used. left_out: those on whole runs and files.
+    """
 
     groups: list[RunGroup]
     warnings: list[str]
+    left_out: list[str] = field(default_factory=list)
 
 
-def read_run_groups(paths: Sequence[Path], by_subject: bool = False, prompts: bool = False) -> RunGroups:
+def read_run_groups(
+    paths: Sequence[Path], by_subject: bool = False, prompts: bool = False, damaged_too: bool = False
+) -> RunGroups:
     """Every run under `paths`, grouped by all that matters but the seed, in the order found.
 
     by_subject: a subject of a task (mmlu_redux) is a task of its own, `mmlu_redux/astronomy`.
-    prompts: also read what tells prompts apart, which costs as much again. Raises UserError where
-    nothing can be read.
+    prompts: also read what tells prompts apart, which costs as much again. damaged_too: no error where
+    all that is there is damaged. Raises UserError where nothing can be read.
     """
-    reading = Reading(paths, (*COLUMNS, *PROMPTS) if prompts else COLUMNS)
+    reading = Reading(paths, (*COLUMNS, *PROMPTS) if prompts else COLUMNS, damaged_too)
     runs: list[Recorded] = []
     for part in reading:
         parts = subjects_of(part.table) if by_subject else [("", part.table)]
         runs += [read_run(part.run_id, table, part.manifest, subject) for subject, table in parts]
-    return RunGroups(grouped(runs), reading.warnings)
+    return RunGroups(grouped(runs), reading.warnings, reading.left_out)
 
 
 def grouped(runs: Iterable[Recorded]) -> list[RunGroup]:

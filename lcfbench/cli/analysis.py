@@ -123,11 +123,11 @@ def summary_of(paths: Sequence[Path], by_subject: bool = False, delta: float | N
     return summarise(found.groups, DELTA if delta is None else delta)
 
 
-def _both(a: Path, b: Path) -> tuple[RunGroups, RunGroups]:
+def _both(a: Path, b: Path, damaged_too: bool = False) -> tuple[RunGroups, RunGroups]:
     """Reads two sides with their prompts; warns of files that cannot be read."""
     from lcfbench.analysis.run_groups import read_run_groups
 
-    first, second = (read_run_groups([side], prompts=True) for side in (a, b))
+    first, second = (read_run_groups([s], prompts=True, damaged_too=damaged_too) for s in (a, b))
     _warn(first.warnings + second.warnings)
     return first, second
 
@@ -190,7 +190,7 @@ def check(
     slower = None if max_slowdown is None else _share(max_slowdown, "--max-slowdown", "10%", most=10.0)
     github = github or os.environ.get("GITHUB_ACTIONS") == "true"
     try:
-        checked = check_run_groups(*_both(baseline, new), drop, slower, allow or [])
+        checked = check_run_groups(*_both(baseline, new, damaged_too=True), drop, slower, allow or [])
     except UserError as error:
         reason = f"{error.what} {error.next_step}"
         if github:

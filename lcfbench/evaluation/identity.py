@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from lcfbench.adapters.config import CONFIG
+from lcfbench.errors import UserError
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.provenance import digest
 from lcfbench.registry import source_digest
-from lcfbench.results.manifest import MANIFEST
+from lcfbench.results.manifest import MANIFEST, Manifest, read_manifest
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import rendered
 
@@ -83,8 +84,8 @@ def why_another(out: Path, identity: Mapping[str, Any]) -> str:
     pattern = f"{identity['mode']}-{identity['task']}-{identity['control']}-*/{MANIFEST}"
     for path in sorted(Path(out).glob(pattern)):
         try:
-            recorded = json.loads(path.read_bytes()).get("identity") or {}
-        except (OSError, ValueError, AttributeError):  # reading that run reports it
+            recorded = Manifest.lenient(read_manifest(path.parent), path.parent)[0].identity
+        except UserError:  # reading that run reports it
             continue
         names = sorted({*identity, *recorded})
         differ = [name for name in names if recorded.get(name) != identity.get(name)]

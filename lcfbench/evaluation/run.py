@@ -113,7 +113,6 @@ class Run:
         return {
             "recipe": self.session.recipe.model_dump(mode="json"),
             "environment": self.session.environment,
-            "documents_planned": len(self.documents),
             "dropped": self.task.dropped,
             "chance": sum(len(s.gold) / len(s.choices) for s in steps) / len(steps) if steps else None,
             "adapter": self.folder.name if self.folder else None,
@@ -131,7 +130,10 @@ class Run:
         recipe, progress = self.session.recipe, self.session.progress
         if why := why_another(recipe.out, self.identity):
             progress.say(why)
-        self.writer = RunWriter.open(recipe.out, self.identity, self.facts, fresh=recipe.fresh)
+        asked = [d.hash for d in self.documents]
+        self.writer = RunWriter.open(recipe.out, self.identity, self.facts, recipe.fresh, asked)
+        for text in self.writer.warnings:
+            progress.warn(text)
         self.score, self.count = sum(self.writer.before), len(self.writer.before)
         self.todo = {d.hash for d in self.documents} - self.writer.done
         self.timed = self.todo & {d.hash for d in self.documents[: recipe.latency_documents]}

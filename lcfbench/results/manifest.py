@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -79,7 +80,14 @@ class Calibration(_Open):
     documents: int | None = Field(default=None, description="Number of validation documents.")
 
 
-def _has_digest(value: dict[str, Any]) -> dict[str, Any]:
+KINDS = {"revisions": list, "options": dict, "task_options": dict, "plugins": dict}  # of the identity
+DEEPEST = 40  # levels of a manifest; ours have 6
+
+
+def _sound_identity(value: dict[str, Any]) -> dict[str, Any]:
+    for name, kind in KINDS.items():
+        if not isinstance(value.get(name), (kind, type(None))):
+            raise ValueError(f"{name} is no {kind.__name__}")
     digest(value)  # raises ValueError for NaN: two such identities cannot be told apart
     return value
 
@@ -98,7 +106,7 @@ class Manifest(_Open):
     )
     state: str = Field(default="unknown", description="running, interrupted or complete.")
     pid: int | None = Field(default=None, description="Process that writes the run, or wrote it last.")
-    identity: Annotated[dict[str, Any], AfterValidator(_has_digest)] = Field(
+    identity: Annotated[dict[str, Any], AfterValidator(_sound_identity)] = Field(
         default={}, description="Every setting that changes the answers. Equal identities are the same run."
     )
     digest: str | None = Field(
@@ -121,6 +129,12 @@ class Manifest(_Open):
     )
     documents_planned: int | None = Field(
         default=None, description="Number of documents that were asked for."
+    )
+    documents_sha256: str | None = Field(
+        default=None, description="SHA-256 of the hashes of the documents that were asked for."
+    )
+    columns_sha256: dict[str, str] | None = Field(
+        default=None, description="Digest of each column as it was sealed; see lcfbench.results.validation."
     )
     dropped: dict[str, int] | None = Field(
         default=None, description="Documents that the task left out: reason and number."
@@ -185,12 +199,37 @@ class Manifest(_Open):
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Returns the run's manifest as it stands, {} where there is none.
 
-    Raises UserError: no JSON object.
+    Raises UserError: no JSON object, a key twice, nested too deeply.
     """
     path = folder / MANIFEST
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        found = json.loads(path.read_bytes(), object_pairs_hook=_once)
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+        _shallow(found)
+    except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return found
+
+
+def _shallow(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            x
+            for v in level
+            if isinstance(v, (dict, list))
+            for x in (v.values() if isinstance(v, dict) else v)
+        ]
+    if level:
+        raise ValueError("nested too deeply")

@@ -9,6 +9,7 @@ One run is in memory at a time; a parquet file that holds several runs is read o
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from lcfbench.errors import UserError
 from lcfbench.results.finding import listed, places
 from lcfbench.results.manifest import Manifest, read_manifest
 from lcfbench.results.schema import COLUMNS, JOURNAL, SAMPLES, journal_rows, schema
+from lcfbench.results.validation import damage, foreign
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 Paths: TypeAlias = "Path | str | Sequence[Path | str]"
 NEEDED = ("run_id", "doc_hash")
+HELD = (*NEEDED, "score", "error")  # what a run is always held against
+# of pyarrow on hostile files, beside its own
+READ_ERRORS = (OSError, ArithmeticError, LookupError, TypeError, ValueError)
 AT_ONCE = 5000  # rows of a journal that become a table together
 FEW_VALUES = (*"run_id pair receiver sharer mode control task subject scoring metric error".split(),)
 
@@ -42,32 +47,34 @@ class Part(NamedTuple):
 class Reading:
     """Iterates over every run under `paths`: results folders, run folders or parquet files.
 
-    columns: all by default. A file that cannot be read is named in `warnings` and skipped; a run
-    that is found twice is read once. Raises UserError where nothing can be read.
+    columns: all by default. A file that cannot be read, and a run whose rows are not those that were
+    recorded, is named in `warnings` and in `left_out`, and skipped; a run that is found twice is read
+    once. Raises UserError where nothing can be read; with `damaged_too`, where nothing is there.
     """
 
-    def __init__(self, paths: Sequence[Path], columns: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[Path], columns: Sequence[str] | None = None, damaged_too: bool = False
+    ) -> None:
         self.paths, self.columns = [Path(p) for p in paths], tuple(columns or COLUMNS)
+        self.damaged_too = damaged_too
         self.warnings: list[str] = []
+        self.left_out: list[str] = []
 
     def __iter__(self) -> Iterator[Part]:
-        import pyarrow as pa
         import pyarrow.compute as pc
 
         self.warnings.clear()
+        self.left_out.clear()
         found: dict[str, str] = {}
-        for place in dict.fromkeys(p.resolve() for path in self.paths for p in places(path, self.warnings)):
+        every = (os.path.realpath(p) for path in self.paths for p in places(path, self.warnings))
+        for place in map(Path, dict.fromkeys(every)):
             try:
-                table, odd = _without_impossible(read_table(place, self.columns, self.warnings), place)
-            except (OSError, pa.ArrowException, ValueError, KeyError, UserError) as error:
-                why = " ".join(str(error).split())[:120]
-                self.warnings.append(f"{place}: skipped, cannot be read ({why})")
+                table, manifest, odd = read_place(place, self.columns)
+            except UserError as error:
+                self.left_out.append(f"{place}: {error.what}")
+                self.warnings.append(self.left_out[-1])
                 continue
-            try:
-                manifest, strange = Manifest.lenient(read_manifest(place) if place.is_dir() else {}, place)
-            except UserError as error:  # its rows are good all the same
-                manifest, strange = Manifest(), [error.what]
-            self.warnings += odd + strange
+            self.warnings += odd
             run_ids = table["run_id"].unique().to_pylist() or [manifest.run_id or place.name]
             for run_id in run_ids:
                 if run_id in found:
@@ -77,28 +84,64 @@ class Reading:
                 found[run_id] = str(place if place.is_dir() else place.parent)
                 part = table if len(run_ids) == 1 else table.filter(pc.equal(table["run_id"], run_id))
                 yield Part(run_id, part, manifest.update(run_id=run_id, folder=found[run_id]))
-        if not found:
+        if not found and not (self.damaged_too and self.left_out):
             reasons = "; ".join(self.warnings) or f"no runs in {', '.join(map(str, self.paths))}"
             step = "Name a results folder or a run folder; `lcfbench ls runs` lists them."
             raise UserError(f"nothing to read: {reasons}.", step)
 
 
-def read_table(place: Path, columns: Sequence[str], warnings: list[str]) -> pa.Table:
+def read_place(place: Path, columns: Sequence[str]) -> tuple[pa.Table, Manifest, list[str]]:
+    """Returns the rows and the manifest of a run folder or parquet file, and sentences of warning.
+
+    Raises UserError, `what` being why the run is left out: it cannot be read, or its rows are not
+    those that were recorded.
+    """
+    import pyarrow as pa
+
+    warnings: list[str] = []
+    try:
+        manifest, warnings = Manifest.lenient(read_manifest(place) if place.is_dir() else {}, place)
+    except UserError as error:  # its rows are good all the same
+        manifest, warnings = Manifest(), [error.what]
+    names = tuple(dict.fromkeys((*columns, *HELD)))
+    try:
+        table = read_table(place, names, warnings, manifest.run_id)
+        check_scores(table)
+        if manifest.run_id:
+            if why := (foreign if has_journal(place) else damage)(table, manifest):
+                raise UserError(f"left out, its rows are not those that were recorded ({why})")
+        table = _without_impossible(table, place, warnings)
+    except (*READ_ERRORS, pa.ArrowException) as error:
+        why = "no rows are recorded" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+        raise UserError(f"skipped, cannot be read ({why[:160]})") from error
+    return table.select(list(dict.fromkeys((*columns, *NEEDED)))), manifest, warnings
+
+
+def read_table(
+    place: Path, columns: Sequence[str], warnings: list[str], run_id: str | None = None
+) -> pa.Table:
     """Returns the rows of a run folder or parquet file, with `run_id` and `doc_hash`.
 
-    The journal of an unfinished run is newer than its parquet file. Raises OSError, ValueError or
-    pyarrow's errors.
+    The journal of an unfinished run is newer than its parquet file. run_id: of the journal's rows.
+    Raises OSError, ValueError or pyarrow's errors.
     """
     import pyarrow as pa
 
     names = tuple(dict.fromkeys((*columns, *NEEDED)))
     samples = place / SAMPLES if place.is_dir() else place
-    if not place.is_dir() or not (place / JOURNAL).exists():
+    if (
+        not place.is_dir()
+        or not (place / JOURNAL).exists()
+        or (os.path.lexists(samples) and not has_journal(place))
+    ):
         return _parquet(samples, place, names, warnings)
-    parts = [_parquet(samples, place, names, warnings)] if samples.exists() else []
+    parts = [_parquet(samples, place, names, warnings)] if os.path.lexists(samples) else []
     kinds = pa.schema([(name, schema().field(name).type) for name in names])
     parts = [part.cast(kinds) for part in parts]
-    parts += [pa.Table.from_pylist(rows, kinds) for rows in _journal(place / JOURNAL, names)]
+    odd: list[int] = []
+    parts += [pa.Table.from_pylist(rows, kinds) for rows in _journal(place / JOURNAL, names, run_id, odd)]
+    if odd:
+        warnings.append(f"{place / JOURNAL}: {odd[0]:,} lines are no rows of this run (left out)")
     table = pa.concat_tables(parts) if parts else kinds.empty_table()
     return table.filter(pa.array(~table["doc_hash"].to_pandas().duplicated(keep="last").to_numpy()))
 
@@ -111,25 +154,35 @@ def _parquet(path: Path, place: Path, names: Sequence[str], warnings: list[str])
     if absent := set(NEEDED) - set(stored):
         raise ValueError(f"not a samples file: no column {' or '.join(sorted(absent))}")
     if unknown := [name for name in stored if name not in COLUMNS]:
-        warnings.append(f"{place}: columns unknown to this version are left out: {', '.join(unknown)}")
+        few = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else "")
+        warnings.append(f"{place}: columns unknown to this version are left out: {few}")
     with pq.ParquetFile(path, read_dictionary=[name for name in FEW_VALUES if name in stored]) as file:
         table = file.read([name for name in names if name in stored])
     arrays = [_conform(table, schema().field(name)) for name in names]
     nulls = [name for name, array in zip(names, arrays, strict=True) if array.null_count]
     if empty := [name for name in nulls if name in NEEDED]:
         raise ValueError(f"not a samples file: rows without {' or '.join(empty)}")
-    return pa.table(arrays, names=list(names))
+    table = pa.table(arrays, names=list(names))
+    table.validate(full=True)  # or text that is no UTF-8 is found where it is shown
+    return table
 
 
-def _journal(path: Path, names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    """Yields some rows at a time, in these columns only."""
+def _journal(
+    path: Path, names: Sequence[str], run_id: str | None, odd: list[int]
+) -> Iterator[list[dict[str, Any]]]:
+    """Yields some rows at a time, in these columns only. odd: gets the number of other lines."""
     rows: list[dict[str, Any]] = []
-    for row in journal_rows(path):
-        if all(row.get(name) for name in NEEDED):
-            rows.append({name: row.get(name) for name in names})
+    others = 0
+    for row in journal_rows(path, run_id):
+        if row is None:
+            others += 1
+            continue
+        rows.append({name: row.get(name) for name in names})
         if len(rows) == AT_ONCE:
             yield rows
             rows = []
+    if others:
+        odd.append(others)
     if rows:
         yield rows
 
@@ -148,27 +201,30 @@ def _conform(table: pa.Table, field: pa.Field) -> Any:
     return column if encoded else column.cast(field.type)
 
 
-def _without_impossible(table: pa.Table, place: Path) -> tuple[pa.Table, list[str]]:
-    """Returns the table without negative and infinite times, and a sentence for each.
+def check_scores(table: pa.Table) -> None:
+    """Raises ValueError for scores outside 0 to 1, and for rows that have neither score nor error."""
+    import pyarrow.compute as pc
 
-    Raises ValueError for scores outside 0 to 1: nothing can be concluded from such a file.
-    """
+    known = pc.drop_null(table["score"])
+    within = pc.and_(pc.greater_equal(known, 0.0), pc.less_equal(known, 1.0))  # false for NaN
+    if count := pc.sum(pc.invert(within)).as_py():
+        raise ValueError(f"{count} scores are not between 0 and 1")
+    if count := pc.sum(pc.and_(pc.is_null(table["score"]), pc.is_null(table["error"]))).as_py():
+        raise ValueError(f"{count} rows have neither a score nor an error")
+
+
+def _without_impossible(table: pa.Table, place: Path, warnings: list[str]) -> pa.Table:
+    """Returns the table without negative and infinite times; adds a sentence for each column."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if "score" in table.column_names:
-        known = pc.drop_null(table["score"])
-        within = pc.and_(pc.greater_equal(known, 0.0), pc.less_equal(known, 1.0))  # false for NaN
-        if count := pc.sum(pc.invert(within)).as_py():
-            raise ValueError(f"{count} scores are not between 0 and 1")
-    warnings = []
     for name in [n for n in table.column_names if n.endswith("_ms")]:
         good = pc.and_(pc.is_finite(table[name]), pc.greater_equal(table[name], 0.0))
         if count := pc.sum(pc.invert(good)).as_py():
             mended = pc.if_else(good, table[name], pa.scalar(None, pa.float64()))
             table = table.set_column(table.column_names.index(name), name, mended)
             warnings.append(f"{place}: {count} values of {name} are no times (left out)")
-    return table, warnings
+    return table
 
 
 @dataclass(frozen=True)
@@ -213,17 +269,44 @@ def warn_all(sentences: Sequence[str]) -> None:
         warnings.warn(sentence, stacklevel=3)
 
 
+def has_journal(folder: Path) -> bool:
+    """Returns whether rows were recorded that are not sealed yet."""
+    path = folder / JOURNAL
+    return path.is_file() and path.stat().st_size > 0
+
+
 def list_runs(out: Path) -> list[dict[str, Any]]:
     """Returns the manifests under `out`, oldest first, each with its `folder`.
 
-    One that cannot be read has the state "unreadable".
+    One that cannot be read has the state "unreadable"; one whose file has another number of rows than
+    it says is "damaged".
     """
     found = []
     for folder in listed(Path(out)):
         try:
-            found.append({**read_manifest(folder), "folder": str(folder)})
+            manifest, odd = Manifest.lenient(read_manifest(folder), folder)
+            state = "damaged" if odd or _rows_lack(folder, manifest) else manifest.state
+            known = {
+                "run_id": folder.name,
+                **manifest.model_dump(mode="json", exclude_unset=True, fallback=str),
+            }
+            found.append({**known, "state": state, "folder": str(folder)})
         except UserError as error:
             found.append(
                 {"run_id": folder.name, "state": "unreadable", "error": error.what, "folder": str(folder)}
             )
     return sorted(found, key=lambda manifest: str(manifest.get("started_at", "")))
+
+
+def _rows_lack(folder: Path, manifest: Manifest) -> bool:
+    """Whether a sealed run's file has not the rows that its manifest says, by the file's own count."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if has_journal(folder) or not os.path.lexists(folder / SAMPLES):
+        return bool(manifest.documents) and not has_journal(folder)
+    try:
+        rows = pq.read_metadata(folder / SAMPLES).num_rows
+    except (OSError, pa.ArrowException):
+        return True
+    return manifest.documents not in (None, rows)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 3  # 2: the prompts as text. 3: manifests say `sessions`, identities library versions
 SAMPLES, JOURNAL = "samples.parquet", "samples.jsonl"
+LARGEST = 1 << 63  # of a column of whole numbers, exclusive
 TAIL_BYTES = 1 << 16  # of a journal, read at once from its end
 
 _TABLE: dict[str, tuple[type, str]] = {
@@ -95,43 +95,17 @@ def schema() -> pa.Schema:
     return pa.schema(fields, metadata={"lcfbench_schema_version": str(SCHEMA_VERSION)})
 
 
-def answered(folder: Path) -> dict[str, float | None]:
-    """Returns doc_hash → score of every document with an answer; one that failed has none.
-
-    The journal is newer than the parquet file.
-    """
-    found: dict[str, float | None] = {}
-    for row in chain(_parquet_rows(folder / SAMPLES), journal_rows(folder / JOURNAL)):
-        if row.get("error") is None:
-            found[row["doc_hash"]] = row.get("score")
-        else:
-            found.pop(row["doc_hash"], None)
-    return found
-
-
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.exists():
-        return []
-    try:
-        with pq.ParquetFile(path) as file:
-            names = [n for n in ("doc_hash", "score", "error") if n in file.schema_arrow.names]
-            return file.read(names).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
-
-
 def unreadable(path: Path, error: Exception) -> UserError:
     """Returns the error for a file of a run that cannot be read."""
-    return UserError(f"{path} cannot be read ({error}).", "Remove it, or start over with --fresh.")
+    why = " ".join(str(error).split())[:200]
+    return UserError(f"{path} cannot be read ({why}).", "Start over with --fresh, which keeps it beside.")
 
 
-def journal_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the journal's rows.
+def journal_rows(path: Path, run_id: str | None = None) -> Iterator[dict[str, Any] | None]:
+    """Yields the journal's rows; None for a line that is none of this run.
 
-    A line that is not JSON (a power cut) or not whole (a kill) is no row.
+    Such a line is not JSON (a power cut), holds what no column can, has neither score nor error, or
+    belongs to another run. A last line that is not whole (a kill) is left out. Raises OSError.
     """
     if not path.exists():
         return
@@ -141,10 +115,28 @@ def journal_rows(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and row.get("doc_hash"):
-                yield row
+                yield row if _sound(row, run_id) else None
+            except (ValueError, TypeError, ArithmeticError, RecursionError):
+                yield None
+
+
+def _sound(row: Any, run_id: str | None) -> bool:
+    """Whether a row of a journal may be counted. Raises TypeError for values that no column holds."""
+    if not isinstance(row, dict) or not (isinstance(row.get("doc_hash"), str) and row["doc_hash"]):
+        return False
+    if not isinstance(row.get("run_id"), str) or (run_id and row["run_id"] != run_id):
+        return False
+    for name, value in row.items():
+        if value is not None and name in COLUMNS and type(value) is not COLUMNS[name]:
+            fit(name, value)
+            if COLUMNS[name] is str or isinstance(value, bool):
+                return False
+        elif type(value) is int and abs(value) >= LARGEST:
+            return False
+        elif type(value) is str:
+            value.encode()
+    score = row.get("score")
+    return row.get("error") is not None or (score is not None and 0 <= score <= 1)
 
 
 def journal_end(path: Path) -> int:
@@ -179,4 +171,6 @@ def fit(name: str, value: Any) -> Any:
         ).decode()  # half a surrogate pair in a model's output is no valid text
     if not isinstance(value, (bool, int, float)) or (kind is int and value != int(value)):
         raise TypeError(f"column {name!r} holds {kind.__name__}, not {value!r}")
+    if kind is int and abs(value) >= LARGEST:
+        raise TypeError(f"column {name!r} holds 64 bits, not {value!r}")
     return kind(value)

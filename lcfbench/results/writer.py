@@ -17,30 +17,32 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from lcfbench.errors import UserError
-from lcfbench.files import now, write, writing
+from lcfbench.files import now, remove_stale, write, writing
 from lcfbench.provenance import digest as digest_of
-from lcfbench.results.manifest import Manifest, read_manifest
-from lcfbench.results.reader import read_table
+from lcfbench.results.manifest import MANIFEST, Manifest, read_manifest
+from lcfbench.results.reader import READ_ERRORS, check_scores, has_journal, read_table
 from lcfbench.results.schema import (
     COLUMNS,
     JOURNAL,
     KEYS,
     SAMPLES,
     SCHEMA_VERSION,
-    answered,
     fit,
     journal_end,
     schema,
     unreadable,
 )
+from lcfbench.results.validation import columns_sha256, damage, documents_sha256, foreign
 
 SYNC_SECONDS = 1.0  # a killed process loses nothing; a power cut at most this much
 
@@ -54,40 +56,58 @@ class RunWriter:
     """The open files of one run. Use `open`; then `append` rows, and `finish` or `interrupt`.
 
     done: hashes of the documents that have their answer. before: scores of those that had one when
-    the run was opened. complete: the run was finished before, and nothing is left to do.
+    the run was opened. complete: the run was finished before, and nothing is left to do. warnings: what
+    was wrong with the recorded rows and was mended.
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, journal: int | None, found: Mapping[str, float | None]
+        self, folder: Path, manifest: Manifest, journal: int | None, found: Mapping[str, float]
     ) -> None:
         self.folder, self.manifest, self.done = folder, manifest, set(found)
         self.complete = journal is None
-        self.before = [score for score in found.values() if score is not None]
+        self.before = list(found.values())
+        self.warnings: list[str] = []
+        self._documents: frozenset[str] | None = None  # asked for, where the caller says
         self._journal, self._synced = journal, 0.0
         named = manifest.identity.items()
         self._base = {k: v for k, v in named if k in COLUMNS and isinstance(v, COLUMNS[k])}
 
     @classmethod
     def open(
-        cls, out: Path, identity: Mapping[str, Any], facts: Mapping[str, Any], fresh: bool = False
+        cls,
+        out: Path,
+        identity: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        fresh: bool = False,
+        documents: Iterable[str] | None = None,
     ) -> RunWriter:
         """Starts the run, or continues it with the documents that failed or have no answer.
 
-        facts: further keys of the manifest. fresh: forget what is recorded. Raises UserError:
-        another process writes this run; the folder cannot be written; a recorded file cannot be
-        read.
+        facts: further keys of the manifest. fresh: forget what is recorded. documents: hashes of all
+        that are asked. Raises UserError: another process writes this run; the folder cannot be
+        written; a recorded file cannot be read, or holds other rows than were recorded.
         """
         run_id = run_id_of(identity)
         folder = Path(out) / run_id
+        asked = None if documents is None else frozenset(documents)
+        if asked is not None:
+            facts = {**facts, "documents_planned": len(asked), "documents_sha256": documents_sha256(asked)}
         _checked(Manifest(), facts)  # before anything is touched
-        before = Manifest() if fresh else _recorded(folder)
-        if before.state == "complete" and not before.errors and (folder / SAMPLES).exists():
-            return cls(folder, before, None, answered(folder))
+        if not fresh and not (folder / JOURNAL).exists():
+            found = _recorded(folder, asked)
+            if found.manifest.state == "complete" and not found.manifest.errors and not found.missing:
+                remove_stale(folder)
+                return cls(folder, found.manifest, None, found.scores)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(folder / JOURNAL) and not (folder / JOURNAL).is_file():  # else it is locked
+                _set_aside(folder / JOURNAL)
             journal = lock(folder / JOURNAL)
         try:
-            before = Manifest() if fresh else _recorded(folder)  # again: now no other process writes it
+            if fresh:
+                _set_damaged_aside(folder, asked)
+            found = _Found() if fresh else _recorded(folder, asked)  # now no other process writes it
+            before = found.manifest
             # rows of an earlier session may come from another commit or machine
             session = {"at": now(), "environment": facts.get("environment")}
             own = {"run_id": run_id, "schema_version": SCHEMA_VERSION, "state": "running", "pid": os.getpid()}
@@ -95,13 +115,16 @@ class RunWriter:
             own |= {"started_at": before.started_at or now(), "sessions": [*before.sessions, session]}
             manifest = Manifest.model_validate({**facts, **own})
             with writing(folder):
-                for part in [*folder.glob(".*.json.*"), *folder.glob(".*.parquet.*")]:  # of killed processes
-                    part.unlink(missing_ok=True)
+                remove_stale(folder, locked=True)
+                if found.odd:  # sealing leaves them out, and nothing that was recorded is lost
+                    _set_aside(folder / JOURNAL, copy=True)
                 manifest.write(folder)
                 if fresh:
                     (folder / SAMPLES).unlink(missing_ok=True)
                 os.ftruncate(journal, 0 if fresh else journal_end(folder / JOURNAL))  # a torn last line goes
-            return cls(folder, manifest, journal, answered(folder))
+            writer = cls(folder, manifest, journal, found.scores)
+            writer.warnings, writer._documents = found.warnings, asked
+            return writer
         except BaseException:
             os.close(journal)
             raise
@@ -134,6 +157,9 @@ class RunWriter:
         whole = {name: fit(name, value) for name, value in {**self._base, **row, **fixed}.items()}
         if missing := [key for key in KEYS if whole.get(key) is None]:
             raise TypeError(f"row without {', '.join(missing)}")
+        score = whole.get("score")
+        if whole.get("error") is None and not (score is not None and 0 <= score <= 1):
+            raise TypeError(f"row without an error whose score is {score}, not 0 to 1")
         line = json.dumps(whole).encode() + b"\n"
         with writing(self.folder):
             end = os.fstat(self._journal).st_size
@@ -172,13 +198,16 @@ class RunWriter:
         with writing(self.folder):
             os.fsync(self._journal)
         try:
-            rows = read_table(self.folder, tuple(COLUMNS), []).cast(schema())
-        except (OSError, pa.ArrowException, ValueError) as error:
+            rows = read_table(self.folder, tuple(COLUMNS), [], self.run_id).cast(schema())
+        except (*READ_ERRORS, pa.ArrowException) as error:
             raise unreadable(self.folder / SAMPLES, error) from error
+        if state == "complete" and self._documents is not None and len(rows) < len(self._documents):
+            state = "interrupted"  # a document that has no row was not asked
         rows = rows.sort_by([("doc_index", "ascending"), ("doc_hash", "ascending")])
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd")
-        counts = {"documents": len(rows), "errors": len(rows) - rows["error"].null_count}
+        counts: dict[str, Any] = {"documents": len(rows), "errors": len(rows) - rows["error"].null_count}
+        counts |= {"columns_sha256": columns_sha256(rows)}
         self.manifest = self.manifest.update(**facts, **counts, state=state, finished_at=now())
         with writing(self.folder):
             write(self.folder / SAMPLES, sink.getvalue())
@@ -197,8 +226,80 @@ def _checked(manifest: Manifest, facts: Mapping[str, Any]) -> Manifest:
         raise UserError(what, "Check the models and the adapter for numbers that are not finite.") from error
 
 
-def _recorded(folder: Path) -> Manifest:
-    return Manifest.lenient(read_manifest(folder), folder)[0]
+@dataclass
+class _Found:
+    """What is recorded of a run. scores: of the documents that have an answer, by hash.
+
+    missing: rows that were recorded and are gone. odd: whether the journal has lines that are no rows
+    of this run.
+    """
+
+    manifest: Manifest = field(default_factory=Manifest)
+    scores: dict[str, float] = field(default_factory=dict)
+    missing: int = 0
+    odd: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+
+def _recorded(folder: Path, asked: frozenset[str] | None) -> _Found:
+    """Returns the rows of a run that may be relied on.
+
+    Rows that are gone are answered again. Raises UserError where what is left cannot be relied on: a
+    file that cannot be read, rows that are not those that were recorded.
+    """
+    import pyarrow as pa
+
+    manifest, warnings = Manifest.lenient(read_manifest(folder), folder)
+    if os.path.lexists(folder / JOURNAL) and not (folder / JOURNAL).is_file():
+        raise unreadable(folder / JOURNAL, OSError("no regular file"))
+    begun = has_journal(folder)
+    if not begun and not os.path.lexists(folder / SAMPLES):
+        gone = manifest.documents or 0
+        return _Found(manifest, missing=gone, warnings=_gone(folder, gone))
+    try:
+        table = read_table(folder, tuple(COLUMNS), warnings, folder.name)
+        check_scores(table)
+    except (*READ_ERRORS, pa.ArrowException) as error:
+        raise unreadable(folder / SAMPLES, error) from error
+    missing = 0
+    why = foreign(table, manifest.update(run_id=folder.name))
+    if not why and asked is not None and (others := set(table["doc_hash"].to_pylist()) - asked):
+        why = f"{len(others):,} documents that this run does not ask"
+    if not why and not begun:
+        missing = max((manifest.documents or 0) - len(table), 0)
+        why = "" if missing else damage(table, manifest)
+    if why:
+        what = f"the rows of {folder} are not those that were recorded ({why})."
+        raise UserError(what, "Start over with --fresh; it keeps the file beside as .damaged-….")
+    answers = zip(*(table[name].to_pylist() for name in ("doc_hash", "score", "error")), strict=True)
+    scores = {name: score for name, score, error in answers if error is None}
+    odd = any("are no rows of this run" in text for text in warnings)
+    return _Found(manifest, scores, missing, odd, [*warnings, *_gone(folder, missing)])
+
+
+def _gone(folder: Path, count: int) -> list[str]:
+    return [f"{folder.name}: {count:,} recorded rows are gone; they are answered again."] if count else []
+
+
+def _set_damaged_aside(folder: Path, asked: frozenset[str] | None) -> None:
+    """Keeps the files of a run that starts over beside it, where they cannot be relied on."""
+    try:
+        kept = not _recorded(folder, asked).odd
+    except UserError:
+        kept = False
+    if not kept:
+        for name in (MANIFEST, SAMPLES, JOURNAL):
+            _set_aside(folder / name, copy=name == JOURNAL)
+
+
+def _set_aside(path: Path, copy: bool = False) -> None:
+    """Renames or copies a file to `.damaged-<time>-<name>`. The journal is the lock, so it is copied."""
+    beside = path.with_name(f".damaged-{now().replace(':', '')[:17]}-{path.name}")
+    with writing(path.parent):
+        if copy and path.is_file() and path.stat().st_size:
+            shutil.copyfile(path, beside)
+        elif not copy and os.path.lexists(path):
+            os.replace(path, beside)
 
 
 def lock(path: Path) -> int:
@@ -212,9 +313,17 @@ def lock(path: Path) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            owner = f" (process {pid})" if (pid := read_manifest(path.parent).get("pid")) else ""
+            owner = _owner(path.parent)
             what = f"run {path.parent.name} is being written by another process{owner}."
             raise UserError(what, "Wait for it, stop it, or use another --out.") from None
         if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
             return handle
         os.close(handle)  # its former owner finished and removed it in between
+
+
+def _owner(folder: Path) -> str:
+    try:
+        pid = read_manifest(folder).get("pid")
+    except UserError:  # the message is about the lock
+        return ""
+    return f" (process {pid})" if isinstance(pid, int) else ""

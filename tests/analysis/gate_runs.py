@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from lcfbench.provenance import digest
 from lcfbench.results.writer import RunWriter
 
 PAIR = "smollm2-135m:gemma3-270m"
@@ -109,15 +110,20 @@ def changed(scores: np.ndarray, lost: int, gained: int, seed: int = 1) -> np.nda
 
 
 def rewrite(folder: Path, keep: Sequence[int]) -> None:
-    """The run's file with these rows only, in this order, repeated where a number is."""
+    """The run's file with these rows only, in this order, repeated where a number is; so recorded."""
     path = folder / "samples.parquet"
     table = pq.ParquetFile(path).read()
     pq.write_table(table.take(list(keep)), path)
+    _change(folder, documents=len(keep), columns_sha256=None)
 
 
 def forget(folder: Path, *names: str) -> None:
     """Removes these fields from a run's identity, as an older version may have left it."""
+    identity = json.loads((folder / "manifest.json").read_text())["identity"]
+    identity = {k: v for k, v in identity.items() if k not in names}
+    _change(folder, identity=identity, digest=digest(identity))
+
+
+def _change(folder: Path, **facts: Any) -> None:
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["identity"] = {k: v for k, v in manifest["identity"].items() if k not in names}
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))

@@ -97,7 +97,7 @@ def check_run_groups(
         text = f"no such run{_nearest(group, new.groups)}"
         checked.items.append(Item(**about, aspect="documents", outcome=Outcome.INCOMPLETE, text=text))
     # what cannot be read cannot be guarded; a baseline with a broken file must not pass in silence
-    for text in (w for w in baseline.warnings if "skipped, cannot be read" in w):
+    for text in baseline.left_out:
         checked.items.append(Item("baseline", "baseline", "file", "documents", Outcome.INCOMPLETE, text=text))
     if more:
         checked.notes.append(f"not in the baseline, so not checked: {listed(more)}")

@@ -1,0 +1,97 @@
+"""Holds recorded rows against what the run's manifest says of them.
+
+    why = damage(table, manifest)    # "" where the rows are those that were recorded
+
+A run that is sealed records the number of its rows, of its failures, which documents it asked, and a
+digest of every column. A reader checks the columns that it reads. Runs of older versions record less,
+and less is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from lcfbench.provenance import digest
+from lcfbench.results.manifest import Manifest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+AT_ONCE = 10_000  # values of a column that are joined together
+
+
+def documents_sha256(hashes: Iterable[str]) -> str:
+    """Digest of a set of documents, in any order."""
+    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+
+
+def columns_sha256(table: pa.Table) -> dict[str, str]:
+    """Digest of each column that is not empty, rows ordered by document; 16 hex digits each."""
+    import pyarrow.compute as pc
+
+    ordered = table.take(pc.sort_indices(table["doc_hash"].cast("string")))
+    return {
+        name: _column_sha256(ordered[name])
+        for name in ordered.column_names
+        if ordered[name].null_count < len(ordered)
+    }
+
+
+def damage(table: pa.Table, manifest: Manifest) -> str:
+    """Says how sealed rows differ from the recorded ones; empty where they do not.
+
+    table: all rows of the run, of `run_id`, `doc_hash`, `score` and `error` at least.
+    """
+    if why := foreign(table, manifest):
+        return why
+    n = len(table)
+    if manifest.documents is not None and n != manifest.documents:
+        return f"{n:,} rows of {manifest.documents:,} recorded ones"
+    if manifest.state == "complete" and manifest.documents_planned not in (None, n):
+        return f"{n:,} rows of {manifest.documents_planned:,} planned documents"
+    failed = n - table["error"].null_count
+    if manifest.errors is not None and failed != manifest.errors:
+        return f"{failed:,} failed documents, {manifest.errors:,} recorded"
+    planned = manifest.documents_sha256 if manifest.state == "complete" else None
+    if planned is not None and documents_sha256(table["doc_hash"].to_pylist()) != planned:
+        return "other documents than the run asked"
+    if recorded := manifest.columns_sha256:
+        found = columns_sha256(table)
+        other = [name for name in table.column_names if found.get(name) != recorded.get(name)]
+        if other:
+            return f"other values than recorded in {', '.join(other[:5])}{', …' if len(other) > 5 else ''}"
+    return ""
+
+
+def foreign(table: pa.Table, manifest: Manifest) -> str:
+    """Says why rows or settings cannot be this run's at all, finished or not; empty where they can."""
+    if manifest.digest is not None and manifest.identity and digest(manifest.identity) != manifest.digest:
+        return "the manifest's identity is not the one that its digest was computed from"
+    if manifest.run_id:
+        others = [name for name in table["run_id"].unique().to_pylist() if name != manifest.run_id]
+        if others:
+            return f"rows of another run, {others[0]}"
+    if table["doc_hash"].cast("string").unique().__len__() != len(table):
+        return "several rows of one document"
+    return ""
+
+
+def _column_sha256(column: pa.ChunkedArray) -> str:
+    """Digest of a column's values and of where it has none; chunks and encoding do not matter."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    whole = hashlib.sha256(np.packbits(np.asarray(column.is_valid())).tobytes())
+    if pa.types.is_dictionary(column.type):
+        column = column.cast("string")
+    if not pa.types.is_string(column.type):
+        whole.update(np.asarray(pc.fill_null(column, 0)).tobytes())
+        return whole.hexdigest()[:16]
+    for begin in range(0, len(column), AT_ONCE):
+        values = pc.fill_null(column.slice(begin, AT_ONCE), "")
+        whole.update(np.asarray(pc.binary_length(values)).astype(np.int64).tobytes())
+        whole.update("".join(values.to_pylist()).encode())
+    return whole.hexdigest()[:16]

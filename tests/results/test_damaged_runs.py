@@ -1,0 +1,177 @@
+"""Damaged runs under every verb that reads: one line each, and the good runs beside are shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from lcfbench.errors import UserError
+from lcfbench.results.reader import read_runs
+from lcfbench.results.writer import RunWriter
+from tests.helpers import invoke
+from tests.results import damages
+from tests.results.damages import GONE, ODD, REFUSED
+
+N = 12
+NAMES = {"pair": "a:b", "receiver": "a", "sharer": "b", "task": "t", "scoring": "letters", "seed": 0}
+DOCUMENTS = [f"d{i}" for i in range(N)]
+CODES = {0, 1, 2, 3, 4}
+
+
+def opened(out: Path, mode: str, control: str = "matched", fresh: bool = False) -> RunWriter:
+    identity = {
+        **NAMES,
+        "mode": mode,
+        "control": control,
+        "batch_size": 16,
+        "revisions": ["1"],
+        "options": {},
+    }
+    facts = {"sends": mode != "receiver", "chance": 0.5}
+    return RunWriter.open(out, identity, facts, fresh, DOCUMENTS)
+
+
+def answer(writer: RunWriter) -> list[str]:
+    """Answers what has no row; returns those documents."""
+    asked = [d for d in DOCUMENTS if d not in writer.done]
+    for d in asked:
+        i = DOCUMENTS.index(d)
+        cells = {"metric": "acc", "score": i % 2, "prediction": d, "ttft_ms": 20.0, "message_bytes": 10}
+        writer.append({"doc_hash": d, "doc_index": i, **cells})
+    return asked
+
+
+def run(out: Path, mode: str, control: str = "matched", fresh: bool = False) -> Path:
+    writer = opened(out, mode, control, fresh)
+    answer(writer)
+    writer.finish()
+    return writer.folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three good runs and the one that gets damaged, `t2t`."""
+    out = tmp_path_factory.mktemp("whole")
+    for mode, control in (
+        ("receiver", "matched"),
+        ("lcf", "matched"),
+        ("lcf", "deranged"),
+        ("t2t", "matched"),
+    ):
+        run(out, mode, control)
+    return out
+
+
+@pytest.fixture
+def world(whole: Path, tmp_path: Path) -> Path:
+    damages.copy(whole, tmp_path / "results")
+    damages.copy(whole, tmp_path / "base")
+    return tmp_path
+
+
+def broken(world: Path, damage: damages.Damage) -> Path:
+    (folder,) = (world / "results").glob("t2t-*")
+    damage(folder)
+    return folder
+
+
+def contents(out: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and "t2t-" not in str(path)
+    }
+
+
+VERBS: dict[str, tuple[str, ...]] = {
+    "show": ("show", "results", "--json"),
+    "verdict": ("verdict", "results"),
+    "compare": ("compare", "base", "results"),
+    "check": ("check", "base", "results"),
+    "a damaged baseline": ("check", "results", "base"),
+    "ls": ("ls", "runs", "--out", "results"),
+    "report": ("report", "results", "-o", "report.md", "--markdown"),
+}
+
+
+@pytest.mark.parametrize("name", damages.ALL)
+def test_every_verb_reads_what_is_good(
+    world: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("COLUMNS", "200")
+    before = contents(world / "results")
+    folder = broken(world, damages.ALL[name])
+    for verb, command in VERBS.items():
+        code, out, err = invoke(capsys, monkeypatch, *command)
+        assert code in CODES and "Traceback" not in out + err, verb
+        if verb in ("show", "verdict", "compare", "report"):
+            assert code == 0, (verb, err)
+            assert "lcf" in (world / "report.md").read_text() if verb == "report" else out
+        code, out, err = invoke(capsys, monkeypatch, *[str(folder) if x == "results" else x for x in command])
+        assert code in CODES and "Traceback" not in out + err, (verb, "the run alone")
+        if code == 2:
+            assert len([x for x in err.splitlines() if x.startswith("lcfbench:")]) == 1, err
+    assert contents(world / "results") == before
+
+
+@pytest.mark.parametrize("name", [*REFUSED, *(f"gone: {name}" for name in GONE)])
+def test_rows_that_were_not_recorded_are_in_no_number(
+    world: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    folder = broken(world, damages.ALL[name])
+    code, out, err = invoke(capsys, monkeypatch, "show", "results", "--json")
+    assert code == 0 and {line["mode"] for line in json.loads(out)} == {"receiver", "lcf"}
+    assert len([x for x in err.splitlines() if folder.name in x]) == 1
+    assert invoke(capsys, monkeypatch, "check", "base", "results")[0] == 4
+    assert invoke(capsys, monkeypatch, "check", "base", folder)[0] == 4
+    assert invoke(capsys, monkeypatch, "check", "results", "base")[0] == 4
+    assert invoke(capsys, monkeypatch, "verdict", folder)[0] == 2
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_run_that_cannot_be_relied_on_is_not_continued(world: Path, name: str) -> None:
+    folder = broken(world, REFUSED[name])
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    with pytest.raises(UserError) as error:
+        opened(world / "results", "t2t")
+    assert "--fresh" in error.value.next_step and str(folder) in error.value.what
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+    fresh = opened(world / "results", "t2t", fresh=True)
+    assert answer(fresh) == DOCUMENTS
+    fresh.finish()
+    kept = [p for p in folder.iterdir() if p.name.startswith(".damaged-")]
+    assert any(p.name.endswith("samples.parquet") for p in kept)
+    assert len(read_runs([folder]).rows) == N and opened(world / "results", "t2t").complete
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_rows_that_are_gone_are_answered_again(world: Path, name: str) -> None:
+    folder = broken(world, GONE[name])
+    writer = opened(world / "results", "t2t")
+    assert not writer.complete and any("are gone" in text for text in writer.warnings)
+    left = len(writer.done)
+    assert len(answer(writer)) == N - left
+    writer.finish()
+    assert opened(world / "results", "t2t").complete
+    rows = read_runs([folder]).rows
+    assert rows["doc_hash"].tolist() == sorted(DOCUMENTS, key=lambda d: int(d[1:])) and len(rows) == N
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_manifest_or_journal_loses_no_row(world: Path, name: str) -> None:
+    """The run goes on, or is refused with the next step; what was recorded is there still."""
+    folder = broken(world, ODD[name])
+    try:
+        writer = opened(world / "results", "t2t")
+    except UserError as error:
+        assert "--fresh" in error.next_step
+        writer = opened(world / "results", "t2t", fresh=True)
+    if not writer.complete:
+        answer(writer)
+        writer.finish()
+    assert len(read_runs([folder]).rows) == N and opened(world / "results", "t2t").complete
