@@ -236,7 +236,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     Raises UserError also for NaN, infinity, a key that stands twice, and what is nested too deeply.
     """
     try:
-        return json.loads(text, parse_constant=_constant, parse_float=_finite, object_pairs_hook=_object)
+        return json.loads(text, parse_constant=_constant, parse_float=_finite, object_pairs_hook=unique_keys)
     except RecursionError as error:
         raise UserError(f"{where} is nested too deeply.", MEND) from error
     except ValueError as error:  # Unicode's, the parser's, and that of a number of thousands of digits
@@ -253,7 +253,8 @@ def _finite(text: str) -> float:
     return number
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a JSON object. Raises ValueError for a key that stands twice."""
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from lcfbench.files import write_json
+from lcfbench.parsing import unique_keys
 from lcfbench.provenance import digest
 from lcfbench.results.schema import unreadable
 
@@ -205,20 +206,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
     try:
-        found = json.loads(path.read_bytes(), object_pairs_hook=_once)
+        found = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
         if not isinstance(found, dict):
             raise ValueError("no JSON object")
         _shallow(found)
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
     return found
 
 
