@@ -283,8 +283,12 @@ def untrained(recipe: ProbeRecipe, parts: Mapping[str, Any]) -> tuple[str, str]:
         if asked["scoring"] == "letters" and "cloze" in asked["scorings"]:
             return sentence, again(recipe, scoring="cloze")
         return sentence, again(recipe, train_anyway=True)
-    if failed := speed.get("untrainable") or parts.get("training", {}).get("failed"):
-        return f"Not known: nothing could be trained ({failed}) {said}", again(
+    if why := speed.get("untrainable"):
+        source = "openbookqa" if asked["context"] == "shared" else "splitfacts"
+        sentence = f"Not known: nothing could be learnt from this task: {why} {said}"
+        return sentence, again(recipe, train_task=source)
+    if failed := parts.get("training", {}).get("failed"):
+        return f"Not known: nothing could be trained: {failed} {said}", again(
             recipe, minutes=2 * recipe.minutes
         )
     minutes = speed["enough_minutes"]

@@ -51,11 +51,12 @@ def probe(recipe: ProbeRecipe, progress: ProbeProgress) -> Probe:
     recipe.check()
     record = Record.open(recipe)
     parts = record.parts
-    if "verdict" not in parts:
-        _fill(record, progress)
-    shown = parts if "alone" in parts else parts | stages.so_far(record)
-    page = page_of(recipe, record.folder, shown, record.seconds)
-    record.save_page(page.markdown())
+    with record.alone():
+        if "verdict" not in parts:
+            _fill(record, progress)
+        shown = parts if "alone" in parts else parts | stages.so_far(record)
+        page = page_of(recipe, record.folder, shown, record.seconds)
+        record.save_page(page.markdown())
     return Probe(record.folder, parts, page)
 
 

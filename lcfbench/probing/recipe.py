@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from lcfbench.config import Settings, texts
+from lcfbench.config import MOST, Settings, texts
 from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Attention, Recipe, check_known
 from lcfbench.provenance import digest
@@ -21,8 +21,8 @@ from lcfbench.sources.models import split_pair
 from lcfbench.tasks.document import Scoring
 from lcfbench.tasks.yaml_files import describe, options_for
 
+Dtype = Literal["auto", "float32", "bfloat16"]
 SAME: dict[str, Any] = dict(Recipe.model_fields)  # settings that mean the same in `run`
-DTYPES = ("auto", "float32", "bfloat16")
 OTHER = {"out", "offline", "fresh"}  # settings that change no number
 
 
@@ -31,32 +31,29 @@ class ProbeRecipe(Settings):
 
     pair: str = SAME["pair"]
     task: str = Field("splitfacts", description="The task: a name (see `ls tasks`) or a file.")
-    minutes: float = Field(
-        30, ge=0.5, le=10_000, allow_inf_nan=False, description="Wall-clock time to spend, in minutes."
-    )
+    minutes: float = Field(30, ge=0.5, le=10_000, description="Wall-clock time to spend, in minutes.")
     mode: str | None = Field(
         None,
         description="The method to train; none: lcf, or dense where contexts differ and answers are written.",
     )
-    train_task: str | None = Field(
-        None, description="Task whose train split is learnt; none: --task, or a part of it that is not asked."
-    )
+    train_task: str | None = Field(None, description="Task whose train split is learnt; none: --task.")
     scoring: Scoring | None = SAME["scoring"]
-    limit: int | None = Field(None, ge=4, description="Documents to ask; none: as many as the time allows.")
+    limit: int | None = Field(
+        None, ge=4, le=MOST, description="Documents to ask; none: as many as the time allows."
+    )
     batch_size: int = SAME["batch_size"]
     budget: int = Field(32, ge=1, le=4096, description="Tokens of the written note that is compared with.")
     lr: float | None = Field(
         None,
         gt=0,
         le=1,
-        allow_inf_nan=False,
         description="Peak learning rate of the short training; none: what has worked for such an adapter.",
     )
     options: dict[str, str] = Field({}, description="Options of the method or of the adapter, KEY=VALUE.")
     task_options: dict[str, str] = SAME["task_options"]
     train_anyway: bool = Field(False, description="Train also where nothing could be gained.")
     seed: int = SAME["seed"]
-    dtype: str = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
+    dtype: Dtype = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
     device: str = SAME["device"]
     attention: Attention = SAME["attention"]
     out: Path | None = Field(None, description="Folder of the page and the runs; none: results/probe-….")
@@ -95,9 +92,4 @@ class ProbeRecipe(Settings):
         if self.scoring is not None and self.scoring not in (known := describe(task)["scorings"]):
             raise UserError(
                 f"{task} is not scored by {self.scoring}.", f"It is scored by {', '.join(known)}."
-            )
-        if self.dtype not in DTYPES:
-            raise UserError(
-                f"--dtype {self.dtype}: a probe, which trains, takes {', '.join(DTYPES)}.",
-                "float16 gradients vanish without scaling.",
             )

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -51,16 +53,33 @@ class Record:
         """
         folder = recipe.folder
         record = cls(recipe, folder, started_at=now())
-        path = folder / RECORD
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        if recipe.fresh:
-            for name in OURS:
-                shutil.rmtree(folder / name, ignore_errors=True)
-            path.unlink(missing_ok=True)
-        if path.exists():
-            record._restore(path)
+        with record.alone():
+            if recipe.fresh:
+                for name in OURS:
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                (folder / RECORD).unlink(missing_ok=True)
+            if (folder / RECORD).exists():
+                record._restore(folder / RECORD)
         return record
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other probes out of the folder; the lock ends with the process, too.
+
+        Raises UserError where one is at work.
+        """
+        with writing(self.folder):
+            handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            what = f"another probe is at work in {self.folder}."
+            raise UserError(what, "Wait for it, stop it, or name another --out.") from None
+        finally:
+            os.close(handle)
 
     def _restore(self, path: Path) -> None:
         step = "Name another --out, or start over with --fresh."

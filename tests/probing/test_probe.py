@@ -224,6 +224,13 @@ def test_a_folder_with_another_probe_is_left_alone(tmp_path):
     assert Record.open(ProbeRecipe(out=tmp_path / "p", minutes=10, fresh=True)).parts == {}
 
 
+def test_two_probes_do_not_work_in_one_folder(tmp_path):
+    record = Record.open(ProbeRecipe(out=tmp_path))
+    with record.alone(), pytest.raises(UserError, match="another probe is at work"):
+        Record.open(ProbeRecipe(out=tmp_path, fresh=True))
+    assert Record.open(ProbeRecipe(out=tmp_path)).parts == {}
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"parts": 3}', "[" * 3000, "\ufeff{}"])
 def test_a_damaged_record_is_one_line(text, tmp_path):
     (tmp_path / RECORD).write_text(text, encoding="utf-8")
