@@ -30,25 +30,59 @@ STYLES = {"communicates": "green", "undecided": "yellow", "untested": "dim"}
 STYLES |= dict.fromkeys(("adapts only", "does not communicate", "misleads"), "red")
 CHECK_STYLES = {"ok": "green", "surely worse": "bold red"}
 CHECK_STYLES |= {"inconclusive": "yellow", "incomplete": "bold yellow"}
+SHORT = {  # a term that a table may show → what it says below
+    "deranged": "deranged: with the message of another document, so what stays is no communication",
+    "orf": "orf: right when either model alone is right",
+    "95 %": "95 %: interval over documents",
+    "gain G": "gain G: points above the receiver alone",
+    "content P": "content P: points above the same method with another document's message",
+    "p": "p: chance of such a P by luck, corrected for all lines",
+    "B − A": "B − A: points, on the documents that both have",
+    "Holm": "Holm: p corrected for the number of lines",
+    NONE: f"{NONE}: none or not measured",
+}
 SUMMARY_LEGEND = (
-    "deranged: the receiver gets the message of another document, so a score that stays is no "
-    "communication. 95 %: interval over documents. first token: median, one document at a time. "
-    f"{NONE}: none or not measured."
+    "matched: the receiver gets the message of its own document. deranged: it gets that of another "
+    "document, so a score that stays is no communication. zero, noise, silent: a message of zeros, of "
+    "noise, or none. orf (derived): right when either model alone is right; not run. score: mean over all "
+    "documents; those that failed count as wrong. 95 %: interval over documents. first token ms: median time "
+    "to the first answer token, one document at a time. adapter MB: the trained module as saved. message "
+    f"bytes: median over documents. {NONE}: none or not measured."
 )
 VERDICT_LEGEND = (
-    "gain G: matched minus the receiver alone. content P: matched minus deranged (another document's "
-    "message). Both in points with 95 % intervals; p: of P, corrected for all verdicts shown (Holm). "
+    "score: mean with the document's own message. gain G: matched minus the receiver alone. content P: "
+    "matched minus deranged (another document's message). Both in points with 95 % intervals over the "
+    "documents that both runs have. p: the chance of such a P, or a larger one, if the message did not "
+    "matter; corrected after Holm over all verdicts shown, because among many lines some look good by luck. "
     "communicates: P is surely above 0; misleads: below 0; adapts only, does not communicate: P is surely "
-    "within ±{delta:g} points."
+    "within ±{delta:g} points, with and without a gain; undecided: too few documents to say; untested: no "
+    "deranged run. ms: median time to the first answer token. bytes: median size of a message."
 )
 COMPARISON_LEGEND = (
-    "A, B: mean scores in %. B − A: points, over the documents that both have. p: of no difference; "
-    "Holm: corrected for the number of lines. Ratios are B / A."
+    "A, B: mean scores in %. B − A: the difference in points over the documents that both have, with its "
+    "95 % interval. p: the chance of such a difference, or a larger one, if the two were equally good. Holm: "
+    "p corrected for the number of lines. Ratios are B / A."
+)
+CHECK_LEGEND = (
+    "baseline, new: mean scores in %. change: new minus baseline in points, on the documents that both have, "
+    "with its 90 % interval. ok: surely not worse than what may be lost (--max-drop); surely worse: more "
+    "is lost; inconclusive: too few documents to say; incomplete: a run or documents are missing. first "
+    "token: milliseconds and per cent, medians; n: runs or documents."
 )
 
 
-def summary_tables(summary: pd.DataFrame) -> list[Table]:
-    """Returns a table for each pair, task and scoring, with the verdicts in words below."""
+def short_legend(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> str:
+    """Says in a line or two the terms that these columns and cells show."""
+    said = {c.name for c in columns} | {cell for row in rows for cell in row if isinstance(cell, str)}
+    found = [text for term, text in SHORT.items() if term in said]
+    return ". ".join(found) + "." * bool(found)
+
+
+def summary_tables(summary: pd.DataFrame, explain: bool = False) -> list[Table]:
+    """Returns a table for each pair, task and scoring, with the verdicts in words below.
+
+    explain: the legend says everything, not only the terms that are shown.
+    """
     heads = [Column("method", wrap=True), Column("control")]
     heads += [Column(name, right=True) for name in ("docs", "score %", "95 %")]
     heads += [
@@ -66,7 +100,8 @@ def summary_tables(summary: pd.DataFrame) -> list[Table]:
         styles = ["" if line["control"] in ("matched", DERIVED) else "dim" for line in records]
         rows = [summary_cells(line) for line in records]
         found.append(Table(title, heads, rows, styles, [*sentences(lines), *_cautions(lines)]))
-    found[-1].legend = SUMMARY_LEGEND
+    rows_of_all = [row for table in found for row in table.rows]
+    found[-1].legend = SUMMARY_LEGEND if explain else short_legend(heads, rows_of_all)
     return found
 
 
@@ -117,7 +152,7 @@ def _cautions(lines: pd.DataFrame) -> list[tuple[str, str]]:
     return [("yellow", f"note: {note}") for note in notes(lines)]
 
 
-def verdict_tables(summary: pd.DataFrame, delta: float) -> list[Table]:
+def verdict_tables(summary: pd.DataFrame, delta: float, explain: bool = False) -> list[Table]:
     """Returns a table for each pair, task and scoring: gain, content and verdict, best first.
 
     delta: differences below this count as none. Raises UserError where no run sends a message.
@@ -132,7 +167,8 @@ def verdict_tables(summary: pd.DataFrame, delta: float) -> list[Table]:
         whole = summary[(summary[GROUP] == list(key)).all(axis=1)]  # also lines that have no verdict
         remarks = [*sentences(lines), *_cautions(whole)]
         found.append(Table(title, heads, [*map(verdict_cells, lines.to_dict("records"))], [], remarks))
-    found[-1].legend = VERDICT_LEGEND.format(delta=100 * delta)
+    rows = [row for table in found for row in table.rows]
+    found[-1].legend = VERDICT_LEGEND.format(delta=100 * delta) if explain else short_legend(heads, rows)
     return found
 
 
@@ -150,7 +186,7 @@ def verdict_cells(line: Mapping[Any, Any]) -> list[Cell]:
     return [str(line["label"]), str(line["n"]), score, *differences, p_short(line["p_holm"]), *sizes]
 
 
-def comparison_table(found: Comparison) -> Table:
+def comparison_table(found: Comparison, explain: bool = False) -> Table:
     """Returns a row for each comparison, with costs, differences and cautions below."""
     heads = [Column("what", wrap=True)]
     heads += [Column(name, right=True) for name in ("docs", "A", "B", "B − A", "95 %", "p", "Holm")]
@@ -171,7 +207,12 @@ def comparison_table(found: Comparison) -> Table:
     for side, names in (("A", found.unmatched_a), ("B", found.unmatched_b)):
         remarks += [("", f"only {side} holds {first_few(names)}")] if names else []
     return Table(
-        "", heads, rows, ["bold" if x.overall else "" for x in found.lines], remarks, COMPARISON_LEGEND
+        "",
+        heads,
+        rows,
+        ["bold" if x.overall else "" for x in found.lines],
+        remarks,
+        COMPARISON_LEGEND if explain else short_legend(heads, rows),
     )
 
 
@@ -200,7 +241,7 @@ def comparison_records(found: Comparison) -> list[dict[str, Any]]:
     ]
 
 
-def check_table(checked: Checked, marks: Mapping[Any, str] | None = None) -> Table:
+def check_table(checked: Checked, marks: Mapping[Any, str] | None = None, explain: bool = False) -> Table:
     """Returns a row for each aspect that was checked, with explanations below.
 
     marks: a sign in front of each outcome.
@@ -216,7 +257,8 @@ def check_table(checked: Checked, marks: Mapping[Any, str] | None = None) -> Tab
         remarks += [(style, f"{item.name}{aspect and f', {aspect}'}: {item.text}")] if item.text else []
         before = item.name
     remarks += [("dim", text) for text in checked.notes]
-    return Table("", heads, rows, [CHECK_STYLES[item.outcome] for item in checked.items], remarks)
+    styles = [CHECK_STYLES[item.outcome] for item in checked.items]
+    return Table("", heads, rows, styles, remarks, CHECK_LEGEND if explain else "")
 
 
 def check_cells(item: Item) -> list[str]:
@@ -240,7 +282,10 @@ def to_csv(lines: pd.DataFrame | Sequence[Mapping[str, Any]]) -> str:
     """Returns CSV with a header; what is not known is empty. Text begins no formula of a spreadsheet."""
     import pandas as pd
 
-    return pd.DataFrame(lines).map(csv_cell).to_csv(index=False, lineterminator="\n")
+    records = lines if isinstance(lines, Sequence) else lines.to_dict("records")
+    safe = [{name: csv_cell(value) for name, value in record.items()} for record in records]
+    columns = None if isinstance(lines, Sequence) else lines.columns
+    return pd.DataFrame(safe, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def known(value: Any) -> bool:

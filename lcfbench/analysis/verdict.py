@@ -224,7 +224,7 @@ def _range(found: Difference) -> str:
 def _chance(p: float, p_holm: float, tests: int) -> str:
     told = _short(p if tests == 1 else p_holm)
     return f"p{told if told.startswith('<') else '=' + told}" + (
-        f" after Holm over {tests}" if tests > 1 else ""
+        f" corrected for {tests} tests" if tests > 1 else ""
     )
 
 

@@ -7,6 +7,7 @@ interrupted (what is recorded stays). `check` also ends with 1 (surely worse), 3
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from lcfbench.cli.train import train
 from lcfbench.errors import Exit, UserError
 
 ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own copy of click in some versions
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 app = group(
     "When one language model passes what it knows to another: how much gets across, how fast, and how "
@@ -69,6 +71,7 @@ def main() -> None:
     """
     prepare_streams()
     try:
+        name_shell(sys.argv[1:])
         sys.exit(app(prog_name="lcfbench", standalone_mode=False))
     except UserError as error:
         complain(f"{error.what} {error.next_step}")
@@ -85,6 +88,17 @@ def main() -> None:
     except OSError as error:
         where, why = error.filename or "input or output", error.strerror or error
         complain(f"{where}: {why}. Check the path, its permissions and the disk.")
+
+
+def name_shell(arguments: list[str]) -> None:
+    """Lets `--install-completion` and `--show-completion` take a shell's name; without one it is detected."""
+    flag, _, shell = arguments[0].partition("=") if arguments else ("", "", "")
+    if flag not in ("--install-completion", "--show-completion") or arguments[1:] == ["--help"]:
+        return
+    if named := [shell] if "=" in arguments[0] else arguments[1:]:
+        if named[0] not in SHELLS or len(named) > 1:
+            raise UserError(f"{flag} {' '.join(named)}: no such shell.", f"Known: {', '.join(SHELLS)}.")
+        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # typer's only way to a named shell
 
 
 def complain(text: str) -> None:

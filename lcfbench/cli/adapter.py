@@ -15,7 +15,7 @@ from lcfbench.cli.options import ForceOption, JsonOption, OfflineOption
 from lcfbench.cli.progress import PruneLine, duration
 from lcfbench.errors import Exit, UserError, unknown
 from lcfbench.progress import quiet_libraries
-from lcfbench.tables import Column, Table
+from lcfbench.tables import Column, Table, printable
 
 FATES = {"kept": "kept", "outranked": "-", "hurts": "hurts", "shut": "gates shut"}
 AdapterArgument = Annotated[Path, typer.Argument(help="An adapter folder, or the name of a shipped one.")]
@@ -103,12 +103,25 @@ def adapter_info(
     facts["layer_map"] = f"they read the sharer's {', '.join(map(str, facts['layer_map']))}"
     facts["gate logits"] = f"{min(logits):.2f} to {max(logits):.2f}"
     curve = training.pop("dev", [])
-    lines = [f"{key.replace('_', ' ')}: {value}" for key, value in facts.items()]
-    lines += [f"training {key.replace('_', ' ')}: {value}" for key, value in training.items()]
+    lines = [f"{key.replace('_', ' ')}: {said(value)}" for key, value in facts.items()]
+    lines += [f"training {key.replace('_', ' ')}: {said(value)}" for key, value in training.items()]
     for point in curve:
         values = (f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in point.items())
         lines.append("dev " + ", ".join(values))
-    echo("\n".join(lines))
+    echo("\n".join(printable(line, one_line=True) for line in lines))
+
+
+def said(value: Any) -> str:
+    """A fact for people: yes, no, –, and lists and settings without brackets and quotes."""
+    if value is None or value in ([], {}, ""):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {said(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(said, value))
+    return str(value)
 
 
 def adapter_facts(place: Path) -> dict[str, Any]:

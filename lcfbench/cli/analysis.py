@@ -32,6 +32,7 @@ AllowOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="CSV.")]
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Markdown.")]
+ExplainOption = Annotated[bool, typer.Option("--explain", help="Say below the table what every term means.")]
 
 plot_app = group("Figures from recorded runs.")
 
@@ -54,17 +55,20 @@ def show(
     by_subject: Annotated[
         bool, typer.Option("--by-subject", help="A line a subject where a task has them (mmlu_redux).")
     ] = False,
+    explain: ExplainOption = False,
 ) -> None:
     """Show scores with intervals, latency, adapter and message sizes: a line a method, task and control."""
-    show_runs(runs or [RESULTS], _form(as_json, as_csv, as_markdown), by_subject)
+    show_runs(runs or [RESULTS], _form(as_json, as_csv, as_markdown), by_subject, explain)
 
 
-def show_runs(paths: Sequence[Path], form: str = "table", by_subject: bool = False) -> None:
+def show_runs(
+    paths: Sequence[Path], form: str = "table", by_subject: bool = False, explain: bool = False
+) -> None:
     """Prints the summary of recorded runs. form: table, markdown, csv or json."""
     from lcfbench.analysis.tables import summary_tables
 
     summary = summary_of(paths, by_subject)
-    _print(summary, lambda: summary_tables(summary), form)
+    _print(summary, lambda: summary_tables(summary, explain), form)
 
 
 def verdict(
@@ -75,6 +79,7 @@ def verdict(
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
     as_markdown: MarkdownOption = False,
+    explain: ExplainOption = False,
 ) -> None:
     """Say whether knowledge crosses, how much, how surely and at which cost.
 
@@ -87,7 +92,7 @@ def verdict(
     least = _share(delta, "--delta", "2pt")
     summary = summary_of(runs or [RESULTS], delta=least)
     form = _form(as_json, as_csv, as_markdown)
-    _print(judged(summary), lambda: verdict_tables(summary, least), form)
+    _print(judged(summary), lambda: verdict_tables(summary, least, explain), form)
 
 
 def compare(
@@ -97,6 +102,7 @@ def compare(
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
     as_markdown: MarkdownOption = False,
+    explain: ExplainOption = False,
 ) -> None:
     """Compare runs on the same documents: paired difference, interval, p, latency and bytes ratios."""
     from lcfbench.analysis.compare import compare as compared
@@ -109,7 +115,7 @@ def compare(
         echo(to_json(whole), end="")
     else:
         form = _form(False, as_csv, as_markdown)
-        _print(comparison_records(found), lambda: [comparison_table(found)], form)
+        _print(comparison_records(found), lambda: [comparison_table(found, explain)], form)
 
 
 def summary_of(paths: Sequence[Path], by_subject: bool = False, delta: float | None = None) -> pd.DataFrame:
@@ -175,6 +181,7 @@ def check(
     github: Annotated[
         bool, typer.Option("--github", help="Also print GitHub annotations. [default: in GitHub Actions]")
     ] = False,
+    explain: ExplainOption = False,
 ) -> None:
     """Guard CI by exit codes: is a new run worse than the baseline?
 
@@ -197,7 +204,7 @@ def check(
             echo(outputs.annotation("error", "lcfbench check", reason))
         _write_reports(junit, outputs.refused_junit(reason), outputs.refused_markdown(reason))
         raise
-    _print_checked(checked, strict)
+    _print_checked(checked, strict, explain)
     if github:
         for line in outputs.github_lines(checked, strict):
             echo(line)
@@ -206,12 +213,12 @@ def check(
         raise typer.Exit(ended)
 
 
-def _print_checked(checked: Checked, strict: bool) -> None:
+def _print_checked(checked: Checked, strict: bool, explain: bool) -> None:
     """Prints a line an aspect, and the outcome in one sentence."""
     from lcfbench.analysis.tables import check_table
     from lcfbench.cli.tables import show
 
-    show(check_table(checked))
+    show(check_table(checked, explain=explain))
     style = {Exit.OK: "green", Exit.FAILED: "bold red"}.get(checked.exit(strict), "yellow")
     note(checked.summary(strict), style, stdout=True)
 

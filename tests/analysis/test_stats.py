@@ -329,7 +329,7 @@ def test_what_a_verdict_says() -> None:
     low, high = tango(38, 3, 64)
     assert got[0].text == (
         "communicates: matched 92.2, deranged 37.5 "
-        f"(content +54.7, 95 % {100 * low:+.1f} to {100 * high:+.1f}, n=64, p<0.001 after Holm over 3)"
+        f"(content +54.7, 95 % {100 * low:+.1f} to {100 * high:+.1f}, n=64, p<0.001 corrected for 3 tests)"
     )
     assert got[1].text.startswith(
         "no communication shown, undecided at n=64: matched 34.4, deranged 34.4 (content +0.0, 95 % "
@@ -419,7 +419,7 @@ def test_holm_changes_labels_and_says_so() -> None:
     )
     assert many[0].detectable > alone.detectable  # the family asks for more
     strong = judge([of(60, 10, 200), *(of(20, 20, 200) for _ in range(5))])[0]
-    assert strong.label == "communicates" and "after Holm over 6" in strong.text
+    assert strong.label == "communicates" and "corrected for 6 tests" in strong.text
 
 
 def test_one_message_that_did_worse_by_chance_does_not_mislead_among_twenty() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.files import write_output
+from lcfbench.tables import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +26,21 @@ STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 11, "axes.ed
 STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
 STYLE |= dict.fromkeys(("xtick.color", "ytick.color", "text.color", "axes.labelcolor"), INK)
 STYLE |= {"svg.hashsalt": "lcfbench", "svg.fonttype": "path", "figure.dpi": 150, "savefig.dpi": 150}
+STYLE |= {"text.parse_math": False}  # a `$` in a name is a dollar
+LONGEST = 48  # characters of a name in a figure
 PNG: dict[str, Any] = {"Software": None}
+
+
+def drawable(text: object) -> str:
+    """Returns a name as a figure can draw it: printable, in the glyphs of its font, not too long."""
+    from matplotlib.font_manager import findfont, get_font
+
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
+    shown = "".join(
+        c if ord(c) in glyphs else c.encode("ascii", "backslashreplace").decode()
+        for c in printable(str(text), one_line=True)
+    )
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.plots.figures import COLOURS, GREY, INK, canvas, save, styled
+from lcfbench.analysis.plots.figures import COLOURS, GREY, INK, canvas, drawable, save, styled
 from lcfbench.analysis.plots.labels import Line, place
 from lcfbench.analysis.plots.published import Published
 from lcfbench.analysis.plots.published import published as published_numbers
@@ -64,10 +64,12 @@ def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
     """The figure, drawn without pyplot (and so without a display or global state)."""
     # no oracles, which have no size; no other controls; no run without documents
     summary = summary[summary["control"].isin(SHOWN) & (summary["n"] > 0)]
+    named = {name: summary[name].map(drawable) for name in ("pair", "task", "scoring", "label", "metric")}
     if not len(summary):
         raise UserError(
             "no matched or deranged run with documents to plot.", "Run with --control matched,deranged."
         )
+    summary = summary.assign(**named)
     rows = [
         (key, lines.to_dict("records")) for key, lines in summary.groupby(GROUP, sort=False, dropna=False)
     ]

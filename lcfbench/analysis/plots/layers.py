@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lcfbench.analysis.plots.figures import GREY, INK, canvas, image, styled
+from lcfbench.analysis.plots.figures import GREY, INK, canvas, drawable, image, styled
 from lcfbench.files import write_output
 
 GATES = (("gate_key", "gate, keys"), ("gate_value", "gate, values"))
@@ -27,12 +27,12 @@ def _figure(report: dict[str, Any]) -> Any:
     rows = report["layers"]
     figure = canvas((9.0, 3.1))
     whole, pruned = report["whole"], report["pruned"]
-    head = f"{report['adapter']}: {pruned['layers']} of {whole['layers']} layers kept"
+    head = f"{drawable(report['adapter'])}: {pruned['layers']} of {whole['layers']} layers kept"
     figure.text(0.02, 0.93, head, weight="bold", size=11)
     figure.text(
         0.02,
         0.86,
-        f"{report['task']}, {report['documents']} dev documents: "
+        f"{drawable(report['task'])}, {report['documents']} dev documents: "
         f"{100 * whole['matched']['score']:.1f} % whole, {100 * pruned['matched']['score']:.1f} % pruned",
         size=9,
     )

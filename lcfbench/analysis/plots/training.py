@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.plots.figures import COLOURS, GREY, INK, canvas, save, styled
+from lcfbench.analysis.plots.figures import COLOURS, GREY, INK, canvas, drawable, save, styled
 from lcfbench.errors import UserError
 from lcfbench.results.training_log import LOG
 
@@ -67,7 +67,8 @@ def draw(rows: pd.DataFrame) -> Figure:
     """
     from matplotlib.lines import Line2D
 
-    rows = rows[rows["adapter"] != ""].assign(group=lambda r: r["adapter"].str.replace(SEED, "", regex=True))
+    rows = rows[rows["adapter"] != ""].assign(**{n: rows[n].map(drawable) for n in ("adapter", "metric")})
+    rows = rows.assign(group=lambda r: r["adapter"].str.replace(SEED, "", regex=True))
     groups = list(dict.fromkeys(rows["group"]))
     tasks = sorted({m.rpartition("/")[0] for m in rows["metric"] if "/" in m})
     panels = 1 + len(tasks)
