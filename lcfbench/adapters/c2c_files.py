@@ -9,7 +9,10 @@ A fuser is C2C's name for an adapter. Its folder holds `config.json` (the traini
 from __future__ import annotations
 
 import json
-import pickle
+import math
+import warnings
+import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,13 @@ from torch import Tensor
 
 from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.card import card
-from lcfbench.adapters.config import WEIGHTS, AdapterConfig
-from lcfbench.adapters.files import save
+from lcfbench.adapters.config import LARGEST, AdapterConfig, reason, recorded_name
+from lcfbench.adapters.files import DTYPES, check_free, check_numbers, making, save
 from lcfbench.errors import UserError
-from lcfbench.files import writing
 from lcfbench.geometry import Geometry
 from lcfbench.sources.c2c_fusers import find_fuser
 
+LARGEST_JSON, MOST_LAYERS = 16 << 20, 4096
 FETCH = "Fetch the folder again: config.json and all of final/."
 SETTINGS = (
     "source_dim",
@@ -50,15 +53,14 @@ def import_to(
     where: a folder, or `ORG/NAME/SUBFOLDER` on the Hub. Raises UserError where nothing is found, a
     file is wrong, or `place` already holds an adapter and not `force`.
     """
-    if (place / WEIGHTS).exists() and not force:
-        raise UserError(f"{place} already holds an adapter.", "Name another --out, or pass --force.")
+    check_free(place, force)
     folder = find_fuser(where, offline=offline)
     adapter = import_c2c(folder)
     if folder != Path(where).expanduser():
         adapter.config.training["imported_from"] = where
-    with writing(place):
-        (place / WEIGHTS).unlink(missing_ok=True)
-        save(adapter, place, card(adapter), dtype)
+    check_numbers(adapter.state_dict(), str(folder), dtype)
+    with making(place, force) as made:
+        save(adapter, made, card(adapter), dtype)
     return adapter
 
 
@@ -72,12 +74,12 @@ def import_c2c(
     used. With `is_do_alignment` the adapter aligns tokens by `remap`, without by `same`.
     Raises UserError for a missing, broken or misshapen file and for dims of another pair.
     """
-    recipe = _json(folder / "config.json").get("model")
+    recipe = _json(folder / "config.json", folder).get("model")
     if not isinstance(recipe, dict):
         raise UserError(f"{folder / 'config.json'} has no section model.", FETCH)
     final = folder / "final"
-    layers, sources, numbers = _layer_map(final / "projector_config.json")
-    settings = {n: _settings(final / f"projector_{n}.json") for n in sorted(set(numbers))}
+    layers, sources, numbers = _layer_map(final / "projector_config.json", folder)
+    settings = {n: _settings(final / f"projector_{n}.json", folder) for n in sorted(set(numbers))}
     first = settings[numbers[0]]
     if other := [n for n, found in settings.items() if found != first]:
         raise UserError(
@@ -88,10 +90,27 @@ def import_c2c(
         Geometry(layers=max(at) + 1, kv_heads=first[f"{role}_num_heads"], head_dim=first[f"{role}_dim"])
         for role, at in (("target", layers), ("source", sources))
     )
-    receiver = receiver or (str(recipe.get("base_model", "receiver")), found_r)
-    sharer = sharer or (str(recipe.get("teacher_model", "sharer")), found_s)
+    names = {"base_model": "receiver", "teacher_model": "sharer"}
+    for key, role in names.items():
+        if not isinstance(name := recipe.get(key, role), str) or not name.strip():
+            raise UserError(f"{folder / 'config.json'}: model.{key} is {str(name)[:40]!r}, no name.", FETCH)
+    receiver = receiver or (recorded_name(recipe.get("base_model", "receiver")), found_r)
+    sharer = sharer or (recorded_name(recipe.get("teacher_model", "sharer")), found_s)
     _check(folder, (receiver[1], found_r, "receiver"), (sharer[1], found_s, "sharer"))
-    strategy, aligns = recipe.get("alignment_strategy", "longest"), bool(recipe.get("is_do_alignment"))
+    strategy, aligns = recipe.get("alignment_strategy", "first"), recipe.get("is_do_alignment", False)
+    for key, value in (
+        ("is_do_alignment", aligns),
+        ("include_response", recipe.get("include_response", False)),
+    ):
+        if not isinstance(value, bool):
+            raise UserError(
+                f"{folder / 'config.json'}: model.{key} is {str(value)[:40]!r}, not true or false.", FETCH
+            )
+    if recipe.get("include_response"):
+        raise UserError(
+            f"{folder} was trained to fuse the answer too (include_response).",
+            "Only fusers of the prompt are supported.",
+        )
     if aligns and strategy not in ("longest", "first"):
         raise UserError(
             f"{folder / 'config.json'} names the alignment strategy {strategy!r}.",
@@ -114,34 +133,65 @@ def import_c2c(
             "blocks": first["num_layers"],
             "dropout": first["dropout"],
         },
-        training={"imported_from": folder.name, "format": "C2C"},
+        training={"imported_from": folder.resolve().name, "format": "C2C"},
     )
     with torch.device("meta"):
         adapter = build(config)
-    states = {n: _state(final / f"projector_{n}.pt", first) for n in settings}
+    states = {n: _state(final / f"projector_{n}.pt", folder, first) for n in settings}
     stacked = _stack([states[n] for n in numbers], first["num_layers"])
     adapter.load_state_dict(stacked, strict=True, assign=True)
     return adapter.requires_grad_(False).eval()
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, folder: Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises UserError for anything else, for NaN and for a key that is there twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if twice := [k for k, n in Counter(key for key, _ in pairs).items() if n > 1]:
+            raise ValueError(f"key {twice[0][:40]!r} is there twice")
+        return dict(pairs)
+
+    def number(name: str) -> Any:
+        raise ValueError(f"{name} is no number")
+
+    _inside(path, folder, LARGEST_JSON)
     try:
-        out = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing.", FETCH) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({str(error).splitlines()[0]}).", FETCH) from error
+        out = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=number)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).", FETCH) from error
+    except (ValueError, RecursionError) as error:  # JSON's and Unicode's are ValueErrors
+        raise UserError(f"{path} is not valid JSON ({reason(error)}).", FETCH) from error
     if not isinstance(out, dict):
         raise UserError(f"{path} does not hold a JSON object.", FETCH)
     return out
 
 
-def _layer_map(path: Path) -> tuple[list[int], list[int], list[int]]:
+def _inside(path: Path, folder: Path, largest: int) -> None:
+    """Raises UserError for a file that is missing, too large, or a link to somewhere else.
+
+    The Hub's cache keeps the content of a snapshot's files in `blobs`, beside `snapshots`.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is {'no file' if path.exists() else 'missing'}.", FETCH)
+    real, home = path.resolve(), folder.resolve()
+    blobs = [p.parent / "blobs" for p in home.parents if p.name == "snapshots"]
+    if not any(real.is_relative_to(place) for place in (home, *blobs)):
+        raise UserError(f"{path} is a link out of its folder.", "Put the file itself there.")
+    if (size := path.stat().st_size) > largest:
+        raise UserError(f"{path} has {size:,} bytes; it should have {largest:,} at most.", FETCH)
+
+
+def _layer_map(path: Path, folder: Path) -> tuple[list[int], list[int], list[int]]:
     """Receiver layers in order, then the sharer layer and the projector of each."""
-    raw = _json(path)
+    raw = _json(path, folder)
     try:
-        entries = sorted((int(t), [(int(s), int(n)) for s, n in pairs]) for t, pairs in raw["0"]["1"].items())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        ((receiver, sharers),) = raw.items()
+        ((sharer, layers),) = sharers.items()
+        assert (receiver, sharer) == ("0", "1")
+        entries = sorted(
+            (_index(t), [(_index(s), _index(n)) for s, n in pairs]) for t, pairs in layers.items()
+        )
+    except (AssertionError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f'{path} is not a layer map of one receiver and one sharer ({{"0": {{"1": …}}}}).', FETCH
         ) from error
@@ -153,21 +203,37 @@ def _layer_map(path: Path) -> tuple[list[int], list[int], list[int]]:
             )
     if not entries:
         raise UserError(f"{path} maps no layer.", FETCH)
-    if any(t < 0 or pairs[0][0] < 0 for t, pairs in entries):
-        raise UserError(f"{path} names a negative layer.", FETCH)
-    layers, sources, numbers = zip(*((t, *pairs[0]) for t, pairs in entries), strict=True)
-    return list(layers), list(sources), list(numbers)
+    places, sources, numbers = zip(*((t, *pairs[0]) for t, pairs in entries), strict=True)
+    for name, found in (("receiver layer", places), ("sharer layer", sources), ("projector", numbers)):
+        if outside := [n for n in found if not 0 <= n < MOST_LAYERS]:
+            raise UserError(f"{path} names {name} {str(outside[0])[:24]}; no model has it.", FETCH)
+    if twice := [t for t, n in Counter(places).items() if n > 1]:
+        raise UserError(f"{path} names receiver layer {twice[0]} twice.", FETCH)
+    return list(places), list(sources), list(numbers)
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    raw = _json(path)
+def _index(value: Any) -> int:
+    """Returns a layer's number, which as a key is a string. Raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError(value)
+    return int(value)
+
+
+def _settings(path: Path, folder: Path) -> dict[str, Any]:
+    raw = _json(path, folder)
     args = found if isinstance(found := raw.get("init_args"), dict) else {}
-    if raw.get("class") != "C2CProjector" or any(not isinstance(args.get(k), int) for k in SETTINGS):
+    if raw.get("class") != "C2CProjector" or any(type(args.get(k)) is not int for k in SETTINGS):
         raise UserError(
             f"{path} does not describe a C2CProjector with {', '.join(SETTINGS)}.",
             "Only C2C's released fusers are supported.",
         )
-    return {k: args[k] for k in SETTINGS} | {"dropout": float(args.get("dropout", 0.0))}
+    for name in SETTINGS:
+        if not (3 if name == "num_layers" else 1) <= args[name] <= (64 if name == "num_layers" else LARGEST):
+            raise UserError(f"{path}: {name} is {str(args[name])[:24]}, which no fuser has.", FETCH)
+    dropout = args.get("dropout", 0.0)
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise UserError(f"{path}: dropout is {str(dropout)[:24]!r}, not a number from 0 to 1.", FETCH)
+    return {k: args[k] for k in SETTINGS} | {"dropout": float(dropout)}
 
 
 def _check(folder: Path, *sides: tuple[Geometry, Geometry, str]) -> None:
@@ -212,24 +278,46 @@ def _shapes(a: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return out
 
 
-def _state(path: Path, settings: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of one projector, complete and of the right shapes."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing.", FETCH) from error
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is truncated or no torch file ({why}).", FETCH) from error
+def _state(path: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of one projector: complete, of the right shapes, finite.
+
+    Sizes are held against the settings before anything is read into memory.
+    """
     want = _shapes(settings)
-    have = {k: tuple(v.shape) for k, v in state.items()} if isinstance(state, dict) else {}
-    wrong = [f"{k} is missing" for k in want if k not in have]
-    wrong += [f"{k} is unknown" for k in have if k not in want]
-    wrong += [f"{k} is {have[k]}, not {shape}" for k, shape in want.items() if k in have and have[k] != shape]
+    largest = 8 * sum(math.prod(shape) for shape in want.values()) + (1 << 20)  # float64, and the archive
+    _inside(path, folder, largest)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+        if unpacked > largest:
+            raise ValueError(f"it unpacks to {unpacked:,} bytes, not {largest:,} at most")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensor that are refused below
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile and torch raise of every type on hostile bytes
+        raise UserError(f"{path} is truncated or no torch file ({reason(error)}).", FETCH) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}, not a dict of tensors.", FETCH)
+    wrong = [f"{k} is missing" for k in want if k not in state]
+    wrong += [f"{str(k)[:60]} is unknown" for k in state if k not in want]
+    wrong += [why for k, shape in want.items() if k in state and (why := _unfit(k, state[k], shape))]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(f"{path} does not match its JSON: {'; '.join(wrong[:3])}{more}.", FETCH)
-    return state
+    return {k: t.detach() for k, t in state.items()}
+
+
+def _unfit(name: str, value: Any, shape: tuple[int, ...]) -> str:
+    """Says why a value is not that tensor of a fuser; empty where it is."""
+    if not isinstance(value, Tensor):
+        return f"{name} is no tensor but a {type(value).__name__}"
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        return f"{name} is a sparse, quantized or empty tensor"
+    if value.dtype not in DTYPES:
+        return f"{name} is of type {str(value.dtype).removeprefix('torch.')}"
+    if tuple(value.shape) != shape:
+        return f"{name} is {tuple(value.shape)}, not {shape}"
+    return "" if bool(torch.isfinite(value).all()) else f"{name} holds NaN or infinity"
 
 
 def _stack(states: list[dict[str, Tensor]], num_layers: int) -> dict[str, Tensor]:

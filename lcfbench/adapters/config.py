@@ -138,6 +138,24 @@ def pair_config(
     )
 
 
+def recorded_name(name: str) -> str:
+    """Returns a model's name as adapters record it: of a local folder the last part of its path."""
+    path = Path(name).expanduser()
+    local = name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.is_dir()
+    return (path.resolve().name or name) if local else name
+
+
+def recorded_names(pair: tuple[str, str]) -> tuple[str, str]:
+    """Returns both names as adapters record them.
+
+    Two folders of one name are told apart by a digest of the sharer's place.
+    """
+    receiver, sharer = map(recorded_name, pair)
+    if receiver == sharer and pair[0] != pair[1]:
+        sharer += f"-{hashlib.sha256(str(Path(pair[1]).expanduser().resolve()).encode()).hexdigest()[:8]}"
+    return receiver, sharer
+
+
 def read_config(folder: Path) -> AdapterConfig:
     """Reads the config of an adapter folder.
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, AdapterConfig, read_config, reason
@@ -22,6 +23,8 @@ from lcfbench.files import writing
 from lcfbench.sources.cache import say
 
 MEND = "Fetch or train it again."
+LARGEST_WEIGHT = 1e6  # trained weights and input statistics stay below some thousands
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 POINTER = b"version https://git-lfs"
 REPORT, PICTURE = "pruning.json", "pruning.png"  # `adapter prune` adds them to the adapter it makes
 OWN = {WEIGHTS, CONFIG, CARD, REPORT, PICTURE}
@@ -60,10 +63,7 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = 
     adapter = blank(config, folder)
     try:
         tensors = load_file(path)
-        wrong = [n for n, t in tensors.items() if not t.is_floating_point()]
-        wrong += [n for n, t in tensors.items() if n not in wrong and not bool(torch.isfinite(t).all())]
-        if wrong:
-            raise UserError(f"{path}: {wrong[0]} holds NaN, infinity or no floating-point numbers.", MEND)
+        check_numbers(tensors, str(path))
         adapter.load_state_dict(tensors, strict=True, assign=True)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {WEIGHTS}.", MEND) from error
@@ -80,13 +80,33 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = 
     parameters = dict(adapter.named_parameters())
     for name, tensor in adapter.state_dict().items():
         wide = name == "gate_logit" or name not in parameters
-        tensor.data = tensor.data.to(device, torch.float32 if wide else dtype)
+        narrow = tensor.data.to(device, torch.float32 if wide else dtype)
+        if not bool(torch.isfinite(narrow).all()):
+            shown = str(narrow.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {name} overflows in {shown}.", "Use --dtype bfloat16 or float32.")
+        tensor.data = narrow
     if config.imported_without_padding:
         say(
             f"{folder} was imported before padded positions were read: it does not answer as C2C's own code "
             f"does. Import it again: lcfbench adapter import-c2c"
         )
     return adapter.requires_grad_(False).eval()
+
+
+def check_numbers(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None) -> None:
+    """Raises UserError that names the first tensor whose numbers cannot be right.
+
+    These are NaN, infinity, integers, and matrices with an entry beyond `LARGEST_WEIGHT`: the answers
+    of such an adapter are those of overflow. dtype: in which they will be stored.
+    """
+    for name, tensor in tensors.items():
+        stored = tensor if dtype is None else tensor.to(dtype)
+        if tensor.dtype not in DTYPES or not bool(torch.isfinite(stored).all()):
+            raise UserError(f"{where}: {name} holds NaN, infinity or no floating-point numbers.", MEND)
+        if tensor.numel() and float(largest := tensor.abs().max()) > LARGEST_WEIGHT:
+            raise UserError(
+                f"{where}: {name} holds {float(largest):.1e}; no trained weight is that large.", MEND
+            )
 
 
 def blank(config: AdapterConfig, folder: Path) -> Adapter:

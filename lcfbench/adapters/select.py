@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lcfbench.adapters.config import WEIGHTS, AdapterConfig, read_config
+from lcfbench.adapters.config import WEIGHTS, AdapterConfig, read_config, recorded_names
 from lcfbench.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "shipped_adapters"
@@ -75,7 +75,7 @@ def pick_adapter(
     configs = {folder: read_config(folder) for folder in given or shipped()}
     fits = {f: c for f, c in configs.items() if c.kind in fitting and serves(c, mode)}
     if given and fits:
-        best = min(fits, key=lambda f: (method_of(fits[f]) != mode, fits[f].pair != pair))
+        best = min(fits, key=lambda f: (method_of(fits[f]) != mode, fits[f].pair != recorded_names(pair)))
         if not (best / WEIGHTS).is_file():
             raise UserError(f"{best} has no {WEIGHTS}.", "Fetch or train it again.")
         return best

@@ -203,7 +203,9 @@ def adapter_prune(adapter: AdapterArgument, as_json: JsonOption = False, **given
     from lcfbench.cli import tables
 
     tables.show(layers_table(report), before_after(report))
-    test = f"lcfbench run --mode {report['method']} --task {report['task']} --adapter {report['folder']}"
+    pair = recipe.pair or report["pair"]
+    test = f"lcfbench run --mode {report['method']} --pair {pair} --task {report['task']}"
+    test += f" --adapter {report['folder']}"
     echo(f"saved {report['folder']}; judge it on the test split: {test}")
 
 

@@ -68,7 +68,7 @@ def lacks(folder: Path) -> str:
         try:
             layers = json.loads((folder / MAP).read_text())["0"]["1"].values()
             numbers = sorted({int(n) for pairs in layers for _, n in pairs})
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return ""  # the import says what is wrong with it
         needed += [f"final/projector_{n}.{suffix}" for n in numbers for suffix in ("pt", "json")]
     missing = [name for name in needed if not (folder / name).is_file()]

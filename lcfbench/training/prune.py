@@ -20,7 +20,7 @@ import torch
 
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.card import card
-from lcfbench.adapters.config import WEIGHTS, read_config, weights_sha256
+from lcfbench.adapters.config import WEIGHTS, read_config, recorded_names, weights_sha256
 from lcfbench.adapters.files import PICTURE, REPORT, check_free, load, making, save, stored_dtype
 from lcfbench.errors import UserError
 from lcfbench.methods.create import method_class
@@ -104,7 +104,7 @@ def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
     report = {
         "adapter": recipe.adapter.resolve().name,
         "sha256": weights_sha256(recipe.adapter),
-        "pair": ":".join(config.pair),
+        "pair": ":".join(recorded_names(pair.names)),
         "method": mode,
         "options": bench.method(whole).options(),
         "gate": whole.gate_mode,

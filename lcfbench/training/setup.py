@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lcfbench.adapters.base import adapter_class, build
-from lcfbench.adapters.config import pair_config
+from lcfbench.adapters.config import pair_config, recorded_names
 from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.methods.base import Method
@@ -140,7 +140,8 @@ def trainings_of(recipe: TrainRecipe, pair: Pair, examples: Sequence[Document]) 
         used |= taken | set(own)
         options, alignment = adapter_options(kind, for_adapter, small_scale=recipe.preset == "small-scale")
         torch.manual_seed(spec.seed)
-        models = (names[0], receiver.geometry), (names[1], sharer.geometry)
+        recorded = recorded_names(names)
+        models = (recorded[0], receiver.geometry), (recorded[1], sharer.geometry)
         config = pair_config(kind, *models, options=options, **alignment)
         adapter = build(method_kind.configure(config, receiver, sharer)).to(receiver.device)
         method = method_kind(receiver, sharer, adapter, **parse_options(method_kind, spec.mode, for_method))
