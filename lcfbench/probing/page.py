@@ -16,6 +16,7 @@ from lcfbench.probing.gain import line_of
 from lcfbench.probing.plan import ENOUGH_STEPS, FEWEST_STEPS
 from lcfbench.probing.recipe import ProbeRecipe
 from lcfbench.tables import Column, Table
+from lcfbench.tasks.own_files import SHARE
 
 FEW_EXAMPLES = 500  # with fewer an adapter learns them by heart
 NONE = "–"
@@ -102,6 +103,8 @@ def task(parts: Mapping[str, Any], recipe: ProbeRecipe) -> Part:
     count = f"{part['documents']:,}{' or more' if part['more'] else ''} documents"
     chance = "" if part["chance"] is None else f"; guessing gives {percent(part['chance'])} %"
     lines = [f"{count}, {part['context']} contexts; scored by {part['metric']} ({part['scoring']}){chance}"]
+    if share := recipe.task_options.get(SHARE):
+        lines.append(f"{share} % of the rows, by their hash, are kept to learn from and are not asked")
     if "plan" in parts:
         speed = parts["plan"]
         sizes = [f"text {speed['note_bytes']:,.0f}"]

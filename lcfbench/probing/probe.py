@@ -49,6 +49,7 @@ def probe(recipe: ProbeRecipe, progress: ProbeProgress) -> Probe:
     raise. KeyboardInterrupt keeps all that is recorded.
     """
     recipe.check()
+    recipe = recipe.holding_out()
     record = Record.open(recipe)
     parts = record.parts
     with record.alone():

@@ -19,10 +19,12 @@ from lcfbench.provenance import digest
 from lcfbench.registry import add_path
 from lcfbench.sources.models import split_pair
 from lcfbench.tasks.document import Scoring
+from lcfbench.tasks.own_files import SHARE
 from lcfbench.tasks.yaml_files import describe, options_for
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 SAME: dict[str, Any] = dict(Recipe.model_fields)  # settings that mean the same in `run`
+HELD_OUT = 60  # per cent of the rows to learn from, where all are in one split
 OTHER = {"out", "offline", "fresh"}  # settings that change no number
 
 
@@ -83,6 +85,16 @@ class ProbeRecipe(Settings):
             return self.out
         names = "-".join(re.sub(r"\W+", "-", Path(n).name).strip("-") for n in (*self.names, self.task_name))
         return Path("results") / f"probe-{names}-{digest(self.identity())[:6]}"
+
+    def holding_out(self) -> ProbeRecipe:
+        """These settings, with rows kept for learning where a user's own task has one split alone.
+
+        Which rows they are is told by their hash (the task's option train_share).
+        """
+        options = describe(self.task_name)["options"]
+        if self.train_task is not None or SHARE not in options or SHARE in self.task_options:
+            return self
+        return self.model_copy(update={"task_options": {**self.task_options, SHARE: str(HELD_OUT)}})
 
     def check(self) -> None:
         """Checks names before anything heavy is imported or loaded. Raises UserError."""

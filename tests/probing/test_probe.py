@@ -172,6 +172,25 @@ def test_real_data_of_shared_contexts_and_of_written_answers(task, pair, tmp_pat
     assert "verdict" in found.parts
 
 
+@pytest.mark.parametrize("sharer", [True, False])
+def test_a_table_made_up_on_the_spot_keeps_rows_to_learn_from(sharer, pair, tmp_path):
+    lines = ["question,A,B,answer" + (",sharer_context" if sharer else "")]
+    for i in range(80):
+        row = f"Where is cup {i}?,attic,cellar,{'AB'[i % 2]}"
+        lines.append(row + (f",Cup {i} is in the {('attic', 'cellar')[i % 2]}." if sharer else ""))
+    table = tmp_path / f"cups{sharer}.csv"
+    table.write_text("\n".join(lines) + "\n")
+    settings = QUICK | {"limit": 8, "pair": pair, "task": str(table), "train_anyway": True}
+    found = lcfbench.probe(out=tmp_path / "p", **settings)
+    assert found.parts["training"]["also_asked"] == 0 and found.parts["training"]["steps"] == 8
+    assert found.parts["task"]["context"] == ("different" if sharer else "shared")
+    text = found.page.markdown()
+    assert "60 % of the rows, by their hash, are kept to learn from" in text
+    assert "--task-option train_share=60" in found.page.command
+    again = lcfbench.probe(out=tmp_path / "p", **settings)
+    assert again.parts == found.parts
+
+
 BAD = [
     (["--minutes", "0"], "minutes"),
     (["--minutes", "nan"], "minutes"),
