@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import glob
 import json
 import os
@@ -85,6 +86,41 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(
             f"cannot write {folder}: {error.strerror or error}.", f"What is recorded stays. {step}"
         ) from error
+
+
+@contextmanager
+def locked(place: Path, wait: bool = False) -> Iterator[None]:
+    """Holds a file or folder that is to be written against other processes.
+
+    The lock is a file beside it, which the system frees when its process ends, however it ends. wait:
+    wait for the other process instead of giving up. Raises UserError where another process holds it,
+    and on a file system without locks.
+    """
+    path = place.absolute().parent / f".{place.absolute().name}.lock"
+    with writing(place):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if path.exists() and os.path.samestat(path.stat(), os.fstat(held)):
+                    break
+                os.close(held)  # its last owner has just removed it
+            except BlockingIOError as error:
+                os.close(held)
+                what = f"another process is writing {place}."
+                raise UserError(what, "Wait until it ends, or name another --out.") from error
+            except OSError as error:
+                os.close(held)
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                what = f"the file system of {place} has no locks."
+                raise UserError(what, "Name an --out on a local disk.") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(held)
 
 
 def now() -> str:

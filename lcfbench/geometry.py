@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from lcfbench.errors import UserError
+
 
 class Geometry(BaseModel):
     """Layers, KV heads and head dim of one frozen model."""
@@ -28,14 +30,29 @@ class Geometry(BaseModel):
 
     @classmethod
     def of_config(cls, config: Any) -> Geometry:
-        """Reads the shape from a transformers config, or from its `text_config`."""
+        """Reads the shape from a transformers config, or from its `text_config`.
+
+        Raises UserError for a model whose layers differ in shape, share their cache or keep none.
+        """
         text = getattr(config, "text_config", None) or config
-        heads = text.num_attention_heads
-        return cls(
-            layers=text.num_hidden_layers,
-            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        )
+        kind = getattr(text, "model_type", "") or type(text).__name__
+        try:
+            if why := _uneven(text):
+                raise UserError(f"a {kind} model cannot be used: {why}.", "Name another model.")
+            heads = text.num_attention_heads
+            made = cls(
+                layers=text.num_hidden_layers,
+                kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+                head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            )
+        except UserError:
+            raise
+        except Exception as error:  # a config may compute what it is asked for
+            what = f"the config of a {kind} model gives no shape of a cache"
+            raise UserError(f"{what} ({str(error).splitlines()[0]:.160}).", "Name another model.") from error
+        if min(made.model_dump().values()) < 1:
+            raise UserError(f"the config of a {kind} model has a size below 1.", "Name another model.")
+        return made
 
     def differences(self, other: Geometry, who: str) -> list[str]:
         """Names the dims in which `other` differs, one phrase each: `sharer kv_heads 2, not 8`."""
@@ -44,3 +61,20 @@ class Geometry(BaseModel):
             for name, value in self.model_dump().items()
             if getattr(other, name) != value
         ]
+
+
+def _uneven(text: Any) -> str:
+    """The reason why the layers of a model have no cache of one shape, as a phrase; empty where they do."""
+    if getattr(text, "num_kv_shared_layers", 0):
+        return "some of its layers share one cache"
+    for own in ("head_dim", "num_key_value_heads"):
+        other = own.replace("num_", "num_global_") if "num_" in own else f"global_{own}"
+        if getattr(text, other, None) not in (None, getattr(text, own, None)):
+            return f"its layers differ in {own}"
+    if getattr(text, "kv_lora_rank", None):
+        return "its cache is compressed (multi-head latent attention)"
+    named = [getattr(text, name, None) or () for name in ("layer_types", "layers_block_type")]
+    kinds = sorted({str(kind) for some in named for kind in some})
+    if odd := [k for k in kinds if not k.endswith("attention") or k.startswith("linear")]:
+        return f"it has layers of {odd[0]}, which keep no keys and values"
+    return ""

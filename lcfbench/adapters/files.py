@@ -19,7 +19,7 @@ from torch import Tensor
 from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, AdapterConfig, read_config, reason
 from lcfbench.errors import UserError
-from lcfbench.files import writing
+from lcfbench.files import locked, writing
 from lcfbench.sources.cache import say
 
 MEND = "Fetch or train it again."
@@ -133,11 +133,15 @@ def making(place: Path, force: bool) -> Iterator[Path]:
 
     Until then `place` stays as it is, also when the process is killed. An adapter that is there is
     replaced only with `force`; other files beside it move along. Raises UserError at once where
-    `place` is taken.
+    `place` is taken, or another process writes it.
     """
     check_free(place, force)
+    with locked(place):
+        yield from _made_beside(place, force)
+
+
+def _made_beside(place: Path, force: bool) -> Iterator[Path]:
     with writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
         yield made

@@ -115,16 +115,14 @@ def print_prompts(recipe: Recipe) -> None:
     """Prints the prompts of each task's first documents, with token counts: a JSON object a document."""
     recipe.check_names()
     quiet_libraries()
-    from transformers import AutoTokenizer
-
+    from lcfbench.models.tokenizers import load_tokenizer
     from lcfbench.sources.models import find_tokenizer, split_pair
     from lcfbench.tasks.preview import preview
     from lcfbench.tasks.task import load_task
     from lcfbench.tasks.yaml_files import options_for
 
     receiver, sharer = (
-        AutoTokenizer.from_pretrained(find_tokenizer(name, offline=recipe.offline))
-        for name in split_pair(recipe.pair)
+        load_tokenizer(find_tokenizer(name, offline=recipe.offline)) for name in split_pair(recipe.pair)
     )
     for name, options in options_for(recipe.task, recipe.task_options).items():
         task = load_task(name, seed=recipe.every_seed[0], offline=recipe.offline, options=options)

@@ -25,6 +25,8 @@ from lcfbench.models.protocol import LanguageModel, Opened, State
 from lcfbench.models.rotary import rotate
 from lcfbench.models.shared_prefill import SharedPrefill
 from lcfbench.models.tokenizers import load_tokenizer
+from lcfbench.sources.model_folder import STEP, check_configs, check_loaded
+from lcfbench.sources.models import read_config, unloadable
 from lcfbench.tasks.prompts import Prompt
 
 
@@ -58,26 +60,29 @@ class CausalLM:
 
         Raises UserError when the folder holds no causal model that transformers can load.
         """
-        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         place = pick_device(device)
+        number = pick_dtype(dtype, place)
+        Geometry.of_config(read_config(found.path))
+        raw = check_configs(found.path)
+        tokenizer = load_tokenizer(found.path)
         try:
-            tokenizer = load_tokenizer(found.path)
-            model = AutoModelForCausalLM.from_pretrained(
-                found.path, dtype=pick_dtype(dtype, place), attn_implementation=attention
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                found.path,
+                dtype=number,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
             )
-        except ImportError as error:  # an attention implementation that is not installed
-            raise UserError(
-                f"{found.name} cannot be loaded ({first_line(error)})", "Use --attention sdpa, or install it."
-            ) from error
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            what = "is not a causal language model transformers can load"
-            raise UserError(
-                f"{found.name}: {found.path} {what} ({first_line(error)}).",
-                "Check the folder or name another model.",
-            ) from error
-        model.to(place)  # type: ignore[arg-type]
+            model, info = loaded
+            model.to(place)
+        except Exception as error:  # a folder can break transformers in any place
+            raise unloadable(found.path, raw, error) from error
+        check_loaded(found.path, raw, model, info)
+        check_weights(found.path, model, tokenizer)
         return cls(found.name, packed(model), tokenizer, found.revision, found.source)
 
     # -- facts ------------------------------------------------------------------------------------
@@ -282,6 +287,17 @@ def keeping(head: Any, at: tuple[Tensor, Tensor]) -> Iterator[None]:
         pick.remove()
 
 
-def first_line(error: Exception) -> str:
-    """Returns the message of an exception in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+def check_weights(folder: Any, model: Any, tokenizer: Any) -> None:
+    """Raises UserError for weights that are not finite, and for a tokenizer of another model."""
+    for name, weight in model.named_parameters():
+        # a sum, which makes no copy, is finite only where every term is
+        whole = not weight.is_floating_point() or bool(torch.isfinite(weight.sum(dtype=torch.float32)))
+        if not whole and not torch.isfinite(weight).all():
+            raise UserError(f"{folder}: the weights {name} hold NaN or infinity.", STEP)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > rows:
+        what = f"its tokenizer has {tokenizer.vocab_size:,} tokens, its embedding table {rows:,}"
+        raise UserError(f"{folder}: {what}.", "Put the model's own tokenizer there.")
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if not all(isinstance(i, int) for i in (ends if isinstance(ends, list) else [ends]) if i is not None):
+        raise UserError(f"{folder}: eos_token_id is {str(ends)[:60]!r}, not token ids.", STEP)

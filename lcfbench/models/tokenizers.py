@@ -16,7 +16,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from lcfbench.errors import UserError
 from lcfbench.sources.cache import cache_dir
+from lcfbench.sources.model_folder import STEP
 
 PLAIN = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 LARGE_BYTES = 4_000_000  # of a tokenizer.json; looking for a copy of a smaller one takes as long as it
@@ -30,22 +32,22 @@ def load_tokenizer(path: Path) -> Any:
     """Loads a tokenizer as `AutoTokenizer.from_pretrained` does.
 
     A large vocabulary that its class would rebuild from the file (Gemma's: 4 s) comes from a copy
-    in the cache that is read as it is (1 s), made and compared at the first time.
+    in the cache that is read as it is (1 s), made and compared at the first time. Raises UserError.
     """
     file = path / "tokenizer.json"
     if not file.is_file() or file.stat().st_size < LARGE_BYTES:
-        return _declared(path)
+        return _made(path)
     place = cache_dir() / "tokenizers" / _key(path)
     if (place / "tokenizer_config.json").is_file():
         return _copied(place, path)
-    made = _declared(path)
+    made = _made(path)
     with contextlib.suppress(OSError):  # a cache that cannot be written: nothing is lost but time
         _keep(made, place, path)
     return made
 
 
-def _declared(path: Path) -> Any:
-    """Loads the tokenizer that a folder declares.
+def _made(path: Path) -> Any:
+    """Builds the tokenizer that a folder declares; runs no code of the folder. Raises UserError.
 
     For some types of model transformers takes the type's own class instead, which adds an unk and a
     pad token that the files do not have; translated tokens then differ (C2C's token alignment).
@@ -53,11 +55,15 @@ def _declared(path: Path) -> Any:
     from transformers import AutoTokenizer, TokenizersBackend
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    made = AutoTokenizer.from_pretrained(path)
-    plain = get_tokenizer_config(path).get("tokenizer_class") in PLAIN
-    if plain and isinstance(made, TokenizersBackend) and type(made) is not TokenizersBackend:
-        return TokenizersBackend.from_pretrained(path)
-    return made
+    try:
+        made = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        plain = get_tokenizer_config(path).get("tokenizer_class") in PLAIN
+        if plain and isinstance(made, TokenizersBackend) and type(made) is not TokenizersBackend:
+            return TokenizersBackend.from_pretrained(path)
+        return made
+    except Exception as error:  # the tokenizers library raises plain Exceptions
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+        raise UserError(f"the tokenizer of {path} cannot be loaded ({line}).", STEP) from error
 
 
 def _key(path: Path) -> str:

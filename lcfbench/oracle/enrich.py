@@ -22,7 +22,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoTokenizer
 
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
@@ -31,6 +30,7 @@ from lcfbench.evaluation.rows import predicted
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock
+from lcfbench.models.tokenizers import load_tokenizer
 from lcfbench.oracle.recipe import Enrich
 from lcfbench.oracle.record import OracleRun, circumstances, conditions
 from lcfbench.oracle.slices import enriched_prompt, one_layer, oracle, sliced
@@ -58,7 +58,7 @@ def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> OracleRun:
     task.metric(scoring)  # raises for a scoring that the task does not have
     found = find_model(chosen.model, offline=chosen.offline)
     under = conditions(chosen)
-    chat = bool(getattr(AutoTokenizer.from_pretrained(found.path), "chat_template", None))
+    chat = bool(getattr(load_tokenizer(found.path), "chat_template", None))
     documents = task.documents(scoring=scoring, limit=chosen.limit, receiver_chat=chat)
     shown = examples(task, documents, chosen.shots, scoring, chat) if before == "examples" else []
     identity = {

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
 from lcfbench.evaluation.identity import BEHAVIOUR, versions
-from lcfbench.files import now, write, write_json, writing
+from lcfbench.files import locked, now, write, write_json, writing
 from lcfbench.provenance import digest, environment
 from lcfbench.results.manifest import MANIFEST, read_manifest
 
@@ -101,7 +101,7 @@ class OracleRun:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with writing(self.folder):
+        with locked(self.folder, wait=True), writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / MANIFEST).unlink(missing_ok=True)
             for plot in [*self.folder.glob("*.png"), *self.folder.glob("*.svg")]:

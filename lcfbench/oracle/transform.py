@@ -20,12 +20,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from lcfbench.adapters.ridge import Held, Ridge, Scale
 from lcfbench.alignment.layers import layer_sources
 from lcfbench.methods.load_pair import load_pair
 from lcfbench.models.protocol import LanguageModel
+from lcfbench.models.tokenizers import load_tokenizer
 from lcfbench.oracle.aligned_texts import (
     AlignedText,
     align_texts,
@@ -58,7 +58,7 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> OracleRun:
         passages = task_texts(chosen.task, chosen.tokens, chosen.seed, chosen.offline, chosen.task_options)
     found = [find_model(name, offline=chosen.offline) for name in names]
     under = conditions(chosen)
-    mine, theirs = (AutoTokenizer.from_pretrained(f.path) for f in found)
+    mine, theirs = (load_tokenizer(f.path) for f in found)
     texts = align_texts(passages, (mine, theirs), chosen.tokens)
     identity = {
         "oracle": "transform",

@@ -128,7 +128,11 @@ def convert(gguf: Path, out: Path, *, digits: bool = False) -> None:
     try:
         dequantize = GgufConfig(dequantize=True)
         dense = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype="float32", quantization_config=dequantize
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype="float32",
+            quantization_config=dequantize,
+            trust_remote_code=False,
         )
         # a fresh model of the same config: nothing of the loader's quantiser is left to be saved
         config = dense.config
@@ -136,7 +140,7 @@ def convert(gguf: Path, out: Path, *, digits: bool = False) -> None:
         plain = AutoModelForCausalLM.from_config(config, dtype="bfloat16")
         plain.load_state_dict(dense.state_dict())  # rounds fp32 to bf16, once
         plain.save_pretrained(out)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         if digits:
             bytes_ = ByteLevel(add_prefix_space=False, use_regex=True)
             tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), bytes_])

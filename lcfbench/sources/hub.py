@@ -8,7 +8,6 @@ of places tried.
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lcfbench.sources.cache import cache_dir
+from lcfbench.sources.model_folder import lacks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -124,22 +124,6 @@ def commit(
     return str(outcome)
 
 
-def complete(folder: Path) -> str:
-    """The file that a model folder lacks, as a phrase; empty when config, weights and tokenizer are there."""
-    if not (folder / "config.json").is_file():
-        return "no config.json"
-    if (index := folder / "model.safetensors.index.json").is_file():
-        files = set(json.loads(index.read_text())["weight_map"].values())
-        missing = sorted(f for f in files if not (folder / f).is_file())
-        if missing:
-            return f"no {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-    elif not any(folder.glob("*.safetensors")):
-        return "no *.safetensors"
-    if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return "no tokenizer"
-    return ""
-
-
 def snapshot(repo_id: str, kind: Literal["models", "datasets"] = "models") -> Path | None:
     """The main snapshot of `repo_id` in the Hub's cache, complete or not, without asking anyone."""
     from huggingface_hub import constants
@@ -153,8 +137,8 @@ def snapshot(repo_id: str, kind: Literal["models", "datasets"] = "models") -> Pa
 def fetch_model(repo_id: str, offline: bool) -> Path:
     """Downloads a model's configs, tokenizer and safetensors. Raises HubError."""
     path, sha = _snapshot_of(repo_id, offline, allow_patterns=_FILES, ignore_patterns=["*/*"])
-    if lacks := complete(path):
-        raise HubError(f"{repo_id} has {lacks}")
+    if missing := lacks(path):
+        raise HubError(f"{repo_id} has {missing}")
     _note_main(path, sha)
     return path
 

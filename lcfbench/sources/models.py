@@ -13,14 +13,15 @@ found nowhere raises one UserError that lists every place tried, in order.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lcfbench.errors import UserError, unknown
 from lcfbench.geometry import Geometry
 from lcfbench.sources import gguf as gguf_models
-from lcfbench.sources import hub
+from lcfbench.sources import hub, model_folder
 from lcfbench.sources.cache import EMBEDDED_PAIR, mirror, not_found
 
 # of a weights file, evenly spaced: 1 MB tells checkpoints apart, whatever their size
@@ -71,7 +72,7 @@ def canonical(name: str) -> str:
     """The alias in lower case where `name` is one, else `name`. Raises UserError where it can be no model."""
     if name.lower() in ALIASES:
         return name.lower()
-    if Path(name).expanduser().is_dir() and name:
+    if Path(os.path.expanduser(name)).is_dir() and name:
         return name
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         step = "Name a folder saved with `save_pretrained`, a Hub id or an alias."
@@ -95,9 +96,9 @@ def look(name: str) -> tuple[Found | None, list[str]]:
     name = canonical(name)
     repo_id, tried = ALIASES.get(name, name), []
     if name not in ALIASES:
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))
         if folder.is_dir():
-            if lacks := hub.complete(folder):
+            if lacks := model_folder.lacks(folder):
                 step = "Name a folder saved with `save_pretrained`."
                 raise UserError(f"{folder} is not a model folder: {lacks}.", step)
             return Found(name, name, "path", folder.resolve(), _folder_digest(folder)), []
@@ -106,12 +107,12 @@ def look(name: str) -> tuple[Found | None, list[str]]:
         tried.append("mirror: LCFBENCH_MIRROR is not set")
     else:
         folder = root / "models" / repo_id
-        lacks = hub.complete(folder) if folder.is_dir() else "no such folder"
+        lacks = model_folder.lacks(folder) if folder.is_dir() else "no such folder"
         if not lacks:
             return Found(name, repo_id, "mirror", folder, _folder_digest(folder)), tried
         tried.append(f"mirror: {folder}: {lacks}")
     snapshot = hub.snapshot(repo_id)
-    lacks = hub.complete(snapshot) if snapshot else "nothing there"
+    lacks = model_folder.lacks(snapshot) if snapshot else "nothing there"
     if snapshot and not lacks:
         return Found(name, repo_id, "hub", snapshot, snapshot.name), tried
     tried.append(f"Hub cache: {lacks}")
@@ -163,9 +164,9 @@ def find_tokenizer(name: str, *, offline: bool = False) -> Path:
 def label(name: str) -> str:
     """The name of a model in runs: alias or Hub id; a folder is `checkpoint-3@1f0c9a`, name and revision."""
     name = canonical(name)
-    if name in ALIASES or not Path(name).expanduser().is_dir():
+    if name in ALIASES or not Path(os.path.expanduser(name)).is_dir():
         return name
-    folder = Path(name).expanduser().resolve()
+    folder = Path(os.path.expanduser(name)).resolve()
     return f"{folder.name}@{_folder_digest(folder)[:6]}"
 
 
@@ -198,6 +199,33 @@ def geometry(name: str, *, offline: bool = False) -> Geometry:
         folder = found.path if found else hub.fetch_config(name, offline)
     except hub.HubError as e:
         raise not_found("the model", name, name, f"models/{name}", [*tried, f"Hub: {e}"]) from e
+    return Geometry.of_config(read_config(folder))
+
+
+def read_config(folder: Path) -> Any:
+    """Returns the config of a model's folder as transformers reads it. Runs no code of the folder.
+
+    Raises UserError.
+    """
     from transformers import AutoConfig  # it knows the defaults that a config.json may leave out
 
-    return Geometry.of_config(AutoConfig.from_pretrained(folder))
+    raw = model_folder.check_configs(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a config can break transformers in any place
+        raise unloadable(folder, raw, error) from error
+
+
+def unloadable(folder: Path, config: dict[str, Any], error: Exception) -> UserError:
+    """Returns the error for a model's folder that transformers cannot load."""
+    line = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())[:240].rstrip(".")
+    if "auto_map" in config and "trust_remote_code" in str(error):
+        return UserError(
+            f"{folder} needs Python code of its own, which is not run.",
+            "Name a model that transformers knows.",
+        )
+    if isinstance(error, ImportError):
+        how = "another --attention" if "quantization_config" not in config else "a copy that is not quantised"
+        return UserError(f"{folder} cannot be loaded ({line}).", f"Install what is missing, or use {how}.")
+    what = "is not a causal language model transformers can load"
+    return UserError(f"{folder} {what} ({type(error).__name__}: {line}).", model_folder.STEP)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.batching import batches, length
-from lcfbench.files import writing
+from lcfbench.files import locked, writing
 from lcfbench.methods.base import Batch
 from lcfbench.models.causal_lm import sharing
 from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
@@ -32,7 +32,7 @@ from lcfbench.results.training_log import TrainLog
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Task
 from lcfbench.training.adapter_training import AdapterTraining
-from lcfbench.training.recipe import CHECKPOINT, TrainRecipe, check
+from lcfbench.training.recipe import CHECKPOINT, TrainRecipe, check, folder_of
 from lcfbench.training.setup import Dev, accelerator_of, data_of, models_of, trainings_of
 
 if TYPE_CHECKING:
@@ -43,13 +43,22 @@ def train(recipe: TrainRecipe, progress: TrainProgress) -> list[Path]:
     """Trains and saves the best states by dev accuracy. Returns the adapters' folders.
 
     A killed training goes on from its last checkpoint under the same recipe, and ends like an
-    uninterrupted one. Raises UserError: a method without adapter, data that do not fit it, no train
+    uninterrupted one. Raises UserError: another process that writes the folder, a method without adapter, data that do not fit it, no train
     split, too little memory, a loss that is not finite (the best state so far is saved first), an
     output folder that already holds an adapter.
     """
     check(recipe)
-    resumed = _checkpoint(recipe)
     accelerator = accelerator_of(recipe)
+    with ExitStack() as stack:
+        for place in sorted({recipe.out, *(folder_of(recipe, spec) for spec in recipe.specs())}):
+            if accelerator.is_main_process:
+                stack.enter_context(locked(place))
+        check(recipe)  # another process may have finished meanwhile
+        return _train(recipe, progress, accelerator)
+
+
+def _train(recipe: TrainRecipe, progress: TrainProgress, accelerator: Accelerator) -> list[Path]:
+    resumed = _checkpoint(recipe)
     pair = models_of(recipe, accelerator)
     examples, dev = data_of(recipe, pair, progress.say)
     trainings = trainings_of(recipe, pair, examples)

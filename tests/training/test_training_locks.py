@@ -1,0 +1,94 @@
+"""One process at a time writes a folder; a killed one leaves no lock, and no work is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lcfbench.adapters.files import making
+from lcfbench.errors import UserError
+from lcfbench.files import locked
+from lcfbench.progress import Silent
+from lcfbench.training.recipe import TrainRecipe
+from lcfbench.training.trainer import train
+from tests import helpers
+
+HOLD = (
+    "import sys, time, pathlib\nfrom lcfbench.files import locked\n"
+    "with locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A process that holds the lock of `out`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def one_training(pair: str, out: Path, **settings) -> TrainRecipe:
+    small = dict(steps=1, batch_size=2, dev_documents=2, train_documents=4, dtype="float32", offline=True)
+    return TrainRecipe(pair=pair, out=out, **(small | settings))
+
+
+def test_a_second_writer_is_refused_until_the_first_is_killed(tmp_path, other):
+    pair, out = helpers.save_pair(tmp_path), tmp_path / "out"
+    for force in (False, True):
+        with pytest.raises(UserError, match="another process is writing"):
+            train(one_training(pair, out, force=force), Silent())
+        with pytest.raises(UserError, match="another process is writing"), making(out, force):
+            pass
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    assert train(one_training(pair, out), Silent()) == [out]
+    assert not list(tmp_path.glob(".*.lock"))
+
+
+def test_an_adapter_that_appeared_meanwhile_stays(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="already holds an adapter"), making(out, False) as folder:
+        (folder / "config.json").write_text("mine")
+        out.mkdir()
+        (out / "config.json").write_text("theirs")
+    assert (out / "config.json").read_text() == "theirs" and sorted(p.name for p in tmp_path.iterdir()) == [
+        "out"
+    ]
+
+
+@pytest.mark.parametrize("place", ["a", "a/b/c", "."])
+def test_a_lock_is_freed_and_waited_for(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    for wait in (False, True, False):
+        with locked(Path(place), wait=wait):
+            with pytest.raises(UserError, match="another process"), locked(Path(place)):
+                pass
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    import errno
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(UserError, match="has no locks"), locked(tmp_path / "out"):
+        pass
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / ".out.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "out"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
