@@ -35,6 +35,7 @@ PACKAGE = Path(__file__).parent
 TASKS = PACKAGE / "_tasks" if (PACKAGE / "_tasks").is_dir() else PACKAGE.parent / "tasks"
 YAML, PYTHON = (".yaml", ".yml"), (".py",)
 DATA = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # a table is a task as it stands
+LONGEST_PART = 255  # bytes of a part of a path
 LONGEST = 40  # characters of a task's name: it is part of every run folder's
 OURS = "lcfbench"
 
@@ -141,7 +142,9 @@ def add_paths(group: str, text: str) -> list[str]:
     """As `add_path`; a folder stands for every task file in it."""
     if not isinstance(text, str):
         return [text]  # its setting says what is wrong
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
+    if any(len(os.fsencode(part)) > LONGEST_PART for part in path.parts):
+        return [text]  # no file can be called so
     if group == "tasks" and path.is_dir() and (path.name != text or text not in _entries(group)):
         if not (files := _members(path, group)):
             raise UserError(f"{text} holds no task file (.yaml).", "Write one with `lcfbench task new`.")

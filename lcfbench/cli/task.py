@@ -93,12 +93,11 @@ def task_check(
 
 
 def _tokenizers(pair: str, offline: bool) -> dict[str, Any]:
-    from transformers import AutoTokenizer
-
+    from lcfbench.models.tokenizers import load_tokenizer
     from lcfbench.sources.models import find_tokenizer, split_pair
 
     return {
-        role: AutoTokenizer.from_pretrained(find_tokenizer(name, offline=offline))
+        role: load_tokenizer(find_tokenizer(name, offline=offline))
         for role, name in zip(("receiver", "sharer"), split_pair(pair), strict=True)
     }
 

@@ -1,6 +1,6 @@
 """The settings of `lcfbench probe`. Imports no torch.
 
->>> ProbeRecipe.merge(None, {"task": "openbookqa", "minutes": "10"}, "probe").minutes
+>>> ProbeRecipe.merge(None, {"task": "openbookqa", "minutes": 10}, "probe").minutes
 10.0
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from lcfbench.config import MOST, Settings, texts
+from lcfbench.config import MOST, Device, Settings, texts
 from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Attention, Recipe, check_known
 from lcfbench.provenance import digest
@@ -56,7 +56,7 @@ class ProbeRecipe(Settings):
     train_anyway: bool = Field(False, description="Train also where nothing could be gained.")
     seed: int = SAME["seed"]
     dtype: Dtype = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
-    device: str = SAME["device"]
+    device: Device = SAME["device"]
     attention: Attention = SAME["attention"]
     out: Path | None = Field(None, description="Folder of the page and the runs; none: results/probe-….")
     offline: bool = SAME["offline"]

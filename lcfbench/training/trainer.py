@@ -43,9 +43,9 @@ def train(recipe: TrainRecipe, progress: TrainProgress) -> list[Path]:
     """Trains and saves the best states by dev accuracy. Returns the adapters' folders.
 
     A killed training goes on from its last checkpoint under the same recipe, and ends like an
-    uninterrupted one. Raises UserError: another process that writes the folder, a method without adapter, data that do not fit it, no train
-    split, too little memory, a loss that is not finite (the best state so far is saved first), an
-    output folder that already holds an adapter.
+    uninterrupted one. Raises UserError: another process writes the folder, a method without adapter,
+    data that do not fit it, no train split, too little memory, a loss that is not finite (the best
+    state so far is saved first), an output folder that already holds an adapter.
     """
     check(recipe)
     accelerator = accelerator_of(recipe)
