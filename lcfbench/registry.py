@@ -35,7 +35,7 @@ PACKAGE = Path(__file__).parent
 TASKS = PACKAGE / "_tasks" if (PACKAGE / "_tasks").is_dir() else PACKAGE.parent / "tasks"
 YAML, PYTHON = (".yaml", ".yml"), (".py",)
 DATA = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # a table is a task as it stands
-LONGEST_PART = 255  # bytes of a part of a path
+LONGEST_PART, LONGEST_PATH = 255, 4095  # bytes of a path's parts, and of the whole
 LONGEST = 40  # characters of a task's name: it is part of every run folder's
 OURS = "lcfbench"
 
@@ -143,7 +143,8 @@ def add_paths(group: str, text: str) -> list[str]:
     if not isinstance(text, str):
         return [text]  # its setting says what is wrong
     path = Path(os.path.expanduser(text))
-    if any(len(os.fsencode(part)) > LONGEST_PART for part in path.parts):
+    sizes = [len(part.encode(errors="replace")) for part in path.parts]
+    if max(sizes, default=0) > LONGEST_PART or sum(sizes) + len(sizes) > LONGEST_PATH:
         return [text]  # no file can be called so
     if group == "tasks" and path.is_dir() and (path.name != text or text not in _entries(group)):
         if not (files := _members(path, group)):
