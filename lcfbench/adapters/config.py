@@ -30,6 +30,7 @@ TRAINING: dict[str, type] = {
     "revisions": dict,
     "pruned": dict,
 }  # read, not only shown
+ITEMS: dict[str, type] = {"dev": dict, "results": dict, "beside": str, "contexts": str}  # of lists
 
 
 class AdapterConfig(BaseModel):
@@ -78,6 +79,12 @@ class AdapterConfig(BaseModel):
         for key, kind in TRAINING.items():
             if not isinstance(self.training.get(key, kind()), kind):
                 raise ValueError(f"training.{key} is not a {kind.__name__}")
+        for key, item in ITEMS.items():
+            found = self.training.get(key) or []
+            if not (isinstance(found, list) and all(isinstance(each, item) for each in found)):
+                raise ValueError(f"training.{key} is not a list of {item.__name__}s")
+        if not isinstance(self.training.get("notes") or "", str):
+            raise ValueError("training.notes is not a text")
         return self
 
     @property
