@@ -34,7 +34,7 @@ from lcfbench.analysis.matching import (
     told_apart,
     unrecorded,
 )
-from lcfbench.analysis.run_groups import joined
+from lcfbench.analysis.run_groups import comparable_scores, too_many_failed
 from lcfbench.analysis.stats import Paired, holm, paired
 from lcfbench.errors import UserError
 
@@ -110,8 +110,9 @@ def compare(a: RunGroups, b: RunGroups, allow: Sequence[str] = ()) -> Comparison
         raise UserError(f"nothing to compare: {held}.", SAME_TASK)
     bad = {id(one): found for one, other in pairs if (found := clashes(one, other, REFUSED, allow))}
     good = [pair for pair in pairs if id(pair[0]) not in bad]
-    shared = {id(one): joined(one, other)[:2] for one, other in pairs}
-    if not any(len(x) for x, _ in shared.values()):
+    shared = {id(one): comparable(one, other) for one, other in pairs}
+    failed = any(too_many_failed(*pair) for pair in pairs)
+    if not failed and not any(len(x) for x, _ in shared.values()):
         one, other = pairs[0]
         if one.task != other.task:
             raise UserError(
@@ -119,7 +120,7 @@ def compare(a: RunGroups, b: RunGroups, allow: Sequence[str] = ()) -> Comparison
             )
     if not good:
         refuse(pairs, REFUSED, allow, "compare")
-    if not any(len(shared[id(one)][0]) for one, _ in good):
+    if not failed and not any(len(shared[id(one)][0]) for one, _ in good):
         one, other = good[0]
         raise UserError(
             f"no document in common: {full_name(one)} and {full_name(other)}.",
@@ -141,6 +142,12 @@ def compare(a: RunGroups, b: RunGroups, allow: Sequence[str] = ()) -> Comparison
     return Comparison(
         lines, [names_a[id(group)] for group in left_a], [names_b[id(group)] for group in left_b]
     )
+
+
+def comparable(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of both on the documents that failed in neither; none where too many failed."""
+    ours, theirs, _ = comparable_scores(a, b)
+    return (ours[:0], theirs[:0]) if too_many_failed(a, b) else (ours, theirs)
 
 
 def latency_ratios(a: RunGroup, b: RunGroup, column: str = "ttft_ms") -> np.ndarray:
@@ -210,12 +217,14 @@ def _scored(line: Line, x: np.ndarray, y: np.ndarray) -> Line:
 
 def _notes(a: RunGroup, b: RunGroup, n: int) -> list[str]:
     notes = []
-    if n < FEW:
+    if why := too_many_failed(a, b):
+        notes.append(f"not compared: {why}")
+    elif n < FEW:
         few = f"only {n} documents: whatever the difference looks like, little can be concluded"
         notes.append(few if n else "no document in common")
     for side, group in (("A", a), ("B", b)):
         if group.errors:
-            notes.append(f"{side}: {group.errors} of {group.n} documents failed and count as wrong")
+            notes.append(f"{side}: {group.errors} of {group.n} documents failed and are left out")
         if group.state in ("running", "interrupted"):
             notes.append(f"{side}: not finished, {group.n} documents so far")
     if (apart := prompts_apart(a, b))[0]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # what another seed changes in a run's identity
 OF_THE_SEED = ("seed", *(f"{name}_sha256" for name in ("data", "split_manifest", "calibration", "prompts")))
+MOST_FAILED = 0.05  # share of the documents of a comparison; beyond it nothing is concluded
 STATES = ("running", "interrupted", "unknown", "complete")  # worst first
 
 
@@ -215,15 +216,31 @@ def joined(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def comparable_scores(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns scores of both on shared documents, without those that failed in `b`.
+    """Returns scores of both on shared documents, without those that failed in either.
 
-    Returns their number too. What failed in `a` counts as wrong.
+    Returns their number too.
     """
     import numpy as np
 
     ours, theirs, codes = joined(a, b)
-    whole = ~np.isin(codes, b.failed)
+    whole = ~np.isin(codes, np.union1d(a.failed, b.failed))
     return ours[whole], theirs[whole], int((~whole).sum())
+
+
+def too_many_failed(a: RunGroup, b: RunGroup) -> str:
+    """Says why nothing follows from the two; empty where few enough of the shared documents failed."""
+    import numpy as np
+
+    codes = joined(a, b)[2]
+    counts = [(int(np.isin(codes, group.failed).sum()), group) for group in (a, b)]
+    either = int(np.isin(codes, np.union1d(a.failed, b.failed)).sum())
+    if either <= MOST_FAILED * len(codes):
+        return ""
+    return " and ".join(
+        f"{count:,} of {len(codes):,} documents failed in {group.label or group.mode} ({group.control})"
+        for count, group in counts
+        if count
+    )
 
 
 def _means(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.orf import DERIVED, derived_lines
-from lcfbench.analysis.run_groups import OF_THE_SEED, RunGroup, comparable_scores, joined, read_run_groups
+from lcfbench.analysis.run_groups import (
+    OF_THE_SEED,
+    RunGroup,
+    comparable_scores,
+    joined,
+    read_run_groups,
+    too_many_failed,
+)
 from lcfbench.analysis.stats import DELTA, Paired, mean_interval, paired
 from lcfbench.analysis.verdict import LABELS, Evidence, judge
 from lcfbench.controls.names import CONTROLS
@@ -31,8 +38,11 @@ COLUMNS = tuple(
     """pair receiver task scoring mode label control seed run_id state n errors sends metric score low high
     seeds seed_sd chance ttft_ms ttft_n ttea_ms ttea_n docs_per_s adapter_params adapter_mb message_bytes
     gain gain_low gain_high gain_n content content_low content_high content_n matched_score deranged_score
-    p p_holm p_equivalence detectable family verdict verdict_text""".split()
+    p p_holm p_equivalence detectable family verdict verdict_text note""".split()
 )
+# what may change a computed number without changing the question
+COMPUTED = ("batch_size", "versions", "behaviour", "version")
+DRAWN = ("limit", "seed", "data_sha256", "split_manifest_sha256", "prompts_sha256")
 # what must agree for two methods to be compared
 ASKED = ("dtype", "attention", "device", "task_options", "task_sha256")
 
@@ -55,8 +65,10 @@ def summarise(groups: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
     import pandas as pd
 
     lines = [{**_head(group), **_figures(group)} for group in groups]
-    gains = [_gain(group, groups) for group in groups]
-    for line, gain in zip(lines, gains, strict=True):
+    based = [_gain(group, groups) for group in groups]
+    gains = [gain for gain, _ in based]
+    for line, (gain, note) in zip(lines, based, strict=True):
+        line["note"] = note
         low, high = gain.interval() if gain else (math.nan, math.nan)
         value, n = (gain.value, gain.n) if gain else (math.nan, 0)
         line |= {"gain": value, "gain_low": low, "gain_high": high, "gain_n": n}
@@ -103,13 +115,17 @@ def _deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((x - mean) ** 2 for x in values) / (len(values) - 1))
 
 
-def _gain(group: RunGroup, groups: Sequence[RunGroup]) -> Paired | None:
-    """Over the receiver alone, whichever sharer stood beside it."""
+def _gain(group: RunGroup, groups: Sequence[RunGroup]) -> tuple[Paired | None, str]:
+    """Over the receiver alone, and what must be known of it: `nearest` says which run is taken."""
     if group.mode == ALONE:
-        return None
+        return None, ""
     key = _receiver_key(group)
-    base = widest(group, [c for c in groups if c.mode == ALONE and _receiver_key(c) == key])
-    return paired(*comparable_scores(group, base)[:2]) if base else None
+    base, note = nearest(group, [c for c in groups if c.mode == ALONE and _receiver_key(c) == key])
+    if base is None:
+        return None, f"no gain: {note}" if note else ""
+    if why := too_many_failed(group, base):
+        return None, f"no gain: {why}"
+    return paired(*comparable_scores(group, base)[:2]), f"gain: {note}" if note else ""
 
 
 def _receiver_key(group: RunGroup) -> Any:
@@ -137,12 +153,16 @@ def _judge(
     for group, line, gain in zip(groups, lines, gains, strict=True):
         if group.control != "matched":
             continue
-        twin = twin_of(group, groups, "deranged")
+        twin, note = nearest(group, twins_of(group, groups, "deranged"))
         if twin:
             own, other, left_out = comparable_scores(group, twin)
-            judged.append((line, Evidence(own, other, gain, left_out)))
+            failed = too_many_failed(group, twin)
+            judged.append((line, Evidence(own, other, gain, left_out, failed)))
+            if note:
+                line["note"] = "; ".join(x for x in (line["note"], f"content: {note}") if x)
         elif group.sends:
-            judged.append((line, Evidence(group.scores, None, gain)))
+            failed = too_many_failed(group, group)
+            judged.append((line, Evidence(group.scores, None, gain, failed=failed, ambiguous=note)))
     for (line, _), got in zip(judged, judge([evidence for _, evidence in judged], delta), strict=True):
         content = {"content": got.content.value, "content_low": got.content.low}
         content |= {"content_high": got.content.high, "content_n": got.content.n}
@@ -153,8 +173,13 @@ def _judge(
 
 def twin_of(group: RunGroup, groups: Sequence[RunGroup], control: str) -> RunGroup | None:
     """Returns the same method under another control, equal in all else that changes answers."""
+    return nearest(group, twins_of(group, groups, control))[0]
+
+
+def twins_of(group: RunGroup, groups: Sequence[RunGroup], control: str) -> list[RunGroup]:
+    """Returns all runs of the same method under another control."""
     key = _twin_key(group)
-    return widest(group, [c for c in groups if c.control == control and _twin_key(c) == key])
+    return [c for c in groups if c.control == control and _twin_key(c) == key]
 
 
 def _twin_key(group: RunGroup) -> Any:
@@ -165,11 +190,53 @@ def _twin_key(group: RunGroup) -> Any:
     return head, code, {name: value for name, value in group.identity.items() if name not in apart}
 
 
-def widest(group: RunGroup, others: Sequence[RunGroup]) -> RunGroup | None:
-    """The other group that shares the most documents; None where none shares any."""
-    shared = {i: len(joined(group, other)[2]) for i, other in enumerate(others)}
-    best = max(shared, key=lambda i: (shared[i], others[i].run_ids), default=None)
-    return others[best] if best is not None and shared[best] else None
+def nearest(group: RunGroup, others: Sequence[RunGroup]) -> tuple[RunGroup | None, str]:
+    """Returns the run that a group is measured against, and what must be said of the choice.
+
+    The one that agrees in most of `COMPUTED`, then shares the most documents, then agrees in limit and
+    seed. Where several are as near and score the shared documents differently none is taken.
+    """
+    shared = {id(other): len(joined(group, other)[2]) for other in others}
+
+    def differing(other: RunGroup, names: Sequence[str]) -> list[str]:
+        return [n for n in names if group.identity.get(n) != other.identity.get(n)]
+
+    def distance(other: RunGroup) -> tuple[int, int, int]:
+        return len(differing(other, COMPUTED)), -shared[id(other)], len(differing(other, DRAWN))
+
+    found = sorted((o for o in others if shared[id(o)]), key=lambda o: (distance(o), o.run_ids))
+    if not found:
+        return None, ""
+    fits = [other for other in found if distance(other) == distance(found[0])]
+    if any(not _same_scores(group, fits[0], other) for other in fits[1:]):
+        names = ", ".join("+".join(other.run_ids) for other in fits[:3])
+        apart = sorted(
+            {n for n in (*COMPUTED, *DRAWN) for o in fits[1:] if o.identity.get(n) != fits[0].identity.get(n)}
+        )
+        what = f" and differ in {', '.join(apart)}" if apart else ""
+        return None, f"{len(fits)} runs fit equally well ({names}){what}; name one of them"
+    apart = differing(found[0], COMPUTED)
+    what = ", ".join(f"{n} {_shown(found[0], n)}, here {_shown(group, n)}" for n in apart)
+    return found[0], f"the other run was computed otherwise ({what})" if apart else ""
+
+
+def _shown(group: RunGroup, name: str) -> str:
+    value = group.identity.get(name)
+    return (
+        "not recorded"
+        if value is None
+        else " ".join(map(str, value.values()))
+        if isinstance(value, dict)
+        else str(value)
+    )
+
+
+def _same_scores(group: RunGroup, a: RunGroup, b: RunGroup) -> bool:
+    """Whether two candidates say the same of the documents that they share with a group."""
+    import numpy as np
+
+    (_, first, codes_a), (_, second, codes_b) = joined(group, a), joined(group, b)
+    return bool(np.array_equal(codes_a, codes_b) and np.array_equal(first, second))
 
 
 def _ordered(lines: pd.DataFrame) -> pd.DataFrame:

@@ -141,6 +141,8 @@ def notes(lines: pd.DataFrame) -> list[str]:
             found.append(f"{name}: {spread} {points}; 95 % is over documents")
     for line in records:
         name = f"{line['label']} ({line['control']})"
+        if known(line.get("note")) and line["note"]:
+            found.append(f"{name}: {line['note']}")
         if line["errors"]:
             found.append(f"{name}: {line['errors']} of {line['n']} documents failed and count as wrong")
         if line["state"] in ("running", "interrupted"):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Label: TypeAlias = Literal[
-    "communicates", "adapts only", "undecided", "does not communicate", "misleads", "untested"
+    "communicates", "adapts only", "undecided", "does not communicate", "misleads", "untested", "not judged"
 ]
 LABELS: tuple[Label, ...] = get_args(Label)  # best first
 
@@ -31,14 +31,16 @@ class Evidence(NamedTuple):
     """The data of a verdict: scores of the same documents, and the pair matched − receiver alone.
 
     deranged: None where no run with another document's message exists. gain: None where the
-    receiver was not run alone. left_out: how many documents failed in the deranged run and are
-    therefore in neither vector.
+    receiver was not run alone. left_out: how many documents failed in either run and are therefore in
+    neither vector. failed: why nothing is judged. ambiguous: why there is no deranged run.
     """
 
     matched: np.ndarray
     deranged: np.ndarray | None
     gain: Paired | None = None
     left_out: int = 0
+    failed: str = ""
+    ambiguous: str = ""
 
 
 class Verdict(NamedTuple):
@@ -89,19 +91,18 @@ def judge(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.05)
     "communicates": content is shown (adjusted p below alpha) and its interval lies above 0;
     "misleads": below 0. "adapts only": content is shown to be equivalent to none within `delta`
     (two one-sided tests), and a gain is shown. "does not communicate": the same without gain. Else
-    "undecided"; without a deranged run "untested".
+    "undecided"; without a deranged run "untested"; where too many documents failed "not judged". The few
+    that failed are left out, and every p-value of content is the largest of leaving them out and of
+    counting them all for or all against: failures cannot make a claim.
     """
     contents = [
-        paired(e.matched, e.deranged) if e.deranged is not None and len(e.deranged) else None for e in family
+        paired(e.matched, e.deranged) if e.deranged is not None and len(e.deranged) and not e.failed else None
+        for e in family
     ]
-    gains = [e.gain if e.gain is not None and e.gain.n else None for e in family]
+    gains = [e.gain if e.gain is not None and e.gain.n and not e.failed else None for e in family]
     alone = [
-        _Chances(
-            pair.p() if pair else math.nan,
-            equivalence_p(pair, delta) if pair else math.nan,
-            gain.p() if gain else math.nan,
-        )
-        for pair, gain in zip(contents, gains, strict=True)
+        _Chances(*_bounded(e, pair, delta), gain.p() if gain else math.nan)
+        for e, pair, gain in zip(family, contents, gains, strict=True)
     ]
     together = map(_Chances, *(holm(ps) for ps in zip(*alone, strict=True))) if alone else ()
     sizes = sum(pair is not None for pair in contents), sum(gain is not None for gain in gains)
@@ -110,6 +111,23 @@ def judge(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.05)
         _judge(e, pair, gain, (single, adjusted), sizes, delta, alpha)
         for e, pair, gain, single, adjusted in whole
     ]
+
+
+def _bounded(evidence: Evidence, pair: Paired | None, delta: float) -> tuple[float, float]:
+    """p of no content and of content, at their largest for any outcome of the documents that failed."""
+    import numpy as np
+
+    if pair is None or evidence.deranged is None:
+        return math.nan, math.nan
+    cases = [pair]
+    if evidence.left_out:
+        ends = np.zeros(evidence.left_out), np.ones(evidence.left_out)
+        cases += [
+            paired(np.append(evidence.matched, mine), np.append(evidence.deranged, theirs))
+            for mine, theirs in (ends, ends[::-1])
+        ]
+    agree = len({case.value > 0 for case in cases}) == 1
+    return max(c.p() for c in cases) if agree else 1.0, max(equivalence_p(c, delta) for c in cases)
 
 
 def _judge(
@@ -131,13 +149,19 @@ def _judge(
         for x in (evidence.matched, evidence.deranged)
     )
     label: Label = _label(content, gain, adjusted, alpha) if pair else "untested"
+    if evidence.failed:
+        label = "not judged"
     if pair:
         said = _said(label, pair.n, delta, adjusted.equivalence < alpha)
         facts = _facts(label, content, single, adjusted, tests, alpha)
         text = f"{said}: matched {100 * own:.1f}, deranged {100 * other:.1f} ({facts})"
+    elif evidence.failed:
+        text = f"not judged: {evidence.failed}"
+    elif evidence.ambiguous:
+        text = f"untested: {evidence.ambiguous}"
     else:
         text = "untested: no document was run with another document's message; add --control deranged"
-    if evidence.left_out:
+    if evidence.left_out and not evidence.failed:
         text += f" ({_left_out(evidence.left_out)})"
     if label == "undecided":
         shown = f"smallest visible effect {_points(visible)}"
@@ -209,7 +233,7 @@ def _gain_text(gain: Difference, shown: bool) -> str:
 
 def _left_out(count: int) -> str:
     what, verb = ("documents", "are") if count > 1 else ("document", "is")
-    return f"{count:,} {what} failed in the other run and {verb} left out"
+    return f"{count:,} {what} failed in one of the runs and {verb} left out"
 
 
 def _points(share: float) -> str:

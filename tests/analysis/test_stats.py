@@ -319,6 +319,7 @@ def test_verdicts() -> None:
         "does not communicate",
         "misleads",
         "untested",
+        "not judged",
     )
     assert set(LABELS) == set(get_args(Label))
 
@@ -354,9 +355,9 @@ def test_documents_left_out_are_told() -> None:
     one, three, none = judge(
         [Evidence(a, b, None, 1), Evidence(a, b, paired(a, b), 3), Evidence(a[:0], b[:0], None, 64)]
     )
-    assert one.text.endswith(" (1 document failed in the other run and is left out)")
+    assert one.text.endswith(" (1 document failed in one of the runs and is left out)")
     assert (
-        " (3 documents failed in the other run and are left out); gain over the receiver alone +54.7"
+        " (3 documents failed in one of the runs and are left out); gain over the receiver alone +54.7"
         in three.text
     )
     assert none.label == "untested" and "(64 documents failed" in none.text

@@ -188,14 +188,9 @@ def test_what_broke_in_the_other_run_makes_nothing_look_good(tmp_path, capsys, m
     line = (
         summarise(read_run_groups([tmp_path]).groups).set_index(["mode", "control"]).loc[("t2t", "matched")]
     )
-    assert (
-        line["content"] == 0
-        and line["content_n"] == 50
-        and line["gain"] == 0
-        and line["gain_n"] == 50
-        and line["verdict"] == "undecided"
-    )
-    assert "30 documents failed" in line["verdict_text"]
+    assert line["verdict"] == "not judged" and line["content_n"] == line["gain_n"] == 0
+    assert "30 of 80 documents failed in t2t (deranged)" in line["verdict_text"]
+    assert "no gain: 30 of 80 documents failed in receiver" in line["note"]
     code, out, _ = invoke(capsys, monkeypatch, "verdict", tmp_path)
     assert code == 0 and "30 of 80 documents failed and count as wrong" in " ".join(out.split())
 

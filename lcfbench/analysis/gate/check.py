@@ -32,7 +32,7 @@ from lcfbench.analysis.matching import (
     short_names,
     value_of,
 )
-from lcfbench.analysis.run_groups import joined
+from lcfbench.analysis.run_groups import comparable_scores, joined, too_many_failed
 from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,7 +62,12 @@ def check_run_groups(
     refuse(pairs, (*GUARDED, PROMPTS), allow, "check", SIDES)
     checked = Checked([], max_drop, max_slowdown)
     names = dict(zip(map(id, baseline.groups), short_names(baseline.groups), strict=True))
-    shared = [joined(b, n)[:2] for b, n in pairs]
+    shared = [
+        (x[:0], y[:0]) if too_many_failed(b, n) else (x, y)
+        for b, n in pairs
+        for x, y, _ in [comparable_scores(b, n)]
+    ]
+    common = [len(joined(b, n)[2]) for b, n in pairs]
     untimed = [_not_timed(b, n) for b, n in pairs]
     scored = [i for i, (before, _) in enumerate(shared) if len(before)]
     timed = (
@@ -83,15 +88,17 @@ def check_run_groups(
         elif max_slowdown is not None:
             text = f"not compared: {untimed[i]}"
             checked.items.append(Item(**about, aspect="first token", outcome=Outcome.UNSURE, text=text))
-        lacking = lacks(b, n, len(shared[i][0]))
-        if not lacking and i not in scored:
+        lacking = lacks(b, n, common[i])
+        if i not in scored and common[i]:
+            lacking.append(f"not judged: {too_many_failed(b, n)}")
+        elif not lacking and i not in scored:
             lacking = ["the baseline has no documents"]
         absent: dict[str, Any] = {**about, "outcome": Outcome.INCOMPLETE}
         if text := "; ".join(lacking):
-            checked.items.append(Item(**absent, aspect="documents", n=len(shared[i][0]), text=text))
+            checked.items.append(Item(**absent, aspect="documents", n=common[i], text=text))
         if text := _one_sided(b, n, allow):
             checked.items.append(Item(**absent, aspect="fields", text=text))
-        checked.notes += [f"{about['name']}: {text}" for text in _notes(b, n, len(shared[i][0]))]
+        checked.notes += [f"{about['name']}: {text}" for text in _notes(b, n, common[i])]
     for group in missing:
         about = {"name": names[id(group)], "task": group.task, "mode": name_of(group)}
         text = f"no such run{_nearest(group, new.groups)}"
@@ -170,7 +177,7 @@ def lacks(b: RunGroup, n: RunGroup, shared: int) -> list[str]:
         found.append(f"{len(hashes):,} of the baseline's documents are missing ({few})")
     if n.state in ("running", "interrupted"):
         found.append(f"not finished ({n.state})")
-    if n.errors > b.errors:
+    if len(np.setdiff1d(n.failed, b.failed)):
         failed = f"{n.errors:,} of {n.n:,} documents failed, {b.errors:,} in the baseline"
         found.append(f"{failed}; the first: {first_error(n)}")
     return found
