@@ -8,6 +8,7 @@ Several are trained side by side: both models read each batch once for all adapt
 
 from __future__ import annotations
 
+import os
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -289,10 +290,19 @@ class Trainer:
         if self.main:
             path = self.recipe.out / CHECKPOINT
             states = [one.state() for one in self.trainings]
+            state = {"recipe": self.recipe.digest(), "step": self.step, "trainings": states}
+            part = path.with_suffix(".partial")
             with writing(self.recipe.out):
-                part = path.with_suffix(".partial")
-                torch.save({"recipe": self.recipe.digest(), "step": self.step, "trainings": states}, part)
-                part.replace(path)
+                try:
+                    with open(part, "wb") as file:
+                        torch.save(state, file)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    part.replace(path)
+                except RuntimeError as error:  # torch's own follows the refusal of the disk
+                    raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+                finally:
+                    part.unlink(missing_ok=True)
 
     def interrupted(self) -> None:
         """Keeps a checkpoint where no step is half done, and the best states."""

@@ -111,7 +111,7 @@ def differs(found: dict[str, Any], want: dict[str, Any]) -> list[str]:
 def test_several_at_once_into_one_folder_leave_what_one_leaves(world, alone, verb, count):
     want, seconds = measure(world, alone, verb)
     drawn = random.Random(f"{verb}{count}{SEED}")
-    for round in range(max(1, int(MORE))):
+    for round in range(max(1, round(MORE))):
         fresh(world)
         late = 0.0 if round % 2 == 0 else seconds
         argv = WRITING[verb].split()
@@ -138,7 +138,7 @@ def test_killed_at_any_moment_and_called_again_is_as_uninterrupted(world, alone,
     want, seconds = measure(world, alone, verb)
     drawn = random.Random(f"{verb}{how}{SEED}")
     numbers = [signal.Signals[f"SIG{name}"] for name in how.split()]
-    for _ in range(max(1, round(2 * MORE))):
+    for _ in range(max(1, round(MORE))):
         fresh(world)
         for _ in range(2):  # killed, resumed and killed again
             moment = drawn.uniform(0, seconds)
@@ -157,7 +157,7 @@ def test_files_that_cannot_grow_are_one_line_and_the_next_call_mends_it(world, a
     """A limit on the size of files, as a quota has it."""
     want, _ = measure(world, alone, verb)
     drawn = random.Random(f"{verb}{SEED}")
-    for _ in range(max(1, round(2 * MORE))):
+    for _ in range(max(1, round(MORE))):
         fresh(world)
         limit = drawn.choice([5_000, 6_000, 9_000, 20_000, 60_000])
         done = world.run(WRITING[verb].split(), file_bytes=limit, log="/dev/null")
