@@ -474,6 +474,7 @@ FORMS: dict[str, Form] = {
     ".py": change_text,
     ".jinja": change_text,
     ".txt": change_text,
+    ".csv": change_text,
 }
 
 

@@ -37,7 +37,7 @@ LONGEST = 1500  # characters of an error
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 OUR_PATHS = {"--out", "--junit"}
 LONG = {"--steps", "--limit", "--tokens", "--repeats", "--warm-up", "--answer-tokens", "--prompt-tokens"}
-LONG |= {"--budget", "--train-documents", "--dev-documents", "--latency-documents"}
+LONG |= {"--budget", "--train-documents", "--dev-documents", "--latency-documents", "--minutes"}
 ODD = [
     "",
     " ",

@@ -29,12 +29,14 @@ GRID = f"{PAIR} --mode receiver,lcf --adapter adapters/lcf --task splitfacts --d
 GRID += "--prompt-tokens 40 --answer-tokens 1 --repeats 1 --warm-up 1"
 PRUNE = f"--dev splitfacts --limit 2 --keep 1 {FP}"
 ENRICH = f"--model models/receiver --task splitfacts --limit 2 {FP}"
+PROBE = "--task splitfacts --minutes 0.1 --limit 4 --batch-size 2 --budget 3 --dtype float32"
 TEXT = "--text text.txt --tokens 1200 --dtype float32"
 LINES = [
     Line("run --recipe run.yaml --out out", "run.yaml models/receiver models/sharer adapters/lcf"),
     Line("run --recipe run.yaml --out results", "results/{lcf}", "results"),
     Line("run --recipe run.yaml --out journals", "journals/{lcf}", "journals"),
     Line(f"run {PAIR} {FP} --mode receiver --limit 3 --task tasks/mine.yaml --out out", OWN),
+    Line(f"run {PAIR} {FP} --mode receiver --limit 3 --task table.csv --out out", "table.csv"),
     Line("run --recipe run.yaml --dry-run", "run.yaml models/receiver models/sharer", slow=False),
     Line(f"run --dry-run --task tasks/mine.yaml {PAIR}", OWN, slow=False),
     Line("demo --limit 1 --out out"),
@@ -57,6 +59,10 @@ LINES = [
     Line("ls adapters", "adapters/lcf", good="smollm2", slow=False),
     Line("ls tasks", "tasks", good="splitfacts", slow=False),
     Line("ls models", slow=False),
+    Line("task new mine --from table.csv --out out", "table.csv", slow=False),
+    Line(f"task check tasks/mine.yaml {PAIR}", OWN, slow=False),
+    Line(f"task check table.csv {PAIR}", "table.csv", slow=False),
+    Line(f"probe {PAIR} {PROBE} --out out/probe", "models/sharer"),
     Line("doctor --offline", "mirror", slow=False),
     Line(f"adapter size {PAIR}", "models/receiver models/sharer", slow=False),
     Line("adapter info adapters/lcf", "adapters/lcf", slow=False),

@@ -191,6 +191,8 @@ class World:
         (work / "run.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
         (work / "train.yaml").write_text(yaml.safe_dump(TRAINING, sort_keys=False))
         (work / "text.txt").write_text("\n\n".join(f"{i}. {t}" for i in range(12) for t in helpers.TEXT))
+        rows = "".join(f"Which is {i}?,{i},{i + 1},{'ab'[i % 2]}\n" for i in range(8))
+        (work / "table.csv").write_text(f"question,a,b,answer\n{rows}")
         self._make_task(work)
         self._make_fuser(work / "fuser")
         self._good("train --recipe train.yaml --out adapters/lcf")
