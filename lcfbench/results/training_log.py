@@ -12,6 +12,7 @@ from typing import Any
 from lcfbench.files import write, writing
 
 LOG, JOURNAL = "training.parquet", "training.jsonl"
+ROW = {"adapter": (str,), "step": (int,), "metric": (str,), "value": (float,)}
 
 
 class TrainLog:
@@ -25,7 +26,7 @@ class TrainLog:
             if resumed_at is not None and path.exists():
                 kept = [
                     row
-                    for line in path.read_text().splitlines()
+                    for line in path.read_text(errors="replace").splitlines()
                     if (row := _row(line)) and row["step"] <= resumed_at
                 ]
                 self.rows = kept
@@ -68,9 +69,11 @@ class TrainLog:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """Returns a row of the journal, None for a torn line, as a killed training may leave."""
+    """Returns a row of the journal, None for a torn or foreign line, as a killed training may leave."""
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and "step" in row else None
+    if not isinstance(row, dict) or any(type(row.get(name)) not in kinds for name, kinds in ROW.items()):
+        return None
+    return row if 0 <= row["step"] < 2**63 else None

@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from lcfbench.errors import UserError
+
 Row = dict[str, Any]
 Raw = Callable[[Iterable[Mapping[str, Any]], str], list[Row]]
 
@@ -68,6 +70,9 @@ def keep(
         made = function(row, index, **options)
         if isinstance(made, str):
             dropped[made] += 1
-        else:
+        elif isinstance(made, Mapping):
             kept.append(made)
+        else:
+            what = f"{function.__name__} gives {type(made).__name__} for row {index + 1}."
+            raise UserError(what, "Return a dict of fields, or a text that says why the row is left out.")
     return kept, dropped

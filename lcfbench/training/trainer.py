@@ -8,9 +8,10 @@ Several are trained side by side: both models read each batch once for all adapt
 
 from __future__ import annotations
 
+import operator
 import os
+import pickle
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -123,9 +124,12 @@ class Trainer:
         """Runs the steps that are left, from the checkpoint `resumed` or from the first."""
         r = self.recipe
         if resumed is not None:
-            self.step = resumed["step"]
-            for one, state in zip(self.trainings, resumed["trainings"], strict=True):
-                one.restore(state)
+            try:
+                self.step = operator.index(resumed["step"])
+                for one, state in zip(self.trainings, resumed["trainings"], strict=True):
+                    one.restore(state)
+            except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+                raise _torn(self.recipe.out / CHECKPOINT, error) from error
             self.progress.say(f"goes on from step {self.step} of {r.steps}.")
         log = self._log = TrainLog(r.out, self.step) if self.main else None
         order = batch_order(examples, r)
@@ -324,17 +328,26 @@ def _checkpoint(recipe: TrainRecipe) -> dict[str, Any] | None:
     path = recipe.out / CHECKPOINT
     if not path.exists() or recipe.force:
         return None
-    if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"{path} cannot be read (it is no checkpoint, or torn).", "Remove it, or start over with --force."
-        )
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        raise _torn(path, error) from error
+    if not isinstance(state, dict) or not isinstance(state.get("recipe"), str):
+        raise _torn(path, "it names no recipe")
     if state["recipe"] != recipe.digest():
         raise UserError(
             f"{path} is of a training with other settings.",
             "Repeat that command, name another --out, or start over with --force.",
         )
     return dict(state)
+
+
+def _torn(path: Path, why: object) -> UserError:
+    text = " ".join(str(why).split())[:160]
+    return UserError(
+        f"{path} cannot be read (it is no checkpoint, or torn: {text}).",
+        "Remove it, or start over with --force.",
+    )
 
 
 def batch_order(examples: Sequence[Document], recipe: TrainRecipe) -> list[list[Document]]:

@@ -111,9 +111,9 @@ def differs(found: dict[str, Any], want: dict[str, Any]) -> list[str]:
 def test_several_at_once_into_one_folder_leave_what_one_leaves(world, alone, verb, count):
     want, seconds = measure(world, alone, verb)
     drawn = random.Random(f"{verb}{count}{SEED}")
-    for round in range(max(1, round(MORE))):
+    for attempt in range(max(1, round(MORE))):
         fresh(world)
-        late = 0.0 if round % 2 == 0 else seconds
+        late = 0.0 if attempt % 2 == 0 else seconds
         argv = WRITING[verb].split()
         done = world.together([{"argv": argv, "delay": drawn.uniform(0, late)} for _ in range(count)])
         for one in done:

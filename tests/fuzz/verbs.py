@@ -29,7 +29,7 @@ GRID = f"{PAIR} --mode receiver,lcf --adapter adapters/lcf --task splitfacts --d
 GRID += "--prompt-tokens 40 --answer-tokens 1 --repeats 1 --warm-up 1"
 PRUNE = f"--dev splitfacts --limit 2 --keep 1 {FP}"
 ENRICH = f"--model models/receiver --task splitfacts --limit 2 {FP}"
-PROBE = "--task splitfacts --minutes 0.1 --limit 4 --batch-size 2 --budget 3 --dtype float32"
+PROBE = "--task splitfacts --minutes 0.5 --limit 4 --batch-size 2 --budget 3 --dtype float32"
 TEXT = "--text text.txt --tokens 1200 --dtype float32"
 LINES = [
     Line("run --recipe run.yaml --out out", "run.yaml models/receiver models/sharer adapters/lcf"),

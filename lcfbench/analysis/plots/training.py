@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.plots.figures import COLOURS, GREY, INK, canvas, drawable, save, styled
 from lcfbench.errors import UserError
-from lcfbench.results.training_log import LOG
+from lcfbench.results.training_log import LOG, ROW
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,7 @@ def read(folders: Sequence[Path]) -> pd.DataFrame:
     Raises UserError where there is none, or one cannot be read.
     """
     import pandas as pd
+    from pandas.api.types import is_numeric_dtype, is_string_dtype
 
     files = [
         f for folder in folders for f in ([folder] if folder.is_file() else sorted(folder.glob(f"**/{LOG}")))
@@ -39,8 +40,13 @@ def read(folders: Sequence[Path]) -> pd.DataFrame:
     frames = []
     for file in files:
         try:
-            frame = pd.read_parquet(file, columns=["adapter", "step", "metric", "value"])
-        except (OSError, ValueError, KeyError) as error:
+            frame = pd.read_parquet(file, columns=[*ROW])
+            for name, (kind, *_) in ROW.items():
+                of_kind = is_string_dtype if kind is str else is_numeric_dtype
+                if not of_kind(frame[name]) or (name != "value" and frame[name].isna().any()):
+                    raise ValueError(f"column {name} holds other values")
+            frame = frame.assign(step=frame["step"].astype("int64"))
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(
                 f"{file} is no training log ({str(error).splitlines()[0]}).",
                 "Name a folder that `lcfbench train` wrote.",
