@@ -103,7 +103,6 @@ class OracleRun:
 
         with locked(self.folder, wait=True), writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / MANIFEST).unlink(missing_ok=True)
             for plot in [*self.folder.glob("*.png"), *self.folder.glob("*.svg")]:
                 plot.unlink()  # of an earlier run: drawn anew
             for name, frame in tables.items():

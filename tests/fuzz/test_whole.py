@@ -35,7 +35,7 @@ WRITING = {
     "run": "run --recipe run.yaml --mode receiver,lcf,t2t -o budget=3 --limit 8 --out out",
     "train": "train --recipe train.yaml --steps 6 --out out",
     "import-c2c": "adapter import-c2c fuser --out out",
-    "prune": f"adapter prune adapters/lcf --dev splitfacts --limit 4 --keep 1 --out out {FP}",
+    "prune": f"adapter prune adapters/lcf {PAIR} --dev splitfacts --limit 4 --keep 1 --out out {FP}",
     "pull": "adapter pull org/tiny --out out",
     "enrich": f"oracle enrich --model models/receiver --task splitfacts --limit 4 --out out {FP}",
     "transform": f"oracle transform {PAIR} {TEXT} --out out",
