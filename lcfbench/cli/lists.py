@@ -124,7 +124,10 @@ def doctor(
     offline: OfflineOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
 ) -> None:
-    """Check versions, devices, where models and data come from, and the task files."""
+    """Check versions, devices, where models and data come from, and the task files.
+
+    Ends with 1 where something that is needed is missing.
+    """
     from lcfbench.cli.doctor import checks
 
     quiet_libraries()
@@ -135,4 +138,4 @@ def doctor(
         next_step = f"\n    → {check.next_step}" if not check.ok and check.next_step else ""
         echo(f"{'ok ' if check.ok else 'NO '} {check.name}: {check.detail}{next_step}")
     if not all(check.ok for check in found):
-        raise typer.Exit(Exit.USER)
+        raise typer.Exit(Exit.FAILED)
