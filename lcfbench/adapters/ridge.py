@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lcfbench.errors import UserError
+
 CLAMP = 8.0  # standard deviations: a few channels of a few tokens are hundreds away and would rule the fit
 PENALTY = (
     1e-2  # times the number of tokens: inputs have variance about 1, so it weighs the same at any number
@@ -101,12 +103,19 @@ class Ridge:
     def solve(self, penalty: float = PENALTY) -> LinearMap:
         """Returns the map that minimises Σ‖y − xW − b‖² + penalty·tokens·‖W‖².
 
-        A penalty of 0 needs more tokens than inputs and no two equal inputs.
+        A penalty of 0 needs more tokens than inputs and no two equal inputs. Raises UserError where
+        there is no solution.
         """
         assert self.tokens, "nothing to fit"
         n = self.tokens
         x_mean, y_mean = self.x_sum / n, self.y_sum / n
-        factor = torch.linalg.cholesky(n * self.moment(penalty))
+        try:
+            factor = torch.linalg.cholesky(n * self.moment(penalty))
+        except torch.linalg.LinAlgError as error:
+            raise UserError(
+                f"the fit on {n:,} tokens of {len(x_mean):,} inputs has no solution.",
+                "Give more tokens, or a larger penalty.",
+            ) from error
         weight = torch.empty_like(self.cross)
         for part in torch.arange(len(y_mean), device=weight.device).split(
             AT_ONCE

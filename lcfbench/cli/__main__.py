@@ -27,6 +27,7 @@ from lcfbench.cli.task import task_app
 from lcfbench.cli.train import train
 from lcfbench.errors import Exit, UserError
 
+LONGEST, TAIL = 1_200, 400  # characters of an error, and those that stay at its end
 ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own copy of click in some versions
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
@@ -102,8 +103,11 @@ def name_shell(arguments: list[str]) -> None:
 
 
 def complain(text: str) -> None:
-    """Prints one line and ends with exit code 2."""
-    echo(f"lcfbench: {' '.join(text.split())}", stderr=True)
+    """Prints one line and ends with exit code 2; the middle of a very long one is left out."""
+    line = " ".join(text.split())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST - TAIL]} … {line[-TAIL:]}"
+    echo(f"lcfbench: {line}", stderr=True)
     sys.exit(Exit.USER)
 
 

@@ -188,6 +188,7 @@ def judge(world: World, line: Line, kind: str, done: Outcome, before: dict[str, 
                 f"control: {found[0]!r} on {name}: {text[max(found.start() - 40, 0) : found.end() + 10]!r}"
             )
     may = [world.now / "work" / place for place in line.writes.format(**world.names).split()]
+    may += [place.with_name(f".{place.name}.lock") for place in may]
     may += [world.now / "cache", world.now / "tmp", world.root / "matplotlib", world.root / "inductor"]
     may += [world.root / "rustup", Path("/dev"), Path("/proc")]
     after = world.files(world.now)
