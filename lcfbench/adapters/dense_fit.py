@@ -42,6 +42,11 @@ def reconstruct(adapter: DenseAdapter, pairs: Stream, say: Callable[[str], None]
         done, held = _gradient(adapter, pairs)
     else:
         return
+    if not all(bool(p.isfinite().all()) for p in adapter.state_dict().values()):
+        raise UserError(
+            f"reconstruction by {adapter.reconstruction} gives weights that are not finite.",
+            "Lower the adapter's option reconstruction_lr, or give it more documents.",
+        )
     score = r2(adapter, held)
     found = "no held-out text"
     if score is not None:

@@ -57,6 +57,8 @@ def bench(
     for each in planned.left_out:
         note(f"left out: {each['mode']} on {each['task']}: {each['why']}")
     found = result(planned, interrupted)
+    if not found["rows"] and not interrupted:
+        raise UserError("nothing could be timed: see above.", "Change the options that it names.")
     if not as_json:
         show(found["rows"])
     line_of_json = json.dumps(found, allow_nan=False)

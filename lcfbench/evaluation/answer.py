@@ -10,6 +10,7 @@ from typing import Any
 from lcfbench.methods.base import Batch
 from lcfbench.models.answering import decode, rank
 from lcfbench.models.choice_tree import branch, can_branch
+from lcfbench.models.finite import check_cache
 from lcfbench.models.protocol import State
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt, continuation, continuations, extend
@@ -20,10 +21,13 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
     """Returns each document's outcome and the number of its answer tokens.
 
     Answer tokens are those written, or those run to rank the choices, texts between steps included.
+    Of equal log-likelihoods the first one is picked, as lm-eval does. Raises NotFiniteError where a number
+    that decides is NaN or infinite, or where all logits are equal.
     """
     documents, lm = list(batch.documents), state.lm
     first = documents[0]
     with batch.clock("decode"):
+        check_cache(state.kv, f"the cache from which {lm.name} answers")
         if not first.steps:
             opened = lm.open(state)
             batch.clock.first_token()

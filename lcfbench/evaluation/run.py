@@ -20,6 +20,7 @@ from lcfbench.evaluation.rows import Rows
 from lcfbench.evaluation.session import Session
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.causal_lm import apart
+from lcfbench.models.finite import NotFiniteError, first_place
 from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
 from lcfbench.models.protocol import State
 from lcfbench.models.timing import PHASES, Clock
@@ -30,6 +31,7 @@ from lcfbench.tasks.task import Outcome, Task
 
 # A document that fails costs its own row and no more. Errors of the writer are raised outside.
 FAILURES = Exception
+TIES = 0.1  # share of documents from which ties are reported; rounding alone causes fewer
 
 
 class Run:
@@ -66,6 +68,9 @@ class Run:
         self.seconds = 0.0  # that its batches took, or would have taken alone
         self.failures: list[str] = []  # why documents failed
         self.retried: list[str] = []  # why batches were answered document by document
+        self.untimed: list[str] = []  # why documents could not be timed alone
+        self.unable = ""  # why no document can be answered
+        self.ties = 0  # documents whose likeliest choices are equally likely
 
     def _identity(self) -> dict[str, Any]:
         """Everything that changes an answer."""
@@ -141,9 +146,16 @@ class Run:
             progress.say(f"{self.writer.run_id}: complete already, nothing to do (--fresh runs it again).")
 
     def calibrate(self) -> None:
-        """Settles the method on validation documents where it needs any, then puts it under its control."""
+        """Settles the method on validation documents where it needs any, then puts it under its control.
+
+        Where numbers that are not finite forbid that, every document will fail.
+        """
         if self.calibration_documents:
-            self.writer.record(calibration=self.session.calibrate(self.method, self.calibration_documents))
+            try:
+                facts = self.session.calibrate(self.method, self.calibration_documents)
+                self.writer.record(calibration=facts)
+            except NotFiniteError as error:
+                self.unable = f"cannot be calibrated: {error}"
         self.answering: Method = load_control(self.control).wrap(self.method, self.task.seed)
         self.writer.record(sends=self.answering.sends)
         params = self.adapter.params if self.adapter else 0
@@ -164,6 +176,13 @@ class Run:
         if self.failures:
             count = f"{len(self.failures)} of {len(self.documents)}"
             progress.warn(f"{count} documents failed and count as wrong; the first: {self.failures[0]}")
+        if self.untimed and not self.failures:
+            count, what = len(self.untimed), "documents failed alone, so they have no latency"
+            progress.warn(f"{self.title}: {count} {what}; the first: {self.untimed[0]}")
+        if self.ties > TIES * len(self.documents):
+            count = f"{self.ties} of {len(self.documents)}"
+            what = "documents the likeliest choices are equally likely; the first of them counts"
+            progress.warn(f"{self.title}: for {count} {what}.")
         rate = len(self.todo) / self.seconds if self.todo else None
         self.writer.finish({"documents_per_second": rate, "seconds": self.seconds})
 
@@ -185,9 +204,11 @@ class Run:
         try:
             state, outcomes, tokens, _ = self._respond(documents)
             rows = [self.rows.row(d, state, outcomes[i], tokens[i], i) for i, d in enumerate(documents)]
+            self.ties += sum(
+                d.hash in self.todo and tied(o) for d, o in zip(documents, outcomes, strict=True)
+            )
         except FAILURES as error:
-            reason = " ".join(str(error).split())[:500]
-            reason = reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}"
+            reason = reason_of(error)
             if len(documents) > 1:
                 self.seconds += time.perf_counter() - began
                 freed = sum(
@@ -200,6 +221,8 @@ class Run:
                 for document in documents:
                     self.answer([document])
                 return
+            if isinstance(error, NotFiniteError) and not self.unable:
+                reason = self._traced(documents[0], error)
             self.failures.append(reason)
             rows = [{"error": reason, "score": 0.0}]
         seconds = time.perf_counter() - began + sum(each.saved_seconds for each in readings)
@@ -214,11 +237,25 @@ class Run:
             self._record(document, row | (self._latency(document) if document.hash in self.timed else {}))
 
     def _respond(self, documents: Sequence[Document]) -> tuple[State, list[Outcome], list[int], Clock]:
+        if self.unable:
+            raise NotFiniteError(self.unable)
         clock = Clock(self.answering.receiver.device)
         batch = Batch(documents, [self.message_from[d.hash] for d in documents], clock)
         state = self.answering.respond(batch)
         outcomes, tokens = answer(state, batch)
         return state, outcomes, tokens, clock
+
+    def _traced(self, document: Document, error: NotFiniteError) -> str:
+        """The reason why a document has no answer, with the first place that is not finite."""
+        roles = [role for role in ("sharer", "receiver") if role in self.answering.roles]
+        models = {f"the {role}": getattr(self.answering, role) for role in roles}
+        with apart(models.values()), first_place(models):
+            try:
+                self._respond([document])
+            except NotFiniteError as first:
+                if first.what != error.what:
+                    return reason_of(UserError(f"{error.what} First, {first.what}", error.next_step))
+        return reason_of(error)
 
     def _latency(self, document: Document) -> dict[str, float]:
         """Warm timings of one document alone, in ms; nothing that it needs is at hand already.
@@ -228,8 +265,9 @@ class Run:
         with apart((self.answering.receiver, self.answering.sharer)):
             try:
                 clock = self._respond([document])[3]
-            except FAILURES:
-                return {}  # its error row is written by the batched pass
+            except FAILURES as error:
+                self.untimed.append(reason_of(error))
+                return {}
             total = clock.total_ms()
         return {f"{p}_ms": clock.ms[p] for p in PHASES} | {"ttft_ms": clock.ttft_ms or 0.0, "ttea_ms": total}
 
@@ -246,3 +284,15 @@ class Run:
             "message_from": sender.hash if self.answering.sends else None,
         }
         self.writer.append(fixed | row)
+
+
+def reason_of(error: Exception) -> str:
+    """The reason of a failure as a row holds it: one line, with the exception's name where it is a bug."""
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def tied(outcome: Outcome) -> bool:
+    """Says whether in some step two choices share the highest log-likelihood."""
+    rows = ([ll for ll, _ in step] for step in outcome.loglikelihoods)
+    return any(row.count(max(row)) > 1 for row in rows)

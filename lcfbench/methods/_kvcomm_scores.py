@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lcfbench.errors import UserError
 from lcfbench.methods.base import prompt
+from lcfbench.models.finite import NotFiniteError, check_cache, finite
 from lcfbench.models.protocol import LanguageModel
 from lcfbench.tasks.document import Document
 
@@ -26,13 +27,18 @@ def importance(
     """Returns (L,), in [0, 1]: the receiver's attention to the sharer's entries but the first.
 
     The mean over heads, documents and the `last` tokens of the receiver's prompt (0: all). Every
-    document is read alone; all layers see all entries.
+    document is read alone; all layers see all entries. Raises NotFiniteError.
     """
     found, queries = [], slice(-last or None, None)
     for d in documents:
         theirs = sharer.prefill([prompt(sharer, d.sharer, d).ids])
         mine = prompt(receiver, d.receiver, d).ids
-        found.append(receiver.attention_share([mine], theirs, slice(1, theirs.length), queries))
+        check_cache(theirs, f"the cache of the sharer {sharer.name}")
+        share = receiver.attention_share([mine], theirs, slice(1, theirs.length), queries)
+        if not finite(share):
+            layer = int((~share.isfinite()).nonzero()[0, 0])
+            raise NotFiniteError(f"attention of {receiver.name} in layer {layer} is not finite ({d.doc_id})")
+        found.append(share)
     return torch.stack(found).mean(0)
 
 

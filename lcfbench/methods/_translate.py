@@ -17,6 +17,7 @@ from lcfbench.adapters.lcf import flat
 from lcfbench.alignment.remap import remap_prompt
 from lcfbench.alignment.tokens import aligned_positions
 from lcfbench.methods.base import prompt
+from lcfbench.models.finite import check_cache
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.padding import pad_left
 from lcfbench.models.protocol import LanguageModel
@@ -83,10 +84,12 @@ def read_pairs(
     for start in range(0, len(documents), AT_ONCE):
         group = documents[start : start + AT_ONCE]
         mine, theirs = two_readings(receiver, sharer, group, config)
-        sent, own = (
-            lm.content_keys(lm.prefill([p.ids for p in prompts]))
-            for lm, prompts in ((sharer, theirs), (receiver, mine))
-        )
+        caches = [
+            lm.prefill([p.ids for p in prompts]) for lm, prompts in ((sharer, theirs), (receiver, mine))
+        ]
+        for kv, lm in zip(caches, (sharer, receiver), strict=True):
+            check_cache(kv, f"the cache of {lm.name}")
+        sent, own = sharer.content_keys(caches[0]), receiver.content_keys(caches[1])
         tokens, read = aligned_tokens(mine, theirs, config.token_alignment, lead)
         (index, real), (own_index, _) = columns_of(read, theirs, sent), columns_of(tokens, mine, own)
         keep = real.flatten().bool()

@@ -21,6 +21,7 @@ from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.errors import UserError
 from lcfbench.methods.ask import Answer, answer_of, document_of
+from lcfbench.models.finite import check_cache
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import LanguageModel, State
 from lcfbench.models.timing import Clock
@@ -99,9 +100,14 @@ class Method:
             return answer_of(self.respond(batch), batch.clock, document)
 
     def sharer_cache(self, prompts: Sequence[Prompt]) -> KV:
-        """Returns the sharer's cache over whole prompts, left-padded; no gradient goes there."""
+        """Returns the sharer's cache over whole prompts, left-padded; no gradient goes there.
+
+        Raises NotFiniteError for an entry that is NaN or infinite.
+        """
         with torch.no_grad():
-            return self.sharer.prefill([p.ids for p in prompts])
+            kv = self.sharer.prefill([p.ids for p in prompts])
+        check_cache(kv, f"the cache of the sharer {self.sharer.name}")
+        return kv
 
     @classmethod
     def configure(

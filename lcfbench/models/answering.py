@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lcfbench.models.finite import FLAT, NotFiniteError, check_decided
 from lcfbench.models.grouping import forward_tokens, groups
 from lcfbench.models.kv_cache import growing
 from lcfbench.models.padding import pad_right
@@ -32,7 +34,7 @@ def rank(opened: Opened, choices: Choices) -> Ranked:
     device = opened.logits.device
     rows = torch.tensor([b for b, row in enumerate(choices) for _ in row], device=device)
     gold = torch.tensor([ids[0] for row in choices for ids in row], device=device)
-    flat = iter(judged(opened.logits, gold, rows, [1] * len(gold)))
+    flat = iter(judged(opened.logits, gold, rows, [1] * len(gold), opened.lm.name))
     out = [[next(flat) for _ in row] for row in choices]
     longer = sorted(
         ((b, c) for b, row in enumerate(choices) for c, ids in enumerate(row) if len(ids) > 1),
@@ -43,7 +45,16 @@ def rank(opened: Opened, choices: Choices) -> Ranked:
         tails = rank_tails(opened, [b for b, _ in some], [choices[b][c] for b, c in some])
         for (b, c), (ll, greedy) in zip(some, tails, strict=True):
             out[b][c] = out[b][c][0] + ll, out[b][c][1] and greedy
-    return out
+    return checked(out, opened.lm.name)
+
+
+def checked(ranked: Ranked, name: str) -> Ranked:
+    """Returns what a model of this name ranked. Raises NotFiniteError where a log-likelihood is not finite."""
+    for row in ranked:
+        for number, (ll, _) in enumerate(row, 1):
+            if not math.isfinite(ll):
+                raise NotFiniteError(f"{name}'s log-likelihood of choice {number} is {ll}")
+    return ranked
 
 
 def rank_tails(opened: Opened, rows: list[int], choices: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
@@ -56,17 +67,24 @@ def rank_tails(opened: Opened, rows: list[int], choices: Sequence[Sequence[int]]
     row_at, column = mask.nonzero(as_tuple=True)
     logits, _ = lm.forward(opened.kv.rows_at(row), ids, mask, positions, (row_at, column))
     gold = torch.tensor([i for c in choices for i in c[1:]], device=device)
-    return judged(logits, gold, torch.arange(len(gold), device=device), [len(c) - 1 for c in choices])
+    every = torch.arange(len(gold), device=device)
+    return judged(logits, gold, every, [len(c) - 1 for c in choices], lm.name)
 
 
-def judged(logits: Tensor, gold: Tensor, rows: Tensor, counts: list[int]) -> list[tuple[float, bool]]:
+def judged(
+    logits: Tensor, gold: Tensor, rows: Tensor, counts: list[int], name: str
+) -> list[tuple[float, bool]]:
     """Returns log-likelihood and greediness of runs of tokens: `counts[i]` tokens each, in order.
 
     gold: (n,) tokens, each judged by row `rows[i]` of the logits (m, V). A part of the rows is
-    normalised at a time: no copy of all logits is made.
+    normalised at a time: no copy of all logits is made. name: the model's. Raises NotFiniteError for
+    logits that can rank nothing.
     """
-    step = max(LOGITS_BYTES // (4 * logits.shape[-1]), 1)
+    vocabulary = logits.shape[-1]
+    step = max(LOGITS_BYTES // (4 * vocabulary), 1)
     norm = torch.cat([part.logsumexp(-1) for part in logits.split(step)])
+    if vocabulary > 1:
+        check_decided(*logits.aminmax(dim=-1), name)
     nll, hits = norm[rows] - logits[rows, gold], logits.argmax(-1)[rows] == gold
     if all(n == 1 for n in counts):
         return list(zip((-nll).tolist(), hits.tolist(), strict=True))
@@ -77,7 +95,8 @@ def judged(logits: Tensor, gold: Tensor, rows: Tensor, counts: list[int]) -> lis
 def decode(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> tuple[list[str], list[int]]:
     """Writes greedily. Returns each row's text, cut before the first `until`, and its token count.
 
-    Rows that have ended are left out once they are half of the rows that run.
+    Rows that have ended are left out once they are half of the rows that run. Raises NotFiniteError where
+    the logits of a row cannot choose a token.
     """
     lm, stops = opened.lm, opened.lm.stop_ids()
     written: list[list[int]] = [[] for _ in range(opened.logits.shape[0])]
@@ -86,10 +105,15 @@ def decode(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> tu
     kv, position, logits = opened.kv, opened.next_position, opened.logits
     cache, mask, hidden = growing(kv), kv.mask, kv.hidden
     for step in range(max_new_tokens):
-        ids = logits.argmax(-1)
-        for b, token in zip(rows, ids.tolist(), strict=True):
+        ids, (low, high) = logits.argmax(-1), logits.aminmax(dim=-1)
+        ends = torch.stack([low, high], 1).tolist()
+        for b, token, (least, most) in zip(rows, ids.tolist(), ends, strict=True):
             if b not in alive:
                 continue
+            if not math.isfinite(most):
+                raise NotFiniteError(f"{lm.name}'s largest logit is {most} at token {step + 1} of its text")
+            if most - least < FLAT and logits.shape[-1] > 1:
+                raise NotFiniteError(f"all of {lm.name}'s logits are equal at token {step + 1} of its text")
             if token in stops:
                 alive.discard(b)
                 continue

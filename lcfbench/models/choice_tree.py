@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lcfbench.models.answering import Choices, Ranked, judged
+from lcfbench.models.answering import Choices, Ranked, checked, judged
 from lcfbench.models.grouping import forward_tokens, groups
 from lcfbench.models.kv_cache import KV, stacked
 from lcfbench.models.padding import pad_right
@@ -80,7 +80,7 @@ def branch(state: State, choices: Choices) -> tuple[Ranked, Opened]:
     def extended() -> KV:
         return stacked([cut() for cut in caches]).rows_at(back)
 
-    return ranked, Opened(lm, torch.cat(logits)[back], state.positions[:, -1] + 1, extended)
+    return checked(ranked, lm.name), Opened(lm, torch.cat(logits)[back], state.positions[:, -1] + 1, extended)
 
 
 def run(
@@ -112,7 +112,8 @@ def run(
             gold += choice
             counts.append(len(choice))
             n += len(choice) - 1
-    flat = iter(judged(logits, torch.tensor(gold, device=device), torch.tensor(read, device=device), counts))
+    at_gold, at_row = (torch.tensor(each, device=device) for each in (gold, read))
+    flat = iter(judged(logits, at_gold, at_row, counts, lm.name))
     scores = [[next(flat) for _ in some] for some in choices]
     firsts = logits[torch.tensor([where[b, row.root - 1] for b, row in enumerate(rows)], device=device)]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lcfbench.errors import UserError
 from lcfbench.methods._translate import aligned_tokens, columns_of, entries_at
+from lcfbench.models.finite import check_cache
 from lcfbench.models.protocol import LanguageModel
 from lcfbench.oracle.slices import answered, joined
 from lcfbench.tasks.document import View
@@ -96,6 +97,7 @@ def split(texts: Sequence[AlignedText]) -> tuple[list[AlignedText], list[Aligned
 def content(lm: LanguageModel, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> Tensor:
     """Returns content keys, then values, of the tokens of each prompt: (L, T, 2·H·D) in fp32."""
     kv = lm.prefill([p.ids for p in prompts])
+    check_cache(kv, f"the cache of {lm.name}")
     kv = lm.content_keys(replace(kv, keys=kv.keys.float(), values=kv.values.float()))
     index, real = columns_of(tokens, prompts, kv)
     return entries_at(kv, index)[:, real.flatten().bool()]

@@ -27,6 +27,7 @@ from lcfbench.evaluation.batching import batches, length
 from lcfbench.files import locked, writing
 from lcfbench.methods.base import Batch
 from lcfbench.models.causal_lm import sharing
+from lcfbench.models.finite import NotFiniteError
 from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
 from lcfbench.models.timing import Clock
 from lcfbench.progress import TrainProgress
@@ -250,15 +251,20 @@ class Trainer:
     def evaluate(self) -> None:
         """Measures the dev accuracy of every adapter, matched and deranged."""
         if self.main:
-            points: list[dict[str, Any]] = [{"step": self.step, "loss": o.last["loss"]} for o in self.alive]
-            for one in self.alive:
+            trainings = self.alive
+            points: list[dict[str, Any]] = [{"step": self.step, "loss": o.last["loss"]} for o in trainings]
+            for one in trainings:
                 one.adapter.eval()
             with torch.inference_mode(), self.memory_named():
                 for name, (task, documents) in self.dev.items():
-                    for point, scores in zip(points, self.scores(name, task, documents), strict=True):
+                    for point, scores in zip(
+                        points, self.scores(trainings, name, task, documents), strict=True
+                    ):
                         point |= scores
-            for one, point in zip(self.alive, points, strict=True):
+            for one, point in zip(trainings, points, strict=True):
                 one.adapter.train()
+                if one.failed:
+                    continue
                 one.judge(point)
                 scores = {k: v for k, v in point.items() if "/" in k}
                 shown = ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
@@ -268,21 +274,31 @@ class Trainer:
                     self._log.seal()
         self.accelerator.wait_for_everyone()
 
-    def scores(self, name: str, task: Task, documents: list[Document]) -> list[dict[str, float]]:
-        """Returns the mean scores of every adapter on a dev task, as `task/control`."""
+    def scores(
+        self, trainings: Sequence[AdapterTraining], name: str, task: Task, documents: list[Document]
+    ) -> list[dict[str, float]]:
+        """Returns the mean scores of adapters on a dev task, as `task/control`.
+
+        One whose answers are not finite gets its reason as `failed`.
+        """
         controls = ("matched", "deranged")[: len(documents)]  # one document alone cannot be deranged
         senders = {
             control: load_control(control).message_from(documents, self.recipe.seed) for control in controls
         }
-        means: list[dict[str, float]] = [{} for _ in self.alive]
+        means: list[dict[str, float]] = [{} for _ in trainings]
         for group in batches(documents, self.recipe.at_once):
             with self.sharing():
                 for control in controls:
                     batch = Batch(group, [senders[control][d.hash] for d in group], Clock())
-                    for one, mean in zip(self.alive, means, strict=True):
-                        if control != "matched" and not one.method.sends:
+                    for one, mean in zip(trainings, means, strict=True):
+                        if one.failed or (control != "matched" and not one.method.sends):
                             continue
-                        outcomes, _ = answer(one.method.respond(batch), batch)
+                        try:
+                            outcomes, _ = answer(one.method.respond(batch), batch)
+                        except NotFiniteError as error:
+                            one.failed = "answer to a dev document"
+                            self.progress.say(f"{one.spec.label} stops here: {error.what}")
+                            continue
                         scored = zip(group, outcomes, strict=True)
                         total = sum(task.score(d, o)[task.metric(d.scoring)] for d, o in scored)
                         key = f"{name}/{control}"

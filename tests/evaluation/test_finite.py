@@ -1,0 +1,178 @@
+"""A number that is not finite is never an answer: the row says so, and names its first place."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lcfbench.models.answering import decode, rank
+from lcfbench.models.finite import NotFiniteError, check_cache, first_place
+from lcfbench.models.kv_cache import KV
+from lcfbench.models.protocol import Opened
+from tests.helpers import Watcher, causal_lm, plain_prompts, rows, run_recipe
+
+NAN, INF = math.nan, math.inf
+POISONS = {"nan": NAN, "inf": INF, "minus-inf": -INF, "huge": 1e30}
+
+
+def poisoned(pair: str, side: int, tensor: str, value: float, to: Path) -> str:
+    """A copy of the pair in which one number a row of a weight of one model is `value`."""
+    folders = pair.split(":")
+    copy = to / "poisoned"
+    shutil.copytree(folders[side], copy)
+    file = copy / "model.safetensors"
+    weights = load_file(file)
+    [name] = [n for n in weights if n.endswith(tensor)]
+    weights[name][..., 0] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    folders[side] = str(copy)
+    return ":".join(folders)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("poison", POISONS)
+@pytest.mark.parametrize("tensor", ["layers.1.self_attn.v_proj.weight", "layers.2.mlp.down_proj.weight"])
+def test_a_poisoned_receiver_answers_nothing(pair, adapter, tmp_path, tensor, poison, batch_size):
+    bad, watcher = poisoned(pair, 0, tensor, POISONS[poison], tmp_path), Watcher()
+    folders = run_recipe(
+        bad, tmp_path / "out", watcher, mode=["receiver", "lcf"], limit=4, batch_size=batch_size,
+        adapter=[adapter],
+    )  # fmt: skip
+    for folder in folders:
+        found = rows(folder)
+        assert all(row["score"] == 0 and row["choices_loglikelihood"] is None for row in found)
+        layer = tensor.split(".")[1]
+        for row in found:
+            assert f"First, the receiver's state after layer {layer} at position" in row["error"]
+    assert len([text for text in watcher.warned if "4 of 4 documents failed" in text]) == 2
+
+
+@pytest.mark.parametrize("control", ["matched", "deranged", "noise"])
+@pytest.mark.parametrize("mode", ["lcf", "t2t", "sharer"])
+@pytest.mark.parametrize("poison", ["nan", "inf", "huge"])
+def test_a_poisoned_sharer_sends_nothing(pair, adapter, tmp_path, mode, poison, control):
+    if mode == "sharer" and control != "matched":
+        pytest.skip("the sharer alone sends nothing")
+    tensor = "layers.1.mlp.down_proj.weight"
+    bad = poisoned(pair, 1, tensor, POISONS[poison], tmp_path)
+    more = {"adapter": [adapter]} if mode == "lcf" else {}
+    [folder] = run_recipe(bad, tmp_path / "out", mode=[mode], control=[control], limit=4, **more)
+    found = rows(folder)
+    if poison == "huge":  # this model normalises what each layer gives: all that follows is finite
+        assert all(row["error"] is None and row["choices_loglikelihood"] for row in found)
+        return
+    assert all("layer 1" in row["error"] and row["score"] == 0 for row in found)
+
+
+@pytest.mark.parametrize("scale", [1e12, 1e20, 1e30])
+@pytest.mark.parametrize("control", ["matched", "deranged", "zero", "noise", "silent"])
+def test_an_adapter_that_overflows_scores_nothing(pair, adapter, tmp_path, control, scale):
+    bad = tmp_path / "bad"
+    shutil.copytree(adapter, bad)
+    weights = load_file(bad / "adapter.safetensors")
+    for name in weights:
+        if "up_value" in name:
+            weights[name].fill_(scale)
+    save_file(weights, bad / "adapter.safetensors", metadata={"format": "pt"})
+    [folder] = run_recipe(pair, tmp_path / "out", mode=["lcf"], control=[control], limit=4, adapter=[bad])
+    for row in rows(folder):  # 1e12 is no overflow: its square is a number
+        assert row["error"] is None if scale == 1e12 else row["error"] and row["score"] == 0
+
+
+# -- the numbers themselves ----------------------------------------------------------------------
+
+LM = causal_lm(layers=2)
+
+
+def opened(logits: torch.Tensor) -> Opened:
+    """What a model with these logits after its prompts is."""
+    state = LM.open(LM.read(plain_prompts(LM)[: len(logits)]))
+    return Opened(LM, logits, state.next_position, lambda: state.kv)
+
+
+def logits(*changes: tuple[int, float], fill: float | None = None) -> torch.Tensor:
+    """One row of logits, with some of them changed."""
+    row = torch.linspace(-3, 3, LM.vocabulary_size) if fill is None else torch.full((400,), fill)
+    for at, value in changes:
+        row[at] = value
+    return row[None]
+
+
+BAD = {
+    "nan-in-one-choice": logits((7, NAN)),
+    "nan-elsewhere": logits((390, NAN)),
+    "inf-in-one-choice": logits((7, INF)),
+    "inf-elsewhere": logits((390, INF)),
+    "minus-inf-in-one-choice": logits((7, -INF)),
+    "all-nan": logits(fill=NAN),
+    "all-inf": logits(fill=INF),
+    "all-minus-inf": logits(fill=-INF),
+    "all-zero": logits(fill=0.0),
+    "all-equal": logits(fill=1e9),
+    "all-equal-and-large": logits(fill=-3e38),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_logits_that_decide_nothing_are_an_error(name):
+    with pytest.raises(NotFiniteError):
+        rank(opened(BAD[name]), [[[5], [7]]])
+    if name != "minus-inf-in-one-choice":  # such a token is only never written
+        with pytest.raises(NotFiniteError):
+            decode(opened(BAD[name]), 3)
+
+
+@pytest.mark.parametrize("changes", [(), ((390, -INF),), ((5, 2.0), (7, 2.0)), ((5, -90.0),), ((9, 300.0),)])
+def test_other_logits_are_answers_and_the_first_of_equal_choices_counts(changes):
+    [row] = rank(opened(logits(*changes)), [[[5], [7]]])
+    assert all(math.isfinite(ll) for ll, _ in row)
+    if changes and changes[0] == (5, 2.0):
+        assert row[0] == row[1] and max(range(2), key=lambda c: row[c][0]) == 0
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("part", ["keys", "values"])
+def test_a_cache_names_its_first_bad_entry_and_padding_does_not_count(part, value):
+    keys, values = (torch.zeros(3, 2, 1, 4, 2) for _ in range(2))
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    kv = KV(keys, values, mask, mask.cumsum(1) - 1)
+    getattr(kv, part)[0, 0, 0, 0, 1] = value
+    check_cache(kv, "it")
+    getattr(kv, part)[2, 0, 0, 3, 0] = value
+    with pytest.raises(NotFiniteError, match=rf"it: {part} of layer 2 are {value} at entry 2"):
+        check_cache(kv, "it")
+
+
+def test_tracing_leaves_the_models_as_they_were():
+    before = [len(m._forward_hooks) for m in LM.model.modules()]
+    with first_place({"the receiver": LM}):
+        LM.read(plain_prompts(LM))
+    assert [len(m._forward_hooks) for m in LM.model.modules()] == before
+
+
+def test_many_ties_are_said(pair, tmp_path, monkeypatch):
+    from lcfbench.evaluation import answer
+
+    monkeypatch.setattr(answer, "branch", equal(answer.branch))
+    monkeypatch.setattr(answer, "rank", equal(answer.rank))
+    watcher = Watcher()
+    run_recipe(pair, tmp_path, watcher, mode=["receiver"], limit=4, batch_size=1)
+    assert any("4 of 4 documents the likeliest choices are equally likely" in t for t in watcher.warned)
+
+
+def equal(real):
+    """A ranking after which all choices are equally likely."""
+
+    def ranked(*args):
+        found = real(*args)
+        lists = found[0] if isinstance(found, tuple) else found
+        for row in lists:
+            row[:] = [(-1.0, False)] * len(row)
+        return found
+
+    return ranked
