@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -227,7 +227,9 @@ def _kind(hint: Any) -> str:
     """What a type accepts, in words: `a whole number`, `yes or no`, `one of soft, hard`."""
     if get_origin(hint) is Annotated:
         base, *limits = get_args(hint)
-        return _kind(base) + "".join(f", {each.ge} or more" for each in limits if isinstance(each, Ge))
+        words = [f", {each.ge:g} or more" for each in limits if isinstance(each, Ge)]
+        words += [f", {each.le:g} at most" for each in limits if isinstance(each, Le)]
+        return _kind(base) + "".join(words)
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) in (Union, UnionType):

@@ -610,6 +610,7 @@ LIMIT = 12
 def small_recipe(pair: str, out: Path, **more) -> Recipe:
     chosen = {
         "mode": ["receiver"],
+        "control": ["matched"],
         "limit": LIMIT,
         "batch_size": 4,
         "dtype": "float32",

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lcfbench.adapters.config import WEIGHTS, AdapterConfig, read_config, recorded_names
-from lcfbench.errors import UserError
+from lcfbench.errors import UserError, unknown
 
 FOLDER = Path(__file__).parents[1] / "shipped_adapters"
 
@@ -61,10 +61,10 @@ def pick_adapter(
 ) -> Path | None:
     """Returns the adapter folder for a method on a task; None for a method without adapters.
 
-    Of `given` it is the first one whose kind and method serve; without any, the shipped one for
-    this pair and task. One trained under this very method comes first, then, of those given, one
-    whose pair has these names. pair: the models on both sides. shared: whether both models read the
-    same context. Raises UserError where none fits.
+    Of `given` it is the one whose kind and method serve; without any, the shipped one for this pair
+    and task. One trained under this very method comes first, then, of those given, one whose pair has
+    these names. pair: the models on both sides. shared: whether both models read the same context.
+    Raises UserError where none fits, or two of those given fit equally well.
     """
     from lcfbench.adapters.base import adapter_class, method_of  # imports torch, which `ls` must not
 
@@ -75,7 +75,13 @@ def pick_adapter(
     configs = {folder: read_config(folder) for folder in given or shipped()}
     fits = {f: c for f, c in configs.items() if c.kind in fitting and serves(c, mode)}
     if given and fits:
-        best = min(fits, key=lambda f: (method_of(fits[f]) != mode, fits[f].pair != recorded_names(pair)))
+        rank = {f: (method_of(c) != mode, c.pair != recorded_names(pair)) for f, c in fits.items()}
+        best, *others = (f for f in fits if rank[f] == min(rank.values()))
+        if others:
+            raise UserError(
+                f"{best} and {others[0]} are both {fits[best].kind} adapters for {mode} on {task}.",
+                "Give one of them, and run the other one in a second command.",
+            )
         if not (best / WEIGHTS).is_file():
             raise UserError(f"{best} has no {WEIGHTS}.", "Fetch or train it again.")
         return best
@@ -93,26 +99,45 @@ def pick_adapter(
         and c.training.get("senders", "matched") == "matched"  # the others ship for comparison
         and context in c.training.get("contexts", [context])
     }
-    if not fits:
-        raise UserError(
-            f"no adapter ships for --mode {mode} on {task} with {pair[0]}:{pair[1]}.",
-            f"Pass --adapter FOLDER, or make one: "
-            f"lcfbench train --mode {mode} --pair {pair[0]}:{pair[1]} --task {task}",
+    trained = {f: c for f, c in fits.items() if _near(c, task)}
+    if not trained:
+        names = f"{pair[0]}:{pair[1]}"
+        others = ", ".join(sorted({t for c in fits.values() for t in c.tasks}))
+        there = f" (those that ship were trained on {others})" if others else ""
+        raise AdapterMissing(
+            f"no adapter ships for --mode {mode} on {task} with {names}{there}.",
+            f"Pass --adapter NAME (`lcfbench ls adapters`), or make one: "
+            f"lcfbench train --mode {mode} --pair {names} --task {task}",
         )
-    return min(fits, key=lambda f: (method_of(fits[f]) != mode, *_distance(fits[f], task)))
+    return min(trained, key=lambda f: (method_of(trained[f]) != mode, len(trained[f].tasks)))
 
 
-def _distance(config: AdapterConfig, task: str) -> tuple[bool, int]:
-    """Returns a sort key for how far an adapter's training is from a task, nearest first.
+class AdapterMissing(UserError):  # noqa: N818
+    """No adapter ships for what is asked, and none was given."""
 
-    One trained on the task or its family (splitfacts for splitfacts_heldout) comes first, the one
-    with the fewest other tasks ahead; of the rest, the one trained on most tasks.
-    """
-    near = any(task.startswith(name) for name in config.tasks)
-    return not near, len(config.tasks) if near else -len(config.tasks)
+
+def check_used(given: Sequence[Path], used: Iterable[Path | None], modes: Sequence[str]) -> None:
+    """Raises UserError for a given adapter that none of the methods uses."""
+    if unused := [str(f) for f in given if f not in set(used)]:
+        raise UserError(
+            f"--adapter {', '.join(unused)} would have no effect: {', '.join(modes)} "
+            f"{'does' if len(modes) == 1 else 'do'} not use it.",
+            "Leave it out, or add the --mode that it was made for (`lcfbench adapter info` tells).",
+        )
+
+
+def _near(config: AdapterConfig, task: str) -> bool:
+    """Says whether an adapter was trained on a task or its family (splitfacts for splitfacts_heldout)."""
+    return task.removesuffix("_heldout") in config.tasks
 
 
 def find_adapter(place: Path) -> Path:
-    """Returns an adapter's folder: `place`, or the shipped adapter of that name."""
-    named = not place.exists() and len(place.parts) == 1 and (FOLDER / place).is_dir()
-    return FOLDER / place if named else place
+    """Returns an adapter's folder: `place`, or the shipped adapter of that name.
+
+    Raises UserError with the nearest names for a name that is neither.
+    """
+    if place.exists() or len(place.parts) != 1:
+        return place
+    if not (FOLDER / place).is_dir():
+        raise unknown("adapter", str(place), [f.name for f in shipped()], "lcfbench ls adapters")
+    return FOLDER / place

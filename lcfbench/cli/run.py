@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,7 +97,10 @@ def demo(
 
 
 def run_and_show(recipe: Recipe) -> None:
-    """Runs a recipe and prints the table of its runs. Ctrl-C keeps what is recorded and exits 130."""
+    """Runs a recipe and prints the table of its runs.
+
+    Ctrl-C keeps what is recorded and exits 130. Exits 1 where every document of a run failed.
+    """
     recipe.check_names()
     try:
         quiet_libraries()
@@ -109,23 +113,48 @@ def run_and_show(recipe: Recipe) -> None:
         raise typer.Exit(Exit.INTERRUPTED) from None
     show_runs(folders)
     note(f"recorded in {recipe.out}; this table again: lcfbench show {recipe.out}")
+    if "receiver" not in recipe.mode:
+        note("without the receiver alone no gain can be judged: add --mode receiver.")
+    if failed := all_failed(folders):
+        for folder, reason in failed:
+            echo(f"failed: every document of {folder.name}; the first: {reason}", stderr=True)
+        raise typer.Exit(Exit.FAILED)
+
+
+def all_failed(folders: Sequence[Path]) -> list[tuple[Path, str]]:
+    """The runs in which every document failed, and why the first one did."""
+    from lcfbench.results.reader import load_samples
+
+    found = []
+    for folder in folders:
+        errors = load_samples([folder])["error"]
+        if len(errors) and errors.notna().all():
+            found.append((folder, str(errors.iloc[0])))
+    return found
 
 
 def print_prompts(recipe: Recipe) -> None:
-    """Prints the prompts of each task's first documents, with token counts: a JSON object a document."""
-    recipe.check_names()
+    """Prints the prompts of each task's first documents, with token counts: a JSON object a document.
+
+    All that can be checked without a model is checked as for a run; adapters that do not exist yet are
+    only named.
+    """
     quiet_libraries()
+    from lcfbench.adapters.select import AdapterMissing
+    from lcfbench.evaluation.session import adapters_for, look_up
     from lcfbench.models.tokenizers import load_tokenizer
     from lcfbench.sources.models import find_tokenizer, split_pair
     from lcfbench.tasks.preview import preview
-    from lcfbench.tasks.task import load_task
-    from lcfbench.tasks.yaml_files import options_for
 
+    tasks = look_up(recipe)
+    try:
+        adapters_for(recipe, tasks)
+    except AdapterMissing as error:
+        note(f"note: a run would be refused: {error}")
     receiver, sharer = (
         load_tokenizer(find_tokenizer(name, offline=recipe.offline)) for name in split_pair(recipe.pair)
     )
-    for name, options in options_for(recipe.task, recipe.task_options).items():
-        task = load_task(name, seed=recipe.every_seed[0], offline=recipe.offline, options=options)
+    for task in tasks:
         documents = task.documents(
             scoring=recipe.scoring, limit=recipe.limit or 1, receiver_chat=bool(receiver.chat_template)
         )

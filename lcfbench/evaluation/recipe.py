@@ -20,6 +20,7 @@ from lcfbench.tasks.document import Scoring
 from lcfbench.tasks.yaml_files import task_names
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+QUICK_LIMIT = 32
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
@@ -53,8 +54,11 @@ class Recipe(Settings):
         ["splitfacts"], description="Tasks, comma-separated: names (see `ls tasks`) or YAML files."
     )
     control: list[str] = Field(
-        ["matched"],
+        ["matched", "deranged"],
         description="Controls: matched, deranged (the message of another document), zero, noise, silent.",
+    )
+    quick: bool = Field(
+        False, description=f"Only control matched and {QUICK_LIMIT} documents, where nothing else is given."
     )
     scoring: Scoring | None = Field(None, description="letters, cloze or generate; none: each task's own.")
     limit: int | None = Field(None, ge=1, le=MOST, description="Documents of each task; none: all.")
@@ -95,6 +99,16 @@ class Recipe(Settings):
             what = f"seed {given['seed']} and seeds {given['seeds']} are both given."
             raise UserError(what, "Leave one of them out.")
         return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _quick(cls, given: Any) -> Any:
+        """Fills in what `quick` means; a single document cannot be deranged."""
+        if not isinstance(given, dict):
+            return given
+        if given.get("quick") is True:
+            return {"control": ["matched"], "limit": QUICK_LIMIT, **given}
+        return {"control": ["matched"], **given} if str(given.get("limit")) == "1" else given
 
     @property
     def every_seed(self) -> list[int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lcfbench.adapters.base import Adapter
-from lcfbench.adapters.select import pick_adapter
+from lcfbench.adapters.select import check_used, find_adapter, pick_adapter
 from lcfbench.errors import UserError
 from lcfbench.evaluation.identity import prompts_sha256
 from lcfbench.evaluation.recipe import Recipe
@@ -16,13 +17,54 @@ from lcfbench.methods.base import Method, option_fields
 from lcfbench.methods.create import check_options, create, method_class, sides
 from lcfbench.methods.load_pair import Pair, load_adapter, load_pair, other_revisions, roles_of
 from lcfbench.models.causal_lm import CausalLM
-from lcfbench.models.dtypes import choose
+from lcfbench.models.dtypes import choose, pick_device, pick_dtype
 from lcfbench.progress import Progress
 from lcfbench.provenance import environment
 from lcfbench.sources.models import split_pair
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import options_for
+
+
+def look_up(recipe: Recipe) -> list[Task]:
+    """Checks names, options, numbers and the device of a recipe; returns its tasks.
+
+    No model is loaded. Raises UserError.
+    """
+    recipe.check_names()
+    check_options({name: method_class(name) for name in recipe.mode}, recipe.options)
+    if recipe.dtype != "auto":
+        pick_dtype(recipe.dtype, pick_device(recipe.device))
+    pick_device(recipe.device)
+    if recipe.out.exists() and not recipe.out.is_dir():
+        raise UserError(f"--out {recipe.out} is no folder.", "Name a folder for the runs.")
+    given, seed = options_for(recipe.task, recipe.task_options), recipe.every_seed[0]
+    tasks = [load_task(n, seed=seed, offline=recipe.offline, options=given[n]) for n in recipe.task]
+    for task in tasks:
+        task.metric(recipe.scoring)
+    return tasks
+
+
+def adapters_for(recipe: Recipe, tasks: Sequence[Task]) -> dict[tuple[str, str], Path | None]:
+    """The adapter folder of each method and task; None for a method without adapters.
+
+    Raises UserError where one is missing, or where one that is given has no use.
+    """
+    given = [find_adapter(place) for place in recipe.adapter]
+    found = {}
+    for task in tasks:
+        for mode in recipe.mode:
+            kind = method_class(mode)
+            found[mode, task.name] = pick_adapter(
+                given,
+                kind.adapter_kinds,
+                sides(kind, *split_pair(recipe.pair)),
+                shared=task.shared,
+                mode=mode,
+                task=task.name,
+            )
+    check_used(given, found.values(), recipe.mode)
+    return found
 
 
 class Session:
@@ -32,12 +74,9 @@ class Session:
     """
 
     def __init__(self, recipe: Recipe, progress: Progress) -> None:
-        recipe.check_names()
-        check_options({name: method_class(name) for name in recipe.mode}, recipe.options)
         self.recipe, self.progress, self.names = recipe, progress, split_pair(recipe.pair)
         self._digests: dict[tuple[str, int], tuple[str, str | None]] = {}
         self._methods: dict[tuple[str, str, int], Method] = {}
-        self._folders: dict[tuple[str, str], Path | None] = {}
         self._adapters: dict[tuple[Path, CausalLM], Adapter] = {}
         self._announced: set[tuple[str, str]] = set()  # (method, task) whose adapter was named
         self._seen: dict[int, list[Document]] = {}  # validation documents of each method that wants any
@@ -45,21 +84,10 @@ class Session:
         self._documents: dict[tuple[Any, ...], dict[str, Document]] = {}
         self._prompts: dict[tuple[Any, ...], str] = {}
         self._calibrations: dict[int, dict[str, Any]] = {}
-        given, seed = options_for(recipe.task, recipe.task_options), recipe.every_seed[0]
-        self.tasks = [load_task(n, seed=seed, offline=recipe.offline, options=given[n]) for n in recipe.task]
+        self.tasks = look_up(recipe)
         for task in self.tasks:
-            task.metric(recipe.scoring)
             self.digests(task)
-            for mode in recipe.mode:
-                kind = method_class(mode)
-                self._folders[mode, task.name] = pick_adapter(
-                    recipe.adapter,
-                    kind.adapter_kinds,
-                    sides(kind, *self.names),
-                    shared=task.shared,
-                    mode=mode,
-                    task=task.name,
-                )
+        self._folders = adapters_for(recipe, self.tasks)
         self.pair: Pair = load_pair(
             recipe.pair,
             roles=roles_of(recipe.mode),
@@ -99,7 +127,7 @@ class Session:
         if new:
             self._announced.add((mode, task.name))
             adapter.config.check_fits(receiver.geometry, sharer.geometry, str(folder))
-        if new and folder not in self.recipe.adapter:
+        if new and not self.recipe.adapter:
             size = f"{adapter.params / 1e6:.1f} M parameters"
             self.progress.say(f"{mode} on {task.name} uses the shipped adapter {folder.name} ({size}).")
         if new and (other := other_revisions(adapter.config, receiver, sharer)):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from lcfbench.adapters.config import read_config
-from lcfbench.adapters.select import pick_adapter, serves, shipped
+from lcfbench.adapters.select import check_used, find_adapter, pick_adapter, serves, shipped
 from lcfbench.errors import UserError
 from lcfbench.latency.documents import of_length
 from lcfbench.latency.recipe import BUDGETS, BenchRecipe
@@ -86,6 +86,9 @@ def plan(recipe: BenchRecipe) -> Bench:
     recipe.check_names()
     kinds = {mode: method_class(mode) for mode in recipe.mode}
     check_options(kinds, recipe.options)
+    given = [find_adapter(place) for place in recipe.adapter]
+    if not any(kind.adapter_kinds for kind in kinds.values()):
+        check_used(given, [], recipe.mode)
     if recipe.budget and not any(_has_budget(kind) for kind in kinds.values()):
         raise UserError(
             f"--budget: none of {', '.join(kinds)} has one.",
@@ -112,7 +115,8 @@ def tasks_of(recipe: BenchRecipe, mode: str) -> list[str]:
     if recipe.task or not kind.adapter_kinds:
         return recipe.task
     names = sides(kind, *recipe.names)
-    for folder in recipe.adapter or shipped():
+    given = [find_adapter(place) for place in recipe.adapter]
+    for folder in given or shipped():
         config = read_config(folder)
         ours = recipe.adapter or (config.receiver, config.sharer) == names
         if not ours or config.kind not in kind.adapter_kinds or not serves(config, mode):
@@ -120,7 +124,7 @@ def tasks_of(recipe: BenchRecipe, mode: str) -> list[str]:
         for name in (t for t in (*config.tasks, DIFFERENT, SHARED) if t in task_names()):
             try:
                 shared = describe(name)["context"] == "shared"
-                pick_adapter(recipe.adapter, kind.adapter_kinds, names, shared=shared, mode=mode, task=name)
+                pick_adapter(given, kind.adapter_kinds, names, shared=shared, mode=mode, task=name)
             except UserError:  # an adapter for the other kind of context
                 continue
             return [name]
@@ -131,9 +135,8 @@ def _methods(bench: Bench, mode: str, task: Task) -> Iterator[tuple[int | None, 
     """Yields a method ready for a task, once for each budget where it has one. Raises UserError."""
     recipe, kind = bench.recipe, method_class(mode)
     names = sides(kind, *bench.pair.names)
-    folder = pick_adapter(
-        recipe.adapter, kind.adapter_kinds, names, shared=task.shared, mode=mode, task=task.name
-    )
+    given = [find_adapter(place) for place in recipe.adapter]
+    folder = pick_adapter(given, kind.adapter_kinds, names, shared=task.shared, mode=mode, task=task.name)
     adapter = load_adapter(folder, bench.pair, mode) if folder is not None else None
     known = {f.name for f in option_fields(kind)}
     options = {k: v for k, v in recipe.options.items() if k in known}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from lcfbench import registry
@@ -24,9 +24,12 @@ def sides(kind: type[Method], first: str, second: str) -> tuple[str, str]:
     return left, second if "sharer" in kind.roles else first
 
 
-def check_options(kinds: Mapping[str, type[Method]], given: Iterable[str]) -> None:
-    """Raises UserError for an option that none of these methods has."""
+def check_options(kinds: Mapping[str, type[Method]], given: Mapping[str, str]) -> None:
+    """Raises UserError for an option that none of these methods has, and for a value that one cannot take."""
     known = {f.name for kind in kinds.values() for f in option_fields(kind)}
+    for name, kind in kinds.items():
+        own = {f.name for f in option_fields(kind)}
+        parse_options(kind, name, {key: text for key, text in given.items() if key in own})
     for key in given:
         if key not in known:
             raise unknown(f"option of {', '.join(kinds)}", key, known, "lcfbench ls methods")
@@ -37,7 +40,7 @@ def parse_options(kind: type[Method], name: str, given: Mapping[str, str]) -> di
 
     Raises UserError for unknown names and unfit values.
     """
-    fields, hints = {f.name: f for f in option_fields(kind)}, get_type_hints(kind)
+    fields, hints = {f.name: f for f in option_fields(kind)}, get_type_hints(kind, include_extras=True)
     out: dict[str, Any] = {}
     for key, text in given.items():
         if key not in fields:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from lcfbench.adapters.dense import DenseAdapter
@@ -32,7 +33,7 @@ class Dense(Fusion):
     """
 
     adapter: DenseAdapter
-    lead: int = 2
+    lead: Annotated[int, Ge(0)] = 2
     context: Literal["auto", "aware", "unaware"] = "auto"
 
     adapter_kinds: ClassVar[tuple[str, ...]] = ("dense",)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge
 
 from lcfbench.errors import UserError
 from lcfbench.methods._note import cut_bytes, with_notes
@@ -21,7 +23,7 @@ class Excerpt(Method):
     end: the end of the text that is kept, `first` or `last`.
     """
 
-    bytes: int = 256
+    bytes: Annotated[int, Ge(1)] = 256
     end: Literal["first", "last"] = "first"
 
     uses_sharer_cache: ClassVar[bool] = False

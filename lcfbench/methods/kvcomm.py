@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from lcfbench.errors import UserError
 from lcfbench.methods._kvcomm_scores import best, importance, parse_layers, scores
@@ -35,10 +37,10 @@ class KVComm(Method):
     """
 
     layers: str = "1.0"
-    alpha: float = 0.5
-    last: int = 0
-    prior_mean: float = 0.5
-    prior_width: float = 1 / 3
+    alpha: Annotated[float, Ge(0), Le(1)] = 0.5
+    last: Annotated[int, Ge(0)] = 0
+    prior_mean: Annotated[float, Ge(-10), Le(10)] = 0.5
+    prior_width: Annotated[float, Ge(1e-3), Le(1e3)] = 1 / 3
 
     def __post_init__(self) -> None:
         mine, theirs = self.receiver, self.sharer

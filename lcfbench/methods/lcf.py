@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from lcfbench.adapters._layers import WHOLE
+from lcfbench.adapters.config import LARGEST
 from lcfbench.adapters.lcf import LCFAdapter, flat
 from lcfbench.adapters.lcfx import LCFXAdapter
 from lcfbench.alignment.spans import check_spans, membership
@@ -35,10 +37,10 @@ class LCF(Fusion):
     in tokens.
     """
 
-    spans: str = "windows"
-    windows: int = 5
-    window: int = 64
-    stride: int = 32
+    spans: Literal["windows", "one", "paragraphs", "sentences", "overlap"] = "windows"
+    windows: Annotated[int, Ge(1), Le(LARGEST)] = 5
+    window: Annotated[int, Ge(1), Le(LARGEST)] = 64
+    stride: Annotated[int, Ge(1), Le(LARGEST)] = 32
 
     adapter_kinds: ClassVar[tuple[str, ...]] = ("lcf", "lcfx")
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from annotated_types import Ge, Le
 
 from lcfbench.errors import UserError
 from lcfbench.methods._note import cut_bytes, with_note
@@ -11,6 +14,8 @@ from lcfbench.models.answering import decode
 from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt
+
+LONGEST_NOTE = 4096  # tokens
 
 
 @dataclass
@@ -21,21 +26,19 @@ class T2T(Method):
     the question without its options, and the receiver gets (user: request, assistant: note, user:
     question). On different contexts the note joins the receiver's own context.
 
-    budget: tokens the sharer may write, greedily. bytes: UTF-8 bytes of the note that may cross, 0
-    for all; with the bytes of an adapter's message (`lcfbench show` gives them) text and cache are
+    budget: tokens the sharer may write, greedily. bytes: UTF-8 bytes of the note that may cross,
+    none for all; with the bytes of an adapter's message (`lcfbench show` gives them) text and cache are
     compared at equal size.
     """
 
-    budget: int = 50
-    bytes: int = 0
+    budget: Annotated[int, Ge(1), Le(LONGEST_NOTE)] = 50
+    bytes: Annotated[int, Ge(1)] | None = None
 
     def __post_init__(self) -> None:
         if self.budget < 1:
             raise UserError(f"budget={self.budget} leaves no room for a note.", "Use -o budget=50, say.")
-        if self.bytes < 0:
-            raise UserError(
-                f"bytes={self.bytes} is no size of a note.", "Use -o bytes=256, say, or 0 for no limit."
-            )
+        if self.bytes is not None and self.bytes < 1:
+            raise UserError(f"bytes={self.bytes} leaves no room for a note.", "Use -o bytes=256, or none.")
 
     def respond(self, batch: Batch) -> State:
         with batch.clock("sharer"):

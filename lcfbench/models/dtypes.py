@@ -126,6 +126,10 @@ def pick_device(device: str) -> torch.device:
         raise bad from error
     if place.type not in ("cpu", "cuda", "mps"):
         raise bad
+    if place.type == "cpu" and place.index is not None:
+        raise bad
+    if place.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device {device} is not there.", "Use --device cpu, or an Apple GPU.")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         fix = "Use --device cpu, or a torch build and a machine with CUDA."
         raise UserError(f"device {device} is not there.", fix)
