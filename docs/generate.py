@@ -62,7 +62,7 @@ def commands() -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     """Every command of the command line, groups before their verbs: words, command, context."""
     import typer
 
-    from lcfbench.cli.__main__ import app
+    from lcfbench.cli.app import app
 
     yield from _below(("lcfbench",), typer.main.get_command(app), None)
 

@@ -2,4 +2,5 @@
 
 from lcfbench.cli import main
 
-main()
+if __name__ == "__main__":  # not in a worker process that a library starts
+    main()

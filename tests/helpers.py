@@ -27,11 +27,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lcfbench import cli
 from lcfbench.adapters import lora
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import AdapterConfig, pair_config
 from lcfbench.adapters.prefix import PrefixAdapter
+from lcfbench.cli import app as cli
 from lcfbench.evaluation import runner
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.recipe import Recipe
@@ -204,7 +204,7 @@ def invoke(capsys, monkeypatch, *args: object) -> tuple[int, str, str]:
     capsys.readouterr()
     code = 0
     try:
-        cli.main()
+        cli.main()  # without handlers of signals
     except SystemExit as end:
         code = int(end.code or 0)
     got = capsys.readouterr()
@@ -619,6 +619,8 @@ def small_recipe(pair: str, out: Path, **more) -> Recipe:
     }
     if "t2t" not in more.get("mode", []):
         chosen.pop("options")
+    if not any(method_class(name).adapter_kinds for name in more.get("mode", ["receiver"])):
+        more.pop("adapter", None)  # it would be refused
     return Recipe.model_validate({**chosen, "pair": pair, "out": out, **more})
 
 

@@ -127,8 +127,11 @@ def check_used(given: Sequence[Path], used: Iterable[Path | None], modes: Sequen
 
 
 def _near(config: AdapterConfig, task: str) -> bool:
-    """Says whether an adapter was trained on a task or its family (splitfacts for splitfacts_heldout)."""
-    return task.removesuffix("_heldout") in config.tasks
+    """Says whether an adapter was trained on a task or its family (splitfacts for splitfacts_heldout).
+
+    True where its config names no task.
+    """
+    return not config.tasks or task.removesuffix("_heldout") in config.tasks
 
 
 def find_adapter(place: Path) -> Path:

@@ -2,7 +2,13 @@
 
 
 def main() -> None:
-    """Runs the command that `sys.argv` names."""
-    from lcfbench.cli.__main__ import main as run  # typer is imported only when a command runs
+    """Runs the command that `sys.argv` names, and ends the process."""
+    from lcfbench.cli.signals import guarded
+
+    guarded(_run)
+
+
+def _run() -> None:
+    from lcfbench.cli.app import main as run  # typer is imported only when a command runs
 
     run()

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from lcfbench.cli import options
-from lcfbench.cli.console import echo, note
+from lcfbench.cli.console import echo
 from lcfbench.cli.options import ForceOption, JsonOption, OfflineOption
 from lcfbench.cli.progress import PruneLine, duration
-from lcfbench.errors import Exit, UserError, unknown
+from lcfbench.cli.signals import interrupted
+from lcfbench.errors import UserError, unknown
 from lcfbench.progress import quiet_libraries
 from lcfbench.tables import Column, Table, printable
 
@@ -195,8 +196,7 @@ def adapter_prune(adapter: AdapterArgument, as_json: JsonOption = False, **given
 
         report = prune(recipe, PruneLine())
     except KeyboardInterrupt:
-        note("interrupted: nothing was written.")
-        raise typer.Exit(Exit.INTERRUPTED) from None
+        interrupted("nothing was written")
     if as_json:
         echo(json.dumps(report))
         return

@@ -11,7 +11,8 @@ import typer
 
 from lcfbench.cli.console import echo, note, warn
 from lcfbench.cli.options import flags, merged
-from lcfbench.errors import Exit, UserError
+from lcfbench.cli.signals import interrupted
+from lcfbench.errors import UserError
 from lcfbench.files import check_output, standard_stream, write_output
 from lcfbench.progress import quiet_libraries
 from lcfbench.tables import Column, Table
@@ -46,18 +47,18 @@ def bench(
     from lcfbench.latency.grid import measure, result
     from lcfbench.latency.plan import plan
 
-    interrupted = False
+    stopped = False
     with StatusLine("loading models") as line:
         planned = plan(recipe)
         try:
             for done, total in measure(planned):
                 line.update(f"pass {done} of {total}")
         except KeyboardInterrupt:
-            interrupted = True
+            stopped = True
     for each in planned.left_out:
         note(f"left out: {each['mode']} on {each['task']}: {each['why']}")
-    found = result(planned, interrupted)
-    if not found["rows"] and not interrupted:
+    found = result(planned, stopped)
+    if not found["rows"] and not stopped:
         raise UserError("nothing could be timed: see above.", "Change the options that it names.")
     if not as_json:
         show(found["rows"])
@@ -66,10 +67,8 @@ def bench(
         write_output(out, line_of_json.encode() + b"\n")
     if out is None or not standard_stream(out):
         echo(line_of_json)
-    if interrupted:
-        timed = "what was timed until then is above" if found["rows"] else "nothing was timed"
-        note(f"interrupted: {timed}.")
-        raise typer.Exit(Exit.INTERRUPTED)
+    if stopped:
+        interrupted("what was timed until then is above" if found["rows"] else "nothing was timed")
 
 
 def show(rows: list[dict[str, Any]]) -> None:

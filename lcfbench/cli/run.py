@@ -15,6 +15,7 @@ from lcfbench.cli.analysis import draw_frontier, show_runs, write_report
 from lcfbench.cli.console import echo, note
 from lcfbench.cli.options import SHARED, flags, merged
 from lcfbench.cli.progress import RunProgress
+from lcfbench.cli.signals import interrupted
 from lcfbench.errors import Exit
 from lcfbench.progress import quiet_libraries
 
@@ -109,8 +110,7 @@ def run_and_show(recipe: Recipe) -> None:
 
         folders = run(recipe, progress=RunProgress()).folders
     except KeyboardInterrupt:
-        note(f"interrupted: what is recorded stays in {recipe.out}; the same command goes on from there.")
-        raise typer.Exit(Exit.INTERRUPTED) from None
+        interrupted(f"what is recorded stays in {recipe.out}; the same command goes on from there")
     show_runs(folders)
     note(f"recorded in {recipe.out}; this table again: lcfbench show {recipe.out}")
     if "receiver" not in recipe.mode:
@@ -147,10 +147,13 @@ def print_prompts(recipe: Recipe) -> None:
     from lcfbench.tasks.preview import preview
 
     tasks = look_up(recipe)
-    try:
-        adapters_for(recipe, tasks)
-    except AdapterMissing as error:
-        note(f"note: a run would be refused: {error}")
+    if later := [str(place) for place in recipe.adapter if len(place.parts) > 1 and not place.exists()]:
+        note(f"a run needs {', '.join(later)}, not there yet.")
+    else:
+        try:
+            adapters_for(recipe, tasks)
+        except AdapterMissing as error:
+            note(f"a run would be refused: {error}")
     receiver, sharer = (
         load_tokenizer(find_tokenizer(name, offline=recipe.offline)) for name in split_pair(recipe.pair)
     )

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from lcfbench.cli.console import echo, note
+from lcfbench.cli.console import echo
 from lcfbench.cli.options import flags, merged
 from lcfbench.cli.progress import TrainLine
-from lcfbench.errors import Exit
+from lcfbench.cli.signals import interrupted
 
 
 @flags("lcfbench.training.recipe:TrainRecipe")
@@ -37,8 +37,7 @@ def train(
     try:
         folders = api.train(chosen, progress=TrainLine())
     except KeyboardInterrupt:
-        note("interrupted.")
-        raise typer.Exit(Exit.INTERRUPTED) from None
+        interrupted()
     tasks = ",".join(t.split("*")[0] for t in chosen.dev or chosen.task)
     for spec, folder in zip(chosen.specs(), folders, strict=True):
         again = f"lcfbench run --mode {spec.mode} --pair {chosen.pair} --task {tasks} --adapter {folder}"

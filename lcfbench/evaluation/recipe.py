@@ -43,6 +43,14 @@ def names_or_files(value: Any, info: Any) -> Any:
     return list(dict.fromkeys(name for names in every for name in names))
 
 
+def some(value: Any) -> Any:
+    """As `several`, but a text must name something."""
+    parts = several(value)
+    if not parts and isinstance(value, str):
+        raise ValueError("it names nothing")
+    return parts
+
+
 class Recipe(Settings):
     """Says which methods answer which tasks under which controls, and how."""
 
@@ -82,7 +90,7 @@ class Recipe(Settings):
     offline: bool = Field(False, description="Use only files that are on this machine.")
     fresh: bool = Field(False, description="Forget what is recorded of these runs and start over.")
 
-    _lists = field_validator("adapter", mode="before")(several)
+    _lists = field_validator("adapter", mode="before")(some)
     _options = field_validator("options", "task_options", mode="before")(texts)
 
     _names = field_validator("mode", "task", "control", mode="before")(names_or_files)
@@ -90,7 +98,7 @@ class Recipe(Settings):
     @field_validator("seeds", mode="before")
     @classmethod
     def _seeds(cls, value: Any) -> Any:
-        return several([value] if isinstance(value, int) else value)
+        return some([value] if isinstance(value, int) else value)
 
     @model_validator(mode="before")
     @classmethod

@@ -49,7 +49,7 @@ def rank(opened: Opened, choices: Choices) -> Ranked:
 
 
 def checked(ranked: Ranked, name: str) -> Ranked:
-    """Returns what a model of this name ranked. Raises NotFiniteError where a log-likelihood is not finite."""
+    """Returns what a model of this name ranked. Raises NotFiniteError for what is not finite."""
     for row in ranked:
         for number, (ll, _) in enumerate(row, 1):
             if not math.isfinite(ll):

@@ -67,7 +67,7 @@ def check_decided(low: Tensor, top: Tensor, name: str) -> None:
 
 @contextmanager
 def first_place(models: Mapping[str, LanguageModel]) -> Iterator[None]:
-    """Within it the first state of these models that has overflowed raises NotFiniteError, and names its place.
+    """Within it the first state of these models that has overflowed raises NotFiniteError.
 
     models: by their names in the message. A model on both sides has its first name.
     """

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 import lcfbench
-from lcfbench.cli.__main__ import app
+from lcfbench.cli.app import app
 from lcfbench.cli.options import merged
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.registry import kinds

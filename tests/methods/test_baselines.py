@@ -421,14 +421,15 @@ def test_text_is_cut_between_characters(text, end):
 @torch.no_grad()
 def test_t2t_sends_no_more_than_its_bytes():
     lms = two()
-    whole, cut = (create("t2t", *lms, None, {"budget": "12", "bytes": b}) for b in ("0", "7"))
+    whole, cut = (create("t2t", *lms, None, {"budget": "12", "bytes": b}) for b in ("none", "7"))
     _, long, _ = outcomes(whole, SPLIT)
     _, short, _ = outcomes(cut, SPLIT)
     assert max(long.message.wire_bytes) > 7 >= max(short.message.wire_bytes)
     for a, b, p in zip(long.message.texts, short.message.texts, short.prompts, strict=True):
         assert a.startswith(b) and f"Notes: {b}".strip() in p.text and (a == b or a not in p.text)
-    with pytest.raises(UserError, match="bytes=-1"):
-        create("t2t", *lms, None, {"bytes": "-1"})
+    for none in ("-1", "0"):
+        with pytest.raises(UserError, match=f"bytes={none}"):
+            create("t2t", *lms, None, {"bytes": none})
 
 
 @torch.no_grad()

@@ -1,0 +1,115 @@
+"""The command line: thin verbs, heavy imports inside them, so that `--help` answers at once.
+
+Exit codes: 0 done; 1 every document of a run failed; 2 a mistake in the command or in what it reads
+(one line and the next step); 130 interrupted (what is recorded stays). `check` also ends with 1 (surely
+worse), 3 (inconclusive) and 4 (incomplete).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from lcfbench.cli.adapter import adapter_app
+from lcfbench.cli.analysis import register as register_analysis
+from lcfbench.cli.clean import prepare_streams
+from lcfbench.cli.console import echo
+from lcfbench.cli.latency import bench
+from lcfbench.cli.lists import doctor, ls
+from lcfbench.cli.options import group
+from lcfbench.cli.oracle import oracle_app
+from lcfbench.cli.probe import probe
+from lcfbench.cli.run import demo, run
+from lcfbench.cli.signals import interrupted
+from lcfbench.cli.task import task_app
+from lcfbench.cli.train import train
+from lcfbench.errors import Exit, UserError
+
+LONGEST, TAIL = 1_200, 400  # characters of an error, and those that stay at its end
+ClickException: Any = typer.BadParameter.__mro__[2]  # typer brings its own copy of click in some versions
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+
+app = group(
+    "When one language model passes what it knows to another: how much gets across, how fast, and how "
+    "do we know?",
+    completion=True,
+)
+app.add_typer(adapter_app, name="adapter")
+app.add_typer(oracle_app, name="oracle")
+app.add_typer(task_app, name="task")
+app.command()(run)
+app.command()(train)
+app.command()(probe)
+register_analysis(app)
+for verb in (bench, ls, doctor, demo):
+    app.command()(verb)
+
+
+def print_version(asked: bool) -> None:
+    """Prints the version and ends."""
+    if asked:
+        from lcfbench import __version__
+
+        echo(f"lcfbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command of `sys.argv`.
+
+    A mistake is one line and exit code 2; Ctrl-C is 130; a reader that leaves (`| head`) is no error.
+    """
+    prepare_streams()
+    try:
+        name_shell(sys.argv[1:])
+        code = app(prog_name="lcfbench", standalone_mode=False)
+        if code == Exit.INTERRUPTED:  # typer turns Ctrl-C into this code without a word
+            interrupted()
+        sys.exit(code)
+    except UserError as error:
+        complain(f"{error.what} {error.next_step}")
+    except ClickException as error:
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
+            echo(error.format_message(), stderr=True)
+            sys.exit(Exit.USER)
+        command = context.command_path if context else "lcfbench"
+        complain(f"{error.format_message().rstrip('.')}. See `{command} --help`.")
+    except (KeyboardInterrupt, typer.Abort):
+        interrupted()
+    except OSError as error:
+        where, why = error.filename or "input or output", error.strerror or error
+        complain(f"{where}: {why}. Check the path, its permissions and the disk.")
+
+
+def name_shell(arguments: list[str]) -> None:
+    """Lets `--install-completion` and `--show-completion` take a shell's name; without one it is detected."""
+    flag, _, shell = arguments[0].partition("=") if arguments else ("", "", "")
+    if flag not in ("--install-completion", "--show-completion") or arguments[1:] == ["--help"]:
+        return
+    if named := [shell] if "=" in arguments[0] else arguments[1:]:
+        if named[0] not in SHELLS or len(named) > 1:
+            raise UserError(f"{flag} {' '.join(named)}: no such shell.", f"Known: {', '.join(SHELLS)}.")
+        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # typer's only way to a named shell
+
+
+def complain(text: str) -> None:
+    """Prints one line and ends with exit code 2; the middle of a very long one is left out."""
+    line = " ".join(text.split())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST - TAIL]} … {line[-TAIL:]}"
+    echo(f"lcfbench: {line}", stderr=True)
+    sys.exit(Exit.USER)
+

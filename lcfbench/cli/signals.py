@@ -1,0 +1,101 @@
+"""Ctrl-C and SIGTERM end a command with one line, whenever they come and however often.
+
+The first signal interrupts; those that follow while the command puts things in order change nothing.
+Ctrl-C ends with exit code 130, SIGTERM as the system ends a process. Imports only what a process has
+loaded anyway, so that it listens before anything else is imported.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+PATIENCE = 10.0  # seconds after which another signal interrupts again
+AGAIN = 0.05  # seconds after which a signal that was lost is sent again
+INTERRUPTED = 130
+
+
+def interrupted(what: str = "") -> NoReturn:
+    """Says that the command was interrupted, and ends it. what: what stays, and the next step."""
+    sys.stderr.write(f"interrupted{f': {what}' if what else ''}.\n")
+    sys.exit(INTERRUPTED)
+
+
+class Signals:
+    """Handles both signals for one command. heard: the signals so far."""
+
+    def __init__(self) -> None:
+        self.pid, self.heard, self.raised, self.over = os.getpid(), list[int](), 0.0, False
+
+    def listen(self) -> None:
+        """Installs the handlers; a signal that the process was started to ignore stays ignored."""
+        self._unraisable = sys.unraisablehook
+        sys.unraisablehook = self.unraisable
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.hear)
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Raises KeyboardInterrupt, unless it did so just now or the command has ended."""
+        if os.getpid() != self.pid:  # a worker process of a library: it has nothing to put in order
+            os._exit(128 + number)
+        if self.over or (self.heard and time.monotonic() - self.raised < PATIENCE):
+            return
+        self.heard.append(number)
+        self.raised = time.monotonic()
+        raise KeyboardInterrupt
+
+    def unraisable(self, lost: Any) -> None:
+        """Sends a signal again that came where Python cannot raise (in a destructor, say)."""
+        if not isinstance(lost.exc_value, KeyboardInterrupt) or not self.heard:
+            self._unraisable(lost)
+            return
+        import threading
+
+        number, self.raised = self.heard.pop(), 0.0
+        again = threading.Timer(AGAIN, os.kill, (self.pid, number))
+        again.daemon = True
+        again.start()
+
+    def end(self, code: Any) -> NoReturn:
+        """Ends the process: as what was heard asks, else with `code`; a code that is set was explained."""
+        self.over = True
+        for number in (signal.SIGINT, signal.SIGTERM):  # Python would let them kill it while it shuts down
+            signal.signal(number, signal.SIG_IGN)
+        if self.heard and not code:
+            sys.stderr.write("interrupted.\n")
+        if not self.heard:
+            sys.exit(code)
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        if signal.SIGTERM in self.heard:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(self.pid, signal.SIGTERM)
+        # Python ends itself by SIGINT where Ctrl-C came within exec(), also where it was caught
+        os._exit(INTERRUPTED)
+
+
+def guarded(command: Callable[[], Any]) -> None:
+    """Runs a command that ends with SystemExit or returns, and ends the process."""
+    signals, code = Signals(), None
+    try:
+        signals.listen()
+        try:
+            command()
+        except SystemExit as ended:
+            code = ended.code
+        if not code:  # a signal that came when all was done
+            signals.heard.clear()
+    except KeyboardInterrupt:
+        pass
+    except Exception:
+        if not signals.heard:  # else a library made another error of the interruption
+            raise
+    signals.end(code)
