@@ -102,8 +102,8 @@ def pick_adapter(
     trained = {f: c for f, c in fits.items() if _near(c, task)}
     if not trained:
         names = f"{pair[0]}:{pair[1]}"
-        others = ", ".join(sorted({t for c in fits.values() for t in c.tasks}))
-        there = f" (those that ship were trained on {others})" if others else ""
+        tasks = ", ".join(sorted({t for c in fits.values() for t in c.tasks}))
+        there = f" (those that ship were trained on {tasks})" if tasks else ""
         raise AdapterMissing(
             f"no adapter ships for --mode {mode} on {task} with {names}{there}.",
             f"Pass --adapter NAME (`lcfbench ls adapters`), or make one: "

@@ -31,8 +31,8 @@ def deranged(documents: Sequence[Document], seed: int) -> dict[str, Document]:
     Raises UserError for fewer than two documents.
     """
     if len(documents) < 2:
-        step = "Raise --limit, or give --control matched."
-        raise UserError("control deranged needs at least two documents.", step)
+        what_next = "Raise --limit, or give --control matched."
+        raise UserError("control deranged needs at least two documents.", what_next)
     rng = random.Random(f"deranged-{seed}")
     order = neighbours(documents)
     blocks = [order[i : i + NEIGHBOURHOOD] for i in range(0, len(order), NEIGHBOURHOOD)]

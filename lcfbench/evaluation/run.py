@@ -177,7 +177,7 @@ class Run:
             count = f"{len(self.failures)} of {len(self.documents)}"
             progress.warn(f"{count} documents failed and count as wrong; the first: {self.failures[0]}")
         if self.untimed and not self.failures:
-            count, what = len(self.untimed), "documents failed alone, so they have no latency"
+            count, what = str(len(self.untimed)), "documents failed alone, so they have no latency"
             progress.warn(f"{self.title}: {count} {what}; the first: {self.untimed[0]}")
         if self.ties > TIES * len(self.documents):
             count = f"{self.ties} of {len(self.documents)}"

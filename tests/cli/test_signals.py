@@ -1,0 +1,53 @@
+"""Ctrl-C and SIGTERM: one line, the right exit code and whole rows, whenever and however often they come."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+
+from lcfbench.cli import signals
+from lcfbench.results.reader import load_samples
+from tests.helpers import process, save_pair, start
+
+SEED, ROUNDS = 7, 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_signals_at_any_moment_leave_one_line_and_whole_rows(tmp_path, number, count):
+    rng, out = random.Random(f"{SEED}-{number}-{count}"), tmp_path / "out"
+    pair = save_pair(tmp_path / "models")
+    command = ["run", "--pair", pair, "--mode", "receiver", "--limit", "200", "--batch-size", "4"]
+    command += ["--latency-documents", "0", "--dtype", "float32", "--out", out, "--control", "matched"]
+    for _ in range(ROUNDS):
+        child = start(*command)
+        time.sleep(rng.uniform(0.3, 6))
+        for _ in range(count):
+            if child.poll() is None:
+                child.send_signal(number)
+                time.sleep(rng.choice([0, 0.001, 0.05]))
+        _, said = child.communicate(timeout=120)
+        assert "Traceback" not in said and "Exception ignored" not in said, said
+        if child.returncode == 0:  # it was done before
+            continue
+        assert child.returncode == (130 if number == signal.SIGINT else -number), said
+        assert sum("interrupted" in line for line in said.splitlines()) == 1, said
+    code, _, said = process(*command)
+    assert code == 0, said
+    assert len(load_samples([out])) == 200
+
+
+def test_a_signal_that_a_destructor_swallows_comes_again(monkeypatch):
+    heard = signals.Signals()
+    heard._unraisable = lambda lost: pytest.fail("it was shown")
+    monkeypatch.setattr(signals.os, "kill", lambda pid, number: sent.append(number))
+    sent: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        heard.hear(signal.SIGINT, None)
+    heard.hear(signal.SIGINT, None)  # so soon it changes nothing
+    heard.unraisable(type("Lost", (), {"exc_value": KeyboardInterrupt()}))
+    time.sleep(5 * signals.AGAIN)
+    assert sent == [signal.SIGINT] and not heard.heard

@@ -1,0 +1,70 @@
+"""What would have no effect, or is out of range, is one line before any model is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from lcfbench.methods import load_pair
+from tests.helpers import invoke
+
+LCFX = "smollm2-135m.gemma3-270m.lcfx-splitfacts"
+REFUSED = {
+    "lcf-untrained": (
+        ["--mode", "lcf", "--task", "coqa_split"],
+        "no adapter ships for --mode lcf on coqa_split",
+    ),
+    "lcf-untrained-2": (["--mode", "lcf", "--task", "hotpotqa_split"], "lcfbench train --mode lcf"),
+    "adapter-unused": (["--mode", "receiver", "--adapter", LCFX], "would have no effect"),
+    "adapter-unused-2": (["--mode", "t2t,sharer", "--adapter", LCFX], "would have no effect"),
+    "adapter-unknown": (["--mode", "receiver", "--adapter", "nosuch"], "unknown adapter 'nosuch'"),
+    "adapter-near": (["--mode", "lcf", "--adapter", LCFX[:-1]], "Did you mean"),
+    "device-cpu": (["--device", "cpu:9"], "device"),
+    "device-cuda": (["--device", "cuda:99"], "device"),
+    "device-other": (["--device", "tpu"], "device"),
+    "dtype": (["--dtype", "float8"], "dtype"),
+    "bytes": (["--mode", "t2t", "-o", "bytes=0"], "bytes=0 of t2t"),
+    "budget": (["--mode", "t2t", "-o", "budget=0"], "budget=0 of t2t"),
+    "budget-large": (["--mode", "t2t", "-o", "budget=99999999"], "4096 at most"),
+    "excerpt": (["--mode", "excerpt", "-o", "bytes=0"], "bytes=0 of excerpt"),
+    "windows": (["--mode", "lcf", "-o", "windows=0"], "windows=0"),
+    "stride": (["--mode", "lcf", "-o", "stride=-3"], "stride=-3"),
+    "spans": (["--mode", "lcf", "-o", "spans=word"], "spans=word"),
+    "alpha": (["--mode", "kvcomm", "-o", "alpha=2"], "alpha=2"),
+    "width": (["--mode", "kvcomm", "-o", "prior_width=0"], "prior_width=0"),
+    "last": (["--mode", "kvcomm", "-o", "last=-1"], "last=-1"),
+    "lead": (["--mode", "dense", "-o", "lead=-1"], "lead=-1"),
+    "seed": (["--seed", "9223372036854775808"], "seed"),
+    "seed-negative": (["--seed", "-1"], "seed"),
+    "seeds": (["--seeds", "0,-1"], "seeds"),
+    "seeds-empty": (["--seeds", ","], "seeds"),
+    "adapter-empty": (["--mode", "lcf", "--adapter", ","], "adapter"),
+    "limit": (["--limit", "0"], "limit"),
+    "limit-negative": (["--limit", "-1"], "limit"),
+    "batch": (["--batch-size", "0"], "batch"),
+    "latency": (["--latency-documents", "-1"], "latency"),
+    "modes": (["--mode", ","], "nothing to run"),
+}
+
+
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_in_one_line(capsys, monkeypatch, tmp_path, name, dry):
+    if dry and name.startswith("lcf-untrained"):
+        pytest.skip("its prompts are shown, with a note")
+    monkeypatch.setattr(load_pair, "find_model", lambda *a, **k: pytest.fail("a model was looked for"))
+    given, said = REFUSED[name]
+    more = ["--dry-run"] if dry else []
+    code, _, err = invoke(capsys, monkeypatch, "run", "--out", tmp_path / "out", *given, *more)
+    assert code == 2 and said in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_adapters_of_one_kind_are_refused_by_name(capsys, monkeypatch, tmp_path):
+    import shutil
+
+    from lcfbench.adapters.select import FOLDER
+
+    shutil.copytree(FOLDER / LCFX, tmp_path / "other")
+    given = ["--mode", "lcf", "--adapter", LCFX, "--adapter", tmp_path / "other", "--out", tmp_path / "out"]
+    code, _, err = invoke(capsys, monkeypatch, "run", *given)
+    assert code == 2 and LCFX in err and "other" in err and len(err.splitlines()) == 1, err
