@@ -142,5 +142,6 @@ def find_adapter(place: Path) -> Path:
     if place.exists() or len(place.parts) != 1:
         return place
     if not (FOLDER / place).is_dir():
-        raise unknown("adapter", str(place), [f.name for f in shipped()], "lcfbench ls adapters")
+        near = unknown("adapter", str(place), [f.name for f in shipped()], "lcfbench ls adapters").next_step
+        raise UserError(f"{place} holds no adapter, and none of that name ships.", near)
     return FOLDER / place

@@ -147,6 +147,9 @@ def print_prompts(recipe: Recipe) -> None:
     from lcfbench.tasks.preview import preview
 
     tasks = look_up(recipe)
+    receiver, sharer = (
+        load_tokenizer(find_tokenizer(name, offline=recipe.offline)) for name in split_pair(recipe.pair)
+    )
     if later := [str(place) for place in recipe.adapter if len(place.parts) > 1 and not place.exists()]:
         note(f"a run needs {', '.join(later)}, not there yet.")
     else:
@@ -154,9 +157,6 @@ def print_prompts(recipe: Recipe) -> None:
             adapters_for(recipe, tasks)
         except AdapterMissing as error:
             note(f"a run would be refused: {error}")
-    receiver, sharer = (
-        load_tokenizer(find_tokenizer(name, offline=recipe.offline)) for name in split_pair(recipe.pair)
-    )
     for task in tasks:
         documents = task.documents(
             scoring=recipe.scoring, limit=recipe.limit or 1, receiver_chat=bool(receiver.chat_template)

@@ -62,7 +62,7 @@ def _plan(recipe: Recipe, progress: Progress) -> list[tuple[str, str]]:
             f"{names} sends no {what} that {others} could change" for names, what, others in left
         )
         raise UserError(f"nothing to run: {reasons}.", "Add --control matched, or a method that sends one.")
-    for names, what, others in left:
+    for names, what, others in left if "control" in recipe.model_fields_set else []:
         progress.say(f"{names}: sends no {what}, so there is no {others} run of it.")
     return plan
 

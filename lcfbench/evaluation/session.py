@@ -37,7 +37,7 @@ def look_up(recipe: Recipe) -> list[Task]:
         pick_dtype(recipe.dtype, pick_device(recipe.device))
     pick_device(recipe.device)
     if recipe.out.exists() and not recipe.out.is_dir():
-        raise UserError(f"--out {recipe.out} is no folder.", "Name a folder for the runs.")
+        raise UserError(f"--out {recipe.out}: Not a directory.", "Name a folder for the runs.")
     given, seed = options_for(recipe.task, recipe.task_options), recipe.every_seed[0]
     tasks = [load_task(n, seed=seed, offline=recipe.offline, options=given[n]) for n in recipe.task]
     for task in tasks:

@@ -16,7 +16,10 @@ REFUSED = {
     "lcf-untrained-2": (["--mode", "lcf", "--task", "hotpotqa_split"], "lcfbench train --mode lcf"),
     "adapter-unused": (["--mode", "receiver", "--adapter", LCFX], "would have no effect"),
     "adapter-unused-2": (["--mode", "t2t,sharer", "--adapter", LCFX], "would have no effect"),
-    "adapter-unknown": (["--mode", "receiver", "--adapter", "nosuch"], "unknown adapter 'nosuch'"),
+    "adapter-unknown": (
+        ["--mode", "receiver", "--adapter", "nosuch"],
+        "nosuch holds no adapter, and none of that name ships",
+    ),
     "adapter-near": (["--mode", "lcf", "--adapter", LCFX[:-1]], "Did you mean"),
     "device-cpu": (["--device", "cpu:9"], "device"),
     "device-cuda": (["--device", "cuda:99"], "device"),
