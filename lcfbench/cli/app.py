@@ -112,4 +112,3 @@ def complain(text: str) -> None:
         line = f"{line[: LONGEST - TAIL]} … {line[-TAIL:]}"
     echo(f"lcfbench: {line}", stderr=True)
     sys.exit(Exit.USER)
-
