@@ -179,7 +179,7 @@ def _folder_digest(folder: Path) -> str:
     kept = {".safetensors", ".json", ".jinja", ".txt", ".model"}
     for file in sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in kept):
         size = file.stat().st_size
-        digest.update(f"{file.name}:{size};".encode())
+        digest.update(f"{file.name}:{size};".encode(errors="surrogateescape"))
         with file.open("rb") as f:
             evenly = range(0, size, max(size // SAMPLES, SAMPLE_BYTES))
             for start in sorted({*evenly, max(size - SAMPLE_BYTES, 0)}):

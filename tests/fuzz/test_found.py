@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ def function(text: str) -> Damage:
     return damage
 
 
+def odd_name(work: Path) -> None:
+    """A file of a model's folder whose name is no UTF-8."""
+    folder = os.fsencode(work / "models" / "sharer")
+    os.rename(os.path.join(folder, b"generation_config.json"), os.path.join(folder, b"\xff\xfe.json"))
+
+
 def nothing(work: Path) -> None:
     pass
 
@@ -87,6 +94,7 @@ FOUND: dict[str, tuple[str, Damage, int]] = {
     "row-is-none": (CHECK, function("pass\n"), Exit.USER),
     "row-is-a-list": (CHECK, function("return [1]\n"), Exit.USER),
     "row-is-a-number": (CHECK, function("return 3\n"), Exit.USER),
+    "model-file-of-an-odd-name": ("run --recipe run.yaml --dry-run", odd_name, Exit.OK),
     "long-flag": (f"verdict results --delta {'9' * 5000}", nothing, Exit.USER),
     "doctor-lacks-something": ("doctor --offline", nothing, Exit.FAILED),
 }
