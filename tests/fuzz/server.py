@@ -59,7 +59,7 @@ def warm_up() -> None:
     ):
         importlib.import_module(name)
     for module in pkgutil.walk_packages(lcfbench.__path__, "lcfbench."):
-        if not module.name.endswith("__main__") or module.name == "lcfbench.cli.__main__":
+        if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     import torch
 

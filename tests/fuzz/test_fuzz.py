@@ -23,7 +23,7 @@ import typer
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from lcfbench.cli.__main__ import app
+from lcfbench.cli.app import app
 from lcfbench.errors import Exit
 from tests.fuzz.damage import ESC, hurt
 from tests.fuzz.verbs import LINES, Line
