@@ -97,6 +97,11 @@ class Settings(BaseModel):
                 check_text(str(part))
         return value
 
+    @field_validator("dtype", mode="before", check_fields=False)
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"fp32": "float32", "bf16": "bfloat16"}.get(value, value) if isinstance(value, str) else value
+
     @classmethod
     def merge(cls, file: Path | str | None, given: dict[str, Any], section: str | None = None) -> Self:
         """Overlays a YAML file or packaged recipe with the given settings; empty ones do not count.

@@ -7,10 +7,11 @@ import fcntl
 import glob
 import json
 import os
+import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 FRESH_SECONDS = 10
+PART, READY = ".part", ".ready"  # files being made; files that are whole and move into their folder
 
 
 def write(path: Path, data: Buffer) -> None:
@@ -96,8 +98,9 @@ def locked(place: Path, wait: bool = False) -> Iterator[None]:
     wait for the other process instead of giving up. Raises UserError where another process holds it,
     and on a file system without locks.
     """
-    path = place.absolute().parent / f".{place.absolute().name}.lock"
     with writing(place):
+        real = Path(os.path.realpath(place))  # a link to a folder is that folder
+        path = real.with_name(f".{real.name}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -121,6 +124,65 @@ def locked(place: Path, wait: bool = False) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(held)
+
+
+@contextmanager
+def replacing(folder: Path, own: Collection[str] = ()) -> Iterator[Path]:
+    """Gives an empty folder; when the block ends well, its files replace those in `folder`, all or none.
+
+    Other files of `folder` stay, but for those named in `own`. The exchange begins with one rename; one
+    that a kill cuts short is finished by `settle`, or here. The caller holds the lock.
+    """
+    with writing(folder):
+        folder = Path(os.path.realpath(folder))
+        finish(folder)
+        made = folder / PART if folder.is_dir() else folder.with_name(f".{folder.name}{PART}")
+        shutil.rmtree(made, ignore_errors=True)  # of a killed process
+        made.mkdir(parents=True)
+    try:
+        yield made
+        with writing(folder):
+            for name in own:  # an empty folder in the place of a file that goes
+                if not (made / name).exists() and (folder / name).exists():
+                    (made / name).mkdir()
+            for path in (*(p for p in made.iterdir() if p.is_file()), made):
+                handle = os.open(path, os.O_RDONLY)
+                os.fsync(handle)
+                os.close(handle)
+            if folder.is_dir():
+                os.rename(made, folder / READY)
+                finish(folder)
+            else:
+                os.rename(made, folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def finish(folder: Path) -> None:
+    """Finishes an exchange of `replacing` that has begun. The caller holds the lock."""
+    ready = folder / READY
+    for path in sorted(ready.iterdir()) if ready.is_dir() and not ready.is_symlink() else ():
+        if path.is_dir():
+            (folder / path.name).unlink(missing_ok=True)
+            path.rmdir()
+        else:
+            os.replace(path, folder / path.name)
+    if ready.is_dir():
+        ready.rmdir()
+
+
+def settle(folder: Path) -> None:
+    """Waits for an exchange of `replacing`, or finishes that of a killed process. Raises UserError."""
+    for left in reversed(range(100)):
+        if not (folder / READY).is_dir():
+            return
+        try:
+            with locked(folder), writing(folder):
+                finish(Path(os.path.realpath(folder)))
+        except UserError:
+            if not left:
+                raise
+            time.sleep(0.05)
 
 
 def now() -> str:

@@ -92,6 +92,13 @@ def test_values_that_mean_nothing_are_refused(model, field, value):
         kind.merge(None, {field: value})
 
 
+@pytest.mark.parametrize("model", [m for m in models() if "dtype" in m.model_fields])
+@pytest.mark.parametrize(("short", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16")])
+def test_short_names_of_number_formats(model, short, dtype):
+    needed = {n: "x" for n, f in model.model_fields.items() if f.is_required()}
+    assert model.merge(None, {**needed, "dtype": short}).dtype == dtype
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -8,7 +8,6 @@ A fuser is C2C's name for an adapter. Its folder holds `config.json` (the traini
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 import zipfile
@@ -25,6 +24,7 @@ from lcfbench.adapters.config import LARGEST, AdapterConfig, reason, recorded_na
 from lcfbench.adapters.files import DTYPES, check_free, check_numbers, making, save
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
+from lcfbench.parsing import load_json
 from lcfbench.sources.c2c_fusers import find_fuser
 
 LARGEST_JSON, MOST_LAYERS = 16 << 20, 4096
@@ -144,26 +144,9 @@ def import_c2c(
 
 
 def _json(path: Path, folder: Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises UserError for anything else, for NaN and for a key that is there twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if twice := [k for k, n in Counter(key for key, _ in pairs).items() if n > 1]:
-            raise ValueError(f"key {twice[0][:40]!r} is there twice")
-        return dict(pairs)
-
-    def number(name: str) -> Any:
-        raise ValueError(f"{name} is no number")
-
+    """Reads a JSON object of the folder, strictly. Raises UserError."""
     _inside(path, folder, LARGEST_JSON)
-    try:
-        out = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=number)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).", FETCH) from error
-    except (ValueError, RecursionError) as error:  # JSON's and Unicode's are ValueErrors
-        raise UserError(f"{path} is not valid JSON ({reason(error)}).", FETCH) from error
-    if not isinstance(out, dict):
-        raise UserError(f"{path} does not hold a JSON object.", FETCH)
-    return out
+    return load_json(path, "file")
 
 
 def _inside(path: Path, folder: Path, largest: int) -> None:

@@ -8,7 +8,6 @@ An adapter is a folder: `adapter.safetensors`, `config.json`, `README.md` (the c
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError, model_va
 
 from lcfbench.alignment.layers import layer_map as make_map
 from lcfbench.errors import UserError
+from lcfbench.files import settle
 from lcfbench.geometry import Geometry
+from lcfbench.parsing import parse_json, read_text
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
@@ -173,6 +174,7 @@ def read_config(folder: Path) -> AdapterConfig:
         raise UserError(
             f"{folder} is a file; an adapter is a folder of {WEIGHTS} and {CONFIG}.", "Name the folder."
         )
+    settle(folder)
     if not path.is_file():
         like_hub = not folder.exists() and len(folder.parts) == 2 and folder.parts[0] not in ("/", "..")
         pull = f" One on the Hub is fetched with `lcfbench adapter pull {folder}`." if like_hub else ""
@@ -181,7 +183,7 @@ def read_config(folder: Path) -> AdapterConfig:
             f"Name a folder made by `lcfbench train`; see `lcfbench ls adapters`.{pull}",
         )
     try:
-        raw = json.loads(path.read_text())
+        raw = parse_json(read_text(path, "adapter config"), str(path))
         version = raw.get("format", 0) if isinstance(raw, dict) else 0
         if isinstance(version, int) and version > FORMAT:
             shown = version if version < LARGEST else "beyond count"

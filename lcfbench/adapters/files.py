@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,7 @@ from torch import Tensor
 from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, AdapterConfig, read_config, reason
 from lcfbench.errors import UserError
-from lcfbench.files import locked, writing
+from lcfbench.files import finish, locked, replacing
 from lcfbench.sources.cache import say
 
 MEND = "Fetch or train it again."
@@ -33,25 +31,22 @@ OWN = {WEIGHTS, CONFIG, CARD, REPORT, PICTURE}
 def save(
     adapter: Adapter, folder: Path, card: str, dtype: torch.dtype = torch.bfloat16, replace: bool = False
 ) -> None:
-    """Writes weights, config and card; the weights come last and whole.
+    """Writes weights, config and card, all or none, also when the process is killed.
 
-    Raises UserError where the folder already holds an adapter, unless `replace`: then the old
-    weights stay until the new ones are there.
+    Raises UserError where the folder already holds an adapter, unless `replace`.
     """
     if (folder / WEIGHTS).exists() and not replace:
         raise UserError(f"{folder} already holds an adapter.", "Name another --out, or pass --force.")
-    folder.mkdir(parents=True, exist_ok=True)
     matrices = {name for name, p in adapter.named_parameters() if p.dim() > 2}
     tensors = {  # statistics and gates stay in fp32: they are small, and the gates decide
         name: t.detach().cpu().to(dtype if name in matrices else torch.float32).contiguous()
         for name, t in adapter.state_dict().items()
     }
-    partial = folder / (WEIGHTS + ".partial")
-    save_file(tensors, partial, metadata={"format": "lcfbench"})  # one entry: the order of several is random
-    (folder / CONFIG).write_text(adapter.config.model_dump_json(indent=1) + "\n")
-    (folder / CARD).write_text(card)
-    partial.chmod(0o644)  # safetensors writes files that only their owner can read
-    partial.rename(folder / WEIGHTS)
+    with replacing(folder, OWN) as made:
+        save_file(tensors, made / WEIGHTS, metadata={"format": "lcfbench"})  # the order of several is random
+        (made / WEIGHTS).chmod(0o644)  # safetensors writes files that only their owner can read
+        (made / CONFIG).write_text(adapter.config.model_dump_json(indent=1) + "\n")
+        (made / CARD).write_text(card)
 
 
 def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Adapter:
@@ -129,36 +124,19 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 @contextmanager
 def making(place: Path, force: bool) -> Iterator[Path]:
-    """Gives a new folder beside `place`, which replaces it when the block ends well.
+    """Gives a new folder, whose files replace the adapter at `place` when the block ends well.
 
     Until then `place` stays as it is, also when the process is killed. An adapter that is there is
-    replaced only with `force`; other files beside it move along. Raises UserError at once where
+    replaced only with `force`; other files beside it stay. Raises UserError at once where
     `place` is taken, or another process writes it.
     """
     check_free(place, force)
     with locked(place):
-        yield from _made_beside(place, force)
-
-
-def _made_beside(place: Path, force: bool) -> Iterator[Path]:
-    with writing(place):
-        made = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    try:
-        yield made
-        with writing(place):
-            made.chmod(0o755)  # mkdtemp makes folders only their owner can enter
+        finish(place)
+        check_free(place, force)
+        with replacing(place, OWN) as made:
+            yield made
             check_free(place, force)  # minutes may have passed
-            old = made.with_name(made.name + ".old")
-            if place.is_dir():
-                place.rename(old)
-            made.rename(place)
-            if old.is_dir():
-                for other in old.iterdir():
-                    if other.name not in OWN:
-                        other.rename(place / other.name)
-                shutil.rmtree(old)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def check_free(place: Path, force: bool) -> None:

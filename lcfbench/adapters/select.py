@@ -11,6 +11,7 @@ from typing import Any
 
 from lcfbench.adapters.config import WEIGHTS, AdapterConfig, read_config, recorded_names
 from lcfbench.errors import UserError, unknown
+from lcfbench.files import PART, READY
 
 FOLDER = Path(__file__).parents[1] / "shipped_adapters"
 
@@ -26,7 +27,8 @@ def adapters_table(extra: Sequence[Path] = ()) -> list[dict[str, Any]]:
     Imports no torch. A folder that cannot be read is of kind "unreadable".
     """
     rows: list[dict[str, Any]] = []
-    found = [p.parent for root in extra for p in sorted(root.glob("**/adapter.safetensors"))]
+    every = [p.parent for root in extra for p in sorted(root.glob(f"**/{WEIGHTS}"))]
+    found = [p.parent if p.name == READY else p for p in every if not p.name.endswith(PART)]
     for folder in [*shipped(), *found]:
         row: dict[str, Any] = {"name": folder.name, "kind": "unreadable", "pair": "", "tasks": ""}
         row |= {"layers": None, "mb": None, "folder": str(folder)}

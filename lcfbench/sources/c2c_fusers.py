@@ -8,10 +8,10 @@ On the Hub one repository holds several, one subfolder each, for instance
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from lcfbench.errors import UserError
+from lcfbench.parsing import load_json
 from lcfbench.sources import hub
 from lcfbench.sources.cache import mirror
 
@@ -66,9 +66,9 @@ def lacks(folder: Path) -> str:
     needed = [CONFIG, MAP]
     if (folder / MAP).is_file():
         try:
-            layers = json.loads((folder / MAP).read_text())["0"]["1"].values()
+            layers = load_json(folder / MAP, "file")["0"]["1"].values()
             numbers = sorted({int(n) for pairs in layers for _, n in pairs})
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        except (UserError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return ""  # the import says what is wrong with it
         needed += [f"final/projector_{n}.{suffix}" for n in numbers for suffix in ("pt", "json")]
     missing = [name for name in needed if not (folder / name).is_file()]

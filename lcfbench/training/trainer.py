@@ -24,7 +24,7 @@ from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.batching import batches, length
-from lcfbench.files import locked, writing
+from lcfbench.files import finish, locked, writing
 from lcfbench.methods.base import Batch
 from lcfbench.models.causal_lm import sharing
 from lcfbench.models.finite import NotFiniteError
@@ -56,6 +56,7 @@ def train(recipe: TrainRecipe, progress: TrainProgress) -> list[Path]:
         for place in sorted({recipe.out, *(folder_of(recipe, spec) for spec in recipe.specs())}):
             if accelerator.is_main_process:
                 stack.enter_context(locked(place))
+                finish(place)
         check(recipe)  # another process may have finished meanwhile
         return _train(recipe, progress, accelerator)
 
