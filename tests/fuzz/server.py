@@ -69,9 +69,10 @@ def warm_up() -> None:
 def note(log: int, event: str, args: tuple[Any, ...]) -> None:
     """Writes down an event that changes a file, starts a program or reaches for the network."""
     found: list[tuple[str, Any, int]] = []
+    named = event in ("open", "os.mkdir") and isinstance(args[0], str | bytes | os.PathLike)
+    if named and os.path.isdir(args[0]):  # a temporary file without a name, a folder that is there
+        return
     if event == "open" and isinstance(args[2], int) and args[2] & WRITES:
-        if isinstance(args[0], str | bytes | os.PathLike) and os.path.isdir(args[0]):
-            return  # a temporary file without a name
         found = [("open", args[0], -1)]
     elif event in CHANGES:
         found = [(event, args[i], -1 if at is None else args[at]) for i, at in CHANGES[event]]

@@ -132,7 +132,7 @@ def test_trainings_of_different_settings_into_one_folder_never_lose_one_silently
     assert [one.code for one in done].count(Exit.OK) == 1
 
 
-@pytest.mark.parametrize("how", ["KILL", "TERM"])
+@pytest.mark.parametrize("how", ["KILL", "TERM", "INT", "INT INT"])
 @pytest.mark.parametrize("verb", RESUMED)
 def test_killed_at_any_moment_and_called_again_is_as_uninterrupted(world, alone, verb, how):
     want, seconds = measure(world, alone, verb)
