@@ -190,6 +190,22 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def check_inside(path: Path, home: Path, largest: int, step: str) -> None:
+    """Raises UserError for a file that is missing, too large, no regular file, or a link out of `home`.
+
+    The Hub's cache keeps the content of a snapshot's files in `blobs`, beside `snapshots`. step: the
+    next step of the error.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is {'no file' if path.exists() else 'missing'}.", step)
+    real, root = path.resolve(), home.resolve()
+    blobs = [p.parent / "blobs" for p in root.parents if p.name == "snapshots"]
+    if not any(real.is_relative_to(place) for place in (root, *blobs)):
+        raise UserError(f"{path} is a link out of its folder.", "Put the file itself there.")
+    if (size := path.stat().st_size) > largest:
+        raise UserError(f"{path} has {size:,} bytes; it should have {largest:,} at most.", step)
+
+
 # -- files that a user names: a report, a figure, a JSON line ----------------------------------------
 
 RECORDED = ("manifest.json", "samples.jsonl", "training.jsonl", "pruning.json", "config.json")

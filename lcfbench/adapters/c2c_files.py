@@ -23,6 +23,7 @@ from lcfbench.adapters.card import card
 from lcfbench.adapters.config import LARGEST, AdapterConfig, reason, recorded_name
 from lcfbench.adapters.files import DTYPES, check_free, check_numbers, making, save
 from lcfbench.errors import UserError
+from lcfbench.files import check_inside
 from lcfbench.geometry import Geometry
 from lcfbench.parsing import load_json
 from lcfbench.sources.c2c_fusers import find_fuser
@@ -145,23 +146,8 @@ def import_c2c(
 
 def _json(path: Path, folder: Path) -> dict[str, Any]:
     """Reads a JSON object of the folder, strictly. Raises UserError."""
-    _inside(path, folder, LARGEST_JSON)
+    check_inside(path, folder, LARGEST_JSON, FETCH)
     return load_json(path, "file")
-
-
-def _inside(path: Path, folder: Path, largest: int) -> None:
-    """Raises UserError for a file that is missing, too large, or a link to somewhere else.
-
-    The Hub's cache keeps the content of a snapshot's files in `blobs`, beside `snapshots`.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is {'no file' if path.exists() else 'missing'}.", FETCH)
-    real, home = path.resolve(), folder.resolve()
-    blobs = [p.parent / "blobs" for p in home.parents if p.name == "snapshots"]
-    if not any(real.is_relative_to(place) for place in (home, *blobs)):
-        raise UserError(f"{path} is a link out of its folder.", "Put the file itself there.")
-    if (size := path.stat().st_size) > largest:
-        raise UserError(f"{path} has {size:,} bytes; it should have {largest:,} at most.", FETCH)
 
 
 def _layer_map(path: Path, folder: Path) -> tuple[list[int], list[int], list[int]]:
@@ -268,7 +254,7 @@ def _state(path: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Tens
     """
     want = _shapes(settings)
     largest = 8 * sum(math.prod(shape) for shape in want.values()) + (1 << 20)  # float64, and the archive
-    _inside(path, folder, largest)
+    check_inside(path, folder, largest, FETCH)
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(info.file_size for info in archive.infolist())

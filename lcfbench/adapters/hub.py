@@ -10,6 +10,7 @@ them in place: a truncated or foreign download never replaces a good adapter.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -18,10 +19,14 @@ from typing import Any
 
 from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, read_config, weights_sha256
 from lcfbench.errors import UserError
+from lcfbench.files import check_inside
 from lcfbench.sources import hub
+from lcfbench.sources.c2c_fusers import plain
 from lcfbench.sources.cache import mirror, say
 
 FILES = (CONFIG, WEIGHTS, CARD)
+LARGEST_TEXT = 16 << 20  # bytes of a config, a card, or the header of the weights
+STEP = "Fetch it again, or name another."
 LOGIN = "Run `hf auth login`, or set HF_TOKEN"
 
 
@@ -43,18 +48,32 @@ def pull(
 
     check_id(repo_id)
     subfolder = subfolder.strip("/")
-    if ".." in Path(subfolder).parts:
-        raise UserError(f"subfolder {subfolder} leaves the repository.", "Name a folder inside it.")
+    if not plain(subfolder):
+        raise UserError(
+            f"subfolder {subfolder!a} is no folder of the repository.", "Name a folder inside it."
+        )
+    if revision is not None and (not plain(revision) or revision.startswith(("/", "-")) or not revision):
+        raise UserError(f"{revision!a} is no revision.", "Name a branch, tag or commit.")
     place = out or Path("adapters") / (Path(subfolder).name or repo_id.partition("/")[2])
     with making(place, force) as folder:
         source = _find(repo_id, revision, subfolder, offline)
-        read_config(source)  # a later format is refused before anything else is read
-        for name in FILES:
-            if (source / name).is_file():
+        base = source.parents[len(Path(subfolder).parts) - 1] if subfolder else source
+        for name in FILES:  # the config first: a later format is refused before anything else is read
+            if os.path.lexists(source / name):
+                check_inside(source / name, base, largest_of(name, folder), STEP)
                 _check_content(source / name)
                 shutil.copyfile(source / name, folder / name)
         load(folder)
     return place
+
+
+def largest_of(name: str, folder: Path) -> int:
+    """Returns the bytes that a file of an adapter has at most; weights by the config in `folder`."""
+    from lcfbench.adapters.files import blank
+
+    if name != WEIGHTS:
+        return LARGEST_TEXT
+    return LARGEST_TEXT + 8 * sum(t.numel() for t in blank(read_config(folder), folder).state_dict().values())
 
 
 def push(

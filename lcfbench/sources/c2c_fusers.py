@@ -8,6 +8,7 @@ On the Hub one repository holds several, one subfolder each, for instance
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from lcfbench.errors import UserError
@@ -30,7 +31,7 @@ def find_fuser(where: str, *, offline: bool = False) -> Path:
             raise UserError(what, among(folder) or "Name such a folder.")
         return folder
     parts = where.strip("/").split("/")
-    if len(parts) < 2 or ".." in parts or where.startswith(("/", ".", "~")):
+    if len(parts) < 2 or not plain(where) or where.startswith(("/", ".", "~")):
         step = "Name a fuser's folder, or ORG/NAME/SUBFOLDER on the Hub."
         raise UserError(f"there is no folder {where}.", step)
     repo_id, inside = "/".join(parts[:2]), "/".join(parts[2:])
@@ -40,14 +41,14 @@ def find_fuser(where: str, *, offline: bool = False) -> Path:
         if base is None:
             tried.append(f"{place}: {'LCFBENCH_MIRROR is not set' if place == 'mirror' else 'nothing there'}")
             continue
-        if not (missing := lacks(base / inside)):
+        if not (missing := lacks(base / inside, base)):
             return base / inside
         tried.append(f"{place}: {base / inside}: {missing}")
         near = near or among(base, f"{repo_id}/")
     front = f"{inside}/" if inside else ""
     try:
-        folder = hub.fetch_files(repo_id, [f"{front}{CONFIG}", f"{front}final/*"], offline) / inside
-        if not (missing := lacks(folder)):
+        base = hub.fetch_files(repo_id, [f"{front}{CONFIG}", f"{front}final/*"], offline)
+        if not (missing := lacks(folder := base / inside, base)):
             return folder
         tried.append(f"Hub: {repo_id}{f' in {inside}' if inside else ''} has {missing}")
     except hub.HubError as error:
@@ -59,10 +60,20 @@ def find_fuser(where: str, *, offline: bool = False) -> Path:
     )
 
 
-def lacks(folder: Path) -> str:
-    """The files that a fuser's folder lacks, as a phrase; empty when all that its layer map names exist."""
+def plain(text: str) -> bool:
+    """Says whether a path or revision on the Hub is one: no pattern, no way up, no control character."""
+    return text.isprintable() and not re.search(r"[*?\[\]\\]|(^|/)\.\.(/|$)", text)
+
+
+def lacks(folder: Path, base: Path) -> str:
+    """The files that a fuser's folder lacks, as a phrase; empty when all that its layer map names exist.
+
+    base: the repository that the folder must lie in.
+    """
     if not folder.is_dir():
         return "no such folder"
+    if not folder.resolve().is_relative_to(base.resolve()):
+        return "a link out of the repository"
     needed = [CONFIG, MAP]
     if (folder / MAP).is_file():
         try:

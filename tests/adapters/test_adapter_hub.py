@@ -6,6 +6,7 @@ import base64
 import hashlib
 import http.server
 import json
+import os
 import re
 import shutil
 import threading
@@ -534,3 +535,111 @@ def test_the_verbs(server, adapter, monkeypatch, capsys):
     assert code == 2 and "the folder this runs in" in err
     code, _, err = helpers.invoke(capsys, monkeypatch, "run", "--mode", "lcf", "--adapter", "me/small")
     assert code == 2 and "lcfbench adapter pull me/small" in err
+
+
+SECRET = "a secret of this machine"
+
+
+def linked(name: str, target: str):
+    def change(folder: Path, outside: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target.format(out=outside))
+
+    return change
+
+
+def replaced(name: str, make) -> object:
+    def change(folder: Path, outside: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return change
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a sparse file: copied whole it fills the disk
+
+
+HOSTILE = {
+    **{f"{n} linked out": linked(n, "{out}/secret") for n in (CONFIG, WEIGHTS, CARD)},
+    **{f"{n} linked out by ..": linked(n, "../../../../outside/secret") for n in (CONFIG, WEIGHTS, CARD)},
+    **{f"{n} linked to itself": linked(n, n) for n in (CONFIG, WEIGHTS, CARD)},
+    **{f"{n} linked to nothing": linked(n, "nothing") for n in (CONFIG, WEIGHTS, CARD)},
+    **{f"{n} linked to a folder": linked(n, "{out}") for n in (CONFIG, WEIGHTS, CARD)},
+    **{f"{n} linked to a device": linked(n, "/dev/zero") for n in (CONFIG, WEIGHTS, CARD)},
+    **{f"{n} a folder": replaced(n, Path.mkdir) for n in (CONFIG, WEIGHTS, CARD)},
+    **{f"{n} a pipe": replaced(n, os.mkfifo) for n in (CONFIG, WEIGHTS, CARD)},
+    **{f"{n} huge": replaced(n, huge) for n in (CONFIG, WEIGHTS, CARD)},
+}
+
+
+def state(top: Path) -> dict[str, object]:
+    return {
+        str(p.relative_to(top)): (p.lstat().st_mode, p.lstat().st_mtime_ns, p.lstat().st_size)
+        for p in sorted(top.rglob("*"))
+        if not p.is_relative_to(top / "cache")
+    }
+
+
+@pytest.mark.parametrize("kind", ["mirror", "snapshot", "linked subfolder"])
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_what_is_no_file_of_the_fetched_folder_is_refused(tmp_path, adapter, monkeypatch, change, kind):
+    """A mirror may hold folders that others made, and links to snapshots of the Hub's cache."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text(SECRET)
+    place = tmp_path / "mirror/adapters/me/small"
+    home = place if kind == "mirror" else tmp_path / "outside/models--me--small/snapshots/1f0c"
+    shutil.copytree(adapter, home)
+    if kind == "snapshot":
+        place.parent.mkdir(parents=True)
+        place.symlink_to(home)
+    elif kind == "linked subfolder":
+        place.mkdir(parents=True)
+        (place / "nine").symlink_to(home)
+    change(home, tmp_path / "outside")
+    monkeypatch.setenv("LCFBENCH_MIRROR", str(tmp_path / "mirror"))
+    monkeypatch.chdir(tmp_path)
+    before = state(tmp_path)
+    with pytest.raises(UserError) as error:
+        pull("me/small", Path("out"), subfolder="nine" * (kind == "linked subfolder"), offline=True)
+    assert "\n" not in str(error.value) and error.value.next_step and len(str(error.value)) < 600
+    after = state(tmp_path)
+    assert {name: s for name, s in after.items() if name not in before} == {}
+    assert all(after[name] == before[name] for name in before if not (tmp_path / name).is_dir())
+
+
+@pytest.mark.parametrize("files", ["blobs", "beside"])
+def test_links_inside_a_snapshot_are_followed(tmp_path, adapter, monkeypatch, files):
+    home = tmp_path / "mirror/adapters/me/small"
+    cache = tmp_path / "hub/models--me--small"
+    (cache / "snapshots").mkdir(parents=True)
+    home.parent.mkdir(parents=True)
+    home.symlink_to(cache / "snapshots/1f0c")
+    shutil.copytree(adapter, cache / "snapshots/1f0c")
+    for name in (CONFIG, WEIGHTS, CARD):
+        there = cache / "blobs" if files == "blobs" else cache / "snapshots/1f0c/real"
+        there.mkdir(exist_ok=True)
+        (cache / "snapshots/1f0c" / name).rename(there / name)
+        (cache / "snapshots/1f0c" / name).symlink_to(there / name)
+    monkeypatch.setenv("LCFBENCH_MIRROR", str(tmp_path / "mirror"))
+    got = pull("me/small", tmp_path / "out", offline=True)
+    assert weights_sha256(got) == weights_sha256(adapter) and not (got / WEIGHTS).is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        *(
+            ("subfolder", text)
+            for text in ("..", "a/../..", "*", "a?", "[ab]", "a\\..\\b", "\x1b[31m", "a\0b")
+        ),
+        *(("revision", text) for text in ("", "..", "../../../x", "/tmp/x", "-x", "*", "a\nb", "x/..", "\0")),
+        *(("repo_id", text) for text in ("a/..", "/a", "../b", "a/b/c", "a\\b", "-a/b", "a/b\0", "é/b", "a")),
+    ],
+)
+def test_names_that_lead_out_of_a_repository_are_refused(tmp_path, monkeypatch, server, setting, text):
+    names = {"repo_id": "me/small", setting: text}
+    with pytest.raises(UserError) as error:
+        pull(names.pop("repo_id"), tmp_path / "out", **names)
+    assert str(error.value).isprintable() and not server.asked and not (tmp_path / "out").exists()
