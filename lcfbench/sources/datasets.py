@@ -69,7 +69,11 @@ def load_table(repo_id: str, config: str, split: str, *, offline: bool = False) 
     except (pa.ArrowInvalid, OSError) as e:
         what = f"{files[0]} cannot be read as parquet ({str(e).splitlines()[0]})."
         raise UserError(what, "Replace or delete it.") from e
-    return datasets.Dataset(_letters(table))
+    try:
+        return datasets.Dataset(_letters(table))
+    except (ValueError, TypeError, KeyError, AttributeError) as e:  # of its description of the columns
+        what = f"{files[0]} describes its columns in a way that is not known ({str(e).splitlines()[0]})."
+        raise UserError(what, "Replace or delete it.") from e
 
 
 def _fetch_table(repo_id: str, config: str, split: str, offline: bool, tried: list[str]) -> list[Path]:

@@ -59,6 +59,14 @@ def function(text: str) -> Damage:
     return damage
 
 
+def odd_columns(work: Path) -> None:
+    """The description of the columns in a table's own notes is damaged."""
+    [path] = (work / "mirror" / "datasets").rglob("*.parquet")
+    table = pq.ParquetFile(path).read()
+    notes = {"huggingface": json.dumps({"info": {"features": {"id": {"dtype": "strimg", "_type": "Value"}}}})}
+    pq.write_table(table.replace_schema_metadata(notes), path)
+
+
 def odd_name(work: Path) -> None:
     """A file of a model's folder whose name is no UTF-8."""
     folder = os.fsencode(work / "models" / "sharer")
@@ -95,6 +103,7 @@ FOUND: dict[str, tuple[str, Damage, int]] = {
     "row-is-a-list": (CHECK, function("return [1]\n"), Exit.USER),
     "row-is-a-number": (CHECK, function("return 3\n"), Exit.USER),
     "model-file-of-an-odd-name": ("run --recipe run.yaml --dry-run", odd_name, Exit.OK),
+    "table-of-odd-columns": (CHECK, odd_columns, Exit.USER),
     "long-flag": (f"verdict results --delta {'9' * 5000}", nothing, Exit.USER),
     "doctor-lacks-something": ("doctor --offline", nothing, Exit.FAILED),
 }
