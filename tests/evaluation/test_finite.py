@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
+from lcfbench.methods import load_pair
 from lcfbench.models.answering import decode, rank
+from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.finite import NotFiniteError, check_cache, first_place
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import Opened
@@ -20,27 +19,33 @@ NAN, INF = math.nan, math.inf
 POISONS = {"nan": NAN, "inf": INF, "minus-inf": -INF, "huge": 1e30}
 
 
-def poisoned(pair: str, side: int, tensor: str, value: float, to: Path) -> str:
-    """A copy of the pair in which one number a row of a weight of one model is `value`."""
-    folders = pair.split(":")
-    copy = to / "poisoned"
-    shutil.copytree(folders[side], copy)
-    file = copy / "model.safetensors"
-    weights = load_file(file)
-    [name] = [n for n in weights if n.endswith(tensor)]
-    weights[name][..., 0] = value
-    save_file(weights, file, metadata={"format": "pt"})
-    folders[side] = str(copy)
-    return ":".join(folders)
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes one number a row of a weight of one side's model `value`, once the model is loaded."""
+
+    def poison(side: str, tensor: str, value: float) -> None:
+        real = CausalLM.load.__func__
+
+        def load(cls, found, **more):
+            lm = real(cls, found, **more)
+            if found.name.endswith(side):
+                [weight] = [p for name, p in lm.model.named_parameters() if name.endswith(tensor)]
+                weight.data[..., 0] = value
+            return lm
+
+        monkeypatch.setattr(CausalLM, "load", classmethod(load))
+
+    return poison
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("poison", POISONS)
 @pytest.mark.parametrize("tensor", ["layers.1.self_attn.v_proj.weight", "layers.2.mlp.down_proj.weight"])
-def test_a_poisoned_receiver_answers_nothing(pair, adapter, tmp_path, tensor, poison, batch_size):
-    bad, watcher = poisoned(pair, 0, tensor, POISONS[poison], tmp_path), Watcher()
+def test_a_poisoned_receiver_answers_nothing(pair, adapter, tmp_path, poisoned, tensor, poison, batch_size):
+    poisoned("receiver", tensor, POISONS[poison])
+    watcher = Watcher()
     folders = run_recipe(
-        bad, tmp_path / "out", watcher, mode=["receiver", "lcf"], limit=4, batch_size=batch_size,
+        pair, tmp_path / "out", watcher, mode=["receiver", "lcf"], limit=4, batch_size=batch_size,
         adapter=[adapter],
     )  # fmt: skip
     for folder in folders:
@@ -55,13 +60,12 @@ def test_a_poisoned_receiver_answers_nothing(pair, adapter, tmp_path, tensor, po
 @pytest.mark.parametrize("control", ["matched", "deranged", "noise"])
 @pytest.mark.parametrize("mode", ["lcf", "t2t", "sharer"])
 @pytest.mark.parametrize("poison", ["nan", "inf", "huge"])
-def test_a_poisoned_sharer_sends_nothing(pair, adapter, tmp_path, mode, poison, control):
+def test_a_poisoned_sharer_sends_nothing(pair, adapter, tmp_path, poisoned, mode, poison, control):
     if mode == "sharer" and control != "matched":
         pytest.skip("the sharer alone sends nothing")
-    tensor = "layers.1.mlp.down_proj.weight"
-    bad = poisoned(pair, 1, tensor, POISONS[poison], tmp_path)
+    poisoned("sharer", "layers.1.mlp.down_proj.weight", POISONS[poison])
     more = {"adapter": [adapter]} if mode == "lcf" else {}
-    [folder] = run_recipe(bad, tmp_path / "out", mode=[mode], control=[control], limit=4, **more)
+    [folder] = run_recipe(pair, tmp_path / "out", mode=[mode], control=[control], limit=4, **more)
     found = rows(folder)
     if poison == "huge":  # this model normalises what each layer gives: all that follows is finite
         assert all(row["error"] is None and row["choices_loglikelihood"] for row in found)
@@ -71,15 +75,18 @@ def test_a_poisoned_sharer_sends_nothing(pair, adapter, tmp_path, mode, poison, 
 
 @pytest.mark.parametrize("scale", [1e12, 1e20, 1e30])
 @pytest.mark.parametrize("control", ["matched", "deranged", "zero", "noise", "silent"])
-def test_an_adapter_that_overflows_scores_nothing(pair, adapter, tmp_path, control, scale):
-    bad = tmp_path / "bad"
-    shutil.copytree(adapter, bad)
-    weights = load_file(bad / "adapter.safetensors")
-    for name in weights:
-        if "up_value" in name:
-            weights[name].fill_(scale)
-    save_file(weights, bad / "adapter.safetensors", metadata={"format": "pt"})
-    [folder] = run_recipe(pair, tmp_path / "out", mode=["lcf"], control=[control], limit=4, adapter=[bad])
+def test_an_adapter_that_overflows_scores_nothing(pair, adapter, tmp_path, monkeypatch, control, scale):
+    real = load_pair.load
+
+    def load(*args):
+        made = real(*args)
+        for name, weight in made.named_parameters():
+            if "up_value" in name:
+                weight.data.fill_(scale)
+        return made
+
+    monkeypatch.setattr(load_pair, "load", load)
+    [folder] = run_recipe(pair, tmp_path / "out", mode=["lcf"], control=[control], limit=4, adapter=[adapter])
     for row in rows(folder):  # 1e12 is no overflow: its square is a number
         assert row["error"] is None if scale == 1e12 else row["error"] and row["score"] == 0
 

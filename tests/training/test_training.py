@@ -124,7 +124,7 @@ def test_a_run_takes_it_without_a_warning(pair, trained, tmp_path):
     chosen = Recipe(
         pair=pair, mode=["lcf"], adapter=[folder], limit=6, out=tmp_path, dtype="float32", latency_documents=0
     )
-    [run_id] = runner.run(chosen, watcher)
+    run_id, _ = runner.run(chosen, watcher)  # matched, then deranged
     assert watcher.warned == [] and {r["adapter_params"] for r in helpers.rows(tmp_path / run_id)} == {
         load(folder).params
     }
