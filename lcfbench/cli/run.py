@@ -148,7 +148,8 @@ def print_prompts(recipe: Recipe) -> None:
 
     tasks = look_up(recipe)
     receiver, sharer = (
-        load_tokenizer(find_tokenizer(name, offline=recipe.offline)) for name in split_pair(recipe.pair)
+        load_tokenizer(find_tokenizer(name, offline=recipe.offline), recipe.trust_remote_code)
+        for name in split_pair(recipe.pair)
     )
     if later := [str(place) for place in recipe.adapter if len(place.parts) > 1 and not place.exists()]:
         note(f"a run needs {', '.join(later)}, not there yet.")

@@ -29,7 +29,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")  # their versions
 # Recipe fields that change an answer, and those that do not. Together they are all fields (tested).
 IDENTITY_FIELDS = frozenset(
     "pair mode task control scoring limit seed seeds adapter options task_options batch_size dtype "
-    "device attention".split()
+    "device attention trust_remote_code".split()
 )
 OTHER_FIELDS = frozenset({"quick", "latency_documents", "out", "offline", "fresh"})
 # Parts of an identity that change without the user asking for anything else, in words.

@@ -88,6 +88,9 @@ class Recipe(Settings):
     attention: Attention = Field("sdpa", description="Attention implementation of both models.")
     out: Path = Field(Path("results"), description="Folder of the runs.")
     offline: bool = Field(False, description="Use only files that are on this machine.")
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that a model's folder brings along; read it before."
+    )
     fresh: bool = Field(False, description="Forget what is recorded of these runs and start over.")
 
     _lists = field_validator("adapter", mode="before")(some)

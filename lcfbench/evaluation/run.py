@@ -103,6 +103,8 @@ class Run:
             "versions": versions(),
             "behaviour": BEHAVIOUR,
         }
+        if recipe.trust_remote_code:
+            found["trust_remote_code"] = True
         kind = self.adapter.config.kind if self.adapter else None
         if plugins := plugins_of(self.mode, task.name, self.control, kind):
             found["plugins"] = plugins

@@ -15,7 +15,7 @@ from lcfbench.evaluation.identity import prompts_sha256
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.methods.base import Method, option_fields
 from lcfbench.methods.create import check_options, create, method_class, sides
-from lcfbench.methods.load_pair import Pair, load_adapter, load_pair, other_revisions, roles_of
+from lcfbench.methods.load_pair import CONDITIONS, Pair, load_adapter, load_pair, other_revisions, roles_of
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.dtypes import choose, pick_device, pick_dtype
 from lcfbench.progress import Progress
@@ -89,12 +89,7 @@ class Session:
             self.digests(task)
         self._folders = adapters_for(recipe, self.tasks)
         self.pair: Pair = load_pair(
-            recipe.pair,
-            roles=roles_of(recipe.mode),
-            dtype=recipe.dtype,
-            device=recipe.device,
-            attention=recipe.attention,
-            offline=recipe.offline,
+            recipe.pair, roles=roles_of(recipe.mode), **recipe.model_dump(include=CONDITIONS)
         )
         device = self.pair.receiver.device
         self.environment = environment(

@@ -19,7 +19,7 @@ from lcfbench.latency.documents import of_length
 from lcfbench.latency.recipe import BUDGETS, BenchRecipe
 from lcfbench.methods.base import Method, option_fields
 from lcfbench.methods.create import check_options, create, method_class, sides
-from lcfbench.methods.load_pair import Pair, load_adapter, load_pair, roles_of
+from lcfbench.methods.load_pair import CONDITIONS, Pair, load_adapter, load_pair, roles_of
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import describe, task_names
@@ -97,7 +97,7 @@ def plan(recipe: BenchRecipe) -> Bench:
     names = {mode: tasks_of(recipe, mode) for mode in kinds}
     every = list(dict.fromkeys(t for tasks in names.values() for t in tasks)) or recipe.task or [DIFFERENT]
     tasks = {name: load_task(name, offline=recipe.offline) for name in every}
-    conditions = recipe.model_dump(include={"dtype", "device", "attention", "offline"})
+    conditions = recipe.model_dump(include=CONDITIONS)
     bench = Bench(recipe, load_pair(recipe.pair, roles=roles_of(kinds), **conditions))
     for task in tasks.values():
         _add_blocks(bench, task, [mode for mode in kinds if task.name in (names[mode] or every)])

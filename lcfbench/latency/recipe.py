@@ -47,6 +47,7 @@ class BenchRecipe(Settings):
     device: Device = SAME["device"]
     attention: Attention = SAME["attention"]
     offline: bool = SAME["offline"]
+    trust_remote_code: bool = SAME["trust_remote_code"]
 
     _names = field_validator("mode", "task", mode="before")(names_or_files)
     _lists = field_validator("adapter", mode="before")(several)

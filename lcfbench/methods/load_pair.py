@@ -12,13 +12,14 @@ from pathlib import Path
 
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
-from lcfbench.adapters.files import load
+from lcfbench.adapters.files import load as load_files
 from lcfbench.methods.create import method_class
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.progress import quiet_libraries
 from lcfbench.sources.models import ALIASES, find_model, split_pair
 
 ROLES = ("receiver", "sharer")
+CONDITIONS = {"dtype", "device", "attention", "offline", "trust_remote_code"}  # settings for `load_pair`
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,26 @@ def load_pair(
     device: str = "auto",
     attention: str = "sdpa",
     offline: bool = False,
+    trust_remote_code: bool = False,
 ) -> Pair:
     """Loads RECEIVER:SHARER (aliases, Hub ids or folders); a model named twice is loaded once.
 
     roles: the sides that are needed; the model of the other side is not loaded. dtype, device:
-    "auto" chooses what is fastest here. Raises UserError where a name, a model, a dtype or a device
-    is not there.
+    "auto" chooses what is fastest here. trust_remote_code: run code of the models'
+    folders. Raises UserError where a name, a model, a dtype or a device is not there.
     """
     quiet_libraries()
     names, wanted = split_pair(pair), set(roles)
+
+    def load(name: str) -> CausalLM:
+        how = {"dtype": dtype, "device": device, "attention": attention}
+        return CausalLM.load(find_model(name, offline=offline), trust_remote_code=trust_remote_code, **how)
+
     if len(wanted) == 1 or names[0] == names[1]:
         name = names[0] if "receiver" in wanted else names[1]
-        found = CausalLM.load(
-            find_model(name, offline=offline), dtype=dtype, device=device, attention=attention
-        )
+        found = load(name)
         return Pair(found, found, names)
-    receiver, sharer = (
-        CausalLM.load(find_model(name, offline=offline), dtype=dtype, device=device, attention=attention)
-        for name in names
-    )
+    receiver, sharer = map(load, names)
     return Pair(receiver, sharer, names)
 
 
@@ -86,7 +88,7 @@ def load_adapter(folder: Path, pair: Pair, mode: str) -> Adapter:
     Raises UserError where the adapter was made for models of other shapes.
     """
     receiver, sharer = pair.models_for(method_class(mode).roles)
-    adapter = load(folder, receiver.device, receiver.dtype)
+    adapter = load_files(folder, receiver.device, receiver.dtype)
     adapter.config.check_fits(receiver.geometry, sharer.geometry, str(folder))
     return adapter
 

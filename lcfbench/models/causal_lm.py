@@ -26,7 +26,7 @@ from lcfbench.models.rotary import rotate
 from lcfbench.models.shared_prefill import SharedPrefill
 from lcfbench.models.tokenizers import load_tokenizer
 from lcfbench.sources.model_folder import STEP, check_configs, check_loaded
-from lcfbench.sources.models import read_config, unloadable
+from lcfbench.sources.models import code_digest, read_config, unloadable
 from lcfbench.tasks.prompts import Prompt
 
 
@@ -54,9 +54,17 @@ class CausalLM:
 
     @classmethod
     def load(
-        cls, found: Any, *, dtype: str = "auto", device: str = "auto", attention: str = "sdpa"
+        cls,
+        found: Any,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        attention: str = "sdpa",
+        trust_remote_code: bool = False,
     ) -> CausalLM:
         """Loads a model that `find_model` found. "auto" means what is fastest here.
+
+        trust_remote_code: run code of its folder, which is then part of its revision.
 
         Raises UserError when the folder holds no causal model that transformers can load.
         """
@@ -64,15 +72,15 @@ class CausalLM:
 
         place = pick_device(device)
         number = pick_dtype(dtype, place)
-        Geometry.of_config(read_config(found.path))
+        Geometry.of_config(read_config(found.path, trust_remote_code))
         raw = check_configs(found.path)
-        tokenizer = load_tokenizer(found.path)
+        tokenizer = load_tokenizer(found.path, trust_remote_code)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 found.path,
                 dtype=number,
                 attn_implementation=attention,
-                trust_remote_code=False,
+                trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
@@ -83,7 +91,8 @@ class CausalLM:
             raise unloadable(found.path, raw, error) from error
         check_loaded(found.path, raw, model, info)
         check_weights(found.path, model, tokenizer)
-        return cls(found.name, packed(model), tokenizer, found.revision, found.source)
+        code = f"+{code_digest(found.path)}" if trust_remote_code else ""
+        return cls(found.name, packed(model), tokenizer, f"{found.revision}{code}", found.source)
 
     # -- facts ------------------------------------------------------------------------------------
 

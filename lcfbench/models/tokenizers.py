@@ -18,7 +18,7 @@ from typing import Any
 
 from lcfbench.errors import UserError
 from lcfbench.sources.cache import cache_dir
-from lcfbench.sources.model_folder import STEP
+from lcfbench.sources.model_folder import STEP, needs_code
 
 PLAIN = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 LARGE_BYTES = 4_000_000  # of a tokenizer.json; looking for a copy of a smaller one takes as long as it
@@ -28,15 +28,15 @@ FILES = (
 )
 
 
-def load_tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
     """Loads a tokenizer as `AutoTokenizer.from_pretrained` does.
 
     A large vocabulary that its class would rebuild from the file (Gemma's: 4 s) comes from a copy
     in the cache that is read as it is (1 s), made and compared at the first time. Raises UserError.
     """
     file = path / "tokenizer.json"
-    if not file.is_file() or file.stat().st_size < LARGE_BYTES:
-        return _made(path)
+    if not file.is_file() or file.stat().st_size < LARGE_BYTES or trust_remote_code:
+        return _made(path, trust_remote_code)
     place = cache_dir() / "tokenizers" / _key(path)
     if (place / "tokenizer_config.json").is_file():
         return _copied(place, path)
@@ -46,8 +46,10 @@ def load_tokenizer(path: Path) -> Any:
     return made
 
 
-def _made(path: Path) -> Any:
-    """Builds the tokenizer that a folder declares; runs no code of the folder. Raises UserError.
+def _made(path: Path, trust_remote_code: bool = False) -> Any:
+    """Builds the tokenizer that a folder declares, without code of its own unless it is trusted.
+
+    Raises UserError.
 
     For some types of model transformers takes the type's own class instead, which adds an unk and a
     pad token that the files do not have; translated tokens then differ (C2C's token alignment).
@@ -56,12 +58,14 @@ def _made(path: Path) -> Any:
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     try:
-        made = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        made = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
         plain = get_tokenizer_config(path).get("tokenizer_class") in PLAIN
         if plain and isinstance(made, TokenizersBackend) and type(made) is not TokenizersBackend:
-            return TokenizersBackend.from_pretrained(path)
+            return TokenizersBackend.from_pretrained(path, trust_remote_code=False)
         return made
     except Exception as error:  # the tokenizers library raises plain Exceptions
+        if "trust_remote_code" in str(error):
+            raise needs_code(path) from error
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise UserError(f"the tokenizer of {path} cannot be loaded ({line}).", STEP) from error
 
@@ -104,7 +108,7 @@ def _keep(made: Any, place: Path, path: Path) -> None:
 def _copied(place: Path, path: Path) -> Any:
     from transformers import TokenizersBackend
 
-    tokenizer = TokenizersBackend.from_pretrained(place)
+    tokenizer = TokenizersBackend.from_pretrained(place, trust_remote_code=False)
     tokenizer.name_or_path = str(path)
     return tokenizer
 

@@ -58,7 +58,7 @@ def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> OracleRun:
     task.metric(scoring)  # raises for a scoring that the task does not have
     found = find_model(chosen.model, offline=chosen.offline)
     under = conditions(chosen)
-    chat = bool(getattr(load_tokenizer(found.path), "chat_template", None))
+    chat = bool(getattr(load_tokenizer(found.path, chosen.trust_remote_code), "chat_template", None))
     documents = task.documents(scoring=scoring, limit=chosen.limit, receiver_chat=chat)
     shown = examples(task, documents, chosen.shots, scoring, chat) if before == "examples" else []
     identity = {
@@ -79,7 +79,9 @@ def run_enrich(chosen: Enrich, say: Callable[[str], None]) -> OracleRun:
     if not chosen.fresh and run.finished():
         return run
     began = time.perf_counter()
-    lm = CausalLM.load(found, dtype=chosen.dtype, device=chosen.device, attention=chosen.attention)
+    lm = CausalLM.load(
+        found, **chosen.model_dump(include={"dtype", "device", "attention", "trust_remote_code"})
+    )
     with torch.inference_mode():
         rows = measure(lm, task, documents, shown, before, chosen, say)
     facts = {

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from lcfbench.config import MOST, SEEDS, Device, Settings, texts
 from lcfbench.errors import UserError
-from lcfbench.evaluation.recipe import Attention
+from lcfbench.evaluation.recipe import Attention, Recipe
 from lcfbench.registry import add_path
 from lcfbench.tasks.document import Scoring
+
+SAME: dict[str, Any] = dict(Recipe.model_fields)  # settings that mean the same in `run`
 
 
 class OracleSettings(Settings):
@@ -34,6 +36,7 @@ class OracleSettings(Settings):
     )
     out: Path = Field(Path("results"), description="Folder of results.")
     offline: bool = Field(False, description="Use only models and data on this machine.")
+    trust_remote_code: bool = SAME["trust_remote_code"]
     fresh: bool = Field(False, description="Compute again, even where the result is recorded.")
 
     _options = field_validator("task_options", mode="before")(texts)

@@ -41,12 +41,12 @@ def conditions(settings: OracleSettings) -> dict[str, Any]:
 
     device = pick_device(settings.device)
     dtype = str(pick_dtype(settings.dtype, device)).removeprefix("torch.")
-    return {
-        "dtype": dtype,
-        "device": device.type,
-        "versions": versions(),
-        "behaviour": BEHAVIOUR,
-    } | settings.model_dump(include={"seed", "attention", "batch_size"})
+    trusted = {"trust_remote_code": True} if settings.trust_remote_code else {}
+    return (
+        trusted
+        | {"dtype": dtype, "device": device.type, "versions": versions(), "behaviour": BEHAVIOUR}
+        | settings.model_dump(include={"seed", "attention", "batch_size"})
+    )
 
 
 def circumstances(settings: OracleSettings, began: float, lm: CausalLM) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lcfbench.adapters.ridge import Held, Ridge, Scale
 from lcfbench.alignment.layers import layer_sources
-from lcfbench.methods.load_pair import load_pair
+from lcfbench.methods.load_pair import CONDITIONS, load_pair
 from lcfbench.models.protocol import LanguageModel
 from lcfbench.models.tokenizers import load_tokenizer
 from lcfbench.oracle.aligned_texts import (
@@ -58,7 +58,7 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> OracleRun:
         passages = task_texts(chosen.task, chosen.tokens, chosen.seed, chosen.offline, chosen.task_options)
     found = [find_model(name, offline=chosen.offline) for name in names]
     under = conditions(chosen)
-    mine, theirs = (load_tokenizer(f.path) for f in found)
+    mine, theirs = (load_tokenizer(f.path, chosen.trust_remote_code) for f in found)
     texts = align_texts(passages, (mine, theirs), chosen.tokens)
     identity = {
         "oracle": "transform",
@@ -74,7 +74,7 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> OracleRun:
     if not chosen.fresh and run.finished():
         return run
     began = time.perf_counter()
-    models = load_pair(chosen.pair, **chosen.model_dump(include={"dtype", "device", "attention", "offline"}))
+    models = load_pair(chosen.pair, **chosen.model_dump(include=CONDITIONS))
     receiver, sharer = models.receiver, models.sharer
     with torch.inference_mode():
         rows, points = fit(receiver, sharer, texts, chosen.map, chosen.sources, chosen.batch_size, say)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lcfbench.errors import UserError
-from lcfbench.methods.load_pair import load_pair
+from lcfbench.methods.load_pair import CONDITIONS, load_pair
 from lcfbench.probing import stages
 from lcfbench.probing.gain import outcome, stops
 from lcfbench.probing.page import Page, page_of
@@ -105,13 +105,7 @@ def _look(record: Record, task: Any, mode: str, part: Callable[..., bool], progr
     documents = task.documents(scoring=recipe.scoring, limit=stages.COUNTED)
     began = time.monotonic()
     progress.say("loading both models …")
-    pair = load_pair(
-        recipe.pair,
-        dtype=recipe.dtype,
-        device=recipe.device,
-        attention=recipe.attention,
-        offline=recipe.offline,
-    )
+    pair = load_pair(recipe.pair, **recipe.model_dump(include=CONDITIONS))
     loading = time.monotonic() - began
     if len(documents) < 4:
         raise UserError(

@@ -60,6 +60,7 @@ class ProbeRecipe(Settings):
     attention: Attention = SAME["attention"]
     out: Path | None = Field(None, description="Folder of the page and the runs; none: results/probe-….")
     offline: bool = SAME["offline"]
+    trust_remote_code: bool = SAME["trust_remote_code"]
     fresh: bool = Field(False, description="Forget what is recorded in --out and start over.")
 
     _options = field_validator("options", "task_options", mode="before")(texts)
@@ -76,7 +77,9 @@ class ProbeRecipe(Settings):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change a number."""
-        return self.model_dump(mode="json", exclude=OTHER)
+        return self.model_dump(
+            mode="json", exclude=OTHER | ({"trust_remote_code"} if not self.trust_remote_code else set())
+        )
 
     @property
     def folder(self) -> Path:

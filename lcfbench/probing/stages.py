@@ -91,7 +91,7 @@ def train_recipe(recipe: ProbeRecipe, task: Task, mode: str, planned: Plan | Non
     every = max(-(-steps // EVALUATIONS), 1)
     small = {"width": "32"} if "width" in adapter_class(kind).small_scale else {}
     source = recipe.train_task or recipe.task_name
-    same = {"pair", "seed", "dtype", "device", "offline", "scoring"}
+    same = {"pair", "seed", "dtype", "device", "offline", "scoring", "trust_remote_code"}
     return TrainRecipe(
         **recipe.model_dump(include=same),
         adapters=[mode],
@@ -301,6 +301,7 @@ def gained(record: Record, task: Task, found: dict[str, Any], say: ProbeProgress
     if task.shared or record.left <= 0:
         return
     same = {"seed", "task_options", "dtype", "device", "attention", "offline", "batch_size", "scoring"}
+    same.add("trust_remote_code")
     chosen = Enrich(
         **recipe.model_dump(include=same),
         model=recipe.names[0],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PROBE_SECONDS = 6.0  # one request, name resolution included
 STAMP_SECONDS = 300.0
-_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 _down: dict[str, str] = {}  # endpoint → why; a request that failed in this process fails again
 
 

@@ -67,6 +67,12 @@ def check_configs(folder: Path) -> dict[str, Any]:
     return config
 
 
+def needs_code(folder: Path) -> UserError:
+    """Returns the error for a folder whose code is not trusted."""
+    step = "Read that code and pass --trust-remote-code, or name a model that transformers knows."
+    return UserError(f"{folder} needs Python code of its own, which is not run.", step)
+
+
 def check_loaded(folder: Path, config: dict[str, Any], model: Any, info: dict[str, Any]) -> None:
     """Raises UserError where a loaded model is not all that its folder holds, or holds more.
 
@@ -78,7 +84,10 @@ def check_loaded(folder: Path, config: dict[str, Any], model: Any, info: dict[st
     named = config.get("architectures") or [kind]
     if not isinstance(named, list):
         raise UserError(f"{folder / 'config.json'}: architectures is no list of names.", STEP)
-    if kind.lower() not in [str(n).lower() for n in named]:
+    own = type(model).__module__.startswith("transformers_modules")  # code of the folder, trusted
+    if not own and kind.lower() not in [str(n).lower() for n in named]:
+        if "auto_map" in config:
+            raise needs_code(folder)
         raise UserError(
             f"{folder} holds a {named[0]!s:.60}, not a causal language model ({kind}).", "Name another model."
         )

@@ -202,8 +202,8 @@ def geometry(name: str, *, offline: bool = False) -> Geometry:
     return Geometry.of_config(read_config(folder))
 
 
-def read_config(folder: Path) -> Any:
-    """Returns the config of a model's folder as transformers reads it. Runs no code of the folder.
+def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
+    """Returns the config of a model's folder as transformers reads it. Runs no code of it unless trusted.
 
     Raises UserError.
     """
@@ -211,19 +211,24 @@ def read_config(folder: Path) -> Any:
 
     raw = model_folder.check_configs(folder)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # a config can break transformers in any place
         raise unloadable(folder, raw, error) from error
+
+
+def code_digest(folder: Path) -> str:
+    """12 hex digits over the Python files of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def unloadable(folder: Path, config: dict[str, Any], error: Exception) -> UserError:
     """Returns the error for a model's folder that transformers cannot load."""
     line = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())[:240].rstrip(".")
     if "auto_map" in config and "trust_remote_code" in str(error):
-        return UserError(
-            f"{folder} needs Python code of its own, which is not run.",
-            "Name a model that transformers knows.",
-        )
+        return model_folder.needs_code(folder)
     if isinstance(error, ImportError):
         how = "another --attention" if "quantization_config" not in config else "a copy that is not quantised"
         return UserError(f"{folder} cannot be loaded ({line}).", f"Install what is missing, or use {how}.")

@@ -24,7 +24,7 @@ from lcfbench.adapters.config import WEIGHTS, read_config, recorded_names, weigh
 from lcfbench.adapters.files import PICTURE, REPORT, check_free, load, making, save, stored_dtype
 from lcfbench.errors import UserError
 from lcfbench.methods.create import method_class
-from lcfbench.methods.load_pair import load_adapter, load_pair, other_revisions
+from lcfbench.methods.load_pair import CONDITIONS, load_adapter, load_pair, other_revisions
 from lcfbench.progress import PruneProgress
 from lcfbench.tasks.task import load_task
 from lcfbench.training.ablation import Bench, Found, method_for
@@ -66,7 +66,7 @@ def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
     pair = load_pair(
         recipe.pair or ":".join(config.pair),
         roles=method_class(mode).roles,
-        **recipe.model_dump(include={"dtype", "device", "offline"}),
+        **recipe.model_dump(include=CONDITIONS),
     )
     whole = load_adapter(recipe.adapter, pair, mode)
     receiver, sharer = pair.models_for(method_class(mode).roles)

@@ -28,12 +28,14 @@ from lcfbench.config import (
     texts,
 )
 from lcfbench.errors import UserError
+from lcfbench.evaluation.recipe import Recipe
 from lcfbench.files import writing
 from lcfbench.provenance import digest
 from lcfbench.registry import add_path, add_paths
 from lcfbench.tasks.document import Scoring
 
 CHECKPOINT = "checkpoint.pt"
+SAME: dict[str, Any] = dict(Recipe.model_fields)  # settings that mean the same in `run`
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -114,6 +116,7 @@ class TrainRecipe(Settings):
     options: dict[str, str] = Field({}, description="Options of the method or of the adapter, KEY=VALUE.")
     task_options: dict[str, str] = Field({}, description="Options of the task, KEY=VALUE.")
     offline: bool = Field(False, description="Use only models and data on this machine.")
+    trust_remote_code: bool = SAME["trust_remote_code"]
     force: bool = Field(False, description="Replace the adapter in --out, and forget a checkpoint there.")
 
     _options = field_validator("options", "task_options", mode="before")(texts)
@@ -159,6 +162,8 @@ class TrainRecipe(Settings):
     def digest(self) -> str:
         """Returns a digest of all that changes the result; a checkpoint needs the same."""
         other = {"out", "offline", "force", "tracker", "save_every", "device", "accumulate"}
+        if not self.trust_remote_code:
+            other.add("trust_remote_code")
         return digest({"checkpoint": 2, **self.model_dump(mode="json", exclude=other)})[:16]
 
 
@@ -201,6 +206,7 @@ class PruneRecipe(Settings):
     dtype: Dtype = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
     device: Device = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
     offline: bool = Field(False, description="Use only models and data on this machine.")
+    trust_remote_code: bool = SAME["trust_remote_code"]
     force: bool = Field(False, description="Replace the adapter in --out.")
 
     _options = field_validator("options", "task_options", mode="before")(texts)

@@ -15,7 +15,7 @@ from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import method_class, parse_options
-from lcfbench.methods.load_pair import Pair, load_pair
+from lcfbench.methods.load_pair import CONDITIONS, Pair, load_pair
 from lcfbench.models.dtypes import pick_dtype
 from lcfbench.registry import method_names
 from lcfbench.tasks.document import Document
@@ -70,7 +70,8 @@ def models_of(recipe: TrainRecipe, accelerator: Accelerator) -> Pair:
     roles = {role for spec in recipe.specs() for role in trainable(spec).roles}
     apart = recipe.device == "auto" and accelerator.num_processes > 1
     device = str(accelerator.device) if apart else recipe.device
-    return load_pair(recipe.pair, roles=roles, dtype=recipe.dtype, device=device, offline=recipe.offline)
+    conditions = recipe.model_dump(include=CONDITIONS) | {"device": device}
+    return load_pair(recipe.pair, roles=roles, **conditions)
 
 
 def trainable(spec: AdapterSpec) -> type[Method]:
