@@ -2,8 +2,9 @@
 
 C2C cuts both rendered chats at the contents of their turns. Contents are read token by token, the
 sharer's being the receiver's tokens translated one for one. Of the text between them each model
-reads its own, the shorter one padded to the length of the longer. Padding is attended by no token,
-but rotary positions count it. The rules are those of C2C's published code.
+reads its own, the shorter one padded to the length of the longer. No token of the prompts attends
+padding, but rotary positions and sliding windows count it, and the tokens that the receiver writes
+attend it. The rules are those of C2C's published code.
 
 >>> chat = in_sections(mine, theirs, ["What is 2+2?"], (receiver, sharer), "longest")  # doctest: +SKIP
 """
@@ -24,26 +25,22 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Chat:
-    """One prompt as both models read it, padding left out but counted in the positions.
+    """One prompt as both models read it, padding included.
 
-    ids, positions: the receiver's tokens and their rotary positions. sharer, sharer_positions: the
-    same of the sharer. source: the sharer's token that each receiver token reads; −1 where it is
-    not edited. stops: receiver tokens up to the end of each section that is edited. padding: pads
-    at the receiver's end; the answer is predicted at the last of them.
+    ids, real: the receiver's tokens; False where one is padding. sharer, sharer_real: the same of the
+    sharer. prompt: the sharer's without padding. source: the sharer's token that each receiver token
+    reads; −1 where it is not edited.
+    stops: receiver tokens up to the end of each section that is edited. Where the receiver's prompt
+    ends in padding, the answer is predicted at the last pad.
     """
 
     ids: tuple[int, ...]
-    positions: tuple[int, ...]
-    sharer: Prompt
-    sharer_positions: tuple[int, ...]
+    real: tuple[bool, ...]
+    sharer: tuple[int, ...]
+    sharer_real: tuple[bool, ...]
+    prompt: Prompt
     source: tuple[int, ...]
     stops: tuple[int, ...]
-    padding: int = 0
-
-    @property
-    def width(self) -> int:
-        """Positions that the receiver's prompt takes, padding counted."""
-        return (self.positions[-1] + 1 if self.positions else 0) + self.padding
 
 
 def in_sections(
@@ -72,19 +69,19 @@ def in_sections(
     ]
     mine: list[int] = []
     theirs: list[int] = []
-    places: tuple[list[int], list[int]] = [], []
+    real: tuple[list[bool], list[bool]] = [], []
     source: list[int] = []
+    pads = [_role(tokenizer, "pad") or 0 for tokenizer in tokenizers]
     runs: list[tuple[bool, int]] = []  # whether it is content, and the receiver's tokens up to its end
-    at = 0
     for number, ((a, b), (c, d)) in enumerate(zip(*cuts, strict=True)):
         own, content = ids[0][a:b], bool(number % 2)
         other = [translated(i, *tokenizers, strategy) for i in own] if content else ids[1][c:d]
-        source += range(len(theirs), len(theirs) + len(own)) if content else [-1] * len(own)
-        for new, tokens, place in ((own, mine, places[0]), (other, theirs, places[1])):
-            tokens += new
-            place += range(at, at + len(new))
         width = max(len(own), len(other))
-        at += width
+        source += range(len(theirs), len(theirs) + width) if content else [-1] * width
+        for new, pad, tokens, kept in ((own, pads[0], mine, real[0]), (other, pads[1], theirs, real[1])):
+            more = width - len(new)
+            tokens += [*new, *[pad] * more]
+            kept += [True] * len(new) + [False] * more
         if width and runs and runs[-1][0] == content:
             runs.pop()
         if width:
@@ -92,14 +89,15 @@ def in_sections(
     if runs and runs[-1][0]:
         start = runs[-2][1] if len(runs) > 1 else 0
         source[start:] = [-1] * (len(source) - start)
+    shown = tuple(token for token, kept in zip(theirs, real[1], strict=True) if kept)
     return Chat(
         tuple(mine),
-        tuple(places[0]),
-        replace(sharer, ids=tuple(theirs), offsets=((0, 0),) * len(theirs)),
-        tuple(places[1]),
+        tuple(real[0]),
+        tuple(theirs),
+        tuple(real[1]),
+        replace(sharer, ids=shown, offsets=((0, 0),) * len(shown)),
         tuple(source),
         tuple(stop for content, stop in runs[:-1] if content),
-        at - (places[0][-1] + 1 if places[0] else 0),
     )
 
 
@@ -109,9 +107,10 @@ def unpadded(receiver: Prompt, sharer: Prompt, tokenizers: tuple[Any, Any], stra
     last = len(receiver.ids) - 1
     return Chat(
         receiver.ids,
-        tuple(range(len(receiver.ids))),
+        (True,) * len(receiver.ids),
+        read.ids,
+        (True,) * len(read.ids),
         read,
-        tuple(range(len(read.ids))),
         tuple(aligned_positions(receiver, read, "remap")),
         tuple(sorted({min(end, last) for end in turn_ends(receiver)})),
     )

@@ -21,7 +21,7 @@ from lcfbench.adapters.base import Adapter
 from lcfbench.methods.base import Batch, Method, read_alone
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.padding import Start, pad_left, positions_of
+from lcfbench.models.padding import Real, pad_left, positions_of, silent_at
 from lcfbench.models.protocol import LanguageModel, Message, Opened, State
 
 # from entries (L, H, n, D) of one document, and a name for them, to the entries in their place
@@ -68,13 +68,19 @@ class ReplacedCacheModel(CausalLM):
         vars(self).update(vars(real))
         self.real, self.change = real, change
 
-    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Start = 0) -> KV:
-        read = self.real.prefill(rows, past, start)
+    def prefill(
+        self,
+        rows: Sequence[Sequence[int]],
+        past: KV | None = None,
+        start: Tensor | int = 0,
+        real: Real | None = None,
+    ) -> KV:
+        read = self.real.prefill(rows, past, start, real)
         keys, values = read.keys.clone(), read.values.clone()
         for b, tokens in enumerate(map(list, rows)):
             if not tokens:
                 continue
-            before = int(read.mask[b].sum()) - len(tokens)
+            before = int(read.present[b].sum()) - len(tokens)
             for name, x in (("K", keys), ("V", values)):
                 fresh = x[:, b, :, -len(tokens) :]  # behind the padding and the past
                 x[:, b, :, -len(tokens) :] = self.change(fresh, f"{name}-{before}-{tokens}")
@@ -87,11 +93,19 @@ class SkippedModel(CausalLM):
     def __init__(self, real: LanguageModel) -> None:
         vars(self).update(vars(real))
 
-    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Start = 0) -> KV:
+    def prefill(
+        self,
+        rows: Sequence[Sequence[int]],
+        past: KV | None = None,
+        start: Tensor | int = 0,
+        real: Real | None = None,
+    ) -> KV:
         g, mask = self.geometry, pad_left(rows, self.pad_id, self.device)[1]
         shape = g.layers, len(rows), g.kv_heads, mask.shape[1], g.head_dim
         none = torch.zeros(shape, device=self.device, dtype=self.dtype)
-        read = KV(none, none, mask, positions_of(mask, start))
+        silent = None if real is None else silent_at(mask, real)
+        shown = mask if silent is None else mask * ~silent
+        read = KV(none, none, shown, positions_of(mask, start), silent=silent)
         return past.then(read).flush() if past is not None else read.flush()
 
     def open(self, state: State) -> Opened:

@@ -19,7 +19,6 @@ from lcfbench.alignment.tokens import aligned_positions, turn_ends
 from lcfbench.errors import UserError
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.kv_cache import KV, put
-from lcfbench.models.padding import Start
 from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt, contents_of, opened_answer
@@ -61,8 +60,9 @@ class Segment:
 class Exchange:
     """A batch as both models read it.
 
-    prompts: the receiver's. shared, theirs: the sharer's prompts and its cache over them. chats: the
-    documents in C2C's sections, where the adapter was trained with their padding.
+    prompts: the receiver's. shared, theirs: the sharer's prompts and its cache over them. chats, sent:
+    the documents, and those whose messages are sent, in C2C's sections, where the adapter was trained
+    with their padding.
     """
 
     batch: Batch
@@ -70,6 +70,7 @@ class Exchange:
     shared: list[Prompt]
     theirs: KV
     chats: Sequence[Chat] | None = None
+    sent: Sequence[Chat] | None = None
 
     @property
     def rows(self) -> Sequence[Prompt | Chat]:
@@ -140,10 +141,8 @@ class Fusion(Method):
         if not all(batch.own):
             sent = [self.chat(d, prompt(self.receiver, d.receiver, d)) for d in batch.message_from]
         with torch.no_grad():
-            theirs = self.sharer.prefill(
-                [c.sharer.ids for c in sent], None, [c.sharer_positions for c in sent]
-            )
-        return Exchange(batch, prompts, [c.sharer for c in sent], theirs, chats)
+            theirs = self.sharer.prefill([c.sharer for c in sent], real=[c.sharer_real for c in sent])
+        return Exchange(batch, prompts, [c.prompt for c in sent], theirs, chats, sent)
 
     def chat(self, document: Document, mine: Prompt) -> Chat:
         """Returns a document in C2C's sections. Raises UserError where padding makes it too long."""
@@ -161,10 +160,10 @@ class Fusion(Method):
             )
         chat = in_sections(mine, theirs, contents_of(document.receiver), tokenizers, strategy)
         for lm in lms:
-            if lm.max_positions and chat.width > lm.max_positions:
+            if lm.max_positions and len(chat.ids) > lm.max_positions:
                 raise UserError(
-                    f"document {document.doc_id} takes {chat.width} positions, with the padding between the "
-                    f"two chat templates; {lm.name} reads {lm.max_positions}.",
+                    f"document {document.doc_id} takes {len(chat.ids)} positions, with the padding between "
+                    f"the two chat templates; {lm.name} reads {lm.max_positions}.",
                     "Use a model with a longer context.",
                 )
         return chat
@@ -188,16 +187,10 @@ class Fusion(Method):
             stops = part.stops
         assert kv is not None
         left = [row.ids[stop:] for row, stop in zip(rows, stops, strict=True)]
-        if exchange.chats is None:
-            state = State.before(self.receiver, kv, left, torch.tensor(stops), prompts)
-        else:
-            pads = [c.padding for c in exchange.chats]
-            left = [(*ids, *[self.receiver.pad_id] * n) for ids, n in zip(left, pads, strict=True)]
-            places = [
-                (*c.positions[stop:], *range(c.width - c.padding, c.width))
-                for c, stop in zip(exchange.chats, stops, strict=True)
-            ]
-            state = State.before(self.receiver, kv, left, places, prompts, pads)
+        real = None
+        if exchange.chats is not None:
+            real = [c.real[stop:] for c, stop in zip(exchange.chats, stops, strict=True)]
+        state = State.before(self.receiver, kv, left, torch.tensor(stops), prompts, real)
         return replace(state, message=self.account(exchange.shared, fused))
 
     def parts(self, prompts: list[Prompt]) -> list[Segment]:
@@ -211,10 +204,9 @@ class Fusion(Method):
     def read(self, rows: Sequence[Prompt | Chat], kv: KV | None, part: Segment) -> KV:
         """Returns the receiver's cache after reading a segment too."""
         cuts = list(zip(rows, part.starts, part.stops, strict=True))
-        start: Start = torch.tensor(part.starts) if kv is not None else 0
-        if all(isinstance(row, Chat) for row in rows):
-            start = [row.positions[a:b] for row, a, b in cuts if isinstance(row, Chat)]
-        return self.receiver.prefill([row.ids[a:b] for row, a, b in cuts], kv, start)
+        start = torch.tensor(part.starts) if kv is not None else 0
+        real = [row.real[a:b] for row, a, b in cuts if isinstance(row, Chat)] or None
+        return self.receiver.prefill([row.ids[a:b] for row, a, b in cuts], kv, start, real)
 
     def sharer_prompts(self, batch: Batch, prompts: list[Prompt]) -> list[Prompt]:
         """Returns the sharer's prompts: its own view of each document whose message is sent.
@@ -288,11 +280,14 @@ class Fusion(Method):
         for i, (mine, theirs, own) in enumerate(both):
             n, m = len(mine.ids), len(theirs.ids)
             if isinstance(mine, Chat):
-                source = list(mine.source)
+                assert exchange.sent is not None
+                source, m = list(mine.source), len(exchange.sent[i].sharer)
+                if not own:
+                    source = in_proportion(mine, exchange.sent[i])
             else:
                 source = aligned_positions(mine, theirs if own else mine, scheme)
-            if not own:
-                source = [-1 if e < 0 else t * m // n for t, e in enumerate(source)]
+                if not own:
+                    source = [-1 if e < 0 else t * m // n for t, e in enumerate(source)]
             source = source[part.starts[i] : part.stops[i]]
             lead = [-1] * (part.width - len(source))
             rows.append(lead + [-1 if p < 0 else p + width - m for p in source])
@@ -309,6 +304,13 @@ class Fusion(Method):
             adapter_flops=[adapter.flops(n) for n in fused],
             read=shared,
         )
+
+
+def in_proportion(mine: Chat, sent: Chat) -> list[int]:
+    """Returns what each token reads of another document: real token t of N its real token t·M/N."""
+    theirs = [column for column, real in enumerate(sent.sharer_real) if real]
+    rank = [sum(mine.real[:t]) * len(theirs) // sum(mine.real) for t in range(len(mine.ids))]
+    return [-1 if e < 0 else theirs[k] for e, k in zip(mine.source, rank, strict=True)]
 
 
 def entries(theirs: KV, sources: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:

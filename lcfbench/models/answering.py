@@ -95,15 +95,16 @@ def judged(
 def decode(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> tuple[list[str], list[int]]:
     """Writes greedily. Returns each row's text, cut before the first `until`, and its token count.
 
-    Rows that have ended are left out once they are half of the rows that run. Raises NotFiniteError where
-    the logits of a row cannot choose a token.
+    Rows that have ended are left out once they are half of the rows that run. Written tokens attend
+    silent entries too, as in C2C's `generate`. Raises NotFiniteError where the logits of a row cannot
+    choose a token.
     """
     lm, stops = opened.lm, opened.lm.stop_ids()
     written: list[list[int]] = [[] for _ in range(opened.logits.shape[0])]
     rows = list(range(len(written)))  # those that still run
     alive = set(rows)
     kv, position, logits = opened.kv, opened.next_position, opened.logits
-    cache, mask, hidden = growing(kv), kv.mask, kv.hidden
+    cache, mask, hidden = growing(kv), kv.present, kv.hidden
     for step in range(max_new_tokens):
         ids, (low, high) = logits.argmax(-1), logits.aminmax(dim=-1)
         ends = torch.stack([low, high], 1).tolist()
@@ -150,10 +151,9 @@ def answer_loss(
     ids, mask = pad_right([r + t[:-1] for r, t in zip(left, targets, strict=True)], lm.pad_id, device)
     begin = state.positions[:, -1:] + 1 - used.sum(1, keepdim=True)
     positions = begin + torch.arange(ids.shape[1], device=device)
-    if state.padding is not None:
+    if state.silent is not None:
         for b, (row, keep) in enumerate(zip(left, used, strict=True)):
             mask[b, : len(row)] = state.mask[b][keep]
-            positions[b, : len(row)] = state.positions[b][keep]
     # only supervised tokens are predicted: row, column where each is predicted, the right token
     at = [
         (b, len(left[b]) - 1 + t, token)

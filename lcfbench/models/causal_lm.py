@@ -20,7 +20,7 @@ from lcfbench.models.cpu_packing import packed
 from lcfbench.models.dtypes import pick_device, pick_dtype
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.layer_masks import attention_sums, check_maskable, hiding, maskable, masking, windows
-from lcfbench.models.padding import Start, left_to_right, pad_left, pad_right, positions_of
+from lcfbench.models.padding import Real, left_to_right, pad_left, pad_right, positions_of, silent_at
 from lcfbench.models.protocol import LanguageModel, Opened, State
 from lcfbench.models.rotary import rotate
 from lcfbench.models.shared_prefill import SharedPrefill
@@ -155,20 +155,32 @@ class CausalLM:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Start = 0) -> KV:
-        if past is None and isinstance(start, int) and start == 0:
+    def prefill(
+        self,
+        rows: Sequence[Sequence[int]],
+        past: KV | None = None,
+        start: Tensor | int = 0,
+        real: Real | None = None,
+    ) -> KV:
+        if past is None and real is None and isinstance(start, int) and start == 0:
             return self.shared.read(rows, self.run)
         # padding goes to the end, not between what was read and what is read now
         pad = pad_right if past is not None and past.length else pad_left
-        return self.run(*pad(rows, self.pad_id), past, start)
+        return self.run(*pad(rows, self.pad_id), past, start, real)
 
-    def run(self, ids: Tensor, mask: Tensor, past: KV | None, start: Start) -> KV:
+    def run(
+        self, ids: Tensor, mask: Tensor, past: KV | None, start: Tensor | int, real: Real | None = None
+    ) -> KV:
         """Runs the decoder once over ids (B, N), right-padded where `past` holds something."""
         ids, mask = ids.to(self.device), mask.to(self.device)
         before = past or KV.empty(self.geometry, ids.shape[0], self.device, self.dtype)
         if ids.shape[1] == 0:
             return before
         positions = positions_of(mask, start.to(self.device) if isinstance(start, Tensor) else start)
+        silent = None
+        if real is not None:
+            new = silent_at(mask, real)
+            mask, silent = mask * ~new, torch.cat([before.present != before.mask, new], 1)
         # covers cache and new ids: a mask of the new ids alone is silently wrong
         full, cache = torch.cat([before.mask, mask], 1), before.to_cache()
         with hiding(self.model, before.hidden, full, ids.shape[1]):
@@ -179,7 +191,8 @@ class CausalLM:
                 past_key_values=cache,
                 use_cache=True,
             )
-        return KV.from_cache(cache, full, torch.cat([before.positions, positions], 1), before.hidden).flush()
+        at = torch.cat([before.positions, positions], 1)
+        return KV.from_cache(cache, full, at, before.hidden, silent).flush()
 
     def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:
         kv = self.prefill([p.ids[:-1] for p in prompts], past, start)
@@ -196,8 +209,12 @@ class CausalLM:
             ends = used.sum(1) - 1
         logits, cache = self.forward(state.kv, ids, mask, positions, (rows, ends))
         full, at = torch.cat([state.kv.mask, mask], 1), torch.cat([state.kv.positions, positions], 1)
-        last = state.positions[:, -1]
-        return Opened(self, logits, last + 1, lambda: KV.from_cache(cache, full, at, state.kv.hidden).flush())
+        last, silent = state.positions[:, -1], None
+        if state.silent is not None:
+            silent = torch.cat([state.kv.present != state.kv.mask, used != mask], 1)
+        return Opened(
+            self, logits, last + 1, lambda: KV.from_cache(cache, full, at, state.kv.hidden, silent).flush()
+        )
 
     def forward(
         self, kv: KV, ids: Tensor, mask: Tensor, positions: Tensor, at: tuple[Tensor, Tensor]

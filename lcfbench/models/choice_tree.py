@@ -54,7 +54,7 @@ class Branches:
 
 def can_branch(state: State) -> bool:
     """Says whether the model takes a mask a layer, nothing is hidden from a layer, no prompt ends in pads."""
-    return state.kv.hidden is None and state.padding is None and state.lm.takes_layer_masks
+    return state.kv.hidden is None and state.silent is None and state.lm.takes_layer_masks
 
 
 def branch(state: State, choices: Choices) -> tuple[Ranked, Opened]:

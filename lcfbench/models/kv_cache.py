@@ -30,6 +30,8 @@ class KV:
     mask: (B, N), 1 where an entry is real, 0 where it is padding.
     positions: (B, N), the rotary position of each entry.
     hidden: (L, B, N) bool, entries that a layer must not attend; None where no entry is hidden.
+    silent: (B, N) bool, padding inside a prompt (C2C's sections). It keeps its place, and while the
+    prompt is read no token attends it.
     """
 
     keys: Tensor
@@ -37,6 +39,7 @@ class KV:
     mask: Tensor
     positions: Tensor
     hidden: Tensor | None = None
+    silent: Tensor | None = None
 
     def __post_init__(self) -> None:
         L, B, H, N, D = self.keys.shape
@@ -50,6 +53,11 @@ class KV:
         assert self.hidden is None or (self.hidden.shape == (L, B, N) and self.hidden.dtype == torch.bool), (
             f"hidden must be bool and {(L, B, N)}"
         )
+
+    @property
+    def present(self) -> Tensor:
+        """The mask (B, N) with silent entries counted in."""
+        return self.mask if self.silent is None else self.mask | self.silent.long()
 
     @property
     def length(self) -> int:
@@ -66,7 +74,14 @@ class KV:
         return self.keys.nbytes + self.values.nbytes
 
     @classmethod
-    def from_cache(cls, cache: Any, mask: Tensor, positions: Tensor, hidden: Tensor | None = None) -> KV:
+    def from_cache(
+        cls,
+        cache: Any,
+        mask: Tensor,
+        positions: Tensor,
+        hidden: Tensor | None = None,
+        silent: Tensor | None = None,
+    ) -> KV:
         """Stacks a transformers cache whose layers are all of one shape.
 
         hidden: (L, B, n) of its first n entries; later ones are hidden from no layer. Lengths that
@@ -79,7 +94,7 @@ class KV:
         values = torch.stack([layer.values for layer in cache.layers])
         if hidden is not None:
             hidden = F.pad(hidden, (0, mask.shape[1] - hidden.shape[2]))
-        return cls(keys, values, mask, positions, hidden)
+        return cls(keys, values, mask, positions, hidden, silent)
 
     def to_cache(self) -> DynamicCache:
         """Makes a transformers cache over the same storage. A forward leaves `self` as it was.
@@ -92,11 +107,21 @@ class KV:
     def rows_at(self, index: Tensor) -> KV:
         """Returns rows `index` (B',) of the batch, repeated or reordered."""
         hidden = None if self.hidden is None else self.hidden[:, index]
-        return KV(self.keys[:, index], self.values[:, index], self.mask[index], self.positions[index], hidden)
+        silent = None if self.silent is None else self.silent[index]
+        return KV(
+            self.keys[:, index],
+            self.values[:, index],
+            self.mask[index],
+            self.positions[index],
+            hidden,
+            silent,
+        )
 
     def then(self, other: KV) -> KV:
         """Returns `self` followed by `other` along the sequence."""
-        both, hidden = (self, other), None
+        both, hidden, silent = (self, other), None, None
+        if self.silent is not None or other.silent is not None:
+            silent = torch.cat([kv.present != kv.mask for kv in both], 1)
         if self.hidden is not None or other.hidden is not None:
             none = [kv.mask.new_zeros(*kv.keys.shape[:2], kv.length, dtype=torch.bool) for kv in both]
             hidden = torch.cat(
@@ -108,19 +133,21 @@ class KV:
             torch.cat([kv.mask for kv in both], 1),
             torch.cat([kv.positions for kv in both], 1),
             hidden,
+            silent,
         )
 
     def flush(self) -> KV:
-        """Returns the same entries with all padding on the left, as narrow as the longest row.
+        """Returns the same entries with the batch's padding on the left, as narrow as the longest row.
 
         Padding in the middle would push real tokens out of a sliding window, which transformers
         counts in columns.
         """
-        width = int(self.mask.sum(1).max()) if self.rows else 0
-        if width == self.length and bool((self.mask.diff(dim=1) >= 0).all()):
+        present, silent = self.present, self.silent
+        width = int(present.sum(1).max()) if self.rows else 0
+        if width == self.length and bool((present.diff(dim=1) >= 0).all()):
             return self
         # (B, width): padding first, then the rest in order
-        order = torch.argsort(self.mask, dim=1, stable=True)[:, self.length - width :]
+        order = torch.argsort(present, dim=1, stable=True)[:, self.length - width :]
         at = order[None, :, None, :, None]
         keys, values = (
             x.gather(3, at.expand(*x.shape[:3], -1, x.shape[4])) for x in (self.keys, self.values)
@@ -128,7 +155,9 @@ class KV:
         hidden = self.hidden
         if hidden is not None:
             hidden = hidden.gather(2, order.expand(len(hidden), -1, -1))
-        return KV(keys, values, self.mask.gather(1, order), self.positions.gather(1, order), hidden)
+        if silent is not None:
+            silent = silent.gather(1, order)
+        return KV(keys, values, self.mask.gather(1, order), self.positions.gather(1, order), hidden, silent)
 
     def with_layers(self, layers: Tensor, keys: Tensor, values: Tensor) -> KV:
         """Returns a copy with other keys and values (l, B, H, N, D) in the given layers (l,)."""

@@ -30,17 +30,20 @@ def left_to_right(mask: Tensor, *rows: Tensor) -> list[Tensor]:
     return [x.gather(1, order) for x in (mask, *rows)]
 
 
-Start = Tensor | int | Sequence[Sequence[int]]
+Real = Sequence[Sequence[bool]]  # a list a row: False where a token is padding inside a prompt
 
 
-def positions_of(mask: Tensor, start: Start = 0) -> Tensor:
+def positions_of(mask: Tensor, start: Tensor | int = 0) -> Tensor:
     """Returns rotary positions (B, N): real tokens count from `start`; padding's are harmless.
 
-    start: the position of the first token, a number or (B,), or those of all tokens, a list a row.
+    start: the position of the first token, a number or (B,).
     """
-    if not isinstance(start, (int, Tensor)):
-        positions = torch.zeros_like(mask)
-        positions[mask.bool()] = torch.tensor([p for row in start for p in row], device=mask.device)
-        return positions
     offset = start[:, None] if isinstance(start, Tensor) else start
     return (mask.cumsum(1) - 1).clamp(min=0) + offset
+
+
+def silent_at(mask: Tensor, real: Real) -> Tensor:
+    """Returns (B, N) bool: where the tokens that `mask` holds are padding inside a prompt."""
+    silent = torch.zeros_like(mask, dtype=torch.bool)
+    silent[mask.bool()] = torch.tensor([not r for row in real for r in row], device=mask.device)
+    return silent

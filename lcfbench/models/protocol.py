@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lcfbench.geometry import Geometry
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.padding import Start, pad_left, positions_of
+from lcfbench.models.padding import Real, pad_left, positions_of, silent_at
 from lcfbench.models.shared_prefill import SharedPrefill
 from lcfbench.tasks.prompts import Prompt
 
@@ -65,11 +65,17 @@ class LanguageModel(Protocol):
     def takes_layer_masks(self) -> bool:
         """Whether each layer can be given an attention mask of its own."""
 
-    def prefill(self, rows: Sequence[Sequence[int]], past: KV | None = None, start: Start = 0) -> KV:
+    def prefill(
+        self,
+        rows: Sequence[Sequence[int]],
+        past: KV | None = None,
+        start: Tensor | int = 0,
+        real: Real | None = None,
+    ) -> KV:
         """Returns the cache after reading each row of token ids, on top of `past` where given.
 
-        start: rotary position of the first token, a number or (B,), or of every token, a list a row.
-        No logits are computed.
+        start: rotary position of the first token, a number or (B,). real: False where a token of a row
+        is padding, which becomes a silent entry. No logits are computed.
         """
 
     def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:
@@ -145,8 +151,8 @@ class State:
     """A batch just before the model answers: the next forward runs `ids` on `kv`.
 
     Its last logits are those of the first answer token. ids, mask, positions: (B, T), left-padded,
-    T ≥ 1. prompts: the texts that the answering model was shown. padding: (B,), pads at the end of
-    each row that no token attends: the first answer token is predicted at the last of them.
+    T ≥ 1. prompts: the texts that the answering model was shown. silent: (B, T) bool, padding
+    inside a prompt that no token attends; the first answer token may be predicted at it.
     """
 
     lm: LanguageModel
@@ -156,15 +162,12 @@ class State:
     positions: Tensor
     prompts: list[Prompt]
     message: Message = field(default_factory=lambda: Message([], [], []))
-    padding: Tensor | None = None
+    silent: Tensor | None = None
 
     @property
     def used(self) -> Tensor:
-        """The mask (B, T) with the pads at the end counted as read."""
-        if self.padding is None:
-            return self.mask
-        column = torch.arange(self.ids.shape[1], device=self.mask.device)
-        return self.mask | (column >= len(column) - self.padding[:, None]).long()
+        """The mask (B, T) with silent tokens counted as read."""
+        return self.mask if self.silent is None else self.mask | self.silent.long()
 
     @classmethod
     def before(
@@ -172,22 +175,21 @@ class State:
         lm: LanguageModel,
         kv: KV,
         rows: Sequence[Sequence[int]],
-        start: Tensor | Sequence[Sequence[int]],
+        start: Tensor,
         prompts: Sequence[Prompt],
-        padding: Sequence[int] | None = None,
+        real: Real | None = None,
     ) -> State:
         """Returns the state that runs `rows` next, from the rotary positions `start` on.
 
-        start: (B,), or every token's, a list a row. padding: pads at the end of each row, see `State`.
+        start: (B,). real: False where a token is padding inside a prompt.
         """
         ids, mask = pad_left(rows, lm.pad_id, lm.device)
-        positions = positions_of(mask, start.to(lm.device) if isinstance(start, Tensor) else start)
+        positions = positions_of(mask, start.to(lm.device))
         state = cls(lm, kv, ids, mask, positions, list(prompts), Message.none(len(rows)))
-        if padding is None:
+        if real is None:
             return state
-        pads = torch.tensor(padding, device=lm.device)
-        column = torch.arange(ids.shape[1], device=lm.device)
-        return replace(state, mask=mask * (column < len(column) - pads[:, None]), padding=pads)
+        silent = silent_at(mask, real)
+        return replace(state, mask=mask * ~silent, silent=silent)
 
 
 @dataclass

@@ -2,8 +2,10 @@
 
 The reference pads both chats to equal length and runs them section by section: every column of the
 padded rows has its number as rotary position, padding is masked, contents are fused, the last
-section runs on the edited cache and its last column, be it padding, predicts the answer. `oracle` does
-that with plain modules and the released weights; nothing of the package takes part in it.
+section runs on the edited cache and its last column, be it padding, predicts the answer. The tokens
+that it then writes attend every column, padding too (`generate` hands the model a mask of one
+column, which hides nothing). `oracle` does that with plain modules and the released weights;
+nothing of the package takes part in it.
 """
 
 from __future__ import annotations
@@ -135,9 +137,8 @@ def oracle(case: dict, steps: int = 12) -> tuple[torch.Tensor, list[int], Dynami
     first = logits
     for _ in range(steps):
         ids.append(int(logits.argmax()))
-        own = F.pad(own, (0, 1), value=1)
         out = receiver(
-            input_ids=torch.tensor([[ids[-1]]]), attention_mask=own,
+            input_ids=torch.tensor([[ids[-1]]]), attention_mask=torch.ones(1, width + 1),
             position_ids=torch.tensor([[width]]), past_key_values=kv, use_cache=True,
         )  # fmt: skip
         logits, width = out.logits[0, -1], width + 1
@@ -202,7 +203,9 @@ def greedy(state, steps: int = 12) -> tuple[torch.Tensor, list[list[int]]]:
     first, written = opened.logits, []
     for _ in range(steps):
         written.append(opened.logits.argmax(-1).tolist())
-        opened = state.lm.open(opened.then([[i] for i in written[-1]], state.prompts))
+        kv = opened.kv
+        kv = replace(kv, mask=kv.present, silent=None)
+        opened = state.lm.open(replace(opened.then([[i] for i in written[-1]], state.prompts), kv=kv))
     return first, [list(ids) for ids in zip(*written, strict=True)]
 
 
@@ -244,7 +247,7 @@ def test_every_way_to_score_agrees_after_padding_at_the_end(root):
     method = made(root, "forward", "longest")
     cases = [c for c in CASES if (c["strategy"], c["direction"]) == ("longest", "forward")][:4]
     state = answered(method, cases)
-    assert state.padding is not None and state.padding.tolist() == [2, 2, 2, 2] and not can_branch(state)
+    assert state.silent is not None and state.silent.sum(1).tolist() == [2, 2, 2, 2] and not can_branch(state)
     targets = [[5, 9, 11], [7], [300, 2], [1, 2, 3, 4]]
     ranked = rank(state.lm.open(state), [[t] for t in targets])
     wanted = -sum(ll / len(t) for [(ll, _)], t in zip(ranked, targets, strict=True)) / len(targets)
@@ -266,7 +269,7 @@ def test_the_setting_is_stored_and_decides(root, tmp_path):
     (folder / "config.json").write_text(json.dumps(raw))
     older = C2C(method.receiver, method.sharer, load(folder))
     state = answered(older, CASES[:1])
-    assert older.adapter.config.remap_padding == "none" and state.padding is None
+    assert older.adapter.config.remap_padding == "none" and state.silent is None
     assert not torch.allclose(state.lm.open(state).logits[0], oracle(CASES[0])[0], atol=0.5)
 
 
