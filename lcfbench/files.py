@@ -12,7 +12,7 @@ import stat
 import sys
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -101,9 +101,13 @@ def locked(place: Path, wait: bool = False) -> Iterator[None]:
     with writing(place):
         real = Path(os.path.realpath(place))  # a link to a folder is that folder
         path = real.with_name(f".{real.name}.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        missing = [folder for folder in path.parents if not folder.exists()]
         while True:
-            held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            except FileNotFoundError:  # another process has just removed the empty folder
+                continue
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 if path.exists() and os.path.samestat(path.stat(), os.fstat(held)):
@@ -124,6 +128,9 @@ def locked(place: Path, wait: bool = False) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(held)
+        with suppress(OSError):  # folders in which something was made stay
+            for folder in missing:
+                folder.rmdir()
 
 
 @contextmanager

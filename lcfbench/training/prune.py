@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ import torch
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.card import card
 from lcfbench.adapters.config import WEIGHTS, read_config, recorded_names, weights_sha256
-from lcfbench.adapters.files import PICTURE, REPORT, check_free, load, making, save, stored_dtype
+from lcfbench.adapters.files import PICTURE, REPORT, load, making, save, stored_dtype
 from lcfbench.errors import UserError
 from lcfbench.methods.create import method_class
 from lcfbench.methods.load_pair import CONDITIONS, load_adapter, load_pair, other_revisions
@@ -50,8 +51,14 @@ def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
     """Prunes, saves the smaller adapter with its card and report, and returns the report.
 
     Raises UserError: an adapter that cannot be pruned, one that does not fit the pair or the task,
-    one without a layer that helps, an --out that is taken.
+    one without a layer that helps, an --out that is taken, or that another process writes.
     """
+    read_config(recipe.adapter)
+    with making(recipe.folder, recipe.force) as folder:
+        return _prune(recipe, progress, folder)
+
+
+def _prune(recipe: PruneRecipe, progress: PruneProgress, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     config = read_config(recipe.adapter)
     if recipe.keep is not None and recipe.keep > len(config.layers):
@@ -59,7 +66,6 @@ def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
             f"--keep is {recipe.keep}; this adapter has {len(config.layers)} layers.",
             "Keep 1 or more of them.",
         )
-    check_free(recipe.folder, recipe.force)
     task = load_task(recipe.dev, seed=recipe.seed, offline=recipe.offline, options=recipe.task_options)
     task.metric(recipe.scoring)
     mode = method_for(config.kind, config.training.get("method"))
@@ -122,7 +128,7 @@ def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
         "pruned": {"layers": len(keep), **means_of(found, "pruned")},
         "layers": rows,
     }
-    return save_pruned(recipe, report, keep, began)
+    return save_pruned(recipe, report, keep, began, folder)
 
 
 @torch.inference_mode()
@@ -195,8 +201,10 @@ def means_of(found: Found, name: str) -> dict[str, Any]:
     return {control: found.get((name, control)) for control in ("matched", "deranged")}
 
 
-def save_pruned(recipe: PruneRecipe, report: dict[str, Any], keep: list[int], began: float) -> dict[str, Any]:
-    """Saves the kept layers with card, report and figure. Returns the full report."""
+def save_pruned(
+    recipe: PruneRecipe, report: dict[str, Any], keep: list[int], began: float, folder: Path
+) -> dict[str, Any]:
+    """Saves the kept layers in `folder` with card, report and figure. Returns the full report."""
     from lcfbench.analysis.plots.layers import draw_layers  # matplotlib is slow to import
 
     shorter = load(recipe.adapter).select(keep)  # from the file again: as exact as it was saved
@@ -210,12 +218,11 @@ def save_pruned(recipe: PruneRecipe, report: dict[str, Any], keep: list[int], be
         facts["earlier"] = earlier
     training = shorter.config.training | {"pruned": facts}
     shorter.config = shorter.config.model_copy(update={"training": training})
-    with making(recipe.folder, recipe.force) as folder:
-        save(shorter, folder, card(shorter), stored_dtype(recipe.adapter))
-        whole = report["whole"] | {"bytes": (recipe.adapter / WEIGHTS).stat().st_size}
-        pruned |= {"bytes": (folder / WEIGHTS).stat().st_size}
-        seconds = round(time.perf_counter() - began, 1)
-        report = report | {"whole": whole, "pruned": pruned, "seconds": seconds}
-        (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-        draw_layers(report, folder / PICTURE)
+    save(shorter, folder, card(shorter), stored_dtype(recipe.adapter))
+    whole = report["whole"] | {"bytes": (recipe.adapter / WEIGHTS).stat().st_size}
+    pruned |= {"bytes": (folder / WEIGHTS).stat().st_size}
+    seconds = round(time.perf_counter() - began, 1)
+    report = report | {"whole": whole, "pruned": pruned, "seconds": seconds}
+    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+    draw_layers(report, folder / PICTURE)
     return report | {"folder": str(recipe.folder)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lcfbench.adapters.files import making
+from lcfbench.adapters.files import load, making
 from lcfbench.errors import UserError
 from lcfbench.files import locked
 from lcfbench.progress import Silent
@@ -91,3 +91,36 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
     with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "out"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def _begin(*line: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lcfbench", *map(str, line)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("verb", ["train", "prune"])
+def test_of_two_writers_at_once_one_saves_and_the_other_is_told(tmp_path, verb):
+    """Two real processes with random models of a few thousand weights."""
+    pair, out = helpers.save_pair(tmp_path), tmp_path / "new" / "out"
+    small = ["--task", "splitfacts", "--steps", "3", "--batch-size", "2", "--dev-documents", "2", "--force"]
+    line = ["train", "--pair", pair, *small, "--dtype", "float32", "--offline", "--out", out]
+    if verb == "prune":
+        train(one_training(pair, tmp_path / "whole", steps=2, lr=1e-2), Silent())
+        line = ["adapter", "prune", tmp_path / "whole", "--dev", "splitfacts", "--limit", "4", "--keep", "1"]
+        line += ["--pair", pair, "--dtype", "float32", "--offline", "--force", "--out", out]
+    both = [_begin(*line), _begin(*line)]
+    ended = [(*process.communicate(timeout=300), process.returncode) for process in both]
+    codes = sorted(code for *_, code in ended)
+    assert codes == [0, 2], ended
+    refused = next(err for _, err, code in ended if code == 2)
+    assert "another process is writing" in refused.splitlines()[-1] and "Traceback" not in refused
+    assert load(out).config.receiver and [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
+
+
+def test_a_lock_leaves_no_empty_folders(tmp_path):
+    with locked(tmp_path / "a/b/c"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "a/b/c"):
+        (tmp_path / "a/kept").touch()
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["kept"]
