@@ -189,6 +189,7 @@ def test_a_run_takes_the_method_options_of_the_training(pair, tmp_path):
         chosen = Recipe(
             pair=pair,
             mode=["lcf"],
+            control=["matched"],
             adapter=[folder],
             limit=2,
             out=tmp_path / "r",
@@ -203,7 +204,7 @@ def test_a_run_takes_the_method_options_of_the_training(pair, tmp_path):
 
 def test_float16_is_refused(pair, tmp_path):
     with pytest.raises(UserError, match="float16"):
-        train(recipe(pair, tmp_path / "a", dtype="float16"), Watcher())
+        TrainRecipe.merge(None, {"pair": pair, "out": tmp_path / "a", "dtype": "float16"}, "train")
 
 
 def test_a_checkpoint_of_other_settings_is_refused(pair, tmp_path, monkeypatch):
