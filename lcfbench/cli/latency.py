@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from lcfbench.cli.console import echo, note, warn
 from lcfbench.cli.options import flags, merged
 from lcfbench.cli.signals import interrupted
 from lcfbench.errors import UserError
-from lcfbench.files import check_output, standard_stream, write_output
+from lcfbench.files import check_output, locked, standard_stream, write_output
 from lcfbench.progress import quiet_libraries
 from lcfbench.tables import Column, Table
 
@@ -48,7 +49,8 @@ def bench(
     from lcfbench.latency.plan import plan
 
     stopped = False
-    with StatusLine("loading models") as line:
+    held = locked(out) if out is not None and not check_output(out) else nullcontext()
+    with held, StatusLine("loading models") as line:
         planned = plan(recipe)
         try:
             for done, total in measure(planned):

@@ -65,14 +65,14 @@ def plain(text: str) -> bool:
     return text.isprintable() and not re.search(r"[*?\[\]\\]|(^|/)\.\.(/|$)", text)
 
 
-def lacks(folder: Path, base: Path) -> str:
+def lacks(folder: Path, base: Path | None = None) -> str:
     """The files that a fuser's folder lacks, as a phrase; empty when all that its layer map names exist.
 
     base: the repository that the folder must lie in.
     """
     if not folder.is_dir():
         return "no such folder"
-    if not folder.resolve().is_relative_to(base.resolve()):
+    if base is not None and not folder.resolve().is_relative_to(base.resolve()):
         return "a link out of the repository"
     needed = [CONFIG, MAP]
     if (folder / MAP).is_file():
