@@ -87,7 +87,7 @@ def task_check(
         for page, sentences in zip(pages, wrong, strict=True):
             echo("\n".join(page_of(page, sentences)))
         named = f"--pair {_quoted(pair)} " if pair else ""
-        note(f"next: lcfbench run {named}--task {_quoted(task)} --limit 32")
+        note(f"next: lcfbench probe {named}--task {_quoted(task)}")
     if any(wrong):
         raise typer.Exit(Exit.FAILED)
 

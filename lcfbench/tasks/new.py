@@ -86,7 +86,7 @@ def _yaml(name: str, table: Path, out: Path, columns: Columns, splits: list[str]
         k: list(v) if isinstance(v, tuple) else v for k, v in vars(columns).items() if v and k != "answer_as"
     }
     lines = [
-        f"# The task {name}: lcfbench run --task {name}.yaml. Its check: lcfbench task check {name}.yaml",
+        f"# The task {name}: lcfbench probe --task {name}.yaml. Its check: lcfbench task check {name}.yaml",
         f"task: {name}",
         f"dataset_path: {json.dumps(shown, ensure_ascii=False)}  # from this file's folder",
     ]

@@ -109,4 +109,4 @@ def test_exit_codes_and_the_next_command(tmp_path):
             "task", "check", name, *pair, "--limit", "20", cwd=tmp_path, LCFBENCH_OFFLINE="1"
         )
         assert ran[0] == code and "Traceback" not in ran[2], (name, ran)
-        assert code == 2 or ("next: lcfbench run" in ran[2] and "tokens" in ran[1])
+        assert code == 2 or ("next: lcfbench probe" in ran[2] and "tokens" in ran[1])
