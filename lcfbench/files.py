@@ -192,6 +192,21 @@ def settle(folder: Path) -> None:
             time.sleep(0.05)
 
 
+def held(path: Path) -> bool:
+    """Returns whether a process holds the lock of a file; true where the file system has no locks."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def now() -> str:
     """UTC, ISO 8601, whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -143,6 +143,7 @@ def causal_lm(name: str = "tiny-receiver", bos: bool = False, chat: bool = False
 ROOT = Path(__file__).parents[1]
 TIMES = {
     "written_at",
+    "row_sha256",
     "amortized_ms",
     "ttft_ms",
     "ttea_ms",

@@ -102,6 +102,11 @@ class RunGroup:
         return np.unique(np.concatenate([run.codes[run.failed] for run in self.runs]))
 
     @property
+    def reliable(self) -> bool:
+        """Whether few enough documents failed for the score to say something of the method."""
+        return len(self.failed) <= MOST_FAILED * self.n
+
+    @property
     def sends(self) -> bool:
         """Whether anything is sent, be it an empty note."""
         return any(run.sends for run in self.runs)
@@ -238,7 +243,7 @@ def too_many_failed(a: RunGroup, b: RunGroup) -> str:
         return ""
     return " and ".join(
         f"{count:,} of {len(codes):,} documents failed in {group.label or group.mode} ({group.control})"
-        for count, group in counts
+        for count, group in (counts[:1] if a is b else counts)
         if count
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lcfbench.analysis.orf import DERIVED, derived_lines
 from lcfbench.analysis.run_groups import (
@@ -23,7 +23,7 @@ from lcfbench.analysis.run_groups import (
     too_many_failed,
 )
 from lcfbench.analysis.stats import DELTA, Paired, mean_interval, paired
-from lcfbench.analysis.verdict import LABELS, Evidence, judge
+from lcfbench.analysis.verdict import LABELS, Evidence, bounds, judge
 from lcfbench.controls.names import CONTROLS
 from lcfbench.errors import UserError
 from lcfbench.results.reader import Paths, as_paths, warn_all
@@ -38,7 +38,7 @@ COLUMNS = tuple(
     """pair receiver task scoring mode label control seed run_id state n errors sends metric score low high
     seeds seed_sd chance ttft_ms ttft_n ttea_ms ttea_n docs_per_s adapter_params adapter_mb message_bytes
     gain gain_low gain_high gain_n content content_low content_high content_n matched_score deranged_score
-    p p_holm p_equivalence detectable family verdict verdict_text note""".split()
+    p p_holm p_equivalence detectable family verdict verdict_text note reliable""".split()
 )
 # what may change a computed number without changing the question
 COMPUTED = ("batch_size", "versions", "behaviour", "version")
@@ -60,20 +60,20 @@ def summarise(groups: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
     without an adapter. `message_bytes`: median. `gain` (over the receiver alone) and `content`
     (over the deranged run): paired over the documents both have. `verdict`, `verdict_text`: see
     verdict.py, "" where nothing is sent; `p_holm` is corrected over the `family` of all verdicts in
-    this summary. delta: contents smaller than this count as none.
+    this summary. `reliable`: false where more than `MOST_FAILED` of the documents failed, so that the
+    score says little of the method. delta: contents smaller than this count as none.
     """
     import pandas as pd
 
     lines = [{**_head(group), **_figures(group)} for group in groups]
-    based = [_gain(group, groups) for group in groups]
-    gains = [gain for gain, _ in based]
-    for line, (gain, note) in zip(lines, based, strict=True):
+    gains = [_gain(group, groups) for group in groups]
+    for line, (gain, _, note) in zip(lines, gains, strict=True):
         line["note"] = note
         low, high = gain.interval() if gain else (math.nan, math.nan)
         value, n = (gain.value, gain.n) if gain else (math.nan, 0)
         line |= {"gain": value, "gain_low": low, "gain_high": high, "gain_n": n}
     _judge(lines, groups, gains, delta)
-    derived = derived_lines(list(zip(groups, lines, strict=True)), _asked)
+    derived = derived_lines(list(zip(groups, lines, strict=True)), _asked, nearest)
     return _ordered(pd.DataFrame([*lines, *derived], columns=list(COLUMNS)))
 
 
@@ -93,7 +93,7 @@ def _figures(group: RunGroup) -> dict[str, Any]:
     got = mean_interval(group.scores)
     size, chance = group.median("adapter_bytes"), group.manifest.chance
     found = {name: getattr(group, name) for name in ("n", "errors", "sends", "metric")}
-    found |= {"score": got.value, "low": got.low, "high": got.high}
+    found |= {"score": got.value, "low": got.low, "high": got.high, "reliable": group.reliable}
     found |= {"seeds": len(group.seeds), "seed_sd": _deviation(group.seed_scores)}
     found |= {"chance": math.nan if chance is None else chance, "docs_per_s": group.documents_per_s}
     found |= {name: group.median(name) for name in ("adapter_params", "message_bytes")}
@@ -115,17 +115,27 @@ def _deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((x - mean) ** 2 for x in values) / (len(values) - 1))
 
 
-def _gain(group: RunGroup, groups: Sequence[RunGroup]) -> tuple[Paired | None, str]:
-    """Over the receiver alone, and what must be known of it: `nearest` says which run is taken."""
+class Gain(NamedTuple):
+    """The gain over the receiver alone, its ends for documents that failed, and what must be known of it."""
+
+    pair: Paired | None = None
+    ends: Sequence[Paired] = ()
+    note: str = ""
+
+
+def _gain(group: RunGroup, groups: Sequence[RunGroup]) -> Gain:
+    """Over the receiver alone; `nearest` says over which of its runs."""
     if group.mode == ALONE:
-        return None, ""
+        return Gain()
     key = _receiver_key(group)
     base, note = nearest(group, [c for c in groups if c.mode == ALONE and _receiver_key(c) == key])
     if base is None:
-        return None, f"no gain: {note}" if note else ""
+        return Gain(note=f"no gain: {note}" if note else "")
     if why := too_many_failed(group, base):
-        return None, f"no gain: {why}"
-    return paired(*comparable_scores(group, base)[:2]), f"gain: {note}" if note else ""
+        return Gain(note=f"no gain: {why}")
+    own, alone, left_out = comparable_scores(group, base)
+    note = f"gain: {note}" if note else ""
+    return Gain(paired(own, alone), bounds(own, alone, left_out), note)
 
 
 def _receiver_key(group: RunGroup) -> Any:
@@ -144,7 +154,7 @@ def _asked(group: RunGroup) -> list[Any]:
 
 
 def _judge(
-    lines: list[dict[str, Any]], groups: Sequence[RunGroup], gains: Sequence[Paired | None], delta: float
+    lines: list[dict[str, Any]], groups: Sequence[RunGroup], gains: Sequence[Gain], delta: float
 ) -> None:
     """Verdicts of all matched groups that send something, as one family."""
     for line in lines:
@@ -157,12 +167,14 @@ def _judge(
         if twin:
             own, other, left_out = comparable_scores(group, twin)
             failed = too_many_failed(group, twin)
-            judged.append((line, Evidence(own, other, gain, left_out, failed)))
+            evidence = Evidence(own, other, gain.pair, left_out, failed, gain_bounds=gain.ends)
+            judged.append((line, evidence))
             if note:
                 line["note"] = "; ".join(x for x in (line["note"], f"content: {note}") if x)
         elif group.sends:
             failed = too_many_failed(group, group)
-            judged.append((line, Evidence(group.scores, None, gain, failed=failed, ambiguous=note)))
+            sole: dict[str, Any] = {"failed": failed, "ambiguous": note, "gain_bounds": gain.ends}
+            judged.append((line, Evidence(group.scores, None, gain.pair, **sole)))
     for (line, _), got in zip(judged, judge([evidence for _, evidence in judged], delta), strict=True):
         content = {"content": got.content.value, "content_low": got.content.low}
         content |= {"content_high": got.content.high, "content_n": got.content.n}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.matching import first_few
 from lcfbench.analysis.orf import DERIVED
+from lcfbench.analysis.run_groups import MOST_FAILED
 from lcfbench.analysis.summary import GROUP, judged
 from lcfbench.tables import Cell, Column, Table, csv_cell
 
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from lcfbench.analysis.gate import Checked, Item
 
 NONE = "–"
+UNRELIABLE = "*"  # behind a score that says more of failures than of the method
 FEW_HASHES = 3
 STYLES = {"communicates": "green", "undecided": "yellow", "untested": "dim"}
+STYLES |= {"not judged": "bold yellow"}
 STYLES |= dict.fromkeys(("adapts only", "does not communicate", "misleads"), "red")
 CHECK_STYLES = {"ok": "green", "surely worse": "bold red"}
 CHECK_STYLES |= {"inconclusive": "yellow", "incomplete": "bold yellow"}
@@ -39,13 +42,15 @@ SHORT = {  # a term that a table may show → what it says below
     "p": "p: chance of such a P by luck, corrected for all lines",
     "B − A": "B − A: points, on the documents that both have",
     "Holm": "Holm: p corrected for the number of lines",
+    UNRELIABLE: f"{UNRELIABLE}: more than {100 * MOST_FAILED:g} % of the documents failed; they count as wrong",
     NONE: f"{NONE}: none or not measured",
 }
 SUMMARY_LEGEND = (
     "matched: the receiver gets the message of its own document. deranged: it gets that of another "
     "document, so a score that stays is no communication. zero, noise, silent: a message of zeros, of "
     "noise, or none. orf (derived): right when either model alone is right; not run. score: mean over all "
-    "documents; those that failed count as wrong. 95 %: interval over documents. first token ms: median time "
+    "documents; those that failed count as wrong, and a * says that more than 5 % did. 95 %: interval over "
+    "documents. first token ms: median time "
     "to the first answer token, one document at a time. adapter MB: the trained module as saved. message "
     f"bytes: median over documents. {NONE}: none or not measured."
 )
@@ -56,7 +61,7 @@ VERDICT_LEGEND = (
     "matter; corrected after Holm over all verdicts shown, because among many lines some look good by luck. "
     "communicates: P is surely above 0; misleads: below 0; adapts only, does not communicate: P is surely "
     "within ±{delta:g} points, with and without a gain; undecided: too few documents to say; untested: no "
-    "deranged run. ms: median time to the first answer token. bytes: median size of a message."
+    "deranged run; not judged: more than 5 % of the documents failed. ms: median time to the first answer token. bytes: median size of a message."
 )
 COMPARISON_LEGEND = (
     "A, B: mean scores in %. B − A: the difference in points over the documents that both have, with its "
@@ -73,7 +78,8 @@ CHECK_LEGEND = (
 
 def short_legend(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> str:
     """Says in a line or two the terms that these columns and cells show."""
-    said = {c.name for c in columns} | {cell for row in rows for cell in row if isinstance(cell, str)}
+    cells = [cell for row in rows for cell in row if isinstance(cell, str)]
+    said = {c.name for c in columns} | {*cells} | {cell[-1:] for cell in cells}
     found = [text for term, text in SHORT.items() if term in said]
     return ". ".join(found) + "." * bool(found)
 
@@ -111,8 +117,8 @@ def summary_cells(line: Mapping[Any, Any]) -> list[Cell]:
         str(line["label"]),
         control_of(line) or NONE,
         str(line["n"]),
-        percent(line["score"]),
-        f"{percent(line['low'])}–{percent(line['high'])}",
+        score(line),
+        f"{percent(line['low'])}–{percent(line['high'])}" if known(line["low"]) else NONE,
         number(line["ttft_ms"]),
         number(line["adapter_mb"], 1),
         number(line["message_bytes"] or None),
@@ -184,8 +190,14 @@ def verdict_cells(line: Mapping[Any, Any]) -> list[Cell]:
         for name in ("gain", "content")
     ]
     sizes = number(line["ttft_ms"]), number(line["message_bytes"])
-    score = f"{percent(line['score'])}{spread}"
-    return [str(line["label"]), str(line["n"]), score, *differences, p_short(line["p_holm"]), *sizes]
+    return [
+        str(line["label"]),
+        str(line["n"]),
+        f"{percent(line['score'])}{spread}{mark(line)}",
+        *differences,
+        p_short(line["p_holm"]),
+        *sizes,
+    ]
 
 
 def comparison_table(found: Comparison, explain: bool = False) -> Table:
@@ -298,6 +310,21 @@ def known(value: Any) -> bool:
 def percent(value: float | None, sign: str = "") -> str:
     """Returns a share in percent, or a difference of shares in points."""
     return f"{100 * value:{sign}.1f}" if value is not None and known(value) else NONE
+
+
+def score(line: Mapping[Any, Any]) -> str:
+    """Returns a summary line's score in percent, marked where it says more of failures."""
+    return percent(line["score"]) + mark(line)
+
+
+def mark(line: Mapping[Any, Any]) -> str:
+    """Returns the sign behind a score where too many of its documents failed."""
+    return "" if reliable(line) or not known(line["score"]) else UNRELIABLE
+
+
+def reliable(line: Mapping[Any, Any]) -> bool:
+    """Returns whether few enough documents failed, also for a published number, which does not say."""
+    return line.get("reliable") is not False
 
 
 def number(value: float | None, digits: int = 0) -> str:

@@ -33,6 +33,7 @@ class Evidence(NamedTuple):
     deranged: None where no run with another document's message exists. gain: None where the
     receiver was not run alone. left_out: how many documents failed in either run and are therefore in
     neither vector. failed: why nothing is judged. ambiguous: why there is no deranged run.
+    gain_bounds: the gain with the documents that failed counted all for and all against it.
     """
 
     matched: np.ndarray
@@ -41,6 +42,7 @@ class Evidence(NamedTuple):
     left_out: int = 0
     failed: str = ""
     ambiguous: str = ""
+    gain_bounds: Sequence[Paired] = ()
 
 
 class Verdict(NamedTuple):
@@ -92,8 +94,8 @@ def judge(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.05)
     "misleads": below 0. "adapts only": content is shown to be equivalent to none within `delta`
     (two one-sided tests), and a gain is shown. "does not communicate": the same without gain. Else
     "undecided"; without a deranged run "untested"; where too many documents failed "not judged". The few
-    that failed are left out, and every p-value of content is the largest of leaving them out and of
-    counting them all for or all against: failures cannot make a claim.
+    that failed are left out, and every p-value is the largest of leaving them out and of counting them
+    all for or all against: failures cannot make a claim.
     """
     contents = [
         paired(e.matched, e.deranged) if e.deranged is not None and len(e.deranged) and not e.failed else None
@@ -101,7 +103,7 @@ def judge(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.05)
     ]
     gains = [e.gain if e.gain is not None and e.gain.n and not e.failed else None for e in family]
     alone = [
-        _Chances(*_bounded(e, pair, delta), gain.p() if gain else math.nan)
+        _Chances(*_bounded(e, pair, delta), largest_p([gain, *e.gain_bounds]) if gain else math.nan)
         for e, pair, gain in zip(family, contents, gains, strict=True)
     ]
     together = map(_Chances, *(holm(ps) for ps in zip(*alone, strict=True))) if alone else ()
@@ -115,19 +117,26 @@ def judge(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.05)
 
 def _bounded(evidence: Evidence, pair: Paired | None, delta: float) -> tuple[float, float]:
     """p of no content and of content, at their largest for any outcome of the documents that failed."""
-    import numpy as np
-
     if pair is None or evidence.deranged is None:
         return math.nan, math.nan
-    cases = [pair]
-    if evidence.left_out:
-        ends = np.zeros(evidence.left_out), np.ones(evidence.left_out)
-        cases += [
-            paired(np.append(evidence.matched, mine), np.append(evidence.deranged, theirs))
-            for mine, theirs in (ends, ends[::-1])
-        ]
+    cases = [pair, *bounds(evidence.matched, evidence.deranged, evidence.left_out)]
+    return largest_p(cases), max(equivalence_p(case, delta) for case in cases)
+
+
+def bounds(a: np.ndarray, b: np.ndarray, left_out: int) -> list[Paired]:
+    """Returns both ends of a difference for documents that failed: all for b, then all for a."""
+    import numpy as np
+
+    if not left_out:
+        return []
+    ends = np.zeros(left_out), np.ones(left_out)
+    return [paired(np.append(a, mine), np.append(b, theirs)) for mine, theirs in (ends, ends[::-1])]
+
+
+def largest_p(cases: Sequence[Paired]) -> float:
+    """Returns the largest p of no difference; 1 where the cases point both ways."""
     agree = len({case.value > 0 for case in cases}) == 1
-    return max(c.p() for c in cases) if agree else 1.0, max(equivalence_p(c, delta) for c in cases)
+    return max(case.p() for case in cases) if agree else 1.0
 
 
 def _judge(

@@ -331,7 +331,10 @@ def plot_training(
     """Loss and dev accuracy, matched and deranged, over the steps of a training."""
     from lcfbench.analysis.plots.training import plot
 
-    for path in plot(folders, out or _folder(folders[0])):
+    warnings: list[str] = []
+    paths = plot(folders, out or _folder(folders[0]), warnings)
+    _warn(warnings)
+    for path in paths:
         echo(path)
 
 

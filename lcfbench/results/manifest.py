@@ -137,6 +137,7 @@ class Manifest(_Open):
     columns_sha256: dict[str, str] | None = Field(
         default=None, description="Digest of each column as it was sealed; see lcfbench.results.validation."
     )
+    samples_bytes: int | None = Field(default=None, description="Size of the file of the rows, bytes.")
     dropped: dict[str, int] | None = Field(
         default=None, description="Documents that the task left out: reason and number."
     )

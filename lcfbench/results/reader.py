@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from lcfbench.errors import UserError
+from lcfbench.files import held
 from lcfbench.results.finding import listed, places
 from lcfbench.results.manifest import Manifest, read_manifest
-from lcfbench.results.schema import COLUMNS, JOURNAL, SAMPLES, journal_rows, schema
-from lcfbench.results.validation import damage, foreign
+from lcfbench.results.schema import COLUMNS, DIGESTED, JOURNAL, SAMPLES, journal_rows, schema
+from lcfbench.results.validation import altered_rows, damage, foreign
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,13 +104,16 @@ def read_place(place: Path, columns: Sequence[str]) -> tuple[pa.Table, Manifest,
         manifest, warnings = Manifest.lenient(read_manifest(place) if place.is_dir() else {}, place)
     except UserError as error:  # its rows are good all the same
         manifest, warnings = Manifest(), [error.what]
-    names = tuple(dict.fromkeys((*columns, *HELD)))
+    begun, older = has_journal(place), (manifest.schema_version or DIGESTED) < DIGESTED
+    by_row = begun or not (older or manifest.columns_sha256)  # the columns have no digest
     try:
+        names = tuple(dict.fromkeys((*columns, *HELD)))
         table = read_table(place, names, warnings, manifest.run_id)
         check_scores(table)
-        if manifest.run_id:
-            if why := (foreign if has_journal(place) else damage)(table, manifest):
-                raise UserError(f"left out, its rows are not those that were recorded ({why})")
+        why = (foreign if begun else damage)(table, manifest) if manifest.model_fields_set else ""
+        samples = place / SAMPLES if place.is_dir() else place
+        if why := why or (altered_rows(samples) if by_row and os.path.lexists(samples) else ""):
+            raise UserError(f"left out, its rows are not those that were recorded ({why})")
         table = _without_impossible(table, place, warnings)
     except (*READ_ERRORS, pa.ArrowException) as error:
         why = "no rows are recorded" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
@@ -279,13 +283,15 @@ def list_runs(out: Path) -> list[dict[str, Any]]:
     """Returns the manifests under `out`, oldest first, each with its `folder`.
 
     One that cannot be read has the state "unreadable"; one whose file has another number of rows than
-    it says is "damaged".
+    it says is "damaged"; a running one whose process is gone is "stopped".
     """
     found = []
     for folder in listed(Path(out)):
         try:
             manifest, odd = Manifest.lenient(read_manifest(folder), folder)
             state = "damaged" if odd or _rows_lack(folder, manifest) else manifest.state
+            if state == "running" and not held(folder / JOURNAL):
+                state = "stopped"
             known = {
                 "run_id": folder.name,
                 **manifest.model_dump(mode="json", exclude_unset=True, fallback=str),
@@ -300,11 +306,14 @@ def list_runs(out: Path) -> list[dict[str, Any]]:
 
 def _rows_lack(folder: Path, manifest: Manifest) -> bool:
     """Whether a sealed run's file has not the rows that its manifest says, by the file's own count."""
+    if has_journal(folder) or not os.path.lexists(folder / SAMPLES):
+        return bool(manifest.documents) and not has_journal(folder)
+    if manifest.samples_bytes is not None and (folder / SAMPLES).lstat().st_size == manifest.samples_bytes:
+        return False  # nothing heavy is imported for a file that is as it was
+
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if has_journal(folder) or not os.path.lexists(folder / SAMPLES):
-        return bool(manifest.documents) and not has_journal(folder)
     try:
         rows = pq.read_metadata(folder / SAMPLES).num_rows
     except (OSError, pa.ArrowException):

@@ -8,9 +8,10 @@ A row is one JSON line while the run lasts, and one parquet row afterwards.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ from lcfbench.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 3  # 2: the prompts as text. 3: manifests say `sessions`, identities library versions
+# 2: the prompts as text. 3: manifests say `sessions`, identities library versions. 4: a digest each row
+SCHEMA_VERSION = 4
+DIGESTED = 4  # rows of this version and later ones have a digest
 SAMPLES, JOURNAL = "samples.parquet", "samples.jsonl"
 LARGEST = 1 << 63  # of a column of whole numbers, exclusive
 TAIL_BYTES = 1 << 16  # of a journal, read at once from its end
@@ -77,9 +80,11 @@ _TABLE: dict[str, tuple[type, str]] = {
         "Most memory that the process or its accelerator used during the batch, bytes.",
     ),
     "written_at": (str, "When the row was written, UTC, ISO 8601."),
+    "row_sha256": (str, "Digest of the row's other values as it was written, 16 hex digits."),
 }
 COLUMNS: dict[str, type] = {name: kind for name, (kind, _) in _TABLE.items()}
 DESCRIPTIONS: dict[str, str] = {name: text for name, (_, text) in _TABLE.items()}
+DIGEST = "row_sha256"
 KEYS = ("run_id", "schema_version", "doc_hash", "doc_index")  # never null
 
 
@@ -95,6 +100,20 @@ def schema() -> pa.Schema:
     return pa.schema(fields, metadata={"lcfbench_schema_version": str(SCHEMA_VERSION)})
 
 
+def row_sha256(row: Mapping[str, Any]) -> str:
+    """Returns the digest of a row's values, without the columns that are empty or unknown here."""
+    values = {name: row[name] for name in COLUMNS if name != DIGEST and row.get(name) is not None}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def as_written(row: Mapping[str, Any]) -> bool:
+    """Returns whether a row holds its digest; rows of older and of newer versions pass."""
+    version = row.get("schema_version") or 0
+    if row.get(DIGEST) is None:
+        return version < DIGESTED
+    return version > SCHEMA_VERSION or row[DIGEST] == row_sha256(row)
+
+
 def unreadable(path: Path, error: Exception) -> UserError:
     """Returns the error for a file of a run that cannot be read."""
     why = " ".join(str(error).split())[:200]
@@ -104,8 +123,8 @@ def unreadable(path: Path, error: Exception) -> UserError:
 def journal_rows(path: Path, run_id: str | None = None) -> Iterator[dict[str, Any] | None]:
     """Yields the journal's rows; None for a line that is none of this run.
 
-    Such a line is not JSON (a power cut), holds what no column can, has neither score nor error, or
-    belongs to another run. A last line that is not whole (a kill) is left out. Raises OSError.
+    Such a line is not JSON (a power cut), holds what no column can, has neither score nor error, does not
+    hold its digest, or belongs to another run. A last line that is not whole (a kill) is left out. Raises OSError.
     """
     if not path.exists():
         return
@@ -136,7 +155,8 @@ def _sound(row: Any, run_id: str | None) -> bool:
         elif type(value) is str:
             value.encode()
     score = row.get("score")
-    return row.get("error") is not None or (score is not None and 0 <= score <= 1)
+    whole = row.get("error") is not None or (score is not None and 0 <= score <= 1)
+    return whole and as_written(row)
 
 
 def journal_end(path: Path) -> int:

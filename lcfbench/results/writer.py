@@ -33,17 +33,20 @@ from lcfbench.results.manifest import MANIFEST, Manifest, read_manifest
 from lcfbench.results.reader import READ_ERRORS, check_scores, has_journal, read_table
 from lcfbench.results.schema import (
     COLUMNS,
+    DIGEST,
     JOURNAL,
     KEYS,
     SAMPLES,
     SCHEMA_VERSION,
     fit,
     journal_end,
+    row_sha256,
     schema,
     unreadable,
 )
-from lcfbench.results.validation import columns_sha256, damage, documents_sha256, foreign
+from lcfbench.results.validation import altered_rows, columns_sha256, damage, documents_sha256, foreign
 
+TRIES, TRY_SECONDS = 3, 0.02  # for a lock
 SYNC_SECONDS = 1.0  # a killed process loses nothing; a power cut at most this much
 
 
@@ -160,7 +163,7 @@ class RunWriter:
         score = whole.get("score")
         if whole.get("error") is None and not (score is not None and 0 <= score <= 1):
             raise TypeError(f"row without an error whose score is {score}, not 0 to 1")
-        line = json.dumps(whole).encode() + b"\n"
+        line = json.dumps(whole | {DIGEST: row_sha256(whole)}).encode() + b"\n"
         with writing(self.folder):
             end = os.fstat(self._journal).st_size
             try:
@@ -207,7 +210,7 @@ class RunWriter:
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd")
         counts: dict[str, Any] = {"documents": len(rows), "errors": len(rows) - rows["error"].null_count}
-        counts |= {"columns_sha256": columns_sha256(rows)}
+        counts |= {"columns_sha256": columns_sha256(rows), "samples_bytes": sink.tell()}
         self.manifest = self.manifest.update(**facts, **counts, state=state, finished_at=now())
         with writing(self.folder):
             write(self.folder / SAMPLES, sink.getvalue())
@@ -268,6 +271,8 @@ def _recorded(folder: Path, asked: frozenset[str] | None) -> _Found:
     if not why and not begun:
         missing = max((manifest.documents or 0) - len(table), 0)
         why = "" if missing else damage(table, manifest)
+    if not why and (begun or missing or not manifest.columns_sha256) and os.path.lexists(folder / SAMPLES):
+        why = altered_rows(folder / SAMPLES)
     if why:
         what = f"the rows of {folder} are not those that were recorded ({why})."
         raise UserError(what, "Start over with --fresh; it keeps the file beside as .damaged-….")
@@ -307,12 +312,16 @@ def lock(path: Path) -> int:
 
     Raises UserError where it is taken.
     """
+    tries = 0
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
+            if (tries := tries + 1) < TRIES:  # `ls runs` holds it for a moment
+                time.sleep(TRY_SECONDS)
+                continue
             owner = _owner(path.parent)
             what = f"run {path.parent.name} is being written by another process{owner}."
             raise UserError(what, "Wait for it, stop it, or use another --out.") from None

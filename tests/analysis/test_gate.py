@@ -17,6 +17,7 @@ from lcfbench.analysis.gate.outputs import annotation
 from lcfbench.analysis.gate.times import time_shift
 from lcfbench.analysis.run_groups import read_run_groups
 from lcfbench.analysis.tables import check_table
+from lcfbench.results.schema import row_sha256
 from tests.analysis.gate_runs import MACHINE, answers, changed, forget, record, rewrite
 from tests.helpers import invoke, printed
 
@@ -464,7 +465,7 @@ def test_control_characters_do_not_break_the_xml(check, tmp_path) -> None:
     path = record(tmp_path / "new", FEW[:10], errors=[], state="running")
     journal = path / "samples.jsonl"
     row = json.loads(journal.read_text().splitlines()[0]) | {"error": "bad \x00\x1b[31m <&> byte"}
-    journal.write_text(json.dumps(row) + "\n")
+    journal.write_text(json.dumps(row | {"row_sha256": row_sha256(row)}) + "\n")
     assert check("--junit", tmp_path / "junit.xml")[0] == INCOMPLETE
     told = ElementTree.parse(tmp_path / "junit.xml").find("testsuite/testcase/error").attrib["message"]
     assert "<&> byte" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 
 from lcfbench.analysis.plots.training import draw, plot, read
 from lcfbench.errors import UserError
+from tests.helpers import invoke
 
 
 def log(folder: Path) -> Path:
@@ -51,3 +53,51 @@ def test_what_is_no_log_is_named(tmp_path):
     (tmp_path / "training.parquet").write_bytes(b"torn")
     with pytest.raises(UserError, match="is no training log"):
         read([tmp_path])
+
+
+def changed(**columns: list) -> Callable[[Path], object]:
+    return lambda path: pd.DataFrame(ROWS | columns).to_parquet(path)
+
+
+ROWS = {"adapter": ["a", "a"], "step": [1, 2], "metric": ["loss", "loss"], "value": [1.0, 0.5]}
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "torn": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "no parquet": lambda path: path.write_bytes(b"PAR1 not a parquet file PAR1"),
+    "NUL bytes": lambda path: path.write_bytes(b"\0" * 4000),
+    "no rows": lambda path: pd.DataFrame(ROWS).iloc[:0].to_parquet(path),
+    "another schema": lambda path: pd.DataFrame({"x": [1]}).to_parquet(path),
+    "no step": lambda path: pd.DataFrame(ROWS).drop(columns="step").to_parquet(path),
+    "steps as words": changed(step=["one", "two"]),
+    "steps below 0": changed(step=[-1, 2]),
+    "steps of halves": changed(step=[0.5, 1.5]),
+    "steps without value": changed(step=[1, None]),
+    "steps of infinity": changed(step=[1.0, float("inf")]),
+    "steps as lists": changed(step=[[1], [2]]),
+    "values as words": changed(value=["a", "b"]),
+    "values as lists": changed(value=[[1.0], [2.0]]),
+    "adapters as numbers": changed(adapter=[1, 2]),
+    "adapters without name": changed(adapter=[None, "a"]),
+    "metrics as numbers": changed(metric=[1, 2]),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a link loop": lambda path: (path.unlink(), path.symlink_to(path)),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_log_is_one_line_and_the_others_are_drawn(tmp_path, name, capsys, monkeypatch):
+    log(tmp_path / "good")
+    DAMAGES[name](log(tmp_path / "bad") / "training.parquet")
+    code, out, err = invoke(capsys, monkeypatch, "plot", "training", tmp_path, "--out", tmp_path / "figures")
+    assert code == 0 and "training.svg" in out
+    assert len([x for x in err.splitlines() if "is no training log" in x and "bad" in x]) == 1
+    code, _, err = invoke(capsys, monkeypatch, "plot", "training", tmp_path / "bad", "--out", tmp_path)
+    assert code == 2 and len(err.splitlines()) <= 4 and "is no training log" in err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e308, -1e308])
+def test_a_loss_that_is_not_finite_is_drawn_without_it(tmp_path, value):
+    folder = log(tmp_path / "a")
+    changed(value=[1.0, value])(folder / "training.parquet")
+    assert plot([folder], tmp_path / "figures")[0].is_file()

@@ -137,10 +137,58 @@ def _wide(table: pa.Table) -> pa.Table:
     return pa.table([pa.nulls(len(table))] * len(names), names=names)
 
 
+def both(*damages: Damage) -> Damage:
+    def damage(folder: Path) -> None:
+        for one in damages:
+            one(folder)
+
+    return damage
+
+
+def without(*names: str) -> Damage:
+    """The manifest without these keys."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "manifest.json"
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in found.items() if k not in names}))
+
+    return damage
+
+
+def resumed(change: Damage) -> Damage:
+    """A run that was interrupted, resumed and killed; the rows of its first session are changed."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "samples.parquet"
+        table = pq.ParquetFile(path).read()
+        pq.write_table(table.slice(0, 6), path)
+        change(folder)
+        rows = table.slice(6).to_pylist()
+        (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+        without("documents", "errors", "columns_sha256", "samples_bytes", "finished_at")(folder)
+        manifest(state="running")(folder)
+
+    return damage
+
+
+def journal_row(**cells: Any) -> Damage:
+    """A run that was killed; the first row of its journal is changed."""
+
+    def damage(folder: Path) -> None:
+        journal()(folder)
+        path = folder / "samples.jsonl"
+        begin, *rest = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([json.dumps(json.loads(begin) | cells) + "\n", *rest]))
+
+    return damage
+
+
 def deep(levels: int) -> Damage:
     return file("manifest.json", b'{"a":' * levels + b"1" + b"}" * levels)
 
 
+EDITED, CUT = column("score", lambda v: [1.0 - v[0], *v[1:]]), samples(lambda t: t.slice(0, len(t) - 1))
 REFUSED: dict[str, Damage] = {
     "a row twice": samples(lambda t: pa.concat_tables([t, t.slice(0, 1)])),
     "a row twice, another gone": samples(lambda t: pa.concat_tables([t.slice(1), t.slice(1, 1)])),
@@ -148,7 +196,7 @@ REFUSED: dict[str, Damage] = {
     "other documents": column("doc_hash", lambda v: [f"z{i}" for i in range(len(v))]),
     "one other document": column("doc_hash", first("z")),
     "documents swapped": column("doc_hash", lambda v: [v[1], v[0], *v[2:]]),
-    "a score edited": column("score", lambda v: [1.0 - v[0], *v[1:]]),
+    "a score edited": EDITED,
     "all scores edited": column("score", lambda v: [1.0 for _ in v]),
     "a score without value": column("score", first(None)),
     "a score above 1": column("score", first(7.0)),
@@ -178,6 +226,23 @@ REFUSED: dict[str, Damage] = {
     "a folder as samples": instead("samples.parquet", os.mkdir),
     "a link loop as samples": instead("samples.parquet", lambda p: os.symlink(p, p)),
     "an identity edited": identity(batch_size=1),
+    "an identity edited, its digest gone": both(identity(batch_size=1), without("digest")),
+    "a score edited, the identity's digest gone": both(EDITED, without("digest")),
+    "a score edited, the columns' digests gone": both(EDITED, without("columns_sha256")),
+    "a score edited, the run's name gone": both(EDITED, without("run_id")),
+    "a score edited, all digests gone": both(EDITED, without("digest", "columns_sha256", "documents")),
+    "a score edited, the manifest gone": both(EDITED, lambda f: (f / "manifest.json").unlink()),
+    "a score edited, the manifest torn": both(EDITED, cut("manifest.json", 99)),
+    "a score edited, another row gone": both(EDITED, CUT),
+    "a score edited, half the rows gone": both(EDITED, samples(lambda t: t.slice(0, len(t) // 2))),
+    "a prediction edited, another row gone": both(column("prediction", first("?")), CUT),
+    "a time edited, another row gone": both(column("ttft_ms", first(1.0)), CUT),
+    "an error added, another row gone": both(column("error", first("RuntimeError: made up")), CUT),
+    "digests gone, a row gone": both(samples(lambda t: t.drop_columns(["row_sha256"])), CUT),
+    "a digest edited, another row gone": both(column("row_sha256", first("0" * 16)), CUT),
+    "digests swapped, a row gone": both(column("row_sha256", lambda v: [v[1], v[0], *v[2:]]), CUT),
+    "resumed, killed, a score edited": resumed(EDITED),
+    "resumed, killed, digests gone": resumed(samples(lambda t: t.drop_columns(["row_sha256"]))),
 }  # fmt: skip
 GONE: dict[str, Damage] = {
     "half the rows": samples(lambda t: t.slice(0, len(t) // 2)),
@@ -232,6 +297,13 @@ ODD: dict[str, Damage] = {
     "a line nested deep": journal(b"[" * 50_000 + b"\n"),
     "an empty journal beside": file("samples.jsonl", b""),
     "a folder as journal": instead("samples.jsonl", os.mkdir),
+    "a score edited in the journal": journal_row(score=1.0),
+    "a digest edited in the journal": journal_row(row_sha256="0" * 16),
+    "a digest gone from the journal": journal_row(row_sha256=None),
+    "no digest of the columns": without("columns_sha256"),
+    "no digest of the identity": without("digest"),
+    "the manifest names no run": without("run_id"),
+    "resumed and killed": resumed(lambda f: None),
     "an older journal": journal(state="interrupted"),
     "unknown columns": samples(lambda t: t.append_column("entropy", pa.array([0.5] * len(t)))),
 }  # fmt: skip

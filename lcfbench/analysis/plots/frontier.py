@@ -20,6 +20,7 @@ from lcfbench.analysis.plots.published import Published
 from lcfbench.analysis.plots.published import published as published_numbers
 from lcfbench.analysis.plots.scales import PANELS, Panel, Point, front, positions
 from lcfbench.analysis.summary import ALONE, GROUP, SHOWN
+from lcfbench.analysis.tables import reliable
 from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ SENTENCES = {
     "does not communicate": "{label}: nothing is communicated: {facts} ({n})",
     "undecided": "{label}: no communication shown, undecided at {n}: {facts}",
     "untested": "{label}: whether anything is communicated was not tested (no deranged run)",
+    "not judged": "{label} is {text}",
 }
 
 
@@ -85,7 +87,11 @@ def draw(summary: pd.DataFrame, published: bool = False) -> Figure:
         head = f"{task}   ({scoring}; receiver {receiver}" + (f", sharer {sharer})" if sharer else ")")
         figure.text(0.055, (top - 0.1) / height, head, weight="bold", size=13, va="top")
         for index, (label, word) in enumerate(words):
-            weight = "bold" if label in ("does not communicate", "adapts only", "misleads") else "normal"
+            weight = (
+                "bold"
+                if label in ("does not communicate", "adapts only", "misleads", "not judged")
+                else "normal"
+            )
             place = (top - 0.1 - TITLE - LINE * index) / height
             figure.text(0.055, place, word, size=10.5, va="top", weight=weight)
         upper = top - TITLE - LINE * len(words) - 0.25
@@ -120,7 +126,7 @@ def _panel(
     for point in points:
         _mark(axes, point, colours.get(point.line["mode"], GREY))
     told = first and len(own) <= CROWD
-    named = {"matched", "published"}
+    named = {"matched", "published", "failed"}
     labels = [(p.x, p.y, _name(p, told), colours.get(p.line["mode"], GREY), p.kind in named) for p in points]
     place(axes, labels, [(p.x, 100 * p.line["low"], 100 * p.line["high"]) for p in points], lines)
 
@@ -131,6 +137,9 @@ def _mark(axes: Axes, point: Point, colour: str) -> None:
         axes.plot(point.x, point.y, "D", ms=8, mfc="white", mec=colour, mew=1.6, zorder=4)
         return
     own = point.kind == "matched"
+    if point.kind == "failed":
+        axes.plot(point.x, point.y, "x", ms=9, mec=_greyed(colour), mew=1.8, zorder=4)
+        return
     edge = colour if own else _greyed(colour)
     span = [[max(0.0, point.y - 100 * line["low"])], [max(0.0, 100 * line["high"] - point.y)]]
     bar: dict[str, Any] = {"ecolor": edge, "elinewidth": 1.6 if own else 1.0, "capsize": 3, "zorder": 3}
@@ -172,17 +181,31 @@ def _sentences(lines: list[dict[Any, Any]]) -> list[tuple[str, str]]:
     for line in lines:
         own, other = (f"{100 * line[f'{name}_score']:.1f} %" for name in ("matched", "deranged"))
         facts = f"{own} with its own message, {other} with another document's"
-        words = {"label": line["label"], "n": f"n={line['content_n']:.0f}", "facts": facts}
+        words = {
+            "label": line["label"],
+            "n": f"n={line['content_n']:.0f}",
+            "facts": facts,
+            "text": line["verdict_text"],
+        }
         if line["verdict"] in SENTENCES:
             found.append((line["verdict"], SENTENCES[line["verdict"]].format(**words)))
+        elif not reliable(line):
+            failed = f"{line['errors']:,} of {line['n']:,} documents failed, so its score says little of it"
+            found.append(("not judged", f"{_whole_name(line)}: {failed}"))
     return found
 
 
 def _name(point: Point, told: bool) -> str:
     if point.kind == "published":
         return f"{point.line['label']}, published"
+    if point.kind == "failed":
+        return f"{_whole_name(point.line)}: failed"
     said = SAID.get(point.line["verdict"]) if told else None
     return f"{point.line['label']}: {said}" if said else str(point.line["label"])
+
+
+def _whole_name(line: dict[Any, Any]) -> str:
+    return str(line["label"]) + ("" if line["control"] == "matched" else f" ({line['control']})")
 
 
 def _legend(figure: Figure, summary: pd.DataFrame, published: bool) -> None:
@@ -198,6 +221,8 @@ def _legend(figure: Figure, summary: pd.DataFrame, published: bool) -> None:
     ]
     if summary["chance"].notna().any():
         shapes.append(Line2D([], [], ls=(0, (4, 3)), color=GREY, label="chance"))
+    if not summary["reliable"].all():
+        shapes.append(Line2D([], [], ls="", marker="x", ms=9, color=GREY, label="many documents failed"))
     if published:
         theirs = {**dot, "marker": "D", "ms": 8, "mfc": "white"}
         shapes.append(Line2D([], [], **theirs, label="published, not ours"))

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lcfbench.analysis.tables import reliable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -37,7 +39,7 @@ class Point:
 
     line: dict[Any, Any]
     value: float  # log10, -inf without a value
-    kind: str  # matched, deranged, other, published
+    kind: str  # matched, deranged, other, published; failed: the score says little of the method
     x: float = 0.0
 
     @property
@@ -67,6 +69,7 @@ def lay_out(panel: Panel, marks: Sequence[dict[Any, Any]]) -> Axis | None:
     for line in marks:
         value = line.get(panel.column)
         kind = line["control"] if line["control"] in ("matched", "deranged", "published") else "other"
+        kind = kind if reliable(line) else "failed"
         if value is not None and value > 0:
             known.append(Point(line, math.log10(value), kind, math.log10(value)))
         elif panel.without and line.get("published_place", panel.column) == panel.column:

@@ -22,22 +22,27 @@ SEED = r"-seed-\d+"  # in an adapter's label
 SMOOTH = 10  # steps over which the loss is averaged
 
 
-def read(folders: Sequence[Path]) -> pd.DataFrame:
+def read(folders: Sequence[Path], warnings: list[str] | None = None) -> pd.DataFrame:
     """Reads rows (adapter, step, metric, value); adapters of several folders carry their names.
 
-    Raises UserError where there is none, or one cannot be read.
+    warnings: gets a sentence for each log that cannot be read. Raises UserError where none can.
     """
     import pandas as pd
+    import pyarrow as pa
     from pandas.api.types import is_numeric_dtype, is_string_dtype
 
+    # as a pattern: a plain name passes over links that lead nowhere
     files = [
-        f for folder in folders for f in ([folder] if folder.is_file() else sorted(folder.glob(f"**/{LOG}")))
+        f
+        for folder in folders
+        for f in ([folder] if folder.is_file() else sorted(folder.glob(f"**/[{LOG[0]}]{LOG[1:]}")))
     ]
     if not files:
         raise UserError(
             f"no {LOG} under {', '.join(map(str, folders))}.", "Name a folder that `lcfbench train` wrote."
         )
-    frames = []
+    frames: list[pd.DataFrame] = []
+    warnings = [] if warnings is None else warnings
     for file in files:
         try:
             frame = pd.read_parquet(file, columns=[*ROW])
@@ -45,23 +50,30 @@ def read(folders: Sequence[Path]) -> pd.DataFrame:
                 of_kind = is_string_dtype if kind is str else is_numeric_dtype
                 if not of_kind(frame[name]) or (name != "value" and frame[name].isna().any()):
                     raise ValueError(f"column {name} holds other values")
-            frame = frame.assign(step=frame["step"].astype("int64"))
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise UserError(
-                f"{file} is no training log ({str(error).splitlines()[0]}).",
-                "Name a folder that `lcfbench train` wrote.",
-            ) from error
+            steps = frame["step"].astype("int64")
+            if not len(steps) or steps.min() < 0 or (steps != frame["step"]).any():
+                raise ValueError("no rows" if not len(steps) else "column step holds other values")
+            frame = frame.assign(step=steps)
+        except (OSError, ArithmeticError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
+            why = " ".join(str(error).split())[:160] or type(error).__name__
+            warnings.append(f"{file} is no training log ({why})")
+            continue
         frames.append(
             frame.assign(
                 adapter=[f"{file.parent.name} {a}" if len(files) > 1 and a else a for a in frame["adapter"]]
             )
         )
+    if not frames:
+        raise UserError(f"{'; '.join(warnings)}.", "Name a folder that `lcfbench train` wrote.")
     return pd.concat(frames)
 
 
-def plot(folders: Sequence[Path], out_dir: Path) -> list[Path]:
-    """Writes `training.png` and `training.svg` into `out_dir` and returns their paths."""
-    rows = read(folders)
+def plot(folders: Sequence[Path], out_dir: Path, warnings: list[str] | None = None) -> list[Path]:
+    """Writes `training.png` and `training.svg` into `out_dir` and returns their paths.
+
+    warnings: gets a sentence for each log that cannot be read.
+    """
+    rows = read(folders, warnings)
     with styled():
         return save(draw(rows), out_dir, "training")
 

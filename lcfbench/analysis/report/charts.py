@@ -23,6 +23,8 @@ from lcfbench.analysis.report.layers import Heat
 WIDE, HIGH = 372, 300  # of a panel, pixels
 LEFT, RIGHT, TOP, FOOT = 38, 8, 10, 46  # its margins
 GLYPH, TALL = 7.4, 14  # pixels a character and a line of 12px text take at most, on average over a label
+DOT = '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="4.5"/>'
+CROSS = '<path class="dot" d="M{:.1f} {:.1f}m-4.5-4.5l9 9m0-9l-9 9"/>'  # many documents failed
 NAME = 24  # characters of a label that are drawn; the legend has all
 
 
@@ -90,7 +92,15 @@ def panel(chosen: Panel, lines: Sequence[dict[Any, Any]], classes: Mapping[str, 
         bar = Box(px, at(0, 100 * point.line["high"])[1], px, at(0, 100 * point.line["low"])[1])
         taken += [Box(px - 6, py - 6, px + 6, py + 6), Box(px - 3, bar.y0, px + 3, bar.y1)]
         parts.append(_mark(point, px, py, bar, classes[str(point.line["label"])]))
-    parts += _labels([(str(point.line["label"]), *dots[id(point)]) for point in own], taken, drawn)
+    parts += _labels(
+        [
+            (str(point.line["label"]), *dots[id(point)])
+            for point in axis.points
+            if point.kind in ("matched", "failed")
+        ],
+        taken,
+        drawn,
+    )
     return _svg(parts, title)
 
 
@@ -148,11 +158,14 @@ def _mark(point: Point, px: float, py: float, bar: Box, colour: str) -> Markup:
     line = point.line
     interval = f"[{100 * line['low']:.1f}, {100 * line['high']:.1f}]"
     said = f"{line['label']}, {line['control']}: {point.y:.1f} % {interval}"
+    if failed := point.kind == "failed":
+        said += f"; {line['errors']:,} of {line['n']:,} documents failed"
+    dot = Markup(CROSS if failed else DOT).format(px, py)
     return Markup(
         '<g class="{} {}"><title>{}</title>'
         '<line class="bar" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>'
-        '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="4.5"/></g>'
-    ).format("own" if point.kind == "matched" else "other", colour, said, px, px, bar.y0, bar.y1, px, py)
+        "{}</g>"
+    ).format("own" if point.kind == "matched" else "other", colour, said, px, px, bar.y0, bar.y1, dot)
 
 
 def _labels(names: Sequence[tuple[str, float, float]], taken: list[Box], lines: list[Box]) -> list[Markup]:

@@ -5,6 +5,7 @@ headline(source)[0].label, verdicts(source).rows, tasks(source)[0].caption
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -27,7 +28,7 @@ from lcfbench.analysis.report.entries import (
 )
 from lcfbench.analysis.report.source import Source
 from lcfbench.analysis.summary import ALONE
-from lcfbench.analysis.tables import control_of
+from lcfbench.analysis.tables import control_of, mark
 from lcfbench.analysis.verdict import LABELS
 
 LEADS = {
@@ -36,6 +37,7 @@ LEADS = {
     "undecided": "Undecided",
     "does not communicate": "Does not communicate",
     "untested": "Not tested with another document's message",
+    "not judged": "Not judged, too many documents failed",
 }
 NAMED = 6  # so many methods a sentence of the headline names
 
@@ -93,7 +95,7 @@ def verdicts(source: Source) -> Table:
         entries = [text(line["label"]), text(line["task"], line["scoring"])]
         entries += [
             _verdict(line),
-            percent(line["matched_score"] if known(line["matched_score"]) else line["score"]),
+            percent(line["matched_score"]) if known(line["matched_score"]) else score_of(line),
             percent(line["deranged_score"]),
             percent(_receiver(line, source)),
             points(line["gain"], line["gain_low"], line["gain_high"]),
@@ -127,7 +129,7 @@ def tasks(source: Source) -> list[Table]:
         rows = []
         for line in lines:
             interval = f"{percent(line['low']).text}–{percent(line['high']).text}"
-            entries = [text(line["label"]), text(control_of(line)), percent(line["score"])]
+            entries = [text(line["label"]), text(control_of(line)), score_of(line)]
             entries.append(Entry(interval, line["low"]))
             entries += [number(line.get("seeds")), percent(line.get("seed_sd"))] if seeds else []
             entries.append(Entry("", line["score"], drawing=_whisker(line, chance)))
@@ -186,6 +188,12 @@ def _named(line: dict[Any, Any], several: bool) -> str:
 def _verdict(line: dict[Any, Any]) -> Entry:
     rank = float(_rank(line["verdict"]))
     return Entry(line["verdict"], rank, _visible(line), "verdict", line["verdict_text"])
+
+
+def score_of(line: dict[Any, Any]) -> Entry:
+    """A line's score in percent, marked where it says more of failures than of the method."""
+    found = percent(line["score"])
+    return replace(found, text=found.text + mark(line))
 
 
 def _pair(pair: str) -> Entry:
