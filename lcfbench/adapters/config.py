@@ -33,6 +33,8 @@ TRAINING: dict[str, type] = {
 }  # read, not only shown
 ITEMS: dict[str, type] = {"dev": dict, "results": dict, "beside": str, "contexts": str}  # of lists
 
+PLAIN = ("dense", "lcfx", "lora", "prefix")  # kinds that read no chat in C2C's padded sections
+
 
 class AdapterConfig(BaseModel):
     """All that is needed to rebuild an adapter without its weights.
@@ -84,6 +86,10 @@ class AdapterConfig(BaseModel):
             found = self.training.get(key) or []
             if not (isinstance(found, list) and all(isinstance(each, item) for each in found)):
                 raise ValueError(f"training.{key} is not a list of {item.__name__}s")
+        if reason := unlike_pruning(self.training.get("pruned")):
+            raise ValueError(f"training.pruned {reason}")
+        if why := not_counted(self.kind, self.token_alignment, self.remap_padding):
+            raise ValueError(why)
         if not isinstance(self.training.get("notes") or "", str):
             raise ValueError("training.notes is not a text")
         return self
@@ -116,6 +122,42 @@ class AdapterConfig(BaseModel):
             )
 
 
+def not_counted(kind: str, alignment: str, padding: str) -> str:
+    """Says why an adapter would ignore `remap_padding`; "" where it does not."""
+    if padding != "counted":
+        return ""
+    if kind in PLAIN:
+        return f"remap_padding is counted, which no {kind} adapter does"
+    return "" if alignment == "remap" else f"remap_padding is counted, token_alignment is {alignment}"
+
+
+def unlike_pruning(record: Any) -> str:
+    """Says what is wrong with a record of `prune`, in the form that the card shows; "" where nothing is."""
+
+    def number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+    if not record:
+        return ""
+    if not all(isinstance(record.get(key), str) for key in ("adapter", "task", "metric")):
+        return "names no adapter, task and metric"
+    if not (isinstance(record.get("documents"), int) and isinstance(record.get("kept"), list)):
+        return "has no number of documents or no list of layers kept"
+    dropped = record.get("dropped")
+    if not (isinstance(dropped, dict) and all(isinstance(some, list) for some in dropped.values())):
+        return "has no lists of layers dropped"
+    for name in ("whole", "pruned"):
+        one = record.get(name)
+        if not (isinstance(one, dict) and isinstance(one.get("params"), int) and "layers" in one):
+            return f"has no sizes of the {name} adapter"
+        scores = [one.get("matched"), *([one["deranged"]] if one.get("deranged") else [])]
+        if not all(
+            isinstance(s, dict) and number(s.get("score")) and number(s.get("loglik")) for s in scores
+        ):
+            return f"has no scores of the {name} adapter"
+    return ""
+
+
 def pair_config(
     kind: str,
     receiver: tuple[str, Geometry],
@@ -133,6 +175,9 @@ def pair_config(
     L, S = receiver[1].layers, sharer[1].layers
     if layers is not None and not 0 < layers <= L:
         raise UserError(f"layers={layers} is outside 1..{L}.", "The receiver has that many layers.")
+    alignment, padding = (str(settings.get(k, "")) for k in ("token_alignment", "remap_padding"))
+    if why := not_counted(kind, alignment, padding):
+        raise UserError(f"{why}.", "Use a c2c or lcf adapter with -o token_alignment=remap.")
     first = 0 if layers is None else L - layers
     return AdapterConfig(
         kind=kind,

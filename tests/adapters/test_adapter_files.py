@@ -16,6 +16,7 @@ from lcfbench.adapters.files import load, making, save, stored_dtype
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
 
+PRUNED = {"adapter": "a", "task": "t", "metric": "acc", "documents": 4, "kept": [1], "dropped": {}}
 PAIR = ("a", Geometry(layers=4, kv_heads=2, head_dim=8)), ("b", Geometry(layers=3, kv_heads=1, head_dim=16))
 
 
@@ -146,6 +147,19 @@ def test_changed_tensors(folder, name, value, says):
         ({"options": [1]}, "options: "),
         ({"training": {"tasks": 5}}, "training.tasks is not a list"),
         ({"training": {"pruned": "yes"}}, "training.pruned is not a dict"),
+        ({"training": {"pruned": {"a": 1}}}, "training.pruned names no adapter"),
+        ({"training": {"pruned": PRUNED | {"kept": 3}}}, "training.pruned has no number of documents"),
+        ({"training": {"pruned": PRUNED | {"dropped": {"shut": 1}}}}, "training.pruned has no lists"),
+        (
+            {"training": {"pruned": PRUNED | {"whole": {"params": "x"}}}},
+            "training.pruned has no sizes of the whole",
+        ),
+        ({"training": {"pruned": PRUNED}}, "training.pruned has no sizes of the whole"),
+        ({"remap_padding": "counted"}, "remap_padding is counted"),
+        (
+            {"remap_padding": "counted", "token_alignment": "same"},
+            "remap_padding is counted, token_alignment",
+        ),
     ],
     ids=lambda x: json.dumps(x)[:50] if isinstance(x, dict) else "",
 )
