@@ -213,3 +213,17 @@ def test_an_odd_manifest_or_journal_loses_no_row(world: Path, name: str) -> None
         answer(writer)
         writer.finish()
     assert len(read_runs([folder]).rows) == N and opened(world / "results", "t2t").complete
+
+
+def test_a_killed_run_is_listed_as_stopped_and_a_living_one_as_running(tmp_path: Path, say: Say) -> None:
+    living, killed = opened(tmp_path, "lcf"), opened(tmp_path, "t2t")
+    killed.close()
+    run(tmp_path, "receiver")
+    for _ in range(3):  # looking leaves the lock as it is
+        code, out, _ = say("ls", "runs", "--out", tmp_path, "--json")
+        found = {line["run_id"].split("-")[0]: line["state"] for line in json.loads(out)}
+        assert code == 0 and found == {"lcf": "running", "t2t": "stopped", "receiver": "complete"}
+    again = opened(tmp_path, "t2t")
+    assert answer(again) == DOCUMENTS
+    again.finish()
+    living.close()
