@@ -188,7 +188,7 @@ BAD = {
     "run --mode receiver --pair ./empty:./sharer": "no config.json",
     "run --mode receiver --pair ./torn_weights:./sharer": "not a causal language model",
     "run --mode receiver --pair ./no_tokenizer:./sharer": "no tokenizer",
-    "run --mode receiver --pair ./torn_config:./sharer": "not a valid JSON",
+    "run --mode receiver --pair ./torn_config:./sharer": "not valid JSON",
     "run --pair ./no_tokenizer:./sharer --dry-run": "no tokenizer",
     # recipes
     "run --recipe nowhere.yaml": "No such file",
