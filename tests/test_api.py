@@ -11,7 +11,7 @@ import pytest
 import lcfbench
 from tests import helpers
 
-DOCUMENTED = {"run", "train", "load_pair", "create", "load_samples", "load_summary", "verdicts"}
+DOCUMENTED = {"run", "train", "load_pair", "create", "load_samples", "load_summary", "verdicts", "probe"}
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ SHORT = {  # a term that a table may show → what it says below
     "p": "p: chance of such a P by luck, corrected for all lines",
     "B − A": "B − A: points, on the documents that both have",
     "Holm": "Holm: p corrected for the number of lines",
-    UNRELIABLE: f"{UNRELIABLE}: more than {100 * MOST_FAILED:g} % of the documents failed; they count as wrong",
+    UNRELIABLE: f"{UNRELIABLE}: over {100 * MOST_FAILED:g} % of the documents failed; they count as wrong",
     NONE: f"{NONE}: none or not measured",
 }
 SUMMARY_LEGEND = (
@@ -61,7 +61,8 @@ VERDICT_LEGEND = (
     "matter; corrected after Holm over all verdicts shown, because among many lines some look good by luck. "
     "communicates: P is surely above 0; misleads: below 0; adapts only, does not communicate: P is surely "
     "within ±{delta:g} points, with and without a gain; undecided: too few documents to say; untested: no "
-    "deranged run; not judged: more than 5 % of the documents failed. ms: median time to the first answer token. bytes: median size of a message."
+    "deranged run; not judged: more than 5 % of the documents failed. ms: median time to the first answer "
+    "token. bytes: median size of a message."
 )
 COMPARISON_LEGEND = (
     "A, B: mean scores in %. B − A: the difference in points over the documents that both have, with its "

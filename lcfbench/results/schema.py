@@ -124,7 +124,8 @@ def journal_rows(path: Path, run_id: str | None = None) -> Iterator[dict[str, An
     """Yields the journal's rows; None for a line that is none of this run.
 
     Such a line is not JSON (a power cut), holds what no column can, has neither score nor error, does not
-    hold its digest, or belongs to another run. A last line that is not whole (a kill) is left out. Raises OSError.
+    hold its digest, or belongs to another run. A last line that is not whole (a kill) is left out.
+    Raises OSError.
     """
     if not path.exists():
         return

@@ -116,7 +116,7 @@ def test_a_handful_of_every_task_under_every_method(tmp_path, task, mode):
     limit = {"hotpotqa_split": 1, "squad_split": 2, "coqa_split": 2}.get(
         task, 4
     )  # long prompts, and answers that are written
-    chosen = {"mode": [mode], "task": [task], "limit": limit}
+    chosen = {"mode": [mode], "task": [task], "control": ["matched"], "limit": limit}
     if mode == "kvcomm":
         chosen["pair"] = f"{RECEIVER}:{RECEIVER}"
     if mode == "t2t":
@@ -125,7 +125,8 @@ def test_a_handful_of_every_task_under_every_method(tmp_path, task, mode):
     first = rows(one)
     [two] = go(tmp_path, fresh=True, **chosen)
     assert one == two and rows(two) == first and len(first) == limit
-    assert watcher.warned == [] and all(
+    tied = "the likeliest choices are equally likely"  # bfloat16 makes ties, and they are said
+    assert [w for w in watcher.warned if tied not in w] == [] and all(
         r["error"] is None and math.isfinite(r["score"]) and 0 <= r["score"] <= 1 for r in first
     )
     for row in first:

@@ -241,6 +241,7 @@ def same_pair(tmp_path_factory) -> str:
 def run(pair, out, options, **more):
     chosen = {
         "mode": ["kvcomm"],
+        "control": ["matched"],
         "limit": 6,
         "batch_size": 4,
         "dtype": "float32",
