@@ -185,7 +185,11 @@ def test_open_layers_only_are_kept():
 @pytest.mark.parametrize(
     ("name", "options", "match"),
     [
-        ("t2t", {"budget": "ten"}, "budget=ten of t2t is not a whole number, 1 or more, 4096 at most. Its default is 50"),
+        (
+            "t2t",
+            {"budget": "ten"},
+            "budget=ten of t2t is not a whole number, 1 or more, 4096 at most. Its default is 50",
+        ),
         ("t2t", {"bugdet": "10"}, "budget"),
         ("excerpt", {"end": "lst"}, "one of first, last"),
         ("t2t", {"budget": "0"}, "budget=0 of t2t is not a whole number, 1 or more"),
