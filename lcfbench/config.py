@@ -228,12 +228,16 @@ def convert(key: str, text: str, hint: Any, default: Any = None, of: str = "") -
         ) from error
 
 
+def _limit(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and value < 1e12 else f"{value:g}"
+
+
 def _kind(hint: Any) -> str:
     """What a type accepts, in words: `a whole number`, `yes or no`, `one of soft, hard`."""
     if get_origin(hint) is Annotated:
         base, *limits = get_args(hint)
-        words = [f", {each.ge:g} or more" for each in limits if isinstance(each, Ge)]
-        words += [f", {each.le:g} at most" for each in limits if isinstance(each, Le)]
+        words = [f", {_limit(each.ge)} or more" for each in limits if isinstance(each, Ge)]
+        words += [f", {_limit(each.le)} at most" for each in limits if isinstance(each, Le)]
         return _kind(base) + "".join(words)
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))

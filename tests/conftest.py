@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from lcfbench import registry
 from tests.helpers import BESIDE
+
+
+@pytest.fixture(autouse=True)
+def names_as_they_were(monkeypatch) -> None:
+    """Names that a test gives to files of its own are forgotten after it."""
+    monkeypatch.setattr(registry, "_given", dict(registry._given))
 
 
 @pytest.fixture

@@ -123,13 +123,14 @@ def run_and_show(recipe: Recipe) -> None:
 
 def all_failed(folders: Sequence[Path]) -> list[tuple[Path, str]]:
     """The runs in which every document failed, and why the first one did."""
-    from lcfbench.results.reader import load_samples
+    from lcfbench.results.reader import Reading
 
     found = []
     for folder in folders:
-        errors = load_samples([folder])["error"]
-        if len(errors) and errors.notna().all():
-            found.append((folder, str(errors.iloc[0])))
+        for part in Reading([folder], ("error",)):  # its warnings stand above the table
+            errors = part.table["error"]
+            if len(errors) and not errors.null_count:
+                found.append((folder, str(errors[0])))
     return found
 
 

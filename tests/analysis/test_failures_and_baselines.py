@@ -93,7 +93,7 @@ def test_scores_of_failures_are_marked(tmp_path: Path) -> None:
     (table,) = summary_tables(summary)
     starred = {(row[0], row[1]) for row in table.rows if str(row[3]).endswith("*")}
     assert starred == {("receiver", "matched"), ("lcf", "matched"), ("t2t", "deranged")}
-    assert "*: more than 5 %" in table.legend
+    assert "*: over 5 %" in table.legend
     drawn = {text.get_text() for axes in draw(summary).axes for text in axes.texts}
     assert {"receiver: failed", "lcf: failed", "t2t (deranged): failed"} <= drawn
     words = " ".join(text.get_text() for text in draw(summary).texts)

@@ -76,7 +76,7 @@ def test_a_poisoned_sharer_sends_nothing(pair, adapter, tmp_path, poisoned, mode
 @pytest.mark.parametrize("scale", [1e12, 1e20, 1e30])
 @pytest.mark.parametrize("control", ["matched", "deranged", "zero", "noise", "silent"])
 def test_an_adapter_that_overflows_scores_nothing(pair, adapter, tmp_path, monkeypatch, control, scale):
-    real = load_pair.load
+    real = load_pair.load_files
 
     def load(*args):
         made = real(*args)
@@ -85,7 +85,7 @@ def test_an_adapter_that_overflows_scores_nothing(pair, adapter, tmp_path, monke
                 weight.data.fill_(scale)
         return made
 
-    monkeypatch.setattr(load_pair, "load", load)
+    monkeypatch.setattr(load_pair, "load_files", load)
     [folder] = run_recipe(pair, tmp_path / "out", mode=["lcf"], control=[control], limit=4, adapter=[adapter])
     for row in rows(folder):  # 1e12 is no overflow: its square is a number
         assert row["error"] is None if scale == 1e12 else row["error"] and row["score"] == 0

@@ -46,7 +46,9 @@ def real_assets():
         patch.setattr(
             CausalLM,
             "load",
-            lambda found, *, dtype, device, attention: once(found.name, dtype, device, attention),
+            lambda found, *, dtype, device, attention, trust_remote_code=False: once(
+                found.name, dtype, device, attention
+            ),
         )
         yield
 

@@ -27,7 +27,7 @@ REFUSED = {
     "dtype": (["--dtype", "float8"], "dtype"),
     "bytes": (["--mode", "t2t", "-o", "bytes=0"], "bytes=0 of t2t"),
     "budget": (["--mode", "t2t", "-o", "budget=0"], "budget=0 of t2t"),
-    "budget-large": (["--mode", "t2t", "-o", "budget=99999999"], "4096 at most"),
+    "budget-large": (["--mode", "t2t", "-o", "budget=99999999"], "4,096 at most"),
     "excerpt": (["--mode", "excerpt", "-o", "bytes=0"], "bytes=0 of excerpt"),
     "windows": (["--mode", "lcf", "-o", "windows=0"], "windows=0"),
     "stride": (["--mode", "lcf", "-o", "stride=-3"], "stride=-3"),

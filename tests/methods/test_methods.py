@@ -188,7 +188,7 @@ def test_open_layers_only_are_kept():
         (
             "t2t",
             {"budget": "ten"},
-            "budget=ten of t2t is not a whole number, 1 or more, 4096 at most. Its default is 50",
+            "budget=ten of t2t is not a whole number, 1 or more, 4,096 at most. Its default is 50",
         ),
         ("t2t", {"bugdet": "10"}, "budget"),
         ("excerpt", {"end": "lst"}, "one of first, last"),
