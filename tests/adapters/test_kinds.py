@@ -102,7 +102,7 @@ def test_options_follow_the_constructors_types(kind, key, text, value):
             "lcf",
             "width",
             "0",
-            "width=0 of a lcf adapter is not a whole number, 1 or more, 1,048,576 at most. Its default is 128",
+            "=0 of a lcf adapter is not a whole number, 1 or more, 1,048,576 at most. Its default is 128",
         ),
         ("lcf", "width", "1e3", "is not a whole number, 1 or more"),
         ("lcf", "gate_init", "inf", "is not a number or none"),
