@@ -91,12 +91,12 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(place: Path, wait: bool = False) -> Iterator[None]:
+def locked(place: Path, wait: bool = False, busy: str = "") -> Iterator[None]:
     """Holds a file or folder that is to be written against other processes.
 
     The lock is a file beside it, which the system frees when its process ends, however it ends. wait:
-    wait for the other process instead of giving up. Raises UserError where another process holds it,
-    and on a file system without locks.
+    wait for the other process instead of giving up. busy: what the error says of the other process.
+    Raises UserError where another process holds it, and on a file system without locks.
     """
     with writing(place):
         real = Path(os.path.realpath(place))  # a link to a folder is that folder
@@ -115,7 +115,7 @@ def locked(place: Path, wait: bool = False) -> Iterator[None]:
                 os.close(held)  # its last owner has just removed it
             except BlockingIOError as error:
                 os.close(held)
-                what = f"another process is writing {place}."
+                what = busy or f"another process is writing {place}."
                 raise UserError(what, "Wait until it ends, or name another --out.") from error
             except OSError as error:
                 os.close(held)

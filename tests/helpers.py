@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -531,6 +532,14 @@ REFERENCE = BESIDE / "fixtures" / "c2c_reference"
 
 
 @cache
+def copy_fuser(released: Path, folder: Path) -> Path:
+    """A copy of a fuser in the released layout, which a test may change."""
+    shutil.copytree(released, folder, copy_function=shutil.copyfile)
+    for path in (folder, folder / "final"):
+        path.chmod(0o755)
+    return folder
+
+
 def reference_model(name: str, tokenizer: str = "") -> CausalLM:
     path = REFERENCE / "models" / name
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")

@@ -123,14 +123,15 @@ def run_and_show(recipe: Recipe) -> None:
 
 def all_failed(folders: Sequence[Path]) -> list[tuple[Path, str]]:
     """The runs in which every document failed, and why the first one did."""
+    from lcfbench.results.manifest import Manifest, read_manifest
     from lcfbench.results.reader import Reading
 
     found = []
     for folder in folders:
-        for part in Reading([folder], ("error",)):  # its warnings stand above the table
-            errors = part.table["error"]
-            if len(errors) and not errors.null_count:
-                found.append((folder, str(errors[0])))
+        about, _ = Manifest.lenient(read_manifest(folder), folder)
+        if about.documents and about.errors == about.documents:  # only then are rows read for the reason
+            [part] = Reading([folder], ("error",))
+            found.append((folder, str(part.table["error"][0])))
     return found
 
 
@@ -143,14 +144,12 @@ def print_prompts(recipe: Recipe) -> None:
     quiet_libraries()
     from lcfbench.adapters.select import AdapterMissing
     from lcfbench.evaluation.session import adapters_for, look_up
-    from lcfbench.models.tokenizers import load_tokenizer
-    from lcfbench.sources.models import find_tokenizer, split_pair
+    from lcfbench.models.tokenizers import load_tokenizers
     from lcfbench.tasks.preview import preview
 
     tasks = look_up(recipe)
-    receiver, sharer = (
-        load_tokenizer(find_tokenizer(name, offline=recipe.offline), recipe.trust_remote_code)
-        for name in split_pair(recipe.pair)
+    receiver, sharer = load_tokenizers(
+        recipe.pair, **recipe.model_dump(include={"offline", "trust_remote_code"})
     )
     if later := [str(place) for place in recipe.adapter if len(place.parts) > 1 and not place.exists()]:
         note(f"a run needs {', '.join(later)}, not there yet.")

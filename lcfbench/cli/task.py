@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -43,7 +44,7 @@ def task_new(
     written = write_task(name, table, out, context, force)
     for path in written:
         echo(f"written: {path}")
-    note(f"next: lcfbench task check {_quoted(written[-1])}")
+    note(f"next: lcfbench task check {quote(str(written[-1]))}")
 
 
 @task_app.command("check")
@@ -71,13 +72,15 @@ def task_check(
     """
     quiet_libraries()
     from lcfbench.config import parse_assignments
+    from lcfbench.models.tokenizers import load_tokenizers
     from lcfbench.registry import add_paths
     from lcfbench.sources.cache import EMBEDDED_PAIR
     from lcfbench.tasks.inspection import inspect, warnings
 
     given = parse_assignments(task_option, "--task-option")
     names = add_paths("tasks", task)
-    tokenizers = _tokenizers(pair or EMBEDDED_PAIR, bool(offline))
+    receiver, sharer = load_tokenizers(pair or EMBEDDED_PAIR, offline=bool(offline))
+    tokenizers = {"receiver": receiver, "sharer": sharer}
     pages = [inspect(name, tokenizers, limit=limit, options=given, offline=bool(offline)) for name in names]
     wrong = [warnings(page) for page in pages]
     if as_json:
@@ -86,20 +89,10 @@ def task_check(
     else:
         for page, sentences in zip(pages, wrong, strict=True):
             echo("\n".join(page_of(page, sentences)))
-        named = f"--pair {_quoted(pair)} " if pair else ""
-        note(f"next: lcfbench probe {named}--task {_quoted(task)}")
+        named = f"--pair {quote(pair)} " if pair else ""
+        note(f"next: lcfbench probe {named}--task {quote(task)}")
     if any(wrong):
         raise typer.Exit(Exit.FAILED)
-
-
-def _tokenizers(pair: str, offline: bool) -> dict[str, Any]:
-    from lcfbench.models.tokenizers import load_tokenizer
-    from lcfbench.sources.models import find_tokenizer, split_pair
-
-    return {
-        role: load_tokenizer(find_tokenizer(name, offline=offline))
-        for role, name in zip(("receiver", "sharer"), split_pair(pair), strict=True)
-    }
 
 
 def page_of(facts: dict[str, Any], sentences: list[str]) -> list[str]:
@@ -143,9 +136,3 @@ def page_of(facts: dict[str, Any], sentences: list[str]) -> list[str]:
     return [*lines, *(f"  ! {sentence}" for sentence in sentences or [])] + (
         [] if sentences else ["  nothing to mend"]
     )
-
-
-def _quoted(text: object) -> str:
-    import shlex
-
-    return shlex.quote(str(text))

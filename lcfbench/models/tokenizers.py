@@ -19,6 +19,7 @@ from typing import Any
 from lcfbench.errors import UserError
 from lcfbench.sources.cache import cache_dir
 from lcfbench.sources.model_folder import STEP, needs_code
+from lcfbench.sources.models import find_tokenizer, split_pair
 
 PLAIN = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 LARGE_BYTES = 4_000_000  # of a tokenizer.json; looking for a copy of a smaller one takes as long as it
@@ -44,6 +45,14 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
     with contextlib.suppress(OSError):  # a cache that cannot be written: nothing is lost but time
         _keep(made, place, path)
     return made
+
+
+def load_tokenizers(pair: str, *, offline: bool, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Loads the tokenizers of RECEIVER:SHARER, without weights. Raises UserError."""
+    receiver, sharer = (
+        load_tokenizer(find_tokenizer(name, offline=offline), trust_remote_code) for name in split_pair(pair)
+    )
+    return receiver, sharer
 
 
 def _made(path: Path, trust_remote_code: bool = False) -> Any:

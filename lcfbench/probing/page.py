@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lcfbench.analysis.tables import NONE, number, percent
 from lcfbench.probing.gain import line_of
 from lcfbench.probing.plan import ENOUGH_STEPS, FEWEST_STEPS
 from lcfbench.probing.recipe import ProbeRecipe
@@ -19,7 +20,6 @@ from lcfbench.tables import Column, Table
 from lcfbench.tasks.own_files import SHARE
 
 FEW_EXAMPLES = 500  # with fewer an adapter learns them by heart
-NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -236,15 +236,15 @@ def verdict(parts: Mapping[str, Any], recipe: ProbeRecipe) -> Part:
                 line["mode"],
                 percent(line["score"]),
                 _range(line, "content"),
-                whole(line["ttft_ms"]),
+                number(line["ttft_ms"]),
                 size,
-                whole(line["message_bytes"]),
+                number(line["message_bytes"]),
                 line["verdict"],
             ]
         )
     if (receiver := line_of(lines, "receiver")) is not None:
         rows.insert(
-            0, ["receiver", percent(receiver["score"]), NONE, whole(receiver["ttft_ms"]), NONE, NONE, ""]
+            0, ["receiver", percent(receiver["score"]), NONE, number(receiver["ttft_ms"]), NONE, NONE, ""]
         )
     heads = ("score\n%", "content [95 %]\npoints", "first\ntoken ms", "adapter\nMB", "message\nbytes")
     columns = [Column("method"), *(Column(h, right=True) for h in heads), Column("verdict", wrap=True)]
@@ -312,9 +312,9 @@ def judged(
     steps = parts["training"]["steps"]
     if line["verdict"] == "communicates":
         text, against = line_of(end["lines"], "t2t"), end["against_text"]
-        cost = f"{whole(line['message_bytes'])} bytes and {whole(line['ttft_ms'])} ms to the first token"
+        cost = f"{number(line['message_bytes'])} bytes and {number(line['ttft_ms'])} ms to the first token"
         if text is not None:
-            cost += f" (text: {whole(text['message_bytes'])} bytes, {whole(text['ttft_ms'])} ms)"
+            cost += f" (text: {number(text['message_bytes'])} bytes, {number(text['ttft_ms'])} ms)"
         how = (
             "better than text"
             if against["low"] > 0
@@ -392,19 +392,9 @@ def duration(seconds: float) -> str:
     return f"{whole_} s" if whole_ < 100 else f"{whole_ // 60} min {whole_ % 60:02} s"
 
 
-def percent(value: float | None) -> str:
-    """A share in per cent."""
-    return NONE if value is None else f"{100 * value:.1f}"
-
-
 def points(found: Mapping[str, Any]) -> str:
     """A difference in points with its interval."""
     return f"{100 * found['value']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}] points"
-
-
-def whole(value: float | None) -> str:
-    """A number without decimals."""
-    return NONE if value is None else f"{value:,.0f}"
 
 
 def _range(line: Mapping[str, Any], name: str) -> str:

@@ -6,19 +6,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lcfbench.errors import UserError
-from lcfbench.files import now, write, write_json, writing
+from lcfbench.files import locked, now, write, write_json, writing
 from lcfbench.probing.recipe import ProbeRecipe
 
 RECORD, PAGE = "probe.json", "probe.md"
@@ -64,22 +62,9 @@ class Record:
                 record._restore(folder / RECORD)
         return record
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keeps other probes out of the folder; the lock ends with the process, too.
-
-        Raises UserError where one is at work.
-        """
-        with writing(self.folder):
-            handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            what = f"another probe is at work in {self.folder}."
-            raise UserError(what, "Wait for it, stop it, or name another --out.") from None
-        finally:
-            os.close(handle)
+    def alone(self) -> AbstractContextManager[None]:
+        """Keeps other probes out of the folder. Raises UserError where one is at work."""
+        return locked(self.folder, busy=f"another probe is at work in {self.folder}.")
 
     def _restore(self, path: Path) -> None:
         step = "Name another --out, or start over with --fresh."

@@ -365,12 +365,8 @@ def learning_set(chosen: TrainRecipe, task: Task, recipe: ProbeRecipe, planned: 
         source, seed=recipe.seed, offline=recipe.offline, options=chosen.task_options
     ).documents(scoring=chosen.scoring, split="train", limit=chosen.steps * EXAMPLES)
     asked = task.documents(scoring=recipe.scoring, limit=planned.documents)
-    texts = {(d.receiver, d.sharer, d.gold) for d in learnt}
-    return {
-        "source": source,
-        "examples": len(texts),
-        "also_asked": sum((d.receiver, d.sharer, d.gold) in texts for d in asked),
-    }
+    texts = {d.content for d in learnt}
+    return {"source": source, "examples": len(texts), "also_asked": sum(d.content in texts for d in asked)}
 
 
 def measured(record: Record, task: Task, found: dict[str, Any], progress: ProbeProgress) -> None:

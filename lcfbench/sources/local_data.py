@@ -11,6 +11,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,9 +135,17 @@ def read_split(files: Files, split: str) -> list[Record]:
 
 
 def columns_of(files: Files, split: str) -> list[str]:
-    """The names of the columns of a split."""
-    rows = read_split(files, split)
-    return list(rows[0]) if rows else []
+    """The names of the columns of a split; read once while its files stay as they are."""
+    named = [file for some in files.values() for file in some]
+    every = [f for file in named for f in (file.rglob("*") if file.is_dir() else [file])]
+    state = tuple((f, about.st_size, about.st_mtime_ns) for f in sorted(every) for about in [f.stat()])
+    return list(_columns(tuple((name, tuple(some)) for name, some in files.items()), split, state))
+
+
+@lru_cache
+def _columns(files: tuple[tuple[str, tuple[Path, ...]], ...], split: str, state: object) -> tuple[str, ...]:
+    rows = read_split({name: list(some) for name, some in files}, split)
+    return tuple(rows[0]) if rows else ()
 
 
 def read_rows(file: Path) -> list[Record]:

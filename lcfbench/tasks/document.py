@@ -87,6 +87,11 @@ class Document:
     max_new_tokens: int = 64
     native: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def content(self) -> tuple[View, View, str]:
+        """Both models' views and the right answer: equal for documents that ask the same."""
+        return self.receiver, self.sharer, self.gold
+
     @cached_property
     def hash(self) -> str:
         """16 hex digits over all that a model could see or be scored on: the key that joins runs."""

@@ -110,18 +110,14 @@ def _spread(sizes: list[int]) -> list[int]:
     return [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
 
 
-def _seen(document: Document) -> tuple[Any, ...]:
-    return document.receiver, document.sharer, document.gold
-
-
 def _doubles(task: Task, documents: Sequence[Document]) -> dict[str, Any]:
     """Documents that read the same as another, and those that stand in the train split too."""
-    seen = Counter(map(_seen, documents))
+    seen = Counter(d.content for d in documents)
     found: dict[str, Any] = {"doubles": sum(n - 1 for n in seen.values()), "also_in_train": None}
     if "train" in _splits(task) and not task.generated:
-        trained = {(d.receiver, d.sharer, d.gold) for d in task.documents(split="train", receiver_chat=False)}
+        trained = {d.content for d in task.documents(split="train", receiver_chat=False)}
         asked = task.documents(receiver_chat=False) if len(trained) else []
-        found["also_in_train"] = sum(_seen(d) in trained for d in asked)
+        found["also_in_train"] = sum(d.content in trained for d in asked)
     return found
 
 

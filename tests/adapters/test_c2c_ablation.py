@@ -23,7 +23,7 @@ from lcfbench.sources import c2c_fusers as fusers
 from lcfbench.sources import hub
 from lcfbench.sources.c2c_fusers import find_fuser, lacks
 from tests import helpers
-from tests.helpers import BESIDE, SHARED
+from tests.helpers import BESIDE, SHARED, copy_fuser
 
 R, S = Geometry(layers=3, kv_heads=2, head_dim=8), Geometry(layers=2, kv_heads=1, head_dim=16)
 REFERENCE = BESIDE / "fixtures" / "c2c_reference"
@@ -239,10 +239,7 @@ NAME = "some-lab/Fusers/r1+s1_Fuser"
 
 
 def copied(folder: Path) -> Path:
-    shutil.copytree(RELEASED, folder, copy_function=shutil.copyfile)
-    for path in (folder, folder / "final"):
-        path.chmod(0o755)
-    return folder
+    return copy_fuser(RELEASED, folder)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from lcfbench.adapters.c2c_files import import_c2c, import_to
 from lcfbench.adapters.config import recorded_name, recorded_names
 from lcfbench.adapters.files import load
 from lcfbench.errors import UserError
-from tests.helpers import REFERENCE
+from tests.helpers import REFERENCE, copy_fuser
 
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"no recorded reference at {REFERENCE}")
 FUSER = REFERENCE / "fusers" / "r1+s1_Fuser"
@@ -25,11 +25,7 @@ Damage = Callable[[Path], object]
 
 @pytest.fixture
 def fuser(tmp_path) -> Path:
-    folder = tmp_path / "fuser"
-    shutil.copytree(FUSER, folder, copy_function=shutil.copyfile)
-    for path in (folder, folder / "final"):
-        path.chmod(0o755)
-    return folder
+    return copy_fuser(FUSER, tmp_path / "fuser")
 
 
 def argument(name: str, value: object, number: int | None = None) -> Damage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from functools import cache
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import View
 from lcfbench.tasks.prompts import Prompt
 from tests.c2c_chat import remap_chat
-from tests.helpers import REFERENCE
+from tests.helpers import REFERENCE, copy_fuser
 from tests.helpers import reference_document as document
 from tests.helpers import reference_model as lm
 
@@ -380,11 +379,7 @@ def test_import_save_load(tmp_path):
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
-    folder = tmp_path / "fuser"
-    shutil.copytree(FUSER, folder, copy_function=shutil.copyfile)
-    for path in (folder, folder / "final"):
-        path.chmod(0o755)
-    return folder
+    return copy_fuser(FUSER, tmp_path / "fuser")
 
 
 def edit_json(path: Path, **changes) -> None:

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 
 from lcfbench import python_files, registry
 from lcfbench.errors import UserError
+from lcfbench.sources.local_data import columns_of
 from lcfbench.tasks.columns import infer
 from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import describe, options_for, task_table
@@ -62,6 +63,15 @@ def own(folder: Path, yaml: str, rows: list | None = None, name: str = "mine.yam
     jsonl(folder, ROWS if rows is None else rows)
     (folder / name).write_text(yaml)
     return load_task(str(folder / name))
+
+
+def test_a_table_that_changes_has_its_new_columns_at_once(tmp_path):
+    table = tmp_path / "rows.csv"
+    table.write_text("question,answer\nWhat?,That\n")
+    assert columns_of({"train": [table]}, "train") == ["question", "answer"]
+    table.write_text("question,target\nWhat?,That\n")
+    os.utime(table, ns=(1, 1))  # the same size, another time
+    assert columns_of({"train": [table]}, "train") == ["question", "target"]
 
 
 def one_line(work) -> str:
