@@ -85,9 +85,9 @@ class Session:
         self._prompts: dict[tuple[Any, ...], str] = {}
         self._calibrations: dict[int, dict[str, Any]] = {}
         self.tasks = look_up(recipe)
-        for task in self.tasks:
-            self.digests(task)
         self._folders = adapters_for(recipe, self.tasks)
+        for task in self.tasks:  # the data are fetched and read only where the rest is right
+            self.digests(task)
         self.pair: Pair = load_pair(
             recipe.pair, roles=roles_of(recipe.mode), **recipe.model_dump(include=CONDITIONS)
         )
