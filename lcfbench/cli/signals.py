@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM end a command with one line, whenever they come and however often.
 
 The first signal interrupts; those that follow while the command puts things in order change nothing.
+One that comes while a module is imported waits for the import: compiled modules may abort on it.
 Ctrl-C ends with exit code 130, SIGTERM as the system ends a process. Imports only what a process has
 loaded anyway, so that it listens before anything else is imported.
 """
@@ -28,10 +29,11 @@ def interrupted(what: str = "") -> NoReturn:
 
 
 class Signals:
-    """Handles both signals for one command. heard: the signals so far."""
+    """Handles both signals for one command. heard: the signals so far. waiting: those that are sent again."""
 
     def __init__(self) -> None:
         self.pid, self.heard, self.raised, self.over = os.getpid(), list[int](), 0.0, False
+        self.waiting, self.held = set[int](), 0.0
 
     def listen(self) -> None:
         """Installs the handlers; a signal that the process was started to ignore stays ignored."""
@@ -47,8 +49,12 @@ class Signals:
             os._exit(128 + number)
         if self.over or (self.heard and time.monotonic() - self.raised < PATIENCE):
             return
+        self.held = self.held or time.monotonic()
+        if importing(frame) and time.monotonic() - self.held < PATIENCE:
+            self.send_again(number)
+            return
         self.heard.append(number)
-        self.raised = time.monotonic()
+        self.held, self.raised = 0.0, time.monotonic()
         raise KeyboardInterrupt
 
     def unraisable(self, lost: Any) -> None:
@@ -56,12 +62,22 @@ class Signals:
         if not isinstance(lost.exc_value, KeyboardInterrupt) or not self.heard:
             self._unraisable(lost)
             return
+        self.raised = 0.0
+        self.send_again(self.heard.pop())
+
+    def send_again(self, number: int) -> None:
+        """Sends a signal to this process in a moment, once however often it is asked for meanwhile."""
         import threading
 
-        number, self.raised = self.heard.pop(), 0.0
-        again = threading.Timer(AGAIN, os.kill, (self.pid, number))
-        again.daemon = True
-        again.start()
+        def send() -> None:
+            self.waiting.discard(number)
+            os.kill(self.pid, number)
+
+        if number not in self.waiting:
+            self.waiting.add(number)
+            again = threading.Timer(AGAIN, send)
+            again.daemon = True
+            again.start()
 
     def end(self, code: Any) -> NoReturn:
         """Ends the process: as what was heard asks, else with `code`; a code that is set was explained."""
@@ -80,6 +96,15 @@ class Signals:
             os.kill(self.pid, signal.SIGTERM)
         # Python ends itself by SIGINT where Ctrl-C came within exec(), also where it was caught
         os._exit(INTERRUPTED)
+
+
+def importing(frame: FrameType | None) -> bool:
+    """Says whether a module is being imported where a signal came."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def guarded(command: Callable[[], Any]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from lcfbench.cli import signals
 from lcfbench.results.reader import load_samples
-from tests.helpers import process, save_pair, start
+from tests.helpers import ROOT, environment, process, save_pair, start
 
 SEED, ROUNDS = 7, 4
 
@@ -38,6 +41,34 @@ def test_signals_at_any_moment_leave_one_line_and_whole_rows(tmp_path, number, c
     code, _, said = process(*command)
     assert code == 0, said
     assert len(load_samples([out])) == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_module_is_imported_whole_before_a_signal_interrupts(tmp_path, number):
+    """A compiled module that runs Python while it starts aborts the process otherwise."""
+    lines = (
+        f"import os, time\nfor _ in range(5): os.kill(os.getpid(), {number})\ntime.sleep(0.3)\nWHOLE = 1\n"
+    )
+    (tmp_path / "slow.py").write_text(lines)
+    code = """
+import sys, time
+from lcfbench.cli.signals import guarded
+def command():
+    import slow
+    print("whole", slow.WHOLE, flush=True)
+    time.sleep(60)
+guarded(command)
+"""
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(PYTHONPATH=path),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout == "whole 1\n" and done.stderr == "interrupted.\n"
+    assert done.returncode == (130 if number == signal.SIGINT else -number)
 
 
 def test_a_signal_that_a_destructor_swallows_comes_again(monkeypatch):
