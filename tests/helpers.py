@@ -217,9 +217,10 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **more}
 
 
-def _hear_ctrl_c() -> None:
-    """Lets the command hear Ctrl-C, also where the tests run in the background and ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def hear_signals() -> None:
+    """Lets a command hear Ctrl-C and SIGTERM, also where the tests run in the background and ignore them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def start(*args: object, cwd: Path | None = None, **env: str) -> subprocess.Popen[str]:
@@ -232,7 +233,7 @@ def start(*args: object, cwd: Path | None = None, **env: str) -> subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_hear_ctrl_c,
+        preexec_fn=hear_signals,
     )
 
 

@@ -12,13 +12,14 @@ import atexit
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
 PATIENCE = 10.0  # seconds after which another signal interrupts again
-AGAIN = 0.05  # seconds after which a signal that was lost is sent again
+AGAIN, LATER = 0.05, 0.3  # seconds after which a signal that was not heard is sent again, and then again
 INTERRUPTED = 130
 
 
@@ -48,11 +49,13 @@ class Signals:
         if os.getpid() != self.pid:  # a worker process of a library: it has nothing to put in order
             os._exit(128 + number)
         if self.over or (self.heard and time.monotonic() - self.raised < PATIENCE):
+            self.waiting.discard(number)
             return
         self.held = self.held or time.monotonic()
         if importing(frame) and time.monotonic() - self.held < PATIENCE:
             self.send_again(number)
             return
+        self.waiting.discard(number)
         self.heard.append(number)
         self.held, self.raised = 0.0, time.monotonic()
         raise KeyboardInterrupt
@@ -66,18 +69,21 @@ class Signals:
         self.send_again(self.heard.pop())
 
     def send_again(self, number: int) -> None:
-        """Sends a signal to this process in a moment, once however often it is asked for meanwhile."""
-        import threading
+        """Sends a signal to this process in a moment, and until it is heard: one that comes as Python
+        begins to wait in the system interrupts nothing.
+        """
 
         def send() -> None:
-            self.waiting.discard(number)
-            os.kill(self.pid, number)
+            pause = AGAIN
+            while number in self.waiting and not self.over:
+                time.sleep(pause)
+                if number in self.waiting:
+                    os.kill(self.pid, number)
+                pause = LATER
 
         if number not in self.waiting:
             self.waiting.add(number)
-            again = threading.Timer(AGAIN, send)
-            again.daemon = True
-            again.start()
+            threading.Thread(target=send, daemon=True).start()
 
     def end(self, code: Any) -> NoReturn:
         """Ends the process: as what was heard asks, else with `code`; a code that is set was explained."""
@@ -109,9 +115,12 @@ def importing(frame: FrameType | None) -> bool:
 
 def guarded(command: Callable[[], Any]) -> None:
     """Runs a command that ends with SystemExit or returns, and ends the process."""
-    signals, code = Signals(), None
     try:
+        signals, code = Signals(), None
         signals.listen()
+    except KeyboardInterrupt:  # Python's own, before it listens
+        interrupted()
+    try:
         try:
             command()
         except SystemExit as ended:

@@ -235,7 +235,7 @@ def test_damage_is_one_line(name, fuser, tmp_path):
     "name", ["dropout None", "sparse", "layer '100000000000'", "config.json deep", "code"]
 )
 def test_the_command_ends_with_2_and_keeps_what_stands_in_out(name, fuser, tmp_path, monkeypatch, capsys):
-    from lcfbench.cli.__main__ import main
+    from lcfbench.cli.app import main  # without handlers of signals
 
     out = tmp_path / "out"
     import_to(str(FUSER), out, dtype=torch.float32)

@@ -47,7 +47,7 @@ def test_every_encoding(runs, monkeypatch, capsys, encoding, line):
     sink = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
     monkeypatch.setattr(sys, "stdout", sink)
     monkeypatch.setattr(sys, "argv", ["lcfbench", *line.format(runs=runs).split()])
-    from lcfbench.cli import __main__ as cli
+    from lcfbench.cli import app as cli  # without handlers of signals
 
     with pytest.raises(SystemExit) as ended:
         cli.main()
