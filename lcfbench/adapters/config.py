@@ -31,6 +31,11 @@ TRAINING: dict[str, type] = {
     "revisions": dict,
     "pruned": dict,
 }  # read, not only shown
+# of `training`: how it was made, without what came of it
+MAKING = (
+    *"method method_options tasks task_options contexts senders supervise targets loss_mean steps".split(),
+    *"batch_size lr warmup weight_decay clip seed data_seed".split(),
+)
 ITEMS: dict[str, type] = {"dev": dict, "results": dict, "beside": str, "contexts": str}  # of lists
 
 PLAIN = ("dense", "lcfx", "lora", "prefix")  # kinds that read no chat in C2C's padded sections
@@ -103,6 +108,17 @@ class AdapterConfig(BaseModel):
     def tasks(self) -> list[str]:
         """Names of the tasks it was trained on, without their weights in the mixture."""
         return [str(task).partition("*")[0] for task in self.training.get("tasks", [])]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The shape and the making of the adapter, as a run's manifest records them."""
+        return {
+            "kind": self.kind,
+            "options": self.options,
+            "layers": len(self.layers),
+            "receiver_layers": self.receiver_geometry.layers,
+            "training": {name: self.training[name] for name in MAKING if name in self.training},
+        }
 
     @property
     def imported_without_padding(self) -> bool:

@@ -123,6 +123,7 @@ class Run:
             "dropped": self.task.dropped,
             "chance": sum(len(s.gold) / len(s.choices) for s in steps) / len(steps) if steps else None,
             "adapter": self.folder.name if self.folder else None,
+            **({"adapter_facts": self.adapter.config.facts} if self.adapter is not None else {}),
             "sources": {
                 role: lm.source for role, lm in zip(("receiver", "sharer"), self.models, strict=True)
             },

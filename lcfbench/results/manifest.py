@@ -70,6 +70,16 @@ class Gates(_Open):
         return self
 
 
+class AdapterFacts(_Open):
+    """What the adapter of a run is, so that figures can name it and tell its family."""
+
+    kind: str = Field(description="Kind of adapter, such as lcf.")
+    options: dict[str, Any] = Field(default={}, description="Options of its kind, such as width.")
+    layers: int = Field(description="Number of receiver layers that it edits.")
+    receiver_layers: int = Field(description="Number of layers that the receiver has.")
+    training: dict[str, Any] = Field(default={}, description="How it was trained: steps, lr, seed, tasks.")
+
+
 class Calibration(_Open):
     """How a method chose the layers that it sends. Further keys depend on the method."""
 
@@ -145,6 +155,9 @@ class Manifest(_Open):
         default=None, description="Expected score of guessing, 0 to 1; null for free text."
     )
     adapter: str | None = Field(default=None, description="Name of the adapter's folder.")
+    adapter_facts: AdapterFacts | None = Field(
+        default=None, description="Shape and making of the adapter; no part of the identity."
+    )
     sources: dict[str, str | None] | None = Field(
         default=None, description="Where the models came from, by role: receiver and sharer."
     )

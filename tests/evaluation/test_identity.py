@@ -94,11 +94,14 @@ def test_notes_on_training_do_not_name_an_adapter(pair, adapter, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(adapter, copy)
     config = json.loads((copy / "config.json").read_text())
-    config["training"]["minutes"] = 12.5
+    config["training"] |= {"minutes": 12.5, "seed": 3, "lr": 0.003}
     (copy / "config.json").write_text(json.dumps(config))
     [one] = go(pair, tmp_path / "a", mode=["lcf"], adapter=[adapter], limit=FEW)
     [two] = go(pair, tmp_path / "b", mode=["lcf"], adapter=[copy], limit=FEW)
     assert one.name == two.name
+    facts = manifest(two)["adapter_facts"]  # beside the identity: figures tell families by it
+    assert {"seed": 3, "lr": 0.003}.items() <= facts["training"].items() and facts["options"] == config["options"]
+    assert (facts["kind"], facts["layers"]) == (config["kind"], len(config["layers"]))
 
 
 @pytest.mark.real
