@@ -100,7 +100,9 @@ def test_notes_on_training_do_not_name_an_adapter(pair, adapter, tmp_path):
     [two] = go(pair, tmp_path / "b", mode=["lcf"], adapter=[copy], limit=FEW)
     assert one.name == two.name
     facts = manifest(two)["adapter_facts"]  # beside the identity: figures tell families by it
-    assert {"seed": 3, "lr": 0.003}.items() <= facts["training"].items() and facts["options"] == config["options"]
+    assert {"seed": 3, "lr": 0.003}.items() <= facts["training"].items() and facts["options"] == config[
+        "options"
+    ]
     assert (facts["kind"], facts["layers"]) == (config["kind"], len(config["layers"]))
 
 
