@@ -14,9 +14,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from types import FrameType
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # `typing` takes longer to import than all else here
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any, NoReturn
 
 PATIENCE = 10.0  # seconds after which another signal interrupts again
 AGAIN, LATER = 0.05, 0.3  # seconds after which a signal that was not heard is sent again, and then again
@@ -115,20 +118,18 @@ def importing(frame: FrameType | None) -> bool:
 
 def guarded(command: Callable[[], Any]) -> None:
     """Runs a command that ends with SystemExit or returns, and ends the process."""
+    signals, code = Signals(), None
     try:
-        signals, code = Signals(), None
         signals.listen()
-    except KeyboardInterrupt:  # Python's own, before it listens
-        interrupted()
-    try:
         try:
             command()
         except SystemExit as ended:
             code = ended.code
         if not code:  # a signal that came when all was done
             signals.heard.clear()
-    except KeyboardInterrupt:
-        pass
+        signals.over = True
+    except KeyboardInterrupt:  # Python's own is in no list
+        signals.heard = signals.heard or [signal.SIGINT]
     except Exception:
         if not signals.heard:  # else a library made another error of the interruption
             raise

@@ -76,6 +76,44 @@ guarded(command)
     assert done.returncode == (130 if number == signal.SIGINT else -number)
 
 
+MOMENTS = {
+    "Python's own, as the handlers are installed": """
+def lost(self): raise KeyboardInterrupt
+Signals.listen = lost""",
+    "Python's own, before they are imported": """
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "lcfbench.cli.signals": raise KeyboardInterrupt
+del sys.modules["lcfbench.cli.signals"], cli.signals
+sys.meta_path.insert(0, Finder())""",
+    "a library's": """
+def run(): raise KeyboardInterrupt
+cli._run = run""",
+    "after all was done": """
+end = Signals.end
+def late(self, code):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+    end(self, code)
+Signals.end = late""",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_interruption_never_escapes(moment):
+    start = "import os, signal, sys, time\nfrom lcfbench import cli\nfrom lcfbench.cli.signals import Signals\n"
+    code = f"{start}cli._run = lambda: None{MOMENTS[moment]}\ncli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        preexec_fn=hear_signals,
+    )
+    done_before = moment == "after all was done"
+    assert (done.returncode, done.stderr) == ((0, "") if done_before else (130, "interrupted.\n"))
+
+
 def test_a_signal_that_a_destructor_swallows_comes_again(monkeypatch):
     heard = signals.Signals()
     heard._unraisable = lambda lost: pytest.fail("it was shown")

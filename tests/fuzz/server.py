@@ -37,6 +37,7 @@ CHANGES = {
     "os.chmod": ((0, 2),),
     "os.chown": ((0, 3),),
 }
+STOPS = (signal.SIGINT, signal.SIGTERM)
 STARTS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
 PROGRAMS = ("git", "uname", "lscpu", "sysctl", "fc-list", "python")  # facts of the machine; pip
 
@@ -93,8 +94,9 @@ def note(log: int, event: str, args: tuple[Any, ...]) -> None:
 def child(asked: dict[str, Any]) -> None:
     """The command, as a process of its own would run it. Does not return."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    for number in STOPS:  # until the command listens, each ends it as the system does
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     born = int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
     for limit, most in (
         (resource.RLIMIT_DATA, born + MEMORY),
@@ -148,12 +150,14 @@ class Child:
 
     @classmethod
     def start(cls, asked: dict[str, Any]) -> Child:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # else one would be heard by this process's handlers
         pid = os.fork()
         if pid == 0:
             try:
                 child(asked)
             finally:
                 os._exit(99)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         kills = [(when, number) for when, number in asked.get("kills", [])]
         return cls(asked, pid, os.pidfd_open(pid), time.monotonic(), kills)
 

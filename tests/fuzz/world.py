@@ -161,6 +161,8 @@ class World:
         asked = []
         for i, one in enumerate(commands):
             files = {name: str(self.root / f"{name}{i}") for name in ("stdout", "stderr", "log")}
+            for path in files.values():
+                Path(path).unlink(missing_ok=True)
             asked.append({"cwd": str(self.now / "work"), "seconds": 60, "wall": 180, **files, **one})
         assert self.server.stdin
         print(json.dumps(asked), file=self.server.stdin, flush=True)
