@@ -101,7 +101,9 @@ Signals.end = late""",
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_an_interruption_never_escapes(moment):
-    start = "import os, signal, sys, time\nfrom lcfbench import cli\nfrom lcfbench.cli.signals import Signals\n"
+    start = (
+        "import os, signal, sys, time\nfrom lcfbench import cli\nfrom lcfbench.cli.signals import Signals\n"
+    )
     code = f"{start}cli._run = lambda: None{MOMENTS[moment]}\ncli.main()"
     done = subprocess.run(
         [sys.executable, "-c", code],
