@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -199,6 +199,33 @@ def parse_assignments(texts: list[str] | None, flag: str) -> dict[str, str]:
     return out
 
 
+def grouped(text: str) -> list[str]:
+    """Splits `a,b:x=1,y=2` at commas into `a` and `b:x=1,y=2`.
+
+    A piece that has `=` and no NAME: in front goes on with the piece before it.
+    """
+    found: list[str] = []
+    for piece in filter(None, (part.strip() for part in text.split(","))):
+        if found and "=" in piece and ":" not in piece.partition("=")[0]:
+            found[-1] += ("," if ":" in found[-1] else ":") + piece
+        else:
+            found.append(piece)
+    return found
+
+
+def values_of(key: str, text: str, hint: Any, of: str) -> list[str]:
+    """Splits an option's `16,32` into its values, without repetitions.
+
+    A type that is a list itself takes the text as one value. Raises UserError for an empty value.
+    """
+    if get_origin(hint) in (list, tuple):
+        return [text]
+    values = [part.strip() for part in text.split(",")]
+    if len(values) > 1 and "" in values:
+        raise UserError(f"option {key}={text} of {of} has an empty value.", f"For example {key}=16,32.")
+    return list(dict.fromkeys(values))
+
+
 # -- one converter for every KEY=VALUE -----------------------------------------------------------
 
 
@@ -237,6 +264,7 @@ def _kind(hint: Any) -> str:
     if get_origin(hint) is Annotated:
         base, *limits = get_args(hint)
         words = [f", {_limit(each.ge)} or more" for each in limits if isinstance(each, Ge)]
+        words += [f" above {_limit(each.gt)}" for each in limits if isinstance(each, Gt)]
         words += [f", {_limit(each.le)} at most" for each in limits if isinstance(each, Le)]
         return _kind(base) + "".join(words)
     if get_origin(hint) is Literal:

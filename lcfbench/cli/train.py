@@ -33,6 +33,9 @@ def train(
     given["adapters"] = given["adapters"] or mode
     chosen: TrainRecipe = merged(TrainRecipe, given, recipe, "train")
     from lcfbench import api
+    from lcfbench.training.options import expanded
+
+    chosen = expanded(chosen)
 
     try:
         folders = api.train(chosen, progress=TrainLine())

@@ -363,7 +363,7 @@ def learning_set(chosen: TrainRecipe, task: Task, recipe: ProbeRecipe, planned: 
     [source] = chosen.task
     learnt = load_task(
         source, seed=recipe.seed, offline=recipe.offline, options=chosen.task_options
-    ).documents(scoring=chosen.scoring, split="train", limit=chosen.steps * EXAMPLES)
+    ).documents(scoring=chosen.scoring, split="train", limit=chosen.drawn)
     asked = task.documents(scoring=recipe.scoring, limit=planned.documents)
     texts = {d.content for d in learnt}
     return {"source": source, "examples": len(texts), "also_asked": sum(d.content in texts for d in asked)}

@@ -27,30 +27,21 @@ from lcfbench.methods.base import Batch, Method
 from lcfbench.models.answering import answer_loss
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document
-from lcfbench.training.recipe import AdapterSpec, TrainRecipe, folder_of
+from lcfbench.training.recipe import OWN, AdapterSpec, TrainRecipe, folder_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 FLOOR = 0.02  # of the peak learning rate: the last steps still learn
-KEPT = ("curve", "best", "failed", "steps_done", "seconds")  # in a checkpoint, as they are
-RECORDED = {
-    "task_options",
-    "targets",
-    "loss_mean",
-    "batch_size",
-    "lr",
-    "weight_decay",
-    "clip",
-    "dev_documents",
-}
+KEPT = ("curve", "best", "failed", "steps_done", "seconds", "last")  # in a checkpoint, as they are
+RECORDED = {*OWN, "task_options", "targets", "batch_size", "dev_documents"}
 
 
 @dataclass
 class AdapterTraining:
     """An adapter in training.
 
-    senders: by document hash the document whose message is read; without it each document's own.
+    recipe: given the whole training's, it becomes the adapter's own settings. senders: by document hash the document whose message is read; without it each document's own.
     contexts: `shared`, `different`, as the examples have them. curve: a point for each dev
     evaluation. best: matched dev score and weights. failed: why it has stopped. loss, right,
     weight: sums over the batch so far. last: values of the last step, for the log.
@@ -75,6 +66,7 @@ class AdapterTraining:
     def __post_init__(self) -> None:
         """Makes the optimiser: AdamW with linear warm-up and decay."""
         assert self.method.adapter is not None
+        self.recipe = self.spec.recipe(self.recipe)
         self.adapter: Adapter = self.method.adapter
         self.parameters = [p for p in self.adapter.parameters() if p.requires_grad]
         r, self.process = self.recipe, 0
@@ -104,6 +96,15 @@ class AdapterTraining:
         finally:
             self.random = _random_state(device)
             _set_random_state(outside, device)
+
+    def learns_at(self, step: int) -> bool:
+        """Whether it takes the step after so many."""
+        return not self.failed and step < self.recipe.steps
+
+    def owes(self, step: int) -> bool:
+        """Whether its dev evaluation after so many steps is due and not done."""
+        due = step == self.recipe.steps or (step < self.recipe.steps and step % self.recipe.eval_every == 0)
+        return due and step > 0 and not self.failed and (not self.curve or self.curve[-1]["step"] < step)
 
     # -- a step -----------------------------------------------------------------------------------
 

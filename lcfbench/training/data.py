@@ -77,9 +77,9 @@ def examples(
     first: int = FIRST,
     say: Callable[[str], None] | None = None,
 ) -> list[Document]:
-    """Returns `count` documents, from each source its share, shuffled by the seed.
+    """Returns `count` documents: those of the sources, each in the seed's order, in turn by their shares.
 
-    A source is repeated only when it has no more. scoring: of the tasks that know it; the others
+    A smaller count gives the first of them. A source is repeated only when it has no more. scoring: of the tasks that know it; the others
     keep their default. first: rows used of each chat data set. max_tokens: of the receiver's prompt
     with its answer, and of the sharer's prompt; longer documents are dropped, like those beyond a
     model's own limit. say: receives the numbers of dropped and repeated documents.
@@ -95,8 +95,10 @@ def examples(
     options = options_for(tasks, task_options or {})
     fits, receiver = _Fits(pair.receiver, pair.sharer, max_tokens), pair.receiver
     ending = "" if receiver.has_chat else "\n"
-    drawn: list[Document] = []
-    for source, number in zip(sources, shares([s.weight for s in sources], count), strict=True):
+    drawn: list[list[Document]] = []
+    order = turns([s.weight for s in sources], count)
+    for place, source in enumerate(sources):
+        number = order.count(place)
         dropped = Counter[str]()
         if source.kind == "task":
             task = load_task(source.name, seed=seed, offline=offline, options=options[source.name])
@@ -104,24 +106,24 @@ def examples(
         else:
             chat = Chat(source.name, source.config or "default", split, first, offline, ending, dropped)
             stream = chat.documents(seed)
-        drawn += _take(source, stream, number, fits, dropped, say)
-    random.Random(f"mixture/{seed}").shuffle(drawn)
-    return drawn
+        shuffle = random.Random(f"repeated/{seed}/{source.label}")
+        drawn.append(_take(source, stream, number, fits, dropped, shuffle, say))
+    streams = [iter(documents) for documents in drawn]
+    return [next(streams[place]) for place in order]
 
 
-def shares(weights: Sequence[float], count: int) -> list[int]:
-    """Divides `count` by the weights into whole numbers, the largest remainders rounded up.
+def turns(weights: Sequence[float], count: int) -> list[int]:
+    """Returns whose turn it is, `count` times: each source once, then the one furthest behind its share.
 
-    No share is zero while there are as many documents as sources.
+    A smaller count gives the first turns of a larger one.
     """
-    exact = [count * weight / sum(weights) for weight in weights]
-    given = [int(share) for share in exact]
-    for i in sorted(range(len(exact)), key=lambda i: given[i] - exact[i])[: count - sum(given)]:
-        given[i] += 1
-    for i in [i for i, n in enumerate(given) if n == 0][: max(count - len(given), 0)]:
-        richest = max(range(len(given)), key=lambda k: given[k])
-        given[i], given[richest] = 1, given[richest] - 1
-    return given
+    given, order, total = [0] * len(weights), list[int](), sum(weights)
+    for turn in range(1, count + 1):
+        behind = [weight / total * turn - n for weight, n in zip(weights, given, strict=True)]
+        place = turn - 1 if turn <= len(weights) else behind.index(max(behind))
+        given[place] += 1
+        order.append(place)
+    return order
 
 
 def _of_task(
@@ -144,9 +146,10 @@ def _take(
     number: int,
     fits: _Fits,
     dropped: Counter[str],
+    shuffle: random.Random,
     say: Callable[[str], None] | None,
 ) -> list[Document]:
-    """Returns the first `number` documents that fit, repeated when there are fewer."""
+    """Returns the first `number` documents that fit, repeated in other orders when there are fewer."""
     taken: list[Document] = []
     tried = 0
     while len(taken) < number and (document := next(stream, None)) is not None:
@@ -166,7 +169,10 @@ def _take(
         say(f"{source.label}: dropped {_counts(dropped)}.")
     if say and len(taken) < number:
         say(f"{source.label}: {len(taken):,} documents, repeated to {number:,}.")
-    return [taken[i % len(taken)] for i in range(number)]
+    several = list(taken)
+    while len(several) < number:
+        several += shuffle.sample(taken, len(taken))
+    return several[:number]
 
 
 @dataclass

@@ -23,6 +23,7 @@ from lcfbench.config import (
     Settings,
     check_text,
     convert,
+    grouped,
     parse_assignments,
     several,
     texts,
@@ -35,6 +36,8 @@ from lcfbench.registry import add_path, add_paths
 from lcfbench.tasks.document import Scoring
 
 CHECKPOINT = "checkpoint.pt"
+BLOCK = 8  # batches between which examples are sorted by length
+OWN = ("steps", "lr", "warmup", "weight_decay", "clip", "loss_mean")  # settings that each adapter may have
 SAME: dict[str, Any] = dict(Recipe.model_fields)  # settings that mean the same in `run`
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -43,7 +46,9 @@ class TrainRecipe(Settings):
     """One training. Defaults are the small-scale recipe that converges in minutes on a CPU."""
 
     adapters: list[str] = Field(
-        ["lcf"], description="Adapters to train side by side: METHOD or METHOD:key=value,… each."
+        ["lcf"],
+        description="Adapters to train side by side: METHOD or METHOD:key=value,… each, with its options, "
+        "steps, lr, warmup, seed and the like.",
     )
     pair: str = Field(
         "smollm2-135m:gemma3-270m", description="RECEIVER:SHARER: aliases, Hub ids or local folders."
@@ -90,7 +95,7 @@ class TrainRecipe(Settings):
         None,
         ge=1,
         le=MOST,
-        description="Examples to draw from; without it, steps × batch size, or all there are.",
+        description="Examples to draw from; without it, as many as all steps take, or all there are.",
     )
     max_tokens: int = Field(
         2048, ge=1, le=MOST, description="Longest example in tokens; longer ones are left out."
@@ -113,7 +118,11 @@ class TrainRecipe(Settings):
         None, description="Also log to tensorboard or trackio, where it is installed."
     )
     out: Path = Field(Path("adapters/new"), description="Folder of the new adapter.")
-    options: dict[str, str] = Field({}, description="Options of the method or of the adapter, KEY=VALUE.")
+    options: dict[str, str] = Field(
+        {},
+        description="Options of the method or of the adapter, KEY=VALUE; several values, KEY=16,32, are "
+        "several adapters.",
+    )
     task_options: dict[str, str] = Field({}, description="Options of the task, KEY=VALUE.")
     offline: bool = Field(False, description="Use only models and data on this machine.")
     trust_remote_code: bool = SAME["trust_remote_code"]
@@ -132,13 +141,13 @@ class TrainRecipe(Settings):
     @field_validator("adapters", mode="before")
     @classmethod
     def _adapters(cls, value: Any) -> Any:
-        """Takes one text as one adapter: commas separate its options; a file by path is registered."""
+        """Splits texts into adapters with their options (see `grouped`); a file by path is registered."""
         texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, list):
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError("give METHOD or METHOD:key=value,…, or a list of them")
         for text in texts:
-            check_text(str(text))
-        return [name for text in texts for name in _named("methods", text, ":")]
+            check_text(text)
+        return [name for text in texts for one in grouped(text) for name in _named("methods", one, ":")]
 
     @property
     def at_once(self) -> int:
@@ -148,6 +157,12 @@ class TrainRecipe(Settings):
     @property
     def warmup_steps(self) -> int:
         return max(round(self.warmup * self.steps if self.warmup < 1 else self.warmup), 1)
+
+    @property
+    def drawn(self) -> int:
+        """Examples that are drawn: those of whole blocks, so that more steps go on with the same ones."""
+        block = BLOCK * self.batch_size
+        return self.train_documents or -(-self.steps * self.batch_size // block) * block
 
     def specs(self) -> list[AdapterSpec]:
         """Returns the adapters to train. Raises UserError for a wrong entry, or one named twice."""
@@ -164,7 +179,7 @@ class TrainRecipe(Settings):
         other = {"out", "offline", "force", "tracker", "save_every", "device", "accumulate"}
         if not self.trust_remote_code:
             other.add("trust_remote_code")
-        return digest({"checkpoint": 2, **self.model_dump(mode="json", exclude=other)})[:16]
+        return digest({"checkpoint": 3, **self.model_dump(mode="json", exclude=other)})[:16]
 
 
 def _named(group: str, text: Any, sign: str) -> list[Any]:
@@ -221,11 +236,12 @@ class PruneRecipe(Settings):
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """One adapter of a training: `lcf`, `lcf:width=128`, `lcf:width=128,seed=1,senders=deranged`.
+    """One adapter of a training: `lcf`, `lcf:width=128`, `lcf:width=128,lr=1e-3,seed=1`.
 
     seed: of its initial weights (the order of examples is the training's own). senders: `deranged`
     trains it on messages of other documents; what it gains then is adaptation. supervise: the steps
     of an answer that count. kind: of adapter, where a method takes several (`identical:kind=c2c`).
+    own: the training's settings that it has otherwise (`OWN`).
     """
 
     mode: str
@@ -235,19 +251,41 @@ class AdapterSpec:
     senders: Literal["matched", "deranged"] = "matched"
     supervise: Literal["all", "first", "last"] = "all"
     kind: str | None = None
+    own: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def parse(cls, text: str, seed: int) -> AdapterSpec:
         """Reads `METHOD` or `METHOD:key=value,…`. Raises UserError for another form."""
-        mode, _, rest = text.partition(":")
-        options = parse_assignments(list(filter(None, rest.split(","))), f"--adapter {mode}:")
+        mode, options = split_spec(text)
         label = re.sub(r"[^\w.-]+", "-", text.strip()).strip("-")
-        hints, own = get_type_hints(cls, include_extras=True), dict[str, Any](seed=seed)
-        for key in ("seed", "senders", "supervise", "kind"):
-            if key in options:
-                default = getattr(cls, key)
-                own[key] = convert(key, options.pop(key), hints[key], default, f"adapter {text}")
-        return cls(mode.strip(), label, tuple(options.items()), **own)
+        chosen = {
+            key: convert(key, options.pop(key), hint, default, f"adapter {text}")
+            for key, (hint, default) in spec_fields().items()
+            if key in options
+        }
+        own = tuple((key, chosen.pop(key)) for key in OWN if key in chosen)
+        return cls(mode, label, tuple(options.items()), own=own, **({"seed": seed} | chosen))
+
+    def recipe(self, whole: TrainRecipe) -> TrainRecipe:
+        """Returns the settings of the whole training as this adapter has them."""
+        return whole.model_copy(update=dict(self.own))
+
+
+def split_spec(text: str) -> tuple[str, dict[str, str]]:
+    """Divides `METHOD:key=value,…` into the method and its options. Raises UserError for another form."""
+    mode, _, rest = text.partition(":")
+    options = parse_assignments(list(filter(None, rest.split(","))), f"--adapter {mode}:")
+    return mode.strip(), options
+
+
+def spec_fields() -> dict[str, tuple[Any, Any]]:
+    """Returns type and default of each setting that an adapter may have of its own, by name."""
+    hints = get_type_hints(AdapterSpec, include_extras=True)
+    found = {key: (hints[key], getattr(AdapterSpec, key)) for key in ("seed", "senders", "supervise", "kind")}
+    for key in OWN:
+        field = TrainRecipe.model_fields[key]
+        found[key] = field.rebuild_annotation(), field.default
+    return found
 
 
 def check(recipe: TrainRecipe) -> None:

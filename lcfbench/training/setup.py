@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,7 +20,7 @@ from lcfbench.models.dtypes import pick_dtype
 from lcfbench.registry import method_names
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Task, load_task
-from lcfbench.tasks.yaml_files import options_for
+from lcfbench.tasks.yaml_files import describe, options_for
 from lcfbench.training import data
 from lcfbench.training.adapter_training import AdapterTraining
 from lcfbench.training.options import adapter_options, split_options
@@ -88,7 +88,7 @@ def data_of(recipe: TrainRecipe, pair: Pair, say: Callable[[str], None]) -> tupl
     sources = [data.parse_source(text) for text in recipe.task]
     examples = data.examples(
         sources,
-        count=recipe.train_documents or recipe.steps * recipe.batch_size,
+        count=max(spec.recipe(recipe).drawn for spec in recipe.specs()),
         pair=pair,
         say=say,
         **recipe.model_dump(include={"seed", "scoring", "task_options", "offline", "max_tokens"}),
@@ -124,7 +124,8 @@ def data_of(recipe: TrainRecipe, pair: Pair, say: Callable[[str], None]) -> tupl
 def trainings_of(recipe: TrainRecipe, pair: Pair, examples: Sequence[Document]) -> list[AdapterTraining]:
     """Returns the untrained adapters, each from its own seed.
 
-    Raises UserError where a method cannot serve the examples, and for options of no adapter.
+    Each sees those examples that it would be given alone. Raises UserError where a method cannot
+    serve the examples, and for options of no adapter.
     """
     trainings = []
     shared = {d.shared for d in examples}
@@ -135,27 +136,55 @@ def trainings_of(recipe: TrainRecipe, pair: Pair, examples: Sequence[Document]) 
         kind = adapter_kind(method_kind, contexts, spec)
         receiver, sharer = pair.models_for(method_kind.roles)
         names = pair.names if receiver is not sharer else (pair.names[0], pair.names[0])
-        # of several adapters each takes the options that it knows; a single one must know them all
-        general, own = (recipe.options, {}) if len(recipe.adapters) > 1 else ({}, recipe.options)
-        for_method, for_adapter, taken = split_options(kind, method_kind, general, own | dict(spec.options))
-        used |= taken | set(own)
-        options, alignment = adapter_options(kind, for_adapter, small_scale=recipe.preset == "small-scale")
+        for_method, options, alignment, taken = chosen_options(recipe, spec, kind)
+        used |= taken
         torch.manual_seed(spec.seed)
         recorded = recorded_names(names)
         models = (recorded[0], receiver.geometry), (recorded[1], sharer.geometry)
         config = pair_config(kind, *models, options=options, **alignment)
         adapter = build(method_kind.configure(config, receiver, sharer)).to(receiver.device)
-        method = method_kind(receiver, sharer, adapter, **parse_options(method_kind, spec.mode, for_method))
+        method = method_kind(receiver, sharer, adapter, **for_method)
         for document in examples[:64]:
             method.check(document)
-        control = load_control(spec.senders)
-        senders = control.message_from(examples, recipe.seed) if spec.senders != "matched" else None
+        control, mine = load_control(spec.senders), examples[: spec.recipe(recipe).drawn]
+        senders = control.message_from(mine, recipe.seed) if spec.senders != "matched" else None
         trainings.append(AdapterTraining(spec, method, recipe, senders, contexts))
+    check_used(recipe, used)
+    return trainings
+
+
+def chosen_options(
+    recipe: TrainRecipe, spec: AdapterSpec, kind: str
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]:
+    """Returns the options of the method, of the adapter and of the alignment, and the general ones taken.
+
+    Of several adapters each takes the general options that it knows; a single one must know them all.
+    Raises UserError for names and values that make no sense.
+    """
+    general, own = (recipe.options, {}) if len(recipe.adapters) > 1 else ({}, recipe.options)
+    method = method_class(spec.mode)
+    for_method, for_adapter, taken = split_options(kind, method, general, own | dict(spec.options))
+    options, alignment = adapter_options(kind, for_adapter, small_scale=recipe.preset == "small-scale")
+    return parse_options(method, spec.mode, for_method), options, alignment, taken | set(own)
+
+
+def check_used(recipe: TrainRecipe, used: set[str]) -> None:
+    """Raises UserError for a general option that no adapter has taken."""
     if unused := set(recipe.options) - used:
         raise UserError(
             f"no adapter asked for has an option {', '.join(sorted(unused))}.", "See `lcfbench train --help`."
         )
-    return trainings
+
+
+def check_adapters(recipe: TrainRecipe) -> None:
+    """Raises UserError for adapters and options that make no sense, before a model is loaded."""
+    sources = [data.parse_source(text) for text in recipe.task]
+    contexts = {describe(s.name)["context"] if s.kind == "task" else "shared" for s in sources}
+    used = set[str]()
+    for spec in recipe.specs():
+        kind = adapter_kind(trainable(spec), contexts, spec)
+        used |= chosen_options(recipe, spec, kind)[3]
+    check_used(recipe, used)
 
 
 def adapter_kind(method: type[Method], contexts: Collection[str], spec: AdapterSpec) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 import os
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -34,8 +35,9 @@ from lcfbench.results.training_log import TrainLog
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Task
 from lcfbench.training.adapter_training import AdapterTraining
-from lcfbench.training.recipe import CHECKPOINT, TrainRecipe, check, folder_of
-from lcfbench.training.setup import Dev, accelerator_of, data_of, models_of, trainings_of
+from lcfbench.training.options import expanded
+from lcfbench.training.recipe import BLOCK, CHECKPOINT, TrainRecipe, check, folder_of
+from lcfbench.training.setup import Dev, accelerator_of, check_adapters, data_of, models_of, trainings_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,7 +51,9 @@ def train(recipe: TrainRecipe, progress: TrainProgress) -> list[Path]:
     data that do not fit it, no train split, too little memory, a loss that is not finite (the best
     state so far is saved first), an output folder that already holds an adapter.
     """
+    recipe = expanded(recipe)
     check(recipe)
+    check_adapters(recipe)
     accelerator = accelerator_of(recipe)
     with ExitStack() as stack:
         for place in sorted({recipe.out, *(folder_of(recipe, spec) for spec in recipe.specs())}):
@@ -107,8 +111,19 @@ class Trainer:
     _log: TrainLog | None = field(default=None)
 
     @property
-    def alive(self) -> list[AdapterTraining]:
-        return [one for one in self.trainings if not one.failed]
+    def steps(self) -> int:
+        """Steps of the longest of them."""
+        return max(one.recipe.steps for one in self.trainings)
+
+    @property
+    def learning(self) -> list[AdapterTraining]:
+        """Those that take the next step: not failed, and not at their last."""
+        return [one for one in self.trainings if one.learns_at(self.step)]
+
+    @property
+    def owing(self) -> list[AdapterTraining]:
+        """Those whose dev evaluation is due and not done."""
+        return [one for one in self.trainings if one.owes(self.step)]
 
     @property
     def main(self) -> bool:
@@ -119,7 +134,7 @@ class Trainer:
         with self.sharing(), self.memory_named():
             for one in self.trainings:
                 with one.own_randomness():
-                    one.method.prepare(examples, self.progress.say)
+                    one.method.prepare(examples[: one.recipe.drawn], self.progress.say)
 
     def fit(self, examples: Sequence[Document], resumed: dict[str, Any] | None = None) -> None:
         """Runs the steps that are left, from the checkpoint `resumed` or from the first."""
@@ -131,28 +146,28 @@ class Trainer:
                     one.restore(state)
             except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
                 raise _torn(self.recipe.out / CHECKPOINT, error) from error
-            self.progress.say(f"goes on from step {self.step} of {r.steps}.")
+            self.progress.say(f"goes on from step {self.step} of {self.steps}.")
         log = self._log = TrainLog(r.out, self.step) if self.main else None
-        order = batch_order(examples, r)
+        order = batch_order(examples, r, self.steps)
         for one in self.trainings:
             one.adapter.train()
-        if self.step < r.steps:
+        if self.step < self.steps:
             self.probe(max(order, key=lambda group: sum(length(d) for d in group)))
         began, first, evaluating = time.perf_counter(), self.step, 0.0
         try:
-            if self._owes_evaluation():  # an interruption came before it
+            if self.owing:  # an interruption came before it
                 self.evaluate()
-            while self.step < r.steps and self.alive:
+            while self.learning:
                 self.whole = False
                 self.once(order[self.step])
                 self.step, self.whole = self.step + 1, True
                 seconds = time.perf_counter() - began - evaluating
                 self.report((self.step - first) * r.batch_size / seconds)
-                if self.step % r.eval_every == 0 or self.step == r.steps:
+                if self.owing:
                     started = time.perf_counter()
                     self.evaluate()
                     evaluating += time.perf_counter() - started
-                if self.step % r.save_every == 0 and self.step < r.steps:
+                if self.step % r.save_every == 0 and self.step < self.steps:
                     self.save_checkpoint()
         except KeyboardInterrupt:
             self.interrupted()
@@ -161,24 +176,21 @@ class Trainer:
             log.close()
         self.accelerator.end_training()
 
-    def _owes_evaluation(self) -> bool:
-        due = self.step and self.step % self.recipe.eval_every == 0
-        return bool(due) and any(not o.curve or o.curve[-1]["step"] < self.step for o in self.alive)
-
     def once(self, group: list[Document]) -> None:
         """Does one optimiser step of every adapter on the same batch."""
         began = time.perf_counter()
         mine = group[self.accelerator.process_index :: self.accelerator.num_processes]
         per_pass = max(-(-len(mine) // self.recipe.accumulate), 1)
-        for one in self.alive:
-            one.adapter.anneal(self.step, self.recipe.steps)
+        learning = self.learning
+        for one in learning:
+            one.adapter.anneal(self.step, one.recipe.steps)
         with self.memory_named():
             for start in range(0, len(mine), per_pass):
                 for documents in _alike(mine[start : start + per_pass]):
                     self.learn(documents, len(documents) / len(group))
-        for one in self.alive:
+        for one in learning:
             one.gather(self.accelerator)
-            if not one.step((time.perf_counter() - began) / len(self.trainings)):
+            if not one.step((time.perf_counter() - began) / len(learning)):
                 where = f"not finite at step {self.step + 1}; it stops here."
                 self.progress.say(f"{one.spec.label}: the {one.failed} is {where}")
             elif self._log is not None:
@@ -188,9 +200,9 @@ class Trainer:
                     self.accelerator.log(values, step=self.step + 1)
 
     def learn(self, documents: list[Document], share: float) -> None:
-        """Adds the gradients of every adapter on documents that both models read once."""
+        """Adds the gradients of every adapter that learns on documents that both models read once."""
         with self.sharing():
-            for one in self.alive:
+            for one in self.learning:
                 one.backward(documents, share, self.accelerator.backward)
 
     def sharing(self) -> AbstractContextManager[None]:
@@ -238,20 +250,20 @@ class Trainer:
         """Reports one step: means over the adapters. rate: examples per second."""
         if not self.main:
             return
-        some = self.alive or self.trainings
+        some = [one for one in self.trainings if one.steps_done == self.step] or self.trainings
         gates = [one.adapter.gate_logit for one in some]
         opened, count = sum(int((g > 0).sum()) for g in gates), sum(g.numel() for g in gates)
         loss, right = (sum(one.last[name] for one in some) / len(some) for name in ("loss", "tokens_right"))
-        self.progress.step(self.step, self.recipe.steps, loss, right, opened, count, rate)
+        self.progress.step(self.step, self.steps, loss, right, opened, count, rate)
         if self._log is not None:
             self._log.add("", self.step, {"examples_per_s": rate, "gates_open": opened})
 
     # -- choosing and keeping ---------------------------------------------------------------------
 
     def evaluate(self) -> None:
-        """Measures the dev accuracy of every adapter, matched and deranged."""
+        """Measures the dev accuracy, matched and deranged, of each adapter that owes an evaluation."""
         if self.main:
-            trainings = self.alive
+            trainings = self.owing
             points: list[dict[str, Any]] = [{"step": self.step, "loss": o.last["loss"]} for o in trainings]
             for one in trainings:
                 one.adapter.eval()
@@ -366,20 +378,22 @@ def _torn(path: Path, why: object) -> UserError:
     )
 
 
-def batch_order(examples: Sequence[Document], recipe: TrainRecipe) -> list[list[Document]]:
-    """Returns a batch for each step: seeded shuffles, sorted by length within eight batches."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    need, size = recipe.steps * recipe.batch_size, recipe.batch_size
-    drawn: list[int] = []
-    while len(drawn) < need:
-        drawn += torch.randperm(len(examples), generator=generator).tolist()
-    out: list[list[Document]] = []
-    for start in range(0, need, 8 * size):
-        part = [examples[i] for i in drawn[start : min(start + 8 * size, need)]]
+def batch_order(examples: Sequence[Document], recipe: TrainRecipe, steps: int) -> list[list[Document]]:
+    """Returns a batch for each step, sorted by length within eight batches.
+
+    The first pass takes the examples in their order, later ones in seeded shuffles. The batches of
+    a shorter training are the first ones of a longer one.
+    """
+    size, drawn, out = recipe.batch_size, list(examples), list[list[Document]]()
+    passes, blocks = (random.Random(f"{name}/{recipe.seed}") for name in ("passes", "blocks"))
+    while len(out) < steps:
+        while len(drawn) < BLOCK * size:
+            drawn += passes.sample(examples, len(examples))
+        part, drawn = drawn[: BLOCK * size], drawn[BLOCK * size :]
         part.sort(key=lambda d: (d.shared, length(d)))
         groups = [part[i : i + size] for i in range(0, len(part), size)]
-        out += [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
-    return out[: recipe.steps]
+        out += blocks.sample(groups, len(groups))
+    return out[:steps]
 
 
 def _alike(documents: Sequence[Document]) -> list[list[Document]]:

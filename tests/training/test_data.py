@@ -20,7 +20,7 @@ from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document, Step, View
 from lcfbench.tasks.prompts import render
 from lcfbench.training.chat import Chat
-from lcfbench.training.data import Source, examples, parse_source, shares
+from lcfbench.training.data import Source, examples, parse_source, turns
 from tests import helpers
 from tests.helpers import random_adapter as fused
 
@@ -112,13 +112,35 @@ def test_sources_that_are_none(text):
         parse_source(text)
 
 
-def test_shares_sum_and_nobody_goes_empty():
-    assert (
-        shares([1, 1], 7) in ([4, 3], [3, 4])
-        and shares([3, 1], 8) == [6, 2]
-        and shares([1000, 1, 1], 10) == [8, 1, 1]
-    )
-    assert sum(shares([0.1, 0.2, 0.7], 1001)) == 1001 and sum(shares([1, 1, 1], 2)) == 2
+@pytest.mark.parametrize(
+    ("weights", "count", "shares"),
+    [
+        ([1, 1], 7, [4, 3]),
+        ([3, 1], 8, [6, 2]),
+        ([1000, 1, 1], 10, [8, 1, 1]),
+        ([1, 1, 1], 2, [1, 1, 0]),
+        ([0.1, 0.2, 0.7], 1001, [100, 200, 701]),
+        ([2, 1, 3], 120, [40, 20, 60]),
+    ],
+)
+def test_turns_follow_the_weights_and_no_source_is_left_out(weights, count, shares):
+    order = turns(weights, count)
+    assert [order.count(place) for place in range(len(weights))] == shares
+    for fewer in range(count):
+        assert turns(weights, fewer) == order[:fewer]
+        for place, weight in enumerate(weights):
+            assert abs(order[:fewer].count(place) - weight / sum(weights) * fewer) <= 2
+
+
+def test_fewer_examples_are_the_first_of_more(made, ends):
+    keep(made, "made/small", numbered(10))
+    sources = ("splitfacts*2", "chat:made/small")
+    many = [d.hash for d in draw(ends, *sources, count=90)]
+    for count in (1, 7, 30, 89):
+        assert [d.hash for d in draw(ends, *sources, count=count)] == many[:count]
+    small = [d.hash for d in draw(ends, "chat:made/small", count=30)]
+    passes = [small[i : i + 10] for i in (0, 10, 20)]
+    assert len({tuple(each) for each in passes}) == 3 and len({frozenset(each) for each in passes}) == 1
 
 
 # -- chats ----------------------------------------------------------------------------------------

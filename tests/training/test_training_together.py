@@ -335,7 +335,7 @@ def test_batches_hold_documents_of_near_length(pair):
     from lcfbench.tasks.task import load_task
 
     documents = load_task("splitfacts").documents(split="train", limit=256)
-    order = batch_order(documents, TrainRecipe(steps=16, batch_size=16))
+    order = batch_order(documents, TrainRecipe(batch_size=16), 16)
     spread = [max(len(d.receiver.user) for d in g) - min(len(d.receiver.user) for d in g) for g in order]
     drawn = sorted(len(d.receiver.user) for d in documents)
     assert sum(spread) / len(spread) < (drawn[-1] - drawn[0]) / 2 and sorted(
