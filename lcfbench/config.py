@@ -8,6 +8,7 @@ import os
 import re
 import reprlib
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
@@ -58,6 +59,18 @@ def texts(value: Any) -> Any:
     made = {str(k): ",".join(map(_text, v)) if isinstance(v, list) else _text(v) for k, v in value.items()}
     if len(made) < len(value):
         raise ValueError("two options have one name")
+    return made
+
+
+def lists_of_texts(value: Any) -> Any:
+    """As `texts`, with a list of values for each option: `{"budget": [16, 32]}`."""
+    if not isinstance(value, dict):
+        return value
+    made = {
+        str(k): [_text(part) for part in v] if isinstance(v, list) else [_text(v)] for k, v in value.items()
+    }
+    if len(made) < len(value) or not all(made.values()):
+        raise ValueError("two options have one name" if len(made) < len(value) else "an option has no value")
     return made
 
 
@@ -190,12 +203,17 @@ RECIPES = "See `lcfbench ls recipes` for examples."
 
 def parse_assignments(texts: list[str] | None, flag: str) -> dict[str, str]:
     """`["width=64"]` → `{"width": "64"}`. Raises UserError for anything else."""
-    out = {}
+    return {key: values[-1] for key, values in parse_several(texts, flag).items()}
+
+
+def parse_several(texts: Iterable[str] | None, flag: str) -> dict[str, list[str]]:
+    """As `parse_assignments`, with every value of a key that stands more than once."""
+    out: dict[str, list[str]] = {}
     for text in texts or []:
         key, sign, value = text.partition("=")
         if not sign or not key:
             raise UserError(f"{flag} {text!r} is not KEY=VALUE.", f"For example {flag} budget=100.")
-        out[key.strip().replace("-", "_")] = value.strip()
+        out.setdefault(key.strip().replace("-", "_"), []).append(value.strip())
     return out
 
 
@@ -253,6 +271,13 @@ def convert(key: str, text: str, hint: Any, default: Any = None, of: str = "") -
         raise UserError(
             what, f"{f'Did you mean {near[0]}? ' if near else ''}Its default is {_shown(default)}."
         ) from error
+
+
+def takes_commas(hint: Any) -> bool:
+    """Whether a comma may belong to the value of an option: a text or a list, no number and no word."""
+    if hint is str or get_origin(hint) in (list, tuple):
+        return True
+    return get_origin(hint) is not Literal and any(map(takes_commas, get_args(hint)))
 
 
 def _limit(value: Any) -> str:

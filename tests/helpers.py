@@ -630,7 +630,9 @@ def small_recipe(pair: str, out: Path, **more) -> Recipe:
     }
     if "t2t" not in more.get("mode", []):
         chosen.pop("options")
-    if not any(method_class(name).adapter_kinds for name in more.get("mode", ["receiver"])):
+    if not any(
+        method_class(name).adapter_kinds for name in Recipe(mode=more.get("mode", ["receiver"])).methods
+    ):
         more.pop("adapter", None)  # it would be refused
     return Recipe.model_validate({**chosen, "pair": pair, "out": out, **more})
 

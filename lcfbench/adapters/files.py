@@ -88,6 +88,23 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = 
     return adapter.requires_grad_(False).eval()
 
 
+def check_saved(folder: Path) -> None:
+    """Raises UserError where config or weights are missing or damaged, or do not belong together.
+
+    Names and shapes are compared; the weights themselves are not read.
+    """
+    config, path = read_config(folder), folder / WEIGHTS
+    shapes = {name: list(t.shape) for name, t in blank(config, folder).state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            there = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):
+        load(folder)  # says why
+        raise
+    if wrong := [n for n in sorted({*shapes, *there}) if shapes.get(n) != there.get(n)]:
+        raise UserError(f"{path} does not match its config ({wrong[0]}).", MEND)
+
+
 def check_numbers(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None) -> None:
     """Raises UserError that names the first tensor whose numbers cannot be right.
 

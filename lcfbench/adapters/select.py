@@ -61,37 +61,39 @@ def serves(config: AdapterConfig, mode: str) -> bool:
 def pick_adapter(
     given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, str], *, shared: bool, mode: str, task: str
 ) -> Path | None:
-    """Returns the adapter folder for a method on a task; None for a method without adapters.
+    """As `pick_adapters`, the first of them; None for a method without adapters."""
+    found = pick_adapters(given, kinds, pair, shared=shared, mode=mode, task=task)
+    return found[0] if found else None
 
-    Of `given` it is the one whose kind and method serve; without any, the shipped one for this pair
-    and task. One trained under this very method comes first, then, of those given, one whose pair has
-    these names. pair: the models on both sides. shared: whether both models read the same context.
-    Raises UserError where none fits, or two of those given fit equally well.
+
+def pick_adapters(
+    given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, str], *, shared: bool, mode: str, task: str
+) -> list[Path]:
+    """Returns the adapter folders for a method on a task; none for a method without adapters.
+
+    Of `given` all whose kind and method serve; without any, the shipped one for this pair and task.
+    Those trained under this very method come alone where there are any, and of them those whose pair
+    has these names. pair: the models on both sides. shared: whether both models read the same context.
+    Raises UserError where none fits, or a folder holds no weights.
     """
-    from lcfbench.adapters.base import adapter_class, method_of  # imports torch, which `ls` must not
+    from lcfbench.adapters.base import method_of  # imports torch, which `ls` must not
 
     if not kinds:
-        return None
+        return []
     context = "shared" if shared else "different"
-    fitting = [k for k in kinds if context in adapter_class(k).contexts] or list(kinds)
-    configs = {folder: read_config(folder) for folder in given or shipped()}
-    fits = {f: c for f, c in configs.items() if c.kind in fitting and serves(c, mode)}
+    fits = serving(given or shipped(), kinds, shared=shared, mode=mode)
     if given and fits:
         rank = {f: (method_of(c) != mode, c.pair != recorded_names(pair)) for f, c in fits.items()}
-        best, *others = (f for f in fits if rank[f] == min(rank.values()))
-        if others:
-            raise UserError(
-                f"{best} and {others[0]} are both {fits[best].kind} adapters for {mode} on {task}.",
-                "Give one of them, and run the other one in a second command.",
-            )
-        if not (best / WEIGHTS).is_file():
-            raise UserError(f"{best} has no {WEIGHTS}.", "Fetch or train it again.")
+        best = [f for f in given if rank.get(f) == min(rank.values())]
+        if bare := [f for f in best if not (f / WEIGHTS).is_file()]:
+            raise UserError(f"{bare[0]} has no {WEIGHTS}.", "Fetch or train it again.")
         return best
     if given:
+        configs = {folder: read_config(folder) for folder in given}
         have = ", ".join(f"{f} ({c.kind}, {method_of(c)} of {':'.join(c.pair)})" for f, c in configs.items())
         of_pair = f" (pair {pair[0]}:{pair[1]})" if pair[0] == pair[1] else ""
         raise UserError(
-            f"no adapter of kind {' or '.join(fitting)} for {mode} on {task} among those given: {have}.",
+            f"no adapter of kind {' or '.join(_kinds(kinds, shared))} for {mode} on {task} among those given: {have}.",
             f"Pass one trained with --mode {mode}{of_pair}.",
         )
     fits = {
@@ -111,7 +113,24 @@ def pick_adapter(
             f"Pass --adapter NAME (`lcfbench ls adapters`), or make one: "
             f"lcfbench train --mode {mode} --pair {names} --task {task}",
         )
-    return min(trained, key=lambda f: (method_of(trained[f]) != mode, len(trained[f].tasks)))
+    return [min(trained, key=lambda f: (method_of(trained[f]) != mode, len(trained[f].tasks)))]
+
+
+def serving(
+    folders: Iterable[Path], kinds: Sequence[str], *, shared: bool, mode: str
+) -> dict[Path, AdapterConfig]:
+    """The adapters whose kind and method serve a method on such a task, with their configs."""
+    fitting = _kinds(kinds, shared)
+    configs = {folder: read_config(folder) for folder in folders}
+    return {f: c for f, c in configs.items() if c.kind in fitting and serves(c, mode)}
+
+
+def _kinds(kinds: Sequence[str], shared: bool) -> list[str]:
+    """Of a method's kinds of adapter those that serve such a task; all where none does."""
+    from lcfbench.adapters.base import adapter_class  # imports torch, which `ls` must not
+
+    context = "shared" if shared else "different"
+    return [k for k in kinds if context in adapter_class(k).contexts] or list(kinds)
 
 
 class AdapterMissing(UserError):  # noqa: N818

@@ -87,7 +87,8 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def label(row: dict[str, Any]) -> str:
     """A method, with its budget where it has one."""
-    return row["mode"] if row["budget"] is None else f"{row['mode']} {row['budget']}"
+    label, budget = row["label"], row["budget"]
+    return label if budget is None or f"budget={budget}" in label.split() else f"{label} {budget}"
 
 
 def table(rows: list[dict[str, Any]], task: str, prompt: int, answer: int) -> Table:

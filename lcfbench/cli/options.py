@@ -142,13 +142,15 @@ def parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty
 
 def merged(model: type[Settings], given: dict[str, Any], recipe: str | None, section: str) -> Any:
     """The settings that flags and a recipe ask for. Raises UserError for what is wrong in them."""
-    from lcfbench.config import parse_assignments
+    from lcfbench.config import parse_assignments, parse_several
 
     chosen: dict[str, Any] = {}
     for name, value in given.items():
         kind = _kind(model.model_fields[name])
         if kind is dict:
-            value = parse_assignments(value, "-o" if name == "options" else f"--{name.replace('_', '-')}")
+            *_, values = get_args(model.model_fields[name].annotation)
+            parse = parse_assignments if values is str else parse_several
+            value = parse(value, "-o" if name == "options" else f"--{name.replace('_', '-')}")
         elif kind is list and value and _has_commas(name, model.model_fields[name]):
             value = ",".join(value)
         chosen[name] = value

@@ -113,7 +113,7 @@ def run_and_show(recipe: Recipe) -> None:
         interrupted(f"what is recorded stays in {recipe.out}; the same command goes on from there")
     show_runs(folders)
     note(f"recorded in {recipe.out}; this table again: lcfbench show {recipe.out}")
-    if "receiver" not in recipe.mode:
+    if "receiver" not in recipe.methods:
         note("without the receiver alone no gain can be judged: add --mode receiver.")
     if failed := all_failed(folders):
         for folder, reason in failed:
@@ -143,7 +143,7 @@ def print_prompts(recipe: Recipe) -> None:
     """
     quiet_libraries()
     from lcfbench.adapters.select import AdapterMissing
-    from lcfbench.evaluation.session import adapters_for, look_up
+    from lcfbench.evaluation.plan import look_up, variants_of
     from lcfbench.models.tokenizers import load_tokenizers
     from lcfbench.tasks.preview import preview
 
@@ -155,7 +155,7 @@ def print_prompts(recipe: Recipe) -> None:
         note(f"a run needs {', '.join(later)}, not there yet.")
     else:
         try:
-            adapters_for(recipe, tasks)
+            variants_of(recipe, tasks)
         except AdapterMissing as error:
             note(f"a run would be refused: {error}")
     for task in tasks:

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lcfbench.config import MOST, SEEDS, Device, Settings, several, texts
+from lcfbench.config import MOST, SEEDS, Device, Settings, lists_of_texts, several, texts
 from lcfbench.controls.names import check_control
 from lcfbench.errors import UserError, unknown
+from lcfbench.evaluation.variants import read_entry, split_modes
 from lcfbench.registry import add_paths, method_names
 from lcfbench.sources.cache import EMBEDDED_PAIR
 from lcfbench.sources.models import split_pair
@@ -35,7 +36,7 @@ def check_known(pair: str, modes: list[str], tasks: list[str]) -> None:
 
 def names_or_files(value: Any, info: Any) -> Any:
     """Splits a list of names; a file given by its path is registered and replaced by its name."""
-    group = {"mode": "methods", "task": "tasks", "control": "controls"}[info.field_name]
+    group = {"task": "tasks", "control": "controls"}[info.field_name]
     whole = isinstance(value, str) and "," in value and Path(value).expanduser().exists()
     every = [
         [v] if not isinstance(v, str) else add_paths(group, v) for v in ([value] if whole else several(value))
@@ -56,7 +57,9 @@ class Recipe(Settings):
 
     pair: str = Field(EMBEDDED_PAIR, description="RECEIVER:SHARER: aliases, Hub ids or local folders.")
     mode: list[str] = Field(
-        ["receiver", "lcf"], description="Methods, comma-separated: names (see `ls methods`) or Python files."
+        ["receiver", "lcf"],
+        description="Methods, comma-separated: names (see `ls methods`) or Python files, each with its own "
+        "options where wanted, as t2t:budget=16,32,lcf:spans=windows or lcf:adapter=NAME.",
     )
     task: list[str] = Field(
         ["splitfacts"], description="Tasks, comma-separated: names (see `ls tasks`) or YAML files."
@@ -75,9 +78,15 @@ class Recipe(Settings):
         [], description="Several seeds, comma-separated: one run for each where something is random."
     )
     adapter: list[Path] = Field(
-        [], description="Adapter folders; none: the adapter that ships for the pair and the task."
+        [],
+        description="Adapter folders, a run for each that a method and task can use; none: the adapter that "
+        "ships for the pair and the task.",
     )
-    options: dict[str, str] = Field({}, description="Settings of the methods.")
+    options: dict[str, list[str]] = Field(
+        {},
+        description="Settings of the methods that have them; budget=16,32 is a run for each. Of a text, as "
+        "kvcomm's layers=3,7,12, commas are part: give the option again for another run.",
+    )
     task_options: dict[str, str] = Field({}, description="Settings of the tasks.")
     batch_size: int = Field(16, ge=1, le=MOST, description="Documents in a batch.")
     latency_documents: int = Field(
@@ -94,9 +103,11 @@ class Recipe(Settings):
     fresh: bool = Field(False, description="Forget what is recorded of these runs and start over.")
 
     _lists = field_validator("adapter", mode="before")(some)
-    _options = field_validator("options", "task_options", mode="before")(texts)
+    _options = field_validator("options", mode="before")(lists_of_texts)
+    _task_options = field_validator("task_options", mode="before")(texts)
 
-    _names = field_validator("mode", "task", "control", mode="before")(names_or_files)
+    _modes = field_validator("mode", mode="before")(split_modes)
+    _names = field_validator("task", "control", mode="before")(names_or_files)
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -126,9 +137,14 @@ class Recipe(Settings):
         """The seeds, at least one."""
         return list(dict.fromkeys(self.seeds)) or [self.seed]
 
+    @property
+    def methods(self) -> list[str]:
+        """The names of the methods, each once."""
+        return list(dict.fromkeys(read_entry(entry)[0] for entry in self.mode))
+
     def check_names(self) -> None:
         """Checks every name before anything heavy is imported or loaded. Raises UserError."""
-        check_known(self.pair, self.mode, self.task)
+        check_known(self.pair, self.methods, self.task)
         for control in self.control:
             check_control(control)
         if not (self.mode and self.task and self.control):

@@ -18,6 +18,7 @@ from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.identity import BEHAVIOUR, config_sha256, plugins_of, versions, why_another
 from lcfbench.evaluation.rows import Rows
 from lcfbench.evaluation.session import Session
+from lcfbench.evaluation.variants import Variant
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.causal_lm import apart
 from lcfbench.models.finite import NotFiniteError, first_place
@@ -43,16 +44,15 @@ class Run:
     on the disk is touched before `open`.
     """
 
-    def __init__(self, session: Session, task: Task, mode: str, control: str) -> None:
+    def __init__(self, session: Session, task: Task, variant: Variant, control: str) -> None:
         recipe = session.recipe
-        self.session, self.task, self.mode, self.control = session, task, mode, control
-        self.method = session.method(mode, task)
+        self.session, self.task, self.control = session, task, control
+        self.variant, self.mode = variant, variant.mode
+        self.method = session.method(variant, task)
         self.models = session.pair.models_for(self.method.roles)
         self.documents = session.documents(task, self.models[0].has_chat)
-        self.calibration_documents = session.calibration_documents(mode, task, self.method)
-        found = session.adapter(mode, task)
-        self.folder = found[0] if found else None
-        self.adapter = found[1] if found else None
+        self.calibration_documents = session.calibration_documents(self.mode, task, self.method)
+        self.folder, self.adapter = variant.adapter, session.adapter(variant, task)
         self.message_from = load_control(control).message_from(self.documents, task.seed)
         self.draws = (
             bool(self.calibration_documents)
@@ -62,7 +62,9 @@ class Run:
         )
         self.identity, self.facts = self._identity(), self._facts()
         seed = [f"seed {task.seed}"] if recipe.seeds else []
-        self.title = " · ".join([task.name, mode, *([control] if control != "matched" else []), *seed])
+        self.title = " · ".join(
+            [task.name, variant.label, *([control] if control != "matched" else []), *seed]
+        )
         self._index = {d.hash: i for i, d in enumerate(self.documents)}
         self.score, self.count = 0.0, 0  # sum of scores and number of documents, earlier sessions included
         self.seconds = 0.0  # that its batches took, or would have taken alone

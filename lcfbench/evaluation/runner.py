@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import product
 
 import torch
 
@@ -24,6 +25,7 @@ from lcfbench.evaluation.session import Session
 from lcfbench.methods.create import method_class
 from lcfbench.models.causal_lm import sharing
 from lcfbench.progress import Progress
+from lcfbench.provenance import digest
 from lcfbench.tasks.task import Task
 
 
@@ -51,7 +53,7 @@ def _plan(recipe: Recipe, progress: Progress) -> list[tuple[str, str]]:
 
     Raises UserError where nothing is left.
     """
-    every = [(m, c, load_control(c).lacks(method_class(m))) for m in recipe.mode for c in recipe.control]
+    every = [(m, c, load_control(c).lacks(method_class(m))) for m in recipe.methods for c in recipe.control]
     plan, left = [(mode, control) for mode, control, what in every if not what], []
     for what in ("message", "cache"):
         if without := [each for each in every if each[2] == what]:
@@ -70,17 +72,26 @@ def _plan(recipe: Recipe, progress: Progress) -> list[tuple[str, str]]:
 def _runs_of(session: Session, first: Task, plan: Sequence[tuple[str, str]]) -> list[Run]:
     """The runs of a task under all seeds; where nothing is random there is one."""
     seeds = session.recipe.every_seed
-    tasks, once, runs = [first, *(first.reseeded(seed) for seed in seeds[1:])], [], []
-    for mode, control in plan:
-        for task in tasks:
-            runs.append(Run(session, task, mode, control))
-            if not runs[-1].draws:
-                once.append(mode if control == "matched" else f"{mode} ({control})")
+    tasks, once, runs = [first, *(first.reseeded(seed) for seed in seeds[1:])], [], {}
+    twice: dict[str, None] = {}
+    for variant, control in product(session.variants[first.name], session.recipe.control):
+        for task in tasks if (variant.mode, control) in plan else ():
+            run = Run(session, task, variant, control)
+            known = runs.setdefault(digest(run.identity), run)
+            if known is not run:
+                label = known.variant.label
+                same = "is asked twice" if label == variant.label else f"is the same as {label}"
+                twice[f"{first.name}: {variant.label} {same}, so it is run once."] = None
+            elif not run.draws:
+                once.append(variant.label if control == "matched" else f"{variant.label} ({control})")
+            if not run.draws:
                 break
+    for text in twice:
+        session.progress.say(text)
     if once and len(seeds) > 1:
         what = f"{first.name}: {', '.join(once)} draws nothing (every document is asked)"
         session.progress.say(f"{what}, so it is run once, with seed {seeds[0]}.")
-    return runs
+    return list(runs.values())
 
 
 def _answer(runs: Sequence[Run], batch_size: int, progress: Progress) -> None:

@@ -2,69 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lcfbench.adapters.base import Adapter
-from lcfbench.adapters.select import check_used, find_adapter, pick_adapter
+from lcfbench.adapters.config import read_config
 from lcfbench.errors import UserError
 from lcfbench.evaluation.identity import prompts_sha256
+from lcfbench.evaluation.plan import look_up, variants_of
 from lcfbench.evaluation.recipe import Recipe
-from lcfbench.methods.base import Method, option_fields
-from lcfbench.methods.create import check_options, create, method_class, sides
+from lcfbench.evaluation.variants import ADAPTER, Variant
+from lcfbench.methods.base import Method
+from lcfbench.methods.create import create, method_class
 from lcfbench.methods.load_pair import CONDITIONS, Pair, load_adapter, load_pair, other_revisions, roles_of
 from lcfbench.models.causal_lm import CausalLM
-from lcfbench.models.dtypes import choose, pick_device, pick_dtype
+from lcfbench.models.dtypes import choose
 from lcfbench.progress import Progress
 from lcfbench.provenance import environment
 from lcfbench.sources.models import split_pair
 from lcfbench.tasks.document import Document
-from lcfbench.tasks.task import Task, load_task
-from lcfbench.tasks.yaml_files import options_for
-
-
-def look_up(recipe: Recipe) -> list[Task]:
-    """Checks names, options, numbers and the device of a recipe; returns its tasks.
-
-    No model is loaded. Raises UserError.
-    """
-    recipe.check_names()
-    check_options({name: method_class(name) for name in recipe.mode}, recipe.options)
-    if recipe.dtype != "auto":
-        pick_dtype(recipe.dtype, pick_device(recipe.device))
-    pick_device(recipe.device)
-    if recipe.out.exists() and not recipe.out.is_dir():
-        raise UserError(f"--out {recipe.out}: Not a directory.", "Name a folder for the runs.")
-    given, seed = options_for(recipe.task, recipe.task_options), recipe.every_seed[0]
-    tasks = [load_task(n, seed=seed, offline=recipe.offline, options=given[n]) for n in recipe.task]
-    for task in tasks:
-        task.metric(recipe.scoring)
-    return tasks
-
-
-def adapters_for(recipe: Recipe, tasks: Sequence[Task]) -> dict[tuple[str, str], Path | None]:
-    """The adapter folder of each method and task; None for a method without adapters.
-
-    Raises UserError where one is missing, or where one that is given has no use.
-    """
-    given = [find_adapter(place) for place in recipe.adapter]
-    found = {}
-    for task in tasks:
-        for mode in recipe.mode:
-            kind = method_class(mode)
-            found[mode, task.name] = pick_adapter(
-                given,
-                kind.adapter_kinds,
-                sides(kind, *split_pair(recipe.pair)),
-                shared=task.shared,
-                mode=mode,
-                task=task.name,
-            )
-    check_used(given, found.values(), recipe.mode)
-    return found
+from lcfbench.tasks.task import Task
 
 
 class Session:
@@ -76,21 +35,22 @@ class Session:
     def __init__(self, recipe: Recipe, progress: Progress) -> None:
         self.recipe, self.progress, self.names = recipe, progress, split_pair(recipe.pair)
         self._digests: dict[tuple[str, int], tuple[str, str | None]] = {}
-        self._methods: dict[tuple[str, str, int], Method] = {}
+        self._methods: dict[tuple[Variant, str, int], Method] = {}
         self._adapters: dict[tuple[Path, CausalLM], Adapter] = {}
-        self._announced: set[tuple[str, str]] = set()  # (method, task) whose adapter was named
+        self._announced: set[tuple[Path, str, str]] = set()  # adapters that were named: method, task
         self._seen: dict[int, list[Document]] = {}  # validation documents of each method that wants any
         self._asked: dict[tuple[str, int, bool], list[Document]] = {}
         self._documents: dict[tuple[Any, ...], dict[str, Document]] = {}
         self._prompts: dict[tuple[Any, ...], str] = {}
         self._calibrations: dict[int, dict[str, Any]] = {}
         self.tasks = look_up(recipe)
-        self._folders = adapters_for(recipe, self.tasks)
+        self.variants = variants_of(recipe, self.tasks)
         for task in self.tasks:  # the data are fetched and read only where the rest is right
             self.digests(task)
         self.pair: Pair = load_pair(
-            recipe.pair, roles=roles_of(recipe.mode), **recipe.model_dump(include=CONDITIONS)
+            recipe.pair, roles=roles_of(recipe.methods), **recipe.model_dump(include=CONDITIONS)
         )
+        self._check_adapters()
         device = self.pair.receiver.device
         self.environment = environment(
             str(device),
@@ -106,39 +66,42 @@ class Session:
             self._digests[key] = task.data_sha256, task.split_manifest_sha256
         return self._digests[key]
 
-    def adapter(self, mode: str, task: Task) -> tuple[Path, Adapter] | None:
-        """The adapter that a method uses on a task, read once; None for a method without one.
+    def _check_adapters(self) -> None:
+        """Raises UserError for the first adapter that was made for models of other shapes."""
+        for variants in self.variants.values():
+            for variant in variants:
+                if (folder := variant.adapter) is not None:
+                    receiver, sharer = self.pair.models_for(method_class(variant.mode).roles)
+                    read_config(folder).check_fits(receiver.geometry, sharer.geometry, str(folder))
 
-        The first call for a method and task names a shipped adapter, and warns where the adapter was
-        trained on other weights.
+    def adapter(self, variant: Variant, task: Task) -> Adapter | None:
+        """The adapter of a variant, read once; None for a method without one.
+
+        The first call for a method, adapter and task names a shipped adapter, and warns where the
+        adapter was trained on other weights.
         """
-        folder = self._folders[mode, task.name]
+        mode, folder = variant.mode, variant.adapter
         if folder is None:
             return None
         receiver, sharer = self.pair.models_for(method_class(mode).roles)
         if (folder, receiver) not in self._adapters:
             self._adapters[folder, receiver] = load_adapter(folder, self.pair, mode)
-        adapter, new = self._adapters[folder, receiver], (mode, task.name) not in self._announced
-        if new:
-            self._announced.add((mode, task.name))
-            adapter.config.check_fits(receiver.geometry, sharer.geometry, str(folder))
-        if new and not self.recipe.adapter:
+        adapter, new = self._adapters[folder, receiver], (folder, mode, task.name) not in self._announced
+        self._announced.add((folder, mode, task.name))
+        if new and not self.recipe.adapter and f"{ADAPTER}=" not in variant.entry:
             size = f"{adapter.params / 1e6:.1f} M parameters"
             self.progress.say(f"{mode} on {task.name} uses the shipped adapter {folder.name} ({size}).")
         if new and (other := other_revisions(adapter.config, receiver, sharer)):
             what = f"adapter {folder.name} was trained on other weights: {other}."
             self.progress.warn(f"{what} Expect it to do worse.")
-        return folder, adapter
+        return adapter
 
-    def method(self, mode: str, task: Task) -> Method:
-        """A method on a task, made once for all controls. Raises UserError where it cannot serve it."""
-        key = mode, task.name, task.seed
+    def method(self, variant: Variant, task: Task) -> Method:
+        """A variant on a task, made once for all controls. Raises UserError where it cannot serve it."""
+        key = variant, task.name, task.seed
         if key not in self._methods:
-            kind, found = method_class(mode), self.adapter(mode, task)
-            fields = {f.name for f in option_fields(kind)}
-            options = {k: v for k, v in self.recipe.options.items() if k in fields}
-            models = self.pair.models_for(kind.roles)
-            made = create(mode, *models, found[1] if found else None, options)
+            models = self.pair.models_for(method_class(variant.mode).roles)
+            made = create(variant.mode, *models, self.adapter(variant, task), dict(variant.options))
             for document in self.documents(task, models[0].has_chat):
                 made.check(document)
             self._methods[key] = made

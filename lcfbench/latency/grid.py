@@ -37,7 +37,7 @@ def measure(bench: Bench) -> Iterator[tuple[int, int]]:
                     took = once(cell)
                 except UserError as error:  # a prompt that outgrows a model, say
                     block.cells.remove(cell)
-                    bench.leave_out(cell.mode, block.task.name, error)
+                    bench.leave_out(cell.variant.label, block.task.name, error)
                     total -= passes
                     continue
                 if number >= recipe.warm_up:
@@ -86,13 +86,14 @@ def row(block: Block, cell: Cell) -> dict[str, Any]:
     names = [name for name in (*PHASES, "ttft", "ttea") if any(t[name] > 0 for t in cell.times)]
     gaps = [abs(sum(t[p] for p in PHASES) - t["ttea"]) / t["ttea"] for t in cell.times]
     return {
-        "mode": cell.mode,
+        "mode": cell.variant.mode,
+        "label": cell.variant.label,
         "task": block.task.name,
         "context": "shared" if block.task.shared else "different",
         "prompt_tokens": block.prompt_tokens,
         "answer_tokens": block.answer_tokens,
         "budget": cell.budget,
-        "adapter": cell.adapter.name if cell.adapter else None,
+        "adapter": cell.variant.adapter.name if cell.variant.adapter else None,
         "options": {k: str(v) for k, v in cell.method.options().items()},
         "tokens": cell.tokens,
         "n": len(cell.times),

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from lcfbench.config import MOST, Device, Settings, several, texts
+from lcfbench.config import MOST, Device, Settings, lists_of_texts, several
 from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Attention, Dtype, Recipe, check_known, names_or_files
+from lcfbench.evaluation.variants import read_entry, split_modes
 from lcfbench.sources.models import split_pair
 
 BUDGETS = [16, 64]  # where a method has a budget and none is given
@@ -42,16 +43,17 @@ class BenchRecipe(Settings):
     repeats: int = Field(7, ge=1, le=MOST, description="Timed passes of each cell, in turn.")
     warm_up: int = Field(2, ge=1, le=MOST, description="Passes before them that are not timed.")
     adapter: list[Path] = SAME["adapter"]
-    options: dict[str, str] = SAME["options"]
+    options: dict[str, list[str]] = SAME["options"]
     dtype: Dtype = SAME["dtype"]
     device: Device = SAME["device"]
     attention: Attention = SAME["attention"]
     offline: bool = SAME["offline"]
     trust_remote_code: bool = SAME["trust_remote_code"]
 
-    _names = field_validator("mode", "task", mode="before")(names_or_files)
+    _names = field_validator("task", mode="before")(names_or_files)
+    _modes = field_validator("mode", mode="before")(split_modes)
     _lists = field_validator("adapter", mode="before")(several)
-    _options = field_validator("options", mode="before")(texts)
+    _options = field_validator("options", mode="before")(lists_of_texts)
 
     @field_validator("prompt_tokens", "answer_tokens", "budget", mode="before")
     @classmethod
@@ -67,9 +69,14 @@ class BenchRecipe(Settings):
         """Receiver and sharer. Raises UserError where the pair is not RECEIVER:SHARER."""
         return split_pair(self.pair)
 
+    @property
+    def methods(self) -> list[str]:
+        """The names of the methods, each once."""
+        return list(dict.fromkeys(read_entry(entry)[0] for entry in self.mode))
+
     def check_names(self) -> None:
         """Checks names and combinations before anything heavy is imported. Raises UserError."""
-        check_known(self.pair, self.mode, self.task)
+        check_known(self.pair, self.methods, self.task)
         if not (self.mode and self.prompt_tokens and self.answer_tokens):
             raise UserError("nothing to measure.", "Give --mode, --prompt-tokens and --answer-tokens.")
         if "budget" in self.options:

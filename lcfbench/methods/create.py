@@ -24,17 +24,6 @@ def sides(kind: type[Method], first: str, second: str) -> tuple[str, str]:
     return left, second if "sharer" in kind.roles else first
 
 
-def check_options(kinds: Mapping[str, type[Method]], given: Mapping[str, str]) -> None:
-    """Raises UserError for an option that none of these methods has, and for a value that one cannot take."""
-    known = {f.name for kind in kinds.values() for f in option_fields(kind)}
-    for name, kind in kinds.items():
-        own = {f.name for f in option_fields(kind)}
-        parse_options(kind, name, {key: text for key, text in given.items() if key in own})
-    for key in given:
-        if key not in known:
-            raise unknown(f"option of {', '.join(kinds)}", key, known, "lcfbench ls methods")
-
-
 def parse_options(kind: type[Method], name: str, given: Mapping[str, str]) -> dict[str, Any]:
     """Converts option texts to the types of the method's fields.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lcfbench.errors import UserError
-from lcfbench.evaluation import session
+from lcfbench.evaluation import plan
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.results.reader import read_runs
@@ -243,7 +243,7 @@ def test_a_limit_draws_documents_by_the_seed(pair, tmp_path, mirror, monkeypatch
 
 def test_calibration_documents_are_drawn_too(pair, tmp_path):
     receiver = pair.split(":")[0]
-    plain = session.load_task
+    plain = plan.load_task
 
     def load(name, **more):
         made = plain(name, **more)
@@ -251,7 +251,7 @@ def test_calibration_documents_are_drawn_too(pair, tmp_path):
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "load_task", load)
+        patch.setattr(plan, "load_task", load)
         whole = go(f"{receiver}:{receiver}", tmp_path, mode=["kvcomm"], limit=2, seeds=[0, 1])
         chosen = go(
             f"{receiver}:{receiver}",

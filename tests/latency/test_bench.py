@@ -261,7 +261,7 @@ def test_ctrl_c_keeps_what_was_measured(bench, monkeypatch):
 def test_phases_that_do_not_add_up_are_said(bench, monkeypatch):
     took = dict.fromkeys(PHASES, 0.0) | {"prefill": 30.0, "decode": 60.0, "ttft": 50.0}
     monkeypatch.setattr(
-        grid, "once", lambda cell: took | {"ttea": 100.0 if cell.mode == "receiver" else 94.0}
+        grid, "once", lambda cell: took | {"ttea": 100.0 if cell.variant.mode == "receiver" else 94.0}
     )
     code, out, err = bench(*QUICK, "--mode", "receiver,full_context", "--task", "splitfacts")
     rows = json.loads(out.splitlines()[-1])["rows"]

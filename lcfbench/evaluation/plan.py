@@ -1,0 +1,123 @@
+"""Checks a recipe and settles what is run, before a model is loaded.
+
+>>> variants = variants_of(recipe, look_up(recipe))                                 # doctest: +SKIP
+>>> [variant.label for variant in variants["splitfacts"]]                           # doctest: +SKIP
+['receiver', 't2t budget=16', 't2t budget=32']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import get_type_hints
+
+from lcfbench.adapters.files import check_saved
+from lcfbench.adapters.select import check_used, find_adapter, pick_adapters, serving
+from lcfbench.config import takes_commas
+from lcfbench.errors import UserError, unknown
+from lcfbench.evaluation.recipe import Recipe
+from lcfbench.evaluation.variants import ADAPTER, Variant, labelled, read_entry
+from lcfbench.methods.base import Method, option_fields
+from lcfbench.methods.create import method_class, parse_options, sides
+from lcfbench.models.dtypes import pick_device, pick_dtype
+from lcfbench.sources.models import split_pair
+from lcfbench.tasks.task import Task, load_task
+from lcfbench.tasks.yaml_files import options_for
+
+
+def look_up(recipe: Recipe) -> list[Task]:
+    """Checks names, options, numbers and the device of a recipe; returns its tasks.
+
+    No model is loaded. Raises UserError.
+    """
+    recipe.check_names()
+    options_of(recipe.mode, recipe.options)
+    if recipe.dtype != "auto":
+        pick_dtype(recipe.dtype, pick_device(recipe.device))
+    pick_device(recipe.device)
+    if recipe.out.exists() and not recipe.out.is_dir():
+        raise UserError(f"--out {recipe.out}: Not a directory.", "Name a folder for the runs.")
+    given, seed = options_for(recipe.task, recipe.task_options), recipe.every_seed[0]
+    tasks = [load_task(n, seed=seed, offline=recipe.offline, options=given[n]) for n in recipe.task]
+    for task in tasks:
+        task.metric(recipe.scoring)
+    return tasks
+
+
+def options_of(
+    entries: Sequence[str], general: Mapping[str, Sequence[str]]
+) -> list[tuple[Variant, list[Path]]]:
+    """Every method with every choice of its options, and the adapters that its entry names.
+
+    general: options of all methods that have them; those of an entry win. Raises UserError for an
+    option that no method has, or that an entry's method lacks, and for values that one cannot take.
+    """
+    read = [(entry, *read_entry(entry)) for entry in entries]
+    kinds = {mode: method_class(mode) for _, mode, _ in read}
+    known = {f.name for kind in kinds.values() for f in option_fields(kind)}
+    for key in general:
+        if key not in known:
+            raise unknown(f"option of {', '.join(kinds)}", key, known, "lcfbench ls methods")
+    found = []
+    for entry, mode, own in read:
+        kind = kinds[mode]
+        adapters = [place for text in own.pop(ADAPTER, []) for place in text.split(",")]
+        if adapters and not kind.adapter_kinds:
+            raise UserError(f"--mode {entry}: {mode} runs no adapter.", f"Leave {ADAPTER}= out.")
+        names = [f.name for f in option_fields(kind)]
+        parse_options(kind, mode, {key: texts[0] for key, texts in own.items() if key not in names})
+        asked = {key: texts for key, texts in general.items() if key in names} | own
+        values = {key: _values(kind, key, texts) for key, texts in asked.items()}
+        for texts in product(*values.values()):
+            chosen = dict(zip(values, texts, strict=True))
+            parse_options(kind, mode, chosen)
+            variant = Variant(mode, tuple(sorted(chosen.items())), entry=entry)
+            found.append((variant, [find_adapter(Path(place.strip())) for place in adapters]))
+    return found
+
+
+def _values(kind: type[Method], key: str, texts: Sequence[str]) -> list[str]:
+    """The values of an option: split at commas, unless a comma may belong to one."""
+    if takes_commas(get_type_hints(kind, include_extras=True)[key]):
+        return list(texts)
+    return [part.strip() for text in texts for part in text.split(",")]
+
+
+def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant]]:
+    """The variants of each task, by its name: every method, its options and an adapter that it runs.
+
+    Raises UserError where an adapter is missing, cannot be read, or has no use.
+    """
+    given, names = [find_adapter(place) for place in recipe.adapter], split_pair(recipe.pair)
+    asked = options_of(recipe.mode, recipe.options)
+    chosen: dict[tuple[str, int], list[Path]] = {}
+    general: list[tuple[str, int, Mapping[Path, object]]] = []  # adapters that a variant could use
+    for task in tasks:
+        for number, (variant, own) in enumerate(asked):
+            kind, context = method_class(variant.mode), {"shared": task.shared, "mode": variant.mode}
+            pair = sides(kind, *names)
+            found = pick_adapters(own or given, kind.adapter_kinds, pair, task=task.name, **context)
+            chosen[task.name, number] = found
+            if kind.adapter_kinds and not own:
+                general.append((task.name, number, serving(given, kind.adapter_kinds, **context)))
+            if own:
+                check_used(own, found, [variant.mode])
+    used = {folder for folders in chosen.values() for folder in folders}
+    for name, number, able in general:  # an adapter that no method prefers is for all that can use it
+        chosen[name, number] += [f for f in given if f in able and f not in used]
+    every = dict.fromkeys(folder for folders in chosen.values() for folder in folders)
+    check_used(given, every, recipe.methods)
+    for folder in every:
+        check_saved(folder)
+    return {
+        task.name: labelled(
+            [
+                replace(variant, adapter=folder)
+                for number, (variant, _) in enumerate(asked)
+                for folder in chosen[task.name, number] or [None]
+            ]
+        )
+        for task in tasks
+    }
