@@ -92,32 +92,25 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
     """
     given, names = [find_adapter(place) for place in recipe.adapter], split_pair(recipe.pair)
     asked = options_of(recipe.mode, recipe.options)
-    chosen: dict[tuple[str, int], list[Path]] = {}
-    general: list[tuple[str, int, Mapping[Path, object]]] = []  # adapters that a variant could use
-    for task in tasks:
-        for number, (variant, own) in enumerate(asked):
-            kind, context = method_class(variant.mode), {"shared": task.shared, "mode": variant.mode}
-            pair = sides(kind, *names)
-            found = pick_adapters(own or given, kind.adapter_kinds, pair, task=task.name, **context)
-            chosen[task.name, number] = found
-            if kind.adapter_kinds and not own:
-                general.append((task.name, number, serving(given, kind.adapter_kinds, **context)))
-            if own:
-                check_used(own, found, [variant.mode])
-    used = {folder for folders in chosen.values() for folder in folders}
-    for name, number, able in general:  # an adapter that no method prefers is for all that can use it
-        chosen[name, number] += [f for f in given if f in able and f not in used]
-    every = dict.fromkeys(folder for folders in chosen.values() for folder in folders)
-    check_used(given, every, recipe.methods)
-    for folder in every:
+    every = [(task, variant, own) for task in tasks for variant, own in asked]
+    chosen: list[list[Path]] = []
+    for task, variant, own in every:
+        mode, kind = variant.mode, method_class(variant.mode)
+        rivals, pair = own or given, sides(kind, *names)
+        found = pick_adapters(rivals, kind.adapter_kinds, pair, shared=task.shared, mode=mode, task=task.name)
+        check_used(own, found, [mode])
+        chosen.append(found)
+    left = [folder for folder in given if not any(folder in found for found in chosen)]
+    for (task, variant, own), found in zip(every, chosen, strict=True):
+        if left and found and not own:  # an adapter that no method prefers is for all that can use it
+            kinds = method_class(variant.mode).adapter_kinds
+            found += [*serving(left, kinds, shared=task.shared, mode=variant.mode)]
+    folders = dict.fromkeys(folder for found in chosen for folder in found)
+    check_used(given, folders, recipe.methods)
+    for folder in folders:
         check_saved(folder)
-    return {
-        task.name: labelled(
-            [
-                replace(variant, adapter=folder)
-                for number, (variant, _) in enumerate(asked)
-                for folder in chosen[task.name, number] or [None]
-            ]
-        )
-        for task in tasks
-    }
+    variants: dict[str, list[Variant]] = {}
+    for (task, variant, _), found in zip(every, chosen, strict=True):
+        these = variants.setdefault(task.name, [])
+        these += [replace(variant, adapter=folder) for folder in found] or [variant]
+    return {name: labelled(these) for name, these in variants.items()}

@@ -72,7 +72,8 @@ def _plan(recipe: Recipe, progress: Progress) -> list[tuple[str, str]]:
 def _runs_of(session: Session, first: Task, plan: Sequence[tuple[str, str]]) -> list[Run]:
     """The runs of a task under all seeds; where nothing is random there is one."""
     seeds = session.recipe.every_seed
-    tasks, once, runs = [first, *(first.reseeded(seed) for seed in seeds[1:])], [], {}
+    tasks, once = [first, *(first.reseeded(seed) for seed in seeds[1:])], []
+    runs: dict[str, Run] = {}
     twice: dict[str, None] = {}
     for variant, control in product(session.variants[first.name], session.recipe.control):
         for task in tasks if (variant.mode, control) in plan else ():
