@@ -93,7 +93,8 @@ def pick_adapters(
         have = ", ".join(f"{f} ({c.kind}, {method_of(c)} of {':'.join(c.pair)})" for f, c in configs.items())
         of_pair = f" (pair {pair[0]}:{pair[1]})" if pair[0] == pair[1] else ""
         raise UserError(
-            f"no adapter of kind {' or '.join(_kinds(kinds, shared))} for {mode} on {task} among those given: {have}.",
+            f"no adapter of kind {' or '.join(_kinds(kinds, shared))} for {mode} on {task} among those "
+            f"given: {have}.",
             f"Pass one trained with --mode {mode}{of_pair}.",
         )
     fits = {

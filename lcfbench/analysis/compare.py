@@ -242,7 +242,9 @@ def _overall(pairs: Sequence[Pairing], shared: Sequence[tuple[np.ndarray, np.nda
     for index, ((a, b), (x, y)) in enumerate(zip(pairs, shared, strict=True)):
         if len(x):
             scale = "0/1" if all(((s == 0) | (s == 1)).all() for s in (x, y)) else a.metric
-            groups.setdefault((a.pair, a.mode, a.control, b.pair, b.mode, b.control, scale), []).append(index)
+            groups.setdefault((a.pair, a.label, a.control, b.pair, b.label, b.control, scale), []).append(
+                index
+            )
     lines = []
     for members in groups.values():
         if len({pairs[i][0].task for i in members}) < max(
@@ -251,9 +253,7 @@ def _overall(pairs: Sequence[Pairing], shared: Sequence[tuple[np.ndarray, np.nda
             continue
         x, y = (np.concatenate([shared[i][side] for i in members]) for side in (0, 1))
         (a, b), metrics = pairs[members[0]], dict.fromkeys(pairs[i][0].metric for i in members)
-        first, second = (
-            c.mode if c.control in ("matched", "") else f"{c.mode} ({c.control})" for c in (a, b)
-        )
+        first, second = name_of(a), name_of(b)
         methods = " → ".join(dict.fromkeys((first, second)))
         what = f"overall, {len(x):,} documents of {len(members)} tasks: {methods}"
         lines.append(_scored(Line(what, "", "", ", ".join(metrics), first, second, n=0, overall=True), x, y))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lcfbench.analysis.naming import is_digest
@@ -20,7 +21,7 @@ from lcfbench.analysis.run_groups import OF_THE_SEED
 from lcfbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from lcfbench.analysis.run_groups import RunGroup
+    from lcfbench.analysis.run_groups import RunGroup, RunGroups
 
 Pairing: TypeAlias = "tuple[RunGroup, RunGroup]"
 # what must agree, or the scores answer different questions
@@ -162,6 +163,20 @@ def first_few(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
+def labelled(groups: RunGroups, label: str | None, side: str) -> RunGroups:
+    """Returns the groups of a label, else of a method; all where none is given.
+
+    Raises UserError with the nearest labels where there is none.
+    """
+    if label is None:
+        return groups
+    found = [g for g in groups.groups if g.label == label] or [g for g in groups.groups if g.mode == label]
+    if not found:
+        known = dict.fromkeys(group.label for group in groups.groups)
+        raise unknown(f"label in {side}", label, list(known), "lcfbench show")
+    return replace(groups, groups=found)
+
+
 def match(
     a: Sequence[RunGroup], b: Sequence[RunGroup]
 ) -> tuple[list[Pairing], list[RunGroup], list[RunGroup]]:
@@ -172,6 +187,7 @@ def match(
     """
     stages: list[Callable[[RunGroup], Any]] = [
         lambda c: (*same(c), {k: v for k, v in c.identity.items() if k not in CODE}),
+        lambda c: (*same(c), c.manifest.adapter),
         same,
         lambda c: (c.pair, c.task, c.subject, c.scoring, c.mode, c.control),
         lambda c: (c.task, c.subject, c.scoring, c.mode, c.control),

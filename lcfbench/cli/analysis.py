@@ -97,7 +97,19 @@ def verdict(
 
 def compare(
     a: Annotated[Path, typer.Argument(help="A results folder, run folder or parquet file.")],
-    b: Annotated[Path, typer.Argument(help="The runs it is compared with; differences are B − A.")],
+    b: Annotated[
+        Path | None,
+        typer.Argument(help="The runs it is compared with; differences are B − A. Without it, those of A."),
+    ] = None,
+    only_a: Annotated[
+        str | None,
+        typer.Option(
+            "--a", help="Of A only the runs of this label, as `show` names them, or of this method."
+        ),
+    ] = None,
+    only_b: Annotated[
+        str | None, typer.Option("--b", help="Of B only the runs of this label or method.")
+    ] = None,
     allow: AllowOption = None,
     as_json: JsonOption = False,
     as_csv: CsvOption = False,
@@ -106,9 +118,14 @@ def compare(
 ) -> None:
     """Compare runs on the same documents: paired difference, interval, p, latency and bytes ratios."""
     from lcfbench.analysis.compare import compare as compared
+    from lcfbench.analysis.matching import labelled
     from lcfbench.analysis.tables import comparison_records, comparison_table, to_json
 
-    found = compared(*_both(a, b), allow or [])
+    if b is None and (only_a is None or only_b is None):
+        raise UserError("there is no B to compare with A.", "Name other runs, or labels with --a and --b.")
+    first, second = _both(a, b or a)
+    sides = (labelled(first, only_a, "A"), labelled(second, only_b, "B"))
+    found = compared(*sides, allow or [])
     if as_json:
         lines = [line._asdict() for line in found.lines]
         whole = {"lines": lines, "only_a": found.unmatched_a, "only_b": found.unmatched_b}

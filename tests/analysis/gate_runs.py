@@ -61,6 +61,7 @@ def record(
     machine: dict[str, Any] | None = None,
     state: str = "complete",
     row: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
     **more: Any,
 ) -> Path:
     """One run's folder.
@@ -69,9 +70,10 @@ def record(
     identity fields.
 
     order: in which documents are written and numbered. prefix: of the documents' hashes. state: as
-    the run was left.
+    the run was left. facts: of the manifest, beside the machine.
     """
-    writer = RunWriter.open(out, identity(**more), {"environment": machine or MACHINE}, fresh=True)
+    known = {"environment": machine or MACHINE, **(facts or {})}
+    writer = RunWriter.open(out, identity(**more), known, fresh=True)
     failed = set(errors)
     for number, index in enumerate(range(len(scores)) if order is None else order):
         cells: dict[str, Any] = {

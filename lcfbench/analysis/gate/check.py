@@ -128,7 +128,13 @@ def pair_up(
     for group in sorted(baseline, key=reading_order):
         rivals = [other for other in baseline if _alike(group, other, allow)]
         found = [other for other in new if _alike(group, other, allow)]
-        if len(rivals) > 1:  # told apart by what else their identity says, such as the adapter
+        named, by_name = (
+            [one for one in some if one.manifest.adapter == group.manifest.adapter]
+            for some in (rivals, found)
+        )
+        if len(named) == 1 and by_name:  # of several adapters the one of this name
+            found = by_name
+        elif len(rivals) > 1:  # told apart by what else their identity says, such as the adapter
             found = [one for one in found if not differing(group, one, own)]
         if len(found) > 1:
             apart = sorted(
