@@ -91,7 +91,8 @@ def refreshed(text: str, config: AdapterConfig) -> str:
 
 
 def hub_id(name: str) -> str | None:
-    """Returns the Hub id of a model named by alias or id; None for a folder."""
+    """Returns the Hub id of a model named by alias or id, of a taught one its base's; None for a folder."""
+    name = name.partition("+")[0]
     local = name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).is_dir()
     return ALIASES.get(name.lower(), None if local else name)
 

@@ -19,6 +19,8 @@ from lcfbench.errors import UserError
 from lcfbench.files import settle
 from lcfbench.geometry import Geometry
 from lcfbench.parsing import parse_json, read_text
+from lcfbench.sources import taught
+from lcfbench.sources.models import alias
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
@@ -209,6 +211,9 @@ def pair_config(
 
 def recorded_name(name: str) -> str:
     """Returns a model's name as adapters record it: of a local folder the last part of its path."""
+    base, lora = taught.split(name)
+    if lora is not None:
+        return f"{recorded_name(base)}+{taught.recorded_lora(alias(base), lora)}"
     path = Path(name).expanduser()
     local = name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.is_dir()
     return (path.resolve().name or name) if local else name

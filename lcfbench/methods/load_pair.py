@@ -16,7 +16,7 @@ from lcfbench.adapters.files import load as load_files
 from lcfbench.methods.create import method_class
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.progress import quiet_libraries
-from lcfbench.sources.models import ALIASES, find_model, split_pair
+from lcfbench.sources.models import ALIASES, Found, find_model, split_pair
 
 ROLES = ("receiver", "sharer")
 CONDITIONS = {"dtype", "device", "attention", "offline", "trust_remote_code"}  # settings for `load_pair`
@@ -64,16 +64,16 @@ def load_pair(
     quiet_libraries()
     names, wanted = split_pair(pair), set(roles)
 
-    def load(name: str) -> CausalLM:
+    def load(found: Found) -> CausalLM:
         how = {"dtype": dtype, "device": device, "attention": attention}
-        return CausalLM.load(find_model(name, offline=offline), trust_remote_code=trust_remote_code, **how)
+        return CausalLM.load(found, trust_remote_code=trust_remote_code, **how)
 
     if len(wanted) == 1 or names[0] == names[1]:
         name = names[0] if "receiver" in wanted else names[1]
-        found = load(name)
-        return Pair(found, found, names)
-    receiver, sharer = map(load, names)
-    return Pair(receiver, sharer, names)
+        model = load(find_model(name, offline=offline))
+        return Pair(model, model, names)
+    found = [find_model(name, offline=offline) for name in names]  # both, before the first is loaded
+    return Pair(load(found[0]), load(found[1]), names)
 
 
 def roles_of(modes: Iterable[str]) -> tuple[str, ...]:
@@ -114,4 +114,5 @@ def other_revisions(config: AdapterConfig, receiver: CausalLM, sharer: CausalLM)
 
 def _hub_id(name: str) -> str:
     """A model's Hub id in lower case: two names of one model compare equal."""
-    return ALIASES.get(name.lower(), name).lower()
+    base, plus, lora = name.lower().partition("+")
+    return f"{ALIASES.get(base, base).lower()}{plus}{lora}"

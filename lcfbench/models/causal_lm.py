@@ -24,9 +24,11 @@ from lcfbench.models.padding import Real, left_to_right, pad_left, pad_right, po
 from lcfbench.models.protocol import LanguageModel, Opened, State
 from lcfbench.models.rotary import rotate
 from lcfbench.models.shared_prefill import SharedPrefill
+from lcfbench.models.taught import check_fits, copy_weights, merge
 from lcfbench.models.tokenizers import load_tokenizer
 from lcfbench.sources.model_folder import STEP, check_configs, check_loaded
 from lcfbench.sources.models import code_digest, read_config, unloadable
+from lcfbench.sources.taught import split
 from lcfbench.tasks.prompts import Prompt
 
 
@@ -72,24 +74,40 @@ class CausalLM:
 
         place = pick_device(device)
         number = pick_dtype(dtype, place)
-        Geometry.of_config(read_config(found.path, trust_remote_code))
+        config = read_config(found.path, trust_remote_code)
+        Geometry.of_config(config)
         raw = check_configs(found.path)
         tokenizer = load_tokenizer(found.path, trust_remote_code)
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                found.path,
-                dtype=number,
-                attn_implementation=attention,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-            model, info = loaded
-            model.to(place)
-        except Exception as error:  # a folder can break transformers in any place
-            raise unloadable(found.path, raw, error) from error
+        if found.lora:
+            if "quantization_config" in raw:
+                raise UserError(f"{found.path} is quantised: no LoRA can be merged into it.", STEP)
+            check_fits(found.lora, config, split(found.name)[0], trust_remote_code)
+
+        def read(number: torch.dtype) -> Any:
+            try:
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    found.path,
+                    dtype=number,
+                    attn_implementation=attention,
+                    trust_remote_code=trust_remote_code,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
+                return loaded
+            except Exception as error:  # a folder can break transformers in any place
+                raise unloadable(found.path, raw, error) from error
+
+        model, info = read(number)
         check_loaded(found.path, raw, model, info)
+        if found.lora:
+            whole = model if number == torch.float32 else read(torch.float32)[0]
+            names = merge(whole, found.lora)
+            copy_weights(names, whole, model)
+        try:
+            model.to(place)
+        except Exception as error:  # too large for the device, for one
+            raise unloadable(found.path, raw, error) from error
         check_weights(found.path, model, tokenizer)
         code = f"+{code_digest(found.path)}" if trust_remote_code else ""
         return cls(found.name, packed(model), tokenizer, f"{found.revision}{code}", found.source)

