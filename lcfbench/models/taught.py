@@ -37,7 +37,7 @@ def check_fits(folder: Path, config: Any, base: str, trust_remote_code: bool = F
     given, modules = check(folder), dict(model.named_modules())
     table = model.get_input_embeddings().weight
     for name, sides in given.items():
-        module, rank = modules.get(name), sides["A"][0]
+        module = modules.get(name)
         if not isinstance(module, nn.Linear):
             there = "no such module" if module is None else f"a {type(module).__name__} there"
             raise UserError(f"{folder} changes {name:.100}, and {base} has {there}.", STEP)
@@ -47,8 +47,8 @@ def check_fits(folder: Path, config: Any, base: str, trust_remote_code: bool = F
             raise UserError(f"{folder} was made for another model: {name:.100} {shapes}.", STEP)
         if module.weight is table:
             raise UserError(f"{folder} changes {name:.100}, which is the embedding table too.", STEP)
-        if rank < 1:
-            raise UserError(f"{folder}: {name:.100} has rank {rank}.", STEP)
+        if not sides["A"][0]:
+            raise UserError(f"{folder}: {name:.100} has rank 0.", STEP)
     for name, rank in _ranks(model, folder).items():
         if name not in given:
             raise UserError(f"{folder}: {WEIGHTS} lacks {name:.100}, which {PEFT} names.", STEP)
@@ -107,4 +107,4 @@ def copy_weights(names: list[str], merged: nn.Module, model: nn.Module) -> None:
     """Copies the weights of linear modules into another model, in its dtype."""
     with torch.no_grad():
         for name in names:
-            model.get_submodule(name).weight.copy_(merged.get_submodule(name).weight)  # type: ignore[operator]
+            model.get_parameter(f"{name}.weight").copy_(merged.get_parameter(f"{name}.weight"))

@@ -200,8 +200,8 @@ def label(name: str) -> str:
     base, lora = taught.split(name)
     if lora is not None:
         place, named = taught.folder_of(alias(base), lora), taught.recorded_lora(alias(base), lora)
-        ships = place is None or place.parent == taught.SHIPPED
-        return f"{label(base)}+{named}" + ("" if ships else f"@{taught.digest(place)[:6]}")
+        own = place is not None and place.parent != taught.SHIPPED
+        return f"{label(base)}+{named}" + (f"@{taught.digest(place)[:6]}" if place and own else "")
     if name in ALIASES or not taught.is_folder(name):
         return name
     folder = Path(os.path.expanduser(name)).resolve()
