@@ -49,11 +49,11 @@ def check_fits(folder: Path, config: Any, base: str, trust_remote_code: bool = F
             raise UserError(f"{folder} changes {name:.100}, which is the embedding table too.", STEP)
         if not sides["A"][0]:
             raise UserError(f"{folder}: {name:.100} has rank 0.", STEP)
-    for name, rank in _ranks(model, folder).items():
+    for name, expected in _ranks(model, folder).items():
         if name not in given:
             raise UserError(f"{folder}: {WEIGHTS} lacks {name:.100}, which {PEFT} names.", STEP)
-        if rank != (there := given.pop(name)["A"][0]):
-            raise UserError(f"{folder}: {name:.100} has rank {there}, by {PEFT} {rank}.", STEP)
+        if expected != (there := given.pop(name)["A"][0]):
+            raise UserError(f"{folder}: {name:.100} has rank {there}, by {PEFT} {expected}.", STEP)
     if given:
         raise UserError(f"{folder}: {PEFT} does not name {min(given):.100}, which {WEIGHTS} holds.", STEP)
 
