@@ -52,8 +52,8 @@ def check_fits(folder: Path, config: Any, base: str, trust_remote_code: bool = F
     for name, expected in _ranks(model, folder).items():
         if name not in given:
             raise UserError(f"{folder}: {WEIGHTS} lacks {name:.100}, which {PEFT} names.", STEP)
-        if expected != (there := given.pop(name)["A"][0]):
-            raise UserError(f"{folder}: {name:.100} has rank {there}, by {PEFT} {expected}.", STEP)
+        if expected != (rank := given.pop(name)["A"][0]):
+            raise UserError(f"{folder}: {name:.100} has rank {rank}, by {PEFT} {expected}.", STEP)
     if given:
         raise UserError(f"{folder}: {PEFT} does not name {min(given):.100}, which {WEIGHTS} holds.", STEP)
 
