@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lcfbench.analysis.families import members
 from lcfbench.analysis.orf import DERIVED, derived_lines
 from lcfbench.analysis.run_groups import (
     OF_THE_SEED,
@@ -38,7 +39,8 @@ COLUMNS = tuple(
     """pair receiver task scoring mode label control seed run_id state n errors sends metric score low high
     seeds seed_sd chance ttft_ms ttft_n ttea_ms ttea_n docs_per_s adapter_params adapter_mb message_bytes
     gain gain_low gain_high gain_n content content_low content_high content_n matched_score deranged_score
-    p p_holm p_equivalence detectable family verdict verdict_text note reliable""".split()
+    p p_holm p_equivalence detectable family verdict verdict_text note reliable
+    flops short series place whole pruned""".split()
 )
 # what may change a computed number without changing the question
 COMPUTED = ("batch_size", "versions", "behaviour", "version")
@@ -61,11 +63,16 @@ def summarise(groups: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
     (over the deranged run): paired over the documents both have. `verdict`, `verdict_text`: see
     verdict.py, "" where nothing is sent; `p_holm` is corrected over the `family` of all verdicts in
     this summary. `reliable`: false where more than `MOST_FAILED` of the documents failed, so that the
-    score says little of the method. delta: contents smaller than this count as none.
+    score says little of the method. `flops`: median over documents. `short`, `series`, `place`, `whole`,
+    `pruned`: the line that the group belongs to in a figure (families.py). delta:
+    contents smaller than this count as none.
     """
     import pandas as pd
 
-    lines = [{**_head(group), **_figures(group)} for group in groups]
+    lines = [
+        {**_head(group), **_figures(group), **member._asdict()}
+        for group, member in zip(groups, members(groups), strict=True)
+    ]
     gains = [_gain(group, groups) for group in groups]
     for line, (gain, _, note) in zip(lines, gains, strict=True):
         line["note"] = note
@@ -96,7 +103,7 @@ def _figures(group: RunGroup) -> dict[str, Any]:
     found |= {"score": got.value, "low": got.low, "high": got.high, "reliable": group.reliable}
     found |= {"seeds": len(group.seeds), "seed_sd": _deviation(group.seed_scores)}
     found |= {"chance": math.nan if chance is None else chance, "docs_per_s": group.documents_per_s}
-    found |= {name: group.median(name) for name in ("adapter_params", "message_bytes")}
+    found |= {name: group.median(name) for name in ("adapter_params", "message_bytes", "flops")}
     found |= {"adapter_mb": size / 1e6 if size > 0 else math.nan}
     return {**found, **_timed(group, "ttft"), **_timed(group, "ttea")}
 
@@ -258,7 +265,7 @@ def _ordered(lines: pd.DataFrame) -> pd.DataFrame:
         _mb=lines["adapter_mb"].fillna(0),
         _rank=lines["control"].map(rank).fillna(len(rank)),
     )
-    by = [*GROUP, "_base", "_mb", "mode", "label", "_rank", "control", "run_id"]
+    by = [*GROUP, "_base", "_mb", "mode", "place", "label", "_rank", "control", "run_id"]
     return lines.loc[keys.sort_values(by, kind="stable").index].reset_index(drop=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -312,11 +313,19 @@ def write_report(runs: Sequence[Path], out: Path | None, form: str) -> Path:
 @plot_app.command("frontier")
 def plot_frontier(
     runs: RunsArgument = None,
-    out: Annotated[
-        Path | None,
+    x: Annotated[
+        list[str] | None,
         typer.Option(
-            "--out", help="Folder for frontier.png and frontier.svg. [default: beside the first argument]"
+            "--x",
+            metavar="AXES",
+            help="Panels: adapter, latency, bytes, flops; several by commas. [default: adapter,latency,bytes]",
         ),
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="NAMES", help="Only these tasks; several by commas.")
+    ] = None,
+    pair: Annotated[
+        list[str] | None, typer.Option(metavar="NAMES", help="Only these pairs; several by commas.")
     ] = None,
     published: Annotated[
         bool,
@@ -324,17 +333,65 @@ def plot_frontier(
             "--published", help="Also draw the published numbers of the same pair and task, hollow."
         ),
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Folder for frontier.png and frontier.svg. [default: beside the first argument]"
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Also write the numbers of the figure: a file .csv or .parquet."),
+    ] = None,
 ) -> None:
-    """Accuracy against adapter size, latency and message bytes, with the Pareto front."""
-    for path in draw_frontier(runs or [RESULTS], out, published):
+    """Accuracy against adapter size, latency, message bytes or computation, with the Pareto front.
+
+    The points of one method are joined in order of adapter size or budget. Filled: matched; pale where
+    no communication is shown, which is on no front. Hollow: deranged. Square: pruned.
+    """
+    chosen = Choice(*map(_split, (x, task, pair)), published=published)
+    for path in draw_frontier(runs or [RESULTS], out, chosen, data):
         echo(path)
 
 
-def draw_frontier(paths: Sequence[Path], folder: Path | None = None, published: bool = False) -> list[Path]:
-    """Draws the frontier of recorded runs; returns the files."""
-    from lcfbench.analysis.plots.frontier import plot
+@dataclass(frozen=True)
+class Choice:
+    """What `plot frontier` shows: names of x axes, tasks and pairs; no names are the usual or all."""
 
-    return plot(summary_of(paths), folder or _folder(paths[0]), published=published)
+    x: Sequence[str] = ()
+    task: Sequence[str] = ()
+    pair: Sequence[str] = ()
+    published: bool = False
+
+
+def draw_frontier(
+    paths: Sequence[Path], folder: Path | None = None, chosen: Choice = Choice(), data: Path | None = None
+) -> list[Path]:
+    """Draws the frontier of recorded runs; returns the files. Raises UserError."""
+    from lcfbench.analysis.plots import frontier
+    from lcfbench.analysis.plots.scales import panels_of
+    from lcfbench.analysis.run_groups import read_run_groups
+    from lcfbench.analysis.selection import select
+    from lcfbench.analysis.summary import summarise
+
+    panels = panels_of(chosen.x)
+    if data is not None:
+        if data.suffix not in (".csv", ".parquet"):
+            raise UserError(f"--data {data} is neither .csv nor .parquet.", "Name such a file.")
+        check_output(data)
+    found = read_run_groups(list(paths))
+    _warn(found.warnings)
+    summary = summarise(select(found.groups, chosen.task, chosen.pair))
+    files = frontier.plot(summary, folder or _folder(paths[0]), chosen.published, panels)
+    if data is not None:
+        write_output(data, frontier.data(summary, data.suffix[1:], chosen.published))
+        files.append(data)
+    return files
+
+
+def _split(values: Sequence[str] | None) -> list[str]:
+    """Names that were given several times or separated by commas."""
+    return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
 
 
 @plot_app.command("training")

@@ -7,11 +7,12 @@ points = positions(axes, PANELS[0], lines)   # the same on matplotlib's axes
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.tables import reliable
+from lcfbench.errors import unknown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,11 +27,21 @@ class Panel:
     without: str | None
 
 
-PANELS = (
-    Panel("adapter_mb", "adapter size, MB", "no\nadapter"),
-    Panel("ttft_ms", "time to first answer token, ms (median)", None),
-    Panel("message_bytes", "message, bytes (median)", "no\nmessage"),
-)
+AXES = {
+    "adapter": Panel("adapter_mb", "adapter size, MB", "no\nadapter"),
+    "latency": Panel("ttft_ms", "time to first answer token, ms (median)", None),
+    "bytes": Panel("message_bytes", "message, bytes (median)", "no\nmessage"),
+    "flops": Panel("flops", "operations a document, estimated FLOPs (median)", None),
+}
+PANELS = tuple(AXES[name] for name in ("adapter", "latency", "bytes"))
+
+
+def panels_of(names: Sequence[str]) -> tuple[Panel, ...]:
+    """Returns the panels of these names of `AXES`, each once; of none the usual three. Raises UserError."""
+    for name in names:
+        if name not in AXES:
+            raise unknown("axis", name, AXES, "lcfbench plot frontier --help")
+    return tuple(AXES[name] for name in dict.fromkeys(names)) or PANELS
 
 
 @dataclass
@@ -65,7 +76,8 @@ def lay_out(panel: Panel, marks: Sequence[dict[Any, Any]]) -> Axis | None:
 
     None where there is nothing to show.
     """
-    known, absent = [], []
+    known: list[Point] = []
+    absent: list[Point] = []
     for line in marks:
         value = line.get(panel.column)
         kind = line["control"] if line["control"] in ("matched", "deranged", "published") else "other"
@@ -84,14 +96,34 @@ def lay_out(panel: Panel, marks: Sequence[dict[Any, Any]]) -> Axis | None:
     for point in known:
         point.x += 0.018 * span if point.kind != "matched" else 0.0  # a twin at the same x must not hide
     edge = low - 0.15 * span
-    for index, point in enumerate(reversed(absent)):
-        point.x = edge - step * (index + 1.2)
-    left = edge - step * (len(absent) + 1.4) if absent else edge
+    left = _side_by_side(absent, edge, step)
     ticks = _ticks(low - 0.04 * span, high + 0.2 * span) if known else []
     names = [_short(10**tick) for tick in ticks]
     if absent:
         ticks, names = [sum(p.x for p in absent) / len(absent), *ticks], [panel.without or "", *names]
     return Axis(known + absent, left, high + 0.22 * span, ticks, names, edge if absent else None, span)
+
+
+def _side_by_side(absent: Sequence[Point], edge: float, step: float) -> float:
+    """Sets the places of points without a value, left of the break; returns the axis' left end.
+
+    The points of one series stand nearer to each other; a deranged one stands beside its matched one.
+    """
+    if not absent:
+        return edge
+    own = [point for point in absent if point.kind != "deranged"]
+    at: dict[tuple[Any, Any], float] = {}
+    x, series = edge - 0.2 * step, None
+    for point in reversed(own or absent):
+        x -= step * (0.55 if series is not None and point.line.get("series") == series else 1)
+        series = point.line.get("series")
+        point.x = at[point.line["mode"], point.line["label"]] = x
+    for point in absent if own else ():
+        if point.kind == "deranged":
+            twin = at.get((point.line["mode"], point.line["label"]))
+            x = x - step if twin is None else x
+            point.x = x if twin is None else twin + 0.2 * step
+    return x - 1.2 * step
 
 
 def positions(axes: Axes, panel: Panel, marks: list[dict[Any, Any]]) -> list[Point]:
@@ -112,9 +144,13 @@ def positions(axes: Axes, panel: Panel, marks: list[dict[Any, Any]]) -> list[Poi
 
 
 def front(points: Sequence[Point], right: float) -> list[tuple[float, float]]:
-    """Returns the corners of the Pareto front up to `right`: no smaller value is as good."""
+    """Returns the corners of the Pareto front up to `right`: no smaller value is as good.
+
+    A method that sends something counts where it communicates: one that only adapts is on no front.
+    """
     best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.value, -p.y)):
+    counted = [point for point in points if counts(point.line)]
+    for point in sorted(counted, key=lambda p: (p.value, -p.y)):
         if not best or point.y > best[-1].y:
             best.append(point)
     if not best:
@@ -123,6 +159,28 @@ def front(points: Sequence[Point], right: float) -> list[tuple[float, float]]:
     for point in best[1:]:
         corners += [(point.x, corners[-1][1]), (point.x, point.y)]
     return [*corners, (right, best[-1].y)]
+
+
+def counts(line: Mapping[Any, Any]) -> bool:
+    """Returns whether a matched line communicates, or sends nothing."""
+    return line.get("verdict", "") in ("", "communicates")
+
+
+def joined(points: Sequence[Point]) -> list[tuple[list[Point], bool]]:
+    """Returns the lines of families: the points of each, and whether it leads to pruned ones.
+
+    Whole ones in order of size or budget; then from each whole one to its pruned ones.
+    """
+    own = [point for point in points if point.kind in ("matched", "published") and point.line.get("series")]
+    own.sort(key=lambda point: (point.line["place"], point.y))
+    lines: dict[tuple[str, ...], list[Point]] = {}
+    for point in (point for point in own if not point.line["pruned"]):
+        lines.setdefault((point.kind, point.line["series"]), []).append(point)
+    for point in (point for point in reversed(own) if point.line["pruned"]):
+        series, name = (point.kind, point.line["series"]), point.line["whole"]
+        whole = [p for p in lines.get(series, []) if p.line["whole"] == name]
+        lines.setdefault((*series, name), whole[:1]).append(point)
+    return [(found, len(key) > 2) for key, found in lines.items() if len(found) > 1]
 
 
 def _ticks(low: float, high: float) -> list[float]:
