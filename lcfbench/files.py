@@ -232,6 +232,7 @@ def check_inside(path: Path, home: Path, largest: int, step: str) -> None:
 
 RECORDED = ("manifest.json", "samples.jsonl", "training.jsonl", "pruning.json", "config.json")
 RECORDED_ENDINGS = (".parquet", ".safetensors", ".gguf")
+FIGURE = ".figure.parquet"  # ending of the numbers of a figure, which are no samples
 
 
 def check_output(path: Path) -> bool:
@@ -250,7 +251,8 @@ def check_output(path: Path) -> bool:
             raise UserError(f"{path} is a disk.", "Name a file.")
         if mode is not None and (not stat.S_ISREG(mode) or standard_stream(path)):
             return True
-        if any(p.name in RECORDED or p.suffix in RECORDED_ENDINGS for p in (path, target)):
+        endings = (p.suffix for p in (path, target) if not p.name.endswith(FIGURE))
+        if any(p.name in RECORDED for p in (path, target)) or any(x in RECORDED_ENDINGS for x in endings):
             what = f"{path} has the name of recorded data, which nothing else may replace."
             raise UserError(what, "Name another file.")
         folder = next(p for p in target.parents if p.exists())

@@ -13,7 +13,7 @@ import typer
 from lcfbench.cli.console import echo, note, warn
 from lcfbench.cli.options import RunsArgument, group
 from lcfbench.errors import Exit, UserError
-from lcfbench.files import check_output, standard_stream, write_output
+from lcfbench.files import FIGURE, check_output, standard_stream, write_output
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -318,7 +318,7 @@ def plot_frontier(
         typer.Option(
             "--x",
             metavar="AXES",
-            help="Panels: adapter, latency, bytes, flops; several by commas. [default: adapter,latency,bytes]",
+            help="adapter, latency, bytes, flops; several by commas. [default: adapter,latency,bytes]",
         ),
     ] = None,
     task: Annotated[
@@ -341,7 +341,7 @@ def plot_frontier(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Also write the numbers of the figure: a file .csv or .parquet."),
+        typer.Option("--data", help="Also write the numbers of the figure: NAME.csv or NAME.figure.parquet."),
     ] = None,
 ) -> None:
     """Accuracy against adapter size, latency, message bytes or computation, with the Pareto front.
@@ -376,8 +376,9 @@ def draw_frontier(
 
     panels = panels_of(chosen.x)
     if data is not None:
-        if data.suffix not in (".csv", ".parquet"):
-            raise UserError(f"--data {data} is neither .csv nor .parquet.", "Name such a file.")
+        if not data.name.endswith((".csv", FIGURE)):
+            what = f"--data {data} ends in neither .csv nor {FIGURE}."
+            raise UserError(what, f"Name it {data.with_suffix('.csv')} or {data.with_suffix(FIGURE)}.")
         check_output(data)
     found = read_run_groups(list(paths))
     _warn(found.warnings)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lcfbench.files import FIGURE
 from lcfbench.results.manifest import MANIFEST
 from lcfbench.results.schema import JOURNAL, SAMPLES
 
@@ -122,7 +123,8 @@ def listed(folder: Path) -> list[Path]:
 def _tables(folder: Path) -> list[Path]:
     """Samples that were copied into a folder as they are."""
     try:
-        return sorted(p for p in folder.glob("[!.]*.parquet") if p.is_file())
+        found = (p for p in folder.glob("[!.]*.parquet") if not p.name.endswith(FIGURE))
+        return sorted(p for p in found if p.is_file())
     except OSError:
         return []
 
