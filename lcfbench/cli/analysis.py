@@ -349,7 +349,7 @@ def plot_frontier(
     The points of one method are joined in order of adapter size or budget. Filled: matched; pale where
     no communication is shown, which is on no front. Hollow: deranged. Square: pruned.
     """
-    chosen = Choice(*map(_split, (x, task, pair)), published=published)
+    chosen = Choice(_split(x), _split(task), _split(pair), published)
     for path in draw_frontier(runs or [RESULTS], out, chosen, data):
         echo(path)
 

@@ -115,7 +115,8 @@ def marks_of(summary: pd.DataFrame, published: bool = False) -> list[dict[str, A
         )
     found: list[dict[str, Any]] = []
     for (pair, task, scoring), lines in own.groupby(GROUP, sort=False, dropna=False):
-        found += [{"source": "measured", **line} for line in lines.to_dict("records")]
+        records: list[dict[Any, Any]] = lines.to_dict("records")
+        found += [{"source": "measured", **line} for line in records]
         if published:
             found += [_as_line(x) | {"scoring": scoring} for x in published_numbers(str(pair), str(task))]
     return found
@@ -132,7 +133,7 @@ def draw(summary: pd.DataFrame, published: bool = False, panels: Sequence[Panel]
     beside = len(panels) % 2 == 1 and columns > 1  # sentences stand where a panel is missing
     cell = (width - SIDE - 0.25 - GAP * (columns - 1)) / columns
     room = int((cell if beside else width - SIDE - 0.25) / LETTER)
-    laid = [_block(*key, lines=lines, room=room) for key, lines in blocks.items()]
+    laid = [_block(key, lines, room) for key, lines in blocks.items()]
     rows = math.ceil(len(panels) / columns)
     words = [0.0 if beside else LINE * len(block.said) for block in laid]
     shapes = _shapes(marks)
@@ -162,8 +163,9 @@ def draw(summary: pd.DataFrame, published: bool = False, panels: Sequence[Panel]
     return figure
 
 
-def _block(pair: str, task: str, scoring: str, lines: list[dict[str, Any]], room: int) -> Block:
-    """room: letters of a line of text."""
+def _block(key: tuple[str, ...], lines: list[dict[str, Any]], room: int) -> Block:
+    """key: pair, task and scoring. room: letters of a line of text."""
+    pair, task, scoring = key
     receiver, _, sharer = pair.partition(":")
     head = f"{task}   ({scoring}; receiver {receiver}" + (f", sharer {sharer})" if sharer else ")")
     said = [
@@ -283,7 +285,7 @@ def _sentences(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _together(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """A sentence for each verdict."""
-    found = []
+    found: list[tuple[str, str]] = []
     for verdict in LABELS:
         mine = [line for line in lines if line["verdict"] == verdict]
         names = [line["short"] for line in mine]
