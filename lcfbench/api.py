@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.adapters.select import find_adapter, pick_adapter
+from lcfbench.adapters.select import AdapterMissing, find_adapter, pick_adapter
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import create as create_method
@@ -76,13 +76,24 @@ def run(
     """Runs methods on tasks and records every document, as `lcfbench run` does.
 
     recipe: a Recipe, a YAML file or a packaged recipe, which `settings` (Recipe's fields) overlay.
-    progress: True shows bars. Raises UserError for names, data, models or adapters that are not there.
+    progress: True shows bars; with train=True it hears trainings too. Raises UserError for names, data,
+    models or adapters that are not there.
     """
+    from lcfbench.evaluation.plan import with_tasks
     from lcfbench.evaluation.runner import run as run_recipe
 
     quiet_libraries()
-    chosen = _merged(Recipe, recipe, settings, "run")
-    return Results([chosen.out / run_id for run_id in run_recipe(chosen, _shown(progress))])
+    chosen, shown = _merged(Recipe, recipe, settings, "run"), _shown(progress)
+    try:
+        if chosen.train:
+            from lcfbench.training.on_demand import train_missing
+
+            chosen = train_missing(chosen, shown)
+        return Results([chosen.out / run_id for run_id in run_recipe(with_tasks(chosen), shown)])
+    except AdapterMissing as error:
+        from lcfbench.training.on_demand import with_estimate
+
+        raise with_estimate(error, chosen) from error
 
 
 def train(recipe: Any = None, *, progress: bool | TrainProgress = False, **settings: Any) -> list[Path]:

@@ -90,6 +90,15 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def check_room(folder: Path, need: int, what: str) -> None:
+    """Raises UserError unless the disk of a folder has that many bytes free."""
+    if (free := shutil.disk_usage(folder).free) < need:
+        raise UserError(
+            f"{what} needs {need / 1e9:.1f} GB; the disk of {folder} has {free / 1e9:.1f} GB free.",
+            "Free some space, or set LCFBENCH_CACHE to a folder on another disk.",
+        )
+
+
 @contextmanager
 def locked(place: Path, wait: bool = False, busy: str = "") -> Iterator[None]:
     """Holds a file or folder that is to be written against other processes.

@@ -62,7 +62,7 @@ GROUPS = {
         "adapter kind",
         "lcfbench adapter size --help",
         "Adapter",
-        helpers="base config files card hub select dense_fit ridge c2c_files",
+        helpers="base config files card hub finding select dense_fit ridge c2c_files",
     ),
     "controls": Group(
         "control",

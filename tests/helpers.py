@@ -30,6 +30,7 @@ from transformers import (
 
 from lcfbench.adapters import lora
 from lcfbench.adapters.base import build
+from lcfbench.adapters.c2c_files import _shapes
 from lcfbench.adapters.config import AdapterConfig, pair_config
 from lcfbench.adapters.prefix import PrefixAdapter
 from lcfbench.cli import app as cli
@@ -653,3 +654,21 @@ def printed(capsys, monkeypatch, width: int, *tables) -> str:
     monkeypatch.setattr(out, "_width", width)
     show(*tables)
     return capsys.readouterr().out
+
+
+def released_fuser(folder: Path, receiver: str, sharer: str, layers: int = 4, **size: int) -> Path:
+    """A fuser in C2C's released layout for two of the tiny models of `save_pair`; its weights are random."""
+    a = {"source_dim": 16, "target_dim": 8, "source_num_heads": 1, "target_num_heads": 2}
+    a |= {"hidden_dim": 6, "intermediate_dim": 5, "num_layers": 3, **size}
+    (folder / "final").mkdir(parents=True)
+    model = {"base_model": receiver, "teacher_model": sharer, "is_do_alignment": True}
+    (folder / "config.json").write_text(json.dumps({"model": model | {"alignment_strategy": "longest"}}))
+    maps = {str(i): [[min(i, 2), i]] for i in range(layers)}
+    (folder / "final" / "projector_config.json").write_text(json.dumps({"0": {"1": maps}}))
+    generator = torch.Generator().manual_seed(0)
+    for i in range(layers):
+        described = {"class": "C2CProjector", "init_args": {**a, "dropout": 0.1}}
+        (folder / "final" / f"projector_{i}.json").write_text(json.dumps(described))
+        state = {n: torch.randn(shape, generator=generator).bfloat16() for n, shape in _shapes(a).items()}
+        torch.save(state, folder / "final" / f"projector_{i}.pt")
+    return folder

@@ -102,7 +102,7 @@ def test_a_method_answers_a_question_and_shows_its_message(pair):
     assert "Seoul" in alone.receiver_prompt and "orange box is in Seoul" in alone.receiver_prompt
     split = lcfbench.create("t2t", models, budget=5).ask("Where is the key?", **notes, max_new_tokens=4)
     assert "The key is in" in (split.sharer_prompt or "") and "Seoul" not in (split.sharer_prompt or "")
-    with pytest.raises(lcfbench.UserError, match="no adapter ships"):
+    with pytest.raises(lcfbench.UserError, match="no adapter is at hand"):
         lcfbench.create("lcf", models)
     with pytest.raises(lcfbench.UserError, match="budget"):
         lcfbench.create("t2t", models, budget="many")

@@ -20,13 +20,15 @@ from torch import Tensor
 
 from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.card import card
-from lcfbench.adapters.config import LARGEST, AdapterConfig, reason, recorded_name
+from lcfbench.adapters.config import LARGEST, WEIGHTS, AdapterConfig, reason, recorded_name
 from lcfbench.adapters.files import DTYPES, check_free, check_numbers, making, save
+from lcfbench.adapters.select import cached
 from lcfbench.errors import UserError
-from lcfbench.files import check_inside
+from lcfbench.files import check_inside, check_room, writing
 from lcfbench.geometry import Geometry
 from lcfbench.parsing import load_json
-from lcfbench.sources.c2c_fusers import find_fuser
+from lcfbench.sources.c2c_fusers import find_fuser, origin
+from lcfbench.sources.cache import lock, say
 
 LARGEST_JSON, MOST_LAYERS = 16 << 20, 4096
 FETCH = "Fetch the folder again: config.json and all of final/."
@@ -55,10 +57,41 @@ def import_to(
     file is wrong, or `place` already holds an adapter and not `force`.
     """
     check_free(place, force)
-    folder = find_fuser(where, offline=offline)
+    return _import(find_fuser(where, offline=offline), where, place, force=force, dtype=dtype)
+
+
+def import_once(where: str, *, offline: bool = False) -> Path:
+    """Returns the folder in the cache of a fuser `ORG/NAME/SUBFOLDER`; imports it where it is not there yet.
+
+    Of several processes one imports, the others wait for it. Raises FuserMissingError where the fuser is
+    in no place, UserError where it is damaged or the disk has no room.
+    """
+    place = cached() / "--".join(where.split("/")[:2]) / where.split("/")[-1]
+    if (place / WEIGHTS).is_file():
+        return place
+    with lock(place.name):
+        if (place / WEIGHTS).is_file():
+            return place
+        folder = find_fuser(where, offline=offline)
+        need = sum(path.stat().st_size for path in (folder / "final").glob("*.pt"))
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        check_room(place.parent, need, f"an adapter made of {where}")
+        adapter = _import(folder, where, place)
+        facts = (
+            f"{adapter.params:,} parameters, licence: {adapter.config.training.get('license', 'not stated')}"
+        )
+        say(f"imported {where} ({facts}) into {place}; it stays there.")
+    return place
+
+
+def _import(
+    folder: Path, where: str, place: Path, *, force: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> Adapter:
+    """Imports the fuser of a folder, found under the name `where`, and saves it."""
     adapter = import_c2c(folder)
     if folder != Path(where).expanduser():
-        adapter.config.training["imported_from"] = where
+        adapter.config.training.update(origin(folder, where))
     check_numbers(adapter.state_dict(), str(folder), dtype)
     with making(place, force) as made:
         save(adapter, made, card(adapter), dtype)

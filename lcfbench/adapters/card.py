@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lcfbench.adapters.base import Adapter, adapter_class, method_of
-from lcfbench.adapters.config import AdapterConfig
+from lcfbench.adapters.config import TAG, AdapterConfig
 from lcfbench.errors import UserError
 from lcfbench.parsing import parse_yaml
 from lcfbench.sources.models import ALIASES
@@ -69,7 +69,7 @@ def metadata(config: AdapterConfig) -> str:
         "base_model": list(dict.fromkeys(filter(None, map(hub_id, config.pair)))),
         "base_model_relation": "adapter",
         "datasets": list(dict.fromkeys(filter(None, map(_dataset, config.tasks)))),
-        "tags": ["lcfbench", "latent-communication", config.kind, *(["pruned"] if t.get("pruned") else [])],
+        "tags": [TAG, "latent-communication", config.kind, *(["pruned"] if t.get("pruned") else [])],
     }
     if not found["base_model"]:
         del found["base_model_relation"]
@@ -77,7 +77,7 @@ def metadata(config: AdapterConfig) -> str:
 
 
 def refreshed(text: str, config: AdapterConfig) -> str:
-    """Returns a card with present metadata; the author's own words and entries stay."""
+    """Returns a card with present metadata; the author's own words and entries stay, tags are added."""
     ours = parse_yaml(metadata(config), "card")
     _, mark, rest = text.partition("---\n") if text.startswith("---\n") else ("", "", "")
     block, end, body = rest.partition("\n---\n")
@@ -87,6 +87,9 @@ def refreshed(text: str, config: AdapterConfig) -> str:
         theirs = None
     if not isinstance(theirs, dict):  # there is no metadata between the marks
         return f"---\n{metadata(config)}---\n\n{text}"
+    for key in ("tags", "base_model"):  # by which `run` finds it
+        own = theirs.get(key) or []
+        theirs[key] = list(dict.fromkeys([*(own if isinstance(own, list) else [own]), *ours.get(key, [])]))
     return f"---\n{yaml.safe_dump(ours | theirs, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 

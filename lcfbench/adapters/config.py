@@ -23,6 +23,8 @@ from lcfbench.sources import taught
 from lcfbench.sources.models import alias
 
 FORMAT = 1
+TAG = "lcfbench"  # of every card on the Hub
+CHECKPOINT = "checkpoint.pt"  # beside an adapter whose training is not finished
 WEIGHTS, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
 LARGEST = 1 << 20  # no dim of a cache comes near it; arithmetic on a larger one may overflow
 Size = Annotated[int, Ge(1), Le(LARGEST)]

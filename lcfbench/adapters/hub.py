@@ -13,17 +13,21 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, read_config, weights_sha256
+from lcfbench.adapters.config import CARD, CONFIG, TAG, WEIGHTS, AdapterConfig, read_config, weights_sha256
 from lcfbench.errors import UserError
 from lcfbench.files import check_inside
 from lcfbench.sources import hub
 from lcfbench.sources.c2c_fusers import plain
-from lcfbench.sources.cache import mirror, say
+from lcfbench.sources.cache import lock, mirror, say
 
+ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+MOST_LISTED = 50
 FILES = (CONFIG, WEIGHTS, CARD)
 LARGEST_TEXT = 16 << 20  # bytes of a config, a card, or the header of the weights
 STEP = "Fetch it again, or name another."
@@ -64,6 +68,59 @@ def pull(
                 _check_content(source / name)
                 shutil.copyfile(source / name, folder / name)
         load(folder)
+    return place
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An adapter as the Hub lists it: its commit, and the day on which it was changed."""
+
+    repo_id: str
+    commit: str
+    changed: str
+
+
+def tagged(models: Sequence[str], offline: bool) -> list[Listed]:
+    """Returns the adapters on the Hub that are tagged for these models (Hub ids), newest first.
+
+    Their cards name the models; what the files hold `config_of` tells. Raises HubError.
+    """
+    from huggingface_hub import HfApi
+
+    tags = [TAG, *(f"base_model:{name}" for name in dict.fromkeys(models))]
+    how: dict[str, Any] = {"filter": tags, "sort": "last_modified", "limit": MOST_LISTED}
+    ask = partial(HfApi().list_models, **how, expand=["sha", "lastModified", "tags"])
+    found = [m for m in hub.probe(lambda: list(ask()), offline) if set(tags) <= set(m.tags or ())]
+    found.sort(key=lambda m: str(m.last_modified), reverse=True)
+    return [
+        Listed(m.id, m.sha, str(m.last_modified)[:10])
+        for m in found
+        if ID.fullmatch(m.id) and ".." not in m.id and re.fullmatch(r"[0-9a-f]{40}", m.sha or "")
+    ]
+
+
+def config_of(listed: Listed) -> AdapterConfig:
+    """Fetches an adapter's config alone. Raises HubError, and UserError for a file that is none."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    def ask() -> Path:
+        size = get_hf_file_metadata(hf_hub_url(listed.repo_id, CONFIG, revision=listed.commit)).size or 0
+        if size > LARGEST_TEXT:
+            raise hub.HubError(f"{CONFIG} has {size:,} bytes")
+        return Path(hf_hub_download(listed.repo_id, CONFIG, revision=listed.commit))
+
+    return read_config(hub._ask(ask).parent)
+
+
+def pull_once(listed: Listed, root: Path) -> Path:
+    """Returns the folder below `root` of an adapter of the Hub; fetches it where it is not there yet.
+
+    Of several processes one fetches, the others wait for it. Raises UserError.
+    """
+    place = root / "hub" / f"{listed.repo_id.replace('/', '--')}--{listed.commit[:12]}"
+    with lock(place.name):
+        if not (place / WEIGHTS).is_file():
+            pull(listed.repo_id, place, revision=listed.commit)
     return place
 
 
@@ -131,8 +188,7 @@ def push(
 
 def check_id(repo_id: str) -> None:
     """Raises UserError for a name that is not `org/name`."""
-    fits = re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII)
-    if not fits or ".." in repo_id or repo_id.startswith((".", "-")):
+    if not ID.fullmatch(repo_id) or ".." in repo_id or repo_id.startswith((".", "-")):
         raise UserError(f"{repo_id!r} is not a Hub repository.", "Name one as ORG/NAME.")
 
 

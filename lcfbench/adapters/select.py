@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcfbench.adapters.config import WEIGHTS, AdapterConfig, read_config, recorded_names
+from lcfbench.adapters.config import CHECKPOINT, WEIGHTS, AdapterConfig, read_config, recorded_names
 from lcfbench.errors import UserError, unknown
 from lcfbench.files import PART, READY
+from lcfbench.sources.cache import cache_dir
 
 FOLDER = Path(__file__).parents[1] / "shipped_adapters"
 
@@ -21,15 +22,30 @@ def shipped() -> list[Path]:
     return sorted(p.parent for p in FOLDER.glob("*/config.json"))
 
 
+def cached() -> Path:
+    """Returns the folder of the cache in which imported, fetched and trained adapters are kept."""
+    return cache_dir() / "adapters"
+
+
+def within(root: Path) -> list[Path]:
+    """Returns the adapter folders below a folder; none where it does not exist."""
+    every = [p.parent for p in sorted(root.glob(f"**/{WEIGHTS}"))]
+    return [p.parent if p.name == READY else p for p in every if not p.name.endswith(PART)]
+
+
+def unfinished(folder: Path) -> str:
+    """Says that a training is not finished, whose best state so far an adapter is; "" where it is."""
+    places = (folder, folder.parent)  # of several trained together the checkpoint lies above
+    return "of a training that is not finished" if any((p / CHECKPOINT).is_file() for p in places) else ""
+
+
 def adapters_table(extra: Sequence[Path] = ()) -> list[dict[str, Any]]:
     """Returns a row for each shipped adapter and each one under the `extra` folders.
 
     Imports no torch. A folder that cannot be read is of kind "unreadable".
     """
     rows: list[dict[str, Any]] = []
-    every = [p.parent for root in extra for p in sorted(root.glob(f"**/{WEIGHTS}"))]
-    found = [p.parent if p.name == READY else p for p in every if not p.name.endswith(PART)]
-    for folder in [*shipped(), *found]:
+    for folder in [*shipped(), *(place for root in extra for place in within(root))]:
         row: dict[str, Any] = {"name": folder.name, "kind": "unreadable", "pair": "", "tasks": ""}
         row |= {"layers": None, "mb": None, "folder": str(folder)}
         rows.append(row)
@@ -59,74 +75,64 @@ def serves(config: AdapterConfig, mode: str) -> bool:
 
 
 def pick_adapter(
-    given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, str], *, shared: bool, mode: str, task: str
+    given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, str], **asked: Any
 ) -> Path | None:
     """As `pick_adapters`, the first of them; None for a method without adapters."""
-    found = pick_adapters(given, kinds, pair, shared=shared, mode=mode, task=task)
+    found = pick_adapters(given, kinds, pair, **asked)
     return found[0] if found else None
 
 
 def pick_adapters(
-    given: Sequence[Path], kinds: Sequence[str], pair: tuple[str, str], *, shared: bool, mode: str, task: str
+    given: Sequence[Path],
+    kinds: Sequence[str],
+    pair: tuple[str, str],
+    *,
+    shared: bool,
+    mode: str,
+    task: str,
+    offline: bool = False,
 ) -> list[Path]:
     """Returns the adapter folders for a method on a task; none for a method without adapters.
 
-    Of `given` all whose kind and method serve; without any, the shipped one for this pair and task.
+    Of `given` all whose kind and method serve; without any, the one that `finding` finds.
     Those trained under this very method come alone where there are any, and of them those whose pair
     has these names. pair: the models on both sides. shared: whether both models read the same context.
     Raises UserError where none fits, or a folder holds no weights.
     """
     from lcfbench.adapters.base import method_of  # imports torch, which `ls` must not
+    from lcfbench.adapters.finding import Wanted, find_for
 
     if not kinds:
         return []
-    context = "shared" if shared else "different"
-    fits = serving(given or shipped(), kinds, shared=shared, mode=mode)
-    if given and fits:
+    if not given:
+        return [find_for(Wanted(mode, tuple(kinds), pair, task, shared, offline)).folder]
+    fits = serving(given, kinds, shared=shared, mode=mode)
+    if fits:
         rank = {f: (method_of(c) != mode, c.pair != recorded_names(pair)) for f, c in fits.items()}
         best = [f for f in given if rank.get(f) == min(rank.values())]
         if bare := [f for f in best if not (f / WEIGHTS).is_file()]:
             raise UserError(f"{bare[0]} has no {WEIGHTS}.", "Fetch or train it again.")
         return best
-    if given:
-        configs = {folder: read_config(folder) for folder in given}
-        have = ", ".join(f"{f} ({c.kind}, {method_of(c)} of {':'.join(c.pair)})" for f, c in configs.items())
-        of_pair = f" (pair {pair[0]}:{pair[1]})" if pair[0] == pair[1] else ""
-        raise UserError(
-            f"no adapter of kind {' or '.join(_kinds(kinds, shared))} for {mode} on {task} among those "
-            f"given: {have}.",
-            f"Pass one trained with --mode {mode}{of_pair}.",
-        )
-    fits = {
-        f: c
-        for f, c in fits.items()
-        if c.pair == pair
-        and c.training.get("senders", "matched") == "matched"  # the others ship for comparison
-        and context in c.training.get("contexts", [context])
-    }
-    trained = {f: c for f, c in fits.items() if _near(c, task)}
-    if not trained:
-        names = f"{pair[0]}:{pair[1]}"
-        tasks = ", ".join(sorted({t for c in fits.values() for t in c.tasks}))
-        there = f" (those that ship were trained on {tasks})" if tasks else ""
-        raise AdapterMissing(
-            f"no adapter ships for --mode {mode} on {task} with {names}{there}.",
-            f"Pass --adapter NAME (`lcfbench ls adapters`), or make one: "
-            f"lcfbench train --mode {mode} --pair {names} --task {task}",
-        )
-    return [min(trained, key=lambda f: (method_of(trained[f]) != mode, len(trained[f].tasks)))]
+    configs = {folder: read_config(folder) for folder in given}
+    have = ", ".join(f"{f} ({c.kind}, {method_of(c)} of {':'.join(c.pair)})" for f, c in configs.items())
+    of_pair = f" (pair {pair[0]}:{pair[1]})" if pair[0] == pair[1] else ""
+    kind = " or ".join(kinds_for(kinds, shared))
+    raise UserError(
+        f"no adapter of kind {kind} for {mode} on {task} among those given: {have}.",
+        f"Pass one trained with --mode {mode}{of_pair}.",
+    )
 
 
 def serving(
     folders: Iterable[Path], kinds: Sequence[str], *, shared: bool, mode: str
 ) -> dict[Path, AdapterConfig]:
     """The adapters whose kind and method serve a method on such a task, with their configs."""
-    fitting = _kinds(kinds, shared)
+    fitting = kinds_for(kinds, shared)
     configs = {folder: read_config(folder) for folder in folders}
     return {f: c for f, c in configs.items() if c.kind in fitting and serves(c, mode)}
 
 
-def _kinds(kinds: Sequence[str], shared: bool) -> list[str]:
+def kinds_for(kinds: Sequence[str], shared: bool) -> list[str]:
     """Of a method's kinds of adapter those that serve such a task; all where none does."""
     from lcfbench.adapters.base import adapter_class  # imports torch, which `ls` must not
 
@@ -135,7 +141,11 @@ def _kinds(kinds: Sequence[str], shared: bool) -> list[str]:
 
 
 class AdapterMissing(UserError):  # noqa: N818
-    """No adapter ships for what is asked, and none was given."""
+    """No adapter is at hand for what is asked, and none was given. wanted: what it is wanted for."""
+
+    def __init__(self, what: str, next_step: str, wanted: Any) -> None:
+        self.wanted = wanted
+        super().__init__(what, next_step)
 
 
 def check_used(given: Sequence[Path], used: Iterable[Path | None], modes: Sequence[str]) -> None:
@@ -146,14 +156,6 @@ def check_used(given: Sequence[Path], used: Iterable[Path | None], modes: Sequen
             f"{'does' if len(modes) == 1 else 'do'} not use it.",
             "Leave it out, or add the --mode that it was made for (`lcfbench adapter info` tells).",
         )
-
-
-def _near(config: AdapterConfig, task: str) -> bool:
-    """Says whether an adapter was trained on a task or its family (splitfacts for splitfacts_heldout).
-
-    True where its config names no task.
-    """
-    return not config.tasks or task.removesuffix("_heldout") in config.tasks
 
 
 def find_adapter(place: Path) -> Path:

@@ -99,9 +99,9 @@ def entries(what: str, results: Path) -> list[dict[str, Any]]:
 
         return task_table()
     if what == "adapters":
-        from lcfbench.adapters.select import adapters_table
+        from lcfbench.adapters.select import adapters_table, cached
 
-        return adapters_table([p for p in (Path("adapters"),) if p.is_dir()])
+        return adapters_table([Path("adapters"), cached()])
     if what == "recipes":
         from lcfbench.config import packaged_recipes, read_recipe
 

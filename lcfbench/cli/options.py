@@ -48,6 +48,7 @@ FLAGS = {  # of fields whose flag is not simply their name
     "offline": ("--offline/--online",),
     "options": ("-o", "--option"),
     "task_options": ("--task-option",),
+    "train_options": ("--train-option",),
 }
 SHARED = ("pair", "dtype", "device", "offline")  # fields that LCFBENCH_* sets for every verb
 Verb = TypeVar("Verb", bound=Callable[..., None])

@@ -14,7 +14,7 @@ import typer
 from lcfbench.cli.analysis import draw_frontier, show_runs, write_report
 from lcfbench.cli.console import echo, note
 from lcfbench.cli.options import SHARED, flags, merged
-from lcfbench.cli.progress import RunProgress
+from lcfbench.cli.progress import RunProgress, TrainLine
 from lcfbench.cli.signals import interrupted
 from lcfbench.errors import Exit
 from lcfbench.progress import quiet_libraries
@@ -108,6 +108,10 @@ def run_and_show(recipe: Recipe) -> None:
         import_libraries()
         from lcfbench.api import run
 
+        if recipe.train:
+            from lcfbench.training.on_demand import train_missing
+
+            recipe = train_missing(recipe, TrainLine())
         folders = run(recipe, progress=RunProgress()).folders
     except KeyboardInterrupt:
         interrupted(f"what is recorded stays in {recipe.out}; the same command goes on from there")

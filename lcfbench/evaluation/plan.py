@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from lcfbench.adapters.files import check_saved
+from lcfbench.adapters.finding import Wanted, find_for, tasks_at_hand
 from lcfbench.adapters.select import check_used, find_adapter, pick_adapters, serving
 from lcfbench.config import takes_commas
 from lcfbench.errors import UserError, unknown
@@ -85,6 +86,41 @@ def _values(kind: type[Method], key: str, texts: Sequence[str]) -> list[str]:
     return [part.strip() for text in texts for part in text.split(",")]
 
 
+def wanted_by(recipe: Recipe, tasks: Sequence[Task]) -> list[Wanted]:
+    """What adapters are to be found for: every method and task for which none is given, once."""
+    found = []
+    for variant, own in options_of(recipe.mode, recipe.options) if not recipe.adapter else ():
+        kind = method_class(variant.mode)
+        if own or not kind.adapter_kinds:
+            continue
+        pair = sides(kind, *split_pair(recipe.pair))
+        kinds = tuple(kind.adapter_kinds)
+        found += [Wanted(variant.mode, kinds, pair, t.name, t.shared, recipe.offline) for t in tasks]
+    return list(dict.fromkeys(found))
+
+
+def with_tasks(recipe: Recipe) -> Recipe:
+    """The recipe with tasks: where it names none, those that an adapter at hand was made for.
+
+    The default task, where an adapter for it is at hand or none is at all. Raises UserError for an
+    adapter that is given and cannot be read.
+    """
+    if "task" in recipe.model_fields_set:
+        return recipe
+    recipe.check_names()
+    given = [find_adapter(place) for place in recipe.adapter]
+    for variant, own in options_of(recipe.mode, recipe.options):
+        kind = method_class(variant.mode)
+        if not kind.adapter_kinds:
+            continue
+        pair = sides(kind, *split_pair(recipe.pair))
+        if made_for := tasks_at_hand(variant.mode, tuple(kind.adapter_kinds), pair, own or given):
+            if recipe.task[0] not in [name for names in made_for for name in names]:
+                return recipe.model_copy(update={"task": made_for[0]})
+            break
+    return recipe
+
+
 def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant]]:
     """The variants of each task, by its name: every method, its options and an adapter that it runs.
 
@@ -94,9 +130,13 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
     asked = options_of(recipe.mode, recipe.options)
     every = [(task, variant, own) for task in tasks for variant, own in asked]
     chosen: list[list[Path]] = []
+    at_hand = {wanted: find_for(wanted) for wanted in wanted_by(recipe, tasks)}
     for task, variant, own in every:
         mode, kind = variant.mode, method_class(variant.mode)
         rivals, pair = own or given, sides(kind, *names)
+        if kind.adapter_kinds and not rivals:
+            chosen += [[f.folder] for w, f in at_hand.items() if (w.mode, w.task) == (mode, task.name)]
+            continue
         found = pick_adapters(rivals, kind.adapter_kinds, pair, shared=task.shared, mode=mode, task=task.name)
         check_used(own, found, [mode])
         chosen.append(found)
@@ -110,7 +150,8 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
     for folder in folders:
         check_saved(folder)
     variants: dict[str, list[Variant]] = {}
+    why = {found.folder: found.why for found in at_hand.values()}
     for (task, variant, _), found in zip(every, chosen, strict=True):
         these = variants.setdefault(task.name, [])
-        these += [replace(variant, adapter=folder) for folder in found] or [variant]
+        these += [replace(variant, adapter=folder, why=why.get(folder, "")) for folder in found] or [variant]
     return {name: labelled(these) for name, these in variants.items()}

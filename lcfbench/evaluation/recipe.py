@@ -100,11 +100,18 @@ class Recipe(Settings):
     trust_remote_code: bool = Field(
         False, description="Run Python code that a model's folder brings along; read it before."
     )
+    train: bool = Field(
+        False, description="Train the adapters that no place has, keep them in the cache, and go on."
+    )
+    train_options: dict[str, str] = Field(
+        {},
+        description="Settings of that training (steps=20, recipe=NAME) or options of its adapter, KEY=VALUE.",
+    )
     fresh: bool = Field(False, description="Forget what is recorded of these runs and start over.")
 
     _lists = field_validator("adapter", mode="before")(some)
     _options = field_validator("options", mode="before")(lists_of_texts)
-    _task_options = field_validator("task_options", mode="before")(texts)
+    _texts = field_validator("task_options", "train_options", mode="before")(texts)
 
     _modes = field_validator("mode", mode="before")(split_modes)
     _names = field_validator("task", "control", mode="before")(names_or_files)
@@ -131,6 +138,14 @@ class Recipe(Settings):
         if given.get("quick") is True:
             return {"control": ["matched"], "limit": QUICK_LIMIT, **given}
         return {"control": ["matched"], **given} if str(given.get("limit")) == "1" else given
+
+    @model_validator(mode="after")
+    def _training(self) -> Recipe:
+        if self.train_options and not self.train:
+            raise UserError("--train-option has no effect without --train.", "Add --train.")
+        if self.train and self.adapter:
+            raise UserError("--train and --adapter are both given.", "Leave one of them out.")
+        return self
 
     @property
     def every_seed(self) -> list[int]:

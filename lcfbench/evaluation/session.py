@@ -13,7 +13,7 @@ from lcfbench.errors import UserError
 from lcfbench.evaluation.identity import prompts_sha256
 from lcfbench.evaluation.plan import look_up, variants_of
 from lcfbench.evaluation.recipe import Recipe
-from lcfbench.evaluation.variants import ADAPTER, Variant
+from lcfbench.evaluation.variants import Variant
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import create, method_class
 from lcfbench.methods.load_pair import CONDITIONS, Pair, load_adapter, load_pair, other_revisions, roles_of
@@ -77,7 +77,7 @@ class Session:
     def adapter(self, variant: Variant, task: Task) -> Adapter | None:
         """The adapter of a variant, read once; None for a method without one.
 
-        The first call for a method, adapter and task names a shipped adapter, and warns where the
+        The first call for a method, adapter and task names one that was not given, and warns where the
         adapter was trained on other weights.
         """
         mode, folder = variant.mode, variant.adapter
@@ -88,9 +88,9 @@ class Session:
             self._adapters[folder, receiver] = load_adapter(folder, self.pair, mode)
         adapter, new = self._adapters[folder, receiver], (folder, mode, task.name) not in self._announced
         self._announced.add((folder, mode, task.name))
-        if new and not self.recipe.adapter and f"{ADAPTER}=" not in variant.entry:
+        if new and variant.why:
             size = f"{adapter.params / 1e6:.1f} M parameters"
-            self.progress.say(f"{mode} on {task.name} uses the shipped adapter {folder.name} ({size}).")
+            self.progress.say(f"{mode} on {task.name} uses {variant.why}: {size}.")
         if new and (other := other_revisions(adapter.config, receiver, sharer)):
             what = f"adapter {folder.name} was trained on other weights: {other}."
             self.progress.warn(f"{what} Expect it to do worse.")

@@ -26,7 +26,7 @@ class Variant:
     """A method with the options that were given for it, as texts, and its adapter's folder.
 
     entry: where it was asked for, for messages. label: the method and what tells the variant from
-    the others of its method.
+    the others of its method. why: the reason for an adapter that was not given.
     """
 
     mode: str
@@ -34,6 +34,7 @@ class Variant:
     adapter: Path | None = None
     entry: str = field(default="", compare=False)
     label: str = field(default="", compare=False)
+    why: str = field(default="", compare=False)
 
 
 def split_modes(value: Any) -> list[str]:

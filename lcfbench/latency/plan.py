@@ -129,7 +129,8 @@ def tasks_of(recipe: BenchRecipe, mode: str, given: Sequence[Path]) -> list[str]
         for name in (t for t in (*config.tasks, DIFFERENT, SHARED) if t in task_names()):
             try:
                 shared = describe(name)["context"] == "shared"
-                pick_adapters(given, kind.adapter_kinds, names, shared=shared, mode=mode, task=name)
+                asked = {"shared": shared, "mode": mode, "task": name, "offline": True}
+                pick_adapters(given, kind.adapter_kinds, names, **asked)
             except UserError:  # an adapter for the other kind of context
                 continue
             return [name]
@@ -140,7 +141,8 @@ def _folders(bench: Bench, mode: str, given: Sequence[Path], task: Task) -> list
     """The adapters of a method on a task; one None for a method without. Raises UserError."""
     kind = method_class(mode)
     names = sides(kind, *bench.pair.names)
-    found = pick_adapters(given, kind.adapter_kinds, names, shared=task.shared, mode=mode, task=task.name)
+    asked = {"shared": task.shared, "mode": mode, "task": task.name, "offline": bench.recipe.offline}
+    found = pick_adapters(given, kind.adapter_kinds, names, **asked)
     return [*found] or [None]
 
 

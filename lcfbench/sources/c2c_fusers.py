@@ -9,14 +9,47 @@ On the Hub one repository holds several, one subfolder each, for instance
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from lcfbench.errors import UserError
-from lcfbench.parsing import load_json
+from lcfbench.parsing import load_json, parse_yaml, read_text
 from lcfbench.sources import hub
 from lcfbench.sources.cache import mirror
+from lcfbench.sources.models import ALIASES
 
-CONFIG, MAP = "config.json", "final/projector_config.json"
+REPO = "nics-efc/C2C_Fuser"
+# receiver and sharer → folder of REPO. Of the last one the sharer is no public model: a folder of that name
+RELEASED = {
+    ("qwen3-0.6b", "qwen2.5-0.5b"): "qwen3_0.6b+qwen2.5_0.5b_Fuser",
+    ("qwen3-0.6b", "llama3.2-1b"): "qwen3_0.6b+llam3.2_1b_Fuser",
+    ("qwen3-0.6b", "qwen2.5-math-1.5b"): "qwen3_0.6b+qwen2.5_1.5b_math_Fuser",
+    ("qwen3-0.6b", "qwen3-4b"): "qwen3_0.6b+qwen3_4b_Fuser",
+    ("qwen3-0.6b", "qwen3-4b-base"): "qwen3_0.6b+qwen3_4b_base_Fuser",
+    ("qwen3-1.7b", "qwen2.5-1.5b"): "qwen3_1.7b+qwen2.5_1.5b_Fuser",
+    ("qwen3-8b", "qwen2.5-7b"): "qwen3_8b+qwen2.5_7b_Fuser",
+    ("qwen3-0.6b", "qwen3-4b-gsm8k"): "qwen3_0.6b+qwen3_4b_gsm8k_Fuser",
+}
+CONFIG, MAP, CARD = "config.json", "final/projector_config.json", "README.md"
+
+
+class FuserMissingError(UserError):
+    """A fuser that is in none of the places tried."""
+
+    def __init__(self, where: str, tried: Sequence[str], next_step: str) -> None:
+        self.tried = list(tried)
+        super().__init__(f"cannot find the fuser {where!r}. Tried, in order: {'; '.join(tried)}.", next_step)
+
+
+def released(pair: tuple[str, str]) -> str:
+    """Returns `ORG/NAME/SUBFOLDER` of the fuser that C2C released for a pair; "" where it did not.
+
+    pair: aliases, Hub ids, or the names of folders.
+    """
+    names = {repo_id.lower(): alias for alias, repo_id in ALIASES.items()}
+    receiver, sharer = (names.get(name.lower(), name.lower().replace("_", "-")) for name in pair)
+    folder = RELEASED.get((receiver, sharer))
+    return f"{REPO}/{folder}" if folder else ""
 
 
 def find_fuser(where: str, *, offline: bool = False) -> Path:
@@ -47,17 +80,37 @@ def find_fuser(where: str, *, offline: bool = False) -> Path:
         near = near or among(base, f"{repo_id}/")
     front = f"{inside}/" if inside else ""
     try:
-        base = hub.fetch_files(repo_id, [f"{front}{CONFIG}", f"{front}final/*"], offline)
+        wanted = [f"{front}{CONFIG}", f"{front}final/*", CARD]
+        base = hub.fetch_files(repo_id, wanted, offline)
         if not (missing := lacks(folder := base / inside, base)):
             return folder
         tried.append(f"Hub: {repo_id}{f' in {inside}' if inside else ''} has {missing}")
     except hub.HubError as error:
         tried.append(f"Hub: {error}")
     step = f"or run `hf download {repo_id}` where the Hub can be reached, and name the folder."
-    raise UserError(
-        f"cannot find the fuser {where!r}. Tried, in order: {'; '.join(tried)}.",
-        near or f"Name it as ORG/NAME/SUBFOLDER; {step}",
-    )
+    raise FuserMissingError(where, tried, near or f"Name it as ORG/NAME/SUBFOLDER; {step}")
+
+
+def origin(folder: Path, where: str) -> dict[str, str]:
+    """Returns the facts about a found fuser that its adapter records: source, commit, licence as stated."""
+    base = folder.parents[len(inside) - 1] if (inside := where.strip("/").split("/")[2:]) else folder
+    found = {"imported_from": where}
+    if base.parent.name == "snapshots":
+        found["imported_commit"] = base.name
+    if stated := _licence(base / CARD):
+        found["license"] = stated
+    return found
+
+
+def _licence(card: Path) -> str:
+    """The licence in a card's metadata; "" where it states none that can be read."""
+    try:
+        before, mark, rest = (read_text(card, "card") if card.is_file() else "").partition("---\n")
+        stated = parse_yaml(rest.partition("\n---")[0], "card") if mark and not before else None
+    except (UserError, ValueError):
+        return ""
+    licence = stated.get("license") if isinstance(stated, dict) else None
+    return licence if isinstance(licence, str) and re.fullmatch(r"[\w.+-]{1,60}", licence) else ""
 
 
 def plain(text: str) -> bool:

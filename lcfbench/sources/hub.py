@@ -95,25 +95,27 @@ def _first_line(e: BaseException) -> str:
 def commit(
     repo_id: str, kind: Literal["model", "dataset"], offline: bool, revision: str | None = None
 ) -> str:
-    """The commit hash of a repository's main branch, or of a `revision`.
-
-    One request of `PROBE_SECONDS` at most. Raises HubError.
-    """
-    if why := unreachable(offline):
-        raise HubError(why)
+    """The commit hash of a repository's main branch, or of a `revision`. Raises HubError."""
     from huggingface_hub import HfApi
 
+    info = HfApi().model_info if kind == "model" else HfApi().dataset_info
+    return str(probe(lambda: info(repo_id, revision=revision, timeout=PROBE_SECONDS / 2), offline).sha)
+
+
+def probe(request: Callable[[], Any], offline: bool) -> Any:
+    """The answer to one request, of `PROBE_SECONDS` at most. Raises HubError."""
+    if why := unreachable(offline):
+        raise HubError(why)
     answer: list[Any] = []
 
-    def probe() -> None:
-        info = HfApi().model_info if kind == "model" else HfApi().dataset_info
+    def ask() -> None:
         try:
-            answer.append(_ask(lambda: info(repo_id, revision=revision, timeout=PROBE_SECONDS / 2)).sha)
+            answer.append(_ask(request))
         except HubError as e:
             answer.append(e)
 
     # a thread: neither name resolution nor a list of dead addresses keeps to the request's timeout
-    thread = threading.Thread(target=probe, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
     outcome = answer[0] if answer else HubError(f"no connection (no answer in {PROBE_SECONDS:.0f} s)")
@@ -121,7 +123,7 @@ def commit(
         if str(outcome).startswith("no connection"):
             _mark_down(str(outcome))
         raise outcome
-    return str(outcome)
+    return outcome
 
 
 def snapshot(repo_id: str, kind: Literal["models", "datasets"] = "models") -> Path | None:

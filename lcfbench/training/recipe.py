@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from annotated_types import Ge, Le
 from pydantic import Field, field_validator
 
-from lcfbench.adapters.config import WEIGHTS
+from lcfbench.adapters.config import CHECKPOINT, WEIGHTS
 from lcfbench.config import (
     MOST,
     SEEDS,
@@ -35,7 +35,6 @@ from lcfbench.provenance import digest
 from lcfbench.registry import add_path, add_paths
 from lcfbench.tasks.document import Scoring
 
-CHECKPOINT = "checkpoint.pt"
 BLOCK = 8  # batches between which examples are sorted by length
 OWN = ("steps", "lr", "warmup", "weight_decay", "clip", "loss_mean")  # settings that each adapter may have
 SAME: dict[str, Any] = dict(Recipe.model_fields)  # settings that mean the same in `run`

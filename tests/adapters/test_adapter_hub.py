@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import http.server
 import json
 import os
-import re
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCard, constants
 
 from lcfbench.adapters.base import build
@@ -23,188 +17,10 @@ from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, pair_config, weights
 from lcfbench.adapters.files import save
 from lcfbench.adapters.hub import pull, push
 from lcfbench.errors import UserError
-from lcfbench.sources import hub
 from lcfbench.sources.models import GEOMETRIES
 from tests import helpers
 
 PAIR = ("smollm2-135m", "gemma3-270m")
-
-
-class Server:
-    """Repositories in memory: `token` writes, `reader` reads. `damage` changes a download."""
-
-    def __init__(self) -> None:
-        self.repos: dict[str, dict] = {}
-        self.blobs: dict[str, bytes] = {}
-        self.asked: list[str] = []
-        self.damage = lambda path, data: data
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                server.answer(self, b"")
-
-            do_HEAD = do_GET  # noqa: N815
-
-            def do_POST(self):
-                server.answer(self, self.rfile.read(int(self.headers.get("Content-Length") or 0)))
-
-            do_PUT = do_POST  # noqa: N815
-
-            def log_message(self, *args):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def files(self, repo_id: str, branch: str = "main") -> dict[str, bytes]:
-        repo = self.repos[repo_id]
-        return repo["commits"][repo["branches"][branch]]
-
-    def change(self, repo_id: str, **files: bytes | None) -> None:
-        """A commit behind our back: `config` and `weights` changed, or gone where None."""
-        new = self.files(repo_id) | {
-            {"config": CONFIG, "weights": WEIGHTS}[name]: data for name, data in files.items()
-        }
-        sha = hashlib.sha1(repr(files).encode()).hexdigest()
-        self.repos[repo_id]["commits"][sha] = {name: data for name, data in new.items() if data is not None}
-        self.repos[repo_id]["branches"]["main"] = sha
-
-    def answer(self, to: http.server.BaseHTTPRequestHandler, body: bytes) -> None:
-        path = to.path.partition("?")[0]
-        self.asked.append(f"{to.command} {path}")
-        token = (to.headers.get("Authorization") or "").removeprefix("Bearer ")
-        code, data, headers = self.route(to.command, path, token, body)
-        data = data if isinstance(data, bytes) else json.dumps(data).encode()
-        to.send_response(code)
-        for name, value in ({"Content-Length": str(len(data))} | headers).items():
-            to.send_header(name, value)
-        to.end_headers()
-        if to.command != "HEAD":
-            to.wfile.write(data)
-
-    def route(self, verb: str, path: str, token: str, body: bytes) -> tuple[int, object, dict[str, str]]:
-        if verb == "POST" and path == "/api/validate-yaml":
-            text = json.loads(body)["content"]
-            yaml.safe_load(text.split("---\n")[1])
-            return 200, {"errors": [], "warnings": []}, {}
-        if verb != "GET" and verb != "HEAD" and token != "token" and not path.startswith("/upload/"):
-            known = token == "reader"
-            return (
-                (403, {"error": "no"}, {"X-Error-Message": "no write access"})
-                if known
-                else (401, {"error": "who"}, {})
-            )
-        if path == "/api/repos/create":
-            asked = json.loads(body)
-            repo_id = f"{asked['organization']}/{asked['name']}"
-            made = {"url": f"{self.url}/{repo_id}", "id": repo_id}
-            if repo_id in self.repos:
-                return 409, made | {"error": "exists"}, {}
-            private = asked.get("visibility") == "private" or asked.get("private") is True
-            self.repos[repo_id] = {
-                "private": private,
-                "branches": {"main": "0" * 40},
-                "commits": {"0" * 40: {}},
-            }
-            return 200, made, {}
-        if path.startswith("/upload/"):
-            self.blobs[path.rpartition("/")[2]] = body
-            return 200, {}, {}
-        found = re.fullmatch(
-            r"/(?:api/models/)?([\w.-]+/[\w-]+)(?:\.git/info/lfs/objects/(batch)|/(\w+)/([^/]+)(?:/(.+))?)?",
-            path,
-        )
-        assert found, path
-        repo_id, batch, action, revision, name = found.groups()
-        repo = self.repos.get(repo_id)
-        if repo is None or (repo["private"] and token not in ("token", "reader")):
-            return (
-                (404 if token in ("token", "reader") else 401),
-                {"error": "Repository not found"},
-                {"X-Error-Code": "RepoNotFound"},
-            )
-        if batch:
-            objects = [
-                o | {"actions": {"upload": {"href": f"{self.url}/upload/{o['oid']}"}}}
-                for o in json.loads(body)["objects"]
-            ]
-            return 200, {"transfer": "basic", "objects": objects}, {}
-        if action == "branch":
-            return (
-                (409, {}, {})
-                if repo["branches"].setdefault(revision, "0" * 40) != "0" * 40
-                else (200, {}, {})
-            )
-        if action == "preupload":
-            asked = json.loads(body)["files"]
-            modes = [
-                {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular"}
-                for f in asked
-            ]
-            return 200, {"files": [m | {"shouldIgnore": False} for m in modes]}, {}
-        if action == "commit":
-            files = dict(repo["commits"][repo["branches"][revision]])
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                elif line["key"] == "lfsFile":
-                    files[line["value"]["path"]] = self.blobs[line["value"]["oid"]]
-            sha = hashlib.sha1(body).hexdigest()
-            repo["branches"][revision], repo["commits"][sha] = sha, files
-            return (
-                200,
-                {"commitUrl": f"{self.url}/{repo_id}/commit/{sha}", "commitOid": sha, "success": True},
-                {},
-            )
-        sha = repo["branches"].get(revision or "main", revision)
-        if sha not in repo["commits"]:
-            return 404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"}
-        if action == "tree":
-            return 200, [entry(n, d) for n, d in repo["commits"][sha].items()], {}
-        if action == "resolve":
-            whole = repo["commits"][sha].get(name)
-            if whole is None:
-                return 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha}
-            tag = entry(name, whole).get("lfs", {}).get("oid") or hashlib.sha1(whole).hexdigest()
-            return 200, self.damage(name, whole), {"ETag": f'"{tag}"', "X-Repo-Commit": sha}
-        return 200, {"id": repo_id, "sha": sha, "private": repo["private"], "siblings": []}, {}
-
-
-def entry(name: str, data: bytes) -> dict:
-    """A line of a repository's tree."""
-    out = {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-    if name.endswith(".safetensors"):
-        out["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
-    return out
-
-
-@pytest.fixture
-def server(monkeypatch, tmp_path):
-    """A Hub of our own, an empty cache, no token, no mirror."""
-    torch.set_num_threads(1)
-    made = Server()
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LCFBENCH_MIRROR", "LCFBENCH_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("LCFBENCH_CACHE", str(tmp_path / "cache"))
-    for name, value in {
-        "ENDPOINT": made.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": made.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(tmp_path / "hf"),
-        "HF_TOKEN_PATH": str(tmp_path / "token"),
-        "HF_STORED_TOKENS_PATH": str(tmp_path / "tokens"),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_DISABLE_PROGRESS_BARS": True,
-    }.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(hub, "_down", {})
-    monkeypatch.chdir(tmp_path)
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
 
 
 @pytest.fixture

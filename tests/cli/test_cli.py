@@ -150,7 +150,7 @@ BAD = {
     RUN + "--mode kvcomm": "one model on both sides",
     RUN + "--mode c2c --adapter adapter": "no adapter of kind c2c",
     # adapters
-    RUN + "--mode lcf": "no adapter ships",
+    RUN + "--mode lcf": "no adapter is at hand",
     RUN + "--mode lcf --adapter nowhere": "nowhere holds no adapter",
     RUN + "--mode lcf --adapter file": "file is a file; an adapter is a folder",
     RUN + "--mode lcf --adapter empty": "config.json is missing",

@@ -11,7 +11,7 @@ LCFX = "smollm2-135m.gemma3-270m.lcfx-splitfacts"
 REFUSED = {
     "lcf-untrained": (
         ["--mode", "lcf", "--task", "coqa_split"],
-        "no adapter ships for --mode lcf on coqa_split",
+        "no adapter is at hand for --mode lcf on coqa_split",
     ),
     "lcf-untrained-2": (["--mode", "lcf", "--task", "hotpotqa_split"], "lcfbench train --mode lcf"),
     "adapter-unused": (["--mode", "receiver", "--adapter", LCFX], "would have no effect"),

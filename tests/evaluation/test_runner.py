@@ -339,7 +339,7 @@ def test_what_is_missing_is_said_before_anything_is_loaded_or_recorded(pair, tmp
     monkeypatch.setenv("LCFBENCH_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="openbookqa"):
         go(pair, tmp_path / "out", task=["splitfacts", "openbookqa"], scoring="cloze", offline=True)
-    with pytest.raises(UserError, match="no adapter ships"):
+    with pytest.raises(UserError, match="no adapter is at hand"):
         go(pair, tmp_path / "out", mode=["receiver", "lcf"])
     with pytest.raises(UserError, match="unknown scoring of splitfacts"):
         go(pair, tmp_path / "out", scoring="letters")

@@ -228,7 +228,7 @@ def test_a_prompt_that_outgrows_a_model_is_left_out(bench):
         (("--mode", "receiver", "-o", "bites=16"), "unknown option of receiver 'bites'"),
         (("--mode", "receiver", "--repeats", "0"), "setting repeats: "),
         (("--mode", "receiver", "--prompt-tokens", "3"), "Give --prompt-tokens"),
-        (("--mode", "c2c", "--task", "splitfacts"), "nothing to measure: no adapter ships"),
+        (("--mode", "c2c", "--task", "splitfacts"), "nothing to measure: no adapter is at hand"),
         (("--mode", "receiver", "--out", "/nowhere/at/all.json"), "there is no folder /nowhere/at"),
         (("--mode", "receiver", "--device", "gpu"), "setting device: unknown device"),
     ],
