@@ -85,6 +85,30 @@ def size_of(kind: str, pair: str, given: dict[str, str], offline: bool) -> dict[
     }
 
 
+@adapter_app.command("find")
+def adapter_find(
+    mode: Annotated[str, typer.Option(help="A method that runs adapters.")],
+    pair: Annotated[str, typer.Option(help="RECEIVER:SHARER: aliases, Hub ids or local folders.")],
+    task: Annotated[
+        str | None, typer.Option(help="A task; without it, what an adapter at hand is for.")
+    ] = None,
+    offline: OfflineOption = None,
+) -> None:
+    """Show which adapter a run takes where none is given, and where it is.
+
+    A released fuser is imported for that, and an adapter of the Hub fetched.
+    """
+    from lcfbench.evaluation.plan import look_up, variants_of, with_tasks
+    from lcfbench.evaluation.recipe import Recipe
+
+    quiet_libraries()
+    asked = {"mode": mode, "pair": pair, "task": task, "offline": bool(offline)}
+    recipe = with_tasks(Recipe.merge(None, asked))
+    for name, variants in variants_of(recipe, look_up(recipe)).items():
+        for variant in variants:
+            echo(f"{variant.mode} on {name}: {variant.why or 'runs no adapter'}")
+
+
 @adapter_app.command("info")
 def adapter_info(
     folder: Annotated[
