@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -129,7 +130,7 @@ def tasks_of(recipe: BenchRecipe, mode: str, given: Sequence[Path]) -> list[str]
         for name in (t for t in (*config.tasks, DIFFERENT, SHARED) if t in task_names()):
             try:
                 shared = describe(name)["context"] == "shared"
-                asked = {"shared": shared, "mode": mode, "task": name, "offline": True}
+                asked: dict[str, Any] = {"shared": shared, "mode": mode, "task": name, "offline": True}
                 pick_adapters(given, kind.adapter_kinds, names, **asked)
             except UserError:  # an adapter for the other kind of context
                 continue
@@ -141,7 +142,12 @@ def _folders(bench: Bench, mode: str, given: Sequence[Path], task: Task) -> list
     """The adapters of a method on a task; one None for a method without. Raises UserError."""
     kind = method_class(mode)
     names = sides(kind, *bench.pair.names)
-    asked = {"shared": task.shared, "mode": mode, "task": task.name, "offline": bench.recipe.offline}
+    asked: dict[str, Any] = {
+        "shared": task.shared,
+        "mode": mode,
+        "task": task.name,
+        "offline": bench.recipe.offline,
+    }
     found = pick_adapters(given, kind.adapter_kinds, names, **asked)
     return [*found] or [None]
 
