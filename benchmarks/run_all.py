@@ -39,6 +39,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "per_document": ("--documents", "4", *ONE),
     "receiver_vs_lm_eval": ("--documents", "8", *ONE),
     "controls_sharing": ("--documents", "8", *ONE),
+    "sweep_sharing": ("--documents", "8", *ONE),
     "million_rows": ("--rows", "20000", "--smaller", "2000"),
 }
 

@@ -22,6 +22,7 @@ from lcfbench.evaluation.batching import batches
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.run import Run
 from lcfbench.evaluation.session import Session
+from lcfbench.evaluation.variants import Variant
 from lcfbench.methods.create import method_class
 from lcfbench.models.causal_lm import sharing
 from lcfbench.progress import Progress
@@ -37,8 +38,9 @@ def run(recipe: Recipe, progress: Progress) -> Iterator[str]:
     """
     session = Session(recipe, progress)
     plan = _plan(recipe, progress)
-    for task in session.tasks:
-        runs = _runs_of(session, task, plan)
+    portions = [(task, session.portions(task)) for task in session.tasks]
+    for task, variants in ((task, some) for task, every in portions for some in every):
+        runs = _runs_of(session, task, variants, plan)
         with ExitStack() as opened:
             for each in runs:
                 each.open()
@@ -69,13 +71,15 @@ def _plan(recipe: Recipe, progress: Progress) -> list[tuple[str, str]]:
     return plan
 
 
-def _runs_of(session: Session, first: Task, plan: Sequence[tuple[str, str]]) -> list[Run]:
-    """The runs of a task under all seeds; where nothing is random there is one."""
+def _runs_of(
+    session: Session, first: Task, variants: Sequence[Variant], plan: Sequence[tuple[str, str]]
+) -> list[Run]:
+    """The runs of variants on a task under all seeds; where nothing is random there is one."""
     seeds = session.recipe.every_seed
     tasks, once = [first, *(first.reseeded(seed) for seed in seeds[1:])], []
     runs: dict[str, Run] = {}
     twice: dict[str, None] = {}
-    for variant, control in product(session.variants[first.name], session.recipe.control):
+    for variant, control in product(variants, session.recipe.control):
         for task in tasks if (variant.mode, control) in plan else ():
             run = Run(session, task, variant, control)
             known = runs.setdefault(digest(run.identity), run)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from lcfbench.adapters.base import Adapter
-from lcfbench.adapters.config import read_config
+from lcfbench.adapters.config import WEIGHTS, read_config
+from lcfbench.adapters.files import stored_dtype
 from lcfbench.errors import UserError
 from lcfbench.evaluation.identity import prompts_sha256
 from lcfbench.evaluation.plan import look_up, variants_of
@@ -19,6 +20,7 @@ from lcfbench.methods.create import create, method_class
 from lcfbench.methods.load_pair import CONDITIONS, Pair, load_adapter, load_pair, other_revisions, roles_of
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.dtypes import choose
+from lcfbench.models.memory import free_bytes
 from lcfbench.progress import Progress
 from lcfbench.provenance import environment
 from lcfbench.sources.models import split_pair
@@ -73,6 +75,30 @@ class Session:
                 if (folder := variant.adapter) is not None:
                     receiver, sharer = self.pair.models_for(method_class(variant.mode).roles)
                     read_config(folder).check_fits(receiver.geometry, sharer.geometry, str(folder))
+
+    def portions(self, task: Task) -> list[list[Variant]]:
+        """The variants of a task in portions whose adapters fit into half of the free memory together.
+
+        Mostly there is one. Raises UserError for an adapter that does not fit alone.
+        """
+        out: list[list[Variant]] = [[]]
+        free, loaded = free_bytes(self.pair.receiver.device), dict[Path, int]()
+        for variant in self.variants[task.name]:
+            if (folder := variant.adapter) is not None and folder not in loaded:
+                itemsize = self.pair.receiver.dtype.itemsize
+                size = (folder / WEIGHTS).stat().st_size * itemsize // stored_dtype(folder).itemsize
+                if size > free:
+                    what = f"adapter {folder} takes {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+                    raise UserError(f"{what}.", "Free some memory, or prune the adapter.")
+                if loaded and sum(loaded.values()) + size > free // 2:
+                    out.append([])
+                    loaded.clear()
+                loaded[folder] = size
+            out[-1].append(variant)
+        if len(out) > 1:
+            what = f"{task.name}: not all adapters fit into memory ({free / 1e9:.1f} GB are free)"
+            self.progress.say(f"{what}, so the runs are made in {len(out)} portions.")
+        return out
 
     def adapter(self, variant: Variant, task: Task) -> Adapter | None:
         """The adapter of a variant, read once; None for a method without one.

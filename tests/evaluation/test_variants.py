@@ -11,6 +11,7 @@ from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import save as save_adapter
 from lcfbench.errors import UserError
+from lcfbench.evaluation import session
 from lcfbench.evaluation.plan import options_of
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.models.causal_lm import CausalLM
@@ -141,3 +142,24 @@ def test_an_adapter_that_is_damaged_stops_all_before_models_are_loaded(pair, ada
     with pytest.raises(UserError, match=r"bad/adapter.safetensors does not match its config"):
         go(pair, tmp_path / "out", mode=["lcf"], adapter=[*adapters, bad])
     assert not (tmp_path / "out").exists()
+
+
+def test_adapters_that_do_not_fit_together_run_in_portions(pair, adapters, tmp_path, monkeypatch):
+    asked = {
+        "mode": ["receiver", "lcf"],
+        "adapter": adapters,
+        "control": ["matched", "deranged"],
+        "limit": FEW,
+    }
+    whole = go(pair, tmp_path / "whole", **asked)
+    sizes = [(a / "adapter.safetensors").stat().st_size * 2 for a in adapters]  # saved in bfloat16
+    monkeypatch.setattr(session, "free_bytes", lambda device: 2 * max(sizes))
+    watcher = Watcher()
+    parts = go(pair, tmp_path / "parts", watcher, **asked)
+    assert any("made in 2 portions" in text for text in watcher.said)
+    assert [f.name for f in parts] == [f.name for f in whole]
+    assert [rows(f) for f in parts] == [rows(f) for f in whole]
+    monkeypatch.setattr(session, "free_bytes", lambda device: max(sizes) - 1)
+    with pytest.raises(UserError, match=r"x16 takes 0\.00 GB"):
+        go(pair, tmp_path / "none", **asked)
+    assert not (tmp_path / "none").exists()
