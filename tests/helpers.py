@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -34,6 +41,7 @@ from lcfbench.adapters.c2c_files import _shapes
 from lcfbench.adapters.config import AdapterConfig, pair_config
 from lcfbench.adapters.prefix import PrefixAdapter
 from lcfbench.cli import app as cli
+from lcfbench.cli import main
 from lcfbench.evaluation import runner
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.recipe import Recipe
@@ -243,6 +251,54 @@ def process(*args: object, cwd: Path | None = None, **env: str) -> tuple[int, st
     child = start(*args, cwd=cwd, **env)
     out, err = child.communicate(timeout=300)
     return child.returncode, out, err
+
+
+WARM = ["tests.helpers", "lcfbench.api", "transformers.models.llama.modeling_llama"]
+WARM += ["transformers.models.gemma3.modeling_gemma3", "transformers.models.auto.tokenization_auto"]
+
+
+@cache
+def forks() -> ForkServerContext:
+    """A process with the libraries imported, from which commands are forked; its HF_HOME is its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(WARM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", tempfile.mkdtemp())
+        patch.setenv("COLUMNS", "400")  # read as a module is imported
+        forkserver.ensure_running()
+    return context
+
+
+def fork(args: Iterable[object], cwd: Path, env: dict[str, str], streams: Sequence[str]) -> BaseProcess:
+    """`lcfbench …` without the seconds of its imports; streams: paths of stdin, stdout and stderr."""
+    child = forks().Process(target=_forked, args=([*map(str, args)], cwd, env, streams))
+    child.start()
+    return child
+
+
+def _forked(args: list[str], cwd: Path, env: dict[str, str], streams: Sequence[str]) -> None:
+    os.setsid()  # the first terminal it opens is its own
+    for number, path in enumerate(streams):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.dup2(handle, number)
+        os.close(handle)
+    sys.stdin, sys.stdout, sys.stderr = (open(n, "rw"[n > 0], closefd=False) for n in range(3))  # noqa: SIM115
+    os.chdir(cwd)
+    os.environ.update(env)
+    sys.path[:0] = env.get("PYTHONPATH", "").split(os.pathsep)
+    sys.argv = ["lcfbench", *args]
+    torch.set_num_threads(1)
+    main()
+
+
+def forked(*args: object, cwd: Path, **env: str) -> tuple[int, str, str]:
+    """As `process`, for commands whose start is not what is tested."""
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [os.devnull, f"{folder}/out", f"{folder}/err"]
+        child = fork(args, cwd, environment(**env), streams)
+        child.join(300)
+        assert child.exitcode is not None, args
+        return child.exitcode, *(Path(path).read_text(encoding="utf-8") for path in streams[1:])
 
 
 def rows(folder: Path, without: set[str] | None = None) -> list[dict]:

@@ -18,7 +18,7 @@ from lcfbench.analysis.stats.power import needed, smallest_visible
 from lcfbench.analysis.summary import summarise
 
 CEILING = 0.97  # a receiver alone that scores more leaves nothing to gain
-FEW = 32  # documents: with fewer an interval that holds guessing says little
+FEW = 32  # documents: with fewer an interval that holds guessing or no gain says little
 KEPT = (  # columns of a summary that the page needs
     "mode control n errors score low high ttft_ms adapter_mb adapter_params message_bytes gain gain_low "
     "gain_high content content_low content_high p_holm verdict verdict_text"
@@ -78,7 +78,7 @@ def stops(found: Mapping[str, Any], chance: float | None) -> list[str]:
     alone = [scores[name] for name in ("receiver", "sharer", "full_context") if name in scores]
     if chance is not None and n >= FEW and all(s["low"] <= chance <= s["high"] for s in alone):
         reasons.append("no model answers better than by guessing")
-    elif all(g["value"] <= 0 or g["high"] < DELTA for g in gains.values()):
+    elif n >= FEW and all(g["value"] <= 0 or g["high"] < DELTA for g in gains.values()):
         reasons.append("neither the other model's answers nor the other text would help the receiver")
     if all(s["value"] == 0 for s in alone):
         reasons.append("no answer is right at all")

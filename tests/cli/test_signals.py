@@ -15,18 +15,18 @@ from lcfbench.cli import signals
 from lcfbench.results.reader import load_samples
 from tests.helpers import ROOT, environment, hear_signals, process, save_pair, start
 
-SEED = 7
+SEED, MORE = 7, float(os.environ.get("LCFBENCH_FUZZ", "1"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("count", [1, 2, 10])
+@pytest.mark.parametrize("count", [1, 10])
 def test_signals_at_any_moment_leave_one_line_and_whole_rows(tmp_path, number, count):
     rng, out = random.Random(f"{SEED}-{number}-{count}"), tmp_path / "out"
     pair = save_pair(tmp_path / "models")
-    command = ["run", "--pair", pair, "--mode", "receiver", "--limit", "200", "--batch-size", "4"]
+    command = ["run", "--pair", pair, "--mode", "receiver", "--limit", "100", "--batch-size", "4"]
     command += ["--latency-documents", "0", "--dtype", "float32", "--out", out, "--control", "matched"]
     ended = []
-    for latest in (2, 6, 6, 6):  # seconds; the first comes while the command is still importing
+    for latest in (2, *[6] * max(1, round(2 * MORE))):  # seconds; the first while it is still importing
         child = start(*command)
         time.sleep(rng.uniform(0.3, latest))
         for _ in range(count):
@@ -43,7 +43,7 @@ def test_signals_at_any_moment_leave_one_line_and_whole_rows(tmp_path, number, c
     assert any(ended), "no signal interrupted anything"
     code, _, said = process(*command)
     assert code == 0, said
-    assert len(load_samples([out])) == 200
+    assert len(load_samples([out])) == 100
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

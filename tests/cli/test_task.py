@@ -105,7 +105,7 @@ def test_exit_codes_and_the_next_command(tmp_path):
     )
     pair = ["--pair", "./receiver:./sharer"]
     for name, code in ((str(EXAMPLE), 0), ("some.jsonl", 1), ("bad.jsonl", 2), ("splitfacts", 0)):
-        ran = helpers.process(
+        ran = helpers.forked(
             "task", "check", name, *pair, "--limit", "20", cwd=tmp_path, LCFBENCH_OFFLINE="1"
         )
         assert ran[0] == code and "Traceback" not in ran[2], (name, ran)

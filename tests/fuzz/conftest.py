@@ -9,7 +9,7 @@ import pytest
 from tests.fuzz.world import World
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def world(tmp_path_factory) -> Iterator[World]:
     made = World(tmp_path_factory.mktemp("world"))
     yield made

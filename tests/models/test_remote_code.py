@@ -6,8 +6,6 @@ import json
 import os
 import pty
 import select
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -65,33 +63,23 @@ def folder_of(tmp_path: Path, level: str, known: bool) -> tuple[Path, Path]:
 def on_a_terminal(arguments: list[str], cwd: Path) -> tuple[int, str]:
     """Runs lcfbench on a terminal on which `y` is typed all the time: exit code and all that is shown."""
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lcfbench", *arguments],
-        **dict.fromkeys(("stdin", "stdout", "stderr"), follower),
-        cwd=cwd,
-        env={
-            **os.environ,
-            "HF_HOME": str(cwd / "hf"),
-            "LCFBENCH_CACHE": str(cwd / "cache"),
-            "COLUMNS": "400",
-        },
-        start_new_session=True,
-    )
-    os.close(follower)
+    own = {"LCFBENCH_CACHE": str(cwd / "cache"), "PYTHONPATH": str(helpers.ROOT)}
+    child = helpers.fork(arguments, cwd, own, [os.ttyname(follower)] * 3)
     shown, end = b"", time.monotonic() + 240
     try:
-        while time.monotonic() < end:
+        while (running := child.is_alive()) or select.select([leader], [], [], 0)[0]:
             if select.select([leader], [], [], 0.2)[0]:
-                try:
-                    shown += os.read(leader, 65536)
-                except OSError:  # the other side is closed
-                    break
-            elif process.poll() is None:
+                shown += os.read(leader, 65536)
+            elif running:
                 os.write(leader, b"y\n")
+            assert time.monotonic() < end, shown
     finally:
-        process.kill()
-        code = process.wait()
+        child.kill()
+        child.join()
+        os.close(follower)
         os.close(leader)
+    assert child.exitcode is not None
+    code = child.exitcode
     return code, shown.decode(errors="replace").replace("\r", "")
 
 

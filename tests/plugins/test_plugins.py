@@ -80,7 +80,7 @@ def lcf(ground, installed):
     def run(line: str, **variables: str) -> tuple[int, str, str]:
         places = os.pathsep.join([str(installed), str(helpers.ROOT)])
         quiet = {"PYTHONPATH": places, "LCFBENCH_OFFLINE": "1", "LCFBENCH_CACHE": str(ground / "cache")}
-        return helpers.process(*line.split(), cwd=ground, **quiet | variables)
+        return helpers.forked(*line.split(), cwd=ground, **quiet | variables)
 
     return run
 
