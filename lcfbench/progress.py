@@ -117,6 +117,16 @@ class Bars(Silent):
             self.end("training")
 
 
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 10 min`, `12 days`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min" if whole < 172_800 else f"{whole // 86400} days"
+
+
 def quiet_libraries() -> None:
     """Silences the progress bars and the developers' warnings of libraries; their errors are still shown."""
     import logging

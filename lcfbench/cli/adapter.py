@@ -12,10 +12,10 @@ import typer
 from lcfbench.cli import options
 from lcfbench.cli.console import echo
 from lcfbench.cli.options import ForceOption, JsonOption, OfflineOption
-from lcfbench.cli.progress import PruneLine, duration
+from lcfbench.cli.progress import PruneLine
 from lcfbench.cli.signals import interrupted
 from lcfbench.errors import UserError, unknown
-from lcfbench.progress import quiet_libraries
+from lcfbench.progress import duration, quiet_libraries
 from lcfbench.tables import Column, Table, printable
 
 FATES = {"kept": "kept", "outranked": "-", "hurts": "hurts", "shut": "gates shut"}

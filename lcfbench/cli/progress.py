@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lcfbench.cli.console import note, warn
+from lcfbench.progress import duration
 
 if TYPE_CHECKING:
     from lcfbench.cli.terminal import StatusLine
@@ -132,13 +133,3 @@ class PruneLine(Notes):
         elif self.due():
             left = (self.spoke - self.began) / (done - 1) * (total - done)
             note(f"{done}/{total} batches  {duration(left)} left")
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

@@ -147,10 +147,11 @@ def print_prompts(recipe: Recipe) -> None:
     """
     quiet_libraries()
     from lcfbench.adapters.select import AdapterMissing
-    from lcfbench.evaluation.plan import look_up, variants_of
+    from lcfbench.evaluation.plan import look_up, variants_of, with_tasks
     from lcfbench.models.tokenizers import load_tokenizers
     from lcfbench.tasks.preview import preview
 
+    recipe = with_tasks(recipe)
     tasks = look_up(recipe)
     receiver, sharer = load_tokenizers(
         recipe.pair, **recipe.model_dump(include={"offline", "trust_remote_code"})

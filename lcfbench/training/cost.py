@@ -28,6 +28,7 @@ from lcfbench.methods.create import sides
 from lcfbench.models.dtypes import pick_device, pick_dtype
 from lcfbench.models.memory import free_bytes
 from lcfbench.models.tokenizers import load_tokenizers
+from lcfbench.progress import duration
 from lcfbench.sources.models import Found, geometry, look, read_config, split_pair
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import render
@@ -62,7 +63,7 @@ class Cost:
         if self.seconds is None:
             return "time unknown until the models are on this machine"
         return (
-            f"roughly {_duration(self.seconds)} and {self.memory / 1e9:.1f} GB of memory on this machine "
+            f"roughly {duration(self.seconds)} and {self.memory / 1e9:.1f} GB of memory on this machine "
             f"({self.device}), by a count of operations"
         )
 
@@ -160,10 +161,3 @@ def _speed(device: torch.device, dtype: torch.dtype) -> float:
         torch.nn.functional.linear(x, weight)[0, 0].item()
         best = min(best, time.perf_counter() - start)
     return 2.0 * 512 * 1024 * 4096 / best
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 1):.0f} seconds"

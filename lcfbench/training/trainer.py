@@ -30,7 +30,7 @@ from lcfbench.models.causal_lm import sharing
 from lcfbench.models.finite import NotFiniteError
 from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
 from lcfbench.models.timing import Clock
-from lcfbench.progress import TrainProgress
+from lcfbench.progress import TrainProgress, duration
 from lcfbench.results.training_log import TrainLog
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Task
@@ -152,7 +152,7 @@ class Trainer:
         for one in self.trainings:
             one.adapter.train()
         if self.step < self.steps:
-            self.probe(max(order, key=lambda group: sum(length(d) for d in group)))
+            self.probe(order[self.step : self.steps])
         began, first, evaluating = time.perf_counter(), self.step, 0.0
         try:
             if self.owing:  # an interruption came before it
@@ -210,15 +210,19 @@ class Trainer:
         models = (lm for one in self.trainings for lm in (one.method.receiver, one.method.sharer))
         return sharing(dict.fromkeys(models))
 
-    def probe(self, longest: list[Document]) -> None:
-        """Runs the longest batch once without a step, and reports its memory."""
+    def probe(self, order: Sequence[list[Document]]) -> None:
+        """Runs the longest batch left once without a step; reports its memory, and the time of all."""
+        sizes = [sum(length(d) for d in group) for group in order]
+        longest = order[sizes.index(max(sizes))]
         device = self.trainings[0].method.receiver.device
         random = [[t.clone() for t in one.random] for one in self.trainings]
         reset_peak_memory(device)
         with self.memory_named():
             at_once = -(-len(longest) // self.accelerator.num_processes // self.recipe.accumulate)
+            began = time.perf_counter()
             for documents in _alike(sorted(longest, key=length)[-at_once:]):
                 self.learn(documents, 1.0)
+            seconds = (time.perf_counter() - began) * self.recipe.accumulate * sum(sizes) / max(sizes)
         for one, state in zip(self.trainings, random, strict=True):
             one.clear()
             one.random = state
@@ -226,7 +230,8 @@ class Trainer:
         gigabytes = (peak_memory_bytes(device) + states) / 1e9
         self.progress.say(
             f"memory: about {gigabytes:.1f} GB at its peak "
-            "(longest batch measured, optimiser and best states added)."
+            f"(longest batch measured, optimiser and best states added). Time: about {duration(seconds)} for "
+            f"{len(order)} steps, dev evaluations not counted."
         )
 
     @contextmanager

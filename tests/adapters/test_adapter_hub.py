@@ -76,7 +76,7 @@ def test_the_card_is_metadata_the_hub_can_read(adapter):
     merged = ModelCard(refreshed(written, config))
     assert (
         merged.data.license == "mit"
-        and merged.data.tags == ["mine"]
+        and merged.data.tags == ["mine", *data.tags]
         and merged.data.base_model == data.base_model
     )
     assert merged.text.strip() == "My own words.\n---\nAnd a rule."

@@ -19,9 +19,10 @@ from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import save as save_adapter
 from lcfbench.cli.adapter import ranges
-from lcfbench.cli.progress import RunProgress, duration
+from lcfbench.cli.progress import RunProgress
 from lcfbench.cli.terminal import out
 from lcfbench.geometry import Geometry
+from lcfbench.progress import duration
 from tests import helpers
 from tests.helpers import BESIDE
 
