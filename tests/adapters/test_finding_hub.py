@@ -66,7 +66,7 @@ def test_the_newest_that_fits_is_shown_then_fetched_and_found_next_time(server, 
     assert all("org/new" in line for line in weights) and weights, "only one adapter's weights are fetched"
     server.asked.clear()
     assert find_for(wanted()).folder == found.folder and server.asked == []
-    assert "Hub: 3 tagged for this pair, but none fits" in missing(wanted("arc_challenge"))
+    assert "Hub: 3 tagged for this pair, but none fits" in missing(wanted("mmlu_redux"))
 
 
 def test_offline_and_down_the_hub_is_not_asked(server, pushed, monkeypatch):
