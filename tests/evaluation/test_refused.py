@@ -13,7 +13,10 @@ REFUSED = {
         ["--mode", "lcf", "--task", "coqa_split"],
         "no adapter is at hand for --mode lcf on coqa_split",
     ),
-    "lcf-untrained-2": (["--mode", "lcf", "--task", "hotpotqa_split"], "lcfbench train --mode lcf"),
+    "lcf-untrained-2": (
+        ["--mode", "lcf", "--task", "hotpotqa_split"],
+        "no adapter is at hand for --mode lcf on hotpotqa_split",
+    ),
     "adapter-unused": (["--mode", "receiver", "--adapter", LCFX], "would have no effect"),
     "adapter-unused-2": (["--mode", "t2t,sharer", "--adapter", LCFX], "would have no effect"),
     "adapter-unknown": (
