@@ -68,7 +68,10 @@ def options_of(
         if adapters and not kind.adapter_kinds:
             raise UserError(f"--mode {entry}: {mode} runs no adapter.", f"Leave {ADAPTER}= out.")
         names = [f.name for f in option_fields(kind)]
-        parse_options(kind, mode, {key: texts[0] for key, texts in own.items() if key not in names})
+        for key in own:
+            if key not in names:
+                listing = f"lcfbench ls methods  ({mode} takes {', '.join(names) or 'no options'})"
+                raise unknown(f"option of {mode} in --mode {entry}", key, names, listing)
         asked = {key: texts for key, texts in general.items() if key in names} | own
         values = {key: _values(kind, key, texts) for key, texts in asked.items()}
         for texts in product(*values.values()):

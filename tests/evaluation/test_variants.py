@@ -79,7 +79,7 @@ def test_several_values_are_several_variants(mode, options, expected):
         ("t2t:budget=16,x", {}, ["budget=x of t2t", "whole number"]),
         ("t2t", {"budget": "16,0"}, ["budget=0 of t2t", "1 or more"]),
         ("t2t", {"budget": "16,"}, ["budget= of t2t"]),
-        ("t2t:spans=one", {}, ["unknown option of t2t 'spans'"]),
+        ("t2t:spans=one", {}, ["unknown option of t2t in --mode t2t:spans=one 'spans'"]),
         ("receiver,t2t", {"spans": "one"}, ["unknown option of receiver, t2t 'spans'"]),
         ("t2t:adapter=x", {}, ["t2t:adapter=x", "runs no adapter"]),
         ("lcf:adapter=there-is-none", {}, ["there-is-none"]),

@@ -37,6 +37,10 @@ LINES = [
     Line("run --recipe run.yaml --out journals", "journals/{lcf}", "journals"),
     Line(f"run {PAIR} {FP} --mode receiver --limit 3 --task tasks/mine.yaml --out out", OWN),
     Line(f"run {PAIR} {FP} --mode receiver --limit 3 --task table.csv --out out", "table.csv"),
+    Line(
+        f"run {PAIR} {FP} --mode t2t:budget=2,3,lcf --limit 2 --adapter adapters/lcf --out out",
+        "adapters/lcf",
+    ),
     Line("run --recipe run.yaml --dry-run", "run.yaml models/receiver models/sharer", slow=False),
     Line(f"run --dry-run --task tasks/mine.yaml {PAIR}", OWN, slow=False),
     Line("demo --limit 1 --out out"),
