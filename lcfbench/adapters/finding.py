@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lcfbench.adapters import hub as on_hub
-from lcfbench.adapters.base import method_of
+from lcfbench.adapters.base import adapter_class, method_of
 from lcfbench.adapters.c2c_files import import_once
 from lcfbench.adapters.card import hub_id
 from lcfbench.adapters.config import WEIGHTS, AdapterConfig, read_config, reason, recorded_names
@@ -32,7 +32,7 @@ from lcfbench.sources.models import look
 from lcfbench.tables import printable
 from lcfbench.tasks.yaml_files import describe, task_names
 
-SHARED_TASK = "openbookqa"  # for an adapter that was made for no task of ours
+SHARED_TASK, DIFFERENT_TASK = "openbookqa", "splitfacts"  # for an adapter that was made for no task of ours
 FEW = 3  # adapters that are named; of more only the number
 HUB_CONFIGS = 10  # that are fetched at most, of the newest
 
@@ -122,7 +122,8 @@ def tasks_at_hand(
     """The tasks that each adapter was made for which a method of this pair can use, the first to take first.
 
     given: adapters to look at instead of those at hand; one that cannot be read raises UserError. An
-    adapter of chat data or an imported one counts for the tasks it was judged by, else for a shared one.
+    adapter of chat data or an imported one counts for the tasks it was judged by, else for one that its
+    kind serves.
     """
     found = []
     for place, folders in [("given", list(given))] if given else places():
@@ -135,14 +136,16 @@ def tasks_at_hand(
                     raise
                 continue
             judged = config.training.get("dev_tasks") or []
-            sources = (config.tasks, judged if isinstance(judged, list) else [], [SHARED_TASK])
+            by_kind = [SHARED_TASK if "shared" in adapter_class(config.kind).contexts else DIFFERENT_TASK]
+            sources = (config.tasks, judged if isinstance(judged, list) else [], by_kind)
             names = next(names for each in sources if (names := [t for t in each if t in task_names()]))
             asked = (
                 Wanted(mode, kinds, pair, t, describe(t)["context"] == "shared", offline=True) for t in names
             )
             fits = [w.task for w in asked if given or misfit(folder, config, w, place != "shipped") == ""]
             if fits:
-                made.append((-(folder / WEIGHTS).stat().st_mtime if place != "shipped" else 0.0, fits))
+                dated = place not in ("given", "shipped")
+                made.append((-(folder / WEIGHTS).stat().st_mtime if dated else 0.0, fits))
         found += [fits for _, fits in sorted(made, key=lambda each: each[0])]
     where = released(recorded_names(pair)) if mode == "c2c" and not given else ""
     return [*found, [SHARED_TASK]] if where else found

@@ -160,7 +160,7 @@ BAD = {
     RUN + "--mode lcf --adapter tampered": "does not match its config",
     RUN + "--mode lcf --adapter future": "format 99",
     RUN + "--mode lcf --adapter extra": "not a valid adapter config",
-    RUN + "--mode lcf --adapter token_wise": "no adapter of kind lcfx",
+    RUN + "--mode lcf --task splitfacts --adapter token_wise": "no adapter of kind lcfx",
     RUN + "--mode lcf --adapter other": "receiver layers 4, not 5; receiver head_dim 8, not 16",
     "adapter info stranger": "unknown kind 'telepathy'",
     "adapter info odd_option": "do not fit",
