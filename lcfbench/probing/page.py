@@ -16,6 +16,7 @@ from lcfbench.analysis.tables import NONE, number, percent
 from lcfbench.probing.gain import line_of
 from lcfbench.probing.plan import ENOUGH_STEPS, FEWEST_STEPS
 from lcfbench.probing.recipe import ProbeRecipe
+from lcfbench.progress import duration
 from lcfbench.tables import Column, Table
 from lcfbench.tasks.own_files import SHARE
 
@@ -384,12 +385,6 @@ def again(recipe: ProbeRecipe, **changed: Any) -> str:
 def took(part: Mapping[str, Any]) -> str:
     """Time that a part took."""
     return duration(part["seconds"])
-
-
-def duration(seconds: float) -> str:
-    """`42 s` or `3 min 05 s`."""
-    whole_ = round(seconds)
-    return f"{whole_} s" if whole_ < 100 else f"{whole_ // 60} min {whole_ % 60:02} s"
 
 
 def points(found: Mapping[str, Any]) -> str:

@@ -381,10 +381,10 @@ def test_a_probe_whose_time_was_over_goes_on_with_the_same_command(pair, tmp_pat
 
 
 @pytest.mark.real
-def test_the_embedded_pair(tmp_path):
+def test_the_embedded_pair_without_a_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("lcfbench.probing.plan.FEWEST_STEPS", 10**6)
     found = lcfbench.probe(minutes=600, limit=4, budget=8, out=tmp_path / "p")
-    assert "verdict" in found.parts and not found.broken and "training" in found.parts
-    assert found.page.sentence.startswith(("Not known", "No, not after 8"))
+    assert "verdict" in found.parts and not found.broken and found.page.sentence.startswith("Not known")
     echo(found.page.markdown())
 
 
