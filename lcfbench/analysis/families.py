@@ -132,6 +132,10 @@ def _unique(
 ) -> list[str]:
     """Short names; what tells those apart that would be alike, and the run where nothing else does."""
     shorts = [f"{whole} {layers}L" if layers else whole for whole, layers in names]
+    shorts = [
+        f"{short} ×{group.adapters}" if group.adapters > 1 else short
+        for short, group in zip(shorts, groups, strict=True)
+    ]
     for same in [short for short, count in Counter(shorts).items() if count > 1]:
         alike = [i for i, short in enumerate(shorts) if short == same]
         apart = _differing([settings[i] for i in alike])

@@ -40,12 +40,14 @@ class RunGroup:
     label: the mode and the settings that tell it from the others. identity: of its first
     run, without what only the seed changes where there are several. codes: (n,) uint64, sorted, a
     document each; scores: (n,), the mean over the seeds that have the document. seed_scores: a mean
-    a seed. timed: column → (codes, milliseconds) of the documents timed alone.
+    a seed. adapters: number of those that the runs used, equal but for the seed of their training. timed:
+    column → (codes, milliseconds) of the documents timed alone.
     """
 
     runs: list[Recorded]
     identity: dict[str, Any]
     label: str = ""
+    adapters: int = 1
     codes: np.ndarray = field(init=False)
     scores: np.ndarray = field(init=False)
 
@@ -83,7 +85,7 @@ class RunGroup:
     @property
     def state(self) -> str:
         """The worst of its runs' states."""
-        return min((run.manifest.state for run in self.runs), key=_badness)
+        return min((run.manifest.state for run in self.runs), key=badness)
 
     @property
     def n(self) -> int:
@@ -260,5 +262,6 @@ def _means(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return found, np.bincount(index, values) / np.bincount(index)
 
 
-def _badness(state: str) -> int:
+def badness(state: str) -> int:
+    """Returns a state's place among all, the worst first."""
     return STATES.index(state) if state in STATES else STATES.index("unknown")

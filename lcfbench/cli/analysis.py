@@ -327,6 +327,14 @@ def plot_frontier(
     pair: Annotated[
         list[str] | None, typer.Option(metavar="NAMES", help="Only these pairs; several by commas.")
     ] = None,
+    average: Annotated[
+        bool,
+        typer.Option("--average", help="One panel for all tasks: the mean, weighted by their documents."),
+    ] = False,
+    pool_seeds: Annotated[
+        bool,
+        typer.Option("--pool-seeds", help="Draw adapters that differ in their training seed as one point."),
+    ] = False,
     published: Annotated[
         bool,
         typer.Option(
@@ -349,7 +357,7 @@ def plot_frontier(
     The points of one method are joined in order of adapter size or budget. Filled: matched; pale where
     no communication is shown, which is on no front. Hollow: deranged. Square: pruned.
     """
-    chosen = Choice(_split(x), _split(task), _split(pair), published)
+    chosen = Choice(_split(x), _split(task), _split(pair), published, average, pool_seeds)
     for path in draw_frontier(runs or [RESULTS], out, chosen, data):
         echo(path)
 
@@ -362,6 +370,8 @@ class Choice:
     task: Sequence[str] = ()
     pair: Sequence[str] = ()
     published: bool = False
+    average: bool = False
+    pool_seeds: bool = False
 
 
 def draw_frontier(
@@ -370,6 +380,7 @@ def draw_frontier(
     """Draws the frontier of recorded runs; returns the files. Raises UserError."""
     from lcfbench.analysis.plots import frontier
     from lcfbench.analysis.plots.scales import panels_of
+    from lcfbench.analysis.pooling import averaged, pool_adapters
     from lcfbench.analysis.run_groups import read_run_groups
     from lcfbench.analysis.selection import select
     from lcfbench.analysis.summary import summarise
@@ -382,7 +393,14 @@ def draw_frontier(
         check_output(data)
     found = read_run_groups(list(paths))
     _warn(found.warnings)
-    summary = summarise(select(found.groups, chosen.task, chosen.pair))
+    groups = select(found.groups, chosen.task, chosen.pair)
+    if chosen.average:
+        pooled = averaged(groups)
+        _warn(pooled.left_out)
+        groups = pooled.groups
+    if chosen.pool_seeds:
+        groups = pool_adapters(groups)
+    summary = summarise(groups)
     files = frontier.plot(summary, folder or _folder(paths[0]), chosen.published, panels)
     if data is not None:
         write_output(data, frontier.data(summary, data.suffix[1:], chosen.published))

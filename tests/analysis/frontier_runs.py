@@ -40,18 +40,23 @@ def record(out: Path, scores: list[float], **more: Any) -> str:
     """One finished run.
 
     more: identity's fields; `facts` of the adapter, `row` of every document, `errors`: documents that
-    failed, `first`: number of the first document, `chance`.
+    failed, `first`: number of the first document, `named`: beginning of their hashes, `chance`.
     """
     facts, row = more.pop("facts", None), more.pop("row", {})
     errors, chance = set(more.pop("errors", ())), more.pop("chance", 0.25)
-    first = more.pop("first", 0)
+    first, named = more.pop("first", 0), more.pop("named", None)
     identity = {"mode": "receiver", "control": "matched", "task": "planted", "pair": PAIR, "options": {}}
     identity |= {"receiver": PAIR.partition(":")[0], "scoring": "cloze", "seed": 0, **more}
     manifest = {"chance": chance, "sends": identity["mode"] != "receiver"}
     manifest |= {"adapter_facts": facts} if facts else {}
     writer = RunWriter.open(out, identity, manifest)
     for i, score in enumerate(scores):
-        own = {"doc_hash": f"{identity['task']}{first + i}", "doc_index": i, "metric": "acc", "batch_size": 1}
+        own = {
+            "doc_hash": f"{named or identity['task']}{first + i}",
+            "doc_index": i,
+            "metric": "acc",
+            "batch_size": 1,
+        }
         answer = {"error": "RuntimeError: too long"} if i in errors else {"score": score}
         writer.append({**own, **row, **answer})
     writer.finish()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lcfbench.analysis.plots.figures import COLOURS, GREY, INK, canvas, drawable, save, styled
 from lcfbench.analysis.plots.labels import Line, place
 from lcfbench.analysis.plots.published import NUMBERS, Published
+from lcfbench.analysis.plots.published import TOGETHER as TASKS
 from lcfbench.analysis.plots.published import published as published_numbers
 from lcfbench.analysis.plots.scales import PANELS, Panel, Point, counts, front, joined, positions
 from lcfbench.analysis.summary import ALONE, GROUP, SHOWN
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
 
 # inches
 WIDE, NARROW, SIDE, GAP = 11.0, 9.0, 0.75, 0.85  # the figure: of several panels, of one; its margins
-ROW, ROOM = 4.3, 0.85  # a row of panels, and the part of it that the x axis' names take
-TITLE, LINE = 0.4, 0.21  # the heading of a task, a line of text under it
+ROW, ROOM = 4.4, 0.95  # a row of panels, and the part of it that the x axis' names take
+TITLE, WRAPPED, LINE = 0.4, 0.25, 0.21  # the heading of a task, its further lines, a line of text under it
 LEGEND = 0.24  # a row of the legend
+BOLD = 0.115  # width of a letter of a heading
 LETTER = 0.083  # width of a letter of that text, on average
 CROWD = 6  # with more methods than this a sentence tells of all that have one verdict
 SENTENCES = {
@@ -60,9 +62,9 @@ WARNED = ("does not communicate", "adapts only", "misleads", "not judged")
 
 
 class Block(NamedTuple):
-    """One task's part of a figure: its heading, sentences that warn or not, and all its marks."""
+    """One task's part of a figure: lines of its heading, sentences that warn or not, and all its marks."""
 
-    head: str
+    head: list[str]
     said: list[tuple[bool, str]]
     marks: list[dict[str, Any]]
 
@@ -118,7 +120,8 @@ def marks_of(summary: pd.DataFrame, published: bool = False) -> list[dict[str, A
         records: list[dict[Any, Any]] = lines.to_dict("records")
         found += [{"source": "measured", **line} for line in records]
         if published:
-            found += [_as_line(x) | {"scoring": scoring} for x in published_numbers(str(pair), str(task))]
+            named = {"pair": pair, "task": task, "scoring": scoring}
+            found += [_as_line(x) | named for x in published_numbers(str(pair), str(task))]
     return found
 
 
@@ -133,20 +136,25 @@ def draw(summary: pd.DataFrame, published: bool = False, panels: Sequence[Panel]
     beside = len(panels) % 2 == 1 and columns > 1  # sentences stand where a panel is missing
     cell = (width - SIDE - 0.25 - GAP * (columns - 1)) / columns
     room = int((cell if beside else width - SIDE - 0.25) / LETTER)
-    laid = [_block(key, lines, room) for key, lines in blocks.items()]
+    laid = [_block(key, lines, room, int((width - SIDE) / BOLD)) for key, lines in blocks.items()]
     rows = math.ceil(len(panels) / columns)
     words = [0.0 if beside else LINE * len(block.said) for block in laid]
     shapes = _shapes(marks)
-    top = 0.12 + LEGEND * math.ceil(len(shapes) / columns / 2)
-    height = top + sum(TITLE + tall + ROW * rows for tall in words)
+    top = 0.12 + LEGEND * math.ceil(len(shapes) / (columns + 1))
+    height = top + sum(
+        TITLE + WRAPPED * (len(block.head) - 1) + tall + ROW * rows
+        for block, tall in zip(laid, words, strict=True)
+    )
     figure = canvas((width, height))
     look: dict[str, Any] = {"frameon": False, "fontsize": 10, "columnspacing": 1.4, "labelspacing": 0.35}
-    ncols = 2 * columns
+    ncols = columns + 1
     figure.legend(handles=shapes, loc="upper left", bbox_to_anchor=(0.02, 1.0), ncols=ncols, **look)
     colours = _colours(marks)
     down = top
     for block, tall in zip(laid, words, strict=True):
-        figure.text(SIDE / width, 1 - (down + 0.08) / height, block.head, weight="bold", size=12.5, va="top")
+        for index, text in enumerate(block.head):
+            down += WRAPPED * (index > 0)
+            figure.text(SIDE / width, 1 - (down + 0.08) / height, text, weight="bold", size=12.5, va="top")
         down += TITLE
         places = [
             (SIDE + (cell + GAP) * (i % columns), down + tall + ROW * (i // columns))
@@ -163,8 +171,8 @@ def draw(summary: pd.DataFrame, published: bool = False, panels: Sequence[Panel]
     return figure
 
 
-def _block(key: tuple[str, ...], lines: list[dict[str, Any]], room: int) -> Block:
-    """key: pair, task and scoring. room: letters of a line of text."""
+def _block(key: tuple[str, ...], lines: list[dict[str, Any]], room: int, wide: int) -> Block:
+    """key: pair, task and scoring. room, wide: letters of a line of text, and of the heading."""
     pair, task, scoring = key
     receiver, _, sharer = pair.partition(":")
     head = f"{task}   ({scoring}; receiver {receiver}" + (f", sharer {sharer})" if sharer else ")")
@@ -173,7 +181,7 @@ def _block(key: tuple[str, ...], lines: list[dict[str, Any]], room: int) -> Bloc
         for verdict, text in _sentences([line for line in lines if line["control"] != "published"])
         for part in textwrap.wrap(text, room, subsequent_indent="    ", break_on_hyphens=False)
     ]
-    return Block(head, said, lines)
+    return Block(textwrap.wrap(head, wide), said, lines)
 
 
 def _colours(marks: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -188,11 +196,13 @@ def _panel(
     points = positions(axes, panel, marks)
     lines = _vertical(axes, marks, first)
     placed = {id(point.line) for point in points}
-    absent = [
-        line for line in marks if id(line) not in placed and line["control"] in ("matched", "published")
-    ]
-    note = f"not measured: {', '.join(dict.fromkeys(line['short'] for line in absent))}" if absent else ""
-    axes.set_xlabel("\n".join([panel.label, *textwrap.wrap(note, 60, break_on_hyphens=False)[:2]]), size=10)
+    notes = [panel.label]
+    for control, lacks in (("matched", "not measured"), ("published", "not published")):
+        absent = [x["short"] for x in marks if id(x) not in placed and x["control"] == control]
+        notes += (
+            textwrap.wrap(f"{lacks}: {', '.join(absent)}", 60, break_on_hyphens=False)[:2] if absent else []
+        )
+    axes.set_xlabel("\n".join(notes), size=10)
     if not points:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
         axes.set_xlabel(panel.label, size=10)
@@ -350,8 +360,9 @@ def _shapes(marks: list[dict[str, Any]]) -> list[Any]:
 
 
 def _drawable(line: dict[str, Any]) -> dict[str, Any]:
-    names = ("pair", "task", "scoring", "label", "metric", "short")
-    return {**line, **{name: drawable(line[name]) for name in names if line.get(name) is not None}}
+    names = ("pair", "scoring", "label", "metric", "short")
+    shown = {name: drawable(line[name]) for name in names if line.get(name) is not None}
+    return {**line, **shown, "task": TASKS.join(map(drawable, str(line["task"]).split(TASKS)))}
 
 
 def _as_line(number: Published) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from lcfbench.analysis.plots.labels import ANGLES, RADII
-from lcfbench.analysis.plots.scales import Panel, Point, front, lay_out
+from lcfbench.analysis.plots.scales import Panel, Point, front, joined, lay_out
 from lcfbench.analysis.report.entries import known, plain
 from lcfbench.analysis.report.layers import Heat
 
@@ -80,6 +80,16 @@ def panel(chosen: Panel, lines: Sequence[dict[Any, Any]], classes: Mapping[str, 
         ]
         way = " ".join(f"{px:.1f},{py:.1f}" for px, py in ends)
         parts.append(Markup('<polyline class="front" points="{}"/>').format(way))
+    for members, pruned in joined(axis.points):
+        ends = [at(point.x, point.y) for point in members]
+        drawn += [
+            Box(x - 2, y - 2, x + 2, y + 2)
+            for one, two in itertools.pairwise(ends)
+            for x, y in _dotted(*one, *two)
+        ]
+        way = " ".join(f"{px:.1f},{py:.1f}" for px, py in ends)
+        kind = f"family{' pruned' if pruned else ''} {classes[str(members[0].line['label'])]}"
+        parts.append(Markup('<polyline class="{}" points="{}"/>').format(kind, way))
     twins = {point.line["label"]: point for point in axis.points if point.kind == "deranged"}
     for point in own:
         if twin := twins.get(point.line["label"]):
@@ -94,7 +104,7 @@ def panel(chosen: Panel, lines: Sequence[dict[Any, Any]], classes: Mapping[str, 
         parts.append(_mark(point, px, py, bar, classes[str(point.line["label"])]))
     parts += _labels(
         [
-            (str(point.line["label"]), *dots[id(point)])
+            (str(point.line["short"]), *dots[id(point)])
             for point in axis.points
             if point.kind in ("matched", "failed")
         ],

@@ -160,6 +160,21 @@ def test_labels_of_many_variants_do_not_overlap_and_stay_inside(
     assert not any(a.overlaps(panel.get_window_extent(renderer)) for a in said for panel in figure.axes)
 
 
+def test_a_legend_of_every_entry_stays_inside(tmp_path: Path) -> None:
+    pair = "qwen3-0.6b:qwen2.5-0.5b"
+    write_family(tmp_path, "openbookqa", 40, names=["lcf-16", "lcf-64-9L"], pair=pair)
+    for seed in (0, 1):
+        record(tmp_path, answers(40, 50, str(seed)), mode="single", task="openbookqa", pair=pair, seed=seed)
+    failed = {"mode": "kvcomm", "task": "openbookqa", "pair": pair, "errors": range(20)}
+    record(tmp_path, answers(40, 50, "k"), **failed)
+    for names in ([*AXES], ["adapter"]):
+        figure = frontier.draw(summary_of(tmp_path), True, panels_of(names))
+        (legend,) = figure.legends
+        box = legend.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+        assert len(legend.texts) == 10 and figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(text.get_window_extent()) for text in figure.texts)
+
+
 def test_many_verdicts_are_one_sentence(summary: pd.DataFrame) -> None:
     said = " ".join(text.get_text().strip() for text in frontier.draw(summary).texts)
     assert said.count("Communicate, by so many points") == 1 and "LCF-64 9L +" in said and "(n=128)" in said
