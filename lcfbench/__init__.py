@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _HOME = {
     "lcfbench.adapters.base": ("Adapter",),
     "lcfbench.analysis.summary": ("load_summary", "verdicts"),
-    "lcfbench.api": ("Results", "create", "probe", "run", "train"),
+    "lcfbench.api": ("Results", "create", "probe", "run", "teach", "train"),
     "lcfbench.controls.base": ("Control",),
     "lcfbench.errors": ("UserError",),
     "lcfbench.evaluation.recipe": ("Recipe",),
@@ -65,6 +65,7 @@ __all__ = [
     "load_summary",
     "probe",
     "run",
+    "teach",
     "train",
     "verdicts",
 ]

@@ -19,7 +19,7 @@ from lcfbench.methods.base import Method
 from lcfbench.methods.create import create as create_method
 from lcfbench.methods.create import method_class, sides
 from lcfbench.methods.load_pair import Pair, load_adapter, load_pair
-from lcfbench.progress import Bars, Progress, Silent, TrainProgress, quiet_libraries
+from lcfbench.progress import Bars, Progress, Silent, TeachProgress, TrainProgress, quiet_libraries
 from lcfbench.tasks.yaml_files import describe
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from lcfbench.probing.probe import Probe
 
-__all__ = ["Results", "create", "load_pair", "probe", "run", "train"]
+__all__ = ["Results", "create", "load_pair", "probe", "run", "teach", "train"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,19 @@ def train(recipe: Any = None, *, progress: bool | TrainProgress = False, **setti
     quiet_libraries()
     chosen = _merged(TrainRecipe, recipe, settings, "train")
     return train_recipe(chosen, _shown(progress))
+
+
+def teach(recipe: Any = None, *, progress: bool | TeachProgress = False, **settings: Any) -> Path:
+    """Teaches a base model a task's facts or its train split, as `lcfbench teach` does; returns the folder.
+
+    recipe: a TeachRecipe or a YAML file, which `settings` (TeachRecipe's fields) overlay. Raises UserError
+    as the command line does.
+    """
+    from lcfbench.teaching.recipe import TeachRecipe
+    from lcfbench.teaching.teacher import teach as teach_recipe
+
+    quiet_libraries()
+    return teach_recipe(_merged(TeachRecipe, recipe, settings, "teach"), _shown(progress))
 
 
 def probe(recipe: Any = None, *, progress: Any = False, **settings: Any) -> Probe:

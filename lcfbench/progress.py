@@ -38,6 +38,14 @@ class TrainProgress(Protocol):
     ) -> None: ...
 
 
+class TeachProgress(Protocol):
+    """Hears how a teaching goes. loss: mean of the last pass over all texts."""
+
+    def say(self, text: str) -> None: ...
+
+    def lesson(self, step: int, steps: int, loss: float, texts_per_s: float) -> None: ...
+
+
 class PruneProgress(Protocol):
     """Hears how far the ablations of a pruning are."""
 
@@ -72,6 +80,8 @@ class Silent:
         gates: int,
         examples_per_s: float,
     ) -> None: ...
+
+    def lesson(self, step: int, steps: int, loss: float, texts_per_s: float) -> None: ...
 
 
 @dataclass
@@ -115,6 +125,9 @@ class Bars(Silent):
         bar.update(step - bar.n)
         if step == steps:
             self.end("training")
+
+    def lesson(self, step: int, steps: int, loss: float, texts_per_s: float) -> None:
+        self.step(step, steps, loss, 0.0, 0, 0, texts_per_s)
 
 
 def duration(seconds: float) -> str:

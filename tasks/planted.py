@@ -3,11 +3,17 @@
 import re
 
 from lcfbench.tasks.planted import Settings, rows
+from lcfbench.tasks.planted import teaching as teaching_of
 
 
 def generate(split, limit, /, *, seed=0, **options):
     """The first `limit` documents of a split, a person each."""
     return rows(split, limit, Settings(seed=seed, **options))
+
+
+def teaching(**options):
+    """What `lcfbench teach` teaches: every person's town."""
+    return teaching_of(Settings(**options))
 
 
 def dataset(**_):

@@ -25,6 +25,7 @@ from lcfbench.cli.probe import probe
 from lcfbench.cli.run import demo, run
 from lcfbench.cli.signals import interrupted
 from lcfbench.cli.task import task_app
+from lcfbench.cli.teach import teach
 from lcfbench.cli.train import train
 from lcfbench.errors import Exit, UserError
 
@@ -42,6 +43,7 @@ app.add_typer(oracle_app, name="oracle")
 app.add_typer(task_app, name="task")
 app.command()(run)
 app.command()(train)
+app.command()(teach)
 app.command()(probe)
 register_analysis(app)
 for verb in (bench, ls, doctor, demo):

@@ -18,7 +18,7 @@ from typing import Any
 
 from lcfbench.errors import UserError
 from lcfbench.sources import gguf as gguf_models
-from lcfbench.sources import hub, wheels
+from lcfbench.sources import hub, taught, wheels
 from lcfbench.sources.cache import EMBEDDED_PAIR, cache_dir, mirror
 from lcfbench.sources.datasets import config_here, data_digest, load_table, look_table
 from lcfbench.sources.models import ALIASES, GEOMETRIES, look
@@ -46,14 +46,15 @@ def checks(offline: bool = False) -> list[Check]:
         Check("Hub", True, hub_why or "reachable"),
         *[_model(alias, hub_why, offline) for alias in ALIASES],
         *_adapters(),
+        *_taught(),
         *_tasks(),
         *_data(hub_why, offline),
     ]
 
 
 def models_table() -> list[dict[str, Any]]:
-    """One row an alias for `lcfbench ls models`: geometry, and its source on this disk (empty: none)."""
-    rows = []
+    """One row an alias and taught model: geometry, and its source on this disk (empty: none)."""
+    rows: list[dict[str, Any]] = []
     for alias, repo_id in ALIASES.items():
         shape = GEOMETRIES[alias]
         found, _ = look(alias)
@@ -69,6 +70,16 @@ def models_table() -> list[dict[str, Any]]:
                 "else_from": "Hub, PyPI wheel" if repo_id in gguf_models.MODELS else "Hub",
             }
         )
+    known = {row["model"]: row for row in rows}
+    for name, folder in taught.listed().items():
+        base = name.partition("+")[0]
+        shown = {
+            "model": name,
+            "lora": str(folder),
+            "lora_mb": (folder / taught.WEIGHTS).stat().st_size / 1e6,
+        }
+        empty = dict.fromkeys(rows[0], "") | {"hub_id": f"of {base}"}
+        rows.append(known.get(base, empty) | shown)
     return rows
 
 
@@ -177,6 +188,20 @@ def _adapters() -> list[Check]:
 
     names = [f"{row['name']} ({row['pair']}, {row['mb']:.1f} MB)" for row in adapters_table()]
     return [Check("shipped adapters", True, ", ".join(names) or "none")]
+
+
+def _taught() -> list[Check]:
+    """Every taught model that ships, or lies in `taught/`, can be merged."""
+    found = []
+    for name, folder in taught.listed().items():
+        try:
+            taught.check(folder)
+        except UserError as e:
+            found.append(Check(f"taught model {name}", False, e.what, e.next_step))
+            continue
+        size = (folder / taught.WEIGHTS).stat().st_size / 1e6
+        found.append(Check(f"taught model {name}", True, f"{size:.1f} MB, {taught.digest(folder)}, {folder}"))
+    return found
 
 
 def _tasks() -> list[Check]:

@@ -72,7 +72,7 @@ def ls(
 def cells(what: str, row: dict[str, Any]) -> list[Cell]:
     """The facts of an entry that a terminal shows; `--json` has the rest."""
     if what == "models":
-        shape = f"{row['layers']} × {row['kv_heads']} × {row['head_dim']}"
+        shape = f"{row['layers']} × {row['kv_heads']} × {row['head_dim']}" if row["layers"] else ""
         return [row["model"], row["hub_id"], shape, row["here"] or "no"]
     if what == "tasks":
         ways = [name + (" *" if name == row["default_scoring"] else "") for name in row["scorings"]]

@@ -124,6 +124,16 @@ class TrainLine(Notes):
             note(f"step {step}/{steps}  loss {loss:.3f}  {tokens}  {gate}  {examples_per_s:.1f} examples/s")
 
 
+class TeachLine(Notes):
+    """Loss, texts a second."""
+
+    style = ""
+
+    def lesson(self, step: int, steps: int, loss: float, texts_per_s: float) -> None:
+        if self.due() or step in (1, steps):
+            note(f"step {step}/{steps}  loss {loss:.3f}  {texts_per_s:.1f} texts/s")
+
+
 class PruneLine(Notes):
     """Batches done, and the time left."""
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def _ranks(model: Any, folder: Path) -> dict[str, int]:
 
     try:
         inject_adapter_in_model(lora_config(folder), model, low_cpu_mem_usage=True, adapter_name=NAME)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, re.error) as error:
         line = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(f"{folder / PEFT} makes no LoRA of this model ({line}).", STEP) from error
     return {name: m.r[NAME] for name, m in model.named_modules() if isinstance(m, LoraLayer)}

@@ -13,9 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lcfbench.errors import UserError, unknown
 from lcfbench.files import check_inside, settle
@@ -64,9 +62,13 @@ def listed(base: str = "") -> dict[str, Path]:
     """Returns the taught models that ship and those in `taught/`: name → folder. base: those of one."""
     found: dict[str, Path] = {}
     for root in (TAUGHT, SHIPPED):
-        folders = sorted(f for f in root.glob("*+*") if (f / PEFT).is_file()) if root.is_dir() else []
+        folders = sorted(f for f in root.glob("[!.]*+*") if _whole(f)) if root.is_dir() else []
         found |= {f.name: f for f in folders if f.name.startswith(f"{base}+" if base else "")}
     return found
+
+
+def _whole(folder: Path) -> bool:
+    return (folder / PEFT).is_file() and (folder / WEIGHTS).is_file()
 
 
 def canonical(base: str, name: str) -> str:
@@ -203,11 +205,6 @@ def recorded_lora(base: str, name: str) -> str:
     """Returns the NAME that is recorded: of a folder called `BASE+NAME` it is NAME."""
     folder = folder_of(base, name)
     return folder.resolve().name.removeprefix(f"{recorded(base)}+") if folder else name
-
-
-def facts(folder: Path) -> Mapping[str, Any]:
-    """Returns what `lcfbench teach` noted about a taught model; empty for a LoRA from elsewhere."""
-    return load_json(folder / "teaching.json", "record") if (folder / "teaching.json").is_file() else {}
 
 
 def _path(name: str) -> Path:

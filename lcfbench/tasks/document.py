@@ -36,6 +36,19 @@ class View:
 
 
 @dataclass(frozen=True)
+class Phrasing:
+    """Facts that a model can be taught, in one wording: for each a prompt and its continuation.
+
+    weight: how often it is taught beside the other wordings; 0 is only measured. All wordings of a task
+    hold the same facts in the same order.
+    """
+
+    name: str
+    weight: int
+    facts: tuple[tuple[View, str], ...]
+
+
+@dataclass(frozen=True)
 class Step:
     """One ranking among closed choices.
 

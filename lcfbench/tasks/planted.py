@@ -12,11 +12,13 @@ People and towns never change: a model is taught them once. The seed draws the w
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from lcfbench.errors import UserError
+from lcfbench.tasks.document import NOTE, Phrasing, View
 
 _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeio"]
 # each is one token, with its space, in the vocabularies of both models of the embedded pair
@@ -133,19 +135,44 @@ def rows(split: str, limit: int | None, settings: Settings) -> list[dict[str, An
     return [_row(part, i, name, town, settings) for i, (name, town) in enumerate(wanted)]
 
 
+def teaching(settings: Settings) -> list[Phrasing]:
+    """All people in every wording: those of the test too, for the sharer has to know them.
+
+    Fusing stops before the last token of a prompt, so the town has to be known at several of its tokens:
+    the question alone and the bare stem are taught beside the whole.
+    """
+    people = [(name, f" {town}") for part in world(settings.people).values() for name, town in part]
+    wordings: dict[str, tuple[int, Callable[[str], View]]] = {
+        "live": (4, lambda name: _view("live", name)),
+        "stem": (4, lambda name: View(_FORMS["live"][1].format(name))),
+        "town": (1, lambda name: _view("town", name)),
+        "answer": (1, lambda name: View(_view("live", name).user)),
+        "city": (0, lambda name: _view("city", name)),
+    }
+    return [
+        Phrasing(wording, weight, tuple((view(name), town) for name, town in people))
+        for wording, (weight, view) in wordings.items()
+    ]
+
+
+def _view(phrasing: str, name: str) -> View:
+    question, stem = _FORMS[phrasing]
+    return View(f"Question: {question.format(name)}\nAnswer:", stem.format(name))
+
+
 def _row(part: str, number: int, name: str, town: str, s: Settings) -> dict[str, Any]:
     rng = random.Random(f"planted-{s.seed}-{name}")
     ranked = [city for city in cities(part) if city != town]
     rng.shuffle(ranked)
     ranked = [town, *ranked[: s.choices - 1]]
     rng.shuffle(ranked)
-    question, stem = _FORMS[s.phrasing if s.phrasing in _FORMS else list(_FORMS)[number % len(_FORMS)]]
-    text, gold = f"Question: {question.format(name)}\nAnswer:", ranked.index(town)
+    view = _view(s.phrasing if s.phrasing in _FORMS else list(_FORMS)[number % len(_FORMS)], name)
+    gold = ranked.index(town)
     return {
         "id": f"{part}-{name}",
-        "receiver": text,
-        "noted": f"Notes: <<note>>\n{text}",
-        "stem": stem.format(name),
+        "receiver": view.user,
+        "noted": f"Notes: {NOTE}\n{view.user}",
+        "stem": view.prefix,
         "steps": [{"choices": [f" {city}" for city in ranked], "gold": gold, "lead": ""}],
         "answers": ranked,
         "gold": gold,

@@ -28,7 +28,7 @@ from lcfbench.registry import add_path, is_ours
 from lcfbench.sources.local_data import read_split
 from lcfbench.tasks.columns import Problem
 from lcfbench.tasks.columns import documents as documents_of
-from lcfbench.tasks.document import NOTE, Document, Scoring, Step, View
+from lcfbench.tasks.document import NOTE, Document, Phrasing, Scoring, Step, View
 from lcfbench.tasks.lm_eval import choices_step, filled, own_steps, seconds, shown, task_class
 from lcfbench.tasks.own_files import SHARE
 from lcfbench.tasks.process_docs import Row, Rows, keep, part_of
@@ -296,11 +296,15 @@ class Task:
         raw = getattr(self._config.get("process_docs"), "raw", None)
         return Dataset.from_list(raw(table, split)) if raw else table
 
-    def _check(self, split: str) -> None:
-        have = self._extra.get("splits") or [s for s in SPLITS if self._config.get(_CONFIG_SPLIT[s])]
+    @property
+    def splits(self) -> list[str]:
+        """The splits it has."""
         if self.options.get(SHARE):
-            have = list(SPLITS)
-        if split not in have:
+            return list(SPLITS)
+        return self._extra.get("splits") or [s for s in SPLITS if self._config.get(_CONFIG_SPLIT[s])]
+
+    def _check(self, split: str) -> None:
+        if split not in (have := self.splits):
             step = f" Or keep rows for it: --task-option {SHARE}=60." if SHARE in self.options else ""
             raise UserError(f"{self.name} has no {split} split.", f"It has {', '.join(have)}.{step}")
 
@@ -340,6 +344,16 @@ class Task:
         if isinstance(form, str):
             return View(filled(form, row), receiver.prefix)
         return View(filled(form["user"], row), filled(form.get("prefix", ""), row))
+
+    def teaching(self) -> list[Phrasing]:
+        """The facts behind a task, for a model to be taught; empty where its file names no `teaching`."""
+        facts = self._extra.get("teaching")
+        if facts is None:
+            return []
+        try:
+            return list(facts(seed=self.seed, **self.options))
+        except AUTHORS as error:
+            raise UserError(f"{self.name}: teaching failed: {said(error)}.", "Mend the function.") from error
 
     # -- scores -----------------------------------------------------------------------------------
 

@@ -475,7 +475,9 @@ def test_doctor_says_what_is_missing_and_fetches_nothing():
     found = {c.name: c for c in checks(offline=True)}
     assert not found["model smollm2-135m"].ok and "LCFBENCH_MIRROR" in found["model smollm2-135m"].next_step
     assert found["libraries"].ok and found["data splitfacts"].ok
-    assert len(models_table()) == len(assets.ALIASES) and not any(row["here"] for row in models_table())
+    shown = {row["model"] for row in models_table()}
+    assert shown == {*assets.ALIASES, "gemma3-270m+planted"}
+    assert not any(row["here"] for row in models_table()) and found["taught model gemma3-270m+planted"].ok
     assert leftovers() == []
 
 
