@@ -58,16 +58,28 @@ def asked(mode, **options):
         ("t2t:budget=32,budget=16", {}, [("t2t", "budget=32"), ("t2t", "budget=16")]),
         ("receiver,t2t", {"budget": "16,64"}, [("receiver",), ("t2t", "budget=16"), ("t2t", "budget=64")]),
         ("t2t", {"budget": [16, "64"]}, [("t2t", "budget=16"), ("t2t", "budget=64")]),
-        ("t2t:budget=5,excerpt", {"budget": "16", "bytes": "8"}, [("t2t", "budget=5", "bytes=8"), ("excerpt", "bytes=8")]),
-        ("t2t", {"budget": "1,2", "bytes": "none,8"}, [("t2t", f"budget={a}", f"bytes={b}") for a in (1, 2) for b in ("none", 8)]),
+        (
+            "t2t:budget=5,excerpt",
+            {"budget": "16", "bytes": "8"},
+            [("t2t", "budget=5", "bytes=8"), ("excerpt", "bytes=8")],
+        ),
+        (
+            "t2t",
+            {"budget": "1,2", "bytes": "none,8"},
+            [("t2t", f"budget={a}", f"bytes={b}") for a in (1, 2) for b in ("none", 8)],
+        ),
         ("kvcomm:layers=0,2,receiver", {}, [("kvcomm", "layers=0,2"), ("receiver",)]),
         ("kvcomm:layers=[2],layers=0.5", {}, [("kvcomm", "layers=[2]"), ("kvcomm", "layers=0.5")]),
         ("kvcomm", {"layers": ["0,2", "0.5"]}, [("kvcomm", "layers=0,2"), ("kvcomm", "layers=0.5")]),
         (["receiver", "t2t:budget=1,2"], {}, [("receiver",), ("t2t", "budget=1"), ("t2t", "budget=2")]),
-        (["receiver", {"t2t": {"budget": [1, 2]}}], {}, [("receiver",), ("t2t", "budget=1"), ("t2t", "budget=2")]),
+        (
+            ["receiver", {"t2t": {"budget": [1, 2]}}],
+            {},
+            [("receiver",), ("t2t", "budget=1"), ("t2t", "budget=2")],
+        ),
         ({"receiver": None, "t2t": {"bytes": None}}, {}, [("receiver",), ("t2t", "bytes=None")]),
     ],
-)  # fmt: skip
+)
 def test_several_values_are_several_variants(mode, options, expected):
     assert asked(mode, **options) == expected
 
