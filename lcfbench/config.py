@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -130,7 +130,7 @@ class Settings(BaseModel):
             return cls.model_validate({**base, **chosen})
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(p) for p in first["loc"])
+            name = ".".join(str(p) for p in first["loc"] if not isinstance(p, int))
             listing = f"lcfbench {section or 'run'} --help"
             if first["type"] == "extra_forbidden":
                 raise unknown("setting", name, cls.model_fields, listing) from error
@@ -234,9 +234,9 @@ def grouped(text: str) -> list[str]:
 def values_of(key: str, text: str, hint: Any, of: str) -> list[str]:
     """Splits an option's `16,32` into its values, without repetitions.
 
-    A type that is a list itself takes the text as one value. Raises UserError for an empty value.
+    A text or list, to which commas may belong, is one value. Raises UserError for an empty value.
     """
-    if get_origin(hint) in (list, tuple):
+    if takes_commas(hint):
         return [text]
     values = [part.strip() for part in text.split(",")]
     if len(values) > 1 and "" in values:
@@ -291,6 +291,7 @@ def _kind(hint: Any) -> str:
         words = [f", {_limit(each.ge)} or more" for each in limits if isinstance(each, Ge)]
         words += [f" above {_limit(each.gt)}" for each in limits if isinstance(each, Gt)]
         words += [f", {_limit(each.le)} at most" for each in limits if isinstance(each, Le)]
+        words += [f", below {_limit(each.lt)}" for each in limits if isinstance(each, Lt)]
         return _kind(base) + "".join(words)
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))

@@ -123,6 +123,11 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     @property
+    def ranks(self) -> tuple[int, int] | None:
+        """Widths of the bottleneck from which a layer's edit of K and of V is made; None where there is none."""
+        return None
+
+    @property
     def params(self) -> int:
         return sum(p.numel() for p in self.parameters())
 

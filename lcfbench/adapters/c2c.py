@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lcfbench.adapters._layers import WHOLE, added, linear, rms_norm, stacked, weighted
 from lcfbench.adapters.base import Editor, GateMode
-from lcfbench.adapters.config import AdapterConfig, Size
+from lcfbench.adapters.config import AdapterConfig, Share, Size
 from lcfbench.errors import UserError
 
 Ablation = Literal["none", "no-heads", "no-gate", "projection"]
@@ -52,7 +52,7 @@ class C2CAdapter(Editor):
         hidden: Size = 1024,
         intermediate: Size = 1024,
         blocks: Size = 3,
-        dropout: float = 0.1,
+        dropout: Share = 0.1,
         gate: GateMode = "gumbel",
         gate_init: float | None = None,
         ablation: Ablation = "none",
@@ -75,6 +75,10 @@ class C2CAdapter(Editor):
         if self.heads:
             self.head_weight, self.head_bias = twice(L, h, R.kv_heads), bias(L, R.kv_heads)
         self.out_weight, self.out_bias = twice(L, h, R.kv_width), bias(L, R.kv_width)
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        return self.in_weight.shape[3], self.in_weight.shape[3]
 
     @property
     def widest(self) -> int:

@@ -39,6 +39,7 @@ def card(adapter: Adapter) -> str:
         else f"receiver {c.receiver}, sharer {c.sharer}; both stay frozen",
         f"method `{mode}`{options}",
         f"{adapter.params:,} parameters in {len(c.layers)} of {c.receiver_geometry.layers} receiver layers",
+        *_ranks(adapter),
         f"options {c.options}; token alignment {c.token_alignment}",
         *(_imported(t, adapter) if t.get("imported_from") else []),
         *(_trained(t, c.tasks) if t.get("tasks") else []),
@@ -112,6 +113,14 @@ def _dataset(task: str) -> str | None:
     return None if "files" in config["metadata"] else config.get("dataset_path")
 
 
+def _ranks(adapter: Adapter) -> list[str]:
+    if adapter.ranks is None:
+        return []
+    width = adapter.config.receiver_geometry.kv_width
+    key, value = (min(rank, width) for rank in adapter.ranks)
+    return [f"a layer's edit has rank {key} for keys and {value} for values at most (of {width})"]
+
+
 def _imported(t: dict[str, Any], adapter: Adapter) -> list[str]:
     layout = ", in C2C's released layout; its authors trained it (arXiv 2510.03215)"
     gates = f"{len(adapter.open_layers())} layers have an open gate"
@@ -152,7 +161,8 @@ def _trained(t: dict[str, Any], tasks: list[str]) -> list[str]:
     models = f"models in {t.get('models_dtype')} on {t.get('device')}{machine}, {t.get('minutes')} minutes"
     if beside := t.get("beside"):
         number = f"{len(beside)} adapters were trained side by side: {', '.join(beside)}"
-        models += f" (its equal share of the step time; {number})"
+        own = "its own time and an equal share of the reading that they have in common"
+        models += f" ({own}; {number})"
     return [*facts, models]
 
 
@@ -197,6 +207,10 @@ def _dev(t: dict[str, Any]) -> str:
     )
 
 
+def _took(p: dict[str, Any]) -> str:
+    return f" It took {p['seconds']:.0f} seconds." if isinstance(p.get("seconds"), (int, float)) else ""
+
+
 def _pruned(p: dict[str, Any] | None) -> str:
     """The layers that pruning left out, and what that cost."""
     if not p:
@@ -215,6 +229,6 @@ def _pruned(p: dict[str, Any] | None) -> str:
         f"\n## Pruned from {p['adapter']}\n\n"
         f"Without fine-tuning, on {p['documents']} dev documents of {p['task']} ({p['metric']}): gate audit, "
         f"single-layer ablation, ranking. Layers kept: {', '.join(map(str, p['kept']))}. "
-        f"Left out: {gone or 'none'}.\n\n{table}\n"
+        f"Left out: {gone or 'none'}.{_took(p)}\n\n{table}\n"
         "The layers were chosen on these very documents, so the pruned row flatters; a test split decides.\n"
     )

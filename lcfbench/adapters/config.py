@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 from pydantic import BaseModel, ConfigDict, StrictInt, ValidationError, model_validator
 
 from lcfbench.alignment.layers import layer_map as make_map
@@ -28,6 +28,7 @@ CHECKPOINT = "checkpoint.pt"  # beside an adapter whose training is not finished
 WEIGHTS, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
 LARGEST = 1 << 20  # no dim of a cache comes near it; arithmetic on a larger one may overflow
 Size = Annotated[int, Ge(1), Le(LARGEST)]
+Share = Annotated[float, Ge(0), Lt(1)]
 SizeOrZero = Annotated[int, Ge(0), Le(LARGEST)]  # 0 leaves the part out
 TRAINING: dict[str, type] = {
     "tasks": list,

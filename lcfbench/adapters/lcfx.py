@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lcfbench.adapters import lcf
 from lcfbench.adapters._layers import WHOLE
 from lcfbench.adapters.base import GateMode
-from lcfbench.adapters.config import AdapterConfig, Size
+from lcfbench.adapters.config import AdapterConfig, Share, Size
 
 TAIL = 64  # distances from the end that have a bias of their own with `pool_start="last"`
 LAST_SPAN = 5
@@ -35,9 +35,7 @@ class LCFXAdapter(lcf.LCFAdapter):
     title = "LCF-X"
     own_method = "lcf"
     contexts = ("different",)
-    # measured over three seeds: a random up-projection learns faster here than no edit at all
     small_scale: ClassVar[Mapping[str, Any]] = dict(lcf.LCFAdapter.small_scale) | {
-        "zero_up": False,
         "pool_start": "last",
         "unrotated_keys": True,
     }
@@ -53,8 +51,9 @@ class LCFXAdapter(lcf.LCFAdapter):
         zero_up: bool = False,
         gate: GateMode = "gumbel",
         gate_init: float | None = None,
+        dropout: Share = 0.0,
     ) -> None:
-        super().__init__(config, width, standardise, zero_up, gate, gate_init)
+        super().__init__(config, width, standardise, zero_up, gate, gate_init, dropout)
         L, S = len(config.layers), config.sharer_geometry
         self.unrotated_keys, self.pool_start = unrotated_keys, pool_start
         scale = 0.1 if pool_start == "last" else 1.0

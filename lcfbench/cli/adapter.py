@@ -218,19 +218,22 @@ def adapter_prune(adapter: AdapterArgument, as_json: JsonOption = False, **given
     try:
         from lcfbench.training.prune import prune
 
-        report = prune(recipe, PruneLine())
+        reports = prune(recipe, PruneLine())
     except KeyboardInterrupt:
         interrupted("nothing was written")
     if as_json:
-        echo(json.dumps(report))
+        echo(json.dumps(reports[0] if len(reports) == 1 else reports))
         return
     from lcfbench.cli import tables
 
-    tables.show(layers_table(report), before_after(report))
-    pair = recipe.pair or report["pair"]
-    test = f"lcfbench run --mode {report['method']} --pair {pair} --task {report['task']}"
-    test += f" --adapter {report['folder']}"
-    echo(f"saved {report['folder']}; judge it on the test split: {test}")
+    for report in reports:
+        tables.show(layers_table(report), before_after(report))
+    first = reports[0]
+    pair = recipe.pair or first["pair"]
+    test = f"lcfbench run --mode {first['method']} --pair {pair} --task {first['task']}"
+    test += "".join(f" --adapter {report['folder']}" for report in reports)
+    saved = ", ".join(report["folder"] for report in reports)
+    echo(f"saved {saved}; judge {'it' if len(reports) == 1 else 'them'} on the test split: {test}")
 
 
 def layers_table(report: dict[str, Any]) -> Table:

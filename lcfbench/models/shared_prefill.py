@@ -37,12 +37,14 @@ class SharedPrefill:
     held: caches of the batches read within `sharing`, and the seconds each took; None outside.
     beginnings: caches of the last few common beginnings; None for weights that may change.
     saved_seconds: time that the held caches handed out since `start_accounting` would have taken.
+    read_seconds: time that all readings within `sharing` have taken.
     """
 
     def __init__(self, device: torch.device, pad_id: int, keep_beginnings: bool = True) -> None:
         self.device, self.pad_id = device, pad_id
         self.held: dict[Rows, tuple[KV, float]] | None = None
         self.beginnings: OrderedDict[tuple[int, ...], KV] | None = OrderedDict() if keep_beginnings else None
+        self.read_seconds = 0.0
         self.limit = 0  # bytes that are held at most; measured when sharing begins
         self.start_accounting()
 
@@ -106,6 +108,7 @@ class SharedPrefill:
             began = now(self.device)
             kv = self._compute(rows, run)
             seconds = now(self.device) - began
+            self.read_seconds += seconds
             if sum(each.nbytes for each, _ in held.values()) + kv.nbytes <= self.limit:
                 held[rows] = kv, seconds
             else:

@@ -25,7 +25,7 @@ from lcfbench.evaluation.answer import target
 from lcfbench.files import writing
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.answering import answer_loss
-from lcfbench.models.timing import Clock
+from lcfbench.models.timing import Clock, now
 from lcfbench.tasks.document import Document
 from lcfbench.training.recipe import OWN, AdapterSpec, TrainRecipe, folder_of
 
@@ -43,8 +43,9 @@ class AdapterTraining:
 
     recipe: given the whole training's, it becomes the adapter's own settings. senders: by document hash the document whose message is read; without it each document's own.
     contexts: `shared`, `different`, as the examples have them. curve: a point for each dev
-    evaluation. best: matched dev score and weights. failed: why it has stopped. loss, right,
-    weight: sums over the batch so far. last: values of the last step, for the log.
+    evaluation. best: matched dev score and weights. failed: why it has stopped. seconds: of all
+    steps. loss, right, weight, spent: sums over the batch so far; spent is its own seconds. last:
+    values of the last step, for the log.
     """
 
     spec: AdapterSpec
@@ -60,6 +61,7 @@ class AdapterTraining:
     loss: float = 0.0
     right: float = 0.0
     weight: float = 0.0
+    spent: float = 0.0
     last: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "tokens_right": 0.0})
     random: list[Tensor] = field(default_factory=list)
 
@@ -148,11 +150,12 @@ class AdapterTraining:
         summed: Any = accelerator.reduce(sums, "sum")
         self.loss, self.right, self.weight = summed.tolist()
 
-    def step(self, seconds: float) -> bool:
-        """Does one optimiser step on the gradients; `seconds` is the time that they took.
+    def step(self, shared: float) -> bool:
+        """Does one optimiser step on the gradients. shared: its part of the seconds of common readings.
 
         Where loss or gradient is not finite, no weight changes and `failed` is set: False.
         """
+        began = now(self.method.receiver.device)
         self.last = {"loss": self.loss / self.weight, "tokens_right": self.right / self.weight}
         if self.recipe.loss_mean == "token":
             for p in self.parameters:
@@ -167,15 +170,16 @@ class AdapterTraining:
             return False
         self.optimiser.step()
         self.schedule.step()
+        self.steps_done += 1
+        self.seconds += self.spent + shared + now(self.method.receiver.device) - began
         self.clear()
         self.last |= {"gradient_norm": size, "lr": float(self.schedule.get_last_lr()[0])}
-        self.steps_done, self.seconds = self.steps_done + 1, self.seconds + seconds
         return True
 
     def clear(self) -> None:
         """Drops the gradients and the sums over the batch."""
         self.optimiser.zero_grad(set_to_none=True)
-        self.loss = self.right = self.weight = 0.0
+        self.loss = self.right = self.weight = self.spent = 0.0
 
     # -- choosing and keeping ---------------------------------------------------------------------
 

@@ -4,8 +4,8 @@
 the *dev* split. 3. The rest are ranked by the loss of score without them, and the first K stay. All
 ablations of a batch share its two prefills, so that they take minutes, not a run a layer.
 
->>> recipe = PruneRecipe(adapter=Path("adapters/mine"), dev="splitfacts", keep=9)
->>> report = prune(recipe, progress)
+>>> recipe = PruneRecipe(adapter=Path("adapters/mine"), dev="splitfacts", keep=[9, 6])
+>>> reports = prune(recipe, progress)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,27 +45,32 @@ FACTS = (
     "seed",
     "metric",
     "kept",
+    "seconds",
 )
 
 
-def prune(recipe: PruneRecipe, progress: PruneProgress) -> dict[str, Any]:
-    """Prunes, saves the smaller adapter with its card and report, and returns the report.
+def prune(recipe: PruneRecipe, progress: PruneProgress) -> list[dict[str, Any]]:
+    """Prunes, saves each smaller adapter with its card and report, and returns the reports.
+
+    Several numbers of layers share the ablation.
 
     Raises UserError: an adapter that cannot be pruned, one that does not fit the pair or the task,
     one without a layer that helps, an --out that is taken, or that another process writes.
     """
     read_config(recipe.adapter)
-    with making(recipe.folder, recipe.force) as folder:
-        return _prune(recipe, progress, folder)
+    with ExitStack() as stack:
+        places = recipe.folders().items()
+        return _prune(recipe, progress, {k: stack.enter_context(making(f, recipe.force)) for k, f in places})
 
 
-def _prune(recipe: PruneRecipe, progress: PruneProgress, folder: Path) -> dict[str, Any]:
+def _prune(
+    recipe: PruneRecipe, progress: PruneProgress, folders: dict[int | None, Path]
+) -> list[dict[str, Any]]:
     began = time.perf_counter()
     config = read_config(recipe.adapter)
-    if recipe.keep is not None and recipe.keep > len(config.layers):
+    if above := [keep for keep in folders if keep is not None and keep > len(config.layers)]:
         raise UserError(
-            f"--keep is {recipe.keep}; this adapter has {len(config.layers)} layers.",
-            "Keep 1 or more of them.",
+            f"--keep is {above[0]}; this adapter has {len(config.layers)} layers.", "Keep 1 or more of them."
         )
     task = load_task(recipe.dev, seed=recipe.seed, offline=recipe.offline, options=recipe.task_options)
     task.metric(recipe.scoring)
@@ -98,16 +104,18 @@ def _prune(recipe: PruneRecipe, progress: PruneProgress, folder: Path) -> dict[s
             f"every gate of {recipe.adapter} is shut: it changes nothing.",
             "Train it longer, or with -o gate_init=1.",
         )
-    rows, found = ablate(bench, whole, alive, recipe.keep)
-    keep = [i for i, row in enumerate(rows) if row["fate"] == "kept"]
-    if not keep:
+    base, without, found = ablate(bench, whole, alive)
+    rows = {asked: judge(whole, alive, base, without, asked) for asked in folders}
+    kept = {asked: [i for i, row in enumerate(some) if row["fate"] == "kept"] for asked, some in rows.items()}
+    if not all(kept.values()):
         raise UserError(
             f"{recipe.adapter} does better without any one of its layers on {task.name}.",
             "Raise --limit, or train it longer.",
         )
+    makers = {f"pruned {asked}": partial(whole.select, keep) for asked, keep in kept.items()}
     with torch.inference_mode():
-        found |= bench.measure({"pruned": lambda: whole.select(keep)}, deranged=("pruned",))
-    report = {
+        found |= bench.measure(makers, deranged=tuple(makers))
+    facts = {
         "adapter": recipe.adapter.resolve().name,
         "sha256": weights_sha256(recipe.adapter),
         "pair": ":".join(recorded_names(pair.names)),
@@ -122,22 +130,29 @@ def _prune(recipe: PruneRecipe, progress: PruneProgress, folder: Path) -> dict[s
         "documents": len(documents),
         "seed": recipe.seed,
         "models_dtype": str(receiver.dtype).removeprefix("torch."),
-        "asked": recipe.keep,
-        "kept": [rows[i]["layer"] for i in keep],
-        "whole": {"layers": len(rows), "params": whole.params, **means_of(found, "whole")},
-        "pruned": {"layers": len(keep), **means_of(found, "pruned")},
-        "layers": rows,
+        "whole": {"layers": count, "params": whole.params, **means_of(found, "whole")},
     }
-    return save_pruned(recipe, report, keep, began, folder)
+    reports = []
+    for asked, folder in folders.items():
+        report = facts | {
+            "asked": asked,
+            "kept": [rows[asked][i]["layer"] for i in kept[asked]],
+            "pruned": {"layers": len(kept[asked]), **means_of(found, f"pruned {asked}")},
+            "layers": rows[asked],
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        report = save_pruned(recipe, report, kept[asked], folder)
+        reports.append(report | {"folder": str(recipe.folders()[asked])})
+    return reports
 
 
 @torch.inference_mode()
 def ablate(
-    bench: Bench, whole: Adapter, alive: list[int], keep: int | None
-) -> tuple[list[dict[str, Any]], Found]:
+    bench: Bench, whole: Adapter, alive: list[int]
+) -> tuple[dict[str, float], list[dict[str, float]], Found]:
     """Measures the adapter without each of its `alive` layers in turn.
 
-    Returns the rows of `judge`, and the means of the whole adapter.
+    Returns the means of the adapter with all of them, those without each, and all that was measured.
     """
     audited = whole.select(alive) if len(alive) < len(whole.config.layers) else whole
     makers: dict[str, Callable[[], Adapter]] = {"whole": lambda: whole}
@@ -148,7 +163,7 @@ def ablate(
     found = bench.measure(makers, deranged=("whole",))
     base = found.get(("audited", "matched"), found["whole", "matched"])
     without = [found[f"without {i}", "matched"] for i in range(len(alive))]
-    return judge(whole, alive, base, without, keep), found
+    return base, without, found
 
 
 def audit(adapter: Adapter) -> list[int]:
@@ -201,9 +216,7 @@ def means_of(found: Found, name: str) -> dict[str, Any]:
     return {control: found.get((name, control)) for control in ("matched", "deranged")}
 
 
-def save_pruned(
-    recipe: PruneRecipe, report: dict[str, Any], keep: list[int], began: float, folder: Path
-) -> dict[str, Any]:
+def save_pruned(recipe: PruneRecipe, report: dict[str, Any], keep: list[int], folder: Path) -> dict[str, Any]:
     """Saves the kept layers in `folder` with card, report and figure. Returns the full report."""
     from lcfbench.analysis.plots.layers import draw_layers  # matplotlib is slow to import
 
@@ -221,8 +234,7 @@ def save_pruned(
     save(shorter, folder, card(shorter), stored_dtype(recipe.adapter))
     whole = report["whole"] | {"bytes": (recipe.adapter / WEIGHTS).stat().st_size}
     pruned |= {"bytes": (folder / WEIGHTS).stat().st_size}
-    seconds = round(time.perf_counter() - began, 1)
-    report = report | {"whole": whole, "pruned": pruned, "seconds": seconds}
+    report = report | {"whole": whole, "pruned": pruned}
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     draw_layers(report, folder / PICTURE)
-    return report | {"folder": str(recipe.folder)}
+    return report

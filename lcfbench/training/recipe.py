@@ -197,8 +197,9 @@ class PruneRecipe(Settings):
 
     adapter: Path = Field(description="An adapter folder, or the name of a shipped one.")
     dev: str = Field(description="Task whose validation split decides; the test split is never read.")
-    keep: int | None = Field(
-        None, ge=1, le=MOST, description="Layers that stay at most; without it, all layers that help."
+    keep: list[Annotated[int, Ge(1), Le(MOST)]] | None = Field(
+        None,
+        description="Layers that stay at most; several numbers are several adapters. Without it, all that help.",
     )
     pair: str | None = Field(
         None,
@@ -215,7 +216,8 @@ class PruneRecipe(Settings):
     options: dict[str, str] = Field({}, description="Options of the method, KEY=VALUE.")
     task_options: dict[str, str] = Field({}, description="Options of the task, KEY=VALUE.")
     out: Path | None = Field(
-        None, description="Folder of the smaller adapter; without it, adapters/NAME-9L for --keep 9."
+        None,
+        description="Folder of the smaller adapter, or of several; without it, adapters/NAME-9L for --keep 9.",
     )
     dtype: Dtype = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
     device: Device = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
@@ -226,11 +228,20 @@ class PruneRecipe(Settings):
     _options = field_validator("options", "task_options", mode="before")(texts)
     _dev = field_validator("dev", mode="before")(partial(add_path, "tasks"))
 
-    @property
-    def folder(self) -> Path:
-        """Where the smaller adapter goes."""
-        name = f"{self.adapter.resolve().name}-{f'{self.keep}L' if self.keep else 'pruned'}"
-        return self.out or Path("adapters") / name
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _keep(cls, value: Any) -> Any:
+        """Takes `9,6,3`, a number or a list of numbers."""
+        parts = several(value) if isinstance(value, str | list) else value if value is None else [value]
+        return parts and [int(p) if isinstance(p, str) and p.isdecimal() else p for p in parts]
+
+    def folders(self) -> dict[int | None, Path]:
+        """Returns where the smaller adapters go, by the number of layers asked for."""
+        name = self.adapter.resolve().name
+        made = {keep: f"{name}-{f'{keep}L' if keep else 'pruned'}" for keep in self.keep or [None]}
+        if self.out and len(made) == 1:
+            return dict.fromkeys(made, self.out)
+        return {keep: (self.out or Path("adapters")) / last for keep, last in made.items()}
 
 
 @dataclass(frozen=True)

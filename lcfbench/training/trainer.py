@@ -29,7 +29,10 @@ from lcfbench.methods.base import Batch
 from lcfbench.models.causal_lm import sharing
 from lcfbench.models.finite import NotFiniteError
 from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
+from lcfbench.models.protocol import LanguageModel
 from lcfbench.models.timing import Clock
+from lcfbench.models.timing import Clock, now
+from lcfbench.progress import TrainProgress
 from lcfbench.progress import TrainProgress, duration
 from lcfbench.results.training_log import TrainLog
 from lcfbench.tasks.document import Document
@@ -178,7 +181,7 @@ class Trainer:
 
     def once(self, group: list[Document]) -> None:
         """Does one optimiser step of every adapter on the same batch."""
-        began = time.perf_counter()
+        common = 0.0
         mine = group[self.accelerator.process_index :: self.accelerator.num_processes]
         per_pass = max(-(-len(mine) // self.recipe.accumulate), 1)
         learning = self.learning
@@ -187,10 +190,10 @@ class Trainer:
         with self.memory_named():
             for start in range(0, len(mine), per_pass):
                 for documents in _alike(mine[start : start + per_pass]):
-                    self.learn(documents, len(documents) / len(group))
+                    common += self.learn(documents, len(documents) / len(group))
         for one in learning:
             one.gather(self.accelerator)
-            if not one.step((time.perf_counter() - began) / len(learning)):
+            if not one.step(common / len(learning)):
                 where = f"not finite at step {self.step + 1}; it stops here."
                 self.progress.say(f"{one.spec.label}: the {one.failed} is {where}")
             elif self._log is not None:
@@ -199,16 +202,31 @@ class Trainer:
                     values = {f"{one.spec.label}/{name}": value for name, value in one.last.items()}
                     self.accelerator.log(values, step=self.step + 1)
 
-    def learn(self, documents: list[Document], share: float) -> None:
-        """Adds the gradients of every adapter that learns on documents that both models read once."""
+    def learn(self, documents: list[Document], share: float) -> float:
+        """Adds the gradients of every adapter that learns on documents that both models read once.
+
+        Returns the seconds of reading that they have in common.
+        """
+        common, device = 0.0, self.trainings[0].method.receiver.device
         with self.sharing():
             for one in self.learning:
+                read, began = sum(lm.shared.read_seconds for lm in self.models), now(device)
                 one.backward(documents, share, self.accelerator.backward)
+                reading = sum(lm.shared.read_seconds for lm in self.models) - read
+                one.spent += now(device) - began - reading
+                common += reading
+        return common
+
+    @property
+    def models(self) -> list[LanguageModel]:
+        """The models of all adapters, each once; a baseline may use other ones."""
+        return list(
+            dict.fromkeys(lm for one in self.trainings for lm in (one.method.receiver, one.method.sharer))
+        )
 
     def sharing(self) -> AbstractContextManager[None]:
-        """Lets all adapters share equal prefills; a baseline may use other models."""
-        models = (lm for one in self.trainings for lm in (one.method.receiver, one.method.sharer))
-        return sharing(dict.fromkeys(models))
+        """Lets all adapters share equal prefills."""
+        return sharing(self.models)
 
     def probe(self, order: Sequence[list[Document]]) -> None:
         """Runs the longest batch left once without a step; reports its memory, and the time of all."""
@@ -219,10 +237,10 @@ class Trainer:
         reset_peak_memory(device)
         with self.memory_named():
             at_once = -(-len(longest) // self.accelerator.num_processes // self.recipe.accumulate)
-            began = time.perf_counter()
-            for documents in _alike(sorted(longest, key=length)[-at_once:]):
-                self.learn(documents, 1.0)
-            seconds = (time.perf_counter() - began) * self.recipe.accumulate * sum(sizes) / max(sizes)
+            parts = _alike(sorted(longest, key=length)[-at_once:])
+            common = sum(self.learn(documents, 1.0) for documents in parts)
+        own = sum(one.spent * sum(sizes[: one.recipe.steps - self.step]) for one in self.learning)
+        seconds = self.recipe.accumulate * (common * sum(sizes) + own) / max(sizes)
         for one, state in zip(self.trainings, random, strict=True):
             one.clear()
             one.random = state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,7 @@ def pruned(pair, whole, tmp_path_factory):
     patch.setattr(CausalLM, "load", staticmethod(loaded))
     out = tmp_path_factory.mktemp("pruned") / "small"
     progress = Quiet()
-    report = prune(recipe(whole, out, keep=2), progress)
+    [report] = prune(recipe(whole, out, keep=2), progress)
     patch.undo()
     return report, out, calls, splits, progress
 
@@ -224,6 +225,56 @@ def test_the_smaller_adapter_is_the_kept_layers_bit_for_bit(pair, whole, pruned)
     assert sorted(p.name for p in out.iterdir()) == sorted(
         ("README.md", WEIGHTS, "config.json", REPORT, PICTURE)
     )
+
+
+@pytest.mark.parametrize("kind", ["lcfx", "c2c", "lcf"])
+def test_several_sizes_share_one_ablation_and_are_what_each_is_alone(pair, tmp_path, monkeypatch, kind):
+    options = {"hidden": 8, "intermediate": 8} if kind == "c2c" else {"width": 8}
+    whole = make(pair, tmp_path / "whole", kind, gates=[[1.0, 1.0]] * 4, **options)
+    if kind != "lcfx":  # tasks of which both models read the same
+        monkeypatch.setattr(Task, "documents", _shared(Task.documents))
+    reports = prune(recipe(whole, tmp_path / "some", keep="3,1"), progress := Quiet())
+    assert [Path(report["folder"]).name for report in reports] == ["whole-3L", "whole-1L"]
+    assert {total for _, total in progress.done[-1:]} == {2 * 2 * 2}, "both sizes in one pass"
+    for keep, report in zip((3, 1), reports, strict=True):
+        [alone] = prune(recipe(whole, tmp_path / f"alone-{keep}", keep=keep), Quiet())
+        timed = {"seconds", "folder"}
+        assert {k: v for k, v in report.items() if k not in timed} == {
+            k: v for k, v in alone.items() if k not in timed
+        }
+        folder, other = Path(report["folder"]), Path(alone["folder"])
+        assert (folder / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
+        told = read_config(folder).training["pruned"]
+        assert told["seconds"] > 0 and set(told["pruned"]["deranged"]) == {"score", "loglik"}
+        card = (folder / "README.md").read_text()
+        assert "It took " in card and "| whole |" in card and "| pruned |" in card
+
+
+def _shared(plain):
+    def documents(self, **settings):
+        return [replace(d, shared=True, sharer=d.receiver) for d in plain(self, **settings)]
+
+    return documents
+
+
+@pytest.mark.parametrize("taken", ["whole-3L", "whole-1L"])
+def test_several_sizes_are_written_all_or_none(whole, tmp_path, taken):
+    (tmp_path / taken).mkdir()
+    (tmp_path / taken / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"{taken} already holds an adapter"):
+        prune(recipe(whole, tmp_path, keep=[3, 1]), Quiet())
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["config.json"]
+
+
+def test_where_smaller_adapters_go(whole):
+    def names(**more):
+        asked = PruneRecipe.merge(None, {"adapter": whole, "dev": "splitfacts"} | more, "adapter prune")
+        return [str(place) for place in asked.folders().values()]
+
+    assert names() == ["adapters/whole-pruned"] and names(keep=9) == ["adapters/whole-9L"]
+    assert names(keep="9,6,9") == ["adapters/whole-9L", "adapters/whole-6L"]
+    assert names(keep="9,6", out="x") == ["x/whole-9L", "x/whole-6L"]
+    assert names(keep="9", out="x") == names(out="x") == ["x"]
 
 
 def test_the_tables_fit_80_columns(pruned, capsys, monkeypatch):
@@ -310,6 +361,10 @@ def test_the_verb(pair, whole, tmp_path, monkeypatch, capsys):
     [
         ({"keep": 5}, "--keep is 5; this adapter has 4 layers"),
         ({"keep": 0}, "setting keep: input should be greater than or equal to 1"),
+        ({"keep": "3,5"}, "--keep is 5; this adapter has 4 layers"),
+        ({"keep": "3,x"}, "setting keep: input should be a valid integer"),
+        ({"keep": "3,2.5"}, "setting keep: input should be a valid integer"),
+        ({"keep": [1, True]}, "setting keep: yes or no is no number"),
         ({"limit": 1}, "setting limit: input should be greater than or equal to 2"),
         ({"dev": "splitfact"}, "Did you mean splitfacts"),
         ({"scoring": "letters"}, "unknown scoring"),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from lcfbench.adapters.config import read_config
+from lcfbench.adapters.base import build
+from lcfbench.adapters.config import pair_config, read_config
 from lcfbench.config import grouped, values_of
 from lcfbench.errors import UserError
+from lcfbench.geometry import Geometry
+from lcfbench.models.causal_lm import CausalLM
 from lcfbench.tasks.task import load_task
 from lcfbench.training.adapter_training import AdapterTraining
 from lcfbench.training.options import expanded
@@ -174,6 +178,7 @@ def test_several_values_are_trained_under_names_of_their_own(pair, tmp_path):
         ("lcf:steps=0", {}, "steps=0 .* is not a whole number, 1 or more"),
         ("lcf:steps=1.5", {}, "steps=1.5 .* is not a whole number"),
         ("lcf:warmup=-1", {}, "warmup=-1"),
+        ("lcf:dropout=1", {}, "dropout=1 of a lcfx adapter is not a number, 0 or more, below 1"),
         ("lcf:clip=0", {}, "clip=0 .* is not a number above 0"),
         ("lcf:loss_mean=words", {}, "loss_mean=words .* is not one of document, token"),
         ("lcf", {"width": "16,"}, "width=16, of lcf has an empty value"),
@@ -206,3 +211,46 @@ def test_a_spec_tells_what_is_its_own():
         "lr": 1e-3,
         "steps": 7,
     }
+
+
+def test_minutes_are_its_own_time_and_its_part_of_the_common_reading(pair, tmp_path, monkeypatch):
+    forward, run = AdapterTraining.forward, CausalLM.run
+    reading = []
+
+    def slow(self, documents):
+        time.sleep(0.2 if self.spec.seed == 1 else 0.0)
+        return forward(self, documents)
+
+    def read(self, ids, mask, past, start):
+        if past is None:  # a prefill, from an empty cache
+            reading.append(time.sleep(0.1))
+        return run(self, ids, mask, past, start)
+
+    monkeypatch.setattr(AdapterTraining, "forward", slow)
+    monkeypatch.setattr(CausalLM, "run", read)
+    seconds = []
+    monkeypatch.setattr(AdapterTraining, "save", lambda self: seconds.append(self.seconds))
+    chosen = recipe(pair, tmp_path / "a", steps=2, eval_every=9, dev_documents=2)
+    train(chosen.model_copy(update={"adapters": ["lcf:seed=0", "lcf:seed=1"]}), Watcher())
+    fast, slower = seconds
+    assert slower - fast == pytest.approx(2 * 0.2, abs=0.15)
+    assert 0.1 * 2 * 2 / 2 - 0.01 <= fast  # two models, two steps, shared by two
+    assert fast < 0.1 * len(reading) / 2 + 0.5
+
+
+@pytest.mark.parametrize("kind", ["lcf", "lcfx"])
+def test_dropout_is_of_the_training_alone(kind):
+    torch.manual_seed(0)
+    shape = Geometry(layers=2, kv_heads=2, head_dim=4)
+    config = pair_config(kind, ("a", shape), ("b", shape), options={"width": 8, "dropout": 0.5})
+    adapter = build(config)
+    keys, values = torch.randn(2, 2, 1, 2, 3, 4)
+    sent = adapter.message(torch.randn(2, 3, 16))[:, None]
+    adapter.gate_mode = "hard"
+    with torch.no_grad():
+        adapter.gate_logit.fill_(1.0)
+        adapter.eval()
+        one, two = (adapter(sent, keys, values)[0] for _ in range(2))
+        adapter.train()
+        some, others = (adapter(sent, keys, values)[0] for _ in range(2))
+    assert torch.equal(one, two) and not torch.equal(some, others) and not torch.equal(some, one)
