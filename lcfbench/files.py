@@ -90,12 +90,12 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check_room(folder: Path, need: int, what: str) -> None:
+def check_room(folder: Path, need: int, what: str, other: str = "set LCFBENCH_CACHE to a folder") -> None:
     """Raises UserError unless the disk of a folder has that many bytes free."""
     if (free := shutil.disk_usage(folder).free) < need:
         raise UserError(
             f"{what} needs {need / 1e9:.1f} GB; the disk of {folder} has {free / 1e9:.1f} GB free.",
-            "Free some space, or set LCFBENCH_CACHE to a folder on another disk.",
+            f"Free some space, or {other} on another disk.",
         )
 
 

@@ -40,7 +40,9 @@ REACHED = 0.5  # of the speed of one large matrix product: attention, norms and 
 PREFILLS = 0.7  # of a step's operations: the rest is the answer, and the way back through it
 CHAT_TOKENS = 500  # of a chat example, where none has been read
 STATES = 20  # bytes a parameter: fp32 weights, gradients, two moments, the best state
-CHECKPOINT = 32  # bytes a parameter: two checkpoints of weights, moments and the best state, for a moment
+CHECKPOINT_BYTES = (
+    32  # bytes a parameter: two checkpoints of weights, moments and the best state, for a moment
+)
 RUNTIME = 1.0e9  # bytes of the libraries
 
 
@@ -87,13 +89,13 @@ def cost_of(recipe: TrainRecipe, shared: bool, documents: Sequence[Document]) ->
     device = torch.device("cuda" if pick_device(recipe.device).type == "cuda" else "cpu")
     dtype = pick_dtype(recipe.dtype, device)
     [spec] = recipe.specs()
-    kind = trainable(spec)
+    recipe, kind = spec.recipe(recipe), trainable(spec)
     names = sides(kind, *split_pair(recipe.pair))
     adapter = _params(recipe, shared, names)
     here = {name: look(name)[0] for name in names}
     sizes = {name: numbers_of(found) for name, found in here.items() if found}
     states = STATES * adapter
-    disk = CHECKPOINT * adapter
+    disk = CHECKPOINT_BYTES * adapter
     if None in here.values():
         return Cost(None, float(states), float(states), disk, str(device))
     least = sum(whole for whole, _ in sizes.values()) * dtype.itemsize + states

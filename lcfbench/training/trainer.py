@@ -24,7 +24,7 @@ from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.batching import batches, length
-from lcfbench.files import finish, locked, writing
+from lcfbench.files import check_room, finish, locked, writing
 from lcfbench.methods.base import Batch
 from lcfbench.models.causal_lm import sharing
 from lcfbench.models.finite import NotFiniteError
@@ -38,6 +38,7 @@ from lcfbench.results.training_log import TrainLog
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Task
 from lcfbench.training.adapter_training import AdapterTraining
+from lcfbench.training.cost import CHECKPOINT_BYTES
 from lcfbench.training.options import expanded
 from lcfbench.training.recipe import BLOCK, CHECKPOINT, TrainRecipe, check, folder_of
 from lcfbench.training.setup import Dev, accelerator_of, check_adapters, data_of, models_of, trainings_of
@@ -72,6 +73,8 @@ def _train(recipe: TrainRecipe, progress: TrainProgress, accelerator: Accelerato
     pair = models_of(recipe, accelerator)
     examples, dev = data_of(recipe, pair, progress.say)
     trainings = trainings_of(recipe, pair, examples)
+    need = CHECKPOINT_BYTES * sum(one.adapter.params for one in trainings)
+    check_room(recipe.out, need, "this training, with its checkpoints,", "name an --out")
     trainer = Trainer(recipe, trainings, dev, progress, accelerator)
     if resumed is None:
         trainer.prepare(examples)

@@ -364,7 +364,7 @@ def test_the_verb(pair, whole, tmp_path, monkeypatch, capsys):
         ({"keep": "3,5"}, "--keep is 5; this adapter has 4 layers"),
         ({"keep": "3,x"}, "setting keep: input should be a valid integer"),
         ({"keep": "3,2.5"}, "setting keep: input should be a valid integer"),
-        ({"keep": [1, True]}, "setting keep: yes or no is no number"),
+        ({"keep": [3, True]}, "setting keep: yes or no is no number"),
         ({"limit": 1}, "setting limit: input should be greater than or equal to 2"),
         ({"dev": "splitfact"}, "Did you mean splitfacts"),
         ({"scoring": "letters"}, "unknown scoring"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -37,7 +39,8 @@ def test_a_recipe_is_a_training_and_the_run_that_goes_with_it(name):
     for mode in evaluation.mode:
         kind = method_class(mode)
         known = {k: v for k, v in evaluation.options.items() if k in {f.name for f in option_fields(kind)}}
-        parse_options(kind, mode, known)
+        for values in itertools.product(*known.values()):
+            parse_options(kind, mode, dict(zip(known, values, strict=True)))
     sources = [data.parse_source(text) for text in training.task]
     assert sources and (training.dev or all(s.kind == "task" for s in sources))
     names = [s.name for s in sources if s.kind == "task"] + (training.dev or [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -231,11 +232,12 @@ def test_minutes_are_its_own_time_and_its_part_of_the_common_reading(pair, tmp_p
     seconds = []
     monkeypatch.setattr(AdapterTraining, "save", lambda self: seconds.append(self.seconds))
     chosen = recipe(pair, tmp_path / "a", steps=2, eval_every=9, dev_documents=2)
+    began = time.perf_counter()
     train(chosen.model_copy(update={"adapters": ["lcf:seed=0", "lcf:seed=1"]}), Watcher())
     fast, slower = seconds
-    assert slower - fast == pytest.approx(2 * 0.2, abs=0.15)
-    assert 0.1 * 2 * 2 / 2 - 0.01 <= fast  # two models, two steps, shared by two
-    assert fast < 0.1 * len(reading) / 2 + 0.5
+    assert slower - fast > 0.3  # of 0.4
+    assert fast >= 2 * 0.1  # two models, two steps, shared by two
+    assert fast + slower < time.perf_counter() - began - 0.1 * (len(reading) - 4), "nothing is counted twice"
 
 
 @pytest.mark.parametrize("kind", ["lcf", "lcfx"])
@@ -254,3 +256,11 @@ def test_dropout_is_of_the_training_alone(kind):
         adapter.train()
         some, others = (adapter(sent, keys, values)[0] for _ in range(2))
     assert torch.equal(one, two) and not torch.equal(some, others) and not torch.equal(some, one)
+
+
+def test_a_disk_without_room_for_checkpoints_is_named_before_the_first_step(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(AdapterTraining, "forward", lambda *_: pytest.fail("a step is done"))
+    with pytest.raises(UserError, match=r"with its checkpoints, needs .* has 0\.0 GB free") as caught:
+        train(recipe(pair, tmp_path / "a"), Watcher())
+    assert "--out" in caught.value.next_step
