@@ -30,9 +30,7 @@ from lcfbench.models.causal_lm import sharing
 from lcfbench.models.finite import NotFiniteError
 from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
 from lcfbench.models.protocol import LanguageModel
-from lcfbench.models.timing import Clock
 from lcfbench.models.timing import Clock, now
-from lcfbench.progress import TrainProgress
 from lcfbench.progress import TrainProgress, duration
 from lcfbench.results.training_log import TrainLog
 from lcfbench.tasks.document import Document
