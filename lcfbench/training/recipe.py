@@ -238,7 +238,8 @@ class PruneRecipe(Settings):
     def folders(self) -> dict[int | None, Path]:
         """Returns where the smaller adapters go, by the number of layers asked for."""
         name = self.adapter.resolve().name
-        made = {keep: f"{name}-{f'{keep}L' if keep else 'pruned'}" for keep in self.keep or [None]}
+        wanted: list[int | None] = [*self.keep] if self.keep else [None]
+        made = {keep: f"{name}-{f'{keep}L' if keep else 'pruned'}" for keep in wanted}
         if self.out and len(made) == 1:
             return dict.fromkeys(made, self.out)
         return {keep: (self.out or Path("adapters")) / last for keep, last in made.items()}
