@@ -262,7 +262,7 @@ def test_only_a_taught_sharer_knows(tmp_path, task):
 
     def runs(pair, mode):
         found = lcfbench.run(
-            pair=pair, mode=mode, task=task, limit=64, control="matched", latency_documents=0, out=tmp_path
+            pair=pair, mode=mode, task=task, limit=32, control="matched", latency_documents=0, out=tmp_path
         )
         return {row["mode"]: row for row in found.summary().to_dict("records")}
 
@@ -270,4 +270,4 @@ def test_only_a_taught_sharer_knows(tmp_path, task):
     for mode in ("receiver", "sharer"):
         assert plain[mode]["low"] <= 0.25 <= plain[mode]["high"]
     told = runs("smollm2-135m:gemma3-270m+planted", ["sharer"])["sharer"]
-    assert told["low"] > 0.9
+    assert told["low"] > 0.8
