@@ -92,6 +92,10 @@ SMALL = {
     ("allenai/openbookqa", "main", "train"): [
         {"id": "t0", "question_stem": "Tr?", "choices": options(4), "answerKey": "B"}
     ],
+    ("tau/commonsense_qa", "default", "validation"): [
+        {"id": f"q{i}", "question": f"Where is {i}?", "choices": options(5), "answerKey": "ABCDE"[i % 5]}
+        for i in range(6)
+    ],
     ("allenai/ai2_arc", "ARC-Challenge", "test"): [
         {"id": "a3", "question": "Three?", "choices": options(3), "answerKey": "C"},
         {"id": "a5", "question": "Five?", "choices": options(5), "answerKey": "E"},
