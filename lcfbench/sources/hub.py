@@ -98,8 +98,11 @@ def commit(
     """The commit hash of a repository's main branch, or of a `revision`. Raises HubError."""
     from huggingface_hub import HfApi
 
-    info = HfApi().model_info if kind == "model" else HfApi().dataset_info
-    return str(probe(lambda: info(repo_id, revision=revision, timeout=PROBE_SECONDS / 2), offline).sha)
+    def ask() -> Any:
+        info = HfApi().model_info if kind == "model" else HfApi().dataset_info
+        return info(repo_id, revision=revision, timeout=PROBE_SECONDS / 2)
+
+    return str(probe(ask, offline).sha)
 
 
 def probe(request: Callable[[], Any], offline: bool) -> Any:
