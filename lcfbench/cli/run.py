@@ -75,23 +75,34 @@ def run(
         run_and_show(chosen)
 
 
+DEMO: tuple[dict[str, Any], ...] = (
+    {
+        "pair": "smollm2-135m:gemma3-270m+planted",
+        "mode": "receiver,sharer,t2t,lcf,c2c",
+        "task": "planted",
+        "adapter": [
+            f"smollm2-135m.gemma3-270m+planted.{name}"
+            for name in ("lcf16-planted", "lcf32-planted", "c2c64-planted")
+        ],
+    },
+    {"mode": "receiver,full_context,t2t,lcf", "task": "splitfacts,splitfacts_heldout,openbookqa"},
+)
+
+
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for runs and figures.")] = Path("results/demo"),
     limit: Annotated[int, typer.Option(help="Documents a task.")] = 64,
 ) -> None:
-    """Run the main comparison on the embedded pair and real data: runs, table, frontier plot, report."""
+    """Run the main comparisons on the embedded pair: runs, tables, frontier plot, report.
+
+    The same question for both models (planted: the sharer was taught the answers; OpenBookQA: it knows
+    nothing more), and different notes for each (splitfacts).
+    """
     from lcfbench.evaluation.recipe import Recipe
 
-    chosen = {
-        "mode": "receiver,full_context,t2t,lcf",
-        "task": "splitfacts,splitfacts_heldout,openbookqa",
-        "control": "matched,deranged",
-        "scoring": "cloze",
-        "limit": limit,
-        "out": out,
-        "options": {"budget": "32"},
-    }
-    run_and_show(Recipe.merge(None, chosen))
+    same = {"control": "matched,deranged", "scoring": "cloze", "options": {"budget": "32"}}
+    for chosen in DEMO:
+        run_and_show(Recipe.merge(None, chosen | same | {"limit": limit, "out": out}))
     for path in draw_frontier([out]):
         echo(f"frontier: {path}")
     echo(f"report: {write_report([out], out / 'report.html', 'html')}")
