@@ -7,6 +7,7 @@ import math
 import os
 import re
 import reprlib
+import sys
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,14 +43,22 @@ Device = Annotated[str, AfterValidator(_device)]
 
 
 def several(value: Any) -> Any:
-    """Splits `a,b,c` into three; drops duplicates and keeps the order."""
+    """Splits `a,b,c` into three, each once and in their order (see `once`)."""
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list) or any(isinstance(p, (list, dict, set)) for p in parts):
         raise ValueError("give names, separated by commas")
     parts = [p.strip() if isinstance(p, str) else p for p in parts]
     for part in parts:
         check_text(str(part))
-    return list(dict.fromkeys(p for p in parts if p != ""))
+    return once([p for p in parts if p != ""])
+
+
+def once(values: list[Any]) -> list[Any]:
+    """The values, each once and in their order; stderr says which were given again."""
+    kept = list(dict.fromkeys(values))
+    if twice := [str(v) for v in kept if values.count(v) > 1]:
+        print(f"{', '.join(twice)}: named more than once, counted once.", file=sys.stderr)
+    return kept
 
 
 def texts(value: Any) -> Any:

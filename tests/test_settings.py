@@ -137,6 +137,14 @@ def test_odd_names_of_recipes(name):
         Recipe.merge(name, {}, "run")
 
 
+def test_a_name_given_twice_is_said(capsys):
+    assert Recipe.model_validate({"task": "openbookqa,splitfacts,openbookqa"}).task == [
+        "openbookqa",
+        "splitfacts",
+    ]
+    assert "openbookqa: named more than once, counted once." in capsys.readouterr().err
+
+
 def test_options_of_a_recipe():
     from lcfbench.config import texts
 

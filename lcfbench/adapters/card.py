@@ -136,6 +136,8 @@ def _trained(t: dict[str, Any], tasks: list[str]) -> list[str]:
         f"{t.get('batch_size')}, AdamW, lr {t.get('lr')}, warm-up {t.get('warmup')}, clip {t.get('clip')}, "
         f"weight decay {t.get('weight_decay')}, {seed}"
     ]
+    if t.get("failed"):
+        facts.append(f"the training stopped early: its {t['failed']} was not finite")
     if t.get("contexts"):
         facts.append(f"contexts of the two models in its examples: {' and '.join(t['contexts'])}")
     if t.get("task_options"):

@@ -83,13 +83,10 @@ def find_for(wanted: Wanted) -> Found:
     A released fuser is imported, and an adapter of the Hub fetched, only where nothing on this disk
     fits. Raises AdapterMissing that lists the places tried.
     """
-    tried = []
-    for place, folders in places():
-        fits, misfits = _among(folders, wanted, place)
-        if fits:
-            return _best(fits, wanted, place)
-        none = "none for this pair and method" if folders else "nothing there"
-        tried.append(f"{place}: {misfits or none}")
+    here = on_this_disk(wanted)
+    if isinstance(here, Found):
+        return here
+    tried = [*here]
     for search in (_released, _on_hub):
         found = search(wanted)
         if isinstance(found, Found):
@@ -103,6 +100,18 @@ def find_for(wanted: Wanted) -> Found:
         f"lcfbench train --mode {wanted.mode} --pair {names} --task {wanted.task}",
         wanted,
     )
+
+
+def on_this_disk(wanted: Wanted) -> Found | list[str]:
+    """The adapter of the first place on this disk that has one that fits; else a phrase for each place."""
+    tried = []
+    for place, folders in places():
+        fits, misfits = _among(folders, wanted, place)
+        if fits:
+            return _best(fits, wanted, place)
+        none = "none for this pair and method" if folders else "nothing there"
+        tried.append(f"{place}: {misfits or none}")
+    return tried
 
 
 def places() -> list[tuple[str, list[Path]]]:
@@ -164,6 +173,8 @@ def misfit(folder: Path, config: AdapterConfig, wanted: Wanted, there: bool = Tr
         return None
     if t.get("senders", "matched") != "matched":
         return None
+    if failed := t.get("failed"):
+        return f"of a training that stopped: its {failed} was not finite"
     if config.kind not in wanted.fitting or wanted.context not in t.get("contexts", [wanted.context]):
         return f"made for {'different' if wanted.shared else 'shared'} contexts"
     if _distance(config, wanted.task) is None:

@@ -122,7 +122,10 @@ def run_and_show(recipe: Recipe) -> None:
         if recipe.train:
             from lcfbench.training.on_demand import train_missing
 
-            recipe = train_missing(recipe, TrainLine())
+            try:
+                recipe = train_missing(recipe, TrainLine())
+            except KeyboardInterrupt:
+                interrupted("the training is not finished, and no run has begun")
         folders = run(recipe, progress=RunProgress()).folders
     except KeyboardInterrupt:
         interrupted(f"what is recorded stays in {recipe.out}; the same command goes on from there")
@@ -157,8 +160,8 @@ def print_prompts(recipe: Recipe) -> None:
     only named.
     """
     quiet_libraries()
-    from lcfbench.adapters.select import AdapterMissing
-    from lcfbench.evaluation.plan import look_up, variants_of, with_tasks
+    from lcfbench.adapters.finding import Found, on_this_disk
+    from lcfbench.evaluation.plan import look_up, variants_of, wanted_by, with_tasks
     from lcfbench.models.tokenizers import load_tokenizers
     from lcfbench.tasks.preview import preview
 
@@ -167,13 +170,17 @@ def print_prompts(recipe: Recipe) -> None:
     receiver, sharer = load_tokenizers(
         recipe.pair, **recipe.model_dump(include={"offline", "trust_remote_code"})
     )
-    if later := [str(place) for place in recipe.adapter if len(place.parts) > 1 and not place.exists()]:
+    later = [str(place) for place in recipe.adapter if len(place.parts) > 1 and not place.exists()]
+    missing = [each for each in wanted_by(recipe, tasks) if not isinstance(on_this_disk(each), Found)]
+    if later:
         note(f"a run needs {', '.join(later)}, not there yet.")
-    else:
-        try:
-            variants_of(recipe, tasks)
-        except AdapterMissing as error:
-            note(f"a run would be refused: {error}")
+    elif not missing:
+        variants_of(recipe, tasks)
+    for each in missing:
+        note(
+            f"no adapter for {each.mode} on {each.task} is on this disk; `lcfbench adapter find --mode "
+            f"{each.mode} --pair {recipe.pair} --task {each.task}` says where a run would get one."
+        )
     for task in tasks:
         documents = task.documents(
             scoring=recipe.scoring, limit=recipe.limit or 1, receiver_chat=bool(receiver.chat_template)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import get_type_hints
@@ -23,7 +24,7 @@ from lcfbench.evaluation.variants import ADAPTER, Variant, labelled, read_entry
 from lcfbench.methods.base import Method, option_fields
 from lcfbench.methods.create import method_class, parse_options, sides
 from lcfbench.models.dtypes import pick_device, pick_dtype
-from lcfbench.sources.models import split_pair
+from lcfbench.sources.models import geometry, split_pair
 from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import options_for
 
@@ -80,6 +81,11 @@ def options_of(
             variant = Variant(mode, tuple(sorted(chosen.items())), entry=entry)
             found.append((variant, [find_adapter(Path(place.strip())) for place in adapters]))
     return found
+
+
+def _depth(recipe: Recipe) -> int:
+    """The number of the receiver's layers, before it is loaded."""
+    return geometry(split_pair(recipe.pair)[0], offline=recipe.offline).layers
 
 
 def _values(kind: type[Method], key: str, texts: Sequence[str]) -> list[str]:
@@ -152,6 +158,8 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
     check_used(given, folders, recipe.methods)
     for folder in folders:
         check_saved(folder)
+    for variant, _ in asked:
+        method_class(variant.mode).check_depth(dict(variant.options), partial(_depth, recipe))
     variants: dict[str, list[Variant]] = {}
     why = {found.folder: found.why for found in at_hand.values()}
     for (task, variant, _), found in zip(every, chosen, strict=True):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lcfbench.config import MOST, SEEDS, Device, Settings, lists_of_texts, several, texts
+from lcfbench.config import MOST, SEEDS, Device, Settings, lists_of_texts, once, several, texts
 from lcfbench.controls.names import check_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.evaluation.variants import read_entry, split_modes
@@ -41,7 +41,7 @@ def names_or_files(value: Any, info: Any) -> Any:
     every = [
         [v] if not isinstance(v, str) else add_paths(group, v) for v in ([value] if whole else several(value))
     ]
-    return list(dict.fromkeys(name for names in every for name in names))
+    return once([name for names in every for name in names])
 
 
 def some(value: Any) -> Any:

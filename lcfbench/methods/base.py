@@ -11,7 +11,7 @@ the `State` it returns and know nothing of the method. Its options are dataclass
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -71,6 +71,13 @@ class Method:
 
     def __post_init__(self) -> None:
         """Raises UserError for options or a pair that the method cannot serve."""
+
+    @classmethod
+    def check_depth(cls, options: Mapping[str, str], depth: Callable[[], int]) -> None:
+        """Raises UserError, before a model is loaded, for options that name layers which it lacks.
+
+        depth: returns the number of the receiver's layers.
+        """
 
     def check(self, document: Document) -> None:
         """Raises UserError when the method cannot serve this kind of document."""

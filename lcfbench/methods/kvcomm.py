@@ -5,7 +5,7 @@ Both must be the same model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -58,6 +58,11 @@ class KVComm(Method):
         self.chosen: list[int] | None = named  # None until `calibrate` has ranked them
         if named is None or len(named) < mine.geometry.layers:
             mine.check_layer_masks()
+
+    @classmethod
+    def check_depth(cls, options: Mapping[str, str], depth: Callable[[], int]) -> None:
+        if "layers" in options:
+            parse_layers(options["layers"], depth())
 
     def options(self) -> dict[str, Any]:
         """Only those that change the answer: none for all layers, no scores for named layers."""

@@ -215,6 +215,8 @@ class AdapterTraining:
             "beside": r.adapters if len(r.adapters) > 1 else [],
             "dev": self.curve,
         }
+        if self.failed:
+            training["failed"] = self.failed
         training = self.adapter.config.training | r.model_dump(include=RECORDED) | training
         self.adapter.config = self.adapter.config.model_copy(update={"training": training})
         with writing(self.folder):  # an adapter there may be replaced: by --force, or it is an earlier save

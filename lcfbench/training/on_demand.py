@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcfbench.adapters.config import WEIGHTS, recorded_names
-from lcfbench.adapters.finding import Wanted, find_for
+from lcfbench.adapters.config import WEIGHTS, read_config, recorded_names
+from lcfbench.adapters.finding import Found, Wanted, find_for, on_this_disk
 from lcfbench.adapters.select import AdapterMissing, cached, unfinished
 from lcfbench.config import convert, packaged_recipes, read_recipe
 from lcfbench.errors import UserError
@@ -36,6 +36,7 @@ from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import options_for, task_names
 from lcfbench.training.cost import Cost, cost_of, numbers_of
 from lcfbench.training.recipe import AdapterSpec, TrainRecipe
+from lcfbench.training.setup import check_adapters
 from lcfbench.training.trainer import train
 
 LARGE = 1_000_000_000  # parameters of both models together from which a GPU trains by a paper's recipe
@@ -65,8 +66,8 @@ class Plan:
 def train_missing(run: Recipe, progress: TrainProgress) -> Recipe:
     """Trains the adapters that no place has, one after the other; returns the recipe of the run itself.
 
-    Says recipe, time and memory of each first. Raises UserError where one cannot be trained, or does
-    not fit into memory or on the disk.
+    Says recipe, time and memory of each first. Raises UserError where one cannot be trained, does not
+    fit into memory or on the disk, or has failed before.
     """
     run = with_tasks(run)
     tasks = look_up(run)
@@ -78,34 +79,49 @@ def train_missing(run: Recipe, progress: TrainProgress) -> Recipe:
     if run.train_options and len(places) > len({plan.wanted.mode for plan in plans}):
         what = f"--train-option asks for one training a method; {', '.join(run.task)} need several."
         raise UserError(what, "Run the tasks one by one.")
+    left = list[tuple[Plan, Cost]]()
     for out, plan in places.items():
         if (out / WEIGHTS).is_file() and not unfinished(out):
+            if failed := read_config(out).training.get("failed"):
+                what = f"this training has failed before: its {failed} was not finite ({out})."
+                raise UserError(what, "Lower --train-option lr=…, or remove that folder.")
             progress.say(f"{plan.said()}: trained before, {out}.")
             continue
         for name in plan.wanted.pair:
             find_model(name, offline=run.offline)
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-        cost = plan.cost()
-        cost.check(out.parent)
-        progress.say(f"training {plan.said()}: {cost.said()}; saved in {out}.")
-        train(plan.recipe, progress)
+        check_adapters(plan.recipe)
+        left.append((plan, plan.cost()))
+        left[-1][1].check(out.parent)
+    for plan, cost in left:
+        progress.say(f"training {plan.said()}: {cost.said()}; saved in {plan.recipe.out}.")
+        try:
+            train(plan.recipe, progress)
+        except UserError as error:
+            raise UserError(error.what, _as_options(error.next_step)) from error
     given = {"adapter": list(places)} if run.train_options else {}  # what is at hand else was not asked for
     return run.model_copy(update={"train": False, "train_options": {}, **given})
 
 
 def with_estimate(error: AdapterMissing, run: Recipe) -> AdapterMissing:
-    """The error for a missing adapter with the command that trains it, and what that will take."""
+    """The error for a missing adapter with the command that trains all missing ones, and what each takes."""
     if error.wanted is None:
         return error
-    wanted = error.wanted
-    [task] = [t for t in look_up(with_tasks(run)) if t.name == wanted.task]
+    wanted, chosen = error.wanted, with_tasks(run)
+    tasks = {task.name: task for task in look_up(chosen)}
+    missing = [
+        each
+        for each in wanted_by(chosen, list(tasks.values()))
+        if each == wanted or not isinstance(on_this_disk(each), Found)
+    ]
     try:
-        plan = plan_for(run, task, wanted)
+        plans = [plan_for(run, tasks[each.task], each) for each in missing]
     except UserError as why:
         return AdapterMissing(error.what, f"Pass --adapter FOLDER; none can be trained: {why.what}", wanted)
-    step = f"Train one ({plan.said()}: {plan.cost().said()}): {command_of(run)} --train"
-    return AdapterMissing(error.what, step, wanted)
+    each = [f"{plan.said()}: {plan.cost().said()}" for plan in {p.recipe.out: p for p in plans}.values()]
+    what = "Train one" if len(each) == 1 else f"Train {len(each)}"
+    return AdapterMissing(error.what, f"{what} ({'; '.join(each)}): {command_of(run)} --train", wanted)
 
 
 def plan_for(run: Recipe, task: Task, wanted: Wanted) -> Plan:
@@ -134,6 +150,17 @@ def plan_for(run: Recipe, task: Task, wanted: Wanted) -> Plan:
     label = f"{'.'.join(recorded_names(wanted.pair))}.{wanted.mode}-{base}-{known[:8]}"
     place = cached() / re.sub(r"[^\w.+-]", "-", label)
     return Plan(name, recipe.model_copy(update={"out": place}), wanted, documents)
+
+
+def _as_options(text: str) -> str:
+    """A next step of `train` as one of `run`, which takes its flags by `--train-option`."""
+
+    def name(flag: re.Match[str]) -> str:
+        setting = flag[1].replace("-", "_")
+        known = setting in TrainRecipe.model_fields and setting not in FIXED
+        return f"--train-option {setting}=…" if known else flag[0]
+
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", name, text)
 
 
 def _at_hand(wanted: Wanted) -> bool:
@@ -203,7 +230,10 @@ def command_of(run: Recipe) -> str:
             continue
         flag = {"options": "-o", "task_options": "--task-option"}.get(name, f"--{name.replace('_', '-')}")
         if isinstance(value, dict):
-            words += [word for key, text in value.items() for word in (flag, f"{key}={text}")]
+            given = [
+                (key, t) for key, text in value.items() for t in ([text] if isinstance(text, str) else text)
+            ]
+            words += [word for key, text in given for word in (flag, f"{key}={text}")]
         elif isinstance(value, bool):
             words.append(flag)
         elif name == "adapter":

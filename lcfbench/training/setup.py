@@ -177,8 +177,11 @@ def check_used(recipe: TrainRecipe, used: set[str]) -> None:
 
 
 def check_adapters(recipe: TrainRecipe) -> None:
-    """Raises UserError for adapters and options that make no sense, before a model is loaded."""
+    """Raises UserError for adapters, tasks and options that make no sense, before a model is loaded."""
     sources = [data.parse_source(text) for text in recipe.task]
+    names = dict.fromkeys([*(s.name for s in sources if s.kind == "task"), *(recipe.dev or [])])
+    for name, own in options_for(list(names), recipe.task_options).items():
+        load_task(name, seed=recipe.seed, offline=recipe.offline, options=own)
     contexts = {describe(s.name)["context"] if s.kind == "task" else "shared" for s in sources}
     used = set[str]()
     for spec in recipe.specs():

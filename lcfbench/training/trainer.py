@@ -167,11 +167,14 @@ class Trainer:
                 self.step, self.whole = self.step + 1, True
                 seconds = time.perf_counter() - began - evaluating
                 self.report((self.step - first) * r.batch_size / seconds)
-                if self.owing:
+                judged = bool(self.owing)
+                if judged:
                     started = time.perf_counter()
                     self.evaluate()
                     evaluating += time.perf_counter() - started
-                if self.step % r.save_every == 0 and self.step < self.steps:
+                # a best state that Ctrl-C saves needs a checkpoint beside it: without one it looks finished
+                first = judged and not (r.out / CHECKPOINT).exists()
+                if (first or self.step % r.save_every == 0) and self.step < self.steps:
                     self.save_checkpoint()
         except KeyboardInterrupt:
             self.interrupted()
@@ -372,7 +375,7 @@ class Trainer:
             where = f"the last checkpoint is in {self.recipe.out}"
             self.progress.say(f"{where}; the same command goes on from there.")
         else:
-            self.progress.say("no step was checkpointed yet; --force starts over.")
+            self.progress.say("no step was checkpointed yet; the same command starts over.")
 
 
 def _checkpoint(recipe: TrainRecipe) -> dict[str, Any] | None:
@@ -397,8 +400,7 @@ def _checkpoint(recipe: TrainRecipe) -> dict[str, Any] | None:
 def _torn(path: Path, why: object) -> UserError:
     text = " ".join(str(why).split())[:160]
     return UserError(
-        f"{path} cannot be read (it is no checkpoint, or torn: {text}).",
-        "Remove it, or start over with --force.",
+        f"{path} cannot be read (it is no checkpoint, or torn: {text}).", "Remove it to start over."
     )
 
 

@@ -143,14 +143,15 @@ def test_a_plain_trainings_card_says_nothing_of_deviations():
         ({"supervise": "first"}, "- only the first step of each answer was supervised"),
         ({"targets": "receiver"}, "what the receiver writes when it reads both contexts"),
         ({"loss_mean": "token"}, "mean over tokens"),
+        ({"failed": "loss"}, "- the training stopped early: its loss was not finite"),
         ({"task_options": {"max_words": "120"}}, "- task options {'max_words': '120'}"),
         ({"method_options": {"lead": 3}}, "- method `lcf`, options {'lead': 3}"),
         ({"seed": 2}, "seed 2 (of the examples: 0)"),
         ({"machine": "two cores"}, "on cpu (two cores), 1.0 minutes\n"),
         (
             {"beside": ["lcf", "prefix"]},
-            "1.0 minutes (its equal share of the step time; 2 adapters were trained side by side: lcf, "
-            "prefix)",
+            "1.0 minutes (its own time and an equal share of the reading that they have in common; 2 "
+            "adapters were trained side by side: lcf, prefix)",
         ),
         ({"tasks": ["coqa_split*2"]}, "cut from CoQA's validation stories"),
         ({"method": "single"}, "# LCF-X adapter, smollm2-135m (`single` baseline: no sharer)\n"),

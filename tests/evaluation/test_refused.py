@@ -38,6 +38,11 @@ REFUSED = {
     "alpha": (["--mode", "kvcomm", "-o", "alpha=2"], "alpha=2"),
     "width": (["--mode", "kvcomm", "-o", "prior_width=0"], "prior_width=0"),
     "last": (["--mode", "kvcomm", "-o", "last=-1"], "last=-1"),
+    "layers": (
+        ["--mode", "kvcomm", "--pair", "smollm2-135m:smollm2-135m", "-o", "layers=3,99"],
+        "the model's layers are 0..29",
+    ),
+    "layers-share": (["--mode", "kvcomm", "-o", "layers=1.5"], "no share of the layers"),
     "lead": (["--mode", "dense", "-o", "lead=-1"], "lead=-1"),
     "seed": (["--seed", "9223372036854775808"], "seed"),
     "seed-negative": (["--seed", "-1"], "seed"),

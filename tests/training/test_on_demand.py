@@ -19,10 +19,13 @@ from lcfbench.evaluation.plan import look_up, wanted_by, with_tasks
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.training import cost, on_demand
+from lcfbench.training.adapter_training import AdapterTraining
+from lcfbench.training.trainer import Trainer
 from tests import helpers
 from tests.helpers import Watcher
 
 FEW = {"steps": "3", "batch_size": "2", "dev_documents": "2", "width": "4", "save_every": "1"}
+ONE_HAS = {"steps": "3", "zero_up": "no"}  # an option of the first of two adapters
 BASE = {"mode": ["lcf"], "task": ["splitfacts"], "control": ["matched"], "limit": 2, "latency_documents": 0}
 
 
@@ -85,6 +88,18 @@ def test_without_train_one_line_says_the_command_and_the_estimate(pair, monkeypa
     assert shlex.split(command)[:2] == ["lcfbench", "run"] and command.endswith(" --train")
     assert f"--pair {pair}" in command and "--limit 2" in command and "--task splitfacts" in command
     assert not cached().exists()
+
+
+def test_the_command_trains_all_that_is_missing_and_repeats_every_option(pair):
+    asked = {"mode": ["lcf", "c2c"], "options": {"spans": ["windows"], "windows": ["2", "3"]}}
+    with pytest.raises(AdapterMissing) as error:
+        api.run(recipe(pair, **asked))
+    text = str(error.value)
+    assert "Train 2 (lcf by" in text and "; c2c by" in text and text.count("by a count of operations") == 2
+    command = text.rpartition("): ")[2]
+    assert command.endswith(
+        "-o spans=windows -o windows=2 -o windows=3 --latency-documents 0 --offline --train"
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,6 +177,40 @@ def test_an_interrupted_training_goes_on_with_the_same_command(pair):
     assert (kept()[0] / WEIGHTS).read_bytes() == weights
 
 
+def test_an_interruption_within_a_step_never_leaves_what_looks_finished(pair, monkeypatch):
+    asked = recipe(pair, train=True, train_options=FEW | {"eval_every": "1", "save_every": "50"})
+    learn = Trainer.learn
+
+    def interrupted(trainer, *given):
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+        return learn(trainer, *given)
+
+    monkeypatch.setattr(Trainer, "learn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(asked, progress=Watcher())
+    monkeypatch.undo()
+    assert kept() and list(cached().rglob(CHECKPOINT))
+    watcher = Watcher()
+    api.run(asked, progress=watcher)
+    assert any("goes on from step 1" in line for line in watcher.said) and len(watcher.losses) == 2
+
+
+def test_a_training_that_failed_is_not_used_and_says_the_flag_of_run(pair, monkeypatch):
+    asked = recipe(pair, train=True, train_options=FEW)
+    monkeypatch.setattr(AdapterTraining, "backward", _nan)
+    with pytest.raises(UserError, match=r"loss is not finite at step 1.*lower --train-option lr=…"):
+        api.run(asked, progress=Watcher())
+    with pytest.raises(UserError, match="has failed before: its loss was not finite"):
+        api.run(asked, progress=Watcher())
+    with pytest.raises(AdapterMissing, match="of a training that stopped: its loss was not finite"):
+        api.run(recipe(pair), progress=Watcher())
+
+
+def _nan(training, documents, share, backward):
+    training.loss, training.weight = float("nan"), 1.0
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -173,6 +222,7 @@ def test_an_interrupted_training_goes_on_with_the_same_command(pair):
         ({"train": True, "train_options": {"steps": "0"}}, "steps=0"),
         ({"train": True, "train_options": {"recipe": "nosuch"}}, "nosuch"),
         ({"train": True, "train_options": FEW, "task": ["splitfacts", "planted"]}, "need several"),
+        ({"train": True, "mode": ["lcf", "c2c"], "task": ["planted"], "train_options": ONE_HAS}, "zero_up"),
     ],
     ids=lambda value: json.dumps(value, default=str)[:50],
 )
@@ -197,7 +247,7 @@ def test_without_a_task_it_is_what_an_adapter_at_hand_was_made_for(pair):
     assert with_tasks(Recipe.model_validate(asked | {"mode": ["receiver"]})).task == ["splitfacts"]
 
 
-def test_a_released_fuser_is_run_on_a_shared_task(tmp_path, monkeypatch):
+def test_a_released_fuser_is_run_on_a_shared_task(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LCFBENCH_MIRROR", str(tmp_path / "mirror"))
     models = tmp_path / "mirror" / "models"
     helpers.save(models / "Qwen" / "Qwen3-0.6B", layers=4)
@@ -208,6 +258,10 @@ def test_a_released_fuser_is_run_on_a_shared_task(tmp_path, monkeypatch):
     helpers.released_fuser(fusers / "qwen3_0.6b+qwen2.5_0.5b_Fuser", *names)
     asked = Recipe.model_validate({"mode": ["c2c"], "pair": "qwen3-0.6b:qwen2.5-0.5b", "offline": True})
     assert with_tasks(asked).task == ["openbookqa"]
+    dry = ("run", "--mode", "c2c", "--pair", asked.pair, "--task", "planted", "--limit", 1, "--dry-run")
+    code, _, said = helpers.invoke(capsys, monkeypatch, *dry)
+    assert code == 0 and "lcfbench adapter find --mode c2c" in said
+    assert not cached().exists(), "a dry run imports nothing"
     watcher = Watcher()
     found = api.run(recipe("qwen3-0.6b:qwen2.5-0.5b", mode=["c2c"], task=["planted"]), progress=watcher)
     assert found.samples["error"].isna().all() and any("C2C_Fuser" in line for line in watcher.said)

@@ -200,6 +200,21 @@ def test_one_bad_value_is_named_before_a_model_is_loaded(tmp_path, monkeypatch, 
     assert not list(out.glob("**/*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"task": "splitfacts,nosuch"}, "unknown task 'nosuch'"),
+        ({"dev": "nosuch"}, "unknown task 'nosuch'"),
+        ({"task_options": {"hops": "x"}}, "hops=x"),
+        ({"task_options": {"nosuch": "1"}}, "unknown option of splitfacts 'nosuch'"),
+    ],
+)
+def test_a_wrong_task_is_named_before_a_model_is_loaded(tmp_path, monkeypatch, settings, complaint):
+    monkeypatch.setattr("lcfbench.training.trainer.models_of", lambda *_: pytest.fail("models are loaded"))
+    with pytest.raises(UserError, match=complaint):
+        train(TrainRecipe.model_validate(settings | {"out": tmp_path / "a"}), Watcher())
+
+
 def test_values_of_a_list_are_one_value():
     assert values_of("layers", "1,2", list[int], "x") == ["1,2"]
     assert values_of("width", "16, 32,16", int, "x") == ["16", "32"]
