@@ -10,6 +10,7 @@ import pytest
 import lcfbench
 from lcfbench.config import Settings, field_kinds
 from lcfbench.errors import UserError
+from lcfbench.evaluation.recipe import Recipe
 
 
 def models() -> list[type[Settings]]:
