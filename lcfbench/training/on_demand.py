@@ -226,7 +226,7 @@ def command_of(run: Recipe) -> str:
     words = ["lcfbench", "run"]
     for name in Recipe.model_fields:
         value = getattr(run, name)
-        if name not in run.model_fields_set or value in ({}, [], None, False):
+        if name not in run.model_fields_set or value is None or value is False or value in ({}, []):
             continue
         flag = {"options": "-o", "task_options": "--task-option"}.get(name, f"--{name.replace('_', '-')}")
         if isinstance(value, dict):
