@@ -186,10 +186,9 @@ def test_an_interruption_within_a_step_never_leaves_what_looks_finished(pair, mo
             raise KeyboardInterrupt
         return learn(trainer, *given)
 
-    monkeypatch.setattr(Trainer, "learn", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "learn", interrupted)
         api.run(asked, progress=Watcher())
-    monkeypatch.undo()
     assert kept() and list(cached().rglob(CHECKPOINT))
     watcher = Watcher()
     api.run(asked, progress=watcher)
