@@ -9,11 +9,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.adapters.select import AdapterMissing, find_adapter, pick_adapter
+from lcfbench.errors import unknown
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import create as create_method
@@ -63,11 +64,27 @@ class Results:
 
         return verdicts(self.folders, delta)
 
-    def plot_frontier(self, folder: Path | str = ".") -> list[Path]:
-        """Draws scores against adapter size, latency and message bytes; returns the PNG and SVG files."""
-        from lcfbench.analysis.plots.frontier import plot
+    def plot_frontier(
+        self, folder: Path | str = ".", *, data: Path | str | None = None, **chosen: Any
+    ) -> list[Path]:
+        """Draws scores against adapter size, latency, message bytes or computation, as the shell does.
 
-        return plot(self.summary(), Path(folder))
+        chosen: x, task, pair (names), published, average, pool_seeds (yes or no). data: also a .csv or
+        .figure.parquet of the numbers. Returns the files. Raises UserError for names that no run has.
+        """
+        from lcfbench.analysis.frontier import Choice, draw
+        from lcfbench.results.reader import warn_all
+
+        if strange := sorted(chosen.keys() - {f.name for f in fields(Choice)}):
+            raise unknown(
+                "choice", strange[0], [f.name for f in fields(Choice)], "lcfbench plot frontier --help"
+            )
+        warnings: list[str] = []
+        files = draw(
+            self.folders, Path(folder), Choice(**chosen), Path(data) if data is not None else None, warnings
+        )
+        warn_all(warnings)
+        return files
 
 
 def run(

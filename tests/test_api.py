@@ -124,3 +124,23 @@ def test_training_returns_a_folder_that_create_takes(pair, tmp_path):
         "Where?", receiver_notes="Here.", sharer_notes="There.", max_new_tokens=2
     )
     assert answer.message is None and answer.message_bytes > 0
+
+
+def test_a_frontier_takes_the_choices_of_the_command_line(tmp_path):
+    from tests.analysis.frontier_runs import write_family
+
+    write_family(tmp_path / "runs")
+    found = lcfbench.Results(sorted(p for p in (tmp_path / "runs").iterdir() if p.is_dir()))
+    made = found.plot_frontier(
+        tmp_path,
+        x="adapter,flops",
+        task=["planted"],
+        pool_seeds=True,
+        published=True,
+        data=tmp_path / "n.csv",
+    )
+    assert [path.name for path in made] == ["frontier.png", "frontier.svg", "n.csv"]
+    assert all(path.stat().st_size for path in made)
+    for wrong in ({"x": "size"}, {"task": "other"}, {"pair": "a:z"}, {"average": True}, {"seeds": True}):
+        with pytest.raises(lcfbench.UserError):
+            found.plot_frontier(tmp_path, **wrong)

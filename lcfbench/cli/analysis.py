@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +12,12 @@ import typer
 from lcfbench.cli.console import echo, note, warn
 from lcfbench.cli.options import RunsArgument, group
 from lcfbench.errors import Exit, UserError
-from lcfbench.files import FIGURE, check_output, standard_stream, write_output
+from lcfbench.files import check_output, standard_stream, write_output
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lcfbench.analysis.frontier import Choice
     from lcfbench.analysis.gate import Checked
     from lcfbench.analysis.run_groups import RunGroups
     from lcfbench.tables import Table
@@ -357,60 +357,24 @@ def plot_frontier(
     The points of one method are joined in order of adapter size or budget. Filled: matched; pale where
     no communication is shown, which is on no front. Hollow: deranged. Square: pruned.
     """
-    chosen = Choice(_split(x), _split(task), _split(pair), published, average, pool_seeds)
+    from lcfbench.analysis.frontier import Choice
+
+    chosen = Choice(x or (), task or (), pair or (), published, average, pool_seeds)
     for path in draw_frontier(runs or [RESULTS], out, chosen, data):
         echo(path)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What `plot frontier` shows: names of x axes, tasks and pairs; no names are the usual or all."""
-
-    x: Sequence[str] = ()
-    task: Sequence[str] = ()
-    pair: Sequence[str] = ()
-    published: bool = False
-    average: bool = False
-    pool_seeds: bool = False
-
-
 def draw_frontier(
-    paths: Sequence[Path], folder: Path | None = None, chosen: Choice = Choice(), data: Path | None = None
+    paths: Sequence[Path], folder: Path | None = None, chosen: Choice | None = None, data: Path | None = None
 ) -> list[Path]:
-    """Draws the frontier of recorded runs; returns the files. Raises UserError."""
-    from lcfbench.analysis.plots import frontier
-    from lcfbench.analysis.plots.scales import panels_of
-    from lcfbench.analysis.pooling import averaged, pool_adapters
-    from lcfbench.analysis.run_groups import read_run_groups
-    from lcfbench.analysis.selection import select
-    from lcfbench.analysis.summary import summarise
+    """Draws the frontier of recorded runs, and says what it leaves out; returns the files."""
+    from lcfbench.analysis.frontier import Choice, draw
 
-    panels = panels_of(chosen.x)
-    if data is not None:
-        if not data.name.endswith((".csv", FIGURE)):
-            what = f"--data {data} ends in neither .csv nor {FIGURE}."
-            raise UserError(what, f"Name it {data.with_suffix('.csv')} or {data.with_suffix(FIGURE)}.")
-        check_output(data)
-    found = read_run_groups(list(paths))
-    _warn(found.warnings)
-    groups = select(found.groups, chosen.task, chosen.pair)
-    if chosen.average:
-        pooled = averaged(groups)
-        _warn(pooled.left_out)
-        groups = pooled.groups
-    if chosen.pool_seeds:
-        groups = pool_adapters(groups)
-    summary = summarise(groups)
-    files = frontier.plot(summary, folder or _folder(paths[0]), chosen.published, panels)
-    if data is not None:
-        write_output(data, frontier.data(summary, data.suffix[1:], chosen.published))
-        files.append(data)
-    return files
-
-
-def _split(values: Sequence[str] | None) -> list[str]:
-    """Names that were given several times or separated by commas."""
-    return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
+    warnings: list[str] = []
+    try:
+        return draw(paths, folder or _folder(paths[0]), chosen or Choice(), data, warnings)
+    finally:
+        _warn(warnings)
 
 
 @plot_app.command("training")

@@ -71,7 +71,7 @@ def options_of(
         names = [f.name for f in option_fields(kind)]
         for key in own:
             if key not in names:
-                listing = f"lcfbench ls methods  ({mode} takes {', '.join(names) or 'no options'})"
+                listing = "lcfbench ls methods"
                 raise unknown(f"option of {mode} in --mode {entry}", key, names, listing)
         asked = {key: texts for key, texts in general.items() if key in names} | own
         values = {key: _values(kind, key, texts) for key, texts in asked.items()}

@@ -33,7 +33,7 @@ def parse_options(kind: type[Method], name: str, given: Mapping[str, str]) -> di
     out: dict[str, Any] = {}
     for key, text in given.items():
         if key not in fields:
-            listing = f"lcfbench ls methods  ({name} takes {', '.join(fields) or 'no options'})"
+            listing = "lcfbench ls methods"
             raise unknown(f"option of {name}", key, fields, listing)
         out[key] = convert(key, text, hints[key], fields[key].default, name)
     return out

@@ -123,8 +123,8 @@ def rows(split: str, limit: int | None, settings: Settings) -> list[dict[str, An
     people = list(world(settings.people)[part])
     most = settings.n if split != "train" and settings.n else len(people)
     if not people or most > len(people):
-        asked = f"n={most} documents" if people else "documents"
-        what = f"planted: {asked}, and {len(people)} of people={settings.people} are in this {split} split."
+        asked = f"n={most}, and {len(people)}" if people else "none"
+        what = f"planted: {asked} of people={settings.people} are in the {split} split."
         raise UserError(what, "Raise people, or lower n." if people else "Raise people.")
     pool = cities(part)
     if settings.choices > len(pool):

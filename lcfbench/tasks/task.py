@@ -175,12 +175,21 @@ class Task:
         if split not in self._rows:
             rows, dropped = self._documented(split)
             if not rows:
-                what = f"{self.name}: no row of the {split} split is usable ({dict(dropped)})."
-                raise UserError(what, "Is this the right data set?")
+                raise self._none_usable(split, dropped)
             self._rows[split] = rows
             if split == "test":
                 self.dropped |= dict(sorted(dropped.items()))
         return self._rows[split]
+
+    def _none_usable(self, split: str, dropped: Counter[str]) -> UserError:
+        """An error with the rows that were read, the commonest reasons and the next step."""
+        step = "See the data set and options in `lcfbench ls tasks`."
+        if not dropped:
+            return UserError(f"{self.name}: the {split} split is empty: 0 rows for it in the data set.", step)
+        why = ", ".join(f"{reason}: {n:,}" for reason, n in dropped.most_common(3))
+        return UserError(
+            f"{self.name}: {dropped.total():,} rows of the {split} split, none usable ({why}).", step
+        )
 
     def _documented(self, split: str) -> tuple[Rows, Counter[str]]:
         """The documents of a split, and the number of rows left out by reason."""

@@ -166,3 +166,16 @@ def test_every_town_is_one_token_to_both_models_of_the_embedded_pair():
         for part in ("train", "heldout", "heldout-validation"):
             for town in cities(part):
                 assert len(tokenizer.encode(f" {town}", add_special_tokens=False)) == 1, town
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Settings(people=5), "planted: none of people=5 are in the test split."),
+        (Settings(people=64, n=99), "planted: n=99, and 12 of people=64 are in the test split."),
+    ],
+)
+def test_too_few_people_are_said_in_a_whole_sentence(settings, said):
+    with pytest.raises(UserError) as error:
+        rows("test", None, settings)
+    assert error.value.what == said

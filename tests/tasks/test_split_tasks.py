@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 from datasets import Dataset
@@ -10,7 +11,7 @@ from datasets import Dataset
 from lcfbench.cli import doctor
 from lcfbench.errors import UserError
 from lcfbench.tasks.document import Document
-from lcfbench.tasks.process_docs import part_of
+from lcfbench.tasks.process_docs import Rows, part_of
 from lcfbench.tasks.qa_metrics import answer_scores
 from lcfbench.tasks.split_text import SHOT, find, halve, sentences
 from lcfbench.tasks.task import Outcome, load_task
@@ -284,3 +285,19 @@ def test_on_the_real_data(mirror):
             "yes or no": 285,
         }
     )
+
+
+@pytest.mark.parametrize(
+    ("dropped", "said"),
+    [
+        ({}, "squad_split: the test split is empty: 0 rows for it in the data set."),
+        ({"too long": 1200, "no answer": 3}, "squad_split: 1,203 rows of the test split, none usable "
+         "(too long: 1,200, no answer: 3)."),
+    ],
+)  # fmt: skip
+def test_a_split_without_a_usable_row_says_how_many_were_read_and_why(monkeypatch, dropped, said):
+    task = load_task("squad_split", offline=True)
+    monkeypatch.setattr(task, "_documented", lambda split: (Rows(), Counter(dropped)))
+    with pytest.raises(UserError) as error:
+        task.documents(limit=1)
+    assert error.value.what == said
