@@ -233,9 +233,14 @@ class Trainer:
         return sharing(self.models)
 
     def probe(self, order: Sequence[list[Document]]) -> None:
-        """Runs the longest batch left once without a step; reports its memory, and the time of all."""
+        """Runs the longest batch of those that all adapters learn once, without a step.
+
+        Reports its memory, and the time of all steps.
+        """
         sizes = [sum(length(d) for d in group) for group in order]
-        longest = order[sizes.index(max(sizes))]
+        together = min(one.recipe.steps for one in self.learning) - self.step
+        most = max(sizes[:together])
+        longest = order[sizes.index(most)]
         device = self.trainings[0].method.receiver.device
         random = [[t.clone() for t in one.random] for one in self.trainings]
         reset_peak_memory(device)
@@ -244,7 +249,7 @@ class Trainer:
             parts = _alike(sorted(longest, key=length)[-at_once:])
             common = sum(self.learn(documents, 1.0) for documents in parts)
         own = sum(one.spent * sum(sizes[: one.recipe.steps - self.step]) for one in self.learning)
-        seconds = self.recipe.accumulate * (common * sum(sizes) + own) / max(sizes)
+        seconds = self.recipe.accumulate * (common * sum(sizes) + own) / most
         for one, state in zip(self.trainings, random, strict=True):
             one.clear()
             one.random = state
