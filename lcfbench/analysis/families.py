@@ -80,7 +80,10 @@ def _settings(group: Any) -> Settings:
     facts, identity = group.manifest.adapter_facts, group.identity
     parts: dict[str, Any] = {name: identity.get(name) for name in IDENTITY}
     if facts is not None:
-        parts |= {"adapter": facts.options, "training": facts.training}
+        made = dict(facts.training)
+        if made.get("data_seed") == made.get("seed"):  # one seed for both is said once
+            made.pop("data_seed", None)
+        parts |= {"adapter": facts.options, "training": made}
     return {name: value for name, value in _flat(parts).items() if not is_digest(value)}
 
 

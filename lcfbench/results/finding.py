@@ -134,7 +134,7 @@ def nearest(path: Path) -> str:
     found: dict[str, None] = {}
     here = next((p for p in (path, *path.absolute().parents) if p.is_dir()), Path())
     for start in (here, path.absolute().parent, Path(), *Path.cwd().parents[:2]):
-        if not start.is_dir():
+        if not start.is_dir() or start.absolute() == Path(start.absolute().anchor):  # never the whole disk
             continue
         search = Search()
         runs = [*run_folders(start, search, NEAR)]

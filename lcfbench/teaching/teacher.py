@@ -21,7 +21,7 @@ from lcfbench.errors import UserError, unknown
 from lcfbench.files import locked, replacing, write, write_json, writing
 from lcfbench.models.causal_lm import CausalLM, keeping
 from lcfbench.models.padding import pad_right
-from lcfbench.progress import TeachProgress
+from lcfbench.progress import TeachProgress, duration
 from lcfbench.provenance import cpu_name
 from lcfbench.sources import taught
 from lcfbench.sources.models import Found, find_model
@@ -169,7 +169,7 @@ class Teacher:
         seconds = time.perf_counter() - began
         minutes = seconds * (self.recipe.steps - len(self.losses)) / 60
         until = f"{self.recipe.steps} steps at most, fewer if the loss falls below {self.recipe.until:g}"
-        self.progress.say(f"about {minutes:.0f} min: {until}; {seconds:.1f} s a step.")
+        self.progress.say(f"about {duration(60 * minutes)}: {until}; {seconds:.1f} s a step.")
 
     def backward(self, batch: Sequence[Text]) -> Tensor:
         """Adds the gradient of a batch's loss, a mean over its texts; returns the loss."""
