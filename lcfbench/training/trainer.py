@@ -194,7 +194,7 @@ class Trainer:
         with self.memory_named():
             for start in range(0, len(mine), per_pass):
                 for documents in _alike(mine[start : start + per_pass]):
-                    common += self.learn(documents, len(documents) / len(group))
+                    common += self.learn(learning, documents, len(documents) / len(group))
         for one in learning:
             one.gather(self.accelerator)
             if not one.step(common / len(learning)):
@@ -206,14 +206,14 @@ class Trainer:
                     values = {f"{one.spec.label}/{name}": value for name, value in one.last.items()}
                     self.accelerator.log(values, step=self.step + 1)
 
-    def learn(self, documents: list[Document], share: float) -> float:
-        """Adds the gradients of every adapter that learns on documents that both models read once.
+    def learn(self, some: Sequence[AdapterTraining], documents: list[Document], share: float) -> float:
+        """Adds the gradients of some adapters on documents that both models read once.
 
         Returns the seconds of reading that they have in common.
         """
         common, device = 0.0, self.trainings[0].method.receiver.device
         with self.sharing():
-            for one in self.learning:
+            for one in some:
                 read, began = sum(lm.shared.read_seconds for lm in self.models), now(device)
                 one.backward(documents, share, self.accelerator.backward)
                 reading = sum(lm.shared.read_seconds for lm in self.models) - read
@@ -233,31 +233,37 @@ class Trainer:
         return sharing(self.models)
 
     def probe(self, order: Sequence[list[Document]]) -> None:
-        """Runs the longest batch of those that all adapters learn once, without a step.
+        """Runs the longest batch left without a step; reports its memory, and the time of all.
 
-        Reports its memory, and the time of all steps.
+        An adapter that ends before the others is given the longest of its own batches.
         """
         sizes = [sum(length(d) for d in group) for group in order]
-        together = min(one.recipe.steps for one in self.learning) - self.step
-        most = max(sizes[:together])
-        longest = order[sizes.index(most)]
         device = self.trainings[0].method.receiver.device
         random = [[t.clone() for t in one.random] for one in self.trainings]
+        tried: dict[int, list[AdapterTraining]] = {}  # number of the batch → adapters
+        for one in self.learning:
+            own = sizes[: one.recipe.steps - self.step]
+            tried.setdefault(own.index(max(own)), []).append(one)
         reset_peak_memory(device)
         with self.memory_named():
-            at_once = -(-len(longest) // self.accelerator.num_processes // self.recipe.accumulate)
-            parts = _alike(sorted(longest, key=length)[-at_once:])
-            common = sum(self.learn(documents, 1.0) for documents in parts)
-        own = sum(one.spent * sum(sizes[: one.recipe.steps - self.step]) for one in self.learning)
-        seconds = self.recipe.accumulate * (common * sum(sizes) + own) / most
+            per_token = 0.0
+            for place, some in tried.items():
+                at_once = -(-len(order[place]) // self.accelerator.num_processes // self.recipe.accumulate)
+                parts = _alike(sorted(order[place], key=length)[-at_once:])
+                common = sum(self.learn(some, documents, 1.0) for documents in parts)
+                per_token = max(per_token, common / sizes[place])
+        seconds = per_token * sum(sizes)
+        for place, some in tried.items():
+            taken = (one.spent * sum(sizes[: one.recipe.steps - self.step]) for one in some)
+            seconds += sum(taken) / sizes[place]
         for one, state in zip(self.trainings, random, strict=True):
             one.clear()
             one.random = state
         states = sum(3 * p.numel() * p.element_size() for one in self.trainings for p in one.parameters)
         gigabytes = (peak_memory_bytes(device) + states) / 1e9
         self.progress.say(
-            f"memory: about {gigabytes:.1f} GB at its peak "
-            f"(longest batch measured, optimiser and best states added). Time: about {duration(seconds)} for "
+            f"memory: about {gigabytes:.1f} GB at its peak (longest batch measured, optimiser and best "
+            f"states added). Time: about {duration(self.recipe.accumulate * seconds)} for "
             f"{len(order)} steps, dev evaluations not counted."
         )
 
