@@ -143,15 +143,17 @@ def parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty
 
 def merged(model: type[Settings], given: dict[str, Any], recipe: str | None, section: str) -> Any:
     """The settings that flags and a recipe ask for. Raises UserError for what is wrong in them."""
-    from lcfbench.config import parse_assignments, parse_several
+    from lcfbench.config import parse_several
 
     chosen: dict[str, Any] = {}
     for name, value in given.items():
         kind = _kind(model.model_fields[name])
         if kind is dict:
             *_, values = get_args(model.model_fields[name].annotation)
-            parse = parse_assignments if values is str else parse_several
-            value = parse(value, "-o" if name == "options" else f"--{name.replace('_', '-')}")
+            given_as = "-o" if name == "options" else f"--{name.replace('_', '-')}"
+            value = parse_several(value, given_as)
+            if values is str:  # one that is given twice has both values, as with a comma
+                value = {key: ",".join(dict.fromkeys(each)) for key, each in value.items()}
         elif kind is list and value and _has_commas(name, model.model_fields[name]):
             value = ",".join(value)
         chosen[name] = value

@@ -24,7 +24,7 @@ from lcfbench.config import (
     check_text,
     convert,
     grouped,
-    parse_assignments,
+    parse_several,
     several,
     texts,
 )
@@ -285,8 +285,10 @@ class AdapterSpec:
 def split_spec(text: str) -> tuple[str, dict[str, str]]:
     """Divides `METHOD:key=value,…` into the method and its options. Raises UserError for another form."""
     mode, _, rest = text.partition(":")
-    options = parse_assignments(list(filter(None, rest.split(","))), f"--adapter {mode}:")
-    return mode.strip(), options
+    given = parse_several(filter(None, rest.split(",")), f"--adapter {mode}:")
+    if twice := [key for key, values in given.items() if len(values) > 1]:
+        raise UserError(f"adapter {text} gives {twice[0]} twice.", "Write an entry for each value.")
+    return mode.strip(), {key: value for key, [value] in given.items()}
 
 
 def spec_fields() -> dict[str, tuple[Any, Any]]:

@@ -94,3 +94,11 @@ def test_help_names_choices_kinds_and_every_flag():
 
 def test_the_version():
     assert helpers.process("--version")[:2] == (0, f"lcfbench {lcfbench.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "given", [["width=8,16"], ["width=8", "width=16"], ["width=8", "width=16", "width=8"]]
+)
+def test_an_option_that_stands_twice_has_both_values(given):
+    assert merged(TrainRecipe, {"options": given}, None, "train").options == {"width": "8,16"}
+    assert merged(TrainRecipe, {"task_options": given}, None, "train").task_options == {"width": "8,16"}

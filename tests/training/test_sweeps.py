@@ -176,6 +176,7 @@ def test_several_values_are_trained_under_names_of_their_own(pair, tmp_path):
     [
         ("lcf:lr=-1", {}, "lr=-1 of adapter lcf:lr=-1 is not a number above 0, 10 at most"),
         ("lcf:lr=nan", {}, "lr=nan"),
+        ("lcf:lr=1e-3,lr=3e-3", {}, "adapter lcf:lr=1e-3,lr=3e-3 gives lr twice"),
         ("lcf:steps=0", {}, "steps=0 .* is not a whole number, 1 or more"),
         ("lcf:steps=1.5", {}, "steps=1.5 .* is not a whole number"),
         ("lcf:warmup=-1", {}, "warmup=-1"),
