@@ -188,8 +188,9 @@ def misfit(folder: Path, config: AdapterConfig, wanted: Wanted, there: bool = Tr
 
 
 def _plain(name: str) -> str:
-    """A model's Hub id in lower case, or its folder's name."""
-    return (hub_id(name) or name).lower()
+    """A model's Hub id in lower case, or its folder's name; of a taught one with what it was taught."""
+    base = hub_id(name)
+    return (f"{base}{name[name.index('+') :]}" if base and "+" in name else base or name).lower()
 
 
 def _distance(config: AdapterConfig, task: str) -> int | None:

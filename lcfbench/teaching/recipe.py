@@ -38,12 +38,12 @@ class TeachRecipe(Settings):
         None, description="Form of the answer: letters, cloze or generate; without it, the task's own."
     )
     rank: int = Field(16, ge=1, le=4096, description="Rank of the LoRA.")
-    scale: float = Field(1.0, gt=0, le=1000, description="Factor of its update: alpha divided by the rank.")
+    scale: float = Field(2.0, gt=0, le=1000, description="Factor of its update: alpha divided by the rank.")
     targets: list[str] = Field(
         ["all"], description="Linear modules it changes, by their last names; all takes every one of a layer."
     )
     layers: str = Field("all", description="Layers it changes: all, or FIRST-LAST counted from 0, as 4-17.")
-    lr: float = Field(5e-3, gt=0, le=10, description="Peak learning rate of AdamW, with warm-up and decay.")
+    lr: float = Field(2e-3, gt=0, le=10, description="Peak learning rate of AdamW, with warm-up and decay.")
     warmup: int = Field(20, ge=1, le=MOST, description="Warm-up steps.")
     steps: int = Field(400, ge=1, le=MOST, description="Optimiser steps at most.")
     until: float = Field(

@@ -295,7 +295,7 @@ def test_a_fuser_comes_from_a_folder_the_mirror_the_cache_or_the_hub(nowhere, mo
     assert asked == {
         "repo_id": "some-lab/Fusers",
         "revision": "def",
-        "patterns": ["r1+s1_Fuser/config.json", "r1+s1_Fuser/final/*"],
+        "patterns": ["r1+s1_Fuser/config.json", "r1+s1_Fuser/final/*", "README.md"],
     }
     asked.clear()
     assert find_fuser(NAME) == found and not asked  # the second time from the cache

@@ -25,6 +25,7 @@ from benchmarks.roofline import (
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.evaluation.answer import answer
+from lcfbench.evaluation.variants import Variant
 from lcfbench.latency.documents import unstopped
 from lcfbench.latency.plan import Cell
 from lcfbench.methods.base import Batch
@@ -266,7 +267,7 @@ def test_the_machine_is_measured_by_its_best_way():
 
 def test_the_share_of_the_limit_is_floor_over_time():
     ends = helpers.causal_lm(), helpers.causal_lm("tiny-sharer", family="gemma3", heads=1, dim=16)
-    cell = Cell("t2t", 6, None, create("t2t", *ends, options={"budget": "6"}), asked(shared=False))
+    cell = Cell(Variant("t2t"), 6, create("t2t", *ends, options={"budget": "6"}), asked(shared=False))
     found = percent_of_limit(cell, Limits(1e10, 1e11, {}), repeats=2)
     phases = ("sharer", "message", "prefill", "decode")
     assert set(found) == {*phases, "ttft", "ttea"}

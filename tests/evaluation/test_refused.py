@@ -68,14 +68,3 @@ def test_it_is_refused_in_one_line(capsys, monkeypatch, tmp_path, name, dry):
     code, _, err = invoke(capsys, monkeypatch, "run", "--out", tmp_path / "out", *given, *more)
     assert code == 2 and said in err and len(err.splitlines()) == 1, err
     assert not (tmp_path / "out").exists()
-
-
-def test_two_adapters_of_one_kind_are_refused_by_name(capsys, monkeypatch, tmp_path):
-    import shutil
-
-    from lcfbench.adapters.select import FOLDER
-
-    shutil.copytree(FOLDER / LCFX, tmp_path / "other")
-    given = ["--mode", "lcf", "--adapter", LCFX, "--adapter", tmp_path / "other", "--out", tmp_path / "out"]
-    code, _, err = invoke(capsys, monkeypatch, "run", *given)
-    assert code == 2 and LCFX in err and "other" in err and len(err.splitlines()) == 1, err

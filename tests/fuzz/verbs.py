@@ -30,6 +30,7 @@ GRID += "--prompt-tokens 40 --answer-tokens 1 --repeats 1 --warm-up 1"
 PRUNE = f"{PAIR} --dev splitfacts --limit 2 --keep 1 {FP}"
 ENRICH = f"--model models/receiver --task splitfacts --limit 2 {FP}"
 PROBE = "--task splitfacts --minutes 0.5 --limit 4 --batch-size 2 --budget 3 --dtype float32"
+TEACH = "--task planted --task-option people=32 --batch-size 4 --steps 2 --rank 2 --dtype float32"
 TEXT = "--text text.txt --tokens 1200 --dtype float32"
 LINES = [
     Line("run --recipe run.yaml --out out", "run.yaml models/receiver models/sharer adapters/lcf"),
@@ -68,6 +69,8 @@ LINES = [
     Line(f"task check table.csv {PAIR}", "table.csv", slow=False),
     Line(f"probe {PAIR} {PROBE} --out out/probe", "models/sharer"),
     Line("doctor --offline", "mirror", slow=False),
+    Line(f"teach --model models/sharer {TEACH} --out out/t", "models/sharer"),
+    Line(f"adapter find {PAIR} --mode lcf --task splitfacts", "adapters/lcf", slow=False),
     Line(f"adapter size {PAIR}", "models/receiver models/sharer", slow=False),
     Line("adapter info adapters/lcf", "adapters/lcf", slow=False),
     Line("adapter import-c2c fuser --out out/c2c", "fuser", slow=False),

@@ -317,7 +317,7 @@ def test_the_embedded_pair(capsys, monkeypatch):
         "--pair",
         EMBEDDED_PAIR,
         "--mode",
-        "receiver,t2t,lcf,dense",
+        "receiver,t2t,lcf",
         "--task",
         "splitfacts",
         "--budget",
@@ -338,7 +338,6 @@ def test_the_embedded_pair(capsys, monkeypatch):
         "receiver",
         "t2t",
         "lcf",
-        "dense",
     ]
     gaps = []
     for row in found["rows"]:
