@@ -334,11 +334,7 @@ def test_the_embedded_pair(capsys, monkeypatch):
     assert code == 0, err
     *table, last = out.splitlines()
     found = json.loads(last)
-    assert max(map(len, table)) <= 80 and [r["mode"] for r in found["rows"]] == [
-        "receiver",
-        "t2t",
-        "lcf",
-    ]
+    assert max(map(len, table)) <= 80 and [r["mode"] for r in found["rows"]] == ["receiver", "t2t", "lcf"]
     gaps = []
     for row in found["rows"]:
         assert row["tokens"]["answer"] == 3 and row["tokens"]["note"] == (row["budget"] or 0)
