@@ -124,7 +124,7 @@ class Adapter(nn.Module):
 
     @property
     def ranks(self) -> tuple[int, int] | None:
-        """Widths of the bottleneck from which a layer's edit of K and of V is made; None where there is none."""
+        """Bottleneck widths from which a layer's edits of K and V are made; None where there is none."""
         return None
 
     @property

@@ -82,7 +82,7 @@ DEMO: tuple[dict[str, Any], ...] = (
         "task": "planted",
         "adapter": [
             f"smollm2-135m.gemma3-270m+planted.{name}"
-            for name in ("lcf16-planted", "lcf32-planted", "c2c64-planted")
+            for name in ("lcf16-planted", "lcf64-9L-planted", "c2c64-planted")
         ],
     },
     {"mode": "receiver,full_context,t2t,lcf", "task": "splitfacts,splitfacts_heldout,openbookqa"},

@@ -41,7 +41,8 @@ RECORDED = {*OWN, "task_options", "targets", "batch_size", "dev_documents"}
 class AdapterTraining:
     """An adapter in training.
 
-    recipe: given the whole training's, it becomes the adapter's own settings. senders: by document hash the document whose message is read; without it each document's own.
+    recipe: given the whole training's, it becomes the adapter's own settings. senders: by document
+    hash the document whose message is read; without it each document's own.
     contexts: `shared`, `different`, as the examples have them. curve: a point for each dev
     evaluation. best: matched dev score and weights. failed: why it has stopped. seconds: of all
     steps. loss, right, weight, spent: sums over the batch so far; spent is its own seconds. last:

@@ -79,7 +79,8 @@ def examples(
 ) -> list[Document]:
     """Returns `count` documents: those of the sources, each in the seed's order, in turn by their shares.
 
-    A smaller count gives the first of them. A source is repeated only when it has no more. scoring: of the tasks that know it; the others
+    A smaller count gives the first of them. A source is repeated only when it has no more.
+    scoring: of the tasks that know it; the others
     keep their default. first: rows used of each chat data set. max_tokens: of the receiver's prompt
     with its answer, and of the sharer's prompt; longer documents are dropped, like those beyond a
     model's own limit. say: receives the numbers of dropped and repeated documents.

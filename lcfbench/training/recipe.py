@@ -199,7 +199,7 @@ class PruneRecipe(Settings):
     dev: str = Field(description="Task whose validation split decides; the test split is never read.")
     keep: list[Annotated[int, Ge(1), Le(MOST)]] | None = Field(
         None,
-        description="Layers that stay at most; several numbers are several adapters. Without it, all that help.",
+        description="Layers that stay at most; several numbers are several adapters. None: all that help.",
     )
     pair: str | None = Field(
         None,
@@ -216,8 +216,7 @@ class PruneRecipe(Settings):
     options: dict[str, str] = Field({}, description="Options of the method, KEY=VALUE.")
     task_options: dict[str, str] = Field({}, description="Options of the task, KEY=VALUE.")
     out: Path | None = Field(
-        None,
-        description="Folder of the smaller adapter, or of several; without it, adapters/NAME-9L for --keep 9.",
+        None, description="Folder of the smaller adapter, or of several; none: adapters/NAME-9L for --keep 9."
     )
     dtype: Dtype = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
     device: Device = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")

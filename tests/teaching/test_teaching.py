@@ -44,7 +44,9 @@ def base(tmp_path_factory) -> Path:
 
 
 def recipe(base: Path, out: Path, **settings) -> TeachRecipe:
-    small = dict(task_options={"people": "8"}, batch_size=8, steps=6, rank=4, lr=1e-2, save_every=2)
+    small = dict(
+        task_options={"people": "8"}, batch_size=8, steps=6, rank=4, lr=1e-2, scale=1.0, save_every=2
+    )
     return TeachRecipe(model=str(base), out=out, dtype="float32", offline=True, **(small | settings))
 
 
@@ -68,7 +70,7 @@ def test_facts_stay_in_every_wording_and_the_folder_serves_as_a_model(base, tmp_
     assert all(w.dtype == torch.bfloat16 for w in weights(out).values())
     assert not (out / CHECKPOINT).exists() and str(tmp_path) not in (out / "README.md").read_text()
     assert str(tmp_path) not in (out / taught.PEFT).read_text() + (out / "teaching.json").read_text()
-    assert any("min" in line and "a step" in line for line in heard.said[:3])  # the estimate comes first
+    assert any("about" in line and "a step" in line for line in heard.said[:3])  # the estimate comes first
 
     assert accuracies(f"{base}:{usable_as(wanted)}")["sharer"] == 1.0
     assert accuracies(f"{base}:{usable_as(wanted)}")["receiver"] < 1.0

@@ -148,12 +148,12 @@ def test_adapters_in_one_text(text, adapters):
     ("adapters", "options", "made"),
     [
         (["lcf"], {"width": "16,32"}, ["lcf:width=16", "lcf:width=32"]),
-        (["lcf"], {"width": ["16", "32"], "seed": [0, 1]}, [f"lcf:width={w},seed={s}" for w in (16, 32) for s in (0, 1)]),
-        (["lcf:width=8", "lcf", "lora"], {"width": "16,32"}, ["lcf:width=8", "lcf:width=16", "lcf:width=32", "lora"]),
+        (["lcf"], {"width": ["16", "32"], "seed": [0, 1]}, [f"lcf:width={w},seed={s}" for w in (16, 32) for s in (0, 1)]),  # noqa: E501
+        (["lcf:width=8", "lcf", "lora"], {"width": "16,32"}, ["lcf:width=8", "lcf:width=16", "lcf:width=32", "lora"]),  # noqa: E501
         (["lcf:width=8"], {"lr": "1e-3,3e-3"}, ["lcf:width=8,lr=1e-3", "lcf:width=8,lr=3e-3"]),
         (["lcf", "c2c"], {"hidden": "8,8"}, ["lcf", "c2c:hidden=8"]),
         (["lcf", "c2c"], {"lr": "1e-3", "width": "8"}, ["lcf:lr=1e-3", "c2c:lr=1e-3"]),
-        (["identical"], {"kind": "c2c", "hidden": "8,16"}, ["identical:kind=c2c,hidden=8", "identical:kind=c2c,hidden=16"]),
+        (["identical"], {"kind": "c2c", "hidden": "8,16"}, ["identical:kind=c2c,hidden=8", "identical:kind=c2c,hidden=16"]),  # noqa: E501
         (["lcf"], {"spans": "windows,one"}, ["lcf:spans=windows", "lcf:spans=one"]),
     ],
 )  # fmt: skip
