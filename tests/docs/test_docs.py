@@ -101,7 +101,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "repository" / "results" / "frontier.png").is_file()
+    assert (tmp_path / "repository" / "results" / "frontier-shared.png").is_file()
 
 
 # -- commands ------------------------------------------------------------------------------------------------
