@@ -49,3 +49,9 @@ def peak_memory_bytes(device: torch.device) -> int:
         line = next(li for li in status.read_text().splitlines() if li.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def ran_out(error: Exception) -> bool:
+    """Says whether an exception means that memory ran out: the CPU's allocator raises a RuntimeError."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(words in str(error) for words in ("can't allocate memory", "out of memory"))

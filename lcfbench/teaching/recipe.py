@@ -22,7 +22,6 @@ from lcfbench.tasks.document import Scoring
 from lcfbench.tasks.yaml_files import read_task
 from lcfbench.training.recipe import SAME, Dtype
 
-CHECKPOINT = "checkpoint.pt"
 RECORD = "teaching.json"
 
 

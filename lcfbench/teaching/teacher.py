@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,17 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from lcfbench.adapters.config import CHECKPOINT
 from lcfbench.errors import UserError, unknown
-from lcfbench.files import locked, replacing, write, write_json, writing
+from lcfbench.files import locked, replacing, write_json, writing
 from lcfbench.models.causal_lm import CausalLM, keeping
+from lcfbench.models.memory import ran_out
 from lcfbench.models.padding import pad_right
 from lcfbench.progress import TeachProgress, duration
 from lcfbench.provenance import cpu_name
 from lcfbench.sources import taught
 from lcfbench.sources.models import Found, find_model
 from lcfbench.teaching.card import card
-from lcfbench.teaching.recipe import CHECKPOINT, RECORD, TeachRecipe, check, layers_of
+from lcfbench.teaching.recipe import RECORD, TeachRecipe, check, layers_of
 from lcfbench.teaching.texts import Lesson, Text, batches, lessons_of
+from lcfbench.training import checkpoint
 
 FLOOR = 0.1  # of the peak learning rate
 BETAS = (0.9, 0.99)
@@ -47,7 +49,9 @@ def teach(recipe: TeachRecipe, progress: TeachProgress) -> Path:
     check(recipe)
     with locked(recipe.folder):
         check(recipe)  # another process may have finished meanwhile
-        resumed = _checkpoint(recipe)
+        resumed = (
+            None if recipe.force else checkpoint.load(recipe.folder / CHECKPOINT, recipe.digest(), "teaching")
+        )
         found = find_model(recipe.model, offline=recipe.offline)
         lm = load(found, recipe)
         lessons = lessons_of(recipe, lm.tokenizer, lm.has_chat, lm.max_positions)
@@ -167,31 +171,26 @@ class Teacher:
         self.backward(batch)
         self.optimiser.zero_grad()
         seconds = time.perf_counter() - began
-        minutes = seconds * (self.recipe.steps - len(self.losses)) / 60
+        left = seconds * (self.recipe.steps - len(self.losses))
         until = f"{self.recipe.steps} steps at most, fewer if the loss falls below {self.recipe.until:g}"
-        self.progress.say(f"about {duration(60 * minutes)}: {until}; {seconds:.1f} s a step.")
+        self.progress.say(f"about {duration(left)}: {until}; {seconds:.1f} s a step.")
 
     def backward(self, batch: Sequence[Text]) -> Tensor:
         """Adds the gradient of a batch's loss, a mean over its texts; returns the loss."""
         with self.memory_named():
-            logits, gold, rows = self.logits(batch)
+            logits, gold, rows = logits_at(self.lm, batch)
             each = nn.functional.cross_entropy(logits, gold, reduction="none")
             number = torch.bincount(rows, minlength=len(batch)).to(each)
             loss = (each / number[rows]).sum() / len(batch)
             loss.backward()
         return loss.detach()
 
-    def logits(self, batch: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns logits at the answers' tokens (n, V), these tokens (n,), and their rows (n,)."""
-        return logits_at(self.lm, batch)
-
     @contextmanager
     def memory_named(self) -> Iterator[None]:
         try:
             yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-            if not known and not any(w in str(error) for w in ("can't allocate memory", "out of memory")):
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
                 raise
             what = f"out of memory at step {len(self.losses) + 1}."
             raise UserError(what, f"Lower --batch-size (now {self.recipe.batch_size}).") from error
@@ -206,10 +205,7 @@ class Teacher:
             "losses": self.losses,
             "seconds": self.seconds,
         }
-        data = io.BytesIO()
-        torch.save(state, data)
-        with writing(self.recipe.folder):
-            write(self.recipe.folder / CHECKPOINT, data.getbuffer())
+        checkpoint.save(self.recipe.folder / CHECKPOINT, state)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a checkpoint's state. Raises UserError for one that does not fit."""
@@ -221,7 +217,7 @@ class Teacher:
             self.schedule.load_state_dict(state["schedule"])
             self.losses, self.seconds = list(state["losses"]), float(state["seconds"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise _torn(self.recipe.folder / CHECKPOINT, error) from error
+            raise checkpoint.torn(self.recipe.folder / CHECKPOINT, error) from error
 
 
 def logits_at(lm: CausalLM, batch: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,25 +309,3 @@ def save(teacher: Teacher, found: Found) -> Path:
             (made / "README.md").write_text(card(folder.name, record), encoding="utf-8")
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return folder
-
-
-def _checkpoint(recipe: TeachRecipe) -> dict[str, Any] | None:
-    """Reads the state to go on from. Raises UserError for one that is torn or of other settings."""
-    path = recipe.folder / CHECKPOINT
-    if not path.exists() or recipe.force:
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint fail anywhere in torch's unpickler
-        raise _torn(path, error) from error
-    if not isinstance(state, dict) or not isinstance(state.get("recipe"), str):
-        raise _torn(path, "it names no settings")
-    if state["recipe"] != recipe.digest():
-        what = f"{path} is of a teaching with other settings."
-        raise UserError(what, "Repeat that command, name another --out, or start over with --force.")
-    return state
-
-
-def _torn(path: Path, why: object) -> UserError:
-    text = " ".join(str(why).split())[:160]
-    return UserError(f"{path} cannot be read ({text}).", "Remove it, or start over with --force.")

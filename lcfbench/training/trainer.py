@@ -9,7 +9,6 @@ Several are trained side by side: both models read each batch once for all adapt
 from __future__ import annotations
 
 import operator
-import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -24,17 +23,18 @@ from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.batching import batches, length
-from lcfbench.files import check_room, finish, locked, writing
+from lcfbench.files import check_room, finish, locked
 from lcfbench.methods.base import Batch
 from lcfbench.models.causal_lm import sharing
 from lcfbench.models.finite import NotFiniteError
-from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
+from lcfbench.models.memory import peak_memory_bytes, ran_out, reset_peak_memory
 from lcfbench.models.protocol import LanguageModel
 from lcfbench.models.timing import Clock, now
 from lcfbench.progress import TrainProgress, duration
 from lcfbench.results.training_log import TrainLog
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Task
+from lcfbench.training import checkpoint
 from lcfbench.training.adapter_training import AdapterTraining
 from lcfbench.training.cost import CHECKPOINT_BYTES
 from lcfbench.training.options import expanded
@@ -67,7 +67,7 @@ def train(recipe: TrainRecipe, progress: TrainProgress) -> list[Path]:
 
 
 def _train(recipe: TrainRecipe, progress: TrainProgress, accelerator: Accelerator) -> list[Path]:
-    resumed = _checkpoint(recipe)
+    resumed = None if recipe.force else checkpoint.load(recipe.out / CHECKPOINT, recipe.digest(), "training")
     pair = models_of(recipe, accelerator)
     examples, dev = data_of(recipe, pair, progress.say)
     trainings = trainings_of(recipe, pair, examples)
@@ -149,7 +149,7 @@ class Trainer:
                 for one, state in zip(self.trainings, resumed["trainings"], strict=True):
                     one.restore(state)
             except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-                raise _torn(self.recipe.out / CHECKPOINT, error) from error
+                raise checkpoint.torn(self.recipe.out / CHECKPOINT, error) from error
             self.progress.say(f"goes on from step {self.step} of {self.steps}.")
         log = self._log = TrainLog(r.out, self.step) if self.main else None
         order = batch_order(examples, r, self.steps)
@@ -272,9 +272,8 @@ class Trainer:
         """Turns memory that runs out into a UserError that names the setting to change."""
         try:
             yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-            if not known and not any(w in str(error) for w in ("can't allocate memory", "out of memory")):
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
                 raise
             r = self.recipe
             several = " Train fewer adapters side by side." if len(self.trainings) > 1 else ""
@@ -358,21 +357,9 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Saves all that the next step depends on, whole or not at all."""
         if self.main:
-            path = self.recipe.out / CHECKPOINT
             states = [one.state() for one in self.trainings]
             state = {"recipe": self.recipe.digest(), "step": self.step, "trainings": states}
-            part = path.with_suffix(".partial")
-            with writing(self.recipe.out):
-                try:
-                    with open(part, "wb") as file:
-                        torch.save(state, file)
-                        file.flush()
-                        os.fsync(file.fileno())
-                    part.replace(path)
-                except RuntimeError as error:  # torch's own follows the refusal of the disk
-                    raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-                finally:
-                    part.unlink(missing_ok=True)
+            checkpoint.save(self.recipe.out / CHECKPOINT, state)
 
     def interrupted(self) -> None:
         """Keeps a checkpoint where no step is half done, and the best states."""
@@ -387,32 +374,6 @@ class Trainer:
             self.progress.say(f"{where}; the same command goes on from there.")
         else:
             self.progress.say("no step was checkpointed yet; the same command starts over.")
-
-
-def _checkpoint(recipe: TrainRecipe) -> dict[str, Any] | None:
-    """Reads the state to go on from. Raises UserError for one that is torn or of another recipe."""
-    path = recipe.out / CHECKPOINT
-    if not path.exists() or recipe.force:
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint fail anywhere in torch's unpickler
-        raise _torn(path, error) from error
-    if not isinstance(state, dict) or not isinstance(state.get("recipe"), str):
-        raise _torn(path, "it names no recipe")
-    if state["recipe"] != recipe.digest():
-        raise UserError(
-            f"{path} is of a training with other settings.",
-            "Repeat that command, name another --out, or start over with --force.",
-        )
-    return dict(state)
-
-
-def _torn(path: Path, why: object) -> UserError:
-    text = " ".join(str(why).split())[:160]
-    return UserError(
-        f"{path} cannot be read (it is no checkpoint, or torn: {text}).", "Remove it to start over."
-    )
 
 
 def batch_order(examples: Sequence[Document], recipe: TrainRecipe, steps: int) -> list[list[Document]]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lcfbench.adapters.config import CHECKPOINT
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
 from lcfbench.methods.base import Batch
@@ -20,7 +21,7 @@ from lcfbench.sources import taught
 from lcfbench.sources.models import find_model
 from lcfbench.tasks.planted import Settings, rows, teaching, world
 from lcfbench.tasks.task import load_task
-from lcfbench.teaching.recipe import CHECKPOINT, TeachRecipe, layers_of, usable_as
+from lcfbench.teaching.recipe import TeachRecipe, layers_of, usable_as
 from lcfbench.teaching.teacher import teach
 from lcfbench.teaching.texts import batches, lessons_of
 from tests import helpers
