@@ -62,7 +62,7 @@ def transform(as_json: JsonOption = False, **given: Any) -> None:
 
 def _show(run: OracleRun, shown: Shown, as_json: bool) -> None:
     summary, table, draw = shown
-    plots = sorted(run.folder.glob("*.png")) or draw()
+    plots = draw()  # always: a command that was killed may have left some of them
     if as_json:
         echo(json.dumps({**summary, "folder": str(run.folder), "plots": [str(p) for p in plots]}))
         return

@@ -71,7 +71,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """
     paths = [Path(folder) / f"{name}.{kind}" for kind in ("png", "svg")]
     for path, metadata in zip(paths, (PNG, {"Date": None, "Creator": None}), strict=True):
-        write_output(path, image(figure, path.suffix[1:], metadata))
+        data = image(figure, path.suffix[1:], metadata)
+        if not (path.is_file() and path.read_bytes() == data):  # one that is there already stays
+            write_output(path, data)
     return paths
 
 
