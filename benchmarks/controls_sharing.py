@@ -81,17 +81,14 @@ def timed(clock: Callable[[], float], **asked: Any) -> tuple[Rows, float]:
     return rows, taken
 
 
-def compared(task: str, scoring: Scoring, given: Any) -> dict[str, Any]:
-    """One line of results."""
-    clock = CLOCKS[given.clock]
-    asked = {
-        "pair": given.pair,
-        "task": [task],
-        "scoring": scoring,
-        "limit": given.documents,
-        "batch_size": given.batch_size,
-    }
-    asked |= {"dtype": given.dtype}
+Timed = Callable[[], tuple[Rows, float]]
+
+
+def shared(head: dict[str, Any], sides: dict[str, Timed], others: list[Timed], given: Any) -> dict[str, Any]:
+    """One line of results: `alone` and `joint` in turn, and the runs of `joint` made apart, once.
+
+    head: case, claim and target. others: the runs of `joint` beside that of `alone`.
+    """
     inside: dict[str, list[float]] = {"alone": [], "joint": []}
     last: dict[str, Rows] = {}
 
@@ -100,24 +97,15 @@ def compared(task: str, scoring: Scoring, given: Any) -> dict[str, Any]:
             last[side], spent = returned[side]
             taken.append(spent)
 
-    sides: dict[str, Callable[[], tuple[Rows, float]]] = {
-        "alone": lambda: timed(clock, **asked, mode=["lcf"], control=["matched"]),
-        "joint": lambda: timed(clock, **asked, mode=["receiver", "lcf"], control=CONTROLS),
-    }
-    turns(sides, given.repeats, warm_up=0, clock=clock, check=check)
+    turns(sides, given.repeats, warm_up=0, clock=CLOCKS[given.clock], check=check)
     apart, spent = dict(last["alone"]), seconds(inside)["alone"]
-    for mode, control in (("receiver", "matched"), ("lcf", "deranged"), ("lcf", "silent")):
-        rows, more = timed(clock, **asked, mode=[mode], control=[control])
+    for other in others:
+        rows, more = other()
         apart, spent = apart | rows, spent + more
     joint = last["joint"]
     if joint.keys() != apart.keys():
-        raise SystemExit(
-            f"{task} {scoring}: the joint run has other runs or documents than the runs made apart."
-        )
-    return {
-        "case": scoring if task == "openbookqa" else task,
-        "claim": f"LCF matched+deranged+silent and receiver in one run ÷ LCF alone, {task} {scoring}: time",
-        "target": TARGET,
+        raise SystemExit(f"{head['case']}: the joint run has other runs or documents than those made apart.")
+    return head | {
         "better": "lower",
         "ratio": ratio(inside, "joint", "alone"),
         "apart_to_alone": spent / seconds(inside)["alone"],
@@ -126,6 +114,30 @@ def compared(task: str, scoring: Scoring, given: Any) -> dict[str, Any]:
         "differing": sum(joint[k] != apart[k] for k in joint),
         "scores_differing": sum(joint[k][0] != apart[k][0] for k in joint),
     }
+
+
+def compared(task: str, scoring: Scoring, given: Any) -> dict[str, Any]:
+    """One line of results."""
+    asked = {
+        "pair": given.pair,
+        "task": [task],
+        "scoring": scoring,
+        "limit": given.documents,
+        "batch_size": given.batch_size,
+        "dtype": given.dtype,
+    }
+
+    def of(mode: list[str], control: list[str]) -> Timed:
+        return lambda: timed(CLOCKS[given.clock], **asked, mode=mode, control=control)
+
+    head = {
+        "case": scoring if task == "openbookqa" else task,
+        "claim": f"LCF matched+deranged+silent and receiver in one run ÷ LCF alone, {task} {scoring}: time",
+        "target": TARGET,
+    }
+    sides = {"alone": of(["lcf"], ["matched"]), "joint": of(["receiver", "lcf"], CONTROLS)}
+    others = [of([m], [c]) for m, c in (("receiver", "matched"), ("lcf", "deranged"), ("lcf", "silent"))]
+    return shared(head, sides, others, given)
 
 
 def main() -> None:

@@ -12,13 +12,12 @@ Weights are random, all gates open: time and equality need no training. Ends wit
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, turns
+from benchmarks._common import CLOCKS, parser, report, shown
 from benchmarks._sides import random_adapter
-from benchmarks.controls_sharing import Rows, timed
+from benchmarks.controls_sharing import Timed, shared, timed
 from lcfbench.adapters.files import save
 from lcfbench.methods.load_pair import load_pair
 from lcfbench.progress import quiet_libraries
@@ -42,44 +41,19 @@ def make_adapters(pair: str, folder: Path) -> dict[str, Path]:
 
 def compared(task: str, folders: dict[str, Path], given: Any) -> dict[str, Any]:
     """One line of results."""
-    clock = CLOCKS[given.clock]
     asked = {"pair": given.pair, "task": [task], "limit": given.documents, "control": ["matched"]}
     asked |= {"batch_size": given.batch_size, "dtype": given.dtype}
-    inside: dict[str, list[float]] = {"alone": [], "joint": []}
-    last: dict[str, Rows] = {}
 
-    def alone(name: str) -> tuple[Rows, float]:
-        return timed(clock, **asked, mode=[ADAPTERS[name][0]], adapter=[folders[name]])
-
-    def check(returned: dict[str, tuple[Rows, float]]) -> None:
-        for side, taken in inside.items():
-            last[side], spent = returned[side]
-            taken.append(spent)
+    def of(mode: list[str], names: list[str]) -> Timed:
+        adapter = [folders[name] for name in names]
+        return lambda: timed(CLOCKS[given.clock], **asked, mode=mode, adapter=adapter)
 
     first, *others = ADAPTERS
-    sides: dict[str, Callable[[], tuple[Rows, float]]] = {
-        "alone": lambda: alone(first),
-        "joint": lambda: timed(clock, **asked, mode=["lcf", "c2c"], adapter=list(folders.values())),
-    }
-    turns(sides, given.repeats, warm_up=0, clock=clock, check=check)
-    apart, spent = dict(last["alone"]), seconds(inside)["alone"]
-    for name in others:
-        rows, more = alone(name)
-        apart, spent = apart | rows, spent + more
-    joint = last["joint"]
-    if joint.keys() != apart.keys():
-        raise SystemExit(f"{task}: the joint run has other runs or documents than those made apart.")
-    return {
-        "case": task,
-        "claim": f"{', '.join(ADAPTERS)} in one run ÷ {first} alone, {task}: time",
-        "target": TARGET,
-        "better": "lower",
-        "ratio": ratio(inside, "joint", "alone"),
-        "apart_to_alone": spent / seconds(inside)["alone"],
-        "seconds": {**seconds(inside), "apart": spent},
-        "rows": len(joint),
-        "differing": sum(joint[k] != apart[k] for k in joint),
-    }
+    alone = {name: of([ADAPTERS[name][0]], [name]) for name in ADAPTERS}
+    claim = f"{', '.join(ADAPTERS)} in one run ÷ {first} alone, {task}: time"
+    sides = {"alone": alone[first], "joint": of(["lcf", "c2c"], [*ADAPTERS])}
+    head = {"case": task, "claim": claim, "target": TARGET}
+    return shared(head, sides, [alone[name] for name in others], given)
 
 
 def main() -> None:
