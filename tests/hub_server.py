@@ -8,11 +8,16 @@ import http.server
 import json
 import re
 import threading
-from urllib.parse import parse_qs
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import parse_qs, unquote
 
+import torch
 import yaml
+from huggingface_hub import constants
 
 from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS
+from lcfbench.sources import hub
 
 
 class Server:
@@ -114,11 +119,12 @@ class Server:
             self.blobs[path.rpartition("/")[2]] = body
             return 200, {}, {}
         found = re.fullmatch(
-            r"/(?:api/models/)?([\w.-]+/[\w-]+)(?:\.git/info/lfs/objects/(batch)|/(\w+)/([^/]+)(?:/(.+))?)?",
+            r"/(?:api/models/)?([\w.-]+/[\w-]+)(?:\.git/info/lfs/objects/(batch)|/(\w+)(?:/([^/]+)(?:/(.+))?)?)?",
             path,
         )
         assert found, path
         repo_id, batch, action, revision, name = found.groups()
+        revision = unquote(revision) if revision else revision
         repo = self.repos.get(repo_id)
         if repo is None or (repo["private"] and token not in ("token", "reader")):
             return (
@@ -159,7 +165,19 @@ class Server:
                 {"commitUrl": f"{self.url}/{repo_id}/commit/{sha}", "commitOid": sha, "success": True},
                 {},
             )
-        sha = repo["branches"].get(revision or "main", revision)
+        if action == "refs":
+            names = [
+                {"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repo["branches"].items()
+            ]
+            tags = [
+                {"name": n, "ref": f"refs/tags/{n}", "targetCommit": c}
+                for n, c in repo.get("tagged", {}).items()
+            ]
+            return 200, {"branches": names, "tags": tags, "converts": []}, {}
+        if action == "commits":
+            about = {"title": "", "message": "", "date": "2026-01-01T00:00:00.000Z", "authors": []}
+            return 200, [about | {"id": sha} for sha in repo["commits"]], {}
+        sha = (repo["branches"] | repo.get("tagged", {})).get(revision or "main", revision)
         if sha not in repo["commits"]:
             return 404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"}
         if action == "tree":
@@ -179,3 +197,30 @@ def entry(name: str, data: bytes) -> dict:
     if name.endswith(".safetensors"):
         out["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
     return out
+
+
+@contextmanager
+def served(monkeypatch, tmp_path) -> Iterator[Server]:
+    """A Hub of our own, an empty cache, no token, no mirror; the working folder is `tmp_path`."""
+    torch.set_num_threads(1)
+    made = Server()
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LCFBENCH_MIRROR", "LCFBENCH_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("LCFBENCH_CACHE", str(tmp_path / "cache"))
+    for name, value in {
+        "ENDPOINT": made.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": made.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "hf"),
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
+        "HF_STORED_TOKENS_PATH": str(tmp_path / "tokens"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_PROGRESS_BARS": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(hub, "_down", {})
+    monkeypatch.chdir(tmp_path)
+    yield made
+    made.http.shutdown()
+    made.http.server_close()

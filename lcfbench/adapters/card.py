@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shlex
 from typing import Any
 
 import yaml
@@ -15,7 +15,9 @@ from lcfbench.adapters.base import Adapter, adapter_class, method_of
 from lcfbench.adapters.config import TAG, AdapterConfig
 from lcfbench.errors import UserError
 from lcfbench.parsing import parse_yaml
+from lcfbench.sources import taught
 from lcfbench.sources.models import ALIASES
+from lcfbench.sources.names import is_folder, is_path, split_revision
 from lcfbench.tables import Column, Table
 
 REPO = "ORG/NAME"  # stands for the repository until `adapter push` knows it
@@ -50,7 +52,7 @@ def card(adapter: Adapter) -> str:
         f"---\n{metadata(c)}---\n\n# {adapter_class(c.kind).title or c.kind} adapter, {models}{baseline}\n\n"
         + "".join(f"- {fact}\n" for fact in facts)
         + f"\n```\nlcfbench adapter pull {REPO} --out adapters/mine\n"
-        + f"lcfbench run --mode {mode} --pair {':'.join(c.pair)} --task {task} --adapter adapters/mine\n```\n"
+        + f"lcfbench run --mode {mode} --pair {shlex.quote(':'.join(c.pair))} --task {task} --adapter adapters/mine\n```\n"
         + _results(t)
         + _dev(t)
         + _pruned(t.get("pruned"))
@@ -96,8 +98,8 @@ def refreshed(text: str, config: AdapterConfig) -> str:
 
 def hub_id(name: str) -> str | None:
     """Returns the Hub id of a model named by alias or id, of a taught one its base's; None for a folder."""
-    name = name.partition("+")[0]
-    local = name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).is_dir()
+    name = split_revision(taught.split(name)[0])[0]
+    local = "/" not in name or is_path(name) or is_folder(name)
     return ALIASES.get(name.lower(), None if local else name)
 
 

@@ -8,6 +8,7 @@ An adapter is a folder: `adapter.safetensors`, `config.json`, `README.md` (the c
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from lcfbench.geometry import Geometry
 from lcfbench.parsing import parse_json, read_text
 from lcfbench.sources import taught
 from lcfbench.sources.models import alias
+from lcfbench.sources.names import is_folder, is_path, path_of, split_revision
 
 FORMAT = 1
 TAG = "lcfbench"  # of every card on the Hub
@@ -139,7 +141,7 @@ class AdapterConfig(BaseModel):
             raise UserError(
                 f"adapter {where} was made for {self.receiver}:{self.sharer} and does not fit this pair: "
                 f"{'; '.join(wrong)}.",
-                f"Run it with --pair {self.receiver}:{self.sharer}, or train one for this pair.",
+                f"Run it with --pair {shlex.quote(':'.join(self.pair))}, or train one for this pair.",
             )
 
 
@@ -213,22 +215,28 @@ def pair_config(
 
 
 def recorded_name(name: str) -> str:
-    """Returns a model's name as adapters record it: of a local folder the last part of its path."""
+    """Returns a model's name as adapters record it: of a local folder the last part of its path.
+
+    Its revision is recorded beside it.
+    """
     base, lora = taught.split(name)
     if lora is not None:
         return f"{recorded_name(base)}+{taught.recorded_lora(alias(base), lora)}"
-    path = Path(name).expanduser()
-    local = name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.is_dir()
-    return (path.resolve().name or name) if local else name
+    plain = split_revision(name)[0]
+    gone = is_path(plain) and not is_folder(plain)
+    return (path_of(plain).resolve().name or plain) if gone else taught.recorded(plain)
 
 
 def recorded_names(pair: tuple[str, str]) -> tuple[str, str]:
     """Returns both names as adapters record them.
 
-    Two folders of one name are told apart by a digest of the sharer's place.
+    Two folders of one name are told apart by a digest of the sharer's place, two revisions of a model
+    by these.
     """
     receiver, sharer = map(recorded_name, pair)
     if receiver == sharer and pair[0] != pair[1]:
+        if not is_folder(split_revision(pair[1])[0]):
+            return pair
         sharer += f"-{hashlib.sha256(str(Path(pair[1]).expanduser().resolve()).encode()).hexdigest()[:8]}"
     return receiver, sharer
 

@@ -10,6 +10,7 @@ family; one trained on chat data, or imported, fits every task of its contexts.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,7 +98,7 @@ def find_for(wanted: Wanted) -> Found:
         f"no adapter is at hand for --mode {wanted.mode} on {wanted.task} with {names}. "
         f"Looked, in order: {'; '.join(filter(None, tried))}.",
         f"Pass --adapter FOLDER (`lcfbench ls adapters`), or make one: "
-        f"lcfbench train --mode {wanted.mode} --pair {names} --task {wanted.task}",
+        f"lcfbench train --mode {wanted.mode} --pair {shlex.quote(names)} --task {wanted.task}",
         wanted,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,7 +89,9 @@ def size_of(kind: str, pair: str, given: dict[str, str], offline: bool) -> dict[
 @adapter_app.command("find")
 def adapter_find(
     mode: Annotated[str, typer.Option(help="A method that runs adapters.")],
-    pair: Annotated[str, typer.Option(help="RECEIVER:SHARER: aliases, Hub ids or local folders.")],
+    pair: Annotated[
+        str, typer.Option(help="RECEIVER:SHARER: aliases, Hub ids (NAME@REVISION) or local folders.")
+    ],
     task: Annotated[
         str | None, typer.Option(help="A task; without it, what an adapter at hand is for.")
     ] = None,
@@ -230,7 +233,7 @@ def adapter_prune(adapter: AdapterArgument, as_json: JsonOption = False, **given
         tables.show(layers_table(report), before_after(report))
     first = reports[0]
     pair = recipe.pair or first["pair"]
-    test = f"lcfbench run --mode {first['method']} --pair {pair} --task {first['task']}"
+    test = f"lcfbench run --mode {first['method']} --pair {shlex.quote(pair)} --task {first['task']}"
     test += "".join(f" --adapter {report['folder']}" for report in reports)
     saved = ", ".join(report["folder"] for report in reports)
     echo(f"saved {saved}; judge {'it' if len(reports) == 1 else 'them'} on the test split: {test}")
@@ -333,9 +336,7 @@ def adapter_pull(
     )
     c = read_config(folder)
     task = next(iter(c.tasks), "TASK")
-    use = (
-        f"lcfbench run --mode {method_of(c)} --pair {c.receiver}:{c.sharer} --task {task} --adapter {folder}"
-    )
+    use = f"lcfbench run --mode {method_of(c)} --pair {shlex.quote(':'.join(c.pair))} --task {task} --adapter {folder}"
     echo(f"saved {folder}: {c.kind} for {c.receiver}:{c.sharer}; use it with: {use}")
 
 

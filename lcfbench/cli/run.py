@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -179,7 +180,7 @@ def print_prompts(recipe: Recipe) -> None:
     for each in missing:
         note(
             f"no adapter for {each.mode} on {each.task} is on this disk; `lcfbench adapter find --mode "
-            f"{each.mode} --pair {recipe.pair} --task {each.task}` says where a run would get one."
+            f"{each.mode} --pair {shlex.quote(recipe.pair)} --task {each.task}` says where a run would get one."
         )
     for task in tasks:
         documents = task.documents(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from lcfbench.cli.console import echo
@@ -28,5 +29,6 @@ def teach(**given: Any) -> None:
         interrupted()
     pair = f"smollm2-135m:{usable_as(chosen)}"
     options = "".join(f" --task-option {key}={value}" for key, value in chosen.task_options.items())
-    again = f"lcfbench run --mode receiver,sharer,t2t --pair {pair} --task {','.join(chosen.task)}{options}"
+    again = f"lcfbench run --mode receiver,sharer,t2t --pair {shlex.quote(pair)} --task "
+    again += f"{','.join(chosen.task)}{options}"
     echo(f"saved {folder}; use it with: {again}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -43,5 +44,5 @@ def train(
         interrupted()
     tasks = ",".join(t.split("*")[0] for t in chosen.dev or chosen.task)
     for spec, folder in zip(chosen.specs(), folders, strict=True):
-        again = f"lcfbench run --mode {spec.mode} --pair {chosen.pair} --task {tasks} --adapter {folder}"
+        again = f"lcfbench run --mode {spec.mode} --pair {shlex.quote(chosen.pair)} --task {tasks} --adapter {folder}"
         echo(f"saved {folder}; use it with: {again}")

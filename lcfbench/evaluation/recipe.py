@@ -55,7 +55,9 @@ def some(value: Any) -> Any:
 class Recipe(Settings):
     """Says which methods answer which tasks under which controls, and how."""
 
-    pair: str = Field(EMBEDDED_PAIR, description="RECEIVER:SHARER: aliases, Hub ids or local folders.")
+    pair: str = Field(
+        EMBEDDED_PAIR, description="RECEIVER:SHARER: aliases, Hub ids (NAME@REVISION) or local folders."
+    )
     mode: list[str] = Field(
         ["receiver", "lcf"],
         description="Methods, comma-separated: names (see `ls methods`) or Python files, each with its own "

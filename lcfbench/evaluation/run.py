@@ -26,7 +26,7 @@ from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
 from lcfbench.models.protocol import State
 from lcfbench.models.timing import PHASES, Clock
 from lcfbench.results.writer import RunWriter
-from lcfbench.sources.models import label
+from lcfbench.sources.models import labels
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Outcome, Task
 
@@ -77,7 +77,7 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """Everything that changes an answer."""
         session, recipe, task, folder = self.session, self.session.recipe, self.task, self.folder
-        receiver, sharer = (label(name) for name in session.names)
+        receiver, sharer = labels(session.names)
         data, split_manifest = session.digests(task)
         found: dict[str, Any] = {
             "pair": f"{receiver}:{sharer}",

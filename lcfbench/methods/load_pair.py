@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lcfbench.adapters.base import Adapter
@@ -73,7 +73,9 @@ def load_pair(
         model = load(find_model(name, offline=offline))
         return Pair(model, model, names)
     found = [find_model(name, offline=offline) for name in names]  # both, before the first is loaded
-    return Pair(load(found[0]), load(found[1]), names)
+    receiver = load(found[0])
+    same = replace(found[0], name="") == replace(found[1], name="")  # one revision, named in two ways
+    return Pair(receiver, receiver if same else load(found[1]), names)
 
 
 def roles_of(modes: Iterable[str]) -> tuple[str, ...]:

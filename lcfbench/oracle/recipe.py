@@ -78,7 +78,8 @@ class Transform(OracleSettings):
     """The settings of `oracle transform`."""
 
     pair: str = Field(
-        "smollm2-135m:gemma3-270m", description="RECEIVER:SHARER: aliases, Hub ids or local folders."
+        "smollm2-135m:gemma3-270m",
+        description="RECEIVER:SHARER: aliases, Hub ids (NAME@REVISION) or local folders.",
     )
     task: str = Field("splitfacts", description="Task whose train split is the text.")
     text: Path | None = Field(

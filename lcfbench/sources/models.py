@@ -13,7 +13,6 @@ found nowhere raises one UserError that lists every place tried, in order.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from lcfbench.geometry import Geometry
 from lcfbench.sources import gguf as gguf_models
 from lcfbench.sources import hub, model_folder, taught
 from lcfbench.sources.cache import EMBEDDED_PAIR, mirror, not_found
+from lcfbench.sources.names import is_folder, is_path, path_of, same_revision, sides, split_revision
 
 # of a weights file, evenly spaced: 1 MB tells checkpoints apart, whatever their size
 SAMPLES, SAMPLE_BYTES = 256, 4096
@@ -76,32 +76,35 @@ def canonical(name: str) -> str:
     if lora is not None:
         base = canonical(base)
         return f"{base}+{taught.canonical(alias(base), lora)}"
-    if name.lower() in ALIASES:
-        return name.lower()
-    if Path(os.path.expanduser(name)).is_dir() and name:
+    plain, revision = split_revision(name)
+    if plain.lower() in ALIASES:
+        return plain.lower() + (f"@{revision}" if revision else "")
+    if is_folder(plain):
         return name
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+    if is_path(plain):
         step = "Name a folder saved with `save_pretrained`, a Hub id or an alias."
         raise UserError(f"there is no model folder {name}.", step)
-    if "/" not in name:
-        raise unknown("model", name, ALIASES, "lcfbench ls models")
+    if "/" not in plain:
+        raise unknown("model", plain, ALIASES, "lcfbench ls models")
     return name
 
 
 def alias(name: str) -> str:
-    """The alias of a Hub id that has one, else the name."""
-    return (
-        name if taught.is_folder(name) else {repo: short for short, repo in ALIASES.items()}.get(name, name)
-    )
+    """The alias of a Hub id that has one, else the name; without the revision of either."""
+    plain = split_revision(name)[0]
+    return plain if is_folder(plain) else {repo: short for short, repo in ALIASES.items()}.get(plain, plain)
 
 
 def split_pair(text: str) -> tuple[str, str]:
     """Splits `RECEIVER:SHARER` into two names: aliases, Hub ids or local folders. Raises UserError."""
-    parts = [part.strip() for part in text.split(":")]
-    if len(parts) != 2 or not all(parts):
+    found = sides(text)
+    if not found:
         step = f"Two names, one colon, for instance {EMBEDDED_PAIR}."
         raise UserError(f"--pair {text!r} is not RECEIVER:SHARER.", step)
-    return canonical(parts[0]), canonical(parts[1])
+    if len(found) > 1:
+        ways = " or ".join(f"{receiver} and {sharer}" for receiver, sharer in found)
+        raise UserError(f"--pair {text!r} may be {ways}.", "Rename a folder, or name it by another path.")
+    return canonical(found[0][0]), canonical(found[0][1])
 
 
 def look(name: str) -> tuple[Found | None, list[str]]:
@@ -112,33 +115,41 @@ def look(name: str) -> tuple[Found | None, list[str]]:
         found, tried = look(base)
         place, places = taught.look(alias(base), lora)
         return (_taught(found, name, place) if found and place else None), [*tried, *places]
-    repo_id, tried = ALIASES.get(name, name), []
-    if name not in ALIASES:
-        folder = Path(os.path.expanduser(name))
+    plain, revision = split_revision(name)
+    repo_id, tried = ALIASES.get(plain, plain), []
+    if plain not in ALIASES:
+        folder = path_of(plain)
         if folder.is_dir():
             if (folder / model_folder.PEFT).is_file():
-                step = f"Name its base model too: BASE+{name}"
+                step = f"Name its base model too: BASE+{plain}"
                 raise UserError(f"{folder} is a LoRA, not a model.", f"{step}; see `{taught.LISTING}`.")
             if lacks := model_folder.lacks(folder):
                 step = "Name a folder saved with `save_pretrained`."
                 raise UserError(f"{folder} is not a model folder: {lacks}.", step)
-            return Found(name, name, "path", folder.resolve(), _folder_digest(folder)), []
+            if not same_revision(revision, here := _folder_digest(folder)):
+                step = "Name a folder without a revision: it has one alone."
+                raise UserError(f"{folder} is {here}, not {revision}.", step)
+            return Found(plain, plain, "path", folder.resolve(), here), []
         tried.append("path: no such folder")
     if (root := mirror()) is None:
         tried.append("mirror: LCFBENCH_MIRROR is not set")
     else:
         folder = root / "models" / repo_id
-        lacks = model_folder.lacks(folder) if folder.is_dir() else "no such folder"
-        if not lacks:
-            return Found(name, repo_id, "mirror", folder, _folder_digest(folder)), tried
-        tried.append(f"mirror: {folder}: {lacks}")
-    snapshot = hub.snapshot(repo_id)
-    lacks = model_folder.lacks(snapshot) if snapshot else "nothing there"
-    if snapshot and not lacks:
-        return Found(name, repo_id, "hub", snapshot, snapshot.name), tried
-    tried.append(f"Hub cache: {lacks}")
+        here = ""
+        if not (lacks := model_folder.lacks(folder) if folder.is_dir() else "no such folder"):
+            here = _folder_digest(folder)
+            if same_revision(revision, here):
+                return Found(plain, repo_id, "mirror", folder, here), tried
+        tried.append(f"mirror: {folder}" + (f": {lacks}" if lacks else f" is {here}, not {revision}"))
+    snapshot = hub.snapshot(repo_id, revision=revision)
+    if snapshot and not model_folder.lacks(snapshot):
+        return Found(plain, repo_id, "hub", snapshot, snapshot.name), tried
+    tried.append(f"Hub cache: {hub.kept(repo_id, revision)}")
     if path := gguf_models.converted(repo_id):
-        return Found(name, repo_id, "wheel", path, gguf_models.revision(repo_id)), tried
+        here = gguf_models.revision(repo_id)
+        if same_revision(revision, here):
+            return Found(plain, repo_id, "wheel", path, here), tried
+        tried.append(f"PyPI wheel: it is {here}, not {revision}")
     return None, tried
 
 
@@ -156,23 +167,25 @@ def find_model(name: str, *, offline: bool = False) -> Found:
     found, tried = look(name)
     if found:
         return found
-    repo_id = ALIASES.get(name, name)
+    plain, revision = split_revision(name)
+    repo_id = ALIASES.get(plain, plain)
     try:
-        path = hub.fetch_model(repo_id, offline)
-        return Found(name, repo_id, "hub", path, path.name)
+        path = hub.fetch_model(repo_id, offline, revision)
+        return Found(plain, repo_id, "hub", path, path.name)
     except hub.HubError as e:
         tried.append(f"Hub: {e}")
-    if repo_id in gguf_models.MODELS:
+    if repo_id in gguf_models.MODELS and same_revision(revision, here := gguf_models.revision(repo_id)):
         try:
             path = gguf_models.model(repo_id, offline=offline)
-            return Found(name, repo_id, "wheel", path, gguf_models.revision(repo_id))
+            return Found(plain, repo_id, "wheel", path, here)
         except UserError as e:
             tried.append(f"PyPI wheel: {e}".rstrip("."))
-    raise not_found("the model", name, repo_id, f"models/{repo_id}", tried)
+    raise not_found("the model", name, repo_id, f"models/{repo_id}", tried, revision)
 
 
 def _taught(base: Found, name: str, lora: Path) -> Found:
-    return replace(base, name=name, lora=lora, revision=f"{base.revision}+{taught.digest(lora)}")
+    named = f"{base.name}+{split_revision(str(taught.split(name)[1]))[0]}"
+    return replace(base, name=named, lora=lora, revision=f"{base.revision}+{taught.digest(lora)}")
 
 
 def find_tokenizer(name: str, *, offline: bool = False) -> Path:
@@ -182,10 +195,11 @@ def find_tokenizer(name: str, *, offline: bool = False) -> Path:
     """
     name = taught.split(canonical(name))[0]
     found, _ = look(name)
-    repo_id = ALIASES.get(name, name)
+    plain, revision = split_revision(name)
+    repo_id = ALIASES.get(plain, plain)
     if found is None and repo_id not in gguf_models.MODELS:
         try:
-            return hub.fetch_tokenizer(repo_id, offline)
+            return hub.fetch_tokenizer(repo_id, offline, revision)
         except hub.HubError:
             pass  # find_model lists the places tried
     return found.path if found else find_model(name, offline=offline).path
@@ -194,18 +208,28 @@ def find_tokenizer(name: str, *, offline: bool = False) -> Path:
 def label(name: str) -> str:
     """The name of a model in runs: alias or Hub id; a folder is `checkpoint-3@1f0c9a`, name and revision.
 
-    A LoRA that ships is named alike, `gemma3-270m+planted`; another folder's has its digest.
+    The revision of a Hub id is recorded beside its name: one commit has one name, however it was asked
+    for. A LoRA that ships is named alike, `gemma3-270m+planted`; another folder's has its digest.
     """
     name = canonical(name)
     base, lora = taught.split(name)
     if lora is not None:
-        place, named = taught.folder_of(alias(base), lora), taught.recorded_lora(alias(base), lora)
+        named = taught.recorded_lora(alias(base), lora)
+        place = taught.folder_of(alias(base), split_revision(lora)[0])
         own = place is not None and place.parent != taught.SHIPPED
         return f"{label(base)}+{named}" + (f"@{taught.digest(place)[:6]}" if place and own else "")
-    if name in ALIASES or not taught.is_folder(name):
-        return name
-    folder = Path(os.path.expanduser(name)).resolve()
-    return f"{folder.name}@{_folder_digest(folder)[:6]}"
+    plain = split_revision(name)[0]
+    if plain in ALIASES or not is_folder(plain):
+        return plain
+    return f"{taught.recorded(plain)}@{_folder_digest(path_of(plain).resolve())[:6]}"
+
+
+def labels(pair: tuple[str, str]) -> tuple[str, str]:
+    """The names of both models in runs; two revisions of one model are told apart by them."""
+    receiver, sharer = map(label, pair)
+    if receiver == sharer and canonical(pair[0]) != canonical(pair[1]):
+        return canonical(pair[0]), canonical(pair[1])
+    return receiver, sharer
 
 
 def _folder_digest(folder: Path) -> str:
@@ -229,13 +253,17 @@ def _folder_digest(folder: Path) -> str:
 def geometry(name: str, *, offline: bool = False) -> Geometry:
     """The shape of a model's KV cache, from the table of known models, else from its config.json."""
     name = taught.split(canonical(name))[0]
-    if alias(name) in ALIASES:
+    plain, revision = split_revision(name)
+    if alias(name) in ALIASES and not revision:
         return GEOMETRIES[alias(name)]
     found, tried = look(name)
+    repo_id = ALIASES.get(plain, plain)
     try:
-        folder = found.path if found else hub.fetch_config(name, offline)
+        folder = found.path if found else hub.fetch_config(repo_id, offline, revision)
     except hub.HubError as e:
-        raise not_found("the model", name, name, f"models/{name}", [*tried, f"Hub: {e}"]) from e
+        raise not_found(
+            "the model", name, repo_id, f"models/{repo_id}", [*tried, f"Hub: {e}"], revision
+        ) from e
     return Geometry.of_config(read_config(folder))
 
 

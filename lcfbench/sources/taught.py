@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from lcfbench.provenance import file_sha256
 from lcfbench.sources import hub
 from lcfbench.sources.cache import mirror, not_found
 from lcfbench.sources.model_folder import PEFT
+from lcfbench.sources.names import is_folder, is_path, path_of, same_revision, split_revision
 
 SHIPPED = Path(__file__).parents[1] / "taught_models"
 TAUGHT = Path("taught")  # where `lcfbench teach` writes
@@ -45,17 +45,14 @@ Shapes = dict[str, dict[str, tuple[int, ...]]]  # module → "A" and "B" → sha
 
 def split(name: str) -> tuple[str, str | None]:
     """Splits `BASE+NAME`. The second is None for a plain model; a model's folder may have a + in its name."""
-    if "+" not in name or (is_folder(name) and not (_path(name) / PEFT).exists()):
+    if "+" not in name or any(
+        is_folder(whole) and not (path_of(whole) / PEFT).exists() for whole in (name, name.rpartition("@")[0])
+    ):
         return name, None
     signs = [i for i, sign in enumerate(name) if sign == "+"]
     folders = [i for i in signs if i and is_folder(name[:i])]
     at = min(folders or signs)
     return name[:at], name[at + 1 :]
-
-
-def is_folder(name: str) -> bool:
-    """Returns whether a name is that of a folder that is there."""
-    return bool(name) and _path(name).is_dir()
 
 
 def listed(base: str = "") -> dict[str, Path]:
@@ -75,41 +72,48 @@ def canonical(base: str, name: str) -> str:
     """Returns the NAME of a LoRA for a base as it is recorded. Raises UserError where it can be none."""
     if not name:
         raise UserError(f"{base}+ names no taught model.", f"Write {base}+NAME; see `{LISTING}`.")
-    known = listed(recorded(base))
-    if f"{recorded(base)}+{name.lower()}" in known:
-        return name.lower()
-    if is_folder(name):
+    known, (plain, revision) = listed(recorded(base)), split_revision(name)
+    pin = f"@{revision}" if revision else ""
+    if f"{recorded(base)}+{plain.lower()}" in known:
+        return plain.lower() + pin
+    if is_folder(plain):
         return name
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+    if is_path(plain):
         raise UserError(f"there is no folder {name} of a taught model.", STEP)
-    if "/" not in name:
+    if "/" not in plain:
         every = known or listed()
-        raise unknown("taught model", f"{recorded(base)}+{name}", every, LISTING)
+        raise unknown("taught model", f"{recorded(base)}+{plain}", every, LISTING)
     return name
 
 
 def look(base: str, name: str) -> tuple[Path | None, list[str]]:
     """Returns the folder of a LoRA on this disk, and the places tried. Touches no network."""
-    if found := folder_of(base, name):
+    plain, revision = split_revision(name)
+    if found := folder_of(base, plain):
+        if revision and not same_revision(revision, digest(found)):
+            what = f"{found} is {digest(found)}, not {revision}."
+            raise UserError(what, "Name a folder without a revision: it has one alone.")
         return found, []
     tried = ["path: no such folder"]
     if (root := mirror()) is None:
         tried.append("mirror: LCFBENCH_MIRROR is not set")
-    elif (folder := root / "models" / name).is_dir():
-        return folder, tried
-    else:
+    elif not (folder := root / "models" / plain).is_dir():
         tried.append(f"mirror: {folder}: no such folder")
-    snapshot = hub.snapshot(name)
+    elif revision and not same_revision(revision, digest(folder)):
+        tried.append(f"mirror: {folder} is {digest(folder)}, not {revision}")
+    else:
+        return folder, tried
+    snapshot = hub.snapshot(plain, revision=revision)
     if snapshot and (snapshot / PEFT).exists() and (snapshot / WEIGHTS).exists():
         return snapshot, tried
-    return None, [*tried, "Hub cache: nothing there"]
+    return None, [*tried, f"Hub cache: {hub.kept(plain, revision)}"]
 
 
 def folder_of(base: str, name: str) -> Path | None:
     """Returns the folder that a NAME stands for, unless it is a Hub id."""
     if folder := listed(recorded(base)).get(f"{recorded(base)}+{name}"):
         return folder
-    return _path(name) if is_folder(name) else None
+    return path_of(name) if is_folder(name) else None
 
 
 def find(base: str, name: str, *, offline: bool = False) -> Path:
@@ -120,11 +124,12 @@ def find(base: str, name: str, *, offline: bool = False) -> Path:
     found, tried = look(base, name)
     if found is None:
         try:
-            found = hub.fetch_files(name, list(FILES), offline)
+            plain, revision = split_revision(name)
+            found = hub.fetch_files(plain, list(FILES), offline, revision)
         except hub.HubError as error:
             tried.append(f"Hub: {error}")
             what = f"{base}+{name}"
-            raise not_found("the taught model", what, name, f"models/{name}", tried) from error
+            raise not_found("the taught model", what, plain, f"models/{plain}", tried, revision) from error
     check(found)
     return found
 
@@ -197,15 +202,16 @@ def digest(folder: Path) -> str:
 
 
 def recorded(name: str) -> str:
-    """Returns the name that runs and adapters record for a base or a LoRA: a folder's is its last part."""
-    return (_path(name).resolve().name or name) if is_folder(name) else name
+    """Returns the name that runs and adapters record for a base or a LoRA, without its revision.
+
+    A folder's is its last part; a colon in it would separate two names.
+    """
+    plain = split_revision(name)[0]
+    return (path_of(plain).resolve().name or plain).replace(":", "-") if is_folder(plain) else plain
 
 
 def recorded_lora(base: str, name: str) -> str:
     """Returns the NAME that is recorded: of a folder called `BASE+NAME` it is NAME."""
-    folder = folder_of(base, name)
-    return folder.resolve().name.removeprefix(f"{recorded(base)}+") if folder else name
-
-
-def _path(name: str) -> Path:
-    return Path(os.path.expanduser(name))
+    plain = split_revision(name)[0]
+    folder = folder_of(base, plain)
+    return folder.resolve().name.removeprefix(f"{recorded(base)}+").replace(":", "-") if folder else plain

@@ -50,7 +50,8 @@ class TrainRecipe(Settings):
         "steps, lr, warmup, seed and the like.",
     )
     pair: str = Field(
-        "smollm2-135m:gemma3-270m", description="RECEIVER:SHARER: aliases, Hub ids or local folders."
+        "smollm2-135m:gemma3-270m",
+        description="RECEIVER:SHARER: aliases, Hub ids (NAME@REVISION) or local folders.",
     )
     task: list[str] = Field(
         ["splitfacts"],
@@ -203,7 +204,7 @@ class PruneRecipe(Settings):
     )
     pair: str | None = Field(
         None,
-        description="RECEIVER:SHARER: aliases, Hub ids or local folders; without it, the adapter's own pair.",
+        description="RECEIVER:SHARER: aliases, Hub ids (NAME@REVISION) or local folders; without it, the adapter's own pair.",
     )
     limit: int = Field(64, ge=2, le=MOST, description="Dev documents.")
     batch_size: int = Field(16, ge=1, le=MOST, description="Documents a batch.")
