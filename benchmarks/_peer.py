@@ -36,7 +36,6 @@ from lcfbench.alignment.spans import membership
 from lcfbench.alignment.tokens import aligned_positions
 from lcfbench.methods._fusion import Fusion
 from lcfbench.methods.base import Batch, Method, prompt
-from lcfbench.models.rotary import rotate
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt, continuation, extend
@@ -161,9 +160,8 @@ class PerDocument:
         m: Any = self.method
         member = membership(m.spans, [theirs], mask, windows=m.windows, window=m.window, stride=m.stride)[0]
         if getattr(self.adapter, "unrotated_keys", False):
-            keys = rotate(
-                keys, torch.arange(len(theirs.ids), device=keys.device)[None], self.sharer, inverse=True
-            )
+            place = torch.arange(len(theirs.ids), device=keys.device)[None]
+            keys = m.sharer.rotate(keys, place, inverse=True)
         return [row.nonzero().flatten().tolist() for row in member], keys
 
     # -- answering --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from lcfbench.models.kv_cache import KV
 from lcfbench.models.layer_masks import attention_sums, check_maskable, hiding, maskable, masking, windows
 from lcfbench.models.padding import Real, left_to_right, pad_left, pad_right, positions_of, silent_at
 from lcfbench.models.protocol import LanguageModel, Opened, State
-from lcfbench.models.rotary import rotate
+from lcfbench.models.rotary import TOKENS, RotaryRules, find_rules
 from lcfbench.models.shared_prefill import SharedPrefill
 from lcfbench.models.taught import check_fits, copy_weights, merge
 from lcfbench.models.tokenizers import load_tokenizer
@@ -270,10 +271,16 @@ class CausalLM:
 
     # -- caches -----------------------------------------------------------------------------------
 
+    @cached_property
+    def rotary(self) -> RotaryRules:
+        """How each layer turns its keys; two short texts are read to find out."""
+        ids = [self.vocabulary_size * (2 * i + 1) // (2 * TOKENS) for i in range(TOKENS)]
+        return find_rules(self.model, ids, self.max_positions)
+
     def rotate(
         self, keys: Tensor, positions: Tensor, layers: Sequence[int] | None = None, inverse: bool = False
     ) -> Tensor:
-        return rotate(keys, positions, self.model, layers, inverse)
+        return self.rotary.turn(keys, positions, layers, inverse)
 
     def content_keys(self, kv: KV) -> KV:
         return replace(kv, keys=self.rotate(kv.keys, kv.positions, inverse=True))
