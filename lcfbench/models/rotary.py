@@ -180,12 +180,13 @@ def find_rules(model: Any, ids: Sequence[int], longest: int | None = None) -> Ro
     for layer, (keys, values) in enumerate(kept):
         if keys.shape[2] > count:
             return RotaryRules(angles, reason=f"layer {layer} keeps more entries than there are tokens")
-        limit = TOLERANCE[keys.dtype]
-        rule, error = _rule_of(keys, places[:, -keys.shape[2] :], angles, rules, limit)
+        limit, seen = TOLERANCE[keys.dtype], places[:, -keys.shape[2] :]
+        rule, error = _rule_of(keys, seen, angles, rules, limit)
         if _difference(values[:1].expand_as(values), values) > limit:
-            what = "values, not its keys, carry the position" if rule == NONE else "values change with the position"
-            kind = "a compressed cache" if rule == NONE else "positions are absolute"
-            return RotaryRules(angles, reason=f"{kind}: layer {layer}'s {what}")
+            why = f"layer {layer}'s values change with the position (positions are absolute)"
+            if rule == NONE:
+                why = f"layer {layer}'s values carry the position, not its keys (a compressed cache)"
+            return RotaryRules(angles, reason=why)
         if rule is None:
             return RotaryRules(angles, reason=f"no rotary rule gives the keys of layer {layer}")
         rules.append(rule)
@@ -257,9 +258,7 @@ def _recorded(model: Any, row: Tensor, place: Tensor) -> tuple[Angles, ...]:
             return
 
         def marked(x: Any) -> Any:
-            return (
-                POSITIONS if x is positions[0] else STATES if isinstance(x, Tensor) else x
-            )
+            return POSITIONS if x is positions[0] else STATES if isinstance(x, Tensor) else x
 
         named = {name: marked(x) for name, x in kwargs.items()}
         calls.append(Angles(module, tuple(map(marked, args)), named, positions[0].shape[:-2]))
@@ -277,7 +276,7 @@ def _recorded(model: Any, row: Tensor, place: Tensor) -> tuple[Angles, ...]:
     for call in calls:
         both = torch.cat(call.at(place), -1)
         if not any(_equal(both, torch.cat(other.at(place), -1)) for other in found):
-            found.append(replace(call, steady=_steady(call)) if call.module else call)
+            found.append(replace(call, steady=_steady(call, row.device)) if call.module else call)
     return tuple(found)
 
 
@@ -304,12 +303,11 @@ def _pair(out: Any) -> tuple[Tensor, Tensor] | None:
     return (cos, sin) if cos.shape == sin.shape else None
 
 
-def _steady(angles: Angles) -> int | None:
-    """Returns the length up to which frequencies do not depend on the length; None where they never do.
+def _steady(angles: Angles, device: torch.device) -> int | None:
+    """Returns the longest text whose frequencies are always these; None where a text may have any length.
 
-    A short text in between takes a module back to its first frequencies.
+    A module may remember the text before: a short and a long one are tried.
     """
-    device = next((b.device for b in angles.module.buffers()), None) if angles.module else None
 
     def made(length: int) -> Tensor:
         return torch.cat(angles.at(torch.tensor([[1, length - 1]], device=device)), -1)[:, :, 0]
@@ -317,16 +315,15 @@ def _steady(angles: Angles) -> int | None:
     first = made(2)
 
     def settled(length: int) -> bool:
-        made(2)
-        return torch.equal(made(length), first)
+        return all(torch.equal(made(length), first) for before in (2, ENDLESS) if made(before) is not None)
 
-    if settled(ENDLESS):
+    if torch.equal(made(ENDLESS), first):
         return None
     low, high = 2, ENDLESS
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if settled(middle) else (low, middle)
-    made(2)
+    made(2)  # leaves the module as it was
     return low
 
 
