@@ -49,6 +49,12 @@ class Results:
 
         return load_samples(self.folders)
 
+    def failed(self) -> dict[str, str]:
+        """The runs in which more documents failed than `max_failed` allows, or all: a sentence each."""
+        from lcfbench.results.failures import failed_runs
+
+        return {each.run_id: each.sentence for each in failed_runs(self.folders)}
+
     def summary(self) -> pd.DataFrame:
         """One row for each method, task and control: scores, intervals, latency, sizes."""
         from lcfbench.analysis.summary import load_summary

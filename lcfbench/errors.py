@@ -1,6 +1,7 @@
 """The one exception that users see: the mistake in one line, and the next step.
 
-The command line prints it without a traceback and exits 2. Any other exception there is a bug.
+The command line prints it without a traceback and exits with its `code`, mostly 2. Any other
+exception there is a bug.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import ClassVar
 
 FEW = 7  # names that are listed in full
 
@@ -24,7 +26,12 @@ class Exit(IntEnum):
 
 
 class UserError(Exception):
-    """A mistake: `what` went wrong, and the `next_step` that mends it."""
+    """A mistake: `what` went wrong, and the `next_step` that mends it.
+
+    code: how the command line ends.
+    """
+
+    code: ClassVar[Exit] = Exit.USER
 
     def __init__(self, what: str, next_step: str = "") -> None:
         self.what, self.next_step = what, next_step

@@ -35,7 +35,8 @@ class Recorded:
     """One run, as read.
 
     codes: (n,) uint64, one a row, equal where the document is; scores: (n,), failed ones 0; failed:
-    (n,) bool; hashes: (n,) strings. sends: whether its method sends anything.
+    (n,) bool; hashes: (n,) strings. usable: whether no more failed than the run's --max-failed. sends:
+    whether its method sends anything.
     """
 
     run_id: str
@@ -45,6 +46,7 @@ class Recorded:
     hashes: pa.ChunkedArray
     scores: np.ndarray
     failed: np.ndarray
+    usable: bool
     sends: bool
     timed: Mapping[str, tuple[np.ndarray, np.ndarray]]
     typical: Mapping[str, float]
@@ -85,6 +87,9 @@ def read_run(run_id: str, table: pa.Table, manifest: Manifest, subject: str = ""
     failed = np.asarray(table["error"].is_valid())
     scores = np.nan_to_num(np.asarray(table["score"].to_pandas(), dtype=float))
     scores[failed] = 0.0
+    counts = int(failed.sum()), len(failed)
+    if manifest.errors is not None and manifest.documents is not None:  # the whole run, of a subject
+        counts = manifest.errors, manifest.documents
     timed, typical, amortized = {}, {}, math.nan
     for name in (*TIMED, *TYPICAL):
         values = np.asarray(table[name].to_pandas(), dtype=float)
@@ -107,6 +112,7 @@ def read_run(run_id: str, table: pa.Table, manifest: Manifest, subject: str = ""
         table["doc_hash"],
         scores,
         failed,
+        not manifest.too_many(*counts),
         sends,
         timed,
         typical,

@@ -106,7 +106,7 @@ class RunGroup:
     @property
     def reliable(self) -> bool:
         """Whether few enough documents failed for the score to say something of the method."""
-        return len(self.failed) <= MOST_FAILED * self.n
+        return len(self.failed) <= MOST_FAILED * self.n and all(run.usable for run in self.runs)
 
     @property
     def sends(self) -> bool:
@@ -241,13 +241,15 @@ def too_many_failed(a: RunGroup, b: RunGroup) -> str:
     codes = joined(a, b)[2]
     counts = [(int(np.isin(codes, group.failed).sum()), group) for group in (a, b)]
     either = int(np.isin(codes, np.union1d(a.failed, b.failed)).sum())
-    if either <= MOST_FAILED * len(codes):
+    over = [group for _, group in counts if not all(run.usable for run in group.runs)]
+    if not over and either <= MOST_FAILED * len(codes):
         return ""
-    return " and ".join(
+    told = [
         f"{count:,} of {len(codes):,} documents failed in {group.label or group.mode} ({group.control})"
         for count, group in (counts[:1] if a is b else counts)
         if count
-    )
+    ]
+    return " and ".join(told or [f"more documents failed than {over[0].label}'s --max-failed allows"])
 
 
 def _means(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

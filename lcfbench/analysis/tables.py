@@ -42,15 +42,16 @@ SHORT = {  # a term that a table may show → what it says below
     "p": "p: chance of such a P by luck, corrected for all lines",
     "B − A": "B − A: points, on the documents that both have",
     "Holm": "Holm: p corrected for the number of lines",
-    UNRELIABLE: f"{UNRELIABLE}: over {100 * MOST_FAILED:g} % of the documents failed; they count as wrong",
+    UNRELIABLE: f"{UNRELIABLE}: over {100 * MOST_FAILED:g} % of the documents, or the run's --max-failed, "
+    "failed; they count as wrong",
     NONE: f"{NONE}: none or not measured",
 }
 SUMMARY_LEGEND = (
     "matched: the receiver gets the message of its own document. deranged: it gets that of another "
     "document, so a score that stays is no communication. zero, noise, silent: a message of zeros, of "
     "noise, or none. orf (derived): right when either model alone is right; not run. score: mean over all "
-    "documents; those that failed count as wrong, and a * says that more than 5 % did. 95 %: interval over "
-    "documents. first token ms: median time "
+    "documents; those that failed count as wrong, and a * says that more than 5 %, or than the run's "
+    "--max-failed, did. 95 %: interval over documents. first token ms: median time "
     "to the first answer token, one document at a time. adapter MB: the trained module as saved. message "
     f"bytes: median over documents. {NONE}: none or not measured."
 )
@@ -61,8 +62,8 @@ VERDICT_LEGEND = (
     "matter; corrected after Holm over all verdicts shown, because among many lines some look good by luck. "
     "communicates: P is surely above 0; misleads: below 0; adapts only, does not communicate: P is surely "
     "within ±{delta:g} points, with and without a gain; undecided: too few documents to say; untested: no "
-    "deranged run; not judged: more than 5 % of the documents failed. ms: median time to the first answer "
-    "token. bytes: median size of a message."
+    "deranged run; not judged: more than 5 % of the documents, or than a run's --max-failed, failed. ms: "
+    "median time to the first answer token. bytes: median size of a message."
 )
 COMPARISON_LEGEND = (
     "A, B: mean scores in %. B − A: the difference in points over the documents that both have, with its "

@@ -1,8 +1,8 @@
 """The command line: thin verbs, heavy imports inside them, so that `--help` answers at once.
 
-Exit codes: 0 done; 1 every document of a run failed; 2 a mistake in the command or in what it reads
-(one line and the next step); 130 interrupted (what is recorded stays). `check` also ends with 1 (surely
-worse), 3 (inconclusive) and 4 (incomplete).
+Exit codes: 0 done; 1 too many documents of a run failed, or the device; 2 a mistake in the command or
+in what it reads (one line and the next step); 130 interrupted (what is recorded stays). `check` also ends
+with 1 (surely worse), 3 (inconclusive) and 4 (incomplete).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> None:
             interrupted()
         sys.exit(code)
     except UserError as error:
-        complain(f"{error.what} {error.next_step}")
+        complain(f"{error.what} {error.next_step}", error.code)
     except ClickException as error:
         context = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
@@ -91,6 +91,14 @@ def main() -> None:
         complain(f"{error.format_message().rstrip('.')}. See `{command} --help`.")
     except (KeyboardInterrupt, typer.Abort):
         interrupted()
+    except RuntimeError as error:
+        if "torch" not in sys.modules:
+            raise
+        from lcfbench.models.memory import DeviceError, device_failed
+
+        if not device_failed(error):
+            raise
+        complain(str(DeviceError(error)), DeviceError.code)
     except OSError as error:
         where, why = error.filename or "input or output", error.strerror or error
         complain(f"{where}: {why}. Check the path, its permissions and the disk.")
@@ -107,10 +115,10 @@ def name_shell(arguments: list[str]) -> None:
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # typer's only way to a named shell
 
 
-def complain(text: str) -> None:
-    """Prints one line and ends with exit code 2; the middle of a very long one is left out."""
+def complain(text: str, code: Exit = Exit.USER) -> None:
+    """Prints one line and ends with an exit code; the middle of a very long one is left out."""
     line = " ".join(text.split())
     if len(line) > LONGEST:
         line = f"{line[: LONGEST - TAIL]} … {line[-TAIL:]}"
     echo(f"lcfbench: {line}", stderr=True)
-    sys.exit(Exit.USER)
+    sys.exit(code)

@@ -6,7 +6,6 @@ import gc
 import importlib
 import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,7 +111,7 @@ def demo(
 def run_and_show(recipe: Recipe) -> None:
     """Runs a recipe and prints the table of its runs.
 
-    Ctrl-C keeps what is recorded and exits 130. Exits 1 where every document of a run failed.
+    Ctrl-C keeps what is recorded and exits 130. Exits 1 where too many documents of a run failed.
     """
     recipe.check_names()
     try:
@@ -127,31 +126,17 @@ def run_and_show(recipe: Recipe) -> None:
                 recipe = train_missing(recipe, TrainLine())
             except KeyboardInterrupt:
                 interrupted("the training is not finished, and no run has begun")
-        folders = run(recipe, progress=RunProgress()).folders
+        results = run(recipe, progress=RunProgress())
     except KeyboardInterrupt:
         interrupted(f"what is recorded stays in {recipe.out}; the same command goes on from there")
-    show_runs(folders)
+    show_runs(results.folders)
     note(f"recorded in {recipe.out}; this table again: lcfbench show {recipe.out}")
     if "receiver" not in recipe.methods:
         note("without the receiver alone no gain can be judged: add --mode receiver.")
-    if failed := all_failed(folders):
-        for folder, reason in failed:
-            echo(f"failed: every document of {folder.name}; the first: {reason}", stderr=True)
+    if failed := results.failed():
+        for sentence in failed.values():
+            echo(f"failed: {sentence}", stderr=True)
         raise typer.Exit(Exit.FAILED)
-
-
-def all_failed(folders: Sequence[Path]) -> list[tuple[Path, str]]:
-    """The runs in which every document failed, and why the first one did."""
-    from lcfbench.results.manifest import Manifest, read_manifest
-    from lcfbench.results.reader import Reading
-
-    found = []
-    for folder in folders:
-        about, _ = Manifest.lenient(read_manifest(folder), folder)
-        if about.documents and about.errors == about.documents:  # only then are rows read for the reason
-            [part] = Reading([folder], ("error",))
-            found.append((folder, str(part.table["error"][0])))
-    return found
 
 
 def print_prompts(recipe: Recipe) -> None:

@@ -31,7 +31,7 @@ IDENTITY_FIELDS = frozenset(
     "pair mode task control scoring limit seed seeds adapter options task_options batch_size dtype "
     "device attention trust_remote_code".split()
 )
-OTHER_FIELDS = frozenset("quick latency_documents out offline fresh train train_options".split())
+OTHER_FIELDS = frozenset("quick latency_documents max_failed out offline fresh train train_options".split())
 # Parts of an identity that change without the user asking for anything else, in words.
 CIRCUMSTANCES = {
     "versions": "the versions of libraries",

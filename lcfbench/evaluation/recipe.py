@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lcfbench.config import MOST, SEEDS, Device, Settings, lists_of_texts, once, several, texts
 from lcfbench.controls.names import check_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.evaluation.variants import read_entry, split_modes
 from lcfbench.registry import add_paths, method_names
+from lcfbench.results.manifest import HALF, most_failed
 from lcfbench.sources.cache import EMBEDDED_PAIR
 from lcfbench.sources.models import split_pair
 from lcfbench.tasks.document import Scoring
@@ -50,6 +51,15 @@ def some(value: Any) -> Any:
     if not parts and isinstance(value, str):
         raise ValueError("it names nothing")
     return parts
+
+
+def share_or_number(value: Any) -> Any:
+    """Checks how many documents may fail; numbers of a YAML file become texts."""
+    if isinstance(value, bool):
+        raise ValueError("yes or no is no number")
+    text = str(value).strip()
+    most_failed(text, 0)
+    return text
 
 
 class Recipe(Settings):
@@ -93,6 +103,11 @@ class Recipe(Settings):
     batch_size: int = Field(16, ge=1, le=MOST, description="Documents in a batch.")
     latency_documents: int = Field(
         5, ge=0, le=MOST, description="Documents that are also timed alone, warm, for the latency columns."
+    )
+    max_failed: Annotated[str, BeforeValidator(share_or_number)] = Field(
+        HALF,
+        description="Documents that may fail, as a share (0.5, 10%) or a number (8): a run in which more of "
+        "them fail, or all, is no result, and the command ends with 1.",
     )
     dtype: Dtype = Field("auto", description="auto, float32, bfloat16 or float16.")
     device: Device = Field("auto", description="auto, cpu, cuda[:n] or mps.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from lcfbench.evaluation.variants import Variant
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.causal_lm import apart
 from lcfbench.models.finite import NotFiniteError, first_place
-from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
+from lcfbench.models.memory import DeviceError, device_named, peak_memory_bytes, reset_peak_memory
 from lcfbench.models.protocol import State
 from lcfbench.models.timing import PHASES, Clock
 from lcfbench.results.writer import RunWriter
@@ -157,7 +156,8 @@ class Run:
         """
         if self.calibration_documents:
             try:
-                facts = self.session.calibrate(self.method, self.calibration_documents)
+                with device_named():
+                    facts = self.session.calibrate(self.method, self.calibration_documents)
                 self.writer.record(calibration=facts)
             except NotFiniteError as error:
                 self.unable = f"cannot be calibrated: {error}"
@@ -169,8 +169,12 @@ class Run:
 
     def warm_up(self) -> None:
         """Answers a document and forgets it: no batch and no timing pays for what happens once."""
-        with contextlib.suppress(FAILURES):  # its error row is written when its turn comes
+        try:
             self._respond(self.documents[:1])
+        except DeviceError:
+            raise
+        except FAILURES:  # its error row is written when its turn comes
+            pass
 
     def finish(self) -> None:
         """Closes the run and reports the failures."""
@@ -212,6 +216,8 @@ class Run:
             self.ties += sum(
                 d.hash in self.todo and tied(o) for d, o in zip(documents, outcomes, strict=True)
             )
+        except DeviceError:
+            raise
         except FAILURES as error:
             reason = reason_of(error)
             if len(documents) > 1:
@@ -246,8 +252,9 @@ class Run:
             raise NotFiniteError(self.unable)
         clock = Clock(self.answering.receiver.device)
         batch = Batch(documents, [self.message_from[d.hash] for d in documents], clock)
-        state = self.answering.respond(batch)
-        outcomes, tokens = answer(state, batch)
+        with device_named():
+            state = self.answering.respond(batch)
+            outcomes, tokens = answer(state, batch)
         return state, outcomes, tokens, clock
 
     def _traced(self, document: Document, error: NotFiniteError) -> str:
@@ -270,6 +277,8 @@ class Run:
         with apart((self.answering.receiver, self.answering.sharer)):
             try:
                 clock = self._respond([document])[3]
+            except DeviceError:
+                raise
             except FAILURES as error:
                 self.untimed.append(reason_of(error))
                 return {}

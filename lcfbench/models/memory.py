@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from lcfbench.errors import Exit, UserError
 
 
 def free_bytes(device: torch.device) -> int:
@@ -49,6 +52,39 @@ def peak_memory_bytes(device: torch.device) -> int:
         line = next(li for li in status.read_text().splitlines() if li.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class DeviceError(UserError):
+    """The device reported an error after which it computes nothing more in this process."""
+
+    code = Exit.FAILED
+
+    def __init__(self, error: Exception) -> None:
+        why = str(error).strip().partition("\n")[0].rstrip(".")[:300]
+        super().__init__(
+            f"the device failed ({type(error).__name__}: {why}); it computes nothing more in this process.",
+            "What is recorded stays; CUDA_LAUNCH_BLOCKING=1, or --device cpu, shows where it happens.",
+        )
+
+
+def device_failed(error: Exception) -> bool:
+    """Says whether every later call of the device would fail too, as after a device-side assert."""
+    words = ("CUDA error", "HIP error", "device-side assert")
+    known = isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and any(w in str(error) for w in words)
+    )
+    return known and not ran_out(error)
+
+
+@contextlib.contextmanager
+def device_named() -> Iterator[None]:
+    """Turns an error after which the device computes nothing more into DeviceError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if device_failed(error):
+            raise DeviceError(error) from error
+        raise
 
 
 def ran_out(error: Exception) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -29,6 +30,23 @@ from lcfbench.provenance import digest
 from lcfbench.results.schema import unreadable
 
 MANIFEST = "manifest.json"
+
+
+HALF = "0.5"  # of the documents may fail, where nothing else is asked
+
+
+def most_failed(text: str, documents: int) -> float:
+    """Returns how many of the documents may fail: "0.5" and "50%" are shares, "8" is a number.
+
+    Raises ValueError for other texts.
+    """
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return int(text)
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+|[0-9]+\.)(%?)", text)
+    share = float(found[1]) / (100 if found[2] else 1) if found else 2.0
+    if share > 1:
+        raise ValueError("give a share of the documents as 0.5 or 50%, or a number of them as 8")
+    return share * documents
 
 
 class _Open(BaseModel):
@@ -198,6 +216,15 @@ class Manifest(_Open):
             }
         kept = {name: value for name, value in values.items() if name not in bad}
         return cls.model_validate(kept), [f"{place}: manifest field {x} (left out)" for x in bad.values()]
+
+    def too_many(self, failed: int, documents: int) -> bool:
+        """Says whether so many documents failed that the run is no result: all, or more than was allowed."""
+        asked = (self.recipe or {}).get("max_failed")
+        try:
+            most = most_failed(asked if isinstance(asked, str) else HALF, documents)
+        except ValueError:  # of another version
+            most = most_failed(HALF, documents)
+        return 0 < documents <= failed or failed > most
 
     def update(self, **facts: Any) -> Self:
         """Returns the manifest with these facts too.

@@ -283,7 +283,8 @@ def list_runs(out: Path) -> list[dict[str, Any]]:
     """Returns the manifests under `out`, oldest first, each with its `folder`.
 
     One that cannot be read has the state "unreadable"; one whose file has another number of rows than
-    it says is "damaged"; a running one whose process is gone is "stopped".
+    it says is "damaged"; a running one whose process is gone is "stopped"; a finished one in
+    which too many documents failed is "failed".
     """
     found = []
     for folder in listed(Path(out)):
@@ -292,6 +293,8 @@ def list_runs(out: Path) -> list[dict[str, Any]]:
             state = "damaged" if odd or _rows_lack(folder, manifest) else manifest.state
             if state == "running" and not held(folder / JOURNAL):
                 state = "stopped"
+            if state == "complete" and manifest.too_many(manifest.errors or 0, manifest.documents or 0):
+                state = "failed"
             known = {
                 "run_id": folder.name,
                 **manifest.model_dump(mode="json", exclude_unset=True, fallback=str),
