@@ -141,8 +141,8 @@ class Adapter(nn.Module):
 
     def cache_bytes(self, sharer_tokens: int, itemsize: int) -> int:
         """Returns the bytes of the sharer's cache that is read: K and V of its distinct layers."""
-        layers = len(set(self.config.layer_map))
-        return layers * 2 * self.config.sharer_geometry.kv_width * sharer_tokens * itemsize
+        numbers = sum(map(self.config.sharer_geometry.numbers, set(self.config.layer_map)))
+        return numbers * sharer_tokens * itemsize
 
 
 class Editor(Adapter):

@@ -78,7 +78,8 @@ class AdapterConfig(BaseModel):
     def _consistent(self) -> AdapterConfig:
         """Refuses what no adapter saved here has: a file edited by hand, or damaged."""
         for role, shape in (("receiver", self.receiver_geometry), ("sharer", self.sharer_geometry)):
-            for name, value in shape.model_dump().items():
+            for name in ("layers", "kv_heads", "head_dim"):
+                value = getattr(shape, name)
                 if not 0 < value <= LARGEST:
                     raise ValueError(f"{role}_geometry has {name} {value}")
         if len(self.layers) != len(self.layer_map):

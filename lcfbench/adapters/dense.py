@@ -197,8 +197,8 @@ class DenseAdapter(Adapter):
         return min(a_token * fused_tokens * itemsize, self.cache_bytes(sharer_tokens, itemsize))
 
     def cache_bytes(self, sharer_tokens: int, itemsize: int) -> int:
-        layers = len({s for window in self.windows for s in window})
-        return layers * 2 * self.config.sharer_geometry.kv_width * sharer_tokens * itemsize
+        layers = {s for window in self.windows for s in window}
+        return sum(map(self.config.sharer_geometry.numbers, layers)) * sharer_tokens * itemsize
 
 
 def _check(form: str, rank: int, reconstruction: str, sources: int, sharer_layers: int) -> None:

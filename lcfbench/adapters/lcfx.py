@@ -101,7 +101,8 @@ class LCFXAdapter(lcf.LCFAdapter):
 
     def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
         """Counts one pooled entry a layer: d projected numbers, or s where they are fewer."""
-        return len(self.config.layers) * min(self.width, 2 * self.config.sharer_geometry.kv_width) * itemsize
+        numbers = self.config.sharer_geometry.numbers
+        return sum(min(self.width, numbers(source)) for source in self.config.layer_map) * itemsize
 
 
 def masked_softmax(score: Tensor, mask: Tensor) -> Tensor:

@@ -146,6 +146,6 @@ class PrefixAdapter(Adapter):
 
     def wire_bytes(self, sharer_tokens: int, fused_tokens: int, itemsize: int) -> int:
         """Returns the bytes of `slots · width` numbers a layer, or of the cache if fewer."""
-        a_slot = min(self.width, 2 * self.config.sharer_geometry.kv_width)
-        numbers = len(self.config.layers) * self.slots * a_slot
-        return min(numbers * itemsize, self.cache_bytes(sharer_tokens, itemsize))
+        pooled = self.config.sharer_geometry.numbers
+        a_slot = sum(min(self.width, pooled(source)) for source in self.config.layer_map)
+        return min(a_slot * self.slots * itemsize, self.cache_bytes(sharer_tokens, itemsize))

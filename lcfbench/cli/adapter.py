@@ -60,8 +60,9 @@ def size_of(kind: str, pair: str, given: dict[str, str], offline: bool) -> dict[
 
     from lcfbench.adapters.base import build
     from lcfbench.adapters.config import pair_config
+    from lcfbench.models.layout import geometry_named
     from lcfbench.registry import kinds
-    from lcfbench.sources.models import geometry, split_pair
+    from lcfbench.sources.models import split_pair
     from lcfbench.training.options import adapter_options
 
     if kind not in kinds():
@@ -70,7 +71,7 @@ def size_of(kind: str, pair: str, given: dict[str, str], offline: bool) -> dict[
     if layers is not None and not layers.isdecimal():
         raise UserError(f"layers={layers} is not a number.", "Use -o layers=9, say.")
     settings, alignment = adapter_options(kind, given, small_scale=False)
-    receiver, sharer = ((name, geometry(name, offline=offline)) for name in split_pair(pair))
+    receiver, sharer = ((name, geometry_named(name, offline=offline)) for name in split_pair(pair))
     count = int(layers) if layers else None
     config = pair_config(kind, receiver, sharer, options=settings, layers=count, **alignment)
     with torch.device("meta"):

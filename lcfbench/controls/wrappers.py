@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -81,10 +82,21 @@ class ReplacedCacheModel(CausalLM):
             if not tokens:
                 continue
             before = int(read.present[b].sum()) - len(tokens)
-            for name, x in (("K", keys), ("V", values)):
-                fresh = x[:, b, :, -len(tokens) :]  # behind the padding and the past
-                x[:, b, :, -len(tokens) :] = self.change(fresh, f"{name}-{before}-{tokens}")
+            for (name, x), layers in itertools.product((("K", keys), ("V", values)), alike(read)):
+                heads, *sizes = read.shapes[layers[0]]
+                size = sizes[name == "V"]
+                own = f"-{layers}" if len(layers) < len(x) else ""
+                # behind the padding and the past; what fills up a smaller layer stays zero
+                fresh = x[layers, b, :heads, -len(tokens) :, :size]
+                new = self.change(fresh, f"{name}-{before}-{tokens}{own}")
+                x[layers, b, :heads, -len(tokens) :, :size] = new
         return replace(read, keys=keys, values=values)
+
+
+def alike(kv: KV) -> list[list[int]]:
+    """The layers of a cache, those of one shape together."""
+    shapes = list(kv.shapes)
+    return [[i for i, each in enumerate(shapes) if each == shape] for shape in dict.fromkeys(shapes)]
 
 
 class SkippedModel(CausalLM):
@@ -103,9 +115,10 @@ class SkippedModel(CausalLM):
         g, mask = self.geometry, pad_left(rows, self.pad_id, self.device)[1]
         shape = g.layers, len(rows), g.kv_heads, mask.shape[1], g.head_dim
         none = torch.zeros(shape, device=self.device, dtype=self.dtype)
+        layout = None if self.layout.plain else self.layout
         silent = None if real is None else silent_at(mask, real)
         shown = mask if silent is None else mask * ~silent
-        read = KV(none, none, shown, positions_of(mask, start), silent=silent)
+        read = KV(none, none, shown, positions_of(mask, start), silent=silent, layout=layout)
         return past.then(read).flush() if past is not None else read.flush()
 
     def open(self, state: State) -> Opened:

@@ -24,7 +24,8 @@ from lcfbench.evaluation.variants import ADAPTER, Variant, labelled, read_entry
 from lcfbench.methods.base import Method, option_fields
 from lcfbench.methods.create import method_class, parse_options, sides
 from lcfbench.models.dtypes import pick_device, pick_dtype
-from lcfbench.sources.models import geometry, split_pair
+from lcfbench.models.layout import geometry_named
+from lcfbench.sources.models import split_pair
 from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import options_for
 
@@ -85,7 +86,7 @@ def options_of(
 
 def _depth(recipe: Recipe) -> int:
     """The number of the receiver's layers, before it is loaded."""
-    return geometry(split_pair(recipe.pair)[0], offline=recipe.offline).layers
+    return geometry_named(split_pair(recipe.pair)[0], offline=recipe.offline).layers
 
 
 def _values(kind: type[Method], key: str, texts: Sequence[str]) -> list[str]:

@@ -38,7 +38,7 @@ def read_on_top(lm: LanguageModel, prompts: Sequence[Prompt], entries: KV, lead:
     own = lm.prefill([p.ids[:lead] for p in prompts])
     first = own.mask.sum(1, keepdim=True)
     behind = placed(lm, entries, first + (entries.mask.cumsum(1) - 1).clamp(min=0))
-    past = own.then(behind).flush()
+    past = own.then(behind).flush().entries_alone()
     return lm.read(prompts, past, (first + entries.mask.sum(1, keepdim=True))[:, 0])
 
 

@@ -113,7 +113,8 @@ class KVComm(Method):
         assert self.chosen is not None
         g, size, tokens = self.sharer.geometry, self.sharer.dtype.itemsize, [len(p.ids) for p in shared]
         entries = [len(self.chosen) * m + (g.layers - len(self.chosen)) for m in tokens]
-        sent = [2 * g.kv_width * n * size for n in entries]
+        whole = sum(map(g.numbers, self.chosen))
+        sent = [(whole * m + g.token_numbers - whole) * size for m in tokens]
         # reading on top of the sharer's cache: every receiver token attends its entries too
         both = zip(prompts, entries, strict=True)
         extra = [self.receiver.attention_flops(len(p.ids), past=n / g.layers) for p, n in both]

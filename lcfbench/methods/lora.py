@@ -41,7 +41,7 @@ class Lora(Method):
         assert isinstance(base, CausalLM) and isinstance(adapter, LoraAdapter)
         adapter.config.check_fits(base.geometry, base.geometry, "")
         model = sharing_weights(base.model)
-        found = target_modules(model, sorted(adapter.down), adapter.config.layers)
+        found = target_modules(model, sorted(adapter.down), base.decoder_layers(adapter.config.layers))
         here = {target: shape_of(modules[0]) for target, modules in found.items()}
         made_for = {target: (up.shape[1], adapter.down[target].shape[2]) for target, up in adapter.up.items()}
         if here != made_for:
@@ -52,7 +52,7 @@ class Lora(Method):
             )
         self.layers = inject(model, found, adapter)
         self.tuned = CausalLM(
-            base.name, model, base.tokenizer, base.revision, base.source, learned=adapter.params
+            base.name, model, base.tokenizer, base.revision, base.source, adapter.params, like=base
         )
         self._placed: tuple[Any, ...] = ()  # the frozen weights that stand in the layers
 
@@ -64,7 +64,8 @@ class Lora(Method):
         assert isinstance(receiver, CausalLM)
         options = dict(config.options)
         targets = [t for t in str(options.get("targets", "all")).split("+") if t]
-        found = target_modules(receiver.model, [] if targets == ["all"] else targets, config.layers)
+        at = receiver.decoder_layers(config.layers)
+        found = target_modules(receiver.model, [] if targets == ["all"] else targets, at)
         options["shapes"] = {target: list(shape_of(modules[0])) for target, modules in found.items()}
         if params := options.pop("params", 0):
             options["rank"] = rank_for(params, options["shapes"], len(config.layers))

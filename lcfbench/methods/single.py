@@ -45,9 +45,10 @@ class Single(Identical):
 
         An empty column stands for that one.
         """
-        own = self.own_cache(prompts)
+        own = self.own_cache(prompts).entries_alone()
         keys, values = (F.pad(x, (0, 0, 0, 1)) for x in (own.keys, own.values))
-        return KV(keys, values, F.pad(own.mask, (0, 1)), F.pad(own.positions, (0, 1)))
+        mask, positions = F.pad(own.mask, (0, 1)), F.pad(own.positions, (0, 1))
+        return replace(own, keys=keys, values=values, mask=mask, positions=positions)
 
     def own_cache(self, prompts: Sequence[Prompt]) -> KV:
         """Returns the receiver's cache as it is about to be edited."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lcfbench.models.finite import FLAT, NotFiniteError, check_decided
 from lcfbench.models.grouping import forward_tokens, groups
-from lcfbench.models.kv_cache import growing
 from lcfbench.models.padding import pad_right
 from lcfbench.models.protocol import Opened, State
 
@@ -100,11 +99,13 @@ def decode(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> tu
     choose a token.
     """
     lm, stops = opened.lm, opened.lm.stop_ids()
+    if len(parts := lm.decoded_together(opened)) > 1:
+        return in_turn(parts, lambda some: decode(some, max_new_tokens, until))
     written: list[list[int]] = [[] for _ in range(opened.logits.shape[0])]
     rows = list(range(len(written)))  # those that still run
     alive = set(rows)
     kv, position, logits = opened.kv, opened.next_position, opened.logits
-    cache, mask, hidden = growing(kv), kv.present, kv.hidden
+    cache, mask, hidden = lm.decoding(kv), kv.present, kv.hidden
     for step in range(max_new_tokens):
         ids, (low, high) = logits.argmax(-1), logits.aminmax(dim=-1)
         ends = torch.stack([low, high], 1).tolist()
@@ -130,11 +131,22 @@ def decode(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> tu
             index = torch.tensor(keep, device=ids.device)
             rows, ids, position, mask = [rows[i] for i in keep], ids[index], position[index], mask[index]
             hidden = hidden[:, index] if hidden is not None else None
-            cache.batch_select_indices(index)
+            lm.keep_rows(cache, index)
         mask = F.pad(mask, (0, 1), value=1)
         logits, position = lm.step(cache, ids, mask, position, hidden), position + 1
     texts = [cut(lm.tokenizer.decode(ids, skip_special_tokens=True), until) for ids in written]
     return texts, [len(ids) for ids in written]
+
+
+def in_turn(
+    parts: Sequence[tuple[list[int], Opened]], write: Callable[[Opened], tuple[list[str], list[int]]]
+) -> tuple[list[str], list[int]]:
+    """Writes one part of a batch after another. parts: rows of the batch, and those rows opened."""
+    found: dict[int, tuple[str, int]] = {}
+    for rows, some in parts:
+        found |= dict(zip(rows, zip(*write(some), strict=True), strict=True))
+    texts, counts = zip(*(found[row] for row in sorted(found)), strict=True)
+    return list(texts), list(counts)
 
 
 def answer_loss(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -19,14 +20,24 @@ from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
 from lcfbench.models.cpu_packing import packed
 from lcfbench.models.dtypes import pick_device, pick_dtype
-from lcfbench.models.kv_cache import KV
+from lcfbench.models.kv_cache import KV, growing
 from lcfbench.models.layer_masks import attention_sums, check_maskable, hiding, maskable, masking, windows
+from lcfbench.models.layout import Layout, Reading, decoder_of, layers_named, measured, select_rows
 from lcfbench.models.padding import Real, left_to_right, pad_left, pad_right, positions_of, silent_at
 from lcfbench.models.protocol import LanguageModel, Opened, State
 from lcfbench.models.rotary import TOKENS, RotaryRules, find_rules
 from lcfbench.models.shared_prefill import SharedPrefill
 from lcfbench.models.taught import check_fits, copy_weights, merge
 from lcfbench.models.tokenizers import load_tokenizer
+from lcfbench.models.unpadded import (
+    WholeTexts,
+    by_length,
+    equal_forward,
+    equal_run,
+    first_reading,
+    whole_forward,
+    whole_run,
+)
 from lcfbench.sources.model_folder import STEP, check_configs, check_loaded
 from lcfbench.sources.models import code_digest, read_config, unloadable
 from lcfbench.sources.taught import split
@@ -37,18 +48,28 @@ class CausalLM:
     """A `LanguageModel` (see `lcfbench.models.protocol` for every method) run by transformers.
 
     learned: parameters of layers put into the model that still change; nothing read with them is
-    kept for later.
+    kept for later. like: the same model without them, whose cache has been looked at already.
     """
 
     def __init__(
-        self, name: str, model: Any, tokenizer: Any, revision: str = "", source: str = "", learned: int = 0
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Any,
+        revision: str = "",
+        source: str = "",
+        learned: int = 0,
+        like: CausalLM | None = None,
     ) -> None:
         self.name, self.revision, self.source = name, revision, source
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
-        self.geometry = Geometry.of_config(model.config)
+        self.layout: Layout = measured(self.model) if like is None else like.layout
+        self.geometry = self.layout.geometry or Geometry(layers=0, kv_heads=1, head_dim=1)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.pad_id: int = 0 if pad is None else pad
         self.shared = SharedPrefill(self.device, self.pad_id, keep_beginnings=not learned)
+        self.read_as(first_reading(self.layout) if like is None else like.reading)
+        self.arguments = frozenset(inspect.signature(model.forward).parameters)
         # a token is multiplied with all but the embedding table, unless that is the output head too
         table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
         tied = head is not None and head.weight is table
@@ -76,7 +97,6 @@ class CausalLM:
         place = pick_device(device)
         number = pick_dtype(dtype, place)
         config = read_config(found.path, trust_remote_code)
-        Geometry.of_config(config)
         raw = check_configs(found.path)
         tokenizer = load_tokenizer(found.path, trust_remote_code)
         if found.lora:
@@ -113,6 +133,12 @@ class CausalLM:
         code = f"+{code_digest(found.path)}" if trust_remote_code else ""
         return cls(found.name, packed(model), tokenizer, f"{found.revision}{code}", found.source)
 
+    def read_as(self, reading: Reading) -> None:
+        """Reads from now on padded, in rows of equal length, or whole texts without a cache."""
+        self.reading = reading
+        self.shared.padded = reading == "padded"
+        self.shared.release()
+
     # -- facts ------------------------------------------------------------------------------------
 
     @property
@@ -144,16 +170,28 @@ class CausalLM:
         """Width of the feed-forward layers; None where the config does not say."""
         return getattr(self.model.config.get_text_config(), "intermediate_size", None)
 
+    def decoder_layers(self, layers: Sequence[int]) -> list[int]:
+        """The decoder layers that these layers of the cache belong to."""
+        at = self.geometry.at or range(self.geometry.layers)
+        return [at[layer] for layer in layers]
+
     @property
     def windows(self) -> list[int | None]:
         return windows(self.model)
 
     @property
     def takes_layer_masks(self) -> bool:
-        return maskable(self.model)
+        return self.reading == "padded" and not self.layout.recurrent and maskable(self.model)
 
     def check_layer_masks(self) -> None:
-        check_maskable(self.model)
+        check_maskable(self.model, self.geometry.layers)
+
+    @property
+    def unpadded_because(self) -> str:
+        """Why the model's rows cannot be padded, as a phrase."""
+        if self.layout.recurrent:
+            return f"{layers_named(self.layout.recurrent)} keep a recurrent state"
+        return self.layout.reason or "padded rows differ from each row alone"
 
     def stop_ids(self) -> set[int]:
         """Ids that end an answer: the tokenizer's EOS and those of the generation config."""
@@ -190,12 +228,27 @@ class CausalLM:
     def run(
         self, ids: Tensor, mask: Tensor, past: KV | None, start: Tensor | int, real: Real | None = None
     ) -> KV:
-        """Runs the decoder once over ids (B, N), right-padded where `past` holds something."""
+        """Runs the decoder over ids (B, N), right-padded where `past` holds something."""
         ids, mask = ids.to(self.device), mask.to(self.device)
-        before = past or KV.empty(self.geometry, ids.shape[0], self.device, self.dtype)
+        start = start.to(self.device) if isinstance(start, Tensor) else start
+        if self.reading == "padded":
+            return self.run_padded(ids, mask, past, start, real)
+        if real is not None and not all(map(all, real)):
+            raise UserError(
+                f"{self.name} cannot read prompts with padding inside: {self.unpadded_because}.",
+                "Use an adapter without counted padding.",
+            )
+        run = whole_run if self.reading == "whole" else equal_run
+        return run(self, ids, mask, past, start)
+
+    def run_padded(
+        self, ids: Tensor, mask: Tensor, past: KV | None, start: Tensor | int, real: Real | None = None
+    ) -> KV:
+        """Runs the decoder once, padding and all."""
+        before = KV.empty(self.layout, ids.shape[0], self.device, self.dtype) if past is None else past
         if ids.shape[1] == 0:
             return before
-        positions = positions_of(mask, start.to(self.device) if isinstance(start, Tensor) else start)
+        positions = positions_of(mask, start)
         silent = None
         if real is not None:
             new = silent_at(mask, real)
@@ -203,15 +256,24 @@ class CausalLM:
         # covers cache and new ids: a mask of the new ids alone is silently wrong
         full, cache = torch.cat([before.mask, mask], 1), before.to_cache()
         with hiding(self.model, before.hidden, full, ids.shape[1]):
-            self.model.get_decoder()(
+            decoder_of(self.model)(
                 input_ids=ids,
                 attention_mask=full,
-                position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
+                **self.places(positions),
             )
         at = torch.cat([before.positions, positions], 1)
-        return KV.from_cache(cache, full, at, before.hidden, silent).flush()
+        return KV.from_cache(cache, full, at, before.hidden, silent, self.uneven).flush()
+
+    def places(self, positions: Tensor) -> dict[str, Tensor]:
+        """The argument that tells positions, where the model takes it: others count for themselves."""
+        return {"position_ids": positions} if "position_ids" in self.arguments else {}
+
+    @property
+    def uneven(self) -> Layout | None:
+        """The layout of a cache whose layers differ; None where all are alike."""
+        return None if self.layout.plain else self.layout
 
     def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:
         kv = self.prefill([p.ids[:-1] for p in prompts], past, start)
@@ -226,43 +288,83 @@ class CausalLM:
         if ids.shape[1] > 1 and state.kv.length > 0:  # padding goes to the end, see `prefill`
             used, mask, ids, positions = left_to_right(used, mask, ids, positions)
             ends = used.sum(1) - 1
-        logits, cache = self.forward(state.kv, ids, mask, positions, (rows, ends))
-        full, at = torch.cat([state.kv.mask, mask], 1), torch.cat([state.kv.positions, positions], 1)
-        last, silent = state.positions[:, -1], None
+        logits, longer = self.forward(state.kv, ids, mask, positions, (rows, ends))
+        silent = None
         if state.silent is not None:
             silent = torch.cat([state.kv.present != state.kv.mask, used != mask], 1)
-        return Opened(
-            self, logits, last + 1, lambda: KV.from_cache(cache, full, at, state.kv.hidden, silent).flush()
-        )
+
+        def extended() -> KV:
+            kv = longer()
+            return (kv if silent is None else replace(kv, silent=silent)).flush()
+
+        return Opened(self, logits, state.positions[:, -1] + 1, extended)
 
     def forward(
         self, kv: KV, ids: Tensor, mask: Tensor, positions: Tensor, at: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Any]:
+    ) -> tuple[Tensor, Callable[[], KV]]:
         """Computes logits at `at` alone: those of all tokens are the largest matrix by far.
 
         Gradients flow where the cache carries them.
         """
-        cache, full, head = kv.to_cache(), torch.cat([kv.mask, mask], 1), self.model.get_output_embeddings()
-        with hiding(self.model, kv.hidden, full, ids.shape[1]), keeping(head, at):
-            out = self.model(
-                input_ids=ids,
-                attention_mask=full,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=0,
+        if self.reading == "padded":
+            return self.forward_padded(kv, ids, mask, positions, at)
+        run = whole_forward if self.reading == "whole" else equal_forward
+        return run(self, kv, ids, mask, positions, at)
+
+    def forward_padded(
+        self, kv: KV, ids: Tensor, mask: Tensor, positions: Tensor, at: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Callable[[], KV]]:
+        """Runs the model once, padding and all."""
+        cache, full = kv.to_cache(), torch.cat([kv.mask, mask], 1)
+        with hiding(self.model, kv.hidden, full, ids.shape[1]):
+            logits = self.logits_of(
+                ids, at, attention_mask=full, past_key_values=cache, use_cache=True, **self.places(positions)
             )
-        return (out.logits[0] if head is not None else out.logits[at]).float(), cache
+
+        def longer() -> KV:
+            columns = torch.cat([kv.positions, positions], 1)
+            return KV.from_cache(cache, full, columns, kv.hidden, None, self.uneven)
+
+        return logits, longer
+
+    def logits_of(self, ids: Tensor, at: tuple[Tensor, Tensor], **given: Any) -> Tensor:
+        """Runs the model on ids (B, T); returns fp32 logits (n, V) at rows (n,) and columns (n,)."""
+        head = self.model.get_output_embeddings()
+        every = {"logits_to_keep": 0} if "logits_to_keep" in self.arguments else {}
+        with keeping(head, at):
+            out = self.model(input_ids=ids, **({"use_cache": False} | given), **every)
+        return (out.logits[0] if head is not None else out.logits[at]).float()
+
+    def decoding(self, kv: KV) -> Any:
+        """Makes the cache that `step` extends."""
+        return WholeTexts(kv) if self.reading == "whole" else growing(kv)
+
+    def keep_rows(self, cache: Any, index: Tensor) -> None:
+        if isinstance(cache, WholeTexts):
+            cache.keep(index)
+        else:
+            select_rows(cache, index)
+
+    def decoded_together(self, opened: Opened) -> list[tuple[list[int], Opened]]:
+        """Returns the rows that may be decoded as one batch: all of them, or those of one length."""
+        every = list(range(len(opened.logits)))
+        if self.reading == "padded":
+            return [(every, opened)]
+        parts = [(rows.tolist(), opened.rows_at(rows)) for rows in by_length(opened.kv.present)]
+        return parts if len(parts) > 1 else [(every, opened)]
 
     def step(self, cache: Any, ids: Tensor, mask: Tensor, positions: Tensor, hidden: Tensor | None) -> Tensor:
+        last = {"logits_to_keep": 1} if "logits_to_keep" in self.arguments else {}
+        if isinstance(cache, WholeTexts):
+            return self.model(input_ids=cache.add(ids), use_cache=False, **last).logits[:, -1].float()
         with hiding(self.model, hidden, mask, 1):
             out = self.model(
                 input_ids=ids[:, None],
                 attention_mask=mask,
-                position_ids=positions[:, None],
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
+                **self.places(positions[:, None]),
+                **last,
             )
         return out.logits[:, -1].float()
 
@@ -298,7 +400,7 @@ class CausalLM:
         `head(module, args, logits)` after each of the output head.
         """
         with ExitStack() as stack:
-            before = self.model.get_decoder().register_forward_pre_hook(decoder, with_kwargs=True)
+            before = decoder_of(self.model).register_forward_pre_hook(decoder, with_kwargs=True)
             stack.callback(before.remove)
             stack.callback(self.model.get_output_embeddings().register_forward_hook(head).remove)
             yield

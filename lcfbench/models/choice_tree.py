@@ -100,7 +100,7 @@ def run(
     needed = [(b, n) for b, row in enumerate(rows) for n in range(row.root - 1, len(row.ids))]
     at = torch.tensor(needed, device=device).unbind(1)
     with lm.masking(lambda window: visible(kv.mask, path, depth, window)):
-        logits, cache = lm.forward(kv, ids, mask, positions, (at[0], at[1]))
+        logits, longer = lm.forward(kv, ids, mask, positions, (at[0], at[1]))
     where = {place: i for i, place in enumerate(needed)}
     read: list[int] = []
     gold: list[int] = []
@@ -119,8 +119,7 @@ def run(
 
     def grown() -> KV:
         """Returns the cache without the choices, which stand behind the roots."""
-        whole = KV.from_cache(cache, torch.cat([kv.mask, mask], 1), torch.cat([kv.positions, positions], 1))
-        return replace(whole, mask=torch.cat([kv.mask, (path == ROOT).long()], 1)).flush()
+        return replace(longer(), mask=torch.cat([kv.mask, (path == ROOT).long()], 1)).flush()
 
     return firsts, scores, grown
 

@@ -1,8 +1,9 @@
 """The KV cache of a batch, stacked over layers, and its way to a transformers cache and back.
 
-All layers stand in one tensor, because adapters work on all layers in one batched matmul. `KV`
-knows which entries are real (`mask`) and at which rotary position each was written (`positions`);
-transformers knows neither once the forward is over.
+All layers stand in one tensor, because adapters work on all layers in one batched matmul; layers
+that are smaller than others are filled up with zeros. `KV` knows which entries are real (`mask`)
+and at which rotary position each was written (`positions`); transformers knows neither once the
+forward is over.
 
 >>> kv = KV.from_cache(cache, mask, positions); cache_again = kv.to_cache()
 """
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from lcfbench.geometry import Geometry
+from lcfbench.models.layout import Layout, States, put_states, states_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class KV:
     hidden: (L, B, N) bool, entries that a layer must not attend; None where no entry is hidden.
     silent: (B, N) bool, padding inside a prompt (C2C's sections). It keeps its place, and while the
     prompt is read no token attends it.
+    layout: of the model, where its layers differ; then H and D are the largest and zeros fill up what a
+    layer lacks. states: what recurrent layers have kept of the rows; None before the first token.
+    tokens: (B, N) ids, of a model that has no cache to be used (L is 0) and reads whole texts anew.
     """
 
     keys: Tensor
@@ -40,6 +44,9 @@ class KV:
     positions: Tensor
     hidden: Tensor | None = None
     silent: Tensor | None = None
+    layout: Layout | None = None
+    states: States | None = None
+    tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
         L, B, H, N, D = self.keys.shape
@@ -70,8 +77,8 @@ class KV:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
+        """Bytes of keys and values as stacked, and of recurrent states."""
+        return self.keys.nbytes + self.values.nbytes + sum(x.nbytes for x in (self.states or {}).values())
 
     @classmethod
     def from_cache(
@@ -81,44 +88,85 @@ class KV:
         positions: Tensor,
         hidden: Tensor | None = None,
         silent: Tensor | None = None,
+        layout: Layout | None = None,
     ) -> KV:
-        """Stacks a transformers cache whose layers are all of one shape.
+        """Stacks a transformers cache.
 
         hidden: (L, B, n) of its first n entries; later ones are hidden from no layer. Lengths that
         differ between layers run silently wrong in transformers (one-token queries under SDPA), so
         they stop here.
         """
-        shapes = {tuple(layer.keys.shape) for layer in cache.layers}
-        assert len(shapes) == 1, f"all layers must have one shape, found {sorted(shapes)}"
-        keys = torch.stack([layer.keys for layer in cache.layers])
-        values = torch.stack([layer.values for layer in cache.layers])
+        layers = cache.layers if layout is None else [cache.layers[i] for i in layout.at]
+        shapes = {tuple(layer.keys.shape) for layer in layers}
+        if layout is None:
+            assert len(shapes) == 1, f"all layers must have one shape, found {sorted(shapes)}"
+            keys = torch.stack([layer.keys for layer in layers])
+            values = torch.stack([layer.values for layer in layers])
+        else:
+            assert len({shape[2] for shape in shapes}) == 1, f"layers differ in length: {sorted(shapes)}"
+            assert layout.geometry is not None
+            g = layout.geometry
+            keys, values = (
+                torch.stack([filled(x.to(mask.device), g.kv_heads, g.head_dim) for x in some])
+                for some in ([layer.keys for layer in layers], [layer.values for layer in layers])
+            )
         if hidden is not None:
             hidden = F.pad(hidden, (0, mask.shape[1] - hidden.shape[2]))
-        return cls(keys, values, mask, positions, hidden, silent)
+        return cls(keys, values, mask, positions, hidden, silent, layout, states_of(cache))
 
-    def to_cache(self) -> DynamicCache:
+    def to_cache(self, kind: type[DynamicLayer] = DynamicLayer) -> DynamicCache:
         """Makes a transformers cache over the same storage. A forward leaves `self` as it was.
 
-        No config is passed: with one, sliding-window models would get layers that drop all entries
-        outside the window, and lengths would differ. The attention mask keeps the window instead.
+        kind: of layers of plain attention. No config is passed: with one, sliding-window models would
+        get layers that drop all entries outside the window, and lengths would differ. The attention
+        mask keeps the window instead.
         """
-        return cached(self, DynamicLayer)
+        layout = self.layout or Layout()
+        cache = layout.new(kind)
+        if self.length:
+            at = range(len(self.keys)) if self.layout is None else self.layout.at
+            for i, keys, values, shape in zip(at, self.keys, self.values, self.shapes, strict=True):
+                heads, k, v = shape
+                if not layout.kinds:
+                    cache.layers.append(kind())
+                layer: Any = cache.layers[i]
+                keys, values = keys[:, :heads, :, :k], values[:, :heads, :, :v]
+                if layout.devices:
+                    keys, values = keys.to(layout.devices[i]), values.to(layout.devices[i])
+                DynamicLayer.lazy_initialization(layer, keys, values)
+                layer.keys, layer.values = keys, values
+        put_states(cache, self.states)
+        return cache
+
+    @property
+    def shapes(self) -> Sequence[tuple[int, int, int]]:
+        """Heads, numbers of a key and numbers of a value of each layer."""
+        L, _, H, _, D = self.keys.shape
+        shapes = self.layout.geometry.shapes if self.layout and self.layout.geometry else None
+        return shapes or [(H, D, self.values.shape[-1])] * L
+
+    def entries_alone(self) -> KV:
+        """Returns the entries without recurrent states: the next text is read from its beginning."""
+        return replace(self, states=None)
 
     def rows_at(self, index: Tensor) -> KV:
         """Returns rows `index` (B',) of the batch, repeated or reordered."""
-        hidden = None if self.hidden is None else self.hidden[:, index]
-        silent = None if self.silent is None else self.silent[index]
-        return KV(
-            self.keys[:, index],
-            self.values[:, index],
-            self.mask[index],
-            self.positions[index],
-            hidden,
-            silent,
+        return replace(
+            self,
+            keys=self.keys[:, index],
+            values=self.values[:, index],
+            mask=self.mask[index],
+            positions=self.positions[index],
+            hidden=None if self.hidden is None else self.hidden[:, index],
+            silent=None if self.silent is None else self.silent[index],
+            states=None
+            if self.states is None
+            else {key: x[index.to(x.device)] for key, x in self.states.items()},
+            tokens=None if self.tokens is None else self.tokens[index],
         )
 
     def then(self, other: KV) -> KV:
-        """Returns `self` followed by `other` along the sequence."""
+        """Returns `self` followed by `other` along the sequence; the later text's states hold."""
         both, hidden, silent = (self, other), None, None
         if self.silent is not None or other.silent is not None:
             silent = torch.cat([kv.present != kv.mask for kv in both], 1)
@@ -134,6 +182,9 @@ class KV:
             torch.cat([kv.positions for kv in both], 1),
             hidden,
             silent,
+            self.layout or other.layout,
+            self.states if other.states is None else other.states,
+            None if other.tokens is None else torch.cat([kv.tokens for kv in both], 1),  # type: ignore[misc]
         )
 
     def flush(self) -> KV:
@@ -157,7 +208,16 @@ class KV:
             hidden = hidden.gather(2, order.expand(len(hidden), -1, -1))
         if silent is not None:
             silent = silent.gather(1, order)
-        return KV(keys, values, self.mask.gather(1, order), self.positions.gather(1, order), hidden, silent)
+        return replace(
+            self,
+            keys=keys,
+            values=values,
+            mask=self.mask.gather(1, order),
+            positions=self.positions.gather(1, order),
+            hidden=hidden,
+            silent=silent,
+            tokens=None if self.tokens is None else self.tokens.gather(1, order),
+        )
 
     def with_layers(self, layers: Tensor, keys: Tensor, values: Tensor) -> KV:
         """Returns a copy with other keys and values (l, B, H, N, D) in the given layers (l,)."""
@@ -171,12 +231,20 @@ class KV:
         return tuple(at(x, layers, rows, columns).transpose(1, 2) for x in (self.keys, self.values))  # type: ignore[return-value]
 
     @classmethod
-    def empty(cls, geometry: Geometry, rows: int, device: Any, dtype: torch.dtype) -> KV:
-        """Returns a cache without entries."""
-        g = geometry
-        none = torch.zeros(g.layers, rows, g.kv_heads, 0, g.head_dim, device=device, dtype=dtype)
+    def empty(cls, layout: Layout, rows: int, device: Any, dtype: torch.dtype) -> KV:
+        """Returns a cache without entries, of a model with this layout."""
+        g = layout.geometry
+        shape = (0, rows, 1, 0, 1) if g is None else (g.layers, rows, g.kv_heads, 0, g.head_dim)
+        none = torch.zeros(shape, device=device, dtype=dtype)
         index = torch.zeros(rows, 0, device=device, dtype=torch.long)
-        return cls(none, none, index, index)
+        own = None if layout.plain else layout
+        return cls(none, none, index, index, layout=own, tokens=index if g is None else None)
+
+
+def filled(x: Tensor, heads: int, dim: int) -> Tensor:
+    """Returns entries (B, h, N, d) of one layer with zeros up to `heads` and `dim`."""
+    more = heads - x.shape[1], dim - x.shape[3]
+    return F.pad(x, (0, more[1], 0, 0, 0, more[0])) if any(more) else x
 
 
 def at(x: Tensor, layers: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
@@ -195,17 +263,6 @@ def put(x: Tensor, layers: Sequence[int], rows: Tensor, columns: Tensor, entries
     else:
         turned[torch.tensor(layers, device=x.device)[:, None], rows[None], columns[None]] = entries
     return x
-
-
-def cached(kv: KV, kind: type[DynamicLayer]) -> DynamicCache:
-    """Makes a transformers cache of one kind of layer over the same storage, without a copy."""
-    cache = DynamicCache()
-    for keys, values in zip(kv.keys, kv.values, strict=True) if kv.length else ():
-        layer = kind()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
-    return cache
 
 
 class Growing(DynamicLayer):
@@ -246,7 +303,7 @@ class Growing(DynamicLayer):
 
 def growing(kv: KV) -> DynamicCache:
     """Makes a transformers cache that starts as `kv`, for decoding token by token."""
-    return cached(kv, Growing)
+    return kv.to_cache(Growing)
 
 
 def stacked(parts: Sequence[KV]) -> KV:
@@ -254,7 +311,29 @@ def stacked(parts: Sequence[KV]) -> KV:
     width = max(kv.length for kv in parts)
 
     def joined(name: str, dim: int) -> Tensor:
-        inner = (0, 0) if dim else ()  # keys and values: F.pad counts from the last dimension, D
+        # F.pad counts from the last dimension, which is D for keys and values
+        inner = (0, 0) if name in ("keys", "values") else ()
         return torch.cat([F.pad(getattr(kv, name), (*inner, width - kv.length, 0)) for kv in parts], dim)
 
-    return KV(joined("keys", 1), joined("values", 1), joined("mask", 0), joined("positions", 0))
+    return replace(
+        parts[0],
+        keys=joined("keys", 1),
+        values=joined("values", 1),
+        mask=joined("mask", 0),
+        positions=joined("positions", 0),
+        hidden=None if parts[0].hidden is None else joined("hidden", 1),
+        silent=None if parts[0].silent is None else joined("silent", 0),
+        states=stacked_states(parts),
+        tokens=None if parts[0].tokens is None else joined("tokens", 0),
+    )
+
+
+def stacked_states(parts: Sequence[KV]) -> States | None:
+    """Returns the recurrent states of several batches as one: zeros where no token was read yet."""
+    some = next((kv.states for kv in parts if kv.states is not None), None)
+    if some is None:
+        return None
+    return {
+        key: torch.cat([(kv.states or {}).get(key, x.new_zeros(kv.rows, *x.shape[1:])) for kv in parts])
+        for key, x in some.items()
+    }

@@ -27,8 +27,17 @@ KERNELS = ("sdpa", "eager")  # those that take a mask of their own for every lay
 KINDS = {"full_attention", "sliding_attention"}
 
 
-def check_maskable(model: Any) -> None:
-    """Raises UserError where the model's attention cannot be masked layer by layer."""
+def check_maskable(model: Any, layers: int | None = None) -> None:
+    """Raises UserError where the model's attention cannot be masked layer by layer.
+
+    layers: that keep a cache; without it, all.
+    """
+    every = model.config.get_text_config().num_hidden_layers
+    if layers not in (None, every):
+        raise UserError(
+            f"entries cannot be hidden from single layers: only {layers} of {every} keep a cache.",
+            "Use all layers.",
+        )
     if strange := sorted(kinds_of(model) - KINDS):
         raise UserError(
             f"entries cannot be hidden from layers of kind {', '.join(strange)}.",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lcfbench.geometry import Geometry
 from lcfbench.models.kv_cache import KV
+from lcfbench.models.layout import Layout, Reading
 from lcfbench.models.padding import Real, pad_left, positions_of, silent_at
 from lcfbench.models.shared_prefill import SharedPrefill
 from lcfbench.tasks.prompts import Prompt
@@ -26,15 +27,18 @@ class LanguageModel(Protocol):
     """A frozen causal language model with its tokenizer.
 
     name, revision, source: which model it is and where it came from. pad_id: the token that fills
-    rows up. matmul_params: parameters that each token is multiplied with. shared: its readings, shared
-    between methods and controls.
+    rows up. layout: what the layers of its cache keep; geometry: those that keep keys and values.
+    reading: whether rows are padded, see `lcfbench.models.unpadded`. matmul_params: parameters that each
+    token is multiplied with. shared: its readings, shared between methods and controls.
     """
 
     name: str
     revision: str
     source: str
     tokenizer: Any
+    layout: Layout
     geometry: Geometry
+    reading: Reading
     pad_id: int
     matmul_params: int
     shared: SharedPrefill
@@ -86,11 +90,20 @@ class LanguageModel(Protocol):
 
     def forward(
         self, kv: KV, ids: Tensor, mask: Tensor, positions: Tensor, at: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Any]:
-        """Runs ids (B, T) on a cache. Returns fp32 logits (n, V) and the longer transformers cache.
+    ) -> tuple[Tensor, Callable[[], KV]]:
+        """Runs ids (B, T) on a cache. Returns fp32 logits (n, V) and the maker of the longer cache.
 
         at: rows (n,) and columns (n,) of ids whose logits are computed.
         """
+
+    def decoding(self, kv: KV) -> Any:
+        """Makes the cache that `step` extends token by token."""
+
+    def keep_rows(self, cache: Any, index: Tensor) -> None:
+        """Keeps the rows `index` of such a cache."""
+
+    def decoded_together(self, opened: Opened) -> list[tuple[list[int], Opened]]:
+        """Returns the rows that may be decoded as one batch, and those rows opened."""
 
     def step(self, cache: Any, ids: Tensor, mask: Tensor, positions: Tensor, hidden: Tensor | None) -> Tensor:
         """Runs one token ids (B,) a row, extends the transformers cache, returns logits (B, V)."""
@@ -207,6 +220,12 @@ class Opened:
     @cached_property
     def kv(self) -> KV:
         return self.extended()
+
+    def rows_at(self, index: Tensor) -> Opened:
+        """Returns some rows (b,), as narrow as the longest of them."""
+        return Opened(
+            self.lm, self.logits[index], self.next_position[index], lambda: self.kv.rows_at(index).flush()
+        )
 
     def then(self, rows: Sequence[Sequence[int]], prompts: Sequence[Prompt]) -> State:
         """Returns the state that runs `rows` next: a second ranking step follows the first."""

@@ -45,6 +45,7 @@ class SharedPrefill:
         self.held: dict[Rows, tuple[KV, float]] | None = None
         self.beginnings: OrderedDict[tuple[int, ...], KV] | None = OrderedDict() if keep_beginnings else None
         self.read_seconds = 0.0
+        self.padded = True  # whether rows of different lengths may run together
         self.limit = 0  # bytes that are held at most; measured when sharing begins
         self.start_accounting()
 
@@ -118,6 +119,8 @@ class SharedPrefill:
 
     def _compute(self, rows: Rows, run: Run) -> KV:
         """Reads prompts of ascending length: their common beginning, then the rest in groups."""
+        if not self.padded:
+            return self._rest(rows, None, run)
         lengths, cost = [len(row) for row in rows], forward_tokens(self.device)
         empty = lengths.count(0)
         # the first and the last in order agree where all do

@@ -256,6 +256,13 @@ def geometry(name: str, *, offline: bool = False) -> Geometry:
     plain, revision = split_revision(name)
     if alias(name) in ALIASES and not revision:
         return GEOMETRIES[alias(name)]
+    return Geometry.of_config(config_of(name, offline=offline))
+
+
+def config_of(name: str, *, offline: bool = False) -> Any:
+    """The config of a model, without its weights. Raises UserError."""
+    name = taught.split(canonical(name))[0]
+    plain, revision = split_revision(name)
     found, tried = look(name)
     repo_id = ALIASES.get(plain, plain)
     try:
@@ -264,7 +271,7 @@ def geometry(name: str, *, offline: bool = False) -> Geometry:
         raise not_found(
             "the model", name, repo_id, f"models/{repo_id}", [*tried, f"Hub: {e}"], revision
         ) from e
-    return Geometry.of_config(read_config(folder))
+    return read_config(folder)
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> Any:

@@ -26,10 +26,11 @@ from lcfbench.geometry import Geometry
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import sides
 from lcfbench.models.dtypes import pick_device, pick_dtype
+from lcfbench.models.layout import geometry_named, geometry_of
 from lcfbench.models.memory import free_bytes
 from lcfbench.models.tokenizers import load_tokenizers
 from lcfbench.progress import duration
-from lcfbench.sources.models import Found, geometry, look, read_config, split_pair
+from lcfbench.sources.models import Found, look, read_config, split_pair
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import render
 from lcfbench.training.options import adapter_options, split_options
@@ -105,7 +106,7 @@ def cost_of(recipe: TrainRecipe, shared: bool, documents: Sequence[Document]) ->
     dev = recipe.steps // recipe.eval_every * recipe.dev_documents * 2 * sum(each)
     operations = recipe.steps * recipe.batch_size * example + dev
     shapes = [_geometry(name, found) for name, found in here.items() if found]
-    caches = sum(4 * g.layers * 2 * g.kv_heads * g.head_dim for g in shapes) * max(tokens) * recipe.at_once
+    caches = sum(4 * g.token_numbers for g in shapes) * max(tokens) * recipe.at_once
     memory = least + caches * dtype.itemsize + RUNTIME
     return Cost(operations / (REACHED * _speed(device, dtype)), memory, least, disk, str(device))
 
@@ -125,7 +126,7 @@ def _params(recipe: TrainRecipe, shared: bool, names: tuple[str, str]) -> int:
 
 
 def _geometry(name: str, found: Found | None) -> Geometry:
-    return Geometry.of_config(read_config(found.path)) if found else geometry(name)
+    return geometry_of(read_config(found.path)) if found else geometry_named(name)
 
 
 def numbers_of(found: Found) -> tuple[int, int]:
