@@ -25,23 +25,17 @@ from lcfbench.models.layer_masks import attention_sums, check_maskable, hiding, 
 from lcfbench.models.layout import Layout, Reading, decoder_of, layers_named, measured, select_rows
 from lcfbench.models.padding import Real, left_to_right, pad_left, pad_right, positions_of, silent_at
 from lcfbench.models.protocol import LanguageModel, Opened, State
-from lcfbench.models.rotary import TOKENS, RotaryRules, find_rules
+from lcfbench.models.rotary import TOKENS, RotaryRules, find_rules, rope_types
 from lcfbench.models.shared_prefill import SharedPrefill
 from lcfbench.models.taught import check_fits, copy_weights, merge
 from lcfbench.models.tokenizers import load_tokenizer
-from lcfbench.models.unpadded import (
-    WholeTexts,
-    by_length,
-    equal_forward,
-    equal_run,
-    first_reading,
-    whole_forward,
-    whole_run,
-)
+from lcfbench.models.unpadded import WholeTexts, by_length, equal_forward, equal_run, whole_forward, whole_run
 from lcfbench.sources.model_folder import STEP, check_configs, check_loaded
 from lcfbench.sources.models import code_digest, read_config, unloadable
 from lcfbench.sources.taught import split
 from lcfbench.tasks.prompts import Prompt
+
+CHANGING = {"dynamic", "longrope"}  # kinds of rotary embedding whose frequencies depend on the length
 
 
 class CausalLM:
@@ -68,7 +62,7 @@ class CausalLM:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.pad_id: int = 0 if pad is None else pad
         self.shared = SharedPrefill(self.device, self.pad_id, keep_beginnings=not learned)
-        self.read_as(first_reading(self.layout) if like is None else like.reading)
+        self.read_as(self.first_reading if like is None else like.reading)
         self.arguments = frozenset(inspect.signature(model.forward).parameters)
         # a token is multiplied with all but the embedding table, unless that is the output head too
         table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
@@ -138,6 +132,14 @@ class CausalLM:
         self.reading = reading
         self.shared.padded = reading == "padded"
         self.shared.release()
+
+    @property
+    def first_reading(self) -> Reading:
+        """The first way of reading that the model's cache and positions may allow."""
+        if self.layout.geometry is None:
+            return "whole"
+        # frequencies that depend on the length of a text: a batch of different lengths would mix them
+        return "equal" if self.layout.recurrent or CHANGING & rope_types(self.model.config) else "padded"
 
     # -- facts ------------------------------------------------------------------------------------
 
@@ -253,6 +255,7 @@ class CausalLM:
         if real is not None:
             new = silent_at(mask, real)
             mask, silent = mask * ~new, torch.cat([before.present != before.mask, new], 1)
+        self.check_frequencies(before, positions)
         # covers cache and new ids: a mask of the new ids alone is silently wrong
         full, cache = torch.cat([before.mask, mask], 1), before.to_cache()
         with hiding(self.model, before.hidden, full, ids.shape[1]):
@@ -265,6 +268,28 @@ class CausalLM:
             )
         at = torch.cat([before.positions, positions], 1)
         return KV.from_cache(cache, full, at, before.hidden, silent, self.uneven).flush()
+
+    @cached_property
+    def steady(self) -> int | None:
+        """Tokens of the longest text whose rotary frequencies do not depend on its length; None: any."""
+        return self.rotary.steady if CHANGING & rope_types(self.model.config) else None
+
+    def check_frequencies(self, past: KV | None, positions: Tensor) -> None:
+        """Raises UserError where new positions change the frequencies under which `past` was read.
+
+        past: None where something was read that is not at hand.
+        """
+        if self.steady is None or not positions.numel() or int(positions.max()) < self.steady:
+            return
+        last = None if past is None or not past.length else int((past.positions * past.mask).max())
+        fresh = past is not None and last is None
+        if "dynamic" not in rope_types(self.model.config) and (fresh or (last or 0) >= self.steady):
+            return
+        raise UserError(
+            f"{self.name} reads {self.steady} tokens under one set of rotary frequencies, and this text has "
+            f"{int(positions.max()) + 1}: the part already read would have to be read anew.",
+            "Use shorter texts or another model.",
+        )
 
     def places(self, positions: Tensor) -> dict[str, Tensor]:
         """The argument that tells positions, where the model takes it: others count for themselves."""
@@ -315,6 +340,7 @@ class CausalLM:
         self, kv: KV, ids: Tensor, mask: Tensor, positions: Tensor, at: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Callable[[], KV]]:
         """Runs the model once, padding and all."""
+        self.check_frequencies(kv, positions)
         cache, full = kv.to_cache(), torch.cat([kv.mask, mask], 1)
         with hiding(self.model, kv.hidden, full, ids.shape[1]):
             logits = self.logits_of(
@@ -357,6 +383,7 @@ class CausalLM:
         last = {"logits_to_keep": 1} if "logits_to_keep" in self.arguments else {}
         if isinstance(cache, WholeTexts):
             return self.model(input_ids=cache.add(ids), use_cache=False, **last).logits[:, -1].float()
+        self.check_frequencies(None, positions)
         with hiding(self.model, hidden, mask, 1):
             out = self.model(
                 input_ids=ids[:, None],

@@ -361,3 +361,11 @@ def _run(decoder: Any, ids: Tensor, positions: Tensor, cache: Any = None) -> Any
         past_key_values=cache,
         use_cache=True,
     )
+
+
+def rope_types(config: Any) -> set[str]:
+    """Returns the kinds of rotary embedding that a config names: default, yarn, dynamic, longrope …"""
+    text = config.get_text_config(decoder=True)
+    given = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    sets = [given, *given.values()] if isinstance(given, dict) else []
+    return {str(some.get("rope_type") or some.get("type")) for some in sets if isinstance(some, dict)}

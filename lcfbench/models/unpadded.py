@@ -18,17 +18,10 @@ import torch
 from torch import Tensor
 
 from lcfbench.models.kv_cache import KV, stacked
-from lcfbench.models.layout import Layout, Reading
+from lcfbench.models.layout import Layout
 
 if TYPE_CHECKING:
     from lcfbench.models.causal_lm import CausalLM
-
-
-def first_reading(layout: Layout) -> Reading:
-    """The first way of reading that a model's cache may allow."""
-    if layout.geometry is None:
-        return "whole"
-    return "equal" if layout.recurrent else "padded"
 
 
 def by_length(*masks: Tensor) -> Iterator[Tensor]:

@@ -13,7 +13,6 @@ from huggingface_hub import constants
 import lcfbench
 from lcfbench.adapters.card import hub_id
 from lcfbench.adapters.config import recorded_name, recorded_names
-from lcfbench.cli import main
 from lcfbench.errors import UserError
 from lcfbench.methods.load_pair import load_pair
 from lcfbench.models.tokenizers import load_tokenizers
