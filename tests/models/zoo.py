@@ -113,6 +113,12 @@ SEES: dict[str, Any] = {
     "num_attention_heads": 2,
     "image_size": 28,
 }
+BART: dict[str, Any] = {
+    "d_model": 32,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 48,
+}
 GEMMA4: dict[str, Any] = {
     "layer_types": [SLIDING, SLIDING, FULL, SLIDING, SLIDING, FULL],
     "global_head_dim": 16,
@@ -142,7 +148,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": True}),
     "llama-3.1": ("llama", {"rope_parameters": LLAMA3}),
     "llama-yarn": ("llama", {"rope_parameters": YARN}),
-    "llama-dynamic": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 48}),
+    "llama-dynamic": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 128}),
     "llama-longrope": ("llama", {"rope_parameters": longrope(8, 48)}),
     "mistral": ("mistral", {}),
     "ministral": ("ministral", {"num_hidden_layers": 5, "layer_types": MIXED}),
@@ -152,7 +158,6 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-sliding": ("qwen3", {"use_sliding_window": True, "max_window_layers": 2}),
     "granite": ("granite", {"attention_multiplier": 0.3, "residual_multiplier": 0.6, "logits_scaling": 0.5}),
     "olmo2": ("olmo2", {}),
-    "hunyuan": ("hunyuan_v1_dense", {}),
     "seed-oss": ("seed_oss", {}),
     "starcoder2": ("starcoder2", {}),
     # experts
@@ -167,11 +172,11 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     # windows, two bases, soft caps
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 8}),
-    "gemma3": ("gemma3_text", GEMMA3),
+    "gemma3": ("gemma3_text", {"num_hidden_layers": 5, "layer_types": MIXED, "query_pre_attn_scalar": 8}),
     "olmo3": ("olmo3", {"num_hidden_layers": 5, "layer_types": MIXED}),
     "modernbert-decoder": ("modernbert-decoder", {"local_attention": WINDOW}),
     "llama4": ("llama4_text", {"attention_chunk_size": WINDOW, "intermediate_size_mlp": 48}),
-    "gemma3-images": ("gemma3", {"text_config": GEMMA3, "vision_config": SEES}),
+    "gemma3-images": ("gemma3", {"text_config": "gemma3", "vision_config": SEES}),
     # layers that share a cache or differ in head size
     "gemma3n": (
         "gemma3n_text",
@@ -190,6 +195,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma4_text",
         GEMMA4 | {"num_hidden_layers": 6, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
     ),
+    "mimo-v2-flash": ("mimo_v2_flash", {}),
     # layers without rotary
     "smollm3": ("smollm3", {"no_rope_layer_interval": 2}),
     "smollm3-sliding": ("smollm3", {"no_rope_layer_interval": 2, "use_sliding_window": True}),
@@ -210,6 +216,11 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("stablelm", rope(partial_rotary_factor=0.25)),
     "gpt-neox": ("gpt_neox", rope(partial_rotary_factor=0.5)),
     "nemotron": ("nemotron", rope(partial_rotary_factor=0.5)),
+    "persimmon": ("persimmon", rope(partial_rotary_factor=0.5)),
+    # norms behind the rotary
+    "hunyuan": ("hunyuan_v1_dense", {}),
+    "hunyuan-moe": ("hunyuan_v1_moe", {}),
+    "nanochat": ("nanochat", {}),
     # no rotary at all: learned places, ALiBi
     "gpt2": ("gpt2", {"n_inner": 48}),
     "gpt-neo": ("gpt_neo", {"num_layers": 4, "attention_types": GLOBAL_LOCAL, "window_size": 8}),
@@ -217,6 +228,11 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("opt", {"ffn_dim": 48}),
     "biogpt": ("biogpt", {}),
     "xglm": ("xglm", {"num_layers": 3, "attention_heads": 4, "ffn_dim": 48}),
+    "ctrl": ("ctrl", {"dff": 48}),
+    "openai-gpt": ("openai-gpt", {}),
+    "bart": ("bart", BART),
+    "bert": ("bert", {"is_decoder": True}),
+    "roberta": ("roberta", {"is_decoder": True}),
     "bloom": ("bloom", {}),
     "mpt": ("mpt", {"max_seq_len": 512}),
     "falcon": ("falcon", {"num_kv_heads": 2, "new_decoder_architecture": True}),
@@ -228,6 +244,10 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "minicpm3": ("minicpm3", MLA | {"scale_emb": 2, "dim_model_base": 32}),
     "glm4-moe-lite": ("glm4_moe_lite", MLA),
     "longcat": ("longcat_flash", MLA | LONGCAT),
+    # latent attention with an index of entries, or with compressed entries
+    "deepseek-v3.2": ("deepseek_v32", MLA),
+    "glm-dsa": ("glm_moe_dsa", MLA),
+    "deepseek-v4": ("deepseek_v4", {}),
     # recurrent layers beside attention
     "qwen3-next": ("qwen3_next", {"num_hidden_layers": 6, "layer_types": HYBRID}),
     "qwen3.5": ("qwen3_5_text", {"num_hidden_layers": 6, "layer_types": HYBRID}),
@@ -245,6 +265,8 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "nemotron-h": ("nemotron_h", {"layers_block_type": [LINEAR, "mlp", FULL, LINEAR, "moe", FULL, LINEAR]}),
     "minimax": ("minimax", {"num_hidden_layers": 5, "layer_types": [LINEAR, FULL, LINEAR, FULL, LINEAR]}),
+    "lfm3": ("lfm3", {}),
+    "zaya": ("zaya", {"num_experts_per_tok": 1}),
     "zamba": ("zamba", {"layers_block_type": [LINEAR, "hybrid", LINEAR, "hybrid", LINEAR], **ZAMBA}),
     "zamba2": ("zamba2", {"layers_block_type": [LINEAR, "hybrid", LINEAR, "hybrid", LINEAR], **ZAMBA}),
     "recurrent-gemma": ("recurrent_gemma", {"num_hidden_layers": 6, "attention_window_size": WINDOW}),
@@ -254,12 +276,16 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-mamba": ("falcon_mamba", {}),
     "rwkv": ("rwkv", {"context_length": 512}),
     "xlstm": ("xlstm", {"hidden_size": 128, "num_heads": 4, "chunk_size": 16}),
+    # not causal: attend what comes later
+    "bert-encoder": ("bert", {}),
 }
 
 
 def config(name: str) -> Any:
+    """The config of a tiny model. Its `text_config` in `ZOO` is the name of another one."""
     kind, own = ZOO[name]
-    return shrunk(kind, **own)
+    inner = {"text_config": config(own["text_config"]).to_dict()} if "text_config" in own else {}
+    return shrunk(kind, **own | inner)
 
 
 def shrunk(kind: str, **own: Any) -> Any:
