@@ -150,7 +150,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn": ("llama", {"rope_parameters": YARN}),
     "llama-dynamic": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 128}),
     "llama-longrope": ("llama", {"rope_parameters": longrope(8, 48)}),
-    "mistral": ("mistral", {}),
+    "mistral": ("mistral", {"sliding_window": 24}),
     "ministral": ("ministral", {"num_hidden_layers": 5, "layer_types": MIXED}),
     "ministral3": ("ministral3", {"sliding_window": None}),
     "qwen2": ("qwen2", {}),
@@ -159,7 +159,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("granite", {"attention_multiplier": 0.3, "residual_multiplier": 0.6, "logits_scaling": 0.5}),
     "olmo2": ("olmo2", {}),
     "seed-oss": ("seed_oss", {}),
-    "starcoder2": ("starcoder2", {}),
+    "starcoder2": ("starcoder2", {"sliding_window": 24}),
     # experts
     "qwen2-moe": ("qwen2_moe", {}),
     "qwen3-moe": ("qwen3_moe", {}),
@@ -211,7 +211,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4-moe": ("glm4_moe", rope(partial_rotary_factor=0.5)),
     "phi": ("phi", rope(partial_rotary_factor=0.5)),
     "phi3": ("phi3", {"sliding_window": None}),
-    "phi3-sliding": ("phi3", {}),
+    "phi3-sliding": ("phi3", {"sliding_window": 24}),
     "phi4-mini": ("phi3", {"sliding_window": None, **PHI4}),
     "stablelm": ("stablelm", rope(partial_rotary_factor=0.25)),
     "gpt-neox": ("gpt_neox", rope(partial_rotary_factor=0.5)),
@@ -320,7 +320,7 @@ def stir(model: nn.Module) -> None:
         elif "A_log" in name or p.dim() < 2:
             p.add_(0.2 * torch.randn_like(p))
         else:
-            p.normal_(0, 1.5 / p.shape[-1] ** 0.5)
+            p.normal_(0, 2.0 / p.shape[-1] ** 0.5)
 
 
 def lm_of(
