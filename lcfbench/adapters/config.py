@@ -197,6 +197,12 @@ def pair_config(
     Raises UserError for a number of layers that the receiver does not have.
     """
     L, S = receiver[1].layers, sharer[1].layers
+    for name, shape in (receiver, sharer):
+        if not shape.layers:
+            raise UserError(
+                f"no layer of {name} keeps keys and values that an adapter could use.",
+                f"Use text methods; `lcfbench doctor --model {name}` tells more.",
+            )
     if layers is not None and not 0 < layers <= L:
         raise UserError(f"layers={layers} is outside 1..{L}.", "The receiver has that many layers.")
     alignment, padding = (str(settings.get(k, "")) for k in ("token_alignment", "remap_padding"))

@@ -18,9 +18,12 @@ from lcfbench.adapters.lora import LoraAdapter, rank_for
 from lcfbench.errors import UserError, unknown
 from lcfbench.methods.base import Batch, Method, read_alone
 from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.layout import blocks_of
 from lcfbench.models.protocol import LanguageModel, State
 
 NAME = "default"  # PEFT's name for its only adapter
+# types of model in which PEFT takes no projection out of a recurrent layer, whose kernels read its weights
+MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 
 
 @dataclass
@@ -107,7 +110,8 @@ def target_modules(model: Any, targets: Sequence[str], layers: Sequence[int]) ->
 
     Raises UserError for targets that are not there, or differ in shape between layers.
     """
-    blocks = model.get_decoder().layers
+    blocks = blocks_of(model)
+    barred = {"out_proj", "conv1d"} if model.config.model_type in MAMBA else set()  # by PEFT
     found: dict[str, list[nn.Linear]] = {}
     for layer in layers:
         for name, module in blocks[layer].named_modules():
@@ -116,7 +120,7 @@ def target_modules(model: Any, targets: Sequence[str], layers: Sequence[int]) ->
     known = {
         name: modules
         for name, modules in found.items()
-        if len(modules) == len(layers) and len({shape_of(m) for m in modules}) == 1
+        if name not in barred and len(modules) == len(layers) and len({shape_of(m) for m in modules}) == 1
     }
     for target in targets:
         if target not in known:

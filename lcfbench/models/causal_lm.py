@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
@@ -420,6 +421,9 @@ class CausalLM:
         with attention_sums(self.model, columns, queries) as sums:
             self.prefill(rows, past, past.mask.sum(1))
         return torch.stack(sums)
+
+    def differentiable(self) -> AbstractContextManager[Any]:
+        return allow_mutation_on_saved_tensors() if self.layout.recurrent else nullcontext()
 
     @contextmanager
     def observed(self, decoder: Callable[..., None], head: Callable[..., None]) -> Iterator[None]:

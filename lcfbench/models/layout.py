@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.cache_utils import (
     DummyLayer,
@@ -228,6 +228,15 @@ def decoder_of(model: Any) -> Any:
     """The part of a model that makes hidden states from token ids."""
     decoder = model.get_decoder()
     return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
+
+
+def blocks_of(model: Any) -> Sequence[nn.Module]:
+    """The decoder layers of a model. Raises UserError where it has no list of them."""
+    decoder, count = decoder_of(model), model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = [x for x in decoder.modules() if isinstance(x, nn.ModuleList) and len(x) == count]
+    if not lists:
+        raise UserError(f"{type(model).__name__} has no list of its {count} layers.", "Name another model.")
+    return lists[0]
 
 
 def geometry_named(name: str, *, offline: bool = False) -> Geometry:

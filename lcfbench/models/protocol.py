@@ -130,6 +130,9 @@ class LanguageModel(Protocol):
     ) -> Tensor:
         """Reads rows on top of `past`; returns each layer's attention to cache `columns`, (L,)."""
 
+    def differentiable(self) -> AbstractContextManager[Any]:
+        """Within it a loss and its gradient can be computed: recurrent layers write states in place."""
+
     def flops(self, tokens: int) -> float:
         """Counts the operations of running `tokens` new tokens from an empty cache."""
 

@@ -115,7 +115,7 @@ class AdapterTraining:
         self, documents: Sequence[Document], share: float, backward: Callable[[Tensor], None]
     ) -> None:
         """Adds the gradient of these documents' loss, weighted by their share of the batch."""
-        with self.own_randomness():
+        with self.own_randomness(), self.method.receiver.differentiable():
             loss, right, tokens = self.forward(documents)
             # `step` divides token sums by the number of tokens in the whole batch
             weight = share if self.recipe.loss_mean == "document" else tokens
