@@ -230,7 +230,7 @@ def decoder_of(model: Any) -> Any:
     return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
 
 
-def blocks_of(model: Any) -> Sequence[nn.Module]:
+def blocks_of(model: Any) -> nn.ModuleList:
     """The decoder layers of a model. Raises UserError where it has no list of them."""
     decoder, count = decoder_of(model), model.config.get_text_config(decoder=True).num_hidden_layers
     lists = [x for x in decoder.modules() if isinstance(x, nn.ModuleList) and len(x) == count]
