@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lcfbench.methods._lengths import check_state
 from lcfbench.methods.base import Batch
 from lcfbench.models.answering import decode, rank
 from lcfbench.models.choice_tree import branch, can_branch
@@ -22,16 +23,19 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
 
     Answer tokens are those written, or those run to rank the choices, texts between steps included.
     Of equal log-likelihoods the first one is picked, as lm-eval does. Raises NotFiniteError where a number
-    that decides is NaN or infinite, or where all logits are equal.
+    that decides is NaN or infinite, or where all logits are equal, TooLongError where the model has too few
+    positions.
     """
     documents, lm = list(batch.documents), state.lm
     first = documents[0]
     with batch.clock("decode"):
         check_cache(state.kv, f"the cache from which {lm.name} answers")
         if not first.steps:
+            most = max(d.max_new_tokens for d in documents)
+            check_state(state, [most] * len(documents))
             opened = lm.open(state)
             batch.clock.first_token()
-            texts, written = decode(opened, max(d.max_new_tokens for d in documents), first.until)
+            texts, written = decode(opened, most, first.until)
             return [Outcome(loglikelihoods=(), text=text, picks=()) for text in texts], written
         prompts = list(state.prompts)
         scores: list[list[tuple[tuple[float, bool], ...]]] = [[] for _ in documents]
@@ -52,6 +56,7 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
                 continuations(p, d.steps[number].choices, lm.tokenizer)
                 for d, p in zip(documents, prompts, strict=True)
             ]
+            check_state(state, [max(map(len, row)) for row in choices])
             if len(documents) > 1 and can_branch(state):
                 ranked, opened = branch(state, choices)
                 batch.clock.first_token()

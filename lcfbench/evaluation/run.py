@@ -18,6 +18,7 @@ from lcfbench.evaluation.identity import BEHAVIOUR, config_sha256, plugins_of, v
 from lcfbench.evaluation.rows import Rows
 from lcfbench.evaluation.session import Session
 from lcfbench.evaluation.variants import Variant
+from lcfbench.methods._lengths import TooLongError, frame_bytes, text_bytes
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.causal_lm import apart
 from lcfbench.models.finite import NotFiniteError, first_place
@@ -59,11 +60,12 @@ class Run:
             or self.method.seeded
             or task.drawn(recipe.limit)
         )
-        self.identity, self.facts = self._identity(), self._facts()
         seed = [f"seed {task.seed}"] if recipe.seeds else []
         self.title = " · ".join(
             [task.name, variant.label, *([control] if control != "matched" else []), *seed]
         )
+        self.too_long = self._too_long()
+        self.identity, self.facts = self._identity(), self._facts()
         self._index = {d.hash: i for i, d in enumerate(self.documents)}
         self.score, self.count = 0.0, 0  # sum of scores and number of documents, earlier sessions included
         self.seconds = 0.0  # that its batches took, or would have taken alone
@@ -72,6 +74,31 @@ class Run:
         self.untimed: list[str] = []  # why documents could not be timed alone
         self.unable = ""  # why no document can be answered
         self.ties = 0  # documents whose likeliest choices are equally likely
+
+    def _too_long(self) -> dict[str, str]:
+        """Why documents have no room in a model, by hash.
+
+        Raises UserError where none has. Tokens are counted only where the bytes of a text are too many.
+        """
+        limits = [lm.max_positions for lm in self.models if lm.max_positions is not None]
+        if not limits:
+            return {}
+        room = min(limits) - self.method.added
+        frames = {chat: frame_bytes(chat, self.models) for chat in {d.chat for d in self.documents}}
+        size = {d.hash: text_bytes(d, frames[d.chat]) for d in self.documents}
+        found = {}
+        for d in self.documents:
+            sender = self.message_from[d.hash]
+            if size[d.hash] + (size[sender.hash] if sender is not d else 0) > room:
+                try:
+                    self.method.check_length(d, sender)
+                except TooLongError as error:
+                    found[d.hash] = reason_of(error)
+        if len(found) == len(self.documents):
+            count = f"all {len(found):,} documents are" if len(found) > 1 else "the document is"
+            first = next(iter(found.values()))
+            raise UserError(f"{self.title}: {count} longer than a model reads. The first: {first}")
+        return found
 
     def _identity(self) -> dict[str, Any]:
         """Everything that changes an answer."""
@@ -146,6 +173,12 @@ class Run:
         self.score, self.count = sum(self.writer.before), len(self.writer.before)
         self.todo = {d.hash for d in self.documents} - self.writer.done
         self.timed = self.todo & {d.hash for d in self.documents[: recipe.latency_documents]}
+        if self.too_long and not self.writer.complete:
+            first = next(iter(self.too_long.values()))
+            what = (
+                f"{len(self.too_long):,} of {len(self.documents):,} documents are longer than a model reads"
+            )
+            progress.warn(f"{self.title}: {what} and fail; the first: {first}")
         if self.writer.complete:
             progress.say(f"{self.writer.run_id}: complete already, nothing to do (--fresh runs it again).")
 
@@ -170,7 +203,7 @@ class Run:
     def warm_up(self) -> None:
         """Answers a document and forgets it: no batch and no timing pays for what happens once."""
         try:
-            self._respond(self.documents[:1])
+            self._respond([next(d for d in self.documents if d.hash not in self.too_long)])
         except DeviceError:
             raise
         except FAILURES:  # its error row is written when its turn comes
@@ -204,6 +237,12 @@ class Run:
         they would have.
         """
         if not any(d.hash in self.todo for d in documents):
+            return
+        for document in documents:
+            if (reason := self.too_long.get(document.hash)) and document.hash in self.todo:
+                self.failures.append(reason)
+                self._record(document, {"error": reason, "score": 0.0})
+        if not (documents := [d for d in documents if d.hash not in self.too_long]):
             return
         readings = {lm.shared for lm in (self.answering.receiver, self.answering.sharer)}
         for each in readings:

@@ -53,6 +53,7 @@ def once(cell: Cell) -> dict[str, float]:
     Raises UserError where the method cannot serve the document.
     """
     method = cell.method
+    method.check_length(cell.document, cell.document)
     with unstopped(method):
         clock = clock_for(method.receiver.device)
         batch = Batch([cell.document], [cell.document], clock)

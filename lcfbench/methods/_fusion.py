@@ -17,9 +17,11 @@ from lcfbench.alignment.remap import remap_prompt
 from lcfbench.alignment.sections import Chat, in_sections, unpadded
 from lcfbench.alignment.tokens import aligned_positions, turn_ends
 from lcfbench.errors import UserError
+from lcfbench.methods._lengths import check_room
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.kv_cache import KV, put
 from lcfbench.models.protocol import Message, State
+from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt, contents_of, opened_answer
 
@@ -122,6 +124,24 @@ class Fusion(Method):
                 "Use an LCF-X adapter (kind lcfx), --mode t2t or --mode kvcomm there.",
             )
 
+    def check_length(self, document: Document, sender: Document) -> None:
+        """Padding between the sections of C2C's chats counts."""
+        mine, beside = prompt(self.receiver, document.receiver, document), 0
+        if self.adapter.config.layers and self.padded:
+            chat = self.chat(document, mine)
+            beside = len(chat.ids) - len(mine.ids)
+            if sender is not document:
+                self.chat(sender, prompt(self.receiver, sender.receiver, sender))
+        elif self.adapter.config.layers:
+            [sent] = self.sharer_prompts(Batch([document], [sender], Clock()), [mine])
+            check_room(self.sharer, sent, sender, written=0)
+        check_room(self.receiver, mine, document, beside)
+
+    @property
+    def padded(self) -> bool:
+        """Whether documents are read in C2C's sections, with padding between them."""
+        return self.by_turn and self.adapter.config.remap_padding == "counted"
+
     def respond(self, batch: Batch) -> State:
         with batch.clock("prefill"):
             prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
@@ -133,7 +153,7 @@ class Fusion(Method):
 
     def exchange(self, batch: Batch, prompts: list[Prompt]) -> Exchange:
         """Lets the sharer read the documents whose messages are sent."""
-        if not (self.by_turn and self.adapter.config.remap_padding == "counted"):
+        if not self.padded:
             shared = self.sharer_prompts(batch, prompts)
             return Exchange(batch, prompts, shared, self.sharer_cache(shared))
         chats = [self.chat(d, p) for d, p in zip(batch.documents, prompts, strict=True)]
@@ -145,7 +165,7 @@ class Fusion(Method):
         return Exchange(batch, prompts, [c.prompt for c in sent], theirs, chats, sent)
 
     def chat(self, document: Document, mine: Prompt) -> Chat:
-        """Returns a document in C2C's sections. Raises UserError where padding makes it too long."""
+        """Returns a document in C2C's sections. Raises TooLongError where padding makes it too long."""
         lms, strategy = (self.receiver, self.sharer), self.adapter.config.remap_strategy
         theirs = prompt(self.sharer, document.sharer, document)
         tokenizers = (self.receiver.tokenizer, self.sharer.tokenizer)
@@ -160,12 +180,7 @@ class Fusion(Method):
             )
         chat = in_sections(mine, theirs, contents_of(document.receiver), tokenizers, strategy)
         for lm in lms:
-            if lm.max_positions and len(chat.ids) > lm.max_positions:
-                raise UserError(
-                    f"document {document.doc_id} takes {len(chat.ids)} positions, with the padding between "
-                    f"the two chat templates; {lm.name} reads {lm.max_positions}.",
-                    "Use a model with a longer context.",
-                )
+            check_room(lm, mine, document, beside=len(chat.ids) - len(mine.ids), written=0)
         return chat
 
     def edit(self, exchange: Exchange) -> State:

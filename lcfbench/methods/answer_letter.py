@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lcfbench.errors import UserError
-from lcfbench.methods._note import with_notes
+from lcfbench.methods._lengths import check_room
+from lcfbench.methods._note import with_note, with_notes
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.answering import rank
 from lcfbench.models.protocol import Message, State
@@ -28,6 +29,12 @@ class AnswerLetter(Method):
                 f"task {document.task} is answered in free text; answer_letter sends one of closed choices.",
                 "Use --scoring letters or cloze where the task has them, or --mode t2t.",
             )
+
+    def check_length(self, document: Document, sender: Document) -> None:
+        check_room(self.sharer, prompt(self.sharer, sender.sharer, sender), sender)
+        longest = max((c.strip() for c in sender.steps[0].choices), key=lambda text: len(text.encode()))
+        shown = with_note(self.receiver, document, sentence(document, longest))
+        check_room(self.receiver, shown, document)
 
     def respond(self, batch: Batch) -> State:
         tokenizer = self.sharer.tokenizer

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lcfbench.methods._lengths import check_state
 from lcfbench.models.answering import decode
+from lcfbench.models.finite import check_cache
 from lcfbench.models.protocol import State
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import NOTE, Document, View
@@ -71,7 +73,12 @@ def _view(notes: str, question: str, begin: str) -> View:
 
 
 def answer_of(state: State, clock: Clock, document: Document) -> Answer:
-    """Writes the answer from the state that a method leaves for one document."""
+    """Writes the answer from the state that a method leaves for one document.
+
+    Raises NotFiniteError and TooLongError.
+    """
+    check_cache(state.kv, f"the cache from which {state.lm.name} answers")
+    check_state(state, [document.max_new_tokens])
     opened = state.lm.open(state)
     clock.first_token()
     texts, _ = decode(opened, document.max_new_tokens, document.until)

@@ -19,7 +19,7 @@ import torch
 
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
-from lcfbench.errors import UserError
+from lcfbench.methods._lengths import check_room
 from lcfbench.methods.ask import Answer, answer_of, document_of
 from lcfbench.models.finite import check_cache
 from lcfbench.models.kv_cache import KV
@@ -82,6 +82,20 @@ class Method:
     def check(self, document: Document) -> None:
         """Raises UserError when the method cannot serve this kind of document."""
 
+    @property
+    def added(self) -> int:
+        """Positions that a model may need beside the texts of a document and the message's."""
+        return 0
+
+    def check_length(self, document: Document, sender: Document) -> None:
+        """Raises TooLongError where a model has too few positions for what it reads and writes.
+
+        sender: the document whose message the document gets. Nothing is read.
+        """
+        check_room(self.receiver, prompt(self.receiver, document.receiver, document), document)
+        if self.sends and self.sharer is not self.receiver:
+            prompt(self.sharer, sender.sharer, sender)
+
     def respond(self, batch: Batch) -> State:
         """Does everything up to the first answer token, see the module's docstring."""
         raise NotImplementedError
@@ -102,6 +116,7 @@ class Method:
         """
         document = document_of(question, receiver_notes, sharer_notes, begin, max_new_tokens)
         self.check(document)
+        self.check_length(document, document)
         batch = Batch([document], [document], Clock(self.receiver.device))
         with torch.inference_mode():
             return answer_of(self.respond(batch), batch.clock, document)
@@ -153,15 +168,11 @@ def prompt(
 ) -> Prompt:
     """Renders a view of a document for a model: in its chat template where model and task have one.
 
-    Raises UserError where the prompt is longer than the model can read.
+    Raises TooLongError where the prompt is longer than the model can read.
     """
     chat = document.chat and lm.has_chat
     shown = render(view, lm.tokenizer, chat=chat, choices=bool(document.steps), history=history)
-    if lm.max_positions and len(shown.ids) > lm.max_positions:
-        raise UserError(
-            f"document {document.doc_id} has {len(shown.ids)} tokens; {lm.name} reads {lm.max_positions}.",
-            "Use a model with a longer context.",
-        )
+    check_room(lm, shown, document, written=0)
     return shown
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lcfbench.adapters.dense import DenseAdapter
 from lcfbench.errors import UserError
 from lcfbench.methods._fusion import Exchange, Fusion, Segment
+from lcfbench.methods._lengths import check_room
 from lcfbench.methods._prefix import content, read_on_top
 from lcfbench.methods._translate import aligned_tokens, columns_of, entries_at, read_pairs, two_readings
 from lcfbench.methods.base import Batch, prompt
@@ -56,6 +57,20 @@ class Dense(Fusion):
                 f"of {whole} layers, and entries in front of a prompt need them all.",
                 "Use an unpruned adapter with soft or open gates.",
             )
+
+    @property
+    def added(self) -> int:
+        return self.lead
+
+    def check_length(self, document: Document, sender: Document) -> None:
+        config = self.adapter.config
+        if document.shared or not config.layers:
+            return super().check_length(document, sender)
+        mine, theirs = two_readings(self.receiver, self.sharer, [sender], config)
+        check_room(self.sharer, theirs[0], sender, written=0)
+        _, [read] = aligned_tokens(mine, theirs, config.token_alignment, self.lead, self.adapter.last)
+        shown = prompt(self.receiver, document.receiver, document)
+        check_room(self.receiver, shown, document, beside=min(self.lead, len(shown.ids)) + len(read))
 
     def respond(self, batch: Batch) -> State:
         if all(d.shared for d in batch.documents):

@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from lcfbench.errors import UserError
-from lcfbench.methods._note import cut_bytes, with_notes
+from lcfbench.methods._lengths import check_room
+from lcfbench.methods._note import cut_bytes, with_note, with_notes
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import NOTE, Document
@@ -40,9 +41,16 @@ class Excerpt(Method):
                 "Use --mode t2t there, or a task with different contexts.",
             )
 
+    def check_length(self, document: Document, sender: Document) -> None:
+        check_room(self.receiver, with_note(self.receiver, document, self.excerpt(sender)), document)
+
+    def excerpt(self, document: Document) -> str:
+        """Returns the text that crosses."""
+        return cut_bytes(own_text(document), self.bytes, self.end).strip()
+
     def respond(self, batch: Batch) -> State:
         with batch.clock("message"):
-            texts = [cut_bytes(own_text(s), self.bytes, self.end).strip() for s in batch.message_from]
+            texts = [self.excerpt(s) for s in batch.message_from]
         with batch.clock("prefill"):
             state = self.receiver.read(with_notes(self.receiver, batch.documents, texts))
         size = [len(text.encode()) for text in texts]

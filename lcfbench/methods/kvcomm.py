@@ -13,6 +13,7 @@ from annotated_types import Ge, Le
 
 from lcfbench.errors import UserError
 from lcfbench.methods._kvcomm_scores import best, importance, parse_layers, scores
+from lcfbench.methods._lengths import check_room
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import Message, State
@@ -81,6 +82,11 @@ class KVComm(Method):
         self.chosen = best(ranked, self.share)
         importances, totals = ([round(v, 6) for v in x.tolist()] for x in (found, ranked))
         return {"layers": self.chosen, "importance": importances, "scores": totals}
+
+    def check_length(self, document: Document, sender: Document) -> None:
+        sent = prompt(self.sharer, sender.sharer, sender)
+        shown = prompt(self.receiver, document.receiver, document)
+        check_room(self.receiver, shown, document, beside=len(sent.ids))
 
     def respond(self, batch: Batch) -> State:
         if self.chosen is None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lcfbench.adapters.prefix import PrefixAdapter
+from lcfbench.methods._lengths import check_room
 from lcfbench.methods._prefix import append, content, read_on_top
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.kv_cache import KV
@@ -39,6 +40,15 @@ class Prefix(Method):
     def __post_init__(self) -> None:
         assert isinstance(self.adapter, PrefixAdapter), "prefix needs a prefix adapter"
         self.adapter.config.check_fits(self.receiver.geometry, self.sharer.geometry, "")
+
+    @property
+    def added(self) -> int:
+        return LEAD + self.adapter.slots if self.adapter.place == "before" else 0
+
+    def check_length(self, document: Document, sender: Document) -> None:
+        prompt(self.sharer, sender.sharer, sender)
+        shown = prompt(self.receiver, document.receiver, document)
+        check_room(self.receiver, shown, document, beside=self.added)
 
     def respond(self, batch: Batch) -> State:
         adapter, receiver, clock = self.adapter, self.receiver, batch.clock

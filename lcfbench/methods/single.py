@@ -31,6 +31,10 @@ class Single(Identical):
     def check(self, document: Document) -> None:
         """Its own text is there on every task, token by token too."""
 
+    def check_length(self, document: Document, sender: Document) -> None:
+        [own] = _alone([document])
+        super().check_length(own, own)
+
     def respond(self, batch: Batch) -> State:
         own = _alone(batch.documents)
         with self.receiver.shared.sharing():  # both uses of the receiver's cache share one reading

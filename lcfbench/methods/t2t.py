@@ -8,6 +8,7 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from lcfbench.errors import UserError
+from lcfbench.methods._lengths import check_room
 from lcfbench.methods._note import cut_bytes, with_note
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.answering import decode
@@ -39,6 +40,17 @@ class T2T(Method):
             raise UserError(f"budget={self.budget} leaves no room for a note.", "Use -o budget=50, say.")
         if self.bytes is not None and self.bytes < 1:
             raise UserError(f"bytes={self.bytes} leaves no room for a note.", "Use -o bytes=256, or none.")
+
+    @property
+    def added(self) -> int:
+        return self.budget
+
+    def check_length(self, document: Document, sender: Document) -> None:
+        """The note counts as long as it may become."""
+        asked = prompt(self.sharer, sender.request, replace(sender, steps=()))
+        check_room(self.sharer, asked, sender, written=self.budget)
+        shown = self.noted(document, document.request.prefix)
+        check_room(self.receiver, shown, document, beside=self.budget)
 
     def respond(self, batch: Batch) -> State:
         with batch.clock("sharer"):

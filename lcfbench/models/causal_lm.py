@@ -24,6 +24,7 @@ from lcfbench.models.dtypes import pick_device, pick_dtype
 from lcfbench.models.kv_cache import KV, growing
 from lcfbench.models.layer_masks import attention_sums, check_maskable, hiding, maskable, masking, windows
 from lcfbench.models.layout import Layout, Reading, decoder_of, layers_named, measured, select_rows
+from lcfbench.models.lengths import longest
 from lcfbench.models.padding import Real, left_to_right, pad_left, pad_right, positions_of, silent_at
 from lcfbench.models.protocol import LanguageModel, Opened, State
 from lcfbench.models.rotary import TOKENS, RotaryRules, find_rules, rope_types
@@ -158,7 +159,7 @@ class CausalLM:
 
     @property
     def max_positions(self) -> int | None:
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return longest(self.model.config, self.tokenizer)
 
     @property
     def vocabulary_size(self) -> int:

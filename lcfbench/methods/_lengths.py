@@ -1,0 +1,102 @@
+"""Whether a prompt, what stands beside it and the answer have room in a model, before anything is read.
+
+>>> check_room(receiver, shown, document, beside=len(sent.ids))   # raises TooLongError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lcfbench.errors import UserError
+from lcfbench.models.protocol import LanguageModel, State
+from lcfbench.tasks.document import Document, View
+from lcfbench.tasks.prompts import Prompt, continuations, extend, rendered
+
+STEP = "Use a model with a longer context."
+
+
+class TooLongError(UserError):
+    """A text and its answer need more positions than a model has."""
+
+
+def check_room(
+    lm: LanguageModel, shown: Prompt, document: Document, beside: int = 0, written: int | None = None
+) -> None:
+    """Raises TooLongError where a model has too few positions for a prompt and the answer to it.
+
+    beside: further positions, of entries in front or of padding. written: tokens that are written at
+    most; without it the document's answer: its `max_new_tokens`, or the longest choices. The last
+    token of an answer is never read.
+    """
+    limit = lm.max_positions
+    if limit is None:
+        return
+    read = len(shown.ids) + beside
+    more = answer_length(document, shown, lm.tokenizer, limit - read) if written is None else written
+    if (needed := read + max(more - 1, 0)) > limit:
+        parts = [f"a prompt of {len(shown.ids):,} tokens"]
+        parts += [f"{beside:,} positions beside it"] if beside else []
+        parts += [f"a text of up to {more:,} tokens behind it"] if more > 1 else []
+        what = ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
+        verb = "need" if parts[1:] else "needs"
+        raise TooLongError(f"{what} {verb} {needed:,} positions; {lm.name} has {limit:,}.", STEP)
+
+
+def check_state(state: State, written: Sequence[int]) -> None:
+    """Raises TooLongError where a model has too few positions to write `written` tokens a row."""
+    limit = state.lm.max_positions
+    if limit is None:
+        return
+    for last, more in zip(state.positions[:, -1].tolist(), written, strict=True):
+        if (needed := last + max(more, 1)) > limit:
+            what = f"an answer of up to {more:,} tokens behind position {last:,} needs {needed:,} positions"
+            raise TooLongError(f"{what}; {state.lm.name} has {limit:,}.", STEP)
+
+
+def answer_length(document: Document, shown: Prompt, tokenizer: Any, room: int) -> int:
+    """Returns the tokens from a prompt's end to the end of the longest answer.
+
+    Choices and leads are cut into tokens only where their bytes are more than `room`: no token is
+    shorter than a byte.
+    """
+    if not document.steps:
+        return document.max_new_tokens
+    if (most := answer_bytes(document)) <= room:
+        return most
+    longest, picked, prompt = 0, list[str](), shown
+    for number, step in enumerate(document.steps):
+        if number:
+            prompt = extend(prompt, step.led(picked), tokenizer)
+        sizes = [len(ids) for ids in continuations(prompt, step.choices, tokenizer)]
+        longest = max(longest, len(prompt.ids) - len(shown.ids) + max(sizes))
+        picked.append(step.choices[sizes.index(max(sizes))])
+    return longest
+
+
+def answer_bytes(document: Document) -> int:
+    """Returns the bytes of the longest answer with the texts between its steps; at least its tokens."""
+    picked, total, last = list[str](), 0, document.max_new_tokens
+    for number, step in enumerate(document.steps):
+        total += len(step.led(picked).encode()) if number else 0
+        picked.append(max(step.choices, key=lambda c: len(c.encode())))
+        last = len(picked[-1].encode())
+    return total + last
+
+
+def text_bytes(document: Document, frame: int) -> int:
+    """Returns more than the tokens of all views of a document with their templates and its answer.
+
+    frame: see `frame_bytes`.
+    """
+    views = (document.receiver, document.sharer, document.full, document.request, document.noted)
+    count = answer_bytes(document)
+    for view in dict.fromkeys(views):
+        turns = [*(text for _, text in view.history), view.user, view.prefix]
+        count += sum(len(text.encode()) for text in turns) + (len(turns) + 2) * frame
+    return count
+
+
+def frame_bytes(chat: bool, lms: Sequence[LanguageModel]) -> int:
+    """Returns the bytes of the longest of the models' templates round one turn."""
+    return max(len(rendered(View("a"), lm.tokenizer, chat and lm.has_chat).encode()) for lm in lms)
