@@ -45,7 +45,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "rope_theta": 1e4}
 CONFIGS = {
     "plain": ("LlamaConfig", {"max_position_embeddings": 1024}, 1024),
-    "yarn-not-yet-extended": ("Qwen2Config", {"max_position_embeddings": 1024, "rope_parameters": YARN}, 4096),
+    "yarn-not-extended": ("Qwen2Config", {"max_position_embeddings": 1024, "rope_parameters": YARN}, 4096),
     "yarn-extended": ("Qwen2Config", {"max_position_embeddings": 4096, "rope_parameters": YARN}, 4096),
     "yarn-old-form": (
         "Qwen2Config",

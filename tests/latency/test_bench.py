@@ -209,7 +209,7 @@ def test_a_prompt_that_outgrows_a_model_is_left_out(bench):
         "--json",
     )
     assert code == 0 and [r["mode"] for r in json.loads(out)["rows"]] == ["receiver"]
-    assert "600 tokens; " in err
+    assert "a prompt of 600 tokens needs 600 positions; " in err
 
 
 @pytest.mark.parametrize(

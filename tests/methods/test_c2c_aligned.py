@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from functools import cache
 from itertools import groupby
@@ -242,6 +243,32 @@ def test_recorded_chats_in_one_batch(strategy, direction, attention, root):
         check(state, row, case, first[row], ids[row])
 
 
+@pytest.mark.parametrize("window", [6, 12, 40])
+def test_windows_shorter_than_the_prompt(window, tmp_path, monkeypatch):
+    """Padding counts in the columns of a sliding window, for tokens that are read and for those written."""
+    windowed = tmp_path / "model"
+    windowed.mkdir()
+    for file in RECEIVER.iterdir():
+        shutil.copyfile(file, windowed / file.name)
+    config = json.loads((windowed / "config.json").read_text())
+    config |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 2}
+    config.pop("layer_types", None)
+    (windowed / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(sys.modules[__name__], "RECEIVER", windowed)
+    method = made(str(tmp_path), "forward", "longest")
+    assert method.receiver.windows == [None, None, *[window] * 4]
+    cases = [c for c in CASES if (c["strategy"], c["direction"]) == ("longest", "forward")][:8]
+    assert window == 40 or all(len(c["slm_ids_padded"]) > window for c in cases)
+    for batch in ([cases[0]], cases):
+        state = answered(method, batch)
+        first, ids = greedy(state)
+        monkeypatch.setattr(state.lm, "stop_ids", set)
+        texts, _ = decode(state.lm.open(state), 12)
+        for row, case in enumerate(batch):
+            check(state, row, case, first[row], ids[row])
+            assert texts[row] == state.lm.tokenizer.decode(ids[row], skip_special_tokens=True)
+
+
 def test_every_way_to_score_agrees_after_padding_at_the_end(root):
     """Ranking, the training loss and greedy decoding start at the same pad."""
     method = made(root, "forward", "longest")
@@ -295,7 +322,7 @@ def test_too_long_with_the_padding_is_refused(root):
         config.max_position_embeddings = width
         method.respond(Batch([chat], [chat], Clock()))
         config.max_position_embeddings = width - 1
-        with pytest.raises(UserError, match=f"takes {width} positions"):
+        with pytest.raises(UserError, match=f"need {width} positions"):
             method.respond(Batch([chat], [chat], Clock()))
     finally:
         config.max_position_embeddings = before
