@@ -132,7 +132,7 @@ class CausalLM:
     def read_as(self, reading: Reading) -> None:
         """Reads from now on padded, in rows of equal length, or whole texts without a cache."""
         self.reading = reading
-        self.shared.padded = reading == "padded"
+        self.shared.padded, self.shared.beginning_first = reading in ("padded", "left"), reading == "padded"
         self.shared.release()
 
     @property
@@ -140,8 +140,9 @@ class CausalLM:
         """The first way of reading that the model's cache and positions may allow."""
         if self.layout.geometry is None:
             return "whole"
-        # frequencies that depend on the length of a text: a batch of different lengths would mix them
-        return "equal" if self.layout.recurrent or CHANGING & rope_types(self.model.config) else "padded"
+        if CHANGING & rope_types(self.model.config):
+            return "equal"  # frequencies depend on a text's length: a padded batch would mix them
+        return "left" if self.layout.recurrent else "padded"
 
     # -- facts ------------------------------------------------------------------------------------
 
@@ -235,7 +236,8 @@ class CausalLM:
         """Runs the decoder over ids (B, N), right-padded where `past` holds something."""
         ids, mask = ids.to(self.device), mask.to(self.device)
         start = start.to(self.device) if isinstance(start, Tensor) else start
-        if self.reading == "padded":
+        begins = past is None or (not past.length and past.states is None)
+        if self.reading == "padded" or (self.reading == "left" and begins and real is None):
             return self.run_padded(ids, mask, past, start, real)
         if real is not None and not all(map(all, real)):
             raise UserError(
@@ -333,7 +335,7 @@ class CausalLM:
 
         Gradients flow where the cache carries them.
         """
-        if self.reading == "padded":
+        if self.reading == "padded" or (self.reading == "left" and ids.shape[1] == 1):
             return self.forward_padded(kv, ids, mask, positions, at)
         run = whole_forward if self.reading == "whole" else equal_forward
         return run(self, kv, ids, mask, positions, at)
@@ -376,7 +378,7 @@ class CausalLM:
     def decoded_together(self, opened: Opened) -> list[tuple[list[int], Opened]]:
         """Returns the rows that may be decoded as one batch: all of them, or those of one length."""
         every = list(range(len(opened.logits)))
-        if self.reading == "padded":
+        if self.reading in ("padded", "left"):
             return [(every, opened)]
         parts = [(rows.tolist(), opened.rows_at(rows)) for rows in by_length(opened.kv.present)]
         return parts if len(parts) > 1 else [(every, opened)]

@@ -38,8 +38,8 @@ WHOLE = {
     "chunked_attention": "full_attention",
     "hybrid_sliding": "hybrid",
 }
-Reading = Literal["padded", "equal", "steps", "whole"]  # see `lcfbench.models.unpadded`
-READINGS: tuple[Reading, ...] = ("padded", "equal", "steps", "whole")
+Reading = Literal["padded", "left", "equal", "steps", "whole"]  # see `lcfbench.models.unpadded`
+READINGS: tuple[Reading, ...] = ("padded", "left", "equal", "steps", "whole")
 PROBE = 5  # tokens that fill a cache to be counted
 States = dict[tuple[int, str, int], Tensor]  # (layer, "conv" or "recurrent", number) → (B, …)
 

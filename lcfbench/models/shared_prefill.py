@@ -45,7 +45,8 @@ class SharedPrefill:
         self.held: dict[Rows, tuple[KV, float]] | None = None
         self.beginnings: OrderedDict[tuple[int, ...], KV] | None = OrderedDict() if keep_beginnings else None
         self.read_seconds = 0.0
-        self.padded = True  # whether rows of different lengths may run together
+        # whether rows of different lengths may run together, and whether behind a beginning that they share
+        self.padded = self.beginning_first = True
         self.limit = 0  # bytes that are held at most; measured when sharing begins
         self.start_accounting()
 
@@ -127,7 +128,8 @@ class SharedPrefill:
         common = min(in_common(min(rows), max(rows)), lengths[0] - 1)
         # the caches of a group and of its beginning are copied together: not worth it for a few
         # tokens
-        first = self._beginning(rows[0][:common], run) if common * (len(rows) - 1) >= cost else None
+        worth = self.beginning_first and common * (len(rows) - 1) >= cost
+        first = self._beginning(rows[0][:common], run) if worth else None
         skip = first.length if first is not None else 0
         cuts = groups([n - skip for n in lengths[empty:]], cost, empty)
         parts = [self._rest(rows[a:b], first, run) for a, b in ([(0, empty)] if empty else []) + cuts]

@@ -1,7 +1,8 @@
 """Reads and runs rows without padding, for models whose padded rows would differ from each row alone.
 
-`equal`: rows of equal length run together on their caches. A recurrent layer's state is after the
-last token that it was given, padding too, so a batch of different lengths is run in groups.
+`left`: a text's beginning may be padded on its left, where a recurrent layer has nothing to keep yet;
+a cache is continued in groups of equally many tokens, because padding behind them would change its state.
+`equal`: no padding at all; rows of equal length run together.
 `steps`: so too, and a cache is continued token by token: some recurrent layers of transformers begin
 anew where they are given several.
 `whole`: the cache cannot be used at all; each forward runs the whole text, as lm-eval does.
@@ -32,6 +33,11 @@ def by_length(*masks: Tensor) -> Iterator[Tensor]:
         yield (which == kind).nonzero()[:, 0]
 
 
+def alike(lm: CausalLM, past: KV, mask: Tensor) -> Iterator[Tensor]:
+    """Yields the rows (b,) that may run together: equally many tokens, and on equally many."""
+    return by_length(mask) if lm.reading == "left" else by_length(past.present, mask)
+
+
 def in_order(parts: list[tuple[Tensor, KV]]) -> KV:
     """Returns caches of some rows each as one batch. parts: rows (b,) of the batch, and their cache."""
     back = torch.argsort(torch.cat([rows for rows, _ in parts]))
@@ -42,7 +48,7 @@ def equal_run(lm: CausalLM, ids: Tensor, mask: Tensor, past: KV | None, start: T
     """Returns the cache after ids (B, N) under a mask (B, N), on top of `past`."""
     before = KV.empty(lm.layout, len(ids), lm.device, lm.dtype) if past is None else past
     parts = []
-    for rows in by_length(before.present, mask):
+    for rows in alike(lm, before, mask):
         some = ids[rows][mask[rows].bool()].view(len(rows), -1)
         at = start[rows] if isinstance(start, Tensor) else start
         kv = before.rows_at(rows).flush()
@@ -67,7 +73,7 @@ def equal_forward(
     logits: list[Tensor] = []
     makers: list[tuple[Tensor, Callable[[], KV]]] = []
     column = (mask.cumsum(1) - 1)[at]  # without padding
-    for rows in by_length(kv.present, mask):
+    for rows in alike(lm, kv, mask):
         keep = mask[rows].bool()
         some, places = (x[rows][keep].view(len(rows), -1) for x in (ids, positions))
         wanted = (at[0][:, None] == rows).nonzero()
