@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
 
-from lcfbench.alignment.tokens import check_contents
+from lcfbench.alignment.tokens import check_contents, common_spans
 from lcfbench.errors import unknown
 from lcfbench.tasks.prompts import Prompt
 
@@ -31,7 +31,7 @@ def remap_prompt(
     added = _leading_specials(sharer, sharer_tokenizer)
     ids, offsets = list(sharer.ids[:added]), list(sharer.offsets[:added])
     at, dropped = 0, 0  # the sharer's next character; how many from there the last content token spells
-    for (r, end), (s, _) in zip(receiver.spans, sharer.spans, strict=True):
+    for (r, end), (s, _) in zip(*common_spans(receiver, sharer), strict=True):
         inside = [t for t, (a, b) in enumerate(receiver.offsets) if a < end and r < b]
         if not inside:  # cut off the end of the prompt
             continue

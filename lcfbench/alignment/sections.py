@@ -17,8 +17,8 @@ from functools import lru_cache
 from typing import Any
 
 from lcfbench.alignment.remap import remap_prompt
-from lcfbench.alignment.tokens import aligned_positions, check_contents, turn_ends
-from lcfbench.tasks.prompts import Prompt
+from lcfbench.alignment.tokens import aligned_positions, check_contents, common_spans, turn_ends
+from lcfbench.tasks.prompts import Prompt, coded_text
 
 Range = tuple[int, int]
 
@@ -55,18 +55,15 @@ def in_sections(
     """
     prompts = (receiver, sharer)
     coded = [
-        tokenizer(p.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        coded_text(p.text, p.spans, tokenizer, False)
         for p, tokenizer in zip(prompts, tokenizers, strict=True)
     ]
     found = [content_spans(p.text, contents) for p in prompts]
     if len(found[0]) != len(found[1]):
         check_contents(receiver, sharer)
-        found = [list(p.spans) for p in prompts]
-    ids = [list(c["input_ids"]) for c in coded]
-    cuts = [
-        _sections(len(i), token_ranges(c["offset_mapping"], spans))
-        for i, c, spans in zip(ids, coded, found, strict=True)
-    ]
+        found = [list(spans) for spans in common_spans(receiver, sharer)]
+    ids = [c[0] for c in coded]
+    cuts = [_sections(len(c[0]), token_ranges(c[1], spans)) for c, spans in zip(coded, found, strict=True)]
     mine: list[int] = []
     theirs: list[int] = []
     real: tuple[list[bool], list[bool]] = [], []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from lcfbench.errors import UserError, unknown
 from lcfbench.tasks.prompts import Prompt
+from lcfbench.tasks.special_text import Span
 
 
 def aligned_positions(receiver: Prompt, sharer: Prompt, scheme: str) -> list[int]:
@@ -42,7 +43,7 @@ def aligned_positions(receiver: Prompt, sharer: Prompt, scheme: str) -> list[int
     for token, (a, b) in enumerate(sharer.offsets):
         last[a:b] = [token] * (b - a)
     reads = [-1] * len(receiver.text)  # the sharer token for each character of the receiver's text
-    for (r, end), (s, _) in zip(receiver.spans, sharer.spans, strict=True):
+    for (r, end), (s, _) in zip(*common_spans(receiver, sharer), strict=True):
         seen = -1
         for i in range(end - r):
             # a character that no token covers (some tokenizers drop spaces) is served by the token
@@ -72,9 +73,19 @@ def turn_ends(prompt: Prompt) -> list[int]:
     return [e for e in ends if e]
 
 
+def common_spans(receiver: Prompt, sharer: Prompt) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Returns the spans of both prompts; where one leaves the answer's beginning for later, without it."""
+    mine, theirs = receiver.spans, sharer.spans
+    if receiver.begin != sharer.begin:
+        fewest = min(len(mine), len(theirs))
+        return mine[:fewest], theirs[:fewest]
+    return mine, theirs
+
+
 def check_contents(receiver: Prompt, sharer: Prompt) -> None:
     """Raises UserError unless both prompts know where their contents stand, and these are equal."""
-    mine, theirs = ([p.text[a:b] for a, b in p.spans] for p in (receiver, sharer))
+    both = zip((receiver, sharer), common_spans(receiver, sharer), strict=True)
+    mine, theirs = ([p.text[a:b] for a, b in spans] for p, spans in both)
     if mine != theirs or (receiver.text and not mine):
         raise UserError(
             "the two models are not shown the same contents, so their tokens cannot be aligned by text.",

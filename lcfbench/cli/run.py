@@ -149,13 +149,15 @@ def print_prompts(recipe: Recipe) -> None:
     from lcfbench.adapters.finding import Found, on_this_disk
     from lcfbench.evaluation.plan import look_up, variants_of, wanted_by, with_tasks
     from lcfbench.models.tokenizers import load_tokenizers
+    from lcfbench.tasks.chat_template import check_thinking
     from lcfbench.tasks.preview import preview
 
     recipe = with_tasks(recipe)
     tasks = look_up(recipe)
     receiver, sharer = load_tokenizers(
-        recipe.pair, **recipe.model_dump(include={"offline", "trust_remote_code"})
+        recipe.pair, **recipe.model_dump(include={"offline", "trust_remote_code", "thinking"})
     )
+    check_thinking([receiver, sharer])
     later = [str(place) for place in recipe.adapter if len(place.parts) > 1 and not place.exists()]
     missing = [each for each in wanted_by(recipe, tasks) if not isinstance(on_this_disk(each), Found)]
     if later:

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lcfbench.methods._lengths import check_state
 from lcfbench.methods.base import Batch
-from lcfbench.models.answering import decode, rank
+from lcfbench.models.answering import rank
 from lcfbench.models.choice_tree import branch, can_branch
 from lcfbench.models.finite import check_cache
 from lcfbench.models.protocol import State
+from lcfbench.models.thinking import Written, speak, think
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt, continuation, continuations, extend
 from lcfbench.tasks.task import Outcome
@@ -30,13 +32,15 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
     first = documents[0]
     with batch.clock("decode"):
         check_cache(state.kv, f"the cache from which {lm.name} answers")
+        state, thoughts = think(state, choices=bool(first.steps))
         if not first.steps:
             most = max(d.max_new_tokens for d in documents)
             check_state(state, [most] * len(documents))
             opened = lm.open(state)
             batch.clock.first_token()
-            texts, written = decode(opened, most, first.until)
-            return [Outcome(loglikelihoods=(), text=text, picks=()) for text in texts], written
+            texts, written = speak(opened, most, first.until)
+            outcomes = [Outcome(text=text, parsed=text is not None) for text in texts]
+            return behind(outcomes, written, thoughts)
         prompts = list(state.prompts)
         scores: list[list[tuple[tuple[float, bool], ...]]] = [[] for _ in documents]
         picks: list[list[int]] = [[] for _ in documents]
@@ -68,10 +72,21 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
                 scores[b].append(tuple(row))
                 picks[b].append(max(range(len(row)), key=lambda c, row=row: row[c][0]))  # type: ignore[misc]
                 tokens[b] += sum(len(ids) - 1 for ids in choices[b])
-    return [
-        Outcome(loglikelihoods=tuple(s), text=None, picks=tuple(p))
-        for s, p in zip(scores, picks, strict=True)
-    ], tokens
+    both = zip(scores, picks, strict=True)
+    return behind([Outcome(tuple(s), None, tuple(p)) for s, p in both], tokens, thoughts)
+
+
+def behind(
+    outcomes: list[Outcome], tokens: list[int], thoughts: list[Written] | None
+) -> tuple[list[Outcome], list[int]]:
+    """Returns answers with the thoughts before them; one behind a thought without end is none."""
+    if thoughts is None:
+        return outcomes, tokens
+    found = []
+    for outcome, t in zip(outcomes, thoughts, strict=True):
+        own = outcome if t.closed else Outcome(parsed=False)
+        found.append(replace(own, thought=t.text, thought_tokens=t.tokens))
+    return found, [n + t.tokens + t.added for n, t in zip(tokens, thoughts, strict=True)]
 
 
 def target(

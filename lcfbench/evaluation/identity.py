@@ -19,8 +19,10 @@ from lcfbench.models.causal_lm import CausalLM
 from lcfbench.provenance import digest
 from lcfbench.registry import source_digest
 from lcfbench.results.manifest import MANIFEST, Manifest, read_manifest
+from lcfbench.tasks.chat_template import DATE, chat_of, thinking_of
 from lcfbench.tasks.document import Document
-from lcfbench.tasks.prompts import rendered
+from lcfbench.tasks.prompts import adapted_for, contents_of, rendered
+from lcfbench.tasks.special_text import special_text
 
 # Raised by hand when the same question may get another answer from this version of the package than
 # from the one before; `results/baseline` is then made again.
@@ -29,14 +31,14 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")  # their versions
 # Recipe fields that change an answer, and those that do not. Together they are all fields (tested).
 IDENTITY_FIELDS = frozenset(
     "pair mode task control scoring limit seed seeds adapter options task_options batch_size dtype "
-    "device attention trust_remote_code".split()
+    "device attention trust_remote_code thinking".split()
 )
 OTHER_FIELDS = frozenset("quick latency_documents max_failed out offline fresh train train_options".split())
 # Parts of an identity that change without the user asking for anything else, in words.
 CIRCUMSTANCES = {
     "versions": "the versions of libraries",
     "behaviour": "lcfbench's behaviour number",
-    "prompts_sha256": "the rendered prompts (some chat templates print today's date)",
+    "prompts_sha256": "the rendered prompts",
     "task_sha256": "the task's files or the modules they import",
     "data_sha256": "the data",
     "plugins": "the code of plugins",
@@ -62,6 +64,38 @@ def prompts_sha256(documents: Iterable[Document], receiver: CausalLM, sharer: Ca
         for view, lm in ((d.receiver, receiver), (d.sharer, sharer)):
             found.update(rendered(view, lm.tokenizer, d.chat and lm.has_chat).encode() + b"\0")
     return found.hexdigest()
+
+
+def chat_facts(documents: Sequence[Document], models: Iterable[CausalLM]) -> dict[str, Any]:
+    """The date that the models' chat templates print and the thoughts that they ask for, where they do."""
+    chats = [chat_of(lm.tokenizer) for lm in models if any(d.chat for d in documents)]
+    found: dict[str, Any] = {}
+    if any(chat and chat.dated for chat in chats):
+        found["date"] = DATE.isoformat()
+    if thinking := [str(thinking_of(chat.tokenizer)) for chat in chats if chat and chat.thought]:
+        found["thinking"] = thinking[0]
+    return found
+
+
+def prompt_facts(documents: Sequence[Document], models: tuple[CausalLM, CausalLM]) -> dict[str, Any]:
+    """Special tokens that stand in the documents as text, and how chats were changed for a template.
+
+    By role, where there are any: documents and occurrences; the change in words.
+    """
+    special: dict[str, dict[str, int]] = {}
+    adapted: dict[str, str] = {}
+    for role, lm in zip(("receiver", "sharer"), models, strict=True):
+        views = [getattr(d, role) for d in documents]
+        counts = [n for view in views if (n := special_text(contents_of(view), lm.tokenizer))]
+        if counts:
+            special[role] = {"documents": len(counts), "occurrences": sum(counts)}
+        if how := [
+            h
+            for d, view in zip(documents, views, strict=True)
+            if (h := adapted_for(view, lm.tokenizer, d.chat))
+        ]:
+            adapted[role] = how[0]
+    return {k: v for k, v in {"special_text": special, "chat_adapted": adapted}.items() if v}
 
 
 def plugins_of(mode: str, task: str, control: str, kind: str | None) -> dict[str, str]:

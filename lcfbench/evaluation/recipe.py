@@ -18,6 +18,7 @@ from lcfbench.registry import add_paths, method_names
 from lcfbench.results.manifest import HALF, most_failed
 from lcfbench.sources.cache import EMBEDDED_PAIR
 from lcfbench.sources.models import split_pair
+from lcfbench.tasks.chat_template import Thinking, parse_thinking
 from lcfbench.tasks.document import Scoring
 from lcfbench.tasks.yaml_files import task_names
 
@@ -112,6 +113,11 @@ class Recipe(Settings):
     dtype: Dtype = Field("auto", description="auto, float32, bfloat16 or float16.")
     device: Device = Field("auto", description="auto, cpu, cuda[:n] or mps.")
     attention: Attention = Field("sdpa", description="Attention implementation of both models.")
+    thinking: Thinking = Field(
+        "off",
+        description="Thoughts of models that write one before an answer: off, on, or the tokens after which "
+        "a thought is closed.",
+    )
     out: Path = Field(Path("results"), description="Folder of the runs.")
     offline: bool = Field(False, description="Use only files that are on this machine.")
     trust_remote_code: bool = Field(
@@ -130,6 +136,7 @@ class Recipe(Settings):
     _options = field_validator("options", mode="before")(lists_of_texts)
     _texts = field_validator("task_options", "train_options", mode="before")(texts)
 
+    _thinking = field_validator("thinking", mode="before")(parse_thinking)
     _modes = field_validator("mode", mode="before")(split_modes)
     _names = field_validator("task", "control", mode="before")(names_or_files)
 

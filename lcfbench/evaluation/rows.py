@@ -54,14 +54,21 @@ class Rows:
             f"{who}_prompt_sha256": _sha256(shown.text + shown.tail),
             f"{who}_tokens": len(shown.ids),
             "answer_tokens": answer_tokens,
+            "thought": outcome.thought,
+            "thought_tokens": outcome.thought_tokens,
             "flops": flops,
             "adapter_params": self.adapter_params,
             "adapter_bytes": self.adapter_bytes,
         }
 
 
-def predicted(document: Document, outcome: Outcome, metric: str) -> str:
-    """The answer as text: what was written, or the choices that the metric picks, step by step."""
+def predicted(document: Document, outcome: Outcome, metric: str) -> str | None:
+    """The answer as text: what was written, or the choices that the metric picks, step by step.
+
+    None where there is no answer behind a thought.
+    """
+    if not outcome.parsed:
+        return None
     if outcome.text is not None:
         return outcome.text
     picks = list(outcome.picks)

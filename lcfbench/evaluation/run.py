@@ -14,7 +14,15 @@ from lcfbench.controls.assignment import senders_sha256
 from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
-from lcfbench.evaluation.identity import BEHAVIOUR, config_sha256, plugins_of, versions, why_another
+from lcfbench.evaluation.identity import (
+    BEHAVIOUR,
+    chat_facts,
+    config_sha256,
+    plugins_of,
+    prompt_facts,
+    versions,
+    why_another,
+)
 from lcfbench.evaluation.rows import Rows
 from lcfbench.evaluation.session import Session
 from lcfbench.evaluation.variants import Variant
@@ -133,6 +141,7 @@ class Run:
         }
         if recipe.trust_remote_code:
             found["trust_remote_code"] = True
+        found |= chat_facts(self.documents, self.models)
         kind = self.adapter.config.kind if self.adapter else None
         if plugins := plugins_of(self.mode, task.name, self.control, kind):
             found["plugins"] = plugins
@@ -157,6 +166,7 @@ class Run:
             },
             **({"message_from_sha256": senders_sha256(self.message_from)} if moved else {}),
             **({"gates": gates} if gates is not None else {}),
+            **prompt_facts(self.documents, self.models),
         }
 
     # -- the folder -------------------------------------------------------------------------------

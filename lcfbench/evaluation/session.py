@@ -17,14 +17,25 @@ from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.variants import Variant
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import create, method_class
-from lcfbench.methods.load_pair import CONDITIONS, Pair, load_adapter, load_pair, other_revisions, roles_of
+from lcfbench.methods.load_pair import (
+    CONDITIONS,
+    ROLES,
+    Pair,
+    load_adapter,
+    load_pair,
+    other_revisions,
+    roles_of,
+)
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.dtypes import choose
 from lcfbench.models.memory import free_bytes
+from lcfbench.models.tokenizers import load_tokenizers
 from lcfbench.progress import Progress
 from lcfbench.provenance import environment
 from lcfbench.sources.models import split_pair
+from lcfbench.tasks.chat_template import check_thinking
 from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import check_ranked
 from lcfbench.tasks.task import Task
 
 
@@ -49,8 +60,17 @@ class Session:
         self.variants = variants_of(recipe, self.tasks)
         for task in self.tasks:  # the data are fetched and read only where the rest is right
             self.digests(task)
+        if recipe.thinking != "off":  # tokenizers alone: no model is loaded in vain
+            both = load_tokenizers(
+                recipe.pair, **recipe.model_dump(include={"offline", "trust_remote_code", "thinking"})
+            )
+            roles = roles_of(recipe.methods)
+            check_thinking([t for t, role in zip(both, ROLES, strict=True) if role in roles])
         self.pair: Pair = load_pair(
-            recipe.pair, roles=roles_of(recipe.methods), **recipe.model_dump(include=CONDITIONS)
+            recipe.pair,
+            roles=roles_of(recipe.methods),
+            thinking=recipe.thinking,
+            **recipe.model_dump(include=CONDITIONS),
         )
         self._check_adapters()
         device = self.pair.receiver.device
@@ -128,8 +148,11 @@ class Session:
         if key not in self._methods:
             models = self.pair.models_for(method_class(variant.mode).roles)
             made = create(variant.mode, *models, self.adapter(variant, task), dict(variant.options))
-            for document in self.documents(task, models[0].has_chat):
+            documents = self.documents(task, models[0].has_chat)
+            for document in documents:
                 made.check(document)
+            for lm in models if any(d.steps for d in documents) else ():
+                check_ranked(lm.tokenizer)
             self._methods[key] = made
         return self._methods[key]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lcfbench.errors import UserError
 from lcfbench.models.protocol import LanguageModel, State
+from lcfbench.tasks.chat_template import budget_of, thinking_of
 from lcfbench.tasks.document import Document, View
 from lcfbench.tasks.prompts import Prompt, continuations, extend, rendered
 
@@ -32,6 +33,8 @@ def check_room(
     limit = lm.max_positions
     if limit is None:
         return
+    if shown.closing is not None:  # a thought without a budget takes the room that there is
+        beside += (budget_of(thinking_of(lm.tokenizer)) or 0) + len((shown.closing + shown.begin).encode())
     read = len(shown.ids) + beside
     more = answer_length(document, shown, lm.tokenizer, limit - read) if written is None else written
     if (needed := read + max(more - 1, 0)) > limit:

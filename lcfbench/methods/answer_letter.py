@@ -10,6 +10,7 @@ from lcfbench.methods._note import with_note, with_notes
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.answering import rank
 from lcfbench.models.protocol import Message, State
+from lcfbench.models.thinking import think
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import continuation
 
@@ -42,9 +43,10 @@ class AnswerLetter(Method):
             asked = [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
             state = self.sharer.read(asked)
         with batch.clock("message"):
+            state, thoughts = think(state, choices=True)
             choices = [
                 [continuation(p, c, tokenizer) for c in s.steps[0].choices]
-                for s, p in zip(batch.message_from, asked, strict=True)
+                for s, p in zip(batch.message_from, state.prompts, strict=True)
             ]
             ranked = rank(self.sharer.open(state), choices)
             both = zip(batch.message_from, ranked, strict=True)
@@ -54,6 +56,8 @@ class AnswerLetter(Method):
             out = self.receiver.read(with_notes(self.receiver, batch.documents, notes))
         size = [len(pick.encode()) for pick in picks]
         ran = [len(p.ids) + sum(len(ids) - 1 for ids in row) for p, row in zip(asked, choices, strict=True)]
+        if thoughts:
+            ran = [n + t.tokens + t.added for n, t in zip(ran, thoughts, strict=True)]
         return replace(out, message=Message(size, size, ran, picks, read=asked))
 
 

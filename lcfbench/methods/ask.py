@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lcfbench.methods._lengths import check_state
-from lcfbench.models.answering import decode
 from lcfbench.models.finite import check_cache
 from lcfbench.models.protocol import State
+from lcfbench.models.thinking import speak, think
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import NOTE, Document, View
 
@@ -78,13 +78,15 @@ def answer_of(state: State, clock: Clock, document: Document) -> Answer:
     Raises NotFiniteError and TooLongError.
     """
     check_cache(state.kv, f"the cache from which {state.lm.name} answers")
+    message, shown = state.message, state.prompts[0]
+    state, thoughts = think(state, choices=False)
     check_state(state, [document.max_new_tokens])
     opened = state.lm.open(state)
     clock.first_token()
-    texts, _ = decode(opened, document.max_new_tokens, document.until)
-    message, shown = state.message, state.prompts[0]
+    texts, _ = speak(opened, document.max_new_tokens, document.until)
+    text = "" if thoughts and not thoughts[0].closed else texts[0] or ""
     return Answer(
-        texts[0].strip(),
+        text.strip(),
         message.texts[0] if message.texts else None,
         message.wire_bytes[0],
         shown.text + shown.tail,

@@ -17,6 +17,7 @@ from lcfbench.methods.create import method_class
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.progress import quiet_libraries
 from lcfbench.sources.models import ALIASES, Found, find_model, split_pair
+from lcfbench.tasks.chat_template import Thinking
 
 ROLES = ("receiver", "sharer")
 CONDITIONS = {"dtype", "device", "attention", "offline", "trust_remote_code"}  # settings for `load_pair`
@@ -54,19 +55,21 @@ def load_pair(
     attention: str = "sdpa",
     offline: bool = False,
     trust_remote_code: bool = False,
+    thinking: Thinking = "off",
 ) -> Pair:
     """Loads RECEIVER:SHARER (aliases, Hub ids or folders); a model named twice is loaded once.
 
     roles: the sides that are needed; the model of the other side is not loaded. dtype, device:
     "auto" chooses what is fastest here. trust_remote_code: run code of the models'
-    folders. Raises UserError where a name, a model, a dtype or a device is not there.
+    folders. thinking: off, on, or a budget of tokens, for models that write a thought first. Raises
+    UserError where a name, a model, a dtype or a device is not there.
     """
     quiet_libraries()
     names, wanted = split_pair(pair), set(roles)
 
     def load(found: Found) -> CausalLM:
         how = {"dtype": dtype, "device": device, "attention": attention}
-        return CausalLM.load(found, trust_remote_code=trust_remote_code, **how)
+        return CausalLM.load(found, trust_remote_code=trust_remote_code, thinking=thinking, **how)
 
     if len(wanted) == 1 or names[0] == names[1]:
         name = names[0] if "receiver" in wanted else names[1]

@@ -11,8 +11,8 @@ from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._note import cut_bytes, with_note
 from lcfbench.methods.base import Batch, Method, prompt
-from lcfbench.models.answering import decode
 from lcfbench.models.protocol import Message, State
+from lcfbench.models.thinking import speak, think
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt
 
@@ -57,19 +57,24 @@ class T2T(Method):
             asked = [prompt(self.sharer, s.request, replace(s, steps=())) for s in batch.message_from]
             state = self.sharer.read(asked)
         with batch.clock("message"):
+            state, thoughts = think(state, choices=False)
             opened = self.sharer.open(state)
             until = sorted({u for s in batch.message_from for u in s.request_until})
-            notes, written = decode(opened, self.budget, until)
+            notes, written = speak(opened, self.budget, until)
+            if thoughts:  # an unfinished one has no note behind it
+                notes = [note if t.closed else None for note, t in zip(notes, thoughts, strict=True)]
+                written = [n + t.tokens + t.added for n, t in zip(written, thoughts, strict=True)]
         # only what the sharer wrote crosses; the words it was made to begin with are the receiver's
         # own
-        notes = [(cut_bytes(note.strip(), self.bytes) if self.bytes else note).strip() for note in notes]
-        texts = [f"{d.request.prefix} {note}".strip() for d, note in zip(batch.documents, notes, strict=True)]
+        whole = [(note or "").strip() for note in notes]
+        sent = [(cut_bytes(note, self.bytes) if self.bytes else note).strip() for note in whole]
+        texts = [f"{d.request.prefix} {note}".strip() for d, note in zip(batch.documents, sent, strict=True)]
         with batch.clock("prefill"):
             shown = [self.noted(d, text) for d, text in zip(batch.documents, texts, strict=True)]
             out = self.receiver.read(shown)
-        size = [len(note.encode()) for note in notes]
+        size = [len(note.encode()) for note in sent]
         ran = [len(p.ids) + n for p, n in zip(asked, written, strict=True)]
-        return replace(out, message=Message(size, size, ran, notes, read=asked))
+        return replace(out, message=Message(size, size, ran, sent, read=asked))
 
     def noted(self, document: Document, text: str) -> Prompt:
         """Returns the receiver's prompt with the note: an earlier turn of a chat about shared text,

@@ -92,7 +92,14 @@ def judged(
 
 
 def decode(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> tuple[list[str], list[int]]:
-    """Writes greedily. Returns each row's text, cut before the first `until`, and its token count.
+    """Writes greedily. Returns each row's text, cut before the first `until`, and its token count."""
+    written = write(opened, max_new_tokens, until)
+    texts = [cut(opened.lm.tokenizer.decode(ids, skip_special_tokens=True), until) for ids in written]
+    return texts, [len(ids) for ids in written]
+
+
+def write(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> list[list[int]]:
+    """Writes greedily, up to the first `until`. Returns the tokens of each row.
 
     Rows that have ended are left out once they are half of the rows that run. Written tokens attend
     silent entries too, as in C2C's `generate`. Raises NotFiniteError where the logits of a row cannot
@@ -134,8 +141,7 @@ def decode(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> tu
             lm.keep_rows(cache, index)
         mask = F.pad(mask, (0, 1), value=1)
         logits, position = lm.step(cache, ids, mask, position, hidden), position + 1
-    texts = [cut(lm.tokenizer.decode(ids, skip_special_tokens=True), until) for ids in written]
-    return texts, [len(ids) for ids in written]
+    return written
 
 
 def in_turn(

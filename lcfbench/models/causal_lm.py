@@ -35,6 +35,7 @@ from lcfbench.models.unpadded import WholeTexts, by_length, equal_forward, equal
 from lcfbench.sources.model_folder import STEP, check_configs, check_loaded
 from lcfbench.sources.models import code_digest, read_config, unloadable
 from lcfbench.sources.taught import split
+from lcfbench.tasks.chat_template import Thinking
 from lcfbench.tasks.prompts import Prompt
 
 CHANGING = {"dynamic", "longrope"}  # kinds of rotary embedding whose frequencies depend on the length
@@ -81,10 +82,12 @@ class CausalLM:
         device: str = "auto",
         attention: str = "sdpa",
         trust_remote_code: bool = False,
+        thinking: Thinking = "off",
     ) -> CausalLM:
         """Loads a model that `find_model` found. "auto" means what is fastest here.
 
-        trust_remote_code: run code of its folder, which is then part of its revision.
+        trust_remote_code: run code of its folder, which is then part of its revision. thinking: whether
+        it writes a thought before an answer.
 
         Raises UserError when the folder holds no causal model that transformers can load.
         """
@@ -94,7 +97,7 @@ class CausalLM:
         number = pick_dtype(dtype, place)
         config = read_config(found.path, trust_remote_code)
         raw = check_configs(found.path)
-        tokenizer = load_tokenizer(found.path, trust_remote_code)
+        tokenizer = load_tokenizer(found.path, trust_remote_code, thinking)
         if found.lora:
             if "quantization_config" in raw:
                 raise UserError(f"{found.path} is quantised: no LoRA can be merged into it.", STEP)

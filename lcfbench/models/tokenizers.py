@@ -20,6 +20,7 @@ from lcfbench.errors import UserError
 from lcfbench.sources.cache import cache_dir
 from lcfbench.sources.model_folder import STEP, needs_code
 from lcfbench.sources.models import find_tokenizer, split_pair
+from lcfbench.tasks.chat_template import Thinking, chat_of, parse_thinking
 
 PLAIN = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 LARGE_BYTES = 4_000_000  # of a tokenizer.json; looking for a copy of a smaller one takes as long as it
@@ -29,12 +30,24 @@ FILES = (
 )
 
 
-def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
-    """Loads a tokenizer as `AutoTokenizer.from_pretrained` does.
+def load_tokenizer(path: Path, trust_remote_code: bool = False, thinking: Thinking = "off") -> Any:
+    """Loads a tokenizer as `AutoTokenizer.from_pretrained` does, and checks its chat template.
+
+    thinking: whether prompts that it makes leave room for a thought.
 
     A large vocabulary that its class would rebuild from the file (Gemma's: 4 s) comes from a copy
     in the cache that is read as it is (1 s), made and compared at the first time. Raises UserError.
     """
+    made = _loaded(path, trust_remote_code)
+    try:
+        made.thinking = parse_thinking(thinking)
+    except ValueError as error:
+        raise UserError(f"thinking={thinking!r}: {error}.", "Leave it out for off.") from error
+    chat_of(made)
+    return made
+
+
+def _loaded(path: Path, trust_remote_code: bool) -> Any:
     file = path / "tokenizer.json"
     if not file.is_file() or file.stat().st_size < LARGE_BYTES or trust_remote_code:
         return _made(path, trust_remote_code)
@@ -47,10 +60,13 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
     return made
 
 
-def load_tokenizers(pair: str, *, offline: bool, trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load_tokenizers(
+    pair: str, *, offline: bool, trust_remote_code: bool = False, thinking: Thinking = "off"
+) -> tuple[Any, Any]:
     """Loads the tokenizers of RECEIVER:SHARER, without weights. Raises UserError."""
     receiver, sharer = (
-        load_tokenizer(find_tokenizer(name, offline=offline), trust_remote_code) for name in split_pair(pair)
+        load_tokenizer(find_tokenizer(name, offline=offline), trust_remote_code, thinking)
+        for name in split_pair(pair)
     )
     return receiver, sharer
 

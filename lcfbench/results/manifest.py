@@ -185,6 +185,15 @@ class Manifest(_Open):
         description="SHA-256 of which document got whose message, where that was not its own.",
     )
     gates: Gates | None = Field(default=None, description="Gates of the adapter, as they act in this run.")
+    special_text: dict[str, dict[str, int]] | None = Field(
+        default=None,
+        description="Special tokens that stand in documents as text and are read as text, by role: documents "
+        "and occurrences.",
+    )
+    chat_adapted: dict[str, str] | None = Field(
+        default=None,
+        description="How chats were changed for a chat template that refuses them as they are, by role.",
+    )
     calibration: Calibration | None = Field(default=None, description="How the method chose its layers.")
     sends: bool | None = Field(default=None, description="Whether the method sends a message.")
     together: int | None = Field(

@@ -48,7 +48,10 @@ _TABLE: dict[str, tuple[type, str]] = {
     "receiver_prompt_sha256": (str, "SHA-256 of the receiver's prompt."),
     "sharer_prompt_sha256": (str, "SHA-256 of the sharer's prompt."),
     "message_from": (str, "Hash of the document whose message was used; null where nothing is sent."),
-    "prediction": (str, "Text that was generated, or the choice that was picked."),
+    "prediction": (
+        str,
+        "Text that was generated, or the choice that was picked; null where a thought has no end (unparsed).",
+    ),
     "gold": (str, "Right answer."),
     "metric": (str, "Name of the score, such as acc or f1."),
     "score": (float, "Score, 0 to 1."),
@@ -73,7 +76,12 @@ _TABLE: dict[str, tuple[type, str]] = {
     "message_cache_bytes": (int, "Size of the same message before any projection, bytes."),
     "sharer_tokens": (int, "Tokens that the sharer read or wrote."),
     "receiver_tokens": (int, "Tokens of the receiver's prompt."),
-    "answer_tokens": (int, "Tokens of the answer, or of the choices that were ranked."),
+    "answer_tokens": (
+        int,
+        "Tokens of the answer, or of the choices that were ranked; a thought before it and its end count.",
+    ),
+    "thought": (str, "Thought that the model wrote before its answer; null where it wrote none."),
+    "thought_tokens": (int, "Tokens of that thought, as written; a part of answer_tokens."),
     "flops": (float, "Floating-point operations of both models and the adapter, estimated."),
     "peak_memory_bytes": (
         int,

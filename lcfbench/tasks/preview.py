@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.tasks.document import Document, View
-from lcfbench.tasks.prompts import continuations, extend, render
+from lcfbench.tasks.prompts import behind_thought, continuations, extend, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,13 +24,18 @@ def preview(
     """Yields one JSON-ready row a document.
 
     receiver, full, noted (read by the receiver), sharer, request (read by the sharer): {prompt, tokens},
-    and `tail`, whitespace that is scored with each choice (lm-eval's rule). steps: {lead, choices:
-    [{text, tokens}], gold}; leads are filled in with the right choices of the steps before.
+    and, where there is any, `tail`, whitespace that is scored with each choice (lm-eval's rule),
+    `behind_thought`, the text behind the thought that the model writes first, `special_text`, the special
+    tokens that stand in it as text, `adapted`, how it was changed for the chat template.
+    steps: {lead, choices: [{text, tokens}], gold}; leads are filled in with the right choices of
+    the steps before.
     """
     for document in documents:
         steps, picked = [], list[str]()
         choices = bool(document.steps)
         prompt = render(document.receiver, receiver_tokenizer, chat=document.chat, choices=choices)
+        if prompt.closing is not None:  # choices follow a thought, which is not written yet
+            prompt = behind_thought(prompt, "", receiver_tokenizer, choices=choices)
         for step in document.steps:
             lead = step.led(picked)
             prompt = extend(prompt, lead, receiver_tokenizer) if lead else prompt
@@ -59,4 +64,8 @@ def _seen(
     document: Document, view: View, tokenizer: PreTrainedTokenizerBase, writes: bool = False
 ) -> dict[str, Any]:
     prompt = render(view, tokenizer, chat=document.chat, choices=bool(document.steps) and not writes)
-    return {"prompt": prompt.text, "tokens": len(prompt.ids)} | ({"tail": prompt.tail} if prompt.tail else {})
+    seen = {"prompt": prompt.text, "tokens": len(prompt.ids), "tail": prompt.tail}
+    if prompt.closing is not None:
+        seen["behind_thought"] = prompt.closing + prompt.begin
+    seen |= {"special_text": prompt.special, "adapted": prompt.adapted}
+    return {name: value for name, value in seen.items() if value or name in ("prompt", "tokens")}

@@ -12,17 +12,18 @@ models/huggingface.py `tok_encode`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
+from lcfbench.tasks.chat_template import Rendered, Turns, chat_of, thinking_of
 from lcfbench.tasks.document import View
+from lcfbench.tasks.special_text import Coded, Span, special_text, spelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DELIMITER = " "  # lm-eval's target_delimiter; no task of ours changes it
-_SENTINEL = "7f3a9cturn{}c9a3f7"  # stands for a turn's content while the template's own text is found
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,25 @@ class Prompt:
     spans: characters [a, b) of each turn's content, without whitespace at its ends and without empty
         turns, for token alignment. Equal views give equal contents on any two models. () if the
         template rewrites a content.
+    end: where the rendered chat ends; text behind it was appended and is a document's own.
+    closing: where the model first writes a thought, the text behind it, then `begin`, the beginning of
+        the answer; else None.
+    goes_on: whether the text stands behind other text, so that no BOS belongs in front of it.
+    adapted: how the turns were changed for the chat template, or "".
+    special: special tokens that stand in the contents as text.
     """
 
     text: str
-    ids: tuple[int, ...]
-    offsets: tuple[tuple[int, int], ...]
-    spans: tuple[tuple[int, int], ...]
+    ids: tuple[int, ...] = ()
+    offsets: tuple[Span, ...] = ()
+    spans: tuple[Span, ...] = ()
     tail: str = ""
+    end: int = 0
+    closing: str | None = None
+    begin: str = ""
+    goes_on: bool = False
+    adapted: str = ""
+    special: int = 0
 
 
 def render(
@@ -60,23 +73,48 @@ def render(
     """
     turns = _turns(view, history)
     contents = [content for _, content in turns]
-    text = _text(turns, view, tokenizer, chat)
-    if _has_template(tokenizer, chat):
-        marked = [(role, _SENTINEL.format(i)) for i, (role, _) in enumerate(turns)]
-        frames = _frames(_templated(marked, tokenizer, begun=bool(view.prefix)), len(turns))
-    else:
-        frames = ["", *_joints(turns, view), ""]
-    return _encode(text, _locate(text, frames, contents), tokenizer, choices=choices)
+    found = _rendered(turns, view, tokenizer, chat)
+    if found.closing is not None and view.prefix:
+        contents = contents[:-1]
+    spans = _locate(found.text, found.frames, contents)
+    special = special_text(contents, tokenizer)
+    if special and not spans:
+        what = f"the chat template of {tokenizer.name_or_path} rewrites a text that holds special tokens."
+        raise UserError(what, "They cannot be told from the template's own: leave them out of the text.")
+    prompt = Prompt(found.text, spans=spans, end=len(found.text), adapted=found.adapted, special=special)
+    if found.closing is not None:
+        return replace(_encoded(prompt, tokenizer, choices=False), closing=found.closing, begin=view.prefix)
+    return _encoded(prompt, tokenizer, choices=choices)
 
 
 def rendered(view: View, tokenizer: PreTrainedTokenizerBase, chat: bool) -> str:
-    """The text of a view's prompt, without any token: `render(…).text` with its `tail`."""
-    return _text(_turns(view), view, tokenizer, chat)
+    """The text of a view's prompt, without any token: `render(…).text` with its `tail`.
+
+    Where the model writes a thought first, the text behind it is added.
+    """
+    found = _rendered(_turns(view), view, tokenizer, chat)
+    return found.text if found.closing is None else found.text + found.closing + view.prefix
+
+
+def adapted_for(view: View, tokenizer: PreTrainedTokenizerBase, chat: bool) -> str:
+    """How a view's turns are changed for the chat template, or ""."""
+    applied = chat_of(tokenizer) if chat and view.history else None  # one question needs no change
+    return "" if applied is None else applied.render(_turns(view), thinking_of(tokenizer)).adapted
 
 
 def extend(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase, *, choices: bool = True) -> Prompt:
     """The prompt with more of the answer behind it, for the lead of a later step. Spans stay."""
-    return _encode(prompt.text + prompt.tail + text, prompt.spans, tokenizer, choices=choices)
+    special = prompt.special + special_text([text], tokenizer)
+    longer = replace(prompt, text=prompt.text + prompt.tail + text, special=special)
+    return _encoded(longer, tokenizer, choices=choices)
+
+
+def behind_thought(prompt: Prompt, rest: str, tokenizer: PreTrainedTokenizerBase, *, choices: bool) -> Prompt:
+    """The text that follows a thought: its end `rest`, the closing, and the beginning of the answer."""
+    assert prompt.closing is not None
+    closed = rest + prompt.closing
+    more = Prompt(closed + prompt.begin, end=len(closed), goes_on=True)
+    return _encoded(more, tokenizer, choices=choices)
 
 
 def continuation(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -90,13 +128,18 @@ def continuation(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase) 
 def continuations(
     prompt: Prompt, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]]:
-    """`continuation` of each of several texts, in one call of the tokenizer."""
+    """`continuation` of each of several texts, in one call of the tokenizer where that is possible."""
     if not prompt.text:  # lm-eval gives an empty context the BOS (or EOS) id: it is prompt.ids
-        coded = [tokenizer.encode(prompt.tail + text, add_special_tokens=False) for text in texts]
+        wholes = [prompt.tail + text for text in texts]
+        coded = [coded_text(whole, [(0, len(whole))], tokenizer, False)[0] for whole in wholes]
         return [ids[1:] if tuple(ids[:1]) == prompt.ids else ids for ids in coded]
     wholes = [prompt.text + prompt.tail + text for text in texts]
-    added = not _has_bos(wholes[0], tokenizer, True)  # decided by how the text begins
-    return [list(ids[len(prompt.ids) :]) for ids in tokenizer(wholes, add_special_tokens=added)["input_ids"]]
+    if prompt.special or special_text(texts, tokenizer):
+        found = [coded_text(w, _contents(prompt, w), tokenizer, _adds(prompt, w, tokenizer)) for w in wholes]
+        return [ids[len(prompt.ids) :] for ids, _, _ in found]
+    added = _adds(prompt, wholes[0], tokenizer)
+    every = tokenizer(wholes, add_special_tokens=added)["input_ids"]
+    return [(_one_bos(ids, tokenizer) if added else ids)[len(prompt.ids) :] for ids in every]
 
 
 # -- text ------------------------------------------------------------------------------------------
@@ -116,22 +159,19 @@ def opened_answer(view: View, tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns a chat up to the header of an answer, and the answer's beginning behind it.
 
     As C2C writes it. Where the last turn is rendered as a turn, a template may leave out what its header
-    says, such as an empty block of thoughts.
+    says, such as an empty block of thoughts. Where the model writes a thought first, the chat ends there.
     """
-    turns = [*view.history, ("user", view.user)]
-    return _templated(turns, tokenizer, begun=False) + view.prefix
+    asked = _rendered([*view.history, ("user", view.user)], View(view.user), tokenizer, True)
+    return asked.text if asked.closing is not None else asked.text + view.prefix
 
 
-def _has_template(tokenizer: PreTrainedTokenizerBase, chat: bool) -> bool:
-    return chat and bool(getattr(tokenizer, "chat_template", None))
-
-
-def _text(
-    turns: Sequence[tuple[str, str]], view: View, tokenizer: PreTrainedTokenizerBase, chat: bool
-) -> str:
-    if _has_template(tokenizer, chat):
-        return _templated(turns, tokenizer, begun=bool(view.prefix))
-    return "".join(text + joint for (_, text), joint in zip(turns, [*_joints(turns, view), ""], strict=True))
+def _rendered(turns: Turns, view: View, tokenizer: PreTrainedTokenizerBase, chat: bool) -> Rendered:
+    applied = chat_of(tokenizer) if chat else None
+    if applied is not None:
+        return applied.render(turns, thinking_of(tokenizer))
+    joints = [*_joints(turns, view), ""]
+    text = "".join(content + joint for (_, content), joint in zip(turns, joints, strict=True))
+    return Rendered(text, ["", *joints])
 
 
 def _joints(turns: Sequence[tuple[str, str]], view: View) -> list[str]:
@@ -142,29 +182,6 @@ def _joints(turns: Sequence[tuple[str, str]], view: View) -> list[str]:
 
 def _needs_delimiter(view: View) -> bool:
     return bool(view.user and view.prefix) and not (view.user[-1].isspace() or view.prefix[0].isspace())
-
-
-def _templated(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, *, begun: bool) -> str:
-    messages = [{"role": role, "content": content} for role, content in turns]
-    more: Any = {
-        "add_generation_prompt": not begun,
-        "continue_final_message": begun,
-        "enable_thinking": False,
-    }
-    text = tokenizer.apply_chat_template(messages, tokenize=False, **more)
-    assert isinstance(text, str)
-    return text
-
-
-def _frames(marked: str, turns: int) -> list[str] | None:
-    """The template's text before, between and after the turns; None if it dropped or doubled one."""
-    frames = []
-    for i in range(turns):
-        before, found, marked = marked.partition(_SENTINEL.format(i))
-        if not found or _SENTINEL.format(i) in marked:
-            return None
-        frames.append(before)
-    return [*frames, marked]
 
 
 def _locate(text: str, frames: list[str] | None, contents: Sequence[str]) -> tuple[tuple[int, int], ...]:
@@ -202,34 +219,89 @@ def _walk(text: str, frames: list[str], contents: Sequence[str]) -> tuple[tuple[
     return tuple(spans) if at == len(text) else None
 
 
-def _has_bos(text: str, tokenizer: PreTrainedTokenizerBase, choices: bool) -> bool:
-    """Whether `text` has its own BOS: lm-eval looks for BOS or EOS before choices, for BOS otherwise."""
+# -- tokens ----------------------------------------------------------------------------------------
+
+
+def coded_text(text: str, contents: Sequence[Span], tokenizer: PreTrainedTokenizerBase, added: bool) -> Coded:
+    """Returns ids, offsets and special tokens mask of a text whose `contents` are a document's.
+
+    Special tokens within them are text. added: put the tokens there that the tokenizer adds by itself.
+    """
+    if (coded := spelled(text, contents, tokenizer, added)) is None:
+        more: Any = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
+        found = tokenizer(text, add_special_tokens=added, **more)
+        coded = (found["input_ids"], found["offset_mapping"], found["special_tokens_mask"])
+    surplus = len(coded[0]) - len(_one_bos(coded[0], tokenizer)) if added else 0
+    ids, offsets, mask = ([*part[surplus:]] for part in coded)
+    return ids, offsets, mask
+
+
+def _one_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns ids without the first of two BOS: that of the tokenizer before that of the template."""
+    twice = len(ids) > 1 and ids[0] == ids[1] and ids[0] == _first_id(tokenizer)
+    return ids[1:] if twice else ids
+
+
+def appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Says whether a tokenizer puts a token of its own behind every text."""
+    coded = tokenizer("x", return_special_tokens_mask=True)
+    return bool(coded["special_tokens_mask"][-1])
+
+
+def check_ranked(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError for a tokenizer behind whose prompts no choice can be ranked."""
+    if appends_eos(tokenizer):
+        what = f"the tokenizer of {tokenizer.name_or_path} puts an end-of-text token behind every prompt"
+        step = "Set add_eos_token to false in its tokenizer_config.json, or use --scoring generate."
+        raise UserError(f"{what}: choices would be ranked after the end.", step)
+
+
+def _adds(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase, choices: bool = True) -> bool:
+    """Whether the tokenizer's own tokens are to be added to a prompt's text.
+
+    lm-eval's rule: not where it has its own BOS or EOS before choices, its own BOS otherwise. One that
+    stands there as a document's text is none.
+    """
+    if prompt.goes_on:
+        return False
     if not choices:
-        return bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
-    ident = _first_id(tokenizer)
-    return ident is not None and text.startswith(str(tokenizer.decode(ident)))
+        begin = str(tokenizer.bos_token) if tokenizer.bos_token else None
+    else:
+        ident = _first_id(tokenizer)
+        begin = None if ident is None else str(tokenizer.decode(ident))
+    if begin is None or not text.startswith(begin):
+        return True
+    return any(start < len(begin) for start, _ in _contents(prompt, text))
+
+
+def _contents(prompt: Prompt, text: str) -> list[Span]:
+    """The characters of a longer text that are a document's: the turns, and all behind the chat."""
+    return [*prompt.spans, (prompt.end, len(text))] if len(text) > prompt.end else [*prompt.spans]
 
 
 def _first_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
-def _encode(
-    text: str, spans: tuple[tuple[int, int], ...], tokenizer: PreTrainedTokenizerBase, *, choices: bool
-) -> Prompt:
-    kept = text.rstrip() if choices else text
-    tail = text[len(kept) :]
+def _encoded(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, choices: bool) -> Prompt:
+    """The prompt with its tokens, its `text` being whole."""
+    kept = prompt.text.rstrip() if choices else prompt.text
+    tail = prompt.text[len(kept) :]
     if choices and not kept:
         ident = _first_id(tokenizer)
-        assert ident is not None, "an empty prompt needs a BOS or EOS token"
+        if ident is None:
+            what = f"an empty prompt needs a BOS or EOS token; {tokenizer.name_or_path} has neither."
+            raise UserError(what, "Use a task whose prompts hold text.")
         return Prompt("", (ident,), ((0, 0),), (), tail)
     if not tokenizer.is_fast:
         what = f"the tokenizer of {tokenizer.name_or_path} has no character offsets."
         raise UserError(what, "Use its tokenizer.json form.")
-    asked: Any = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
-    coded = tokenizer(kept, add_special_tokens=not _has_bos(kept, tokenizer, choices), **asked)
-    offsets = _mended(kept, [(a, b) for a, b in coded["offset_mapping"]], coded["special_tokens_mask"])
-    return Prompt(kept, tuple(coded["input_ids"]), offsets, spans, tail)
+    added = _adds(prompt, kept, tokenizer, choices)
+    ids, spots, mask = coded_text(kept, _contents(prompt, kept), tokenizer, added)
+    if choices and added and mask[-1] and len(ids) > 1 and spots[-1] == (0, 0):
+        check_ranked(tokenizer)
+    offsets = _mended(kept, [(a, b) for a, b in spots], mask)
+    return replace(prompt, text=kept, ids=tuple(ids), offsets=offsets, tail=tail)
 
 
 def _mended(text: str, offsets: list[tuple[int, int]], added: Sequence[int]) -> tuple[tuple[int, int], ...]:

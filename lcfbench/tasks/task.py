@@ -50,12 +50,16 @@ class Outcome:
     """The answer of a pair to one document.
 
     loglikelihoods: for each step and choice (log-likelihood, whether it is the greedy one). text: the
-    written answer. picks: index of the choice picked in each step.
+    written answer. picks: index of the choice picked in each step. parsed: False where there is no
+    answer, as behind a thought that has no end. thought, thought_tokens: written before the answer.
     """
 
     loglikelihoods: tuple[tuple[tuple[float, bool], ...], ...] = ()
     text: str | None = None
     picks: tuple[int, ...] = ()
+    parsed: bool = True
+    thought: str | None = None
+    thought_tokens: int | None = None
 
 
 def load_task(
@@ -377,6 +381,8 @@ class Task:
         """
         from lm_eval.api.instance import Instance
 
+        if not outcome.parsed:
+            return {"score": 0.0, self.metric(document.scoring): 0.0, "unparsed": 1.0}
         task = self.lm_eval_task(document.scoring)
         written = document.scoring == "generate"
         answers = [outcome.text] if written else list(outcome.loglikelihoods[-1])
