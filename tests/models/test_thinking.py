@@ -210,7 +210,7 @@ def test_a_note_is_what_stands_behind_the_thought(monkeypatch):
 
 def test_a_budget_that_does_not_fit_is_one_line():
     lm = thinker("500")  # 512 positions
-    with pytest.raises(UserError, match="a thought of 500 tokens does not fit"):
+    with pytest.raises(UserError, match="thinker has 512"):
         answered(lm, [document()])
 
 
