@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from lcfbench.models.padding import pad_right
 from lcfbench.models.protocol import Opened, State
 
 LOGITS_BYTES = 256 << 20  # of fp32 logits at once while ranking: a vocabulary of 262,144 takes 1 MB a token
-TAIL = 16  # tokens that are decoded to look for a stop string
+TAIL = 16  # tokens that are decoded at least to look for a stop string
 
 Choices = Sequence[Sequence[Sequence[int]]]  # token ids of each choice of each document
 Ranked = list[list[tuple[float, bool]]]  # of each: log-likelihood, and whether greedy decoding writes it
@@ -107,7 +107,10 @@ def write(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> lis
     """
     lm, stops = opened.lm, opened.lm.stop_ids()
     if len(parts := lm.decoded_together(opened)) > 1:
-        return in_turn(parts, lambda some: decode(some, max_new_tokens, until))
+        each = [(rows, write(some, max_new_tokens, until)) for rows, some in parts]
+        found = {row: ids for rows, texts in each for row, ids in zip(rows, texts, strict=True)}
+        return [found[row] for row in sorted(found)]
+    last = max([TAIL, *(len(u.encode()) for u in until)])
     written: list[list[int]] = [[] for _ in range(opened.logits.shape[0])]
     rows = list(range(len(written)))  # those that still run
     alive = set(rows)
@@ -128,7 +131,7 @@ def write(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> lis
                 continue
             written[b].append(token)
             # decoding the tail alone is enough to see a stop string, and keeps the cost linear
-            tail = lm.tokenizer.decode(written[b][-TAIL:], skip_special_tokens=False) if until else ""
+            tail = lm.tokenizer.decode(written[b][-last:], skip_special_tokens=False) if until else ""
             if any(u in tail for u in until):
                 alive.discard(b)
         if not alive or step == max_new_tokens - 1:
@@ -142,17 +145,6 @@ def write(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> lis
         mask = F.pad(mask, (0, 1), value=1)
         logits, position = lm.step(cache, ids, mask, position, hidden), position + 1
     return written
-
-
-def in_turn(
-    parts: Sequence[tuple[list[int], Opened]], write: Callable[[Opened], tuple[list[str], list[int]]]
-) -> tuple[list[str], list[int]]:
-    """Writes one part of a batch after another. parts: rows of the batch, and those rows opened."""
-    found: dict[int, tuple[str, int]] = {}
-    for rows, some in parts:
-        found |= dict(zip(rows, zip(*write(some), strict=True), strict=True))
-    texts, counts = zip(*(found[row] for row in sorted(found)), strict=True)
-    return list(texts), list(counts)
 
 
 def answer_loss(

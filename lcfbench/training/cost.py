@@ -145,9 +145,9 @@ def _tokens(recipe: TrainRecipe, documents: Sequence[Document]) -> tuple[float, 
     """The mean number of tokens that receiver and sharer read of an example."""
     if not documents:
         return CHAT_TOKENS, CHAT_TOKENS
-    how = {"offline": recipe.offline, "trust_remote_code": recipe.trust_remote_code}
+    both = load_tokenizers(recipe.pair, offline=recipe.offline, trust_remote_code=recipe.trust_remote_code)
     means = []
-    for role, tokenizer in zip(("receiver", "sharer"), load_tokenizers(recipe.pair, **how), strict=True):
+    for role, tokenizer in zip(("receiver", "sharer"), both, strict=True):
         chats = [d.chat and bool(tokenizer.chat_template) for d in documents]
         views = [(getattr(d, role), c, bool(d.steps)) for d, c in zip(documents, chats, strict=True)]
         lengths = [len(render(v, tokenizer, chat=chat, choices=choices).ids) for v, chat, choices in views]
