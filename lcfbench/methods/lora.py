@@ -115,7 +115,7 @@ def target_modules(model: Any, targets: Sequence[str], layers: Sequence[int]) ->
     found: dict[str, list[nn.Linear]] = {}
     for layer in layers:
         for name, module in blocks[layer].named_modules():
-            if isinstance(module, nn.Linear):
+            if type(module) is nn.Linear:  # a router, for one, gives more than one tensor
                 found.setdefault(name.rpartition(".")[2], []).append(module)
     known = {
         name: modules
@@ -142,15 +142,17 @@ def inject(model: Any, found: dict[str, list[nn.Linear]], adapter: LoraAdapter) 
     """Replaces these modules by PEFT's LoRA layers without weights; returns them by target."""
     from peft import LoraConfig, inject_adapter_in_model  # not at the top: slow to import
 
-    names = {id(module): name for name, module in model.named_modules()}
+    # with a model's config at hand PEFT takes some names for those of its experts
+    holder: Any = nn.ModuleList([model])
+    names = {id(module): name for name, module in holder.named_modules()}
     paths = {target: [names[id(m)] for m in modules] for target, modules in found.items()}
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.scale * adapter.rank,  # type: ignore[arg-type]  # divided by the rank again
         target_modules=[path for each in paths.values() for path in each],
     )
-    inject_adapter_in_model(config, model, low_cpu_mem_usage=True, adapter_name=NAME)
-    layers = {target: [model.get_submodule(path) for path in each] for target, each in paths.items()}
+    inject_adapter_in_model(config, holder, low_cpu_mem_usage=True, adapter_name=NAME)
+    layers = {target: [holder.get_submodule(path) for path in each] for target, each in paths.items()}
     for layer in (x for each in layers.values() for x in each):
         # parameters without storage: `place_weights` sets tensors in their place
         del layer.lora_A[NAME].weight, layer.lora_B[NAME].weight

@@ -53,7 +53,9 @@ def check_maskable(model: Any, layers: int | None = None) -> None:
 def maskable(model: Any) -> bool:
     """Says whether the model's layers can be given masks of their own."""
     layers = getattr(model.get_decoder(), "layers", None)
-    if not layers or "attention_mask" not in inspect.signature(layers[0].forward).parameters:
+    if not layers or len(layers) != len(windows(model)):
+        return False
+    if not {"hidden_states", "attention_mask"} <= {*inspect.signature(layers[0].forward).parameters}:
         return False
     return model.config._attn_implementation in KERNELS and kinds_of(model) <= KINDS
 
@@ -120,11 +122,11 @@ def masking(model: Any, keys: Sequence[Key], make: Callable[[Key], Tensor]) -> I
 
     def hook(key: Key) -> Callable[..., Any]:
         def masked(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            assert "attention_mask" in given, f"{type(module).__name__} does not take its mask by name"
+            given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | given
+            assert "attention_mask" in given, f"{type(module).__name__} takes no mask"
             if key not in masks:
-                states = args[0] if args else given["hidden_states"]
-                masks[key] = as_taken(model, make(key), states.dtype)
-            return args, given | {"attention_mask": masks[key]}
+                masks[key] = as_taken(model, make(key), given["hidden_states"].dtype)
+            return (), given | {"attention_mask": masks[key]}
 
         return masked
 

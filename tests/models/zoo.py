@@ -74,7 +74,7 @@ SMALL: dict[str, Any] = {
 }
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 GLOBAL_LOCAL = [[["global", "local"], 2]]
-HYBRID = [LINEAR, FULL, LINEAR, LINEAR, FULL, LINEAR]
+HYBRID = [LINEAR, FULL, LINEAR, FULL]
 MIXED = [SLIDING, SLIDING, FULL, SLIDING, FULL]
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
@@ -112,12 +112,6 @@ SEES: dict[str, Any] = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "image_size": 28,
-}
-BART: dict[str, Any] = {
-    "d_model": 32,
-    "decoder_layers": 3,
-    "decoder_attention_heads": 4,
-    "decoder_ffn_dim": 48,
 }
 GEMMA4: dict[str, Any] = {
     "layer_types": [SLIDING, SLIDING, FULL, SLIDING, SLIDING, FULL],
@@ -230,7 +224,6 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "xglm": ("xglm", {"num_layers": 3, "attention_heads": 4, "ffn_dim": 48}),
     "ctrl": ("ctrl", {"dff": 48}),
     "openai-gpt": ("openai-gpt", {}),
-    "bart": ("bart", BART),
     "bert": ("bert", {"is_decoder": True}),
     "roberta": ("roberta", {"is_decoder": True}),
     "bloom": ("bloom", {}),
@@ -240,7 +233,6 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     # latent attention
     "deepseek-v2": ("deepseek_v2", MLA),
     "deepseek-v3": ("deepseek_v3", MLA | {"first_k_dense_replace": 1}),
-    "deepseek-v3-yarn": ("deepseek_v3", MLA | {"rope_parameters": YARN}),
     "minicpm3": ("minicpm3", MLA | {"scale_emb": 2, "dim_model_base": 32}),
     "glm4-moe-lite": ("glm4_moe_lite", MLA),
     "longcat": ("longcat_flash", MLA | LONGCAT),
@@ -249,11 +241,10 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "glm-dsa": ("glm_moe_dsa", MLA),
     "deepseek-v4": ("deepseek_v4", {}),
     # recurrent layers beside attention
-    "qwen3-next": ("qwen3_next", {"num_hidden_layers": 6, "layer_types": HYBRID}),
-    "qwen3.5": ("qwen3_5_text", {"num_hidden_layers": 6, "layer_types": HYBRID}),
-    "qwen3.5-moe": ("qwen3_5_moe_text", {"num_hidden_layers": 6, "layer_types": HYBRID}),
-    "olmo-hybrid": ("olmo_hybrid", {"num_hidden_layers": 6, "layer_types": HYBRID}),
-    "kimi-linear": ("kimi_linear", MLA | {"num_hidden_layers": 6, "layer_types": HYBRID}),
+    "qwen3-next": ("qwen3_next", {"layer_types": HYBRID}),
+    "qwen3.5": ("qwen3_5_text", {"layer_types": HYBRID}),
+    "olmo-hybrid": ("olmo_hybrid", {"layer_types": HYBRID}),
+    "kimi-linear": ("kimi_linear", MLA | {"layer_types": HYBRID}),
     "falcon-h1": ("falcon_h1", {}),
     "lfm2": ("lfm2", {"num_hidden_layers": 5, "layer_types": ["conv", FULL, "conv", FULL, "conv"]}),
     "lfm2-moe": ("lfm2_moe", {"num_hidden_layers": 5, "layer_types": ["conv", FULL, "conv", FULL, "conv"]}),
@@ -261,7 +252,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "bamba": ("bamba", {"num_hidden_layers": 5, "attn_layer_indices": [1, 3]}),
     "granite-hybrid": (
         "granitemoehybrid",
-        {"num_hidden_layers": 6, "layer_types": HYBRID, "shared_intermediate_size": 48, **GRANITE},
+        {"layer_types": HYBRID, "shared_intermediate_size": 48, **GRANITE},
     ),
     "nemotron-h": ("nemotron_h", {"layers_block_type": [LINEAR, "mlp", FULL, LINEAR, "moe", FULL, LINEAR]}),
     "minimax": ("minimax", {"num_hidden_layers": 5, "layer_types": [LINEAR, FULL, LINEAR, FULL, LINEAR]}),
@@ -269,11 +260,10 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "zaya": ("zaya", {"num_experts_per_tok": 1}),
     "zamba": ("zamba", {"layers_block_type": [LINEAR, "hybrid", LINEAR, "hybrid", LINEAR], **ZAMBA}),
     "zamba2": ("zamba2", {"layers_block_type": [LINEAR, "hybrid", LINEAR, "hybrid", LINEAR], **ZAMBA}),
-    "recurrent-gemma": ("recurrent_gemma", {"num_hidden_layers": 6, "attention_window_size": WINDOW}),
+    "recurrent-gemma": ("recurrent_gemma", {"attention_window_size": WINDOW}),
     # recurrent layers only
     "mamba": ("mamba", {}),
     "mamba2": ("mamba2", {"num_heads": 4, "head_dim": 16}),
-    "falcon-mamba": ("falcon_mamba", {}),
     "rwkv": ("rwkv", {"context_length": 512}),
     "xlstm": ("xlstm", {"hidden_size": 128, "num_heads": 4, "chunk_size": 16}),
     # not causal: attend what comes later
