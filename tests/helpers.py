@@ -672,6 +672,22 @@ def random_prefix(ends, stir: float = 0.3, **options) -> PrefixAdapter:
     return made.requires_grad_(False).eval()
 
 
+def method_of(name: str, kind: str | None, chat: bool):
+    """Any method on a tiny pair with a random adapter; `remap` and `c2c-remap` align by translation."""
+    if name == "dense":
+        ends = two_models(chat=chat)
+        return create("dense", *ends, random_dense(ends))
+    if name == "prefix":
+        ends = two_models(chat=chat)
+        return create("prefix", *ends, random_prefix(ends, place=kind))
+    if name in ("identical", "single", "lora", "answer_letter", "excerpt"):
+        return made_baseline(name, kind, chat=chat)
+    options = {}
+    if kind in ("remap", "c2c-remap"):
+        options, kind = {"token_alignment": "remap"}, "c2c" if kind == "c2c-remap" else "lcf"
+    return made_method(name, kind, tiny_pair(name, chat=chat), **options)
+
+
 LIMIT = 12
 
 

@@ -19,6 +19,7 @@ from lcfbench.alignment.tokens import aligned_positions, turn_ends
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.models.finite import check_cache
 from lcfbench.models.kv_cache import KV, put
 from lcfbench.models.protocol import Message, State
 from lcfbench.models.timing import Clock
@@ -162,6 +163,7 @@ class Fusion(Method):
             sent = [self.chat(d, prompt(self.receiver, d.receiver, d)) for d in batch.message_from]
         with torch.no_grad():
             theirs = self.sharer.prefill([c.sharer for c in sent], real=[c.sharer_real for c in sent])
+        check_cache(theirs, f"the cache of the sharer {self.sharer.name}")
         return Exchange(batch, prompts, [c.prompt for c in sent], theirs, chats, sent)
 
     def chat(self, document: Document, mine: Prompt) -> Chat:

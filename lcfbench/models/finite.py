@@ -6,8 +6,8 @@ The checks cost one pass over logits and caches; `first_place` is for an answer 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lcfbench.errors import UserError
 from lcfbench.models.kv_cache import KV
+from lcfbench.models.layout import blocks_of
 from lcfbench.models.protocol import LanguageModel
 
 NEXT_STEP = "Try --dtype float32; if it stays, the weights of the model or of the adapter are at fault."
@@ -38,17 +39,24 @@ def finite(x: Tensor) -> bool:
 
 
 def check_cache(kv: KV, whose: str) -> None:
-    """Raises NotFiniteError for an entry that is not finite, and names the first; padding does not count."""
-    if finite(kv.keys) and finite(kv.values):
-        return
-    for layer in range(len(kv.keys)):
-        for name, x in (("keys", kv.keys[layer]), ("values", kv.values[layer])):
-            bad = ~x.isfinite().all(3).all(1) & kv.mask.bool()  # (B, N)
-            if bool(bad.any()):
-                row, column = bad.nonzero()[0].tolist()
-                value = next(v for v in x[row, :, column].flatten().tolist() if not math.isfinite(v))
-                entry = int(kv.mask[row, :column].sum())
-                raise NotFiniteError(f"{whose}: {name} of layer {layer} are {value} at entry {entry}")
+    """Raises NotFiniteError for an entry or a recurrent state that is not finite, and names the first.
+
+    Left padding does not count; padding inside a prompt does: written tokens attend it.
+    """
+    if not (finite(kv.keys) and finite(kv.values)):
+        at = kv.layout.at if kv.layout is not None and len(kv.keys) else range(len(kv.keys))
+        for place, layer in enumerate(at):
+            for name, x in (("keys", kv.keys[place]), ("values", kv.values[place])):
+                bad = ~x.isfinite().all(3).all(1) & kv.present.bool()  # (B, N)
+                if bool(bad.any()):
+                    row, column = bad.nonzero()[0].tolist()
+                    value = next(v for v in x[row, :, column].flatten().tolist() if not math.isfinite(v))
+                    entry = int(kv.present[row, :column].sum())
+                    raise NotFiniteError(f"{whose}: {name} of layer {layer} are {value} at entry {entry}")
+    for (layer, name, _), x in sorted((kv.states or {}).items(), key=lambda state: state[0]):
+        if not finite(x):
+            value = next(v for v in x.flatten().tolist() if not math.isfinite(v))
+            raise NotFiniteError(f"{whose}: the {name} state of layer {layer} is {value}")
 
 
 def check_decided(low: Tensor, top: Tensor, name: str) -> None:
@@ -74,14 +82,17 @@ def first_place(models: Mapping[str, LanguageModel]) -> Iterator[None]:
 
     def watch(place: str) -> Callable[..., None]:
         def hook(module: Any, args: Any, given: dict[str, Any], out: Any) -> None:
-            states = out[0] if isinstance(out, tuple) else out
-            sound = states.abs().amax(-1) < LARGEST  # (B, T); false for NaN
+            states = out[0] if isinstance(out, tuple | list) else out
+            sound = states.abs().amax(-1) < LARGEST  # (B, T), with more streams in some models; false for NaN
             if not bool(sound.all()):
-                row, column = (~sound).nonzero()[0].tolist()
+                first = (~sound).nonzero()[0]
+                worst = float(states[tuple(first)].abs().max())
+                size = f"as large as {worst:.2g}" if math.isfinite(worst) else "not finite"
+                if sound.dim() != 2:
+                    raise NotFiniteError(f"{place} is {size}")
+                row, column = first.tolist()
                 at = given.get("position_ids")
                 position = int(at[min(row, len(at) - 1), column]) if isinstance(at, Tensor) else column
-                worst = float(states[row, column].abs().max())
-                size = f"as large as {worst:.2g}" if math.isfinite(worst) else "not finite"
                 raise NotFiniteError(f"{place} at position {position} is {size}")
 
         return hook
@@ -94,7 +105,9 @@ def first_place(models: Mapping[str, LanguageModel]) -> Iterator[None]:
                 continue
             seen.append(model)
             modules = {f"{name}'s embedding": model.get_input_embeddings()}
-            layers = getattr(model.get_decoder(), "layers", None) or ()
+            layers: Sequence[Any] = ()
+            with suppress(UserError):  # of a model without a list of layers the embedding alone is seen
+                layers = blocks_of(model)
             modules |= {f"{name}'s state after layer {i}": layer for i, layer in enumerate(layers)}
             for place, module in modules.items():
                 stack.enter_context(_hooked(module, watch(place)))

@@ -7,13 +7,18 @@ import math
 import pytest
 import torch
 
+from lcfbench.evaluation.answer import answer
 from lcfbench.methods import load_pair
+from lcfbench.methods.base import Batch
+from lcfbench.methods.create import create
 from lcfbench.models.answering import decode, rank
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.finite import NotFiniteError, check_cache, first_place
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import Opened
-from tests.helpers import Watcher, causal_lm, plain_prompts, rows, run_recipe
+from lcfbench.models.timing import Clock
+from lcfbench.sources.models import find_model
+from tests.helpers import SHARED, SPLIT, Watcher, causal_lm, method_of, plain_prompts, rows, run_recipe
 
 NAN, INF = math.nan, math.inf
 POISONS = {"nan": NAN, "inf": INF, "minus-inf": -INF, "huge": 1e30}
@@ -30,7 +35,8 @@ def poisoned(monkeypatch):
             lm = real(cls, found, **more)
             if found.name.endswith(side):
                 [weight] = [p for name, p in lm.model.named_parameters() if name.endswith(tensor)]
-                weight.data[..., 0] = value
+                with torch.no_grad():  # not by `.data`, which packed layers would not see
+                    weight[..., 0] = value
             return lm
 
         monkeypatch.setattr(CausalLM, "load", classmethod(load))
@@ -183,3 +189,123 @@ def equal(real):
         return found
 
     return ranked
+
+
+# -- hostile trials ------------------------------------------------------------------------------
+
+CASES = [
+    *[("lcf", "lcf", SHARED), ("lcf", "remap", SHARED), ("lcf", "lcfx", SPLIT), ("c2c", "c2c", SHARED)],
+    *[("c2c", "c2c-remap", SHARED), ("single", "lcf", SHARED), ("identical", "lcf", SHARED)],
+    *[("prefix", "before", SPLIT), ("prefix", "after", SHARED), ("dense", None, SPLIT)],
+    *[("dense", None, SHARED), ("lora", "lora", SHARED)],
+]
+
+
+@pytest.mark.parametrize("value", POISONS)
+@pytest.mark.parametrize(
+    ("name", "kind", "documents"), CASES, ids=[f"{n}-{k}-{d[0].task}" for n, k, d in CASES]
+)
+def test_one_bad_weight_of_an_adapter_is_no_tie(name, kind, documents, value):
+    """A weight may be squashed (a gate of infinity is open); what is answered is finite and decided."""
+    method = method_of(name, kind, name == "c2c" and kind != "c2c")
+    failed = 0
+    for weight_name, weight in method.adapter.named_parameters():
+        flat, middle = weight.data.view(-1), weight.numel() // 2
+        before, flat[middle] = flat[middle].clone(), POISONS[value]
+        try:
+            batch = Batch(documents, documents, Clock())
+            with torch.inference_mode():
+                outcomes, _ = answer(method.respond(batch), batch)
+        except NotFiniteError:
+            failed += 1
+        else:
+            assert value != "nan" or weight_name == "gate_logit", weight_name
+            for ranked in (step for outcome in outcomes for step in outcome.loglikelihoods):
+                assert all(math.isfinite(ll) for ll, _ in ranked) and len({ll for ll, _ in ranked}) > 1
+        flat[middle] = before
+    assert failed or value == "huge"
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize(("dtype", "weight"), [("float16", 6e4), ("bfloat16", 3e38)])
+def test_half_precision_that_overflows_names_its_layer(pair, tmp_path, poisoned, dtype, weight, batch_size):
+    poisoned("receiver", "layers.1.mlp.down_proj.weight", weight)
+    more = {"mode": ["receiver"], "limit": 4, "batch_size": batch_size, "dtype": dtype}
+    [folder] = run_recipe(pair, tmp_path / "out", **more)
+    assert all("the receiver's state after layer 1 at" in row["error"] for row in rows(folder))
+
+
+def poisoned_token(monkeypatch, token: int) -> None:
+    """Makes the embedding of one token NaN in the receiver, once it is loaded."""
+    real = CausalLM.load.__func__
+
+    def load(cls, found, **more):
+        lm = real(cls, found, **more)
+        if found.name.endswith("receiver"):
+            lm.model.get_input_embeddings().weight.data[token] = NAN
+        return lm
+
+    monkeypatch.setattr(CausalLM, "load", classmethod(load))
+
+
+@pytest.mark.parametrize("mode", ["receiver", "lcf", "t2t"])
+def test_padding_that_is_not_finite_is_no_error(pair, adapter, tmp_path, monkeypatch, mode):
+    """A pad token whose embedding is NaN would spoil a batch; each document alone has none."""
+    more = {"mode": [mode], "limit": 8, "adapter": [adapter]}
+    [clean] = run_recipe(pair, tmp_path / "a", **more, batch_size=1)
+    poisoned_token(monkeypatch, 3)  # <pad>; the head is the table, but no text has it
+    [folder] = run_recipe(pair, tmp_path / "b", **more, batch_size=4)
+    for mine, other in zip(rows(folder), rows(clean), strict=True):
+        assert mine["error"] is None or "log-likelihood" in mine["error"] or "logit" in mine["error"]
+        assert mine["error"] or mine["prediction"] == other["prediction"]
+
+
+def test_a_bad_token_fails_the_documents_that_have_it_alone(pair, tmp_path, monkeypatch):
+    [clean] = run_recipe(pair, tmp_path / "a", mode=["receiver"], limit=8)
+    lm = CausalLM.load(find_model(pair.split(":")[0]), dtype="float32")
+    texts = [row["receiver_prompt"] for row in rows(clean)]
+    have = [set(lm.tokenizer(text).input_ids) for text in texts]
+    some = [t for t in set.union(*have) if 0 < sum(t in ids for ids in have) < len(have)]
+    bad = min(some, key=lambda t: abs(sum(t in ids for ids in have) - len(have) / 2))
+
+    def hide(self, kv, ids, mask, positions, at):  # the table is the head too: its logit stays finite
+        logits, longer = real(self, kv, ids, mask, positions, at)
+        clean_rows = logits.isfinite().sum(-1) == logits.shape[-1] - 1
+        logits[clean_rows, bad] = logits[clean_rows].nan_to_num(-50).amin(-1)
+        return logits, longer
+
+    real = CausalLM.forward
+    monkeypatch.setattr(CausalLM, "forward", hide)
+    poisoned_token(monkeypatch, bad)
+    [folder] = run_recipe(pair, tmp_path / "b", mode=["receiver"], limit=8, batch_size=4)
+    for row, ids in zip(rows(folder), have, strict=True):
+        assert (row["error"] is not None) == (bad in ids), row["error"]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_text_is_no_answer_once_a_later_token_is_not_finite(pair, tmp_path, monkeypatch, number, value):
+    real, calls = CausalLM.step, []
+
+    def step(self, *args):
+        calls.append(1)
+        logits = real(self, *args)
+        return logits.fill_(value) if len(calls) % 5 == number else logits
+
+    monkeypatch.setattr(CausalLM, "step", step)
+    more = {"mode": ["receiver"], "limit": 2, "scoring": "generate", "batch_size": 1}
+    monkeypatch.setattr(CausalLM, "stop_ids", lambda self: set())
+    [folder] = run_recipe(pair, tmp_path, **more)
+    assert all("token" in (row["error"] or "token") for row in rows(folder))
+    assert any(f"largest logit is {value}" in (row["error"] or "") for row in rows(folder))
+    assert all(row["prediction"] is None for row in rows(folder) if row["error"])
+
+
+def test_ask_answers_nothing_from_a_bad_cache():
+    lm = causal_lm(layers=2)
+    method = create("receiver", lm, lm)
+    assert isinstance(method.ask("What is copper?").text, str)
+    lm.shared.beginnings.clear()
+    lm.model.model.layers[1].self_attn.v_proj.weight.data[0, 0] = NAN
+    with pytest.raises(NotFiniteError, match="values of layer 1 are nan"):
+        method.ask("What is copper?")

@@ -22,22 +22,7 @@ from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.lengths import longest
 from lcfbench.models.timing import Clock
-from tests.helpers import (
-    SHARED,
-    SPLIT,
-    TEXTS,
-    Watcher,
-    invoke,
-    made_baseline,
-    made_method,
-    random_dense,
-    random_prefix,
-    rows,
-    run_recipe,
-    tiny_pair,
-    tokenizer,
-    two_models,
-)
+from tests.helpers import SHARED, SPLIT, TEXTS, Watcher, invoke, method_of, rows, run_recipe, tokenizer
 
 # -- the number of positions ---------------------------------------------------------------------
 
@@ -132,21 +117,6 @@ def highest(*lms):
 
 def generated(documents, tokens=9):
     return [replace(d, steps=(), scoring="generate", until=(), max_new_tokens=tokens) for d in documents]
-
-
-def method_of(name: str, kind: str | None, chat: bool):
-    if name == "dense":
-        ends = two_models(chat=chat)
-        return create("dense", *ends, random_dense(ends))
-    if name == "prefix":
-        ends = two_models(chat=chat)
-        return create("prefix", *ends, random_prefix(ends, place=kind))
-    if name in ("identical", "single", "lora", "answer_letter", "excerpt"):
-        return made_baseline(name, kind, chat=chat)
-    options = {}
-    if kind in ("remap", "c2c-remap"):
-        options, kind = {"token_alignment": "remap"}, "c2c" if kind == "c2c-remap" else "lcf"
-    return made_method(name, kind, tiny_pair(name, chat=chat), **options)
 
 
 EXACT = [
