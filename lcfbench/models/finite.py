@@ -6,7 +6,7 @@ The checks cost one pass over logits and caches; `first_place` is for an answer 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -105,7 +105,7 @@ def first_place(models: Mapping[str, LanguageModel]) -> Iterator[None]:
                 continue
             seen.append(model)
             modules = {f"{name}'s embedding": model.get_input_embeddings()}
-            layers: Sequence[Any] = ()
+            layers: Iterable[Any] = ()
             with suppress(UserError):  # of a model without a list of layers the embedding alone is seen
                 layers = blocks_of(model)
             modules |= {f"{name}'s state after layer {i}": layer for i, layer in enumerate(layers)}
