@@ -281,20 +281,19 @@ class CausalLM:
         """Tokens of the longest text whose rotary frequencies do not depend on its length; None: any."""
         return self.rotary.steady if CHANGING & rope_types(self.model.config) else None
 
-    def check_frequencies(self, past: KV | None, positions: Tensor) -> None:
-        """Raises UserError where new positions change the frequencies under which `past` was read.
-
-        past: None where something was read that is not at hand.
-        """
+    def check_frequencies(self, past: KV, positions: Tensor) -> None:
+        """Raises UserError where new positions change the frequencies under which `past` was read."""
         if self.steady is None or not positions.numel() or int(positions.max()) < self.steady:
             return
-        last = None if past is None or not past.length else int((past.positions * past.mask).max())
-        fresh = past is not None and last is None
-        if "dynamic" not in rope_types(self.model.config) and (fresh or (last or 0) >= self.steady):
-            return
+        long = not past.length or int((past.positions * past.mask).max()) >= self.steady
+        if not long or "dynamic" in rope_types(self.model.config):
+            self.refuse_longer()
+
+    def refuse_longer(self) -> None:
+        """Raises UserError for a text that crosses the length at which rotary frequencies change."""
         raise UserError(
-            f"{self.name} reads {self.steady} tokens under one set of rotary frequencies, and this text has "
-            f"{int(positions.max()) + 1}: the part already read would have to be read anew.",
+            f"{self.name} reads {self.steady} tokens under one set of rotary frequencies, and this text goes "
+            "beyond them: the part already read would have to be read anew.",
             "Use shorter texts or another model.",
         )
 
@@ -390,7 +389,8 @@ class CausalLM:
         last = {"logits_to_keep": 1} if "logits_to_keep" in self.arguments else {}
         if isinstance(cache, WholeTexts):
             return self.model(input_ids=cache.add(ids), use_cache=False, **last).logits[:, -1].float()
-        self.check_frequencies(None, positions)
+        if self.steady is not None and bool((positions == self.steady).any()):
+            self.refuse_longer()  # a text that was longer already has been read under these frequencies
         with hiding(self.model, hidden, mask, 1):
             out = self.model(
                 input_ids=ids[:, None],

@@ -241,5 +241,12 @@ def test_a_text_that_crosses_the_length_where_frequencies_change_is_refused():
         opened = lm.open(read(lm, [long, ROWS[1]]))  # read at once beyond it, the other one below
         assert torch.allclose(opened.logits[0], plain_logits(lm, long)[-1], atol=2e-4)
         assert torch.allclose(opened.logits[1], plain_logits(lm, ROWS[1])[-1], atol=2e-4)
+        lm.stop_ids = set
+        written, _ = decode(opened, 3)  # the long one goes on, and the short one
+        for row, text in zip([long, ROWS[1]], written, strict=True):
+            ids = list(row)
+            for _ in range(3):
+                ids.append(int(plain_logits(lm, ids)[-1].argmax()))
+            assert text == lm.tokenizer.decode(ids[len(row) :], skip_special_tokens=True)
         with pytest.raises(UserError, match=f"{border} tokens under one set of rotary frequencies"):
             lm.open(read(lm, [long[: border + 1]]))
