@@ -57,7 +57,9 @@ class Group:
 
 
 GROUPS = {
-    "methods": Group("method", "lcfbench ls methods", "Method", ("respond",), "base create load_pair ask"),
+    "methods": Group(
+        "method", "lcfbench ls methods", "Method", ("respond",), "base create load_pair ask needs"
+    ),
     "adapters": Group(
         "adapter kind",
         "lcfbench adapter size --help",

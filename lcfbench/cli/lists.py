@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from lcfbench.cli.console import echo
 from lcfbench.cli.options import OfflineOption, OutOption
-from lcfbench.errors import Exit, unknown
+from lcfbench.errors import Exit, UserError, unknown
 from lcfbench.progress import quiet_libraries
 from lcfbench.tables import Cell, Column, Table
 
@@ -122,15 +122,51 @@ def entries(what: str, results: Path) -> list[dict[str, Any]]:
 
 def doctor(
     offline: OfflineOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array; with --model one object.")] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Check one model: an alias, a Hub id or a folder.")
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option("--dtype", help="With --model: number format."),
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="With --model: auto, cpu, cuda[:n] or mps.")
+    ] = "auto",
+    attention: Annotated[
+        Literal["sdpa", "eager", "flash_attention_2"],
+        typer.Option("--attention", help="With --model: attention implementation."),
+    ] = "sdpa",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="With --model: run Python code of its folder.")
+    ] = False,
 ) -> None:
-    """Check versions, devices, where models and data come from, and the task files.
+    """Check versions, devices, where models and data come from, and the task files; or one model.
 
-    Ends with 1 where something that is needed is missing.
+    Ends with 1 where something that is needed is missing, or where the model cannot be used; with 2
+    where the model is not there or cannot be loaded.
     """
+    quiet_libraries()
+    conditions = {"dtype": dtype, "device": device, "attention": attention}
+    if model is None:
+        if given := [name for name, value in conditions.items() if value not in ("auto", "sdpa")]:
+            raise UserError(f"--{given[0]} is for one model.", "Name it with --model.")
+        if trust_remote_code:
+            raise UserError("--trust-remote-code is for one model.", "Name it with --model.")
+    else:
+        from lcfbench.cli.model_doctor import examine, tables
+        from lcfbench.cli.tables import show
+
+        page = examine(model, bool(offline), trust_remote_code=trust_remote_code, **conditions)
+        if as_json:
+            echo(json.dumps(page, indent=1, ensure_ascii=False))
+        else:
+            show(*tables(page))
+        if page["capabilities"]["text"] is not True:
+            raise typer.Exit(Exit.FAILED)
+        return
     from lcfbench.cli.doctor import checks
 
-    quiet_libraries()
     found = checks(bool(offline))
     if as_json:
         echo(json.dumps([vars(check) for check in found], indent=1, default=str))

@@ -26,6 +26,7 @@ from lcfbench.methods.load_pair import (
     other_revisions,
     roles_of,
 )
+from lcfbench.methods.needs import check_needs
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.dtypes import choose
 from lcfbench.models.memory import free_bytes
@@ -72,7 +73,7 @@ class Session:
             thinking=recipe.thinking,
             **recipe.model_dump(include=CONDITIONS),
         )
-        self._check_adapters()
+        self._check_variants()
         device = self.pair.receiver.device
         self.environment = environment(
             str(device),
@@ -88,13 +89,16 @@ class Session:
             self._digests[key] = task.data_sha256, task.split_manifest_sha256
         return self._digests[key]
 
-    def _check_adapters(self) -> None:
-        """Raises UserError for the first adapter that was made for models of other shapes."""
+    def _check_variants(self) -> None:
+        """Raises UserError for the first method or adapter that these models do not allow."""
         for variants in self.variants.values():
             for variant in variants:
+                receiver, sharer = self.pair.models_for(method_class(variant.mode).roles)
+                config = None
                 if (folder := variant.adapter) is not None:
-                    receiver, sharer = self.pair.models_for(method_class(variant.mode).roles)
-                    read_config(folder).check_fits(receiver.geometry, sharer.geometry, str(folder))
+                    config = read_config(folder)
+                    config.check_fits(receiver.geometry, sharer.geometry, str(folder))
+                check_needs(variant.mode, receiver, sharer, config)
 
     def portions(self, task: Task) -> list[list[Variant]]:
         """The variants of a task in portions whose adapters fit into half of the free memory together.

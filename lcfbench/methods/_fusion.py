@@ -6,8 +6,9 @@ the prompt runs on the edited cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from lcfbench.alignment.tokens import aligned_positions, turn_ends
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.models.capabilities import Capability
 from lcfbench.models.finite import check_cache
 from lcfbench.models.kv_cache import KV, put
 from lcfbench.models.protocol import Message, State
@@ -86,6 +88,8 @@ class Fusion(Method):
     """Base of the methods that edit the receiver's cache with an adapter."""
 
     adapter: Adapter
+
+    needs: ClassVar[Mapping[str, tuple[Capability, ...]]] = {"receiver": ("edit",), "sharer": ("edit",)}
 
     def __post_init__(self) -> None:
         assert self.adapter is not None, "a fusion method needs an adapter"

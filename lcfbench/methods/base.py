@@ -21,6 +21,7 @@ from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods.ask import Answer, answer_of, document_of
+from lcfbench.models.capabilities import CAPABILITIES, Capability
 from lcfbench.models.finite import check_cache
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import LanguageModel, State
@@ -57,6 +58,8 @@ class Method:
     seeded: whether the run's seed changes the answers to the same documents and messages.
     roles: which of the two models the method runs; the other one is not loaded.
     adapter_kinds: kinds of adapter that it runs; empty for methods that need no training.
+    needs: the capabilities that a model must have in each role, beside reading and writing text. None
+    means nothing more for a method without adapter, and every capability for one with an adapter.
     """
 
     receiver: LanguageModel
@@ -68,6 +71,7 @@ class Method:
     seeded: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ("receiver", "sharer")
     adapter_kinds: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[Mapping[str, tuple[Capability, ...]] | None] = None
 
     def __post_init__(self) -> None:
         """Raises UserError for options or a pair that the method cannot serve."""
@@ -78,6 +82,13 @@ class Method:
 
         depth: returns the number of the receiver's layers.
         """
+
+    @classmethod
+    def needs_with(cls, config: AdapterConfig | None) -> Mapping[str, tuple[Capability, ...]]:
+        """Returns `needs` with an adapter of this config; None: with any adapter."""
+        if cls.needs is not None:
+            return cls.needs
+        return dict.fromkeys(cls.roles, CAPABILITIES if cls.adapter_kinds else ())
 
     def check(self, document: Document) -> None:
         """Raises UserError when the method cannot serve this kind of document."""

@@ -10,6 +10,7 @@ from lcfbench.adapters.base import Adapter, own_method
 from lcfbench.config import convert
 from lcfbench.errors import UserError, unknown
 from lcfbench.methods.base import Method, option_fields
+from lcfbench.methods.needs import check_needs
 from lcfbench.models.protocol import LanguageModel
 
 
@@ -49,7 +50,7 @@ def create(
     """Makes a method ready to respond.
 
     Options that an adapter was trained under hold where no other value is given. Raises UserError
-    where the adapter is missing or of another kind.
+    where the adapter is missing or of another kind, and where a model lacks what the method needs.
     """
     kind = method_class(name)
     if kind.adapter_kinds and adapter is None:
@@ -62,6 +63,7 @@ def create(
             f"method {name} runs {', '.join(kind.adapter_kinds)} adapters, not {adapter.config.kind}.",
             f"Use --mode {own_method(adapter.config.kind)}.",
         )
+    check_needs(name, receiver, sharer, adapter.config if adapter is not None else None)
     chosen = parse_options(kind, name, options or {})
     if adapter is not None and kind.adapter_kinds:
         trained = adapter.config.training.get("method_options") or {}

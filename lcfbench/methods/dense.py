@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -18,6 +18,7 @@ from lcfbench.methods._lengths import check_room
 from lcfbench.methods._prefix import content, read_on_top
 from lcfbench.methods._translate import aligned_tokens, columns_of, entries_at, read_pairs, two_readings
 from lcfbench.methods.base import Batch, prompt
+from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import State
 from lcfbench.tasks.document import Document
@@ -38,6 +39,10 @@ class Dense(Fusion):
     context: Literal["auto", "aware", "unaware"] = "auto"
 
     adapter_kinds: ClassVar[tuple[str, ...]] = ("dense",)
+    needs: ClassVar[Mapping[str, tuple[Capability, ...]]] = {
+        "receiver": ("edit", "prefix", "rotate"),
+        "sharer": ("edit", "rotate"),
+    }
 
     def __post_init__(self) -> None:
         if self.lead < 0:

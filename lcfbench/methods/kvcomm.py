@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
@@ -15,6 +15,7 @@ from lcfbench.errors import UserError
 from lcfbench.methods._kvcomm_scores import best, importance, parse_layers, scores
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import Document
@@ -42,6 +43,11 @@ class KVComm(Method):
     last: Annotated[int, Ge(0)] = 0
     prior_mean: Annotated[float, Ge(-10), Le(10)] = 0.5
     prior_width: Annotated[float, Ge(1e-3), Le(1e3)] = 1 / 3
+
+    needs: ClassVar[Mapping[str, tuple[Capability, ...]]] = {
+        "receiver": ("handover",),
+        "sharer": ("handover",),
+    }
 
     def __post_init__(self) -> None:
         mine, theirs = self.receiver, self.sharer

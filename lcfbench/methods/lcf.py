@@ -5,7 +5,7 @@ LCF-X reads one pooled entry a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -14,12 +14,13 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from lcfbench.adapters._layers import WHOLE
-from lcfbench.adapters.config import LARGEST
+from lcfbench.adapters.config import LARGEST, AdapterConfig
 from lcfbench.adapters.lcf import LCFAdapter, flat
 from lcfbench.adapters.lcfx import LCFXAdapter
 from lcfbench.alignment.spans import check_spans, membership
 from lcfbench.methods._fusion import Exchange, Fusion, Segment, entries
 from lcfbench.methods.base import Batch, prompt
+from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document
@@ -43,6 +44,13 @@ class LCF(Fusion):
     stride: Annotated[int, Ge(1), Le(LARGEST)] = 32
 
     adapter_kinds: ClassVar[tuple[str, ...]] = ("lcf", "lcfx")
+
+    @classmethod
+    def needs_with(cls, config: AdapterConfig | None) -> Mapping[str, tuple[Capability, ...]]:
+        needs, reader = super().needs_with(config), cls.roles[-1]  # the model whose cache is read
+        if config is None or not config.options.get("unrotated_keys"):
+            return needs
+        return {**needs, reader: (*needs[reader], "rotate")}
 
     def __post_init__(self) -> None:
         check_spans(self.spans, self.windows, self.window, self.stride)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
@@ -68,7 +69,7 @@ def load_pair(
     names, wanted = split_pair(pair), set(roles)
 
     def load(found: Found) -> CausalLM:
-        how = {"dtype": dtype, "device": device, "attention": attention}
+        how: dict[str, Any] = {"dtype": dtype, "device": device, "attention": attention}
         return CausalLM.load(found, trust_remote_code=trust_remote_code, thinking=thinking, **how)
 
     if len(wanted) == 1 or names[0] == names[1]:

@@ -6,7 +6,7 @@ This is the one method that needs the modules of a transformers model: PEFT repl
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from lcfbench.adapters.config import AdapterConfig
 from lcfbench.adapters.lora import LoraAdapter, rank_for
 from lcfbench.errors import UserError, unknown
 from lcfbench.methods.base import Batch, Method, read_alone
+from lcfbench.models.capabilities import Capability
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.layout import blocks_of
 from lcfbench.models.protocol import LanguageModel, State
@@ -38,6 +39,7 @@ class Lora(Method):
     sends: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ("receiver",)
     adapter_kinds: ClassVar[tuple[str, ...]] = ("lora",)
+    needs: ClassVar[Mapping[str, tuple[Capability, ...]]] = {}
 
     def __post_init__(self) -> None:
         adapter, base = self.adapter, self.receiver

@@ -7,17 +7,19 @@ gradient. `before`: the receiver reads its whole prompt on top of them, as on a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from lcfbench.adapters.config import AdapterConfig
 from lcfbench.adapters.prefix import PrefixAdapter
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._prefix import append, content, read_on_top
 from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import Document
@@ -36,6 +38,11 @@ class Prefix(Method):
     adapter: PrefixAdapter
 
     adapter_kinds: ClassVar[tuple[str, ...]] = ("prefix",)
+
+    @classmethod
+    def needs_with(cls, config: AdapterConfig | None) -> Mapping[str, tuple[Capability, ...]]:
+        unrotated = config is None or config.options.get("unrotated_keys", True)
+        return {"receiver": ("prefix", "rotate"), "sharer": ("edit", "rotate") if unrotated else ("edit",)}
 
     def __post_init__(self) -> None:
         assert isinstance(self.adapter, PrefixAdapter), "prefix needs a prefix adapter"

@@ -19,6 +19,9 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
+from lcfbench.models.capabilities import Capabilities, presumed
+from lcfbench.models.conformance import Conformance
+from lcfbench.models.conformance_store import recorded
 from lcfbench.models.cpu_packing import packed
 from lcfbench.models.dtypes import pick_device, pick_dtype
 from lcfbench.models.kv_cache import KV, growing
@@ -65,6 +68,7 @@ class CausalLM:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.pad_id: int = 0 if pad is None else pad
         self.shared = SharedPrefill(self.device, self.pad_id, keep_beginnings=not learned)
+        self.conformance: Conformance | None = None if like is None else like.conformance
         self.read_as(self.first_reading if like is None else like.reading)
         self.arguments = frozenset(inspect.signature(model.forward).parameters)
         # a token is multiplied with all but the embedding table, unless that is the output head too
@@ -83,13 +87,16 @@ class CausalLM:
         attention: str = "sdpa",
         trust_remote_code: bool = False,
         thinking: Thinking = "off",
+        check: bool = True,
     ) -> CausalLM:
         """Loads a model that `find_model` found. "auto" means what is fastest here.
 
         trust_remote_code: run code of its folder, which is then part of its revision. thinking: whether
-        it writes a thought before an answer.
+        it writes a thought before an answer. check: whether it is held against the plainest use of
+        transformers, where that was not done before.
 
-        Raises UserError when the folder holds no causal model that transformers can load.
+        Raises UserError when the folder holds no causal model that transformers can load, and for one
+        that does not compute here what it should.
         """
         from transformers import AutoModelForCausalLM
 
@@ -130,7 +137,18 @@ class CausalLM:
             raise unloadable(found.path, raw, error) from error
         check_weights(found.path, model, tokenizer)
         code = f"+{code_digest(found.path)}" if trust_remote_code else ""
-        return cls(found.name, packed(model), tokenizer, f"{found.revision}{code}", found.source)
+        lm = cls(found.name, packed(model), tokenizer, f"{found.revision}{code}", found.source)
+        return lm.checked() if check else lm
+
+    def checked(self) -> CausalLM:
+        """Returns the model, which reads as its checks say. Raises UserError where it cannot be used."""
+        self.conformance = recorded(self)
+        if why := self.capabilities.lacks("text"):
+            raise UserError(
+                f"{self.name} cannot be used here: {why}.",
+                f"See `lcfbench doctor --model {self.name}`; another --dtype or --attention may do.",
+            )
+        return self
 
     def read_as(self, reading: Reading) -> None:
         """Reads from now on padded, in rows of equal length, or whole texts without a cache."""
@@ -164,6 +182,10 @@ class CausalLM:
     @property
     def max_positions(self) -> int | None:
         return longest(self.model.config, self.tokenizer)
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        return presumed(self) if self.conformance is None else self.conformance.capabilities
 
     @property
     def vocabulary_size(self) -> int:

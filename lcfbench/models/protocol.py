@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lcfbench.geometry import Geometry
+from lcfbench.models.capabilities import Capabilities
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.layout import Layout, Reading
 from lcfbench.models.padding import Real, pad_left, positions_of, silent_at
@@ -52,6 +53,10 @@ class LanguageModel(Protocol):
     @property
     def has_chat(self) -> bool:
         """Whether the tokenizer has a chat template."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model allows, see `lcfbench.models.capabilities`."""
 
     @property
     def max_positions(self) -> int | None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lcfbench.adapters.ridge import Held, Ridge, Scale
 from lcfbench.alignment.layers import layer_sources
+from lcfbench.errors import UserError
 from lcfbench.methods.load_pair import CONDITIONS, load_pair
 from lcfbench.models.protocol import LanguageModel
 from lcfbench.models.tokenizers import load_tokenizer
@@ -75,6 +76,12 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> OracleRun:
     began = time.perf_counter()
     models = load_pair(chosen.pair, **chosen.model_dump(include=CONDITIONS))
     receiver, sharer = models.receiver, models.sharer
+    for lm in (receiver, sharer):
+        if why := lm.capabilities.lacks("edit") or lm.capabilities.lacks("rotate"):
+            raise UserError(
+                f"a transform of caches needs keys without their positions, which {lm.name} does not give: {why}.",
+                "Name another pair.",
+            )
     with torch.inference_mode():
         rows, points = fit(receiver, sharer, texts, chosen.map, chosen.sources, chosen.batch_size, say)
     train, held = (sum(len(t.tokens) for t in part) for part in split(texts))

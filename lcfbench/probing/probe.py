@@ -14,6 +14,7 @@ from typing import Any
 
 from lcfbench.errors import UserError
 from lcfbench.methods.load_pair import CONDITIONS, load_pair
+from lcfbench.methods.needs import check_needs
 from lcfbench.probing import stages
 from lcfbench.probing.gain import outcome, stops
 from lcfbench.probing.page import Page, page_of
@@ -106,6 +107,7 @@ def _look(record: Record, task: Any, mode: str, part: Callable[..., bool], progr
     began = time.monotonic()
     progress.say("loading both models …")
     pair = load_pair(recipe.pair, **recipe.model_dump(include=CONDITIONS))
+    check_needs(mode, pair.receiver, pair.sharer)
     loading = time.monotonic() - began
     if len(documents) < 4:
         raise UserError(

@@ -123,8 +123,8 @@ def models(opened: Opened, found: dict[str, Any], loading: float) -> None:
         if role == "sharer" and lm is pair.receiver:
             found[role] = found["receiver"]
             continue
-        checks = conformance(lm, sample_rows(lm, longest))
-        found[role] = facts(lm) | {"checks": [check.record() for check in checks]}
+        checked = conformance(lm, sample_rows(lm, longest))
+        found[role] = facts(lm) | {"checks": [check.record() for check in checked.text_checks]}
 
 
 def facts(lm: CausalLM) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from lcfbench.adapters.files import PICTURE, REPORT, load, making, save, stored_
 from lcfbench.errors import UserError
 from lcfbench.methods.create import method_class
 from lcfbench.methods.load_pair import CONDITIONS, load_adapter, load_pair, other_revisions
+from lcfbench.methods.needs import check_needs
 from lcfbench.progress import PruneProgress
 from lcfbench.tasks.task import load_task
 from lcfbench.training.ablation import Bench, Found, method_for
@@ -80,8 +81,9 @@ def _prune(
         roles=method_class(mode).roles,
         **recipe.model_dump(include=CONDITIONS),
     )
-    whole = load_adapter(recipe.adapter, pair, mode)
     receiver, sharer = pair.models_for(method_class(mode).roles)
+    check_needs(mode, receiver, sharer, config)
+    whole = load_adapter(recipe.adapter, pair, mode)
     if other := other_revisions(config, receiver, sharer):
         progress.warn(
             f"adapter {recipe.adapter.name} was trained on other weights: {other}. Expect it to do worse."

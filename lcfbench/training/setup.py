@@ -16,6 +16,7 @@ from lcfbench.errors import UserError, unknown
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import method_class, parse_options
 from lcfbench.methods.load_pair import CONDITIONS, Pair, load_pair
+from lcfbench.methods.needs import check_needs
 from lcfbench.models.dtypes import pick_dtype
 from lcfbench.registry import method_names
 from lcfbench.tasks.document import Document
@@ -71,7 +72,10 @@ def models_of(recipe: TrainRecipe, accelerator: Accelerator) -> Pair:
     apart = recipe.device == "auto" and accelerator.num_processes > 1
     device = str(accelerator.device) if apart else recipe.device
     conditions = recipe.model_dump(include=CONDITIONS) | {"device": device}
-    return load_pair(recipe.pair, roles=roles, **conditions)
+    pair = load_pair(recipe.pair, roles=roles, **conditions)
+    for spec in recipe.specs():
+        check_needs(spec.mode, *pair.models_for(trainable(spec).roles))
+    return pair
 
 
 def trainable(spec: AdapterSpec) -> type[Method]:
@@ -142,6 +146,7 @@ def trainings_of(recipe: TrainRecipe, pair: Pair, examples: Sequence[Document]) 
         recorded = recorded_names(names)
         models = (recorded[0], receiver.geometry), (recorded[1], sharer.geometry)
         config = pair_config(kind, *models, options=options, **alignment)
+        check_needs(spec.mode, receiver, sharer, config)
         adapter = build(method_kind.configure(config, receiver, sharer)).to(receiver.device)
         method = method_kind(receiver, sharer, adapter, **for_method)
         for document in examples[:64]:

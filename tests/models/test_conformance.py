@@ -6,32 +6,38 @@ import pytest
 import torch
 
 from lcfbench.models import causal_lm as module
-from lcfbench.models.conformance import conformance, sample_rows
+from lcfbench.models.conformance import (
+    AGAIN,
+    BATCH,
+    EAGER,
+    FELT,
+    FINITE,
+    FRONT,
+    HIDDEN,
+    PLACE,
+    REST,
+    SAME,
+    STEP,
+    Conformance,
+    conformance,
+    sample_rows,
+)
 from lcfbench.models.padding import positions_of
 from tests import helpers
 
-BATCH, REST, EAGER = (
-    "a padded batch = each row alone",
-    "a beginning, then the rest = the whole",
-    "attention here = eager attention",
-)
-AGAIN, PLACE, FINITE = (
-    "keys un-rotated and rotated again",
-    "keys un-rotated do not know their place",
-    "finite logits",
-)
-
 
 def failed(lm) -> set[str]:
-    return {check.name for check in conformance(lm) if not check.ok}
+    return {check.name for check in conformance(lm).checks if not check.ok}
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3"])
 @pytest.mark.parametrize("bos", [False, True])
 def test_right_models_pass_every_check(family, bos):
     found = conformance(helpers.causal_lm(family, bos=bos, family=family))
-    assert len(found) == 6 and all(check.ok for check in found), found
-    assert all(check.record()["name"] == check.name for check in found)
+    assert len(found.checks) == 12 and all(check.ok for check in found.checks), found
+    assert not found.missing and found.reading == "padded"
+    assert all(check.record()["name"] == check.name for check in found.checks)
+    assert Conformance.model_validate_json(found.model_dump_json()) == found
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -43,7 +49,7 @@ def test_rounding_is_no_fault(dtype):
 
 def test_rows_of_the_sample_go_beyond_the_window_where_prompts_do():
     lm = helpers.causal_lm("windowed", family="gemma3", window=8)
-    assert max(map(len, sample_rows(lm))) == 23 and len(sample_rows(lm)) == 4
+    assert max(map(len, sample_rows(lm))) == 17 and len(sample_rows(lm)) == 4
     assert len(sample_rows(lm, longest=10)) == 3
 
 
@@ -65,12 +71,15 @@ def test_positions_that_count_padding(monkeypatch):
     monkeypatch.setattr(module, "positions_of", counted)
     lm = helpers.causal_lm("padded")
     # rotary attention sees distances alone: keys carry other places, answers from the cache differ
-    assert BATCH in failed(lm)
+    assert conformance(lm).reading == "equal" and not failed(lm)  # no padding is read then
 
 
 def test_a_rest_that_forgets_where_it_begins(monkeypatch):
     monkeypatch.setattr(module, "positions_of", lambda mask, start=0: positions_of(mask, 0))
-    assert REST in failed(helpers.causal_lm("forgetful"))
+    record = conformance(helpers.causal_lm("forgetful"))
+    assert record.reading == "whole" and "text" not in record.missing
+    assert REST in record.missing["edit"] and "cannot be trusted" in record.missing["edit"]
+    assert record.missing["edit"] == record.missing["prefix"] == record.missing["rotate"]
 
 
 def test_padding_that_is_attended(monkeypatch):
@@ -117,6 +126,7 @@ def test_a_check_that_raises_has_failed_and_says_why(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(lm, "rotate", raising)
-    found = {check.name: check for check in conformance(lm)}
+    record = conformance(lm)
+    found = {check.name: check for check in record.checks}
     assert not found[PLACE].ok and type(error).__name__ in found[PLACE].detail
-    assert found[BATCH].ok
+    assert found[BATCH].ok and type(error).__name__ in record.missing["rotate"]

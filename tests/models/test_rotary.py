@@ -107,7 +107,7 @@ def test_keys_of_one_place_foretell_those_of_another(name):
     here, there = torch.arange(3, 12)[None], torch.arange(28, 37)[None]
     for i, (a, b) in enumerate(zip(cache_of(model, here), cache_of(model, there), strict=True)):
         content = turned(rules, a, here, i, inverse=True)
-        assert torch.allclose(turned(rules, content, there, i, inverse=False), b, atol=2e-5), (name, i)
+        assert torch.allclose(turned(rules, content, there, i, inverse=False), b, atol=1e-4), (name, i)
 
 
 @pytest.mark.parametrize("name", ABSENT)
@@ -118,9 +118,9 @@ def test_a_model_whose_keys_do_not_carry_their_place_has_no_rules_and_says_why(n
         rules.turn(torch.zeros(1, 1, 1, 2, 8), torch.zeros(1, 2, dtype=torch.long))
 
 
-# after a text of more than 48 tokens "dynamic" keeps its frequencies in the next one of just 48
+# after a text of more than 128 tokens "dynamic" keeps its frequencies in the next one of just 128
 @pytest.mark.parametrize(
-    ("name", "steady"), [("llama-dynamic", 47), ("llama-longrope", 48), ("phi4-mini", 48)]
+    ("name", "steady"), [("llama-dynamic", 127), ("llama-longrope", 48), ("phi4-mini", 48)]
 )
 def test_frequencies_that_depend_on_the_length_are_refused_beyond_their_first_stretch(name, steady):
     model = zoo.build(name)
@@ -129,7 +129,7 @@ def test_frequencies_that_depend_on_the_length_are_refused_beyond_their_first_st
     keys = torch.randn(4, 1, 2, 3, 8)
     inside = torch.tensor([[0, 20, steady - 1]])
     first = rules.turn(keys, inside, inverse=True)
-    cache_of(model, torch.arange(60)[None], ids=list(range(5, 65)))  # a long text changes the module
+    cache_of(model, torch.arange(150)[None], ids=list(range(5, 155)))  # a long text changes the module
     assert torch.equal(rules.turn(keys, inside, inverse=True), first)
     for inverse in (True, False):
         with pytest.raises(UserError, match=f"more than {steady} tokens"):

@@ -145,14 +145,20 @@ def test_too_little_time_says_what_can_be_said(pair, tmp_path, monkeypatch):
 
 
 def test_a_model_that_does_not_conform_stops_everything(pair, tmp_path, monkeypatch, capsys):
-    from lcfbench.models.conformance import Check
+    from lcfbench.models.conformance import FINITE, Check, Conformance
 
-    monkeypatch.setattr(
-        stages, "conformance", lambda *_: [Check("finite logits", False, None, "3 are not finite")]
+    failed = Check(FINITE, False, None, "3 logits are not finite")
+    record = Conformance(
+        reading="padded", checks=(failed,), layers=(), token_bytes=1, state_bytes=0, missing={"text": "so"}
     )
+    monkeypatch.setattr(stages, "conformance", lambda *_: record)
     more = [w for k, v in QUICK.items() for w in (f"--{k.replace('_', '-')}", v)]
     code, out, err = invoke(capsys, monkeypatch, "probe", "--pair", pair, "--out", tmp_path / "p", *more)
-    assert code == 1 and "finite logits: 3 are not finite" in out and "Not known" in out
+    assert (
+        code == 1
+        and "logits are finite: 3 logits are not finite" in " ".join(out.split())
+        and "Not known" in out
+    )
     assert not (tmp_path / "p" / "runs").exists()
 
 

@@ -1,0 +1,75 @@
+"""What the checks of a model found, kept in the cache folder: each model is checked once.
+
+A record is named by all that may change it: config, weights, number format, attention, device,
+the versions of torch and transformers, and the code of the checks and of reading.
+
+>>> record = recorded(lm)  # at once where this model was checked before
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from pydantic import ValidationError
+
+from lcfbench.files import write
+from lcfbench.models.conformance import Conformance, conformance
+from lcfbench.sources.cache import cache_dir, say
+
+if TYPE_CHECKING:
+    from lcfbench.models.causal_lm import CausalLM
+
+LARGE = 2_000_000_000  # parameters from which the check is announced: it takes more than some seconds
+
+
+def recorded(lm: CausalLM, again: bool = False) -> Conformance:
+    """Returns what the checks of a loaded model found, and has it read as they say.
+
+    again: check it even where that was done before. A record that cannot be read is made again; one
+    that cannot be written is made at every load.
+    """
+    path = cache_dir() / "conformance" / f"{identity(lm)[:24]}.json"
+    found = None if again else _read(path)
+    if found is not None:
+        lm.read_as(found.reading)
+        return found
+    if lm.matmul_params > LARGE:
+        say(f"checking {lm.name} on this machine, which is done once …")
+    found = conformance(lm)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, found.model_dump_json(indent=2).encode() + b"\n")
+    except OSError:  # a read-only or full cache folder costs time alone
+        pass
+    return found
+
+
+def _read(path: Path) -> Conformance | None:
+    try:
+        return Conformance.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):  # not there, or damaged
+        return None
+
+
+def identity(lm: CausalLM) -> str:
+    """64 hex digits over all that may change what the checks of a model find."""
+    config: dict[str, Any] = lm.model.config.to_dict()
+    config.pop("_name_or_path", None)
+    about = {
+        "config": config,
+        "revision": lm.revision,
+        "dtype": str(lm.dtype),
+        "attention": lm.model.config._attn_implementation,
+        "device": lm.device.type,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "code": hashlib.sha256(
+            b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+        ).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
