@@ -26,7 +26,7 @@ from lcfbench.evaluation.identity import (
 from lcfbench.evaluation.rows import Rows
 from lcfbench.evaluation.session import Session
 from lcfbench.evaluation.variants import Variant
-from lcfbench.methods._lengths import TooLongError, frame_bytes, text_bytes
+from lcfbench.methods._lengths import too_long
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.causal_lm import apart
 from lcfbench.models.finite import NotFiniteError, first_place
@@ -84,24 +84,8 @@ class Run:
         self.ties = 0  # documents whose likeliest choices are equally likely
 
     def _too_long(self) -> dict[str, str]:
-        """Why documents have no room in a model, by hash.
-
-        Raises UserError where none has. Tokens are counted only where the bytes of a text are too many.
-        """
-        limits = [lm.max_positions for lm in self.models if lm.max_positions is not None]
-        if not limits:
-            return {}
-        room = min(limits) - self.method.added
-        frames = {chat: frame_bytes(chat, self.models) for chat in {d.chat for d in self.documents}}
-        size = {d.hash: text_bytes(d, frames[d.chat]) for d in self.documents}
-        found = {}
-        for d in self.documents:
-            sender = self.message_from[d.hash]
-            if size[d.hash] + (size[sender.hash] if sender is not d else 0) > room:
-                try:
-                    self.method.check_length(d, sender)
-                except TooLongError as error:
-                    found[d.hash] = reason_of(error)
+        """Why documents have no room in a model, by hash. Raises UserError where none has."""
+        found = too_long(self.method, [(d, self.message_from[d.hash]) for d in self.documents])
         if len(found) == len(self.documents):
             count = f"all {len(found):,} documents are" if len(found) > 1 else "the document is"
             first = next(iter(found.values()))

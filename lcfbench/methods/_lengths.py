@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
 from lcfbench.models.protocol import LanguageModel, State
 from lcfbench.tasks.chat_template import budget_of, thinking_of
 from lcfbench.tasks.document import Document, View
 from lcfbench.tasks.prompts import Prompt, continuations, extend, rendered
+
+if TYPE_CHECKING:
+    from lcfbench.methods.base import Method
 
 STEP = "Use a model with a longer context."
 
@@ -44,6 +47,29 @@ def check_room(
         what = ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
         verb = "need" if parts[1:] else "needs"
         raise TooLongError(f"{what} {verb} {needed:,} positions; {lm.name} has {limit:,}.", STEP)
+
+
+def too_long(method: Method, pairs: Sequence[tuple[Document, Document]]) -> dict[str, str]:
+    """Returns why documents have no room in a method's models, by hash.
+
+    pairs: each document and the one whose message it gets. Tokens are counted only where the bytes of the
+    texts are too many.
+    """
+    lms = (method.receiver, method.sharer)
+    limits = [lm.max_positions for lm in lms if lm.max_positions is not None]
+    if not limits:
+        return {}
+    frames = {chat: frame_bytes(chat, lms) for chat in {d.chat for pair in pairs for d in pair}}
+    size = {d.hash: text_bytes(d, frames[d.chat]) for pair in pairs for d in pair}
+    found = {}
+    for d, sender in pairs:
+        both = size[d.hash] + (size[sender.hash] if sender is not d else 0)
+        if both + method.added > min(limits):
+            try:
+                method.check_length(d, sender)
+            except TooLongError as error:
+                found[d.hash] = str(error)
+    return found
 
 
 def check_state(state: State, written: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from lcfbench.adapters.base import adapter_class, build
 from lcfbench.adapters.config import pair_config, recorded_names
 from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError, unknown
+from lcfbench.methods._lengths import too_long
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import method_class, parse_options
 from lcfbench.methods.load_pair import CONDITIONS, Pair, load_pair
@@ -123,6 +124,35 @@ def data_of(recipe: TrainRecipe, pair: Pair, say: Callable[[str], None]) -> tupl
     if recipe.targets == "receiver":
         examples = written_by(pair.receiver, examples, recipe.at_once, say)
     return examples, dev
+
+
+def fitting(dev: Dev, trainings: Sequence[AdapterTraining], seed: int, say: Callable[[str], None]) -> Dev:
+    """Returns the dev documents that have room in the models; says how many have not.
+
+    Raises UserError where a task has none.
+    """
+    out: Dev = {}
+    for name, (task, documents) in dev.items():
+        kept = documents
+        while kept and (long := _long(kept, trainings, seed)):
+            kept = [d for d in kept if d.hash not in long]
+            why = next(iter(long.values()))
+            if not kept:
+                raise UserError(f"all dev documents of {name} are longer than a model reads: {why}")
+            count = f"{len(long):,} of {len(documents):,} dev documents"
+            say(f"{name}: {count} are longer than a model reads and are left out; the first: {why}")
+        out[name] = task, kept
+    return out
+
+
+def _long(documents: Sequence[Document], trainings: Sequence[AdapterTraining], seed: int) -> dict[str, str]:
+    """Why dev documents are too long under a control that they are asked under, by hash."""
+    found: dict[str, str] = {}
+    for control in ("matched", "deranged")[: len(documents)]:
+        senders = load_control(control).message_from(documents, seed)
+        for one in trainings:
+            found |= too_long(one.method, [(d, senders[d.hash]) for d in documents])
+    return found
 
 
 def trainings_of(recipe: TrainRecipe, pair: Pair, examples: Sequence[Document]) -> list[AdapterTraining]:

@@ -39,7 +39,15 @@ from lcfbench.training.adapter_training import AdapterTraining
 from lcfbench.training.cost import CHECKPOINT_BYTES
 from lcfbench.training.options import expanded
 from lcfbench.training.recipe import BLOCK, CHECKPOINT, TrainRecipe, check, folder_of
-from lcfbench.training.setup import Dev, accelerator_of, check_adapters, data_of, models_of, trainings_of
+from lcfbench.training.setup import (
+    Dev,
+    accelerator_of,
+    check_adapters,
+    data_of,
+    fitting,
+    models_of,
+    trainings_of,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -73,6 +81,7 @@ def _train(recipe: TrainRecipe, progress: TrainProgress, accelerator: Accelerato
     trainings = trainings_of(recipe, pair, examples)
     need = CHECKPOINT_BYTES * sum(one.adapter.params for one in trainings)
     check_room(recipe.out, need, "this training, with its checkpoints,", "name an --out")
+    dev = fitting(dev, trainings, recipe.seed, progress.say)
     trainer = Trainer(recipe, trainings, dev, progress, accelerator)
     if resumed is None:
         trainer.prepare(examples)

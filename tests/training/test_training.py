@@ -326,3 +326,33 @@ def test_one_dev_document_is_evaluated_matched_only(pair, tmp_path):
     folder = train(recipe(pair, tmp_path / "a", steps=1, dev_documents=1), Watcher())
     assert set(read_config(folder).training["dev"][0]) == {"step", "loss", "splitfacts/matched"}
     assert "| 1 |" in (folder / "README.md").read_text()
+
+
+def test_dev_documents_that_are_too_long_are_left_out_before_the_first_step(pair, tmp_path, monkeypatch):
+    """Answers need more room than the examples, which end with the right choice."""
+    lm, sharer = (CausalLM.load(find_model(name), dtype="float32") for name in pair.split(":"))
+    documents = load_task("splitfacts").documents(split="validation", limit=12, receiver_chat=False)
+
+    def need(document) -> int:
+        for limit in range(60, 200):
+            monkeypatch.setattr(CausalLM, "max_positions", property(lambda self, limit=limit: limit))
+            try:
+                create("receiver", lm, lm).check_length(document, document)
+                prompt(sharer, document.sharer, document)
+            except UserError:
+                continue
+            return limit
+        raise AssertionError
+
+    needs = sorted(map(need, documents))
+    limit = needs[len(needs) // 2]
+    assert needs[0] <= limit < needs[-1]
+    monkeypatch.setattr(CausalLM, "max_positions", property(lambda self: limit))
+    watcher = Watcher()
+    folder = train(recipe(pair, tmp_path / "a", steps=2), watcher)
+    [said] = [text for text in watcher.said if "longer than a model reads and are left out" in text]
+    assert f"{sum(n > limit for n in needs)} of 12 dev documents" in said
+    assert read_config(folder).training["dev"]
+    monkeypatch.setattr(CausalLM, "max_positions", property(lambda self: needs[0] - 1))
+    with pytest.raises(UserError, match=r"all dev documents of splitfacts are longer|longer than|no document"):
+        train(recipe(pair, tmp_path / "b", steps=2), Watcher())
