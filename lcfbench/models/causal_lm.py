@@ -69,7 +69,7 @@ class CausalLM:
         self.pad_id: int = 0 if pad is None else pad
         self.shared = SharedPrefill(self.device, self.pad_id, keep_beginnings=not learned)
         self.conformance: Conformance | None = None if like is None else like.conformance
-        self.read_as(self.first_reading if like is None else like.reading)
+        self.read_as(self.presumed_reading if like is None else like.reading)
         self.arguments = frozenset(inspect.signature(model.forward).parameters)
         # a token is multiplied with all but the embedding table, unless that is the output head too
         table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
@@ -164,6 +164,11 @@ class CausalLM:
         if CHANGING & rope_types(self.model.config):
             return "equal"  # frequencies depend on a text's length: a padded batch would mix them
         return "left" if self.layout.recurrent else "padded"
+
+    @property
+    def presumed_reading(self) -> Reading:
+        """The way of reading that holds without a check: a recurrent layer may know no padding."""
+        return "steps" if self.first_reading == "left" else self.first_reading
 
     # -- facts ------------------------------------------------------------------------------------
 

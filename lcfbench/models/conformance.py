@@ -190,7 +190,7 @@ class Checking:
         Returns its checks, and the reason why the ways before it were not taken.
         """
         why = ""
-        for reading in READINGS[READINGS.index(self.lm.reading) :]:
+        for reading in READINGS[READINGS.index(self.lm.first_reading) :]:
             if reading == "steps" and not self.lm.layout.recurrent:
                 continue
             self.lm.read_as(reading)
