@@ -216,9 +216,16 @@ class CausalLM:
 
     @property
     def takes_layer_masks(self) -> bool:
+        if self.conformance is not None and self.conformance.masks:
+            return False
         return self.reading == "padded" and not self.layout.recurrent and maskable(self.model)
 
     def check_layer_masks(self) -> None:
+        if self.conformance is not None and self.conformance.masks:
+            raise UserError(
+                f"layers of {self.name} take no masks of their own: {self.conformance.masks}.",
+                "Use all layers.",
+            )
         check_maskable(self.model, self.geometry.layers)
 
     @property

@@ -25,7 +25,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from lcfbench.models.answering import rank
 from lcfbench.models.capabilities import CAPABILITIES, Capabilities
+from lcfbench.models.choice_tree import branch
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.layout import READINGS, Reading, layers_named
 from lcfbench.models.padding import pad_left, pad_right
@@ -50,6 +52,7 @@ EAGER = "the chosen attention = eager attention"
 BATCH = "a batch = each row alone"
 REST = "a beginning, then the rest = the whole, at every token"
 STEP = "one token more, on the cache = the whole"
+MASKS = "choices behind one another = each alone"
 SAME = "a cache with zeros added = untouched"
 FELT = "a change of any layer's entries changes the answer"
 HIDDEN = "masked entries in front = untouched"
@@ -78,8 +81,9 @@ class Conformance(BaseModel):
 
     reading: the way of reading that was taken, see `lcfbench.models.unpadded`. layers: what the layers
     of the cache keep, counted from its tensors. token_bytes: of one token in the cache. state_bytes: of
-    the recurrent states of one text, however long. missing: reasons by capability. steady: tokens of the
-    longest text whose rotary frequencies do not depend on its length; None where any length is.
+    the recurrent states of one text, however long. missing: reasons by capability. masks: why its layers
+    take no masks of their own; choices are then ranked one by one. steady: tokens of the longest text
+    whose rotary frequencies do not depend on its length; None where any length is.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -90,6 +94,7 @@ class Conformance(BaseModel):
     token_bytes: int
     state_bytes: int
     missing: dict[str, str]
+    masks: str = ""
     steady: int | None = None
 
     @property
@@ -154,6 +159,10 @@ class Checking:
         checks += read
         if broken := [check for check in checks if not check.ok]:
             missing["text"] = told(broken[0])
+        masks = ""
+        if lm.takes_layer_masks and not broken:
+            checks.append(self.compared(MASKS, self.masked))
+            masks = "" if checks[-1].ok else told(checks[-1])
         if lm.reading == "whole":
             why = untrusted or lm.layout.reason
             missing |= dict.fromkeys(("edit", "prefix", "handover", "rotate"), why)
@@ -179,6 +188,7 @@ class Checking:
             token_bytes=0 if g is None else g.token_numbers * size,
             state_bytes=self.state_bytes(),
             missing=missing,
+            masks=masks,
             steady=None if "rotate" in missing else lm.rotary.steady,
         )
 
@@ -258,6 +268,18 @@ class Checking:
             cache = lm.decoding(part.kv)
             got[some] = lm.step(cache, ids[some], mask, part.next_position, part.kv.hidden)
         return got, self.last
+
+    def masked(self) -> Sides:
+        """Log-likelihoods of choices that run behind one another, and of choices that run alone."""
+        lm, rows = self.lm, self.rows
+        choices = [[row[:1], row[1:3], row[::-1][:3]] for row in rows]
+        last = torch.tensor([len(row) - 1 for row in rows])
+        kv = lm.prefill([row[:-1] for row in rows])
+        state = State.before(lm, kv, [row[-1:] for row in rows], last, [])
+        together, _ = branch(state, choices)
+        alone = rank(lm.open(state), choices)
+        both = [[[score for score, _ in row] for row in ranked] for ranked in (together, alone)]
+        return torch.tensor(both[0]), torch.tensor(both[1])
 
     # -- caches -----------------------------------------------------------------------------------
 

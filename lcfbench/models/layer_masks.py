@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcfbench.errors import UserError
+from lcfbench.models.layout import blocks_of, decoder_of, layer_count
 
 Key = TypeVar("Key", bound=Hashable)
 KERNELS = ("sdpa", "eager")  # those that take a mask of their own for every layer
@@ -32,7 +33,7 @@ def check_maskable(model: Any, layers: int | None = None) -> None:
 
     layers: that keep a cache; without it, all.
     """
-    every = model.config.get_text_config().num_hidden_layers
+    every = layer_count(model)
     if layers not in (None, every):
         raise UserError(
             f"entries cannot be hidden from single layers: only {layers} of {every} keep a cache.",
@@ -52,7 +53,8 @@ def check_maskable(model: Any, layers: int | None = None) -> None:
 
 def maskable(model: Any) -> bool:
     """Says whether the model's layers can be given masks of their own."""
-    layers = getattr(model.get_decoder(), "layers", None)
+    # elsewhere (GPT-2's `h`, ALiBi's models) a mask may hold more than who attends whom
+    layers = getattr(decoder_of(model), "layers", None)
     if not layers or len(layers) != len(windows(model)):
         return False
     if not {"hidden_states", "attention_mask"} <= {*inspect.signature(layers[0].forward).parameters}:
@@ -70,7 +72,7 @@ def windows(model: Any) -> list[int | None]:
     config = model.config.get_text_config()
     kinds, size = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
     if kinds is None:
-        return [size] * config.num_hidden_layers
+        return [size] * layer_count(model)
     return [size if kind == "sliding_attention" else None for kind in kinds]
 
 
@@ -116,7 +118,7 @@ def masking(model: Any, keys: Sequence[Key], make: Callable[[Key], Tensor]) -> I
 
     Layers of equal keys share one mask.
     """
-    layers = model.get_decoder().layers
+    layers = blocks_of(model)
     assert len(layers) == len(keys), f"masks of {len(keys)} layers, the model has {len(layers)}"
     masks: dict[Key, Tensor] = {}
 
@@ -159,7 +161,7 @@ def attention_sums(model: Any, columns: slice, queries: slice = slice(None)) -> 
 
     with ExitStack() as stack:
         stack.callback(model.set_attn_implementation, model.config._attn_implementation)
-        for layer in model.get_decoder().layers:
+        for layer in blocks_of(model):
             stack.callback(layer.self_attn.register_forward_hook(take).remove)
         model.set_attn_implementation("eager")
         yield sums

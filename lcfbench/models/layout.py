@@ -232,11 +232,21 @@ def decoder_of(model: Any) -> Any:
 
 def blocks_of(model: Any) -> nn.ModuleList:
     """The decoder layers of a model. Raises UserError where it has no list of them."""
-    decoder, count = decoder_of(model), model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = [x for x in decoder.modules() if isinstance(x, nn.ModuleList) and len(x) == count]
-    if not lists:
-        raise UserError(f"{type(model).__name__} has no list of its {count} layers.", "Name another model.")
-    return lists[0]
+    decoder, config = decoder_of(model), model.config.get_text_config(decoder=True)
+    found: list[nn.ModuleList] = [x for x in decoder.modules() if isinstance(x, nn.ModuleList)]
+    for count in (getattr(config, "num_hidden_layers", None), getattr(config, "decoder_layers", None)):
+        for some in found:
+            if len(some) == count:
+                return some
+    raise UserError(f"{type(model).__name__} has no list of its layers.", "Name another model.")
+
+
+def layer_count(model: Any) -> int:
+    """The number of a model's decoder layers."""
+    try:
+        return len(blocks_of(model))
+    except UserError:
+        return int(model.config.get_text_config(decoder=True).num_hidden_layers)
 
 
 def geometry_named(name: str, *, offline: bool = False) -> Geometry:

@@ -5,25 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lcfbench.errors import UserError
 from lcfbench.models import causal_lm as module
 from lcfbench.models.conformance import (
     AGAIN,
     BATCH,
     EAGER,
-    FELT,
     FINITE,
-    FRONT,
-    HIDDEN,
+    MASKS,
     PLACE,
     REST,
-    SAME,
-    STEP,
     Conformance,
     conformance,
     sample_rows,
 )
 from lcfbench.models.padding import positions_of
 from tests import helpers
+from tests.models import zoo
 
 
 def failed(lm) -> set[str]:
@@ -34,7 +32,7 @@ def failed(lm) -> set[str]:
 @pytest.mark.parametrize("bos", [False, True])
 def test_right_models_pass_every_check(family, bos):
     found = conformance(helpers.causal_lm(family, bos=bos, family=family))
-    assert len(found.checks) == 12 and all(check.ok for check in found.checks), found
+    assert len(found.checks) == 13 and all(check.ok for check in found.checks), found
     assert not found.missing and found.reading == "padded"
     assert all(check.record()["name"] == check.name for check in found.checks)
     assert Conformance.model_validate_json(found.model_dump_json()) == found
@@ -130,3 +128,17 @@ def test_a_check_that_raises_has_failed_and_says_why(monkeypatch, error):
     found = {check.name: check for check in record.checks}
     assert not found[PLACE].ok and type(error).__name__ in found[PLACE].detail
     assert found[BATCH].ok and type(error).__name__ in record.missing["rotate"]
+
+
+@pytest.mark.parametrize("name", ["gpt-neo", "bloom", "mpt", "falcon-alibi"])
+def test_layers_whose_mask_holds_more_than_who_attends_whom_are_not_given_another(name, monkeypatch):
+    """ALiBi's distances stand in the mask: with one of ours they would be gone."""
+    lm = zoo.lm_of(name)
+    assert not lm.takes_layer_masks
+    monkeypatch.setattr(module, "maskable", lambda model: True)
+    found = conformance(lm)
+    assert MASKS in found.masks and not found.missing.get("text")
+    lm.conformance = found
+    assert not lm.takes_layer_masks
+    with pytest.raises(UserError, match="take no masks of their own"):
+        lm.check_layer_masks()

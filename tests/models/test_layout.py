@@ -125,7 +125,14 @@ def read(lm, rows):
     return State.before(lm, kv, [row[-1:] for row in rows], last, [])
 
 
-READINGS = [*READ.items(), ("qwen3.5", "equal"), ("qwen3.5", "left"), ("llama", "left"), ("gemma4", "whole"), ("jamba", "steps")]
+READINGS = [
+    *READ.items(),
+    ("qwen3.5", "equal"),
+    ("qwen3.5", "left"),
+    ("llama", "left"),
+    ("gemma4", "whole"),
+    ("jamba", "steps"),
+]
 
 
 @pytest.mark.parametrize(("name", "reading"), READINGS)
