@@ -162,6 +162,6 @@ def attention_sums(model: Any, columns: slice, queries: slice = slice(None)) -> 
     with ExitStack() as stack:
         stack.callback(model.set_attn_implementation, model.config._attn_implementation)
         for layer in blocks_of(model):
-            stack.callback(layer.self_attn.register_forward_hook(take).remove)
+            stack.callback(layer.get_submodule("self_attn").register_forward_hook(take).remove)
         model.set_attn_implementation("eager")
         yield sums

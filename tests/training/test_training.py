@@ -354,5 +354,7 @@ def test_dev_documents_that_are_too_long_are_left_out_before_the_first_step(pair
     assert f"{sum(n > limit for n in needs)} of 12 dev documents" in said
     assert read_config(folder).training["dev"]
     monkeypatch.setattr(CausalLM, "max_positions", property(lambda self: needs[0] - 1))
-    with pytest.raises(UserError, match=r"all dev documents of splitfacts are longer|longer than|no document"):
+    with pytest.raises(
+        UserError, match=r"all dev documents of splitfacts are longer|longer than|no document"
+    ):
         train(recipe(pair, tmp_path / "b", steps=2), Watcher())
