@@ -147,6 +147,7 @@ def notes(lines: pd.DataFrame) -> list[str]:
             spread = f"standard deviation of the score over {line['seeds']} seeds"
             name, points = f"{line['label']} ({line['control']})", f"{100 * line['seed_sd']:.1f} points"
             found.append(f"{name}: {spread} {points}; 95 % is over documents")
+    unfinished = []
     for line in records:
         name = f"{line['label']} ({line['control']})"
         if known(line.get("note")) and line["note"]:
@@ -154,7 +155,13 @@ def notes(lines: pd.DataFrame) -> list[str]:
         if line["errors"]:
             found.append(f"{name}: {line['errors']} of {line['n']} documents failed and count as wrong")
         if line["state"] in ("running", "interrupted"):
-            found.append(f"{name}: not finished, {line['n']} documents so far; repeat its command to resume")
+            unfinished.append((name, line["n"]))
+    if len(unfinished) == 1:
+        [(name, n)] = unfinished
+        found.append(f"{name}: not finished, {n} documents so far; repeat its command to resume")
+    elif unfinished:
+        some = ", ".join(f"{name} {n}" for name, n in unfinished)
+        found.append(f"not finished, documents so far: {some}; repeat their commands to resume")
     return found
 
 

@@ -16,7 +16,7 @@ from lcfbench.evaluation.plan import look_up, variants_of
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.variants import Variant
 from lcfbench.methods.base import Method
-from lcfbench.methods.create import create, method_class
+from lcfbench.methods.create import create, method_class, sides
 from lcfbench.methods.load_pair import (
     CONDITIONS,
     ROLES,
@@ -29,6 +29,7 @@ from lcfbench.methods.load_pair import (
 from lcfbench.methods.needs import check_needs
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.dtypes import choose
+from lcfbench.models.layout import geometry_named
 from lcfbench.models.memory import free_bytes
 from lcfbench.models.tokenizers import load_tokenizers
 from lcfbench.progress import Progress
@@ -67,6 +68,7 @@ class Session:
             )
             roles = roles_of(recipe.methods)
             check_thinking([t for t, role in zip(both, ROLES, strict=True) if role in roles])
+        self._check_shapes()
         self.pair: Pair = load_pair(
             recipe.pair,
             roles=roles_of(recipe.methods),
@@ -88,6 +90,25 @@ class Session:
         if key not in self._digests:
             self._digests[key] = task.data_sha256, task.split_manifest_sha256
         return self._digests[key]
+
+    def _check_shapes(self) -> None:
+        """Raises UserError, before a model is loaded, for the first adapter of models of other shapes.
+
+        A config may say other shapes than its model has: where it disagrees, the model's code decides. Code
+        of the models' own folders is not asked.
+        """
+        offline = self.recipe.offline
+        for variants in self.variants.values() if not self.recipe.trust_remote_code else ():
+            for variant in variants:
+                if (folder := variant.adapter) is None:
+                    continue
+                names, config = sides(method_class(variant.mode), *self.names), read_config(folder)
+                first, second = (geometry_named(name, offline=offline) for name in names)
+                try:
+                    config.check_fits(first, second, str(folder))
+                except UserError:
+                    exact = [geometry_named(name, offline=offline, by_code=True) for name in names]
+                    config.check_fits(*exact, str(folder))
 
     def _check_variants(self) -> None:
         """Raises UserError for the first method or adapter that these models do not allow."""

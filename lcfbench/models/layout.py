@@ -249,18 +249,23 @@ def layer_count(model: Any) -> int:
         return int(model.config.get_text_config(decoder=True).num_hidden_layers)
 
 
-def geometry_named(name: str, *, offline: bool = False) -> Geometry:
-    """The geometry of a model by its name, without its weights. Raises UserError."""
+def geometry_named(name: str, *, offline: bool = False, by_code: bool = False) -> Geometry:
+    """The geometry of a model by its name, without its weights. by_code: see `geometry_of`.
+
+    Raises UserError.
+    """
     base = alias(taught.split(canonical(name))[0])
-    return GEOMETRIES[base] if base in GEOMETRIES else geometry_of(config_of(name, offline=offline))
+    return GEOMETRIES[base] if base in GEOMETRIES else geometry_of(config_of(name, offline=offline), by_code)
 
 
-def geometry_of(config: Any) -> Geometry:
+def geometry_of(config: Any, by_code: bool = False) -> Geometry:
     """The geometry of a model that is not loaded: from its config, or from its code without weights.
 
-    Raises UserError where neither tells.
+    by_code: not from the config, which some models do not keep to. Raises UserError where neither tells.
     """
     try:
+        if by_code:
+            raise UserError("the config is not asked.")
         return Geometry.of_config(config)
     except UserError:
         with torch.device("meta"):

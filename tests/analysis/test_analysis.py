@@ -354,3 +354,15 @@ def test_summary_and_verdicts_load_from_a_path(tmp_path: Path) -> None:
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
     with pytest.warns(UserWarning, match="torn.parquet: skipped"):
         assert len(lcfbench.load_summary(tmp_path)) == 3
+
+
+def test_runs_that_are_not_finished_are_one_note():
+    def line(label: str, state: str) -> dict:
+        return {"label": label, "control": "matched", "state": state, "n": 3, "seeds": 1, "errors": 0}
+
+    states = {"a": "running", "b": "complete", "c": "interrupted"}
+    [note] = tables.notes(pd.DataFrame([line(*each) for each in states.items()]))
+    said = "not finished, documents so far: a (matched) 3, c (matched) 3"
+    assert note == f"{said}; repeat their commands to resume"
+    [note] = tables.notes(pd.DataFrame([line("a", "running"), line("b", "complete")]))
+    assert note == "a (matched): not finished, 3 documents so far; repeat its command to resume"

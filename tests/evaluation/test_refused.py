@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from lcfbench.adapters.files import save as save_adapter
+from lcfbench.errors import UserError
+from lcfbench.evaluation import session
 from lcfbench.methods import load_pair
-from tests.helpers import invoke
+from tests.helpers import invoke, random_adapter, run_recipe, save, save_pair, two_models
 
 LCFX = "smollm2-135m.gemma3-270m.lcfx-splitfacts"
 REFUSED = {
@@ -68,3 +71,13 @@ def test_it_is_refused_in_one_line(capsys, monkeypatch, tmp_path, name, dry):
     code, _, err = invoke(capsys, monkeypatch, "run", "--out", tmp_path / "out", *given, *more)
     assert code == 2 and said in err and len(err.splitlines()) == 1, err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_for_other_shapes_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    pair, out = save_pair(tmp_path / "models"), tmp_path / "out"
+    save(tmp_path / "models" / "other", layers=5)
+    save_adapter(random_adapter("lcf", two_models()), tmp_path / "adapter", "")
+    monkeypatch.setattr(session, "load_pair", lambda *args, **more: pytest.fail("a model was loaded"))
+    other = pair.replace("receiver", "other", 1)
+    with pytest.raises(UserError, match="does not fit this pair: receiver layers 5, not 4"):
+        run_recipe(other, out, mode=["lcf"], task=["openbookqa"], adapter=[tmp_path / "adapter"], limit=2)
