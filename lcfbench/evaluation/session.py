@@ -107,8 +107,8 @@ class Session:
                 try:
                     config.check_fits(first, second, str(folder))
                 except UserError:
-                    exact = [geometry_named(name, offline=offline, by_code=True) for name in names]
-                    config.check_fits(*exact, str(folder))
+                    first, second = (geometry_named(name, offline=offline, by_code=True) for name in names)
+                    config.check_fits(first, second, str(folder))
 
     def _check_variants(self) -> None:
         """Raises UserError for the first method or adapter that these models do not allow."""
