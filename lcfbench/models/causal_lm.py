@@ -221,12 +221,10 @@ class CausalLM:
         return self.reading == "padded" and not self.layout.recurrent and maskable(self.model)
 
     def check_layer_masks(self) -> None:
-        if self.conformance is not None and self.conformance.masks:
-            raise UserError(
-                f"layers of {self.name} take no masks of their own: {self.conformance.masks}.",
-                "Use all layers.",
-            )
         check_maskable(self.model, self.geometry.layers)
+        if not self.takes_layer_masks:
+            why = f": {self.conformance.masks}" if self.conformance and self.conformance.masks else ""
+            raise UserError(f"layers of {self.name} take no masks of their own{why}.", "Use all layers.")
 
     @property
     def unpadded_because(self) -> str:

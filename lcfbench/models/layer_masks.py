@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lcfbench.errors import UserError
 from lcfbench.models.layout import blocks_of, decoder_of, layer_count
@@ -156,12 +156,23 @@ def attention_sums(model: Any, columns: slice, queries: slice = slice(None)) -> 
 
     def take(module: Any, args: Any, out: tuple[Any, ...]) -> None:
         weights = out[1]  # (B, heads, T, N)
-        assert weights is not None, f"{type(module).__name__} gives no attention weights"
+        if weights is None or weights.dim() != 4:
+            raise UserError(
+                f"{type(module).__name__} gives no attention weights.", "Name the layers instead."
+            )
         sums.append(weights[..., queries, columns].float().sum(-1).mean())
 
     with ExitStack() as stack:
         stack.callback(model.set_attn_implementation, model.config._attn_implementation)
         for layer in blocks_of(model):
-            stack.callback(layer.get_submodule("self_attn").register_forward_hook(take).remove)
+            stack.callback(attention_of(layer).register_forward_hook(take).remove)
         model.set_attn_implementation("eager")
         yield sums
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    """The attention of a decoder layer. Raises UserError where it has none."""
+    for module in layer.children():
+        if type(module).__name__.endswith("Attention"):
+            return module
+    raise UserError(f"{type(layer).__name__} has no attention of its own.", "Name the layers instead.")

@@ -21,7 +21,8 @@ from lcfbench.models.layer_masks import attention_sums
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document, Step, View
 from tests import helpers
-from tests.helpers import Watcher, rows
+from tests.helpers import SPLIT, Watcher, outcomes, rows
+from tests.models import zoo
 
 FAMILIES = ["llama", "qwen3", "gemma3"]
 
@@ -312,3 +313,20 @@ def test_a_task_without_a_dev_split_is_refused(same_pair, tmp_path, monkeypatch)
     ):
         run(same_pair, tmp_path, {"layers": "0.3"})
     run(same_pair, tmp_path, {"layers": "1,2"})
+
+
+@pytest.mark.parametrize("name", ["gpt-neox", "modernbert-decoder", "gemma2", "deepseek-v3"])
+def test_importance_is_measured_wherever_the_attention_is(name):
+    lm = zoo.lm_of(name)
+    method = create("kvcomm", lm, lm, options={"layers": "0.5"})
+    found = method.calibrate(SPLIT[:2])
+    assert len(found["layers"]) == round(lm.geometry.layers / 2) and all(x > 0 for x in found["importance"])
+    together, alone = (outcomes(method, some)[0][0] for some in (SPLIT[:2], SPLIT[:1]))
+    assert together == pytest.approx(alone, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "gemma3n", "llama4", "falcon-alibi"])
+def test_layers_are_not_chosen_where_none_can_be_masked_alone(name):
+    lm = zoo.lm_of(name)
+    with pytest.raises(UserError, match="Use (all layers|a model)"):
+        create("kvcomm", lm, lm, options={"layers": "0.5"})
