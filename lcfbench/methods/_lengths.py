@@ -63,8 +63,8 @@ def too_long(method: Method, pairs: Sequence[tuple[Document, Document]]) -> dict
     size = {d.hash: text_bytes(d, frames[d.chat]) for pair in pairs for d in pair}
     found = {}
     for d, sender in pairs:
-        both = size[d.hash] + (size[sender.hash] if sender is not d else 0)
-        if both + method.added > min(limits):
+        (mine, theirs), sent = size[d.hash], size[sender.hash][1]
+        if mine + max(theirs, sent) + method.added > min(limits):
             try:
                 method.check_length(d, sender)
             except TooLongError as error:
@@ -113,17 +113,19 @@ def answer_bytes(document: Document) -> int:
     return total + last
 
 
-def text_bytes(document: Document, frame: int) -> int:
-    """Returns more than the tokens of all views of a document with their templates and its answer.
+def text_bytes(document: Document, frame: int) -> tuple[int, int]:
+    """Returns more than the tokens that a receiver reads and writes, and that a sharer does.
 
-    frame: see `frame_bytes`.
+    Both of the longest view, with its template. frame: see `frame_bytes`.
     """
-    views = (document.receiver, document.sharer, document.full, document.request, document.noted)
-    count = answer_bytes(document)
-    for view in dict.fromkeys(views):
-        turns = [*(text for _, text in view.history), view.user, view.prefix]
-        count += sum(len(text.encode()) for text in turns) + (len(turns) + 2) * frame
-    return count
+
+    def longest(*views: View) -> int:
+        turns = [[*(text for _, text in view.history), view.user, view.prefix] for view in views]
+        return max(sum(len(text.encode()) for text in each) + (len(each) + 2) * frame for each in turns)
+
+    d = document
+    mine = longest(d.receiver, d.full, d.noted) + len(d.request.user.encode()) + frame  # t2t's earlier turn
+    return mine + answer_bytes(d), longest(d.sharer, d.request, d.receiver) + answer_bytes(d)
 
 
 def frame_bytes(chat: bool, lms: Sequence[LanguageModel]) -> int:

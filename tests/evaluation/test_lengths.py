@@ -16,7 +16,7 @@ import transformers
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
 from lcfbench.latency.documents import unstopped
-from lcfbench.methods._lengths import TooLongError
+from lcfbench.methods._lengths import TooLongError, too_long
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
@@ -387,3 +387,26 @@ def test_nothing_is_refused_that_bytes_alone_would(limited, tmp_path):
     [folder] = run_recipe(limited(150), tmp_path / "b", mode=["receiver"], limit=4)
     assert all(row["error"] is None for row in rows(folder))
     assert max(len(row["receiver_prompt"].encode()) for row in rows(folder)) > 150
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize(
+    ("name", "kind"), [*EXACT, ("t2t", None), ("excerpt", None), ("answer_letter", None)]
+)
+def test_bytes_never_let_a_document_pass_that_is_too_long(name, kind, chat):
+    """Where tokens are not counted, none is too long: at every limit both ways agree."""
+    method = method_of(name, kind, chat)
+    documents = SPLIT if name in ("kvcomm", "excerpt") or (name == "dense" and not chat) else SHARED
+    lms = {id(lm): lm for lm in (method.receiver, method.sharer)}.values()
+    pairs = list(zip(documents, documents[1:] + documents[:1], strict=True))
+    pairs += list(zip(documents, documents, strict=True))
+    for limit in range(8, 700, 31):
+        for lm in lms:
+            lm.model.config.max_position_embeddings = limit
+        for pair in pairs:
+            try:
+                method.check_length(*pair)
+                counted = {}
+            except TooLongError as error:
+                counted = {pair[0].hash: str(error)}
+            assert too_long(method, [pair]) == counted
