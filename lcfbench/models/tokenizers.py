@@ -20,7 +20,7 @@ from lcfbench.errors import UserError
 from lcfbench.sources.cache import cache_dir
 from lcfbench.sources.model_folder import STEP, needs_code
 from lcfbench.sources.models import find_tokenizer, split_pair
-from lcfbench.tasks.chat_template import Thinking, chat_of, parse_thinking
+from lcfbench.tasks.chat_template import Thinking, parse_thinking
 
 PLAIN = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 LARGE_BYTES = 4_000_000  # of a tokenizer.json; looking for a copy of a smaller one takes as long as it
@@ -31,7 +31,7 @@ FILES = (
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False, thinking: Thinking = "off") -> Any:
-    """Loads a tokenizer as `AutoTokenizer.from_pretrained` does, and checks its chat template.
+    """Loads a tokenizer as `AutoTokenizer.from_pretrained` does.
 
     thinking: whether prompts that it makes leave room for a thought.
 
@@ -43,7 +43,6 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False, thinking: Thinki
         made.thinking = parse_thinking(thinking)
     except ValueError as error:
         raise UserError(f"thinking={thinking!r}: {error}.", "Leave it out for off.") from error
-    chat_of(made)
     return made
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
@@ -238,8 +239,15 @@ def coded_text(text: str, contents: Sequence[Span], tokenizer: PreTrainedTokeniz
 
 def _one_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Returns ids without the first of two BOS: that of the tokenizer before that of the template."""
-    twice = len(ids) > 1 and ids[0] == ids[1] and ids[0] == _first_id(tokenizer)
+    twice = len(ids) > 1 and ids[0] == ids[1] and ids[0] == _added_in_front(tokenizer)
     return ids[1:] if twice else ids
+
+
+@lru_cache(maxsize=64)
+def _added_in_front(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Returns the token that a tokenizer puts in front of every text."""
+    coded = tokenizer("x", return_special_tokens_mask=True)
+    return int(coded["input_ids"][0]) if coded["special_tokens_mask"][0] else None
 
 
 def appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -259,8 +267,8 @@ def check_ranked(tokenizer: PreTrainedTokenizerBase) -> None:
 def _adds(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase, choices: bool = True) -> bool:
     """Whether the tokenizer's own tokens are to be added to a prompt's text.
 
-    lm-eval's rule: not where it has its own BOS or EOS before choices, its own BOS otherwise. One that
-    stands there as a document's text is none.
+    lm-eval's rule: not where it has its own BOS or EOS before choices, its own BOS otherwise; here also
+    behind white space. One that stands there as a document's text is none.
     """
     if prompt.goes_on:
         return False
@@ -269,9 +277,10 @@ def _adds(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase, choices
     else:
         ident = _first_id(tokenizer)
         begin = None if ident is None else str(tokenizer.decode(ident))
-    if begin is None or not text.startswith(begin):
+    if begin is None or not text.lstrip().startswith(begin):
         return True
-    return any(start < len(begin) for start, _ in _contents(prompt, text))
+    end = len(text) - len(text.lstrip()) + len(begin)
+    return any(start < end for start, _ in _contents(prompt, text))
 
 
 def _contents(prompt: Prompt, text: str) -> list[Span]:
