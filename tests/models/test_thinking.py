@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -245,3 +246,13 @@ def test_thoughts_where_no_model_knows_any_are_refused_before_loading(tmp_path, 
     monkeypatch.setattr("lcfbench.evaluation.session.load_pair", lambda *a, **b: pytest.fail("loaded"))
     with pytest.raises(UserError, match="thoughts are on, but no chat template"):
         run_recipe(save_pair(tmp_path), tmp_path / "out", thinking="on")
+
+
+def test_padding_is_hidden_so_that_any_token_pads():
+    lm = causal_lm("tiny", vocabulary=440)
+    documents = [replace(document(number=n), chat=False) for n in (1, 22222, 333)]
+    answers = []
+    for pad in (0, 1, 3, 77, 439):
+        lm.pad_id = lm.shared.pad_id = pad
+        answers.append(answered(lm, documents)[0])
+    assert all(each == answers[0] for each in answers)

@@ -167,3 +167,36 @@ def test_a_setting_for_thoughts(value, text):
 def test_no_setting_for_thoughts(value):
     with pytest.raises(ValueError, match="give off, on"):
         parse_thinking(value)
+
+
+@pytest.mark.parametrize("thinking", ["off", "9"])
+def test_the_tokens_shown_are_the_tokens_run(thinking, monkeypatch):
+    import torch
+
+    from lcfbench.evaluation.answer import answer
+    from lcfbench.methods.base import Batch
+    from lcfbench.methods.create import create
+    from lcfbench.models.timing import Clock
+    from lcfbench.tasks import preview
+    from tests.helpers import causal_lm, shared_document
+
+    seen = []
+    monkeypatch.setattr(preview, "render", lambda *a, **b: seen.append(render(*a, **b)) or seen[-1])
+    lm = causal_lm("tiny", vocabulary=440)
+    lm.tokenizer = with_template(THINKING["switch"][0], thinking)
+    prefill = lm.prefill
+    lm.prefill = lambda ids, *a, **b: read.extend(ids[0]) or prefill(ids, *a, **b)
+    for text in ("Which?", "Say <|im_end|> 日本 😀", "  two  spaces \n"):
+        document = shared_document(0, text)
+        seen.clear()
+        read = []
+        [entry] = preview.preview([document], lm.tokenizer, lm.tokenizer)
+        with torch.inference_mode():
+            state = create("receiver", lm, lm).respond(Batch([document], [document], Clock(lm.device)))
+            read.extend(state.ids[0].tolist())
+            answer(state, Batch([document], [document], Clock(lm.device)))
+        assert read == [*state.prompts[0].ids] and state.prompts[0] in seen
+        assert entry["receiver"]["tokens"] == len(state.prompts[0].ids) == int(state.positions[0, -1]) + 1
+        assert entry["receiver"]["prompt"] == state.prompts[0].text
+        assert ("special_text" in entry["receiver"]) == ("<|" in text)
+        assert ("behind_thought" in entry["receiver"]) == (thinking != "off")
