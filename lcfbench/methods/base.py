@@ -19,6 +19,7 @@ import torch
 
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
+from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods.ask import Answer, answer_of, document_of
 from lcfbench.models.capabilities import CAPABILITIES, Capability
@@ -179,10 +180,15 @@ def prompt(
 ) -> Prompt:
     """Renders a view of a document for a model: in its chat template where model and task have one.
 
-    Raises TooLongError where the prompt is longer than the model can read.
+    Raises TooLongError where the prompt is longer than the model can read, UserError for a token that
+    the model does not have.
     """
     chat = document.chat and lm.has_chat
     shown = render(view, lm.tokenizer, chat=chat, choices=bool(document.steps), history=history)
+    if (most := max(shown.ids, default=0)) >= lm.vocabulary_size:
+        token, rows = lm.tokenizer.convert_ids_to_tokens(most), lm.vocabulary_size
+        what = f"the tokenizer of {lm.name} writes {token!r} as token {most:,}; the model has {rows:,}."
+        raise UserError(what, "Use the tokenizer that the model was made with.")
     check_room(lm, shown, document, written=0)
     return shown
 

@@ -66,7 +66,8 @@ class CausalLM:
         self.layout: Layout = measured(self.model) if like is None else like.layout
         self.geometry = self.layout.geometry or Geometry(layers=0, kv_heads=1, head_dim=1)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self.pad_id: int = 0 if pad is None else pad
+        # masks hide padding, so any token of the embedding table will do
+        self.pad_id: int = pad if pad is not None and pad < self.vocabulary_size else 0
         self.shared = SharedPrefill(self.device, self.pad_id, keep_beginnings=not learned)
         self.conformance: Conformance | None = None if like is None else like.conformance
         self.read_as(self.presumed_reading if like is None else like.reading)

@@ -256,3 +256,19 @@ def test_padding_is_hidden_so_that_any_token_pads():
         lm.pad_id = lm.shared.pad_id = pad
         answers.append(answered(lm, documents)[0])
     assert all(each == answers[0] for each in answers)
+
+
+def test_a_token_that_the_model_lacks_pads_nothing_and_is_refused():
+    lm = causal_lm("tiny", vocabulary=440)
+    made = copy.deepcopy(lm.tokenizer)
+    made.add_special_tokens({"pad_token": "<more>", "additional_special_tokens": ["<turn>"]})
+    made.add_tokens([f"<filler{n}>" for n in range(60)])
+    made.chat_template = "{{ '<filler59>' }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert len(made) > 440
+    made.pad_token = "<filler58>"
+    short = type(lm)("tiny", lm.model, made)
+    assert short.pad_id < 440
+    plain = [replace(document(number=n), chat=False) for n in (1, 22222)]
+    assert answered(short, plain)[0] == answered(lm, plain)[0]
+    with pytest.raises(UserError, match="writes '<filler59>' as token"):
+        answered(short, [document()])
