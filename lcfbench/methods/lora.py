@@ -117,7 +117,8 @@ def target_modules(model: Any, targets: Sequence[str], layers: Sequence[int]) ->
     found: dict[str, list[nn.Linear]] = {}
     for layer in layers:
         for name, module in blocks[layer].named_modules():
-            if type(module) is nn.Linear:  # a router, for one, gives more than one tensor
+            # a router gives more than one tensor
+            if isinstance(module, nn.Linear) and "router" not in type(module).__name__.lower():
                 found.setdefault(name.rpartition(".")[2], []).append(module)
     known = {
         name: modules

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from lcfbench.evaluation.answer import answer
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.conformance import Conformance, conformance
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import continuation
@@ -41,8 +42,11 @@ from tests.models import zoo
 
 CLOSE = 2e-4  # nats
 WRITTEN = 8  # tokens
+EXACT = "exact"
 EAGER_WRONG = ("falcon-alibi",)  # transformers adds ALiBi's bias twice there
-BROKEN_CACHES = ("minimax",)  # its cache counts no entries where the first layer keeps a state
+# transformers itself writes something else with a cache than without: MiniMax's counts no entries where
+# the first layer keeps a state, RoBERTa's positions begin elsewhere, Mamba 2's single steps lack a limit
+BROKEN_CACHES = ("minimax", "roberta", "nemotron_h", "zamba2")
 FACTS = "The brown box is in Toronto. The orange box is in Seoul. Zona works as a farmer. "
 DOCUMENTS = [SHARED[1], shared_document(3, FACTS * 2)]  # 15 and 70 tokens, the window is 10
 
@@ -72,7 +76,16 @@ TWICE = ("kvcomm", "lora")  # one model on both sides
 
 @lru_cache(maxsize=8)
 def lm_of(name: str, seed: int, attention: str) -> CausalLM:
-    return zoo.lm_of(name, seed, attention)
+    """A model that was checked, as `CausalLM.load` checks it; of one architecture once."""
+    lm = zoo.lm_of(name, seed, attention)
+    lm.conformance = found(name)
+    lm.read_as(lm.conformance.reading)
+    return lm
+
+
+@cache
+def found(name: str) -> Conformance:
+    return conformance(zoo.lm_of(name))
 
 
 def cell(name: str, method: str) -> str:
@@ -82,7 +95,7 @@ def cell(name: str, method: str) -> str:
             text(name, method) if method in TEXT else fused(name, *FUSED[method])
     except UserError as refused:
         return str(refused)
-    return "exact"
+    return EXACT
 
 
 def ends_of(name: str, attention: str, twice: bool = False) -> Ends:
@@ -128,10 +141,7 @@ def ranked(lm: HFLM, contexts: Sequence[str], choices: Sequence[Sequence[str]]) 
 
 
 def written(lm: CausalLM, contexts: Sequence[str], tokens: int) -> list[str]:
-    """What lm-eval's model writes greedily after each context.
-
-    Where transformers itself writes something else with its cache than without, what it writes without.
-    """
+    """What lm-eval's model writes greedily after each context; without a cache where that is broken."""
     if zoo.ZOO[lm.name.removeprefix("tiny-")][0] in BROKEN_CACHES:
         return [plainly_written(lm, context, tokens) for context in contexts]
     how = {"until": [], "max_gen_toks": tokens, "do_sample": False}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
-from tests.models import cells, zoo
+from lcfbench.models.capabilities import CAPABILITIES
+from tests.models import cells, table, zoo
+
+USABLE = "these work: |Text methods only: |Use |No method works"  # what does work is said too
 
 
 @pytest.fixture(autouse=True)
@@ -26,14 +31,19 @@ def test_a_model_reads_its_text(name):
     assert (moved - logits[-1]).square().mean().sqrt() > 0.01 * spread
 
 
-LATER = """
-llama-longrope phi4-mini modernbert-decoder openai-gpt roberta bert-encoder falcon-alibi deepseek-v3.2 glm-dsa
-deepseek-v4 jamba nemotron-h minimax zamba zamba2 recurrent-gemma mamba mamba2 rwkv xlstm lfm3 zaya
-""".split()
-CACHES = [name for name in zoo.ZOO if name not in LATER]
-METHODS = [m for m in cells.METHODS if m not in ("lora", "dense", "prefix")]
+@pytest.fixture(scope="module")
+def page():
+    return table.read_page()
 
 
-@pytest.mark.parametrize(("name", "method"), [(name, method) for name in CACHES for method in METHODS])
-def test_a_method_is_exact(name, method):
-    assert cells.cell(name, method) == "exact"
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_capabilities_are_those_of_the_page(name, page):
+    assert set(CAPABILITIES) - set(cells.found(name).missing) == page[name][0]
+
+
+@pytest.mark.parametrize(("name", "column"), [(name, column) for name in zoo.ZOO for column in table.COLUMNS])
+def test_a_method_is_exact_or_refused_as_the_page_says(name, column, page):
+    lines = [cells.cell(name, method) for method in table.COLUMNS[column]]
+    assert table.kinds_of(lines) == page[name][1][column]
+    for line in lines:
+        assert line == cells.EXACT or ("\n" not in line and re.search(USABLE, line)), line

@@ -131,8 +131,8 @@ LONGCAT: dict[str, Any] = {
 GRANITE: dict[str, Any] = {"position_embedding_type": "rope", "attention_multiplier": 0.3}
 ZAMBA: dict[str, Any] = {"num_hidden_layers": 5, "num_key_value_heads": 4}
 PHI4: dict[str, Any] = {
-    "rope_parameters": longrope(6, 48) | {"partial_rotary_factor": 0.75},
-    "original_max_position_embeddings": 48,
+    "rope_parameters": longrope(6, 30) | {"partial_rotary_factor": 0.75},
+    "original_max_position_embeddings": 30,
 }
 
 
@@ -143,7 +143,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-3.1": ("llama", {"rope_parameters": LLAMA3}),
     "llama-yarn": ("llama", {"rope_parameters": YARN}),
     "llama-dynamic": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 128}),
-    "llama-longrope": ("llama", {"rope_parameters": longrope(8, 48)}),
+    "llama-longrope": ("llama", {"rope_parameters": longrope(8, 30)}),
     "mistral": ("mistral", {"sliding_window": 24}),
     "ministral": ("ministral", {"num_hidden_layers": 5, "layer_types": MIXED}),
     "ministral3": ("ministral3", {"sliding_window": None}),
