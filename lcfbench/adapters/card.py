@@ -52,7 +52,8 @@ def card(adapter: Adapter) -> str:
         f"---\n{metadata(c)}---\n\n# {adapter_class(c.kind).title or c.kind} adapter, {models}{baseline}\n\n"
         + "".join(f"- {fact}\n" for fact in facts)
         + f"\n```\nlcfbench adapter pull {REPO} --out adapters/mine\n"
-        + f"lcfbench run --mode {mode} --pair {shlex.quote(':'.join(c.pair))} --task {task} --adapter adapters/mine\n```\n"
+        + f"lcfbench run --mode {mode} --pair {shlex.quote(':'.join(c.pair))} --task {task} "
+        + "--adapter adapters/mine\n```\n"
         + _results(t)
         + _dev(t)
         + _pruned(t.get("pruned"))

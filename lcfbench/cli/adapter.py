@@ -337,7 +337,8 @@ def adapter_pull(
     )
     c = read_config(folder)
     task = next(iter(c.tasks), "TASK")
-    use = f"lcfbench run --mode {method_of(c)} --pair {shlex.quote(':'.join(c.pair))} --task {task} --adapter {folder}"
+    pair = shlex.quote(":".join(c.pair))
+    use = f"lcfbench run --mode {method_of(c)} --pair {pair} --task {task} --adapter {folder}"
     echo(f"saved {folder}: {c.kind} for {c.receiver}:{c.sharer}; use it with: {use}")
 
 

@@ -50,7 +50,8 @@ FLAGS = {  # of fields whose flag is not simply their name
     "task_options": ("--task-option",),
     "train_options": ("--train-option",),
 }
-SHARED = ("pair", "dtype", "device", "offline")  # fields that LCFBENCH_* sets for every verb
+# fields that LCFBENCH_* sets for every verb
+SHARED = ("pair", "dtype", "device", "receiver_device", "sharer_device", "device_map", "offline")
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
 

@@ -165,9 +165,10 @@ def print_prompts(recipe: Recipe) -> None:
     elif not missing:
         variants_of(recipe, tasks)
     for each in missing:
+        pair = shlex.quote(recipe.pair)
         note(
             f"no adapter for {each.mode} on {each.task} is on this disk; `lcfbench adapter find --mode "
-            f"{each.mode} --pair {shlex.quote(recipe.pair)} --task {each.task}` says where a run would get one."
+            f"{each.mode} --pair {pair} --task {each.task}` says where a run would get one."
         )
     for task in tasks:
         documents = task.documents(

@@ -44,5 +44,6 @@ def train(
         interrupted()
     tasks = ",".join(t.split("*")[0] for t in chosen.dev or chosen.task)
     for spec, folder in zip(chosen.specs(), folders, strict=True):
-        again = f"lcfbench run --mode {spec.mode} --pair {shlex.quote(chosen.pair)} --task {tasks} --adapter {folder}"
+        pair = shlex.quote(chosen.pair)
+        again = f"lcfbench run --mode {spec.mode} --pair {pair} --task {tasks} --adapter {folder}"
         echo(f"saved {folder}; use it with: {again}")

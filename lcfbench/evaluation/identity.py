@@ -31,7 +31,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")  # their versions
 # Recipe fields that change an answer, and those that do not. Together they are all fields (tested).
 IDENTITY_FIELDS = frozenset(
     "pair mode task control scoring limit seed seeds adapter options task_options batch_size dtype "
-    "device attention trust_remote_code thinking".split()
+    "device receiver_device sharer_device device_map attention trust_remote_code thinking".split()
 )
 OTHER_FIELDS = frozenset("quick latency_documents max_failed out offline fresh train train_options".split())
 # Parts of an identity that change without the user asking for anything else, in words.

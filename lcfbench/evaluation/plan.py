@@ -17,12 +17,13 @@ from typing import get_type_hints
 from lcfbench.adapters.files import check_saved
 from lcfbench.adapters.finding import Wanted, find_for, tasks_at_hand
 from lcfbench.adapters.select import check_used, find_adapter, pick_adapters, serving
-from lcfbench.config import takes_commas
+from lcfbench.config import PLACES, takes_commas
 from lcfbench.errors import UserError, unknown
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.variants import ADAPTER, Variant, labelled, read_entry
 from lcfbench.methods.base import Method, option_fields
 from lcfbench.methods.create import method_class, parse_options, sides
+from lcfbench.methods.load_pair import places_of
 from lcfbench.models.dtypes import pick_device, pick_dtype
 from lcfbench.models.layout import geometry_named
 from lcfbench.sources.models import split_pair
@@ -37,9 +38,9 @@ def look_up(recipe: Recipe) -> list[Task]:
     """
     recipe.check_names()
     options_of(recipe.mode, recipe.options)
-    if recipe.dtype != "auto":
-        pick_dtype(recipe.dtype, pick_device(recipe.device))
-    pick_device(recipe.device)
+    for place in places_of(**recipe.model_dump(include=PLACES)):
+        if recipe.dtype != "auto":
+            pick_dtype(recipe.dtype, pick_device(str(place["device"])))
     if recipe.out.exists() and not recipe.out.is_dir():
         raise UserError(f"--out {recipe.out}: Not a directory.", "Name a folder for the runs.")
     given, seed = options_for(recipe.task, recipe.task_options), recipe.every_seed[0]

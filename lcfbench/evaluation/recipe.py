@@ -24,7 +24,8 @@ from lcfbench.tasks.yaml_files import task_names
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 QUICK_LIMIT = 32
-Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 
 
 def check_known(pair: str, modes: list[str], tasks: list[str]) -> None:
@@ -112,7 +113,15 @@ class Recipe(Settings):
     )
     dtype: Dtype = Field("auto", description="auto, float32, bfloat16 or float16.")
     device: Device = Field("auto", description="auto, cpu, cuda[:n] or mps.")
-    attention: Attention = Field("sdpa", description="Attention implementation of both models.")
+    receiver_device: Device | None = Field(None, description="Of the receiver alone; none: --device.")
+    sharer_device: Device | None = Field(None, description="Of the sharer alone; none: --device.")
+    device_map: DeviceMap | None = Field(
+        None,
+        description="Spread each model that has no device of its own over all devices, as accelerate does.",
+    )
+    attention: Attention = Field(
+        "auto", description="Attention implementation; auto: sdpa, and eager for a model that has no sdpa."
+    )
     thinking: Thinking = Field(
         "off",
         description="Thoughts of models that write one before an answer: off, on, or the tokens after which "

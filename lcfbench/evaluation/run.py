@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ from lcfbench.evaluation.session import Session
 from lcfbench.evaluation.variants import Variant
 from lcfbench.methods._lengths import too_long
 from lcfbench.methods.base import Batch, Method
-from lcfbench.models.causal_lm import apart
+from lcfbench.methods.load_pair import ROLES
+from lcfbench.models.causal_lm import CausalLM, apart
 from lcfbench.models.finite import NotFiniteError, first_place
 from lcfbench.models.memory import DeviceError, device_named, peak_memory_bytes, reset_peak_memory
 from lcfbench.models.protocol import State
@@ -116,15 +117,17 @@ class Run:
             "control": self.control,
             "seed": task.seed,
             "limit": recipe.limit,
-            "dtype": str(self.models[0].dtype).removeprefix("torch."),
-            "device": self.models[0].device.type,
-            "attention": recipe.attention,
+            "dtype": both(str(lm.dtype).removeprefix("torch.") for lm in self.models),
+            "device": both("+".join(dict.fromkeys(d.type for d in lm.devices)) for lm in self.models),
+            "attention": both(lm.attention for lm in self.models),
             "batch_size": recipe.batch_size,
             "versions": versions(),
             "behaviour": BEHAVIOUR,
         }
         if recipe.trust_remote_code:
             found["trust_remote_code"] = True
+        if any(quantised := [lm.facts.get("quantisation", "") for lm in self.models]):
+            found["quantisation"] = quantised
         found |= chat_facts(self.documents, self.models)
         kind = self.adapter.config.kind if self.adapter else None
         if plugins := plugins_of(self.mode, task.name, self.control, kind):
@@ -145,9 +148,8 @@ class Run:
             "chance": sum(len(s.gold) / len(s.choices) for s in steps) / len(steps) if steps else None,
             "adapter": self.folder.name if self.folder else None,
             **({"adapter_facts": self.adapter.config.facts} if self.adapter is not None else {}),
-            "sources": {
-                role: lm.source for role, lm in zip(("receiver", "sharer"), self.models, strict=True)
-            },
+            "sources": {role: lm.source for role, lm in zip(ROLES, self.models, strict=True)},
+            "models": {role: about(lm) for role, lm in zip(ROLES, self.models, strict=True)},
             **({"message_from_sha256": senders_sha256(self.message_from)} if moved else {}),
             **({"gates": gates} if gates is not None else {}),
             **prompt_facts(self.documents, self.models),
@@ -343,3 +345,15 @@ def tied(outcome: Outcome) -> bool:
     """Says whether in some step two choices share the highest log-likelihood."""
     rows = ([ll for ll, _ in step] for step in outcome.loglikelihoods)
     return any(row.count(max(row)) > 1 for row in rows)
+
+
+def both(facts: Iterable[str]) -> str:
+    """A fact of both models: once where it is the same, else that of the receiver first, with a colon."""
+    return ":".join(dict.fromkeys(facts))
+
+
+def about(lm: CausalLM) -> dict[str, Any]:
+    """How a model was loaded, for the manifest."""
+    number = str(lm.dtype).removeprefix("torch.")
+    made = {"devices": [str(d) for d in lm.devices], "dtype": number, "attention": lm.attention}
+    return made | dict(lm.facts)

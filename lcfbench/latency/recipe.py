@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from lcfbench.config import MOST, Device, Settings, lists_of_texts, several
 from lcfbench.errors import UserError
-from lcfbench.evaluation.recipe import Attention, Dtype, Recipe, check_known, names_or_files
+from lcfbench.evaluation.recipe import Attention, DeviceMap, Dtype, Recipe, check_known, names_or_files
 from lcfbench.evaluation.variants import read_entry, split_modes
 from lcfbench.sources.models import split_pair
 
@@ -46,6 +46,9 @@ class BenchRecipe(Settings):
     options: dict[str, list[str]] = SAME["options"]
     dtype: Dtype = SAME["dtype"]
     device: Device = SAME["device"]
+    receiver_device: Device | None = SAME["receiver_device"]
+    sharer_device: Device | None = SAME["sharer_device"]
+    device_map: DeviceMap | None = SAME["device_map"]
     attention: Attention = SAME["attention"]
     offline: bool = SAME["offline"]
     trust_remote_code: bool = SAME["trust_remote_code"]

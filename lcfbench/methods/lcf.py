@@ -93,8 +93,12 @@ class LCF(Fusion):
         member = membership(self.spans, shared, theirs.mask, **sizes)
 
         def pooled(at: slice) -> Tensor:
-            sources = torch.tensor(adapter.config.layer_map[at], device=cache.keys.device)
-            return adapter.pool(cache.keys[sources], cache.values[sources], member, at)[:, :, 0]
+            sources, place = (
+                torch.tensor(adapter.config.layer_map[at], device=cache.keys.device),
+                self.receiver.device,
+            )
+            keys, values = (x[sources].to(place) for x in (cache.keys, cache.values))
+            return adapter.pool(keys, values, member.to(place), at)[:, :, 0]
 
         return pooled
 

@@ -6,22 +6,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.adapters.files import load as load_files
+from lcfbench.config import PLACES
+from lcfbench.errors import UserError
 from lcfbench.methods.create import method_class
 from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.dtypes import pick_device
 from lcfbench.progress import quiet_libraries
 from lcfbench.sources.models import ALIASES, Found, find_model, split_pair
 from lcfbench.tasks.chat_template import Thinking
 
 ROLES = ("receiver", "sharer")
-CONDITIONS = {"dtype", "device", "attention", "offline", "trust_remote_code"}  # settings for `load_pair`
+CONDITIONS = {*PLACES, "dtype", "attention", "offline", "trust_remote_code"}  # settings for `load_pair`
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,10 @@ def load_pair(
     roles: Iterable[str] = ROLES,
     dtype: str = "auto",
     device: str = "auto",
-    attention: str = "sdpa",
+    receiver_device: str | None = None,
+    sharer_device: str | None = None,
+    device_map: str | None = None,
+    attention: str = "auto",
     offline: bool = False,
     trust_remote_code: bool = False,
     thinking: Thinking = "off",
@@ -61,25 +66,49 @@ def load_pair(
     """Loads RECEIVER:SHARER (aliases, Hub ids or folders); a model named twice is loaded once.
 
     roles: the sides that are needed; the model of the other side is not loaded. dtype, device:
-    "auto" chooses what is fastest here. trust_remote_code: run code of the models'
-    folders. thinking: off, on, or a budget of tokens, for models that write a thought first. Raises
-    UserError where a name, a model, a dtype or a device is not there.
+    "auto" chooses what is fastest here. receiver_device, sharer_device: of one side alone. device_map:
+    spreads each model that has no device of its own, see `lcfbench.models.placement`. trust_remote_code:
+    run code of the models' folders. thinking: off, on, or a budget of tokens, for models that write a
+    thought first. Raises UserError where a name, a model, a dtype or a device is not there.
     """
     quiet_libraries()
     names, wanted = split_pair(pair), set(roles)
 
-    def load(found: Found) -> CausalLM:
-        how: dict[str, Any] = {"dtype": dtype, "device": device, "attention": attention}
-        return CausalLM.load(found, trust_remote_code=trust_remote_code, thinking=thinking, **how)
+    places = places_of(device, receiver_device, sharer_device, device_map)
 
-    if len(wanted) == 1 or names[0] == names[1]:
-        name = names[0] if "receiver" in wanted else names[1]
-        model = load(find_model(name, offline=offline))
+    def load(found: Found, place: Mapping[str, str | None]) -> CausalLM:
+        how = {"dtype": dtype, "attention": attention, "trust_remote_code": trust_remote_code}
+        return CausalLM.load(found, thinking=thinking, **how, **place)
+
+    if len(wanted) == 1:
+        side = ROLES.index(*wanted)
+        model = load(find_model(names[side], offline=offline), places[side])
         return Pair(model, model, names)
     found = [find_model(name, offline=offline) for name in names]  # both, before the first is loaded
-    receiver = load(found[0])
-    same = replace(found[0], name="") == replace(found[1], name="")  # one revision, named in two ways
-    return Pair(receiver, receiver if same else load(found[1]), names)
+    receiver = load(found[0], places[0])
+    # one revision, perhaps named in two ways
+    same = places[0] == places[1] and replace(found[0], name="") == replace(found[1], name="")
+    return Pair(receiver, receiver if same else load(found[1], places[1]), names)
+
+
+def places_of(
+    device: str, receiver_device: str | None, sharer_device: str | None, device_map: str | None
+) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """Returns the device of each side, or how it is spread, receiver first.
+
+    Raises UserError for a device that is not there, and for models that are to be spread over one.
+    """
+    if device_map and device != "auto":
+        what = f"--device-map {device_map} spreads models over devices, and --device {device} is one."
+        raise UserError(
+            what, "Leave one of them out; --receiver-device and --sharer-device are for one side."
+        )
+
+    def place(own: str | None) -> dict[str, str | None]:
+        pick_device(own or device)
+        return {"device": own or device, "device_map": None if own else device_map}
+
+    return place(receiver_device), place(sharer_device)
 
 
 def roles_of(modes: Iterable[str]) -> tuple[str, ...]:

@@ -79,10 +79,11 @@ class Prefix(Method):
         return replace(state, message=self.account(prompts, shared))
 
     def pooled(self, theirs: KV) -> Tensor:
-        """Returns the input of the slots: (L, B, T, s), on the sharer's device."""
+        """Returns the input of the slots: (L, B, T, s), on the receiver's device, where the adapter is."""
         cache = self.sharer.content_keys(theirs) if self.adapter.unrotated_keys else theirs
         sources = torch.tensor(self.adapter.config.layer_map, device=cache.keys.device)
-        return self.adapter.pool(cache.keys[sources], cache.values[sources], cache.mask)
+        read = (cache.keys[sources], cache.values[sources], cache.mask)
+        return self.adapter.pool(*(x.to(self.receiver.device) for x in read))
 
     def account(self, prompts: Sequence[Prompt], shared: list[Prompt]) -> Message:
         """Returns the sizes of the message, and the work that the entries cost, a document each."""

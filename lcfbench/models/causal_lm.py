@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -22,23 +22,18 @@ from lcfbench.geometry import Geometry
 from lcfbench.models.capabilities import Capabilities, presumed
 from lcfbench.models.conformance import Conformance
 from lcfbench.models.conformance_store import recorded
-from lcfbench.models.cpu_packing import packed
-from lcfbench.models.dtypes import pick_device, pick_dtype
 from lcfbench.models.kv_cache import KV, growing
 from lcfbench.models.layer_masks import attention_sums, check_maskable, hiding, maskable, masking, windows
 from lcfbench.models.layout import Layout, Reading, decoder_of, layers_named, measured, select_rows
 from lcfbench.models.lengths import longest
+from lcfbench.models.loading import How, load_model
 from lcfbench.models.padding import Real, left_to_right, pad_left, pad_right, positions_of, silent_at
+from lcfbench.models.placement import devices_of, main_device, number_of
 from lcfbench.models.protocol import LanguageModel, Opened, State
 from lcfbench.models.rotary import TOKENS, RotaryRules, find_rules, rope_types
 from lcfbench.models.shared_prefill import SharedPrefill
-from lcfbench.models.taught import check_fits, copy_weights, merge
-from lcfbench.models.tokenizers import load_tokenizer
 from lcfbench.models.unpadded import WholeTexts, by_length, equal_forward, equal_run, whole_forward, whole_run
-from lcfbench.sources.model_folder import STEP, check_configs, check_loaded
-from lcfbench.sources.models import code_digest, read_config, unloadable
-from lcfbench.sources.taught import split
-from lcfbench.tasks.chat_template import Thinking
+from lcfbench.sources.models import Found, code_digest
 from lcfbench.tasks.prompts import Prompt
 
 CHANGING = {"dynamic", "longrope"}  # kinds of rotary embedding whose frequencies depend on the length
@@ -50,6 +45,8 @@ class CausalLM:
     learned: parameters of layers put into the model that still change; nothing read with them is
     kept for later. like: the same model without them, whose cache has been looked at already.
     """
+
+    facts: Mapping[str, str] = {}  # quantisation, and the digest of code of its folder that was run
 
     def __init__(
         self,
@@ -75,70 +72,24 @@ class CausalLM:
         # a token is multiplied with all but the embedding table, unless that is the output head too
         table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
         tied = head is not None and head.weight is table
-        total = sum(p.numel() for p in model.parameters())
+        total = model.num_parameters()
         self.matmul_params: int = total + learned - (0 if tied else table.numel())
 
     @classmethod
-    def load(
-        cls,
-        found: Any,
-        *,
-        dtype: str = "auto",
-        device: str = "auto",
-        attention: str = "sdpa",
-        trust_remote_code: bool = False,
-        thinking: Thinking = "off",
-        check: bool = True,
-    ) -> CausalLM:
-        """Loads a model that `find_model` found. "auto" means what is fastest here.
+    def load(cls, found: Found, *, check: bool = True, **how: Any) -> CausalLM:
+        """Loads a model that `find_model` found. how: fields of `loading.How`.
 
-        trust_remote_code: run code of its folder, which is then part of its revision. thinking: whether
-        it writes a thought before an answer. check: whether it is held against the plainest use of
-        transformers, where that was not done before.
+        Code of its folder that may run is part of its revision. check: whether it is held against the
+        plainest use of transformers, where that was not done before.
 
         Raises UserError when the folder holds no causal model that transformers can load, and for one
         that does not compute here what it should.
         """
-        from transformers import AutoModelForCausalLM
-
-        place = pick_device(device)
-        number = pick_dtype(dtype, place)
-        config = read_config(found.path, trust_remote_code)
-        raw = check_configs(found.path)
-        tokenizer = load_tokenizer(found.path, trust_remote_code, thinking)
-        if found.lora:
-            if "quantization_config" in raw:
-                raise UserError(f"{found.path} is quantised: no LoRA can be merged into it.", STEP)
-            check_fits(found.lora, config, split(found.name)[0], trust_remote_code)
-
-        def read(number: torch.dtype) -> Any:
-            try:
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    found.path,
-                    dtype=number,
-                    attn_implementation=attention,
-                    trust_remote_code=trust_remote_code,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-                return loaded
-            except Exception as error:  # a folder can break transformers in any place
-                raise unloadable(found.path, raw, error) from error
-
-        model, info = read(number)
-        check_loaded(found.path, raw, model, info)
-        if found.lora:
-            whole = model if number == torch.float32 else read(torch.float32)[0]
-            names = merge(whole, found.lora)
-            copy_weights(names, whole, model)
-        try:
-            model.to(place)
-        except Exception as error:  # too large for the device, for one
-            raise unloadable(found.path, raw, error) from error
-        check_weights(found.path, model, tokenizer)
-        code = f"+{code_digest(found.path)}" if trust_remote_code else ""
-        lm = cls(found.name, packed(model), tokenizer, f"{found.revision}{code}", found.source)
+        loaded = load_model(found, How(**how))
+        code = f"+{code_digest(found.path)}" if how.get("trust_remote_code") else ""
+        revision = f"{found.revision}{code}"
+        lm = cls(found.name, loaded.model, loaded.tokenizer, revision, found.source)
+        lm.facts = loaded.facts
         return lm.checked() if check else lm
 
     def checked(self) -> CausalLM:
@@ -175,11 +126,21 @@ class CausalLM:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return main_device(self.model)
+
+    @cached_property
+    def devices(self) -> list[torch.device]:
+        """Where it computes: one device, or all that it is spread over, `device` first."""
+        return devices_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        return number_of(self.model)
+
+    @property
+    def attention(self) -> str:
+        """The implementation of attention that runs."""
+        return self.model.config._attn_implementation
 
     @property
     def has_chat(self) -> bool:
@@ -459,7 +420,7 @@ class CausalLM:
     ) -> Tensor:
         with attention_sums(self.model, columns, queries) as sums:
             self.prefill(rows, past, past.mask.sum(1))
-        return torch.stack(sums)
+        return torch.stack([each.to(self.device) for each in sums])
 
     def differentiable(self) -> AbstractContextManager[Any]:
         return allow_mutation_on_saved_tensors() if self.layout.recurrent else nullcontext()
@@ -503,24 +464,13 @@ def keeping(head: Any, at: tuple[Tensor, Tensor]) -> Iterator[None]:
     if head is None:
         yield
         return
-    pick = head.register_forward_pre_hook(lambda module, args: (args[0][at][None], *args[1:]))
+
+    def picked(module: Any, args: Any) -> Any:
+        rows, columns = (index.to(args[0].device) for index in at)
+        return args[0][rows, columns][None], *args[1:]
+
+    pick = head.register_forward_pre_hook(picked)
     try:
         yield
     finally:
         pick.remove()
-
-
-def check_weights(folder: Any, model: Any, tokenizer: Any) -> None:
-    """Raises UserError for weights that are not finite, and for a tokenizer of another model."""
-    for name, weight in model.named_parameters():
-        # a sum, which makes no copy, is finite only where every term is
-        whole = not weight.is_floating_point() or bool(torch.isfinite(weight.sum(dtype=torch.float32)))
-        if not whole and not torch.isfinite(weight).all():
-            raise UserError(f"{folder}: the weights {name} hold NaN or infinity.", STEP)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if tokenizer.vocab_size > rows:
-        what = f"its tokenizer has {tokenizer.vocab_size:,} tokens, its embedding table {rows:,}"
-        raise UserError(f"{folder}: {what}.", "Put the model's own tokenizer there.")
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    if not all(isinstance(i, int) for i in (ends if isinstance(ends, list) else [ends]) if i is not None):
-        raise UserError(f"{folder}: eos_token_id is {str(ends)[:60]!r}, not token ids.", STEP)

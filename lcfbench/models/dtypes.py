@@ -48,7 +48,10 @@ def choose(device: torch.device, timer: Timer | None = None) -> tuple[torch.dtyp
     cache folder to write, the instructions decide.
     """
     if device.type == "cuda":
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # of one GPU, which may not be the current one; emulated bfloat16 is slower than float16
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = torch.bfloat16 if native else torch.float16
         return dtype, {"rule": "bfloat16 where the GPU has it, else float16"}
     if device.type != "cpu" or not has_bfloat16():
         return torch.float32, {"rule": "float32: no bfloat16 instructions here"}

@@ -29,6 +29,7 @@ from transformers.cache_utils import (
 
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
+from lcfbench.models.placement import main_device
 from lcfbench.sources import taught
 from lcfbench.sources.models import GEOMETRIES, alias, canonical, config_of
 
@@ -130,12 +131,12 @@ def measured(model: Any) -> Layout:
     try:
         layout = Layout(kinds=_kinds(model.config.get_text_config(decoder=True)))
         cache = layout.new()
-        table = model.get_input_embeddings().weight
-        ids = torch.arange(1, PROBE + 1, device=table.device)[None] % table.shape[0]
+        home, rows = main_device(model), model.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(1, PROBE + 1, device=home)[None] % rows
         with torch.no_grad():
             decoder_of(model)(input_ids=ids, past_key_values=cache, use_cache=True)
         geometry = _counted(cache)
-        devices = [getattr(getattr(layer, "keys", None), "device", table.device) for layer in cache.layers]
+        devices = [getattr(getattr(layer, "keys", None), "device", home) for layer in cache.layers]
     except Exception as error:  # a model's own code raises anything; the reason is told
         why = " ".join(str(error).split())[:160].rstrip(".")
         return Layout(reason=f"its cache cannot be used ({type(error).__name__}: {why})")
@@ -209,9 +210,10 @@ def select_rows(cache: Any, index: Tensor) -> None:
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             for kept in (layer.conv_states, layer.recurrent_states):
-                kept.update({n: x[index] for n, x in kept.items() if x is not None})
+                kept.update({n: x[index.to(x.device)] for n, x in kept.items() if x is not None})
         if not isinstance(layer, LinearAttentionLayer) or isinstance(layer, DynamicLayer):
-            layer.batch_select_indices(index)
+            keys = getattr(layer, "keys", None)
+            layer.batch_select_indices(index if keys is None else index.to(keys.device))
 
 
 def layers_named(layers: Sequence[int]) -> str:

@@ -34,19 +34,31 @@ def container_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
     return max(int(most) - int(used.read_text()), 0)
 
 
+def cuda_devices(device: torch.device) -> list[int]:
+    """Returns the GPUs that this process uses: `device`, if it is one, and those where it holds memory."""
+    if not torch.cuda.is_initialized():
+        return []
+    own = device.index if device.type == "cuda" else -1
+    own = torch.cuda.current_device() if own is None else own
+    return [i for i in range(torch.cuda.device_count()) if i == own or torch.cuda.memory_reserved(i)]
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Starts a new high-water mark; where the system forbids it, marks are the whole process's."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
+    for place in cuda_devices(device):
+        torch.cuda.reset_peak_memory_stats(place)
+    if device.type != "cuda":
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Returns the most memory that the GPU's allocator or this process took since the reset."""
+    """Returns the most memory that this process took since the reset.
+
+    On a GPU it is what the allocators of all GPUs in use took.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return sum(map(torch.cuda.max_memory_allocated, cuda_devices(device)))
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(li for li in status.read_text().splitlines() if li.startswith("VmHWM"))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lcfbench.errors import UserError
+from lcfbench.models.placement import main_device
 
 TOKENS = 12  # of the text that is read at several places
 FURTHEST = 997  # position of the last place: far away, so that slow frequencies turn too
@@ -60,7 +61,7 @@ class Angles:
         assert self.module is not None
         pair = _pair(self.module(*args, **kwargs))
         assert pair is not None, f"{type(self.module).__name__} gives no cosines and sines"
-        cos, sin = (x.reshape(-1, *x.shape[-3:])[0].float()[:, None] for x in pair)
+        cos, sin = (x.reshape(-1, *x.shape[-3:])[0].float()[:, None].to(positions.device) for x in pair)
         return cos, sin
 
 
@@ -144,7 +145,7 @@ class RotaryRules:
                 out.append(x)
                 continue
             if rule not in known:
-                cos, sin = self._angles(self.angles[rule.angles], positions)
+                cos, sin = self._angles(self.angles[rule.angles], positions.to(keys.device))
                 known[rule] = rule.spread(cos), rule.spread(sin)
             out.append(rule.turn(x, *known[rule], inverse))
         return torch.stack(out)
@@ -169,15 +170,16 @@ def find_rules(model: Any, ids: Sequence[int], longest: int | None = None) -> Ro
     if "position_ids" not in inspect.signature(decoder.forward).parameters:
         return RotaryRules(reason="the model takes no positions")
     count = min(TOKENS, max((longest or TOKENS) // 2, 1))
-    row = torch.tensor([[*ids][:count]], device=model.device)
-    place = torch.arange(count, device=model.device)[None]
+    row = torch.tensor([[*ids][:count]], device=main_device(model))
+    place = torch.arange(count, device=row.device)[None]
     angles = _recorded(model, row, place)
     room = min([n - count for n in (longest, *(a.steady for a in angles)) if n] + [FURTHEST])
     places = torch.cat([place, place + room // 7, place + room])
     rules: list[Rule] = []
     errors: list[float] = []
     kept = _read(decoder, row.expand(3, -1), places)
-    for layer, (keys, values) in enumerate(kept):
+    for layer, pair in enumerate(kept):
+        keys, values = (x.to(row.device) for x in pair)  # a spread model's layers stand on several devices
         if keys.shape[2] > count:
             return RotaryRules(angles, reason=f"layer {layer} keeps more entries than there are tokens")
         limit, seen = TOLERANCE[keys.dtype], places[:, -keys.shape[2] :]

@@ -13,13 +13,15 @@ from contextlib import contextmanager
 
 import torch
 
+from lcfbench.models.memory import cuda_devices
+
 PHASES = ("sharer", "message", "fuse", "prefill", "decode")
 
 
 def now(device: torch.device) -> float:
-    """Returns seconds, when all work queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """Returns seconds, when all work queued on the device, and on others in use, is done."""
+    for place in cuda_devices(device):
+        torch.cuda.synchronize(place)
     return time.perf_counter()
 
 

@@ -32,7 +32,7 @@ class OracleSettings(Settings):
     )
     device: Device = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
     attention: Attention = Field(
-        "sdpa", description="Attention implementation: sdpa, eager or flash_attention_2."
+        "auto", description="Attention implementation; auto: sdpa, and eager for a model that has no sdpa."
     )
     out: Path = Field(Path("results"), description="Folder of results.")
     offline: bool = Field(False, description="Use only models and data on this machine.")

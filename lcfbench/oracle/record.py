@@ -46,6 +46,7 @@ def conditions(settings: OracleSettings) -> dict[str, Any]:
         trusted
         | {"dtype": dtype, "device": device.type, "versions": versions(), "behaviour": BEHAVIOUR}
         | settings.model_dump(include={"seed", "attention", "batch_size"})
+        | ({"attention": "sdpa"} if settings.attention == "auto" else {})  # which says what ran, is recorded
     )
 
 
@@ -57,6 +58,7 @@ def circumstances(settings: OracleSettings, began: float, lm: CausalLM) -> dict[
         "seconds": round(time.perf_counter() - began, 1),
         "settings": settings.model_dump(mode="json"),
         "environment": environment(str(lm.device), get_num_threads()),
+        "attention": lm.attention,
     }
 
 

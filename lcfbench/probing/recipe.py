@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from lcfbench.config import MOST, Device, Settings, texts
+from lcfbench.config import MOST, PLACES, Device, Settings, texts
 from lcfbench.errors import UserError
-from lcfbench.evaluation.recipe import Attention, Recipe, check_known
+from lcfbench.evaluation.recipe import Attention, DeviceMap, Recipe, check_known
 from lcfbench.provenance import digest
 from lcfbench.registry import add_path
 from lcfbench.sources.models import split_pair
@@ -57,6 +57,9 @@ class ProbeRecipe(Settings):
     seed: int = SAME["seed"]
     dtype: Dtype = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
     device: Device = SAME["device"]
+    receiver_device: Device | None = SAME["receiver_device"]
+    sharer_device: Device | None = SAME["sharer_device"]
+    device_map: DeviceMap | None = SAME["device_map"]
     attention: Attention = SAME["attention"]
     out: Path | None = Field(None, description="Folder of the page and the runs; none: results/probe-….")
     offline: bool = SAME["offline"]
@@ -77,9 +80,11 @@ class ProbeRecipe(Settings):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change a number."""
-        return self.model_dump(
-            mode="json", exclude=OTHER | ({"trust_remote_code"} if not self.trust_remote_code else set())
-        )
+        unset = {name for name in (*PLACES, "trust_remote_code") if not getattr(self, name)}
+        plain = (
+            {"attention": "sdpa"} if self.attention == "auto" else {}
+        )  # as it was recorded before there was auto
+        return self.model_dump(mode="json", exclude=OTHER | unset) | plain
 
     @property
     def folder(self) -> Path:

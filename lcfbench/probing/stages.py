@@ -14,6 +14,7 @@ from typing import Any
 
 from lcfbench.adapters.base import adapter_class
 from lcfbench.adapters.config import WEIGHTS, read_config
+from lcfbench.config import PLACES
 from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.runner import run
@@ -91,7 +92,7 @@ def train_recipe(recipe: ProbeRecipe, task: Task, mode: str, planned: Plan | Non
     every = max(-(-steps // EVALUATIONS), 1)
     small = {"width": "32"} if "width" in adapter_class(kind).small_scale else {}
     source = recipe.train_task or recipe.task_name
-    same = {"pair", "seed", "dtype", "device", "offline", "scoring", "trust_remote_code"}
+    same = {"pair", "seed", "dtype", "offline", "scoring", "trust_remote_code", *PLACES}
     return TrainRecipe(
         **recipe.model_dump(include=same),
         adapters=[mode],

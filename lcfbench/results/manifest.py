@@ -179,6 +179,12 @@ class Manifest(_Open):
     sources: dict[str, str | None] | None = Field(
         default=None, description="Where the models came from, by role: receiver and sharer."
     )
+    models: dict[str, dict[str, Any]] | None = Field(
+        default=None,
+        description="How each model was loaded, by role: its devices, dtype and attention; quantisation where "
+        "there is one, `restored` where they were turned back into plain numbers; code, the "
+        "digest of Python files of its folder, where they were run.",
+    )
     message_from_sha256: str | None = Field(
         default=None,
         validation_alias=AliasChoices("message_from_sha256", "senders_sha256"),

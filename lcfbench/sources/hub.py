@@ -32,7 +32,7 @@ class HubError(Exception):
     """Why the Hub did not help, as a phrase."""
 
 
-class NoRevision(HubError):
+class NoRevisionError(HubError):
     """The repository is there, and the revision is not."""
 
 
@@ -88,7 +88,7 @@ def _ask(request: Callable[[], Any]) -> Any:
     except RepositoryNotFoundError as e:
         raise HubError("no such repository, or a private one") from e
     except RevisionNotFoundError as e:
-        raise NoRevision("no such revision") from e
+        raise NoRevisionError("no such revision") from e
     except HfHubHTTPError as e:
         raise HubError(f"it answered: {_first_line(e)}") from e
     except lost as e:
@@ -117,7 +117,7 @@ def commit(
 
     try:
         return str(probe(ask, offline).sha)
-    except NoRevision as error:
+    except NoRevisionError as error:
         begin = (revision or "").lower()
         if is_commit(begin):  # the Hub knows whole ones alone
             every = probe(lambda: list(HfApi().list_repo_commits(repo_id, repo_type=kind)), offline)

@@ -16,6 +16,13 @@ INDEX, WEIGHTS, PEFT = "model.safetensors.index.json", "model.safetensors", "ada
 STEP = "Check the folder or name another model."
 LARGEST = 1 << 24  # of a size in a config; layers are modules, so fewer
 MOST_LAYERS = 1000
+NUMBERS = {"F64", "F32", "F16", "BF16"}  # as safetensors names those that are no quantised weights
+OTHER_PARTS = (
+    "vision",
+    "visual",
+    "audio",
+    "image",
+)  # of a model, in the names of weights it reads no text with
 
 
 def lacks(folder: Path) -> str:
@@ -79,13 +86,12 @@ def check_loaded(folder: Path, config: dict[str, Any], model: Any, info: dict[st
     info: names of weights, as transformers reports them.
     """
     kind = type(model).__name__
-    if config.get("quantization_config") and not getattr(model, "is_quantized", False):
-        raise UserError(f"{folder}: transformers does not know its quantization_config.", STEP)
     named = config.get("architectures") or [kind]
     if not isinstance(named, list):
         raise UserError(f"{folder / 'config.json'}: architectures is no list of names.", STEP)
     own = type(model).__module__.startswith("transformers_modules")  # code of the folder, trusted
-    if not own and kind.lower() not in [str(n).lower() for n in named]:
+    known = {kind, *_generative(str(config.get("model_type")))}
+    if not own and not {n.lower() for n in known} & {str(n).lower() for n in named}:
         if "auto_map" in config:
             raise needs_code(folder)
         raise UserError(
@@ -95,5 +101,77 @@ def check_loaded(folder: Path, config: dict[str, Any], model: Any, info: dict[st
         if names := sorted(map(str, info.get(key) or ())):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(f"{folder} {what} the weights {names[0]:.100}{more}.", STEP)
-    if extra := sorted(n for n in info.get("unexpected_keys") or () if ".layers." in f".{n}"):
+    unexpected = [n for n in info.get("unexpected_keys") or () if not any(part in n for part in OTHER_PARTS)]
+    if extra := sorted(n for n in unexpected if ".layers." in f".{n}"):
         raise UserError(f"{folder} has weights that its config.json knows nothing of: {extra[0]:.100}.", STEP)
+
+
+def _generative(model_type: str) -> set[str]:
+    """The classes that write text with a type of model, those that also look at pictures among them."""
+    from transformers.models.auto import modeling_auto as auto
+
+    tables = (
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    )
+    names = [table.get(model_type) for table in tables]
+    return {n for name in names if name for n in ([name] if isinstance(name, str) else name)}
+
+
+def check_quantised(folder: Path, config: dict[str, Any]) -> str:
+    """Returns how the weights of a folder are quantised, "" where they are not.
+
+    Raises UserError where transformers does not know how, and where the files hold quantised weights of
+    which config.json says nothing: they would be read as plain numbers.
+    """
+    text = config.get("text_config")
+    given = config.get("quantization_config") or (isinstance(text, dict) and text.get("quantization_config"))
+    if given:
+        from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+        method = given.get("quant_method") if isinstance(given, dict) else None
+        if (
+            isinstance(given, dict)
+            and method is None
+            and (given.get("load_in_4bit") or given.get("load_in_8bit"))
+        ):
+            method = "bitsandbytes"
+        known = {"bitsandbytes", *AUTO_QUANTIZER_MAPPING}
+        if method not in known:
+            raise UserError(f"{folder}: transformers does not know its quantization_config.", STEP)
+        return str(method)
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, kind in _stored(file):
+            if name.endswith("weight") and kind not in NUMBERS:
+                what = f"{file}: {name:.100} is stored as {kind}, and config.json has no quantization_config"
+                raise UserError(
+                    f"{what}.", "Name a copy that is not quantised, or one that transformers saved."
+                )
+    return ""
+
+
+def _stored(file: Path) -> list[tuple[str, str]]:
+    """Names and number formats of a file's tensors; nothing of one that is damaged, which loading reports."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as weights:
+            return [(name, weights.get_slice(name).get_dtype()) for name in weights.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return []
+
+
+def check_trusted(folder: Path, config: dict[str, Any]) -> None:
+    """Raises UserError where code of a folder lies elsewhere: its digest would not cover it."""
+    configs = [config]
+    if (folder / "tokenizer_config.json").exists():
+        configs.append(load_json(folder / "tokenizer_config.json", "config"))
+    for part in configs:
+        found = part.get("auto_map")
+        for value in found.values() if isinstance(found, dict) else ():
+            for name in value if isinstance(value, list) else [value]:
+                if "--" in str(name):
+                    what = f"{folder} takes its code from another repository, {str(name).split('--')[0]:.80}"
+                    step = "Put that code into the folder and name it there (auto_map of config.json)."
+                    raise UserError(f"{what}.", step)

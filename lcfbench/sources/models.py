@@ -301,8 +301,15 @@ def unloadable(folder: Path, config: dict[str, Any], error: Exception) -> UserEr
     line = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())[:240].rstrip(".")
     if "auto_map" in config and "trust_remote_code" in str(error):
         return model_folder.needs_code(folder)
+    if "quantization_config" in str(config) and isinstance(error, ImportError | RuntimeError | ValueError):
+        step = "Install what is named, use a device that can, or name a copy that is not quantised."
+        return UserError(f"{folder} is quantised and cannot be loaded here ({line}).", step)
     if isinstance(error, ImportError):
-        how = "another --attention" if "quantization_config" not in config else "a copy that is not quantised"
-        return UserError(f"{folder} cannot be loaded ({line}).", f"Install what is missing, or use {how}.")
+        return UserError(f"{folder} cannot be loaded ({line}).", "Install what is missing.")
+    if "Unrecognized configuration class" in line:
+        named = config.get("architectures")
+        named = named[0] if isinstance(named, list) and named else f"{config.get('model_type')} model"
+        what = f"{folder} holds a {named!s:.60}, which transformers loads as no causal language model"
+        return UserError(f"{what}.", "Name a text model, or its text part saved by itself.")
     what = "is not a causal language model transformers can load"
     return UserError(f"{folder} {what} ({type(error).__name__}: {line}).", model_folder.STEP)

@@ -22,7 +22,7 @@ from typing import Any
 from lcfbench.adapters.config import WEIGHTS, read_config, recorded_names
 from lcfbench.adapters.finding import Found, Wanted, find_for, on_this_disk
 from lcfbench.adapters.select import AdapterMissing, cached, unfinished
-from lcfbench.config import convert, packaged_recipes, read_recipe
+from lcfbench.config import PLACES, convert, packaged_recipes, read_recipe
 from lcfbench.errors import UserError
 from lcfbench.evaluation.plan import look_up, wanted_by, with_tasks
 from lcfbench.evaluation.recipe import Recipe
@@ -41,7 +41,7 @@ from lcfbench.training.trainer import train
 
 LARGE = 1_000_000_000  # parameters of both models together from which a GPU trains by a paper's recipe
 SAMPLE = 32  # examples that are read for the estimate
-PASSED_ON = ("pair", "seed", "scoring", "device", "offline", "trust_remote_code")
+PASSED_ON = ("pair", "seed", "scoring", "offline", "trust_remote_code", *sorted(PLACES))
 FIXED = ("out", "force", "adapters", *PASSED_ON)  # of the settings of a training: the run decides them
 
 

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from lcfbench.adapters.config import CHECKPOINT, WEIGHTS
 from lcfbench.config import (
     MOST,
+    PLACES,
     SEEDS,
     Device,
     Settings,
@@ -29,7 +30,7 @@ from lcfbench.config import (
     texts,
 )
 from lcfbench.errors import UserError
-from lcfbench.evaluation.recipe import Recipe
+from lcfbench.evaluation.recipe import DeviceMap, Recipe
 from lcfbench.files import writing
 from lcfbench.provenance import digest
 from lcfbench.registry import add_path, add_paths
@@ -114,6 +115,9 @@ class TrainRecipe(Settings):
     )
     dtype: Dtype = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
     device: Device = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
+    receiver_device: Device | None = SAME["receiver_device"]
+    sharer_device: Device | None = SAME["sharer_device"]
+    device_map: DeviceMap | None = SAME["device_map"]
     tracker: Literal["tensorboard", "trackio"] | None = Field(
         None, description="Also log to tensorboard or trackio, where it is installed."
     )
@@ -176,7 +180,7 @@ class TrainRecipe(Settings):
 
     def digest(self) -> str:
         """Returns a digest of all that changes the result; a checkpoint needs the same."""
-        other = {"out", "offline", "force", "tracker", "save_every", "device", "accumulate"}
+        other = {"out", "offline", "force", "tracker", "save_every", "accumulate", *PLACES}
         if not self.trust_remote_code:
             other.add("trust_remote_code")
         return digest({"checkpoint": 3, **self.model_dump(mode="json", exclude=other)})[:16]
@@ -204,7 +208,7 @@ class PruneRecipe(Settings):
     )
     pair: str | None = Field(
         None,
-        description="RECEIVER:SHARER: aliases, Hub ids (NAME@REVISION) or local folders; without it, the adapter's own pair.",
+        description="RECEIVER:SHARER: aliases, Hub ids (NAME@REVISION) or local folders; none: its own pair.",
     )
     limit: int = Field(64, ge=2, le=MOST, description="Dev documents.")
     batch_size: int = Field(16, ge=1, le=MOST, description="Documents a batch.")
@@ -221,6 +225,9 @@ class PruneRecipe(Settings):
     )
     dtype: Dtype = Field("auto", description="Number format of the models: auto, float32 or bfloat16.")
     device: Device = Field("auto", description="Where the models run: auto, cpu or cuda[:n].")
+    receiver_device: Device | None = SAME["receiver_device"]
+    sharer_device: Device | None = SAME["sharer_device"]
+    device_map: DeviceMap | None = SAME["device_map"]
     offline: bool = Field(False, description="Use only models and data on this machine.")
     trust_remote_code: bool = SAME["trust_remote_code"]
     force: bool = Field(False, description="Replace the adapter in --out.")

@@ -10,6 +10,7 @@ import typer
 import lcfbench
 from lcfbench.cli.app import app
 from lcfbench.cli.options import merged
+from lcfbench.config import PLACES
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.registry import kinds
 from lcfbench.training.recipe import TrainRecipe
@@ -58,14 +59,11 @@ def test_flags_that_are_not_the_name_of_their_field():
 def test_environment_variables():
     own = {p.name: p.envvar for p in command("run").params if p.envvar}
     assert own["batch_size"] == "LCFBENCH_BATCH_SIZE" and own["recipe"] == "LCFBENCH_RECIPE"
-    assert not {"adapter", "options", "task_options", "fresh"} & set(own) and len(own) == 16
+    assert not {"adapter", "options", "task_options", "fresh"} & set(own) and len(own) == 19
     for line in ("train", "bench", "adapter prune"):
-        assert {p.name for p in command(line).params if p.envvar} == {
-            "pair",
-            "dtype",
-            "device",
-            "offline",
-        } & {p.name for p in command(line).params}
+        shared = {"pair", "dtype", "offline", *PLACES}
+        here = command(line).params
+        assert {p.name for p in here if p.envvar} == shared & {p.name for p in here}
 
 
 def test_lists_are_separated_by_commas_or_repeated():

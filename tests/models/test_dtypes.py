@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -82,7 +83,11 @@ def test_nothing_is_measured_without_the_instructions(cache, monkeypatch):
 
 @pytest.mark.parametrize(("has", "wanted"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_gpu_is_not_measured(cache, monkeypatch, has, wanted):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has)
+    # a T4 says yes where emulation counts
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has
+    )
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     timer = taking(0.1)
     assert dtypes.choose(torch.device("cuda"), timer)[0] is wanted and timer.calls == []
 

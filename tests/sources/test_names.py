@@ -108,7 +108,7 @@ def test_folders_with_odd_names_run_and_are_recorded_by_their_last_part(folders,
         if ":" not in name:
             assert find_model(label(name)).path == found.path
         assert recorded_name(name) == recorded_name(label(name)) or ":" in name
-        with pytest.raises(UserError, match="is .*, not abcdef1"):
+        with pytest.raises(UserError, match=r"is .*, not abcdef1"):
             find_model(f"{name}@abcdef1")
     results = lcfbench.run(pair="a:b:a+b@c", out=tmp_path / "out", **RUN)
     assert list(results.summary()["pair"]) == [":".join(labels(("a:b", "a+b@c")))]
