@@ -40,7 +40,7 @@ def _device(text: str) -> str:
 
 
 Device = Annotated[str, AfterValidator(_device)]
-PLACES = frozenset(("device", "receiver_device", "sharer_device", "device_map"))  # settings: where models run
+PLACES = {"device", "receiver_device", "sharer_device", "device_map"}  # settings: where models run
 
 
 def several(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
@@ -77,11 +78,11 @@ def load_pair(
     places = places_of(device, receiver_device, sharer_device, device_map)
 
     def load(found: Found, place: Mapping[str, str | None]) -> CausalLM:
-        how = {"dtype": dtype, "attention": attention, "trust_remote_code": trust_remote_code}
-        return CausalLM.load(found, thinking=thinking, **how, **place)
+        how: dict[str, Any] = {"dtype": dtype, "attention": attention, "thinking": thinking, **place}
+        return CausalLM.load(found, trust_remote_code=trust_remote_code, **how)
 
     if len(wanted) == 1:
-        side = ROLES.index(*wanted)
+        side = ROLES.index(next(iter(wanted)))
         model = load(find_model(names[side], offline=offline), places[side])
         return Pair(model, model, names)
     found = [find_model(name, offline=offline) for name in names]  # both, before the first is loaded
