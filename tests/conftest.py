@@ -7,12 +7,23 @@ need it skip without.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lcfbench import registry
+from lcfbench.models import conformance_store
 from tests.helpers import BESIDE
+
+
+@pytest.fixture(autouse=True, scope="session")
+def records_of_models(tmp_path_factory) -> Iterator[None]:
+    """What was checked of tiny models stays out of the user's cache folder."""
+    folder = tmp_path_factory.mktemp("records")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conformance_store, "cache_dir", lambda: folder)
+        yield
 
 
 @pytest.fixture(autouse=True)
