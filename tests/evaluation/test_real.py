@@ -46,7 +46,7 @@ def real_assets():
         patch.setattr(
             CausalLM,
             "load",
-            lambda found, *, dtype, device, attention, trust_remote_code=False: once(
+            lambda found, *, dtype, device, attention, **_: once(
                 found.name, dtype, device, attention
             ),
         )
