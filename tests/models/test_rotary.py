@@ -50,7 +50,6 @@ ABSENT = {
     "falcon-alibi": "ALiBi",
     "deepseek-v2": "compressed",
     "deepseek-v3": "layer 0's values carry the position, not its keys",
-    "deepseek-v3-yarn": "compressed",
     "hunyuan": "no rotary rule gives the keys of layer 0",  # normalised after they turned
     "mamba": "takes no positions",
     "recurrent-gemma": "no layer keeps keys",
