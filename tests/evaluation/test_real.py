@@ -46,9 +46,7 @@ def real_assets():
         patch.setattr(
             CausalLM,
             "load",
-            lambda found, *, dtype, device, attention, **_: once(
-                found.name, dtype, device, attention
-            ),
+            lambda found, *, dtype, device, attention, **_: once(found.name, dtype, device, attention),
         )
         yield
 
