@@ -67,7 +67,7 @@ capabilities that it needs; here both are of the row's architecture.
   another document's. An adapter changes entries of attention layers alone; a recurrent state stays the
   receiver's own.
 - *kvcomm*: besides, the scores are those of the plain model that reads both texts in a row.
-- A number leads to the reason for which the method is refused.
+- **no**: the method is refused; the number is that of the reason below the table.
 
 """
 
@@ -112,7 +112,7 @@ def page(rows: Sequence[Row]) -> str:
             if line != cells.EXACT:
                 reasons.setdefault(kind_of(reason_of(line)), reason_of(line))
         numbers = sorted([*reasons].index(kind) + 1 for kind in kinds_of(lines))
-        return ", ".join(f"[{n}](#{n})" for n in numbers) or cells.EXACT
+        return f"no ({', '.join(map(str, numbers))})" if numbers else cells.EXACT
 
     heads = ["model", "model type", *CAPABILITIES, *(f"*{column}*" for column in COLUMNS)]
     table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -120,25 +120,21 @@ def page(rows: Sequence[Row]) -> str:
         able = ["–" if c in r.missing else "yes" for c in CAPABILITIES]
         methods = [entry([r.cells[m] for m in some]) for some in COLUMNS.values()]
         table.append("| " + " | ".join([r.name, f"`{zoo.ZOO[r.name][0]}`", *able, *methods]) + " |")
-    why = [
-        f'{n}. <a id="{n}"></a>{html.escape(reason, False)}.' for n, reason in enumerate(reasons.values(), 1)
-    ]
+    why = [f"{n}. {html.escape(reason, False)}." for n, reason in enumerate(reasons.values(), 1)]
     return INTRO + "\n".join(table) + "\n\n## Why a method is refused\n\n" + "\n".join(why) + "\n"
 
 
 def read_page() -> dict[str, tuple[set[str], dict[str, set[str]]]]:
     """Of each model in docs/models.md: its capabilities, and the kinds of reasons in each column."""
     text = PAGE.read_text(encoding="utf-8")
-    reasons = {
-        n: kind_of(html.unescape(why))
-        for n, why in re.findall(r'^\d+\. <a id="(\d+)"></a>(.*)\.$', text, re.M)
-    }
+    noted = re.findall(r"^(\d+)\. (.*)\.$", text.partition("\n## Why ")[2], re.M)
+    reasons = {n: kind_of(html.unescape(reason)) for n, reason in noted}
     found = {}
     for line in re.findall(r"^\| (.*`.*) \|$", text, re.M):
         name, _, *rest = line.split(" | ")
         able = {c for c, word in zip(CAPABILITIES, rest, strict=False) if word == "yes"}
         shown = zip(COLUMNS, rest[len(CAPABILITIES) :], strict=True)
-        found[name] = able, {c: {reasons[n] for n in re.findall(r"\[(\d+)\]", cell)} for c, cell in shown}
+        found[name] = able, {c: {reasons[n] for n in re.findall(r"\d+", cell)} for c, cell in shown}
     return found
 
 
