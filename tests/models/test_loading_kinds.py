@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lcfbench.errors import UserError
 from lcfbench.methods.load_pair import load_pair
@@ -148,3 +149,29 @@ def test_code_of_another_repository_is_not_run(folder):
     configure(folder, auto_map={"AutoModelForCausalLM": "other/code--modeling.M"})
     with pytest.raises(UserError, match="takes its code from another repository, other/code"):
         load(folder, trust_remote_code=True)
+
+
+SEEING = {"qwen3_5": True, "gemma3": True, "mistral3": False, "qwen2_vl": False}
+
+
+@pytest.mark.parametrize("kind", SEEING)
+def test_a_checkpoint_with_a_vision_part_loads_where_it_is_a_causal_model_too(tmp_path, kind):
+    small = {"num_hidden_layers": 1, "depth": 1, "num_attention_heads": 2, "num_heads": 2, "image_size": 28}
+    small |= {"hidden_size": 16, "intermediate_size": 16, "patch_size": 14, "out_hidden_size": 32}
+    config = AutoConfig.for_model(kind)
+    text, sight = (part.to_dict() for part in (config.text_config, config.vision_config))
+    text |= {key: value for key, value in zoo.SMALL.items() if key in text} | {"layer_types": None}
+    if "mrope_section" in (text.get("rope_parameters") or {}):
+        text["rope_parameters"]["mrope_section"] = [1, 1, 0]
+    sight |= {key: value for key, value in small.items() if key in sight}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, text_config=text, vision_config=sight)
+    whole = AutoModelForImageTextToText.from_config(config).eval()
+    whole.save_pretrained(tmp_path)
+    helpers.tokenizer(zoo.VOCABULARY).save_pretrained(tmp_path)
+    if not SEEING[kind]:
+        with pytest.raises(UserError, match="which transformers loads as no causal language model"):
+            load(tmp_path)
+        return
+    with torch.no_grad():
+        assert torch.equal(logits(load(tmp_path)), whole(IDS).logits.float())
