@@ -29,6 +29,7 @@ from transformers.cache_utils import (
 
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
+from lcfbench.models.memory import DeviceError, device_named, ran_out
 from lcfbench.models.placement import main_device
 from lcfbench.sources import taught
 from lcfbench.sources.models import GEOMETRIES, alias, canonical, config_of
@@ -43,6 +44,10 @@ Reading = Literal["padded", "left", "equal", "steps", "whole"]  # see `lcfbench.
 READINGS: tuple[Reading, ...] = ("padded", "left", "equal", "steps", "whole")
 PROBE = 5  # tokens that fill a cache to be counted
 States = dict[tuple[int, str, int], Tensor]  # (layer, "conv" or "recurrent", number) → (B, …)
+
+
+class UnusableCacheError(Exception):
+    """A model keeps something of a text for which there is no place here."""
 
 
 class RecurrentLayer(LinearAttentionLayer):
@@ -133,13 +138,19 @@ def measured(model: Any) -> Layout:
         cache = layout.new()
         home, rows = main_device(model), model.get_input_embeddings().weight.shape[0]
         ids = torch.arange(1, PROBE + 1, device=home)[None] % rows
-        with torch.no_grad():
+        with torch.no_grad(), device_named():
             decoder_of(model)(input_ids=ids, past_key_values=cache, use_cache=True)
         geometry = _counted(cache)
         devices = [getattr(getattr(layer, "keys", None), "device", home) for layer in cache.layers]
+    except UnusableCacheError as error:
+        return Layout(reason=str(error))
     except Exception as error:  # a model's own code raises anything; the reason is told
+        if ran_out(error) or isinstance(error, DeviceError):
+            raise
         why = " ".join(str(error).split())[:160].rstrip(".")
-        return Layout(reason=f"its cache cannot be used ({type(error).__name__}: {why})")
+        return Layout(
+            reason=f"it takes no cache of transformers' general kind ({type(error).__name__}: {why})"
+        )
     if geometry is None:
         return Layout(reason="no layer keeps keys and values" if layout.recurrent else "it keeps no cache")
     return replace(layout, geometry=geometry, devices=tuple(devices) if len(set(devices)) > 1 else ())
@@ -150,7 +161,7 @@ def _kinds(config: Any) -> tuple[tuple[str, int], ...]:
     types, given = get_layer_types_and_kwargs(config)
     kinds = [WHOLE.get(kind, kind) for kind in types]
     if strange := sorted(set(kinds) - {"full_attention", *MADE}):
-        raise NotImplementedError(f"layers of {strange[0]}")
+        raise UnusableCacheError(f"layers of {strange[0]} keep more than keys and values")
     own = [kind for kind in kinds if kind != "dummy"]
     if set(own) == {"full_attention"} and kinds[: len(own)] == own:
         return ()
@@ -168,7 +179,8 @@ def _counted(cache: Any) -> Geometry | None:
     shapes = []
     for i, (keys, values) in filled.items():
         if keys.dim() != 4 or keys.shape[2] != PROBE or values.shape[:3] != keys.shape[:3]:
-            raise NotImplementedError(f"layer {i} keeps {tuple(keys.shape)} and {tuple(values.shape)}")
+            what = f"{tuple(keys.shape)} and {tuple(values.shape)}"
+            raise UnusableCacheError(f"after {PROBE} tokens layer {i} keeps {what}")
         shapes.append((keys.shape[1], keys.shape[3], values.shape[3]))
     if not shapes:
         return None

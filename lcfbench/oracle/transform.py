@@ -79,7 +79,7 @@ def run_transform(chosen: Transform, say: Callable[[str], None]) -> OracleRun:
     for lm in (receiver, sharer):
         if why := lm.capabilities.lacks("edit") or lm.capabilities.lacks("rotate"):
             raise UserError(
-                f"a transform of caches needs keys without their positions, which {lm.name} does not give: {why}.",
+                f"a transform of caches needs keys without their positions, not those of {lm.name}: {why}.",
                 "Name another pair.",
             )
     with torch.inference_mode():

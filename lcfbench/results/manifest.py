@@ -181,8 +181,8 @@ class Manifest(_Open):
     )
     models: dict[str, dict[str, Any]] | None = Field(
         default=None,
-        description="How each model was loaded, by role: its devices, dtype and attention; quantisation where "
-        "there is one, `restored` where weights were turned back into plain numbers; code, the "
+        description="How each model was loaded, by role: its devices, dtype and attention; quantisation "
+        "where there is one, `restored` where weights were turned back into plain numbers; code, the "
         "digest of Python files of its folder, where they were run.",
     )
     message_from_sha256: str | None = Field(

@@ -328,5 +328,5 @@ def test_importance_is_measured_wherever_the_attention_is(name):
 @pytest.mark.parametrize("name", ["gpt2", "bloom", "gemma3n", "llama4", "falcon-alibi"])
 def test_layers_are_not_chosen_where_none_can_be_masked_alone(name):
     lm = zoo.lm_of(name)
-    with pytest.raises(UserError, match="Use (all layers|a model)"):
+    with pytest.raises(UserError, match=r"Use (all layers|a model)"):
         create("kvcomm", lm, lm, options={"layers": "0.5"})
