@@ -31,7 +31,7 @@ def _size_flags() -> list[inspect.Parameter]:
     from lcfbench.training.recipe import TrainRecipe
 
     mode = typer.Option(help="Kind of adapter.", metavar="|".join(kinds()))
-    common = [n for n in ("pair", "options", "offline") if n in TrainRecipe.model_fields]
+    common = [n for n in ("pair", "options", "offline", "trust_remote_code") if n in TrainRecipe.model_fields]
     return [
         options.parameter("mode", Annotated[str, mode], "lcf"),
         *(options.flag(n, TrainRecipe.model_fields[n], n in options.SHARED) for n in common),
@@ -49,12 +49,14 @@ def adapter_size(as_json: JsonOption = False, **given: Any) -> None:
 
     mode = given.pop("mode")
     asked: TrainRecipe = options.merged(TrainRecipe, given, None, "adapter size")
-    size = size_of(mode, asked.pair, dict(asked.options), asked.offline)
+    size = size_of(mode, asked.pair, dict(asked.options), asked.offline, asked.trust_remote_code)
     form = "{kind} {pair}: {params:,} parameters in {layers} layers, {mb_bf16} MB in bf16"
     echo(json.dumps(size) if as_json else form.format(**size))
 
 
-def size_of(kind: str, pair: str, given: dict[str, str], offline: bool) -> dict[str, Any]:
+def size_of(
+    kind: str, pair: str, given: dict[str, str], offline: bool, trusted: bool = False
+) -> dict[str, Any]:
     """Counts parameters and bytes of a fresh adapter for a pair, built without storage."""
     import torch
 
@@ -71,7 +73,9 @@ def size_of(kind: str, pair: str, given: dict[str, str], offline: bool) -> dict[
     if layers is not None and not layers.isdecimal():
         raise UserError(f"layers={layers} is not a number.", "Use -o layers=9, say.")
     settings, alignment = adapter_options(kind, given, small_scale=False)
-    receiver, sharer = ((name, geometry_named(name, offline=offline)) for name in split_pair(pair))
+    receiver, sharer = (
+        (name, geometry_named(name, offline=offline, trust_remote_code=trusted)) for name in split_pair(pair)
+    )
     count = int(layers) if layers else None
     config = pair_config(kind, receiver, sharer, options=settings, layers=count, **alignment)
     with torch.device("meta"):

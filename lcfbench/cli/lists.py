@@ -134,9 +134,9 @@ def doctor(
         str, typer.Option("--device", help="With --model: auto, cpu, cuda[:n] or mps.")
     ] = "auto",
     attention: Annotated[
-        Literal["sdpa", "eager", "flash_attention_2"],
+        Literal["auto", "sdpa", "eager", "flash_attention_2"],
         typer.Option("--attention", help="With --model: attention implementation."),
-    ] = "sdpa",
+    ] = "auto",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="With --model: run Python code of its folder.")
     ] = False,
@@ -149,7 +149,7 @@ def doctor(
     quiet_libraries()
     conditions = {"dtype": dtype, "device": device, "attention": attention}
     if model is None:
-        if given := [name for name, value in conditions.items() if value not in ("auto", "sdpa")]:
+        if given := [name for name, value in conditions.items() if value != "auto"]:
             raise UserError(f"--{given[0]} is for one model.", "Name it with --model.")
         if trust_remote_code:
             raise UserError("--trust-remote-code is for one model.", "Name it with --model.")

@@ -157,7 +157,7 @@ def print_prompts(recipe: Recipe) -> None:
     receiver, sharer = load_tokenizers(
         recipe.pair, **recipe.model_dump(include={"offline", "trust_remote_code", "thinking"})
     )
-    check_thinking([receiver, sharer])
+    check_thinking([receiver, sharer], {task.name: task.chat for task in tasks})
     later = [str(place) for place in recipe.adapter if len(place.parts) > 1 and not place.exists()]
     missing = [each for each in wanted_by(recipe, tasks) if not isinstance(on_this_disk(each), Found)]
     if later:

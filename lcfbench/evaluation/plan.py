@@ -87,7 +87,8 @@ def options_of(
 
 def _depth(recipe: Recipe) -> int:
     """The number of the receiver's layers, before it is loaded."""
-    return geometry_named(split_pair(recipe.pair)[0], offline=recipe.offline).layers
+    name, trusted = split_pair(recipe.pair)[0], recipe.trust_remote_code
+    return geometry_named(name, offline=recipe.offline, trust_remote_code=trusted).layers
 
 
 def _values(kind: type[Method], key: str, texts: Sequence[str]) -> list[str]:

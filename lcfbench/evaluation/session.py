@@ -31,10 +31,10 @@ from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.dtypes import choose
 from lcfbench.models.layout import geometry_named
 from lcfbench.models.memory import free_bytes
-from lcfbench.models.tokenizers import load_tokenizers
+from lcfbench.models.tokenizers import load_tokenizer
 from lcfbench.progress import Progress
 from lcfbench.provenance import environment
-from lcfbench.sources.models import split_pair
+from lcfbench.sources.models import find_tokenizer, split_pair
 from lcfbench.tasks.chat_template import check_thinking
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import check_ranked
@@ -63,11 +63,18 @@ class Session:
         for task in self.tasks:  # the data are fetched and read only where the rest is right
             self.digests(task)
         if recipe.thinking != "off":  # tokenizers alone: no model is loaded in vain
-            both = load_tokenizers(
-                recipe.pair, **recipe.model_dump(include={"offline", "trust_remote_code", "thinking"})
-            )
             roles = roles_of(recipe.methods)
-            check_thinking([t for t, role in zip(both, ROLES, strict=True) if role in roles])
+            trusted, offline = recipe.trust_remote_code, recipe.offline
+            check_thinking(
+                [
+                    load_tokenizer(find_tokenizer(name, offline=offline), trusted, recipe.thinking)
+                    for name, role in zip(self.names, ROLES, strict=True)
+                    if role in roles
+                ],
+                {task.name: task.chat for task in self.tasks},
+            )
+            if plain := [task.name for task in self.tasks if not task.chat]:
+                progress.say(f"{', '.join(plain)}: no chat template is used, so no thought is written.")
         self._check_shapes()
         self.pair: Pair = load_pair(
             recipe.pair,

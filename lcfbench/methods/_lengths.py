@@ -60,11 +60,12 @@ def too_long(method: Method, pairs: Sequence[tuple[Document, Document]]) -> dict
     if not limits:
         return {}
     frames = {chat: frame_bytes(chat, lms) for chat in {d.chat for pair in pairs for d in pair}}
+    thought = max(budget_of(thinking_of(lm.tokenizer)) or 0 for lm in lms)
     size = {d.hash: text_bytes(d, frames[d.chat]) for pair in pairs for d in pair}
     found = {}
     for d, sender in pairs:
         (mine, theirs), sent = size[d.hash], size[sender.hash][1]
-        if mine + max(theirs, sent) + method.added > min(limits):
+        if mine + max(theirs, sent) + method.added + thought > min(limits):
             try:
                 method.check_length(d, sender)
             except TooLongError as error:

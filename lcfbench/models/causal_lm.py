@@ -209,6 +209,8 @@ class CausalLM:
         """Scores and weighted sums of `queries` tokens, each over `past` entries and, on average,
         `tokens` of their own.
         """
+        if not self.geometry.layers:  # recurrent layers alone: their configs may name no heads
+            return 0.0
         heads = self.model.config.get_text_config().num_attention_heads
         return 4.0 * self.geometry.layers * heads * self.geometry.head_dim * queries * (past + tokens)
 

@@ -263,16 +263,21 @@ def layer_count(model: Any) -> int:
         return int(model.config.get_text_config(decoder=True).num_hidden_layers)
 
 
-def geometry_named(name: str, *, offline: bool = False, by_code: bool = False) -> Geometry:
+def geometry_named(
+    name: str, *, offline: bool = False, by_code: bool = False, trust_remote_code: bool = False
+) -> Geometry:
     """The geometry of a model by its name, without its weights. by_code: see `geometry_of`.
 
     Raises UserError.
     """
     base = alias(taught.split(canonical(name))[0])
-    return GEOMETRIES[base] if base in GEOMETRIES else geometry_of(config_of(name, offline=offline), by_code)
+    if base in GEOMETRIES:
+        return GEOMETRIES[base]
+    config = config_of(name, offline=offline, trust_remote_code=trust_remote_code)
+    return geometry_of(config, by_code, trust_remote_code)
 
 
-def geometry_of(config: Any, by_code: bool = False) -> Geometry:
+def geometry_of(config: Any, by_code: bool = False, trust_remote_code: bool = False) -> Geometry:
     """The geometry of a model that is not loaded: from its config, or from its code without weights.
 
     by_code: not from the config, which some models do not keep to. Raises UserError where neither tells.
@@ -283,7 +288,11 @@ def geometry_of(config: Any, by_code: bool = False) -> Geometry:
         return Geometry.of_config(config)
     except UserError:
         with torch.device("meta"):
-            layout = measured(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16))
+            layout = measured(
+                AutoModelForCausalLM.from_config(
+                    config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code
+                )
+            )
         if layout.geometry is None:
             raise
         return layout.geometry

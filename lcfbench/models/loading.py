@@ -16,7 +16,7 @@ from lcfbench.models.dtypes import pick_device, pick_dtype
 from lcfbench.models.placement import loaded_weights, offloaded
 from lcfbench.models.taught import check_fits, copy_weights, merge
 from lcfbench.models.tokenizers import load_tokenizer
-from lcfbench.sources.model_folder import STEP, check_configs, check_loaded, check_quantised, check_trusted
+from lcfbench.sources.model_folder import STEP, check_configs, check_loaded, check_quantised
 from lcfbench.sources.models import Found, code_digest, read_config, unloadable
 from lcfbench.sources.taught import split
 from lcfbench.tasks.chat_template import Thinking
@@ -62,8 +62,6 @@ def load_model(found: Found, how: How) -> Loaded:
     place = pick_device(how.device)
     number = pick_dtype(how.dtype, place)
     raw = check_configs(found.path)
-    if how.trust_remote_code:
-        check_trusted(found.path, raw)
     config = read_config(found.path, how.trust_remote_code)
     quantised = check_quantised(found.path, raw)
     tokenizer = load_tokenizer(found.path, how.trust_remote_code, how.thinking)

@@ -138,9 +138,9 @@ def check_quantised(folder: Path, config: dict[str, Any]) -> str:
         ):
             method = "bitsandbytes"
         known = {"bitsandbytes", *AUTO_QUANTIZER_MAPPING}
-        if method not in known:
+        if not isinstance(method, str) or method not in known:
             raise UserError(f"{folder}: transformers does not know its quantization_config.", STEP)
-        return str(method)
+        return method
     for file in sorted(folder.glob("*.safetensors")):
         for name, kind in _stored(file):
             if name.endswith("weight") and kind not in NUMBERS:

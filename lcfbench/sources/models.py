@@ -259,7 +259,7 @@ def geometry(name: str, *, offline: bool = False) -> Geometry:
     return Geometry.of_config(config_of(name, offline=offline))
 
 
-def config_of(name: str, *, offline: bool = False) -> Any:
+def config_of(name: str, *, offline: bool = False, trust_remote_code: bool = False) -> Any:
     """The config of a model, without its weights. Raises UserError."""
     name = taught.split(canonical(name))[0]
     plain, revision = split_revision(name)
@@ -271,7 +271,7 @@ def config_of(name: str, *, offline: bool = False) -> Any:
         raise not_found(
             "the model", name, repo_id, f"models/{repo_id}", [*tried, f"Hub: {e}"], revision
         ) from e
-    return read_config(folder)
+    return read_config(folder, trust_remote_code)
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -282,6 +282,8 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig  # it knows the defaults that a config.json may leave out
 
     raw = model_folder.check_configs(folder)
+    if trust_remote_code:
+        model_folder.check_trusted(folder, raw)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # a config can break transformers in any place

@@ -436,8 +436,9 @@ def _dated(chat: Chat) -> bool:
         return DATE.strftime(format)
 
     compiled.globals["strftime_now"] = clock
-    special = chat.tokenizer.special_tokens_map
-    compiled.render(messages=[{"role": "user", "content": "x"}], add_generation_prompt=True, **special)
+    # as transformers renders: a template may ask whether these are none
+    given = {"tools": None, "documents": None, "add_generation_prompt": True}
+    compiled.render(messages=[{"role": "user", "content": "x"}], **given, **chat.tokenizer.special_tokens_map)
     compiled.globals["strftime_now"] = DATE.strftime
     return bool(asked)
 
@@ -456,13 +457,20 @@ def budget_of(thinking: Thinking) -> int | None:
     return int(thinking) if thinking.isdigit() else None
 
 
-def check_thinking(tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
-    """Raises UserError where thoughts are on and no chat template of these tokenizers knows any."""
-    chats = [chat_of(tokenizer) for tokenizer in tokenizers]
-    if any(thinking_of(t) != "off" for t in tokenizers) and not any(c and c.thought for c in chats):
+def check_thinking(tokenizers: Sequence[PreTrainedTokenizerBase], chats: Mapping[str, bool]) -> None:
+    """Raises UserError where thoughts are on and none can be written.
+
+    No chat template of these tokenizers knows any, or no task uses one. chats: whether each task does.
+    """
+    if all(thinking_of(t) == "off" for t in tokenizers):
+        return
+    if not any(chat and chat.thought for chat in map(chat_of, tokenizers)):
         names = " and ".join(dict.fromkeys(_name(t) for t in tokenizers))
         what = f"thoughts are on, but no chat template of {names} knows any."
         raise UserError(what, "Use --thinking off, or a model that thinks.")
+    if chats and not any(chats.values()):
+        what = f"thoughts are on, but no chat template is used for {', '.join(chats)}."
+        raise UserError(what, "Use --thinking off, or a task of chats.")
 
 
 def thinking_of(tokenizer: PreTrainedTokenizerBase) -> Thinking:

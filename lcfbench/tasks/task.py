@@ -99,6 +99,7 @@ class Task:
         self.scorings: list[Scoring] = list(extra["scorings"])
         self.default_scoring: Scoring = extra["default_scoring"]
         self.shared: bool = extra["context"] == "shared"
+        self.chat: bool = extra.get("chat", True)
         self.dropped: dict[str, int] = {}
         self.problems: dict[str, list[Problem]] = {}
         self.foreign = not is_ours("tasks", name)
@@ -337,7 +338,7 @@ class Task:
             gold=steps[-1].choices[steps[-1].gold[0]].strip() if steps else _gold_text(task, row),
             steps=steps,
             shared=self.shared,
-            chat=self._extra.get("chat", True),
+            chat=self.chat,
             subject=str(row.get("subject") or ""),
             until=tuple(written.get("until", self._extra.get("until", ()))),
             request_until=tuple(self._extra.get("request_until", ())),

@@ -105,7 +105,7 @@ def cost_of(recipe: TrainRecipe, shared: bool, documents: Sequence[Document]) ->
     example = (sum(each) + 6.0 * adapter * tokens[0]) / PREFILLS
     dev = recipe.steps // recipe.eval_every * recipe.dev_documents * 2 * sum(each)
     operations = recipe.steps * recipe.batch_size * example + dev
-    shapes = [_geometry(name, found) for name, found in here.items() if found]
+    shapes = [_geometry(name, found, recipe.trust_remote_code) for name, found in here.items() if found]
     caches = sum(4 * g.token_numbers for g in shapes) * max(tokens) * recipe.at_once
     memory = least + caches * dtype.itemsize + RUNTIME
     return Cost(operations / (REACHED * _speed(device, dtype)), memory, least, disk, str(device))
@@ -120,13 +120,15 @@ def _params(recipe: TrainRecipe, shared: bool, names: tuple[str, str]) -> int:
         return 0
     for_adapter = split_options(kind, method, {}, recipe.options | dict(spec.options))[1]
     options, alignment = adapter_options(kind, for_adapter, small_scale=recipe.preset == "small-scale")
-    receiver, sharer = ((name, _geometry(name, look(name)[0])) for name in names)
+    receiver, sharer = ((name, _geometry(name, look(name)[0], recipe.trust_remote_code)) for name in names)
     with torch.device("meta"):
         return build(pair_config(kind, receiver, sharer, options=options, **alignment)).params
 
 
-def _geometry(name: str, found: Found | None) -> Geometry:
-    return geometry_of(read_config(found.path)) if found else geometry_named(name)
+def _geometry(name: str, found: Found | None, trusted: bool) -> Geometry:
+    if found is None:
+        return geometry_named(name, trust_remote_code=trusted)
+    return geometry_of(read_config(found.path, trusted), trust_remote_code=trusted)
 
 
 def numbers_of(found: Found) -> tuple[int, int]:

@@ -29,8 +29,7 @@ def test_the_page_of_a_model(models, name, code, said, capsys, monkeypatch):
     from lcfbench.cli.terminal import out
 
     monkeypatch.setattr(out, "_width", 80)
-    more = ["--attention", "eager"] if name == "mamba" else []
-    arguments = ("doctor", "--model", models[name], "--dtype", "float32", *more)
+    arguments = ("doctor", "--model", models[name], "--dtype", "float32")
     got, page, err = invoke(capsys, monkeypatch, *arguments)
     assert got == code, err
     for words in said:

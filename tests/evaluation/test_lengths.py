@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.lengths import longest
 from lcfbench.models.timing import Clock
+from tests.chat_templates import THINKING
 from tests.helpers import SHARED, SPLIT, TEXTS, Watcher, invoke, method_of, rows, run_recipe, tokenizer
 
 # -- the number of positions ---------------------------------------------------------------------
@@ -411,3 +413,17 @@ def test_bytes_never_let_a_document_pass_that_is_too_long(name, kind, chat):
             except TooLongError as error:
                 counted = {pair[0].hash: str(error)}
             assert too_long(method, [pair]) == counted
+
+
+@pytest.mark.parametrize("name", ["receiver", "t2t"])
+def test_a_budget_of_thoughts_is_counted_too(name):
+    method = method_of(name, None, True)
+    lms = {id(lm): lm for lm in (method.receiver, method.sharer)}.values()
+    for lm in lms:
+        lm.tokenizer = copy.deepcopy(lm.tokenizer)
+        lm.tokenizer.chat_template, lm.tokenizer.thinking = THINKING["switch"][0], "5000"
+        lm.model.config.max_position_embeddings = 5040
+    pair = SHARED[0], SHARED[1]
+    with pytest.raises(TooLongError):
+        method.check_length(*pair)
+    assert list(too_long(method, [pair])) == [SHARED[0].hash]

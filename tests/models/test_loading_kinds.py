@@ -123,8 +123,9 @@ def test_a_package_that_is_missing_is_named(folder, method):
     assert NEEDS[method].replace("_", "-") in str(caught.value).lower().replace("_", "-")
 
 
-def test_a_quantised_model_takes_no_lora_and_an_unknown_kind_is_said(folder):
-    configure(folder, quantization_config={"quant_method": "nosuch"})
+@pytest.mark.parametrize("method", ["nosuch", ["fp8"]])
+def test_an_unknown_kind_of_quantisation_is_said(folder, method):
+    configure(folder, quantization_config={"quant_method": method})
     with pytest.raises(UserError, match="does not know its quantization_config"):
         load(folder)
 

@@ -104,6 +104,15 @@ def test_code_runs_only_where_it_is_trusted(tmp_path, level, known):
     assert mark.exists() == (level != "tokenizer in config.json") and code == 0, shown
 
 
+def test_sizes_of_an_adapter_need_the_same_trust(tmp_path, capsys, monkeypatch):
+    folder, mark = folder_of(tmp_path, "config", False)
+    asked = ["adapter", "size", "--pair", f"{folder}:{folder}", "--offline", "--json"]
+    code, _, err = helpers.invoke(capsys, monkeypatch, *asked)
+    assert code == 2 and "--trust-remote-code" in err and not mark.exists()
+    code, out, err = helpers.invoke(capsys, monkeypatch, *asked, "--trust-remote-code")
+    assert code == 0 and json.loads(out)["params"] > 0 and mark.exists(), err
+
+
 def test_trust_is_part_of_a_run_only_where_it_is_given(tmp_path):
     import lcfbench
 

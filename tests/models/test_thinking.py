@@ -248,6 +248,14 @@ def test_thoughts_where_no_model_knows_any_are_refused_before_loading(tmp_path, 
         run_recipe(save_pair(tmp_path), tmp_path / "out", thinking="on")
 
 
+def test_thoughts_of_a_receiver_alone_need_no_sharer(tmp_path, monkeypatch):
+    pair = save_pair(tmp_path)
+    monkeypatch.setattr("lcfbench.evaluation.session.load_pair", lambda *a, **b: pytest.fail("loaded"))
+    asked = {"mode": ["receiver"], "control": ["matched"], "thinking": "on", "offline": True}
+    with pytest.raises(UserError, match="thoughts are on, but no chat template"):
+        run_recipe(f"{pair.partition(':')[0]}:no/model", tmp_path / "out", **asked)
+
+
 def test_padding_is_hidden_so_that_any_token_pads():
     lm = causal_lm("tiny", vocabulary=440)
     documents = [replace(document(number=n), chat=False) for n in (1, 22222, 333)]

@@ -31,6 +31,13 @@ def test_a_model_reads_its_text(name):
     assert (moved - logits[-1]).square().mean().sqrt() > 0.01 * spread
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "rwkv", "xlstm", "jamba"])
+def test_operations_are_counted_without_attention_too(name):
+    lm = zoo.lm_of(name)
+    attends = lm.layout.geometry is not None
+    assert lm.flops(10) >= 20 * lm.matmul_params and (lm.attention_flops(10, 5) > 0) == attends
+
+
 @pytest.fixture(scope="module")
 def page():
     return table.read_page()

@@ -63,9 +63,31 @@ def test_templates_without_thoughts_know_none(name):
     tokenizer = with_template(PLAIN[name], "on")
     assert chat_of(tokenizer).thought is None and not chat_of(tokenizer).switches
     with pytest.raises(UserError, match="knows any"):
-        check_thinking([tokenizer])
+        check_thinking([tokenizer], {"t": True})
     off = render(VIEWS[1], with_template(PLAIN[name]), chat=True, choices=True)
     assert render(VIEWS[1], tokenizer, chat=True, choices=True) == off and off.closing is None
+
+
+def test_thoughts_need_a_task_that_uses_chats():
+    tokenizer = with_template(THINKING["switch"][0], "on")
+    check_thinking([tokenizer], {"a": False, "b": True})
+    with pytest.raises(UserError, match="no chat template is used for a, b"):
+        check_thinking([tokenizer], {"a": False, "b": False})
+    tokenizer.thinking = "off"
+    check_thinking([tokenizer], {"a": False})
+
+
+@pytest.mark.parametrize("given", ["tools", "documents"])
+def test_a_template_may_ask_whether_there_are_tools_and_documents(given):
+    asks = (
+        f"{{% if {given} is not none %}}{{{{ {given} | tojson }}}}{{{{ {given}[0]['name'] }}}}{{% endif %}}"
+    )
+    plain = with_template(PLAIN["chatml"])
+    tokenizer = with_template(asks + PLAIN["chatml"])
+    assert not chat_of(tokenizer).dated
+    assert render(VIEWS[1], tokenizer, chat=True, choices=True) == render(
+        VIEWS[1], plain, chat=True, choices=True
+    )
 
 
 @pytest.mark.parametrize("name", PLAIN)
