@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from lcfbench.errors import UserError
 from lcfbench.models.answering import cut, write
 from lcfbench.models.protocol import Opened, State
@@ -51,14 +53,14 @@ def think(state: State, *, choices: bool) -> tuple[State, list[Written] | None]:
     assert chat is not None and chat.thought is not None
     thought, budget = chat.thought, budget_of(thinking_of(tokenizer))
     opened = lm.open(state)
-    limit = budget or LONGEST
+    limits = [budget or LONGEST] * len(prompts)
     if lm.max_positions:
-        room = lm.max_positions - int(state.positions[:, -1].max()) - RESERVE
-        if room < 1 or (budget or 0) > room:
-            what = f"a thought of {limit} tokens does not fit behind the prompt; {lm.name} reads"
+        rooms = [lm.max_positions - last - RESERVE for last in state.positions[:, -1].tolist()]
+        if min(rooms) < max(budget or 0, 1):
+            what = f"a thought of {limits[0]} tokens does not fit behind the prompt; {lm.name} reads"
             raise UserError(f"{what} {lm.max_positions}.", "Use a smaller --thinking budget.")
-        limit = min(limit, room)
-    written = write(opened, limit, (thought.closes,))
+        limits = [min(pair) for pair in zip(limits, rooms, strict=True)]
+    written = _written(opened, limits, thought.closes)
     rows, after, found = [], [], []
     for prompt, ids in zip(prompts, written, strict=True):
         kept, rest, closed = _split(tokenizer, ids, thought.closes)
@@ -69,6 +71,18 @@ def think(state: State, *, choices: bool) -> tuple[State, list[Written] | None]:
         after.append(more)
         found.append(Written(text.strip(), len(ids), closed or budget is not None, len(more.ids)))
     return opened.then(rows, after), found
+
+
+def _written(opened: Opened, limits: Sequence[int], marker: str) -> list[list[int]]:
+    """Returns the tokens of each row up to its own limit; rows of one limit are written together."""
+    if len(set(limits)) == 1:
+        return write(opened, limits[0], (marker,))
+    found: dict[int, list[int]] = {}
+    for limit in sorted(set(limits)):
+        rows = [i for i, own in enumerate(limits) if own == limit]
+        index = torch.tensor(rows, device=opened.logits.device)
+        found |= zip(rows, write(opened.rows_at(index), limit, (marker,)), strict=True)
+    return [found[i] for i in range(len(limits))]
 
 
 def _split(tokenizer: Any, ids: list[int], marker: str) -> tuple[list[int], str, bool]:

@@ -133,6 +133,19 @@ def test_a_budget_cuts_the_thought_and_closes_it(budget, scoring):
         assert (one.text is None) == (scoring == "letters")
 
 
+def test_a_thought_without_budget_has_the_room_that_its_own_prompt_leaves():
+    lm = thinker("on")
+    lm.model.config.max_position_embeddings = 200
+    short = document("generate")
+    view = View(f"{short.receiver.user} More text.", "Answer:")
+    long = replace(short, receiver=view, sharer=view, doc_id="1")
+    together = answered(lm, [short, long])[0]
+    alone = [answered(lm, [each])[0][0] for each in (short, long)]
+    assert [o.thought_tokens for o in together] == [o.thought_tokens for o in alone]
+    assert [o.thought for o in together] == [o.thought for o in alone]
+    assert together[0].thought_tokens > together[1].thought_tokens > 0
+
+
 def test_the_end_of_the_text_ends_a_thought_too(monkeypatch):
     lm = thinker("on")
     writing(monkeypatch, lm, "It is two.")  # EOS came before the marker
