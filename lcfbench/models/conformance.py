@@ -29,7 +29,7 @@ from lcfbench.models.answering import rank
 from lcfbench.models.capabilities import CAPABILITIES, Capabilities
 from lcfbench.models.choice_tree import branch
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.layout import READINGS, Reading, layers_named
+from lcfbench.models.layout import READINGS, Reading, layer_count, layers_named
 from lcfbench.models.padding import pad_left, pad_right
 from lcfbench.models.protocol import State
 
@@ -436,7 +436,6 @@ def described(lm: CausalLM) -> Iterator[str]:
             yield f"{layers_named([layer for layer, _ in run])}: {dims}"
     if lm.layout.recurrent:
         yield f"{layers_named(lm.layout.recurrent)}: a recurrent state"
-    count = getattr(lm.model.config.get_text_config(), "num_hidden_layers", 0)
     own = {*(lm.decoder_layers(range(g.layers)) if g else ()), *lm.layout.recurrent}
-    if g is not None and (rest := [layer for layer in range(count) if layer not in own]):
+    if g is not None and (rest := [layer for layer in range(layer_count(lm.model)) if layer not in own]):
         yield f"{layers_named(rest)}: no entries of their own"

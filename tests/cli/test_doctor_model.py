@@ -59,6 +59,7 @@ def test_the_json_of_a_model(models, name, capsys, monkeypatch):
         (["--model", "/no/such/model"], "there is no model folder"),
         (["--model", "MODEL", "--device", "tpu"], "unknown device"),
         (["--dtype", "float32"], "--dtype is for one model"),
+        (["--attention", "sdpa"], "--attention is for one model"),
         (["--trust-remote-code"], "--trust-remote-code is for one model"),
     ],
 )

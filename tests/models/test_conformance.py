@@ -7,6 +7,7 @@ import torch
 
 from lcfbench.errors import UserError
 from lcfbench.models import causal_lm as module
+from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.conformance import (
     AGAIN,
     BATCH,
@@ -17,6 +18,7 @@ from lcfbench.models.conformance import (
     REST,
     Conformance,
     conformance,
+    described,
     sample_rows,
 )
 from lcfbench.models.padding import positions_of
@@ -142,3 +144,12 @@ def test_layers_whose_mask_holds_more_than_who_attends_whom_are_not_given_anothe
     assert not lm.takes_layer_masks
     with pytest.raises(UserError, match="take no masks of their own"):
         lm.check_layer_masks()
+
+
+def test_layers_are_counted_in_the_decoder_alone():
+    """Of an encoder-decoder, `num_hidden_layers` may be the encoder's."""
+    shape = {"decoder_layers": 2, "encoder_layers": 5, "num_hidden_layers": 5, "d_model": 32}
+    heads = {"decoder_attention_heads": 4, "decoder_ffn_dim": 48}
+    model = zoo.random_model(zoo.shrunk("bart", **shape, **heads))
+    lm = CausalLM("tiny-bart", model, helpers.tokenizer(zoo.VOCABULARY))
+    assert [*described(lm)] == ["layers 0, 1: 4 × 8"]
