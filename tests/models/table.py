@@ -62,8 +62,8 @@ capabilities that it needs; here both are of the row's architecture.
 
 - *text*: receiver, sharer, full_context and t2t; excerpt and answer_letter need no more. **exact**: the
   log-likelihoods and the written text are those of lm-eval's `hf` model, in a batch and alone. For minimax,
-  roberta, nemotron-h and zamba2 transformers itself writes another text with its cache than without: there the
-  text is that of the model without a cache.
+  roberta, nemotron-h and zamba2 transformers itself writes another text with its cache than without:
+  there the text is that of the model without a cache.
 - *c2c, lcf* (lcfx, identical and single need the same), *dense*, *prefix*, *lora*: **exact**: the scores are
   the same with eager attention and with sdpa, in a batch and alone, with a document's own message and with
   another document's. An adapter changes entries of attention layers alone; a recurrent state stays the
