@@ -55,7 +55,7 @@ def in_sections(
     """
     prompts = (receiver, sharer)
     coded = [
-        coded_text(p.text, p.spans, tokenizer, False)
+        coded_text(p.text, p.spans if p.spelled else (), tokenizer, False)
         for p, tokenizer in zip(prompts, tokenizers, strict=True)
     ]
     found = [content_spans(p.text, contents) for p in prompts]

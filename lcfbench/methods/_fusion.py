@@ -23,9 +23,9 @@ from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.finite import check_cache
 from lcfbench.models.kv_cache import KV, put
-from lcfbench.models.protocol import Message, State
+from lcfbench.models.protocol import LanguageModel, Message, State
 from lcfbench.models.timing import Clock
-from lcfbench.tasks.document import Document
+from lcfbench.tasks.document import Document, View
 from lcfbench.tasks.prompts import Prompt, contents_of, opened_answer
 
 VECTOR = 32  # numbers in the widest vector of a processor (bfloat16 in AVX-512)
@@ -131,12 +131,12 @@ class Fusion(Method):
 
     def check_length(self, document: Document, sender: Document) -> None:
         """Padding between the sections of C2C's chats counts."""
-        mine, beside = prompt(self.receiver, document.receiver, document), 0
+        mine, beside = self.prompt(self.receiver, document.receiver, document), 0
         if self.adapter.config.layers and self.padded:
             chat = self.chat(document, mine)
             beside = len(chat.ids) - len(mine.ids)
             if sender is not document:
-                self.chat(sender, prompt(self.receiver, sender.receiver, sender))
+                self.chat(sender, self.prompt(self.receiver, sender.receiver, sender))
         elif self.adapter.config.layers:
             [sent] = self.sharer_prompts(Batch([document], [sender], Clock()), [mine])
             check_room(self.sharer, sent, sender, written=0)
@@ -147,9 +147,13 @@ class Fusion(Method):
         """Whether documents are read in C2C's sections, with padding between them."""
         return self.by_turn and self.adapter.config.remap_padding == "counted"
 
+    def prompt(self, lm: LanguageModel, view: View, document: Document) -> Prompt:
+        """Renders a view. In C2C's sections a special token in a text is the token, as in the reference."""
+        return prompt(lm, view, document, spelled=not self.padded)
+
     def respond(self, batch: Batch) -> State:
         with batch.clock("prefill"):
-            prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
+            prompts = [self.prompt(self.receiver, d.receiver, d) for d in batch.documents]
             if not self.adapter.config.layers:  # every gate is shut: the receiver alone
                 return self.receiver.read(prompts)
         with batch.clock("sharer"):
@@ -164,7 +168,7 @@ class Fusion(Method):
         chats = [self.chat(d, p) for d, p in zip(batch.documents, prompts, strict=True)]
         sent = chats
         if not all(batch.own):
-            sent = [self.chat(d, prompt(self.receiver, d.receiver, d)) for d in batch.message_from]
+            sent = [self.chat(d, self.prompt(self.receiver, d.receiver, d)) for d in batch.message_from]
         with torch.no_grad():
             theirs = self.sharer.prefill([c.sharer for c in sent], real=[c.sharer_real for c in sent])
         check_cache(theirs, f"the cache of the sharer {self.sharer.name}")
@@ -173,7 +177,7 @@ class Fusion(Method):
     def chat(self, document: Document, mine: Prompt) -> Chat:
         """Returns a document in C2C's sections. Raises TooLongError where padding makes it too long."""
         lms, strategy = (self.receiver, self.sharer), self.adapter.config.remap_strategy
-        theirs = prompt(self.sharer, document.sharer, document)
+        theirs = self.prompt(self.sharer, document.sharer, document)
         tokenizers = (self.receiver.tokenizer, self.sharer.tokenizer)
         if not (document.chat and all(lm.has_chat for lm in lms)):
             return unpadded(mine, theirs, tokenizers, strategy)

@@ -176,15 +176,23 @@ def option_fields(kind: type[Method]) -> list[dataclasses.Field[Any]]:
 
 
 def prompt(
-    lm: LanguageModel, view: View, document: Document, history: Sequence[tuple[str, str]] = ()
+    lm: LanguageModel,
+    view: View,
+    document: Document,
+    history: Sequence[tuple[str, str]] = (),
+    spelled: bool = True,
 ) -> Prompt:
     """Renders a view of a document for a model: in its chat template where model and task have one.
+
+    spelled: whether special tokens in its text are read as their characters.
 
     Raises TooLongError where the prompt is longer than the model can read, UserError for a token that
     the model does not have.
     """
     chat = document.chat and lm.has_chat
-    shown = render(view, lm.tokenizer, chat=chat, choices=bool(document.steps), history=history)
+    shown = render(
+        view, lm.tokenizer, chat=chat, choices=bool(document.steps), history=history, spelled=spelled
+    )
     if (most := max(shown.ids, default=0)) >= lm.vocabulary_size:
         token, rows = lm.tokenizer.convert_ids_to_tokens(most), lm.vocabulary_size
         what = f"the tokenizer of {lm.name} writes {token!r} as token {most:,}; the model has {rows:,}."

@@ -110,7 +110,7 @@ class LCF(Fusion):
         assert isinstance(adapter, LCFAdapter)
         batch = Batch(some, some, Clock())
         with torch.no_grad():
-            prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
+            prompts = [self.prompt(self.receiver, d.receiver, d) for d in batch.documents]
             exchange = self.exchange(batch, prompts)
             theirs, part = exchange.theirs, Segment.whole(exchange.rows)
             kv = self.read(exchange.rows, None, part)

@@ -42,7 +42,8 @@ class Prompt:
         the answer; else None.
     goes_on: whether the text stands behind other text, so that no BOS belongs in front of it.
     adapted: how the turns were changed for the chat template, or "".
-    special: special tokens that stand in the contents as text.
+    special: special tokens that stand in the contents as text. spelled: whether they are read as their
+        characters; else as the tokens.
     """
 
     text: str
@@ -56,6 +57,7 @@ class Prompt:
     goes_on: bool = False
     adapted: str = ""
     special: int = 0
+    spelled: bool = True
 
 
 def render(
@@ -65,12 +67,14 @@ def render(
     chat: bool,
     choices: bool,
     history: Sequence[tuple[str, str]] = (),
+    spelled: bool = True,
 ) -> Prompt:
     """A view as this model's prompt.
 
     chat: use the tokenizer's chat template, if it has one. choices: continuations will be scored, else
     the model writes. history: further turns as (role, text), oldest first, between the view's own
-    history and its question. Raises UserError for a tokenizer that gives no offsets.
+    history and its question. spelled: see `Prompt`. Raises UserError for a tokenizer that gives no
+    offsets.
     """
     turns = _turns(view, history)
     contents = [content for _, content in turns]
@@ -79,10 +83,12 @@ def render(
         contents = contents[:-1]
     spans = _locate(found.text, found.frames, contents)
     special = special_text(contents, tokenizer)
-    if special and not spans:
+    if special and spelled and not spans:
         what = f"the chat template of {tokenizer.name_or_path} rewrites a text that holds special tokens."
         raise UserError(what, "They cannot be told from the template's own: leave them out of the text.")
-    prompt = Prompt(found.text, spans=spans, end=len(found.text), adapted=found.adapted, special=special)
+    prompt = Prompt(
+        found.text, spans=spans, end=len(found.text), adapted=found.adapted, special=special, spelled=spelled
+    )
     if found.closing is not None:
         return replace(_encoded(prompt, tokenizer, choices=False), closing=found.closing, begin=view.prefix)
     return _encoded(prompt, tokenizer, choices=choices)
@@ -284,7 +290,12 @@ def _adds(prompt: Prompt, text: str, tokenizer: PreTrainedTokenizerBase, choices
 
 
 def _contents(prompt: Prompt, text: str) -> list[Span]:
-    """The characters of a longer text that are a document's: the turns, and all behind the chat."""
+    """The characters of a longer text that are a document's: the turns, and all behind the chat.
+
+    None where special tokens within them are the tokens.
+    """
+    if not prompt.spelled:
+        return []
     return [*prompt.spans, (prompt.end, len(text))] if len(text) > prompt.end else [*prompt.spans]
 
 
