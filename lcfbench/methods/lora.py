@@ -131,7 +131,7 @@ def target_modules(model: Any, targets: Sequence[str], layers: Sequence[int]) ->
     if not known:
         raise UserError(
             f"{type(model).__name__} has no linear modules that are alike in all layers.",
-            "LoRA cannot be trained on it.",
+            "Use an adapter of another kind.",
         )
     return {target: known[target] for target in (targets or sorted(known))}
 

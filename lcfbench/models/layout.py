@@ -252,7 +252,9 @@ def blocks_of(model: Any) -> nn.ModuleList:
         for some in found:
             if len(some) == count:
                 return some
-    raise UserError(f"{type(model).__name__} has no list of its layers.", "Name another model.")
+    raise UserError(
+        f"{type(model).__name__} has no list of its layers.", "Use a method that changes none of them."
+    )
 
 
 def layer_count(model: Any) -> int:
@@ -271,7 +273,7 @@ def geometry_named(
     Raises UserError.
     """
     base = alias(taught.split(canonical(name))[0])
-    if base in GEOMETRIES:
+    if base in GEOMETRIES and not by_code:
         return GEOMETRIES[base]
     config = config_of(name, offline=offline, trust_remote_code=trust_remote_code)
     return geometry_of(config, by_code, trust_remote_code)

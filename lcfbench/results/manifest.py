@@ -42,7 +42,7 @@ def most_failed(text: str, documents: int) -> float:
     """
     if re.fullmatch(r"[0-9]{1,9}", text):
         return int(text)
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+|[0-9]+\.)(%?)", text)
+    found = re.fullmatch(r"([0-9]{0,9}\.?[0-9]{1,18}|[0-9]{1,9}\.)(%?)", text)
     share = float(found[1]) / (100 if found[2] else 1) if found else 2.0
     if share > 1:
         raise ValueError("give a share of the documents as 0.5 or 50%, or a number of them as 8")

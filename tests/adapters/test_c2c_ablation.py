@@ -288,7 +288,7 @@ def test_a_fuser_comes_from_a_folder_the_mirror_the_cache_or_the_hub(nowhere, mo
         copied(cache / "snapshots" / revision / "r1+s1_Fuser")
         return str(cache / "snapshots" / revision)
 
-    monkeypatch.setattr(hub, "commit", lambda repo_id, kind, offline: "def")
+    monkeypatch.setattr(hub, "commit", lambda repo_id, kind, offline, revision="": "def")
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     found = find_fuser(NAME)
     assert found == cache / "snapshots" / "def" / "r1+s1_Fuser"

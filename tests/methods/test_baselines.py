@@ -38,6 +38,7 @@ from lcfbench.models.timing import Clock
 from lcfbench.registry import method_summaries
 from lcfbench.results.writer import RunWriter
 from lcfbench.tasks.document import Document
+from lcfbench.tasks.task import Outcome
 from lcfbench.training.recipe import TrainRecipe
 from lcfbench.training.trainer import train
 from tests import helpers
@@ -165,7 +166,7 @@ def test_singles_adapter_is_in_its_rows_work():
 
     def rows(method):
         _, state, _ = outcomes(method, SHARED)
-        outcome = SimpleNamespace(text="", loglikelihoods=[])
+        outcome = Outcome(text="", loglikelihoods=[])
         made = Rows(task, method)
         return state, [made.row(d, state, outcome, 0, i)["flops"] for i, d in enumerate(SHARED)]
 
