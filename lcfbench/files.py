@@ -175,7 +175,11 @@ def replacing(folder: Path, own: Collection[str] = ()) -> Iterator[Path]:
 
 
 def finish(folder: Path) -> None:
-    """Finishes an exchange of `replacing` that has begun. The caller holds the lock."""
+    """Finishes an exchange of `replacing` that has begun, and removes a killed process's parts.
+
+    The caller holds the lock.
+    """
+    remove_stale(folder, locked=True)
     ready = folder / READY
     for path in sorted(ready.iterdir()) if ready.is_dir() and not ready.is_symlink() else ():
         if path.is_dir():

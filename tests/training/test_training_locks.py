@@ -12,7 +12,7 @@ import pytest
 
 from lcfbench.adapters.files import load, making
 from lcfbench.errors import UserError
-from lcfbench.files import locked
+from lcfbench.files import finish, locked
 from lcfbench.progress import Silent
 from lcfbench.training.recipe import TrainRecipe
 from lcfbench.training.trainer import train
@@ -124,3 +124,13 @@ def test_a_lock_leaves_no_empty_folders(tmp_path):
     with locked(tmp_path / "a/b/c"):
         (tmp_path / "a/kept").touch()
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["kept"]
+
+
+def test_what_a_killed_process_was_writing_is_gone_when_the_next_one_has_the_folder(tmp_path):
+    left = tmp_path / ".training.parquet.999999999"
+    left.write_bytes(b"PAR1 half")
+    kept = tmp_path / ".hidden.txt"
+    kept.write_text("a user's own")
+    with locked(tmp_path):
+        finish(tmp_path)
+    assert not left.exists() and kept.exists()
