@@ -196,7 +196,8 @@ def find_rules(model: Any, ids: Sequence[int], longest: int | None = None) -> Ro
     if not rules:
         return RotaryRules(angles, reason="no layer keeps keys")
     if not any(rule.width for rule in rules) and _order_matters(decoder, row[:, :4]):
-        return RotaryRules(angles, reason="distances are counted in the cache, not told by keys (as with ALiBi)")
+        why = "distances are counted in the cache, not told by keys (as with ALiBi)"
+        return RotaryRules(angles, reason=why)
     return RotaryRules(angles, tuple(rules), tuple(errors))
 
 
