@@ -46,7 +46,7 @@ def most_failed(text: str, documents: int) -> float:
     share = float(found[1]) / (100 if found[2] else 1) if found else 2.0
     if share > 1:
         raise ValueError("give a share of the documents as 0.5 or 50%, or a number of them as 8")
-    return share * documents
+    return share * min(documents, 1 << 53)  # a damaged file may hold any number
 
 
 class _Open(BaseModel):
