@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from lcfbench.files import write
 from lcfbench.models.conformance import Conformance, conformance
 from lcfbench.sources.cache import cache_dir, say
+from lcfbench.sources.models import code_digest
 
 if TYPE_CHECKING:
     from lcfbench.models.causal_lm import CausalLM
@@ -68,8 +69,6 @@ def identity(lm: CausalLM) -> str:
         "device": lm.device.type,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "code": hashlib.sha256(
-            b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-        ).hexdigest(),
+        "code": code_digest(Path(__file__).parent),
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
