@@ -166,6 +166,20 @@ TIMES = {
 }
 
 
+def lm_eval_around(tokenizer, **more):
+    """lm-eval's `hf` around a tiny model: only its tokenization and chat rules are used."""
+    from lm_eval.models.huggingface import HFLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    return HFLM(pretrained=LlamaForCausalLM(config), tokenizer=tokenizer, device="cpu", batch_size=1, **more)
+
+
 def save_pair(folder: Path) -> str:
     """Two tiny random models of different families as folders; returns the pair."""
     save(folder / "receiver", layers=4)

@@ -1,12 +1,12 @@
 """Prompts: the ids lm-eval's HFLM gives, and spans and offsets that are where they say."""
 
 import pytest
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from lcfbench.tasks.document import View
 from lcfbench.tasks.prompts import continuation, extend, render, rendered
 from lcfbench.tasks.special_text import special_text
-from tests.helpers import BESIDE
+from tests.helpers import BESIDE, lm_eval_around
 from tests.helpers import own_tokenizer as own
 
 FIXTURES = BESIDE / "fixtures" / "c2c_reference"
@@ -38,22 +38,7 @@ def tokenizer(request):
 @pytest.fixture(scope="module")
 def hflm(tokenizer):
     """lm-eval's model around a tiny one: only its tokenization and chat rules are used."""
-    from lm_eval.models.huggingface import HFLM
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-    )
-    return HFLM(
-        pretrained=LlamaForCausalLM(config),
-        tokenizer=tokenizer,
-        device="cpu",
-        enable_thinking=False,
-        batch_size=1,
-    )
+    return lm_eval_around(tokenizer, enable_thinking=False)
 
 
 def lm_eval_text(hflm, view, chat):

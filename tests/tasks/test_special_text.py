@@ -14,13 +14,14 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from lcfbench.errors import UserError
 from lcfbench.tasks.document import View
 from lcfbench.tasks.prompts import appends_eos, check_ranked, continuation, continuations, extend, render
 from lcfbench.tasks.special_text import special_text
 from tests.chat_templates import PLAIN
+from tests.helpers import lm_eval_around
 
 TEXT = [
     "Question: What is it?\nA. one\nB. two\nAnswer: the same café assistant user system <s> </s> <|im_end|>"
@@ -175,17 +176,7 @@ def test_a_tokenizer_that_appends_eos_ranks_nothing(pre, kind, bos):
 
 @pytest.fixture(scope="module")
 def hflm(tokenizer):
-    from lm_eval.models.huggingface import HFLM
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-    )
-    padded = copy.deepcopy(tokenizer)
-    return HFLM(pretrained=LlamaForCausalLM(config), tokenizer=padded, device="cpu", batch_size=1)
+    return lm_eval_around(copy.deepcopy(tokenizer))
 
 
 @pytest.mark.parametrize(
