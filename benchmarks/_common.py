@@ -20,10 +20,14 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -177,3 +181,17 @@ def report(name: str, results: Sequence[Mapping[str, Any]], out: Path | None = N
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(rounded(line), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     print(json.dumps(rounded(line), ensure_ascii=False))
+
+
+@contextmanager
+def told(name: str) -> Iterator[None]:
+    """Makes the reason of a failure the JSON line that ends the process."""
+
+    def hook(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+        traceback.print_exception(kind, error, at)
+        why = " ".join(f"{kind.__name__}: {error}".split())[:500]
+        print(json.dumps({"benchmark": name, "failed": why}), flush=True)
+
+    before, sys.excepthook = sys.excepthook, hook
+    yield
+    sys.excepthook = before

@@ -17,8 +17,9 @@ import torch
 from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import load as load_adapter
-from lcfbench.evaluation.answer import answer
+from lcfbench.evaluation.answer import answer, answer_texts
 from lcfbench.evaluation.batching import batches
+from lcfbench.evaluation.worker import SIDE_BY_SIDE
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock
@@ -72,10 +73,20 @@ def random_adapter(
 def batched(method: Method, documents: Sequence[Document], size: int) -> dict[str, Outcome]:
     """The harness's way: documents of near length in padded batches.
 
-    Outcome of each, by the document's hash.
+    Outcome of each, by the document's hash. Of answers that are written, the rows that `run` writes side by
+    side.
     """
     out: dict[str, Outcome] = {}
-    for group in batches(documents, size):
+    every = batches(documents, size)
+    if not documents[0].steps and method.receiver.joins:
+        count = max(SIDE_BY_SIDE // size, 1)
+        for some in (every[i : i + count] for i in range(0, len(every), count)):
+            made = [Batch(group, group, Clock(method.receiver.device)) for group in some]
+            found = answer_texts([(method.respond(batch), batch) for batch in made])
+            for group, (outcomes, _) in zip(some, found, strict=True):
+                out |= {d.hash: o for d, o in zip(group, outcomes, strict=True)}
+        return out
+    for group in every:
         batch = Batch(group, group, Clock(method.receiver.device))
         outcomes, _ = answer(method.respond(batch), batch)
         out |= {d.hash: o for d, o in zip(group, outcomes, strict=True)}

@@ -11,8 +11,14 @@ same length for both models:
 - `share`: `Fusion.fuse` ÷ (sharer prefill + receiver prefill), at most 0.10.
 - `ttft`: `Method.respond` and the first token's logits, tokenising and all, ÷ (sharer prefill +
   receiver prefill), at most 1.15.
+- `limit`: the least time that this machine needs for the fusion's bytes or operations, whichever is
+  longer (`roofline.py`), ÷ the time of `Fusion.fuse`: at least 0.60 for C2C, 0.50 for LCF.
+- `decode` (`--decode`): a token on the cache of a method ÷ a token on the receiver's own cache of
+  the same length, at most 1.05. kvcomm and prefix, which hide or add entries, beside LCF, C2C, dense.
 
 python benchmarks/fusion.py                                   # LCF-128, LCF-256, C2C-512
+python benchmarks/fusion.py --random-weights --pair qwen3-0.6b:qwen2.5-0.5b --tokens 64   # by shape alone
+python benchmarks/fusion.py --decode lcf,c2c,dense,prefix,kvcomm --adapters ""
 python benchmarks/fusion.py --adapters c2c:hidden=1024 --batches 1
 python benchmarks/fusion.py --device cuda --compile reduce-overhead    # `loop` also compiled
 """
@@ -27,19 +33,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._common import CLOCKS, parser, ratio, report, seconds, shown, turns
 from benchmarks._peer_layers import layers_of
+from benchmarks.roofline import fusion as work_of
+from benchmarks.roofline import measure
 from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.config import pair_config
 from lcfbench.methods._fusion import Exchange, Fusion, Segment
-from lcfbench.methods.base import Batch, prompt
+from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
+from lcfbench.models.loading import How
+from lcfbench.models.protocol import Opened
+from lcfbench.models.random_weights import random_lm
 from lcfbench.models.timing import Clock
 from lcfbench.progress import quiet_libraries
 from lcfbench.sources.models import find_model, split_pair
@@ -66,6 +78,8 @@ WORDS = [
     "near",
     "lakes",
 ]
+LEAST_SHARE = {"lcf": 0.5, "c2c": 0.6}  # of the machine's limit
+DECODED = 24  # tokens
 CLOSE = {
     torch.float32: 1e-4,
     torch.bfloat16: 0.05,
@@ -109,7 +123,10 @@ def adapter_of(text: str, receiver: CausalLM, sharer: CausalLM) -> Adapter:
     ends = (receiver.name, receiver.geometry), (sharer.name, sharer.geometry)
     made = build(
         pair_config(
-            kind, *ends, layer_map="proportional", options=options | {"gate": "soft", "gate_init": 1.0}
+            kind,
+            *ends,
+            layer_map="proportional",
+            options=options | ({"gate": "soft", "gate_init": 1.0} if kind in LEAST_SHARE else {}),
         )
     )
     made.eval().requires_grad_(False).to(receiver.device)
@@ -184,6 +201,77 @@ def whole(lm: CausalLM, prompts: list[Prompt]) -> KV:
     return lm.prefill([p.ids for p in prompts])
 
 
+def limited(name: str, case: Case, repeats: int, clock: Callable[[], float]) -> dict[str, object]:
+    """How near to the limits of this machine one adapter fuses."""
+    adapter, kv, size = case.adapter, case.state.kv, case.method.receiver.dtype.itemsize
+    edited = sum(case.part.lengths)
+    entries = 2 * len(adapter.config.layers) * 2 * adapter.config.receiver_geometry.kv_width * edited * size
+    work = work_of(adapter, adapter.cache_bytes(edited, size), entries, adapter.flops(edited))
+    shapes = [
+        (edited, weight.shape[-2], weight.shape[-1]) for weight in adapter.parameters() if weight.dim() > 2
+    ]
+    shapes = [shape for shape in dict.fromkeys(shapes) if min(shape) > 1][:6]
+    place = kv.keys.device, kv.keys.dtype
+    limits = measure(*place, shapes)
+    times = turns({"ours": case.ours}, repeats, clock=clock)["ours"]
+    limits = limits.best(measure(*place, shapes))
+    least = work.floor_ms(limits) / 1e3
+    memory = work.bytes / limits.bytes_per_s > work.flops / limits.flops_per_s
+    shares = sorted(least / taken for taken in times)
+    return {
+        "case": f"limit: {name}, batch {len(case.prompts)}, {kv.length + 1} tokens",
+        "claim": "fusing: the least time that this machine needs as a share of the time taken",
+        "ratio": {"median": shares[len(shares) // 2], "low": shares[0], "high": shares[-1]},
+        "target": LEAST_SHARE[name.partition(":")[0]],
+        "bound": "memory" if memory else "compute",
+        "seconds": {"ours": sorted(times)[len(times) // 2], "least": least},
+        "bytes_per_s": limits.bytes_per_s,
+        "flops_per_s": limits.flops_per_s,
+    }
+
+
+def tokens_on(opened: Opened) -> None:
+    """Writes `DECODED` tokens greedily, whatever they are."""
+    lm, kv, position = opened.lm, opened.kv, opened.next_position
+    cache, mask, ids = lm.decoding(kv), kv.present, opened.logits.argmax(-1)
+    for _ in range(DECODED):
+        mask = F.pad(mask, (0, 1), value=1)
+        ids = lm.step(cache, ids, mask, position, kv.hidden).argmax(-1)
+        position = position + 1
+
+
+def decoded(
+    name: str, method: Method, docs: list[Document], repeats: int, clock: Callable[[], float]
+) -> dict[str, object]:
+    """Decoding on a method's cache beside decoding on the receiver's own of the same length."""
+    lm = method.receiver
+    state = method.respond(Batch(docs, docs, Clock(lm.device)))
+    reached = lm.open(state)
+    rows = [replace(p, ids=(p.ids * (1 + reached.kv.length))[: reached.kv.length]) for p in state.prompts]
+    alone = lm.open(lm.read(rows))
+    assert alone.kv.length == reached.kv.length, "the caches are not of one length"
+    times = turns(
+        {"reached": lambda: tokens_on(reached), "alone": lambda: tokens_on(alone)}, repeats, clock=clock
+    )
+    return {
+        "case": f"decode: {name}, batch {len(docs)}, {reached.kv.length} entries",
+        "claim": "a token on the cache of a method against one on the receiver's own of that length",
+        "ratio": ratio(times, of="reached", to="alone"),
+        "better": "lower",
+        "target": 1.05,
+        "seconds": {side: each / DECODED for side, each in seconds(times).items()},
+    }
+
+
+def decoding_method(kind: str, receiver: CausalLM, sharer: CausalLM) -> Method:
+    """A method with random weights; kvcomm has the receiver on both sides, and hides half of the layers."""
+    if kind == "kvcomm":
+        half = ",".join(map(str, range(0, receiver.geometry.layers, 2)))
+        return create(kind, receiver, receiver, options={"layers": half})
+    name = {"lcf": "lcf:width=128", "c2c": "c2c:hidden=512"}.get(kind, kind)
+    return create(kind, receiver, sharer, adapter_of(name, receiver, sharer))
+
+
 def measured(
     name: str, case: Case, repeats: int, clock: Callable[[], float], compile_mode: str | None
 ) -> list[dict[str, object]]:
@@ -231,9 +319,13 @@ def measured(
             | {"seconds": seconds(parts), **about}
             | ({"target": limit} if target and not name.endswith("256") else {})
         )
-    for result in results:
-        print(f"{result['case']}: {shown(result['ratio'])}  {result['seconds']}")  # type: ignore[arg-type]
+    results.append(limited(name, case, repeats, clock))
     return results
+
+
+def say(results: list[dict[str, object]]) -> None:
+    for result in results:
+        print(f"{result['case']}: {shown(result['ratio'])}  {result['seconds']}", flush=True)  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -249,16 +341,26 @@ def main() -> None:
     made.add_argument("--dtype", default="auto")
     made.add_argument("--device", default="auto")
     made.add_argument("--compile", help="a mode of torch.compile to measure beside")
+    made.add_argument("--decode", default="", help="methods whose caches are decoded on, by comma")
+    made.add_argument("--random-weights", action="store_true", help="models of these shapes alone")
+    made.add_argument("--only-limit", action="store_true", help="nothing but the share of the limit")
     given = made.parse_args()
     quiet_libraries()
-    receiver, sharer = (
-        CausalLM.load(find_model(name), dtype=given.dtype, device=given.device)
-        for name in split_pair(given.pair)
-    )
-    results = []
+    names, how = split_pair(given.pair), How(given.dtype, given.device)
+    if given.random_weights:
+        receiver, sharer = (random_lm(name, how) for name in names)
+    else:
+        receiver, sharer = (
+            CausalLM.load(find_model(name), dtype=given.dtype, device=given.device) for name in names
+        )
+    results: list[dict[str, object]] = []
     with torch.inference_mode():
         for size in map(int, given.batches.split(",")):
             docs = documents(given.tokens, size, receiver)
+            for kind in filter(None, given.decode.split(",")):
+                method = decoding_method(kind, receiver, sharer)
+                results.append(decoded(kind, method, docs, given.repeats, CLOCKS[given.clock]))
+                say(results[-1:])
             for name in given.adapters.split():
                 method = create(
                     "c2c" if name.startswith("c2c") else "lcf",
@@ -268,9 +370,23 @@ def main() -> None:
                 )
                 assert isinstance(method, Fusion)
                 case = Case(method, Batch(docs, docs, Clock(receiver.device)))
-                results += measured(name, case, given.repeats, CLOCKS[given.clock], given.compile)
+                if given.only_limit:
+                    results.append(limited(name, case, given.repeats, CLOCKS[given.clock]))
+                    say(results[-1:])
+                    continue
+                found = measured(name, case, given.repeats, CLOCKS[given.clock], given.compile)
+                results += found
+                say(found)
     dtype = str(receiver.dtype).removeprefix("torch.")
-    report("fusion", results, given.out, pair=given.pair, dtype=dtype, device=str(receiver.device))
+    report(
+        "fusion",
+        results,
+        given.out,
+        pair=given.pair,
+        random_weights=given.random_weights,
+        dtype=dtype,
+        device=str(receiver.device),
+    )
 
 
 if __name__ == "__main__":

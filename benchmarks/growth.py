@@ -83,6 +83,7 @@ def once(given: argparse.Namespace) -> dict[str, Any]:
     chosen = {
         "pair": f"{given.model}:{given.model}",
         "mode": ["receiver"],
+        "processes": 1,
         "limit": given.documents,
         "out": given.folder,
     }

@@ -4,6 +4,10 @@ Ends with one JSON line.
 
     python -m benchmarks.receiver_vs_lm_eval --documents 96 --repeats 3
 
+`few-shot` asks MMLU-Redux as lm-eval asks MMLU with five examples of the subject (its `mmlu_*` tasks, the
+rows replaced), a subject after another: the examples are the same for all questions of one. There a third
+side is ours without reading once the beginning that prompts share.
+
 Same rows, dtype, threads and batch size. lm-eval loads a model of its own from the same folder:
 what the harness does to its copy must not speed the peer up. Both sides do all of it: ours makes
 documents of the rows, renders, tokenises, answers and scores; lm-eval builds its requests
@@ -16,7 +20,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,23 +32,30 @@ from benchmarks._sides import batched
 from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.progress import quiet_libraries
+from lcfbench.sources.datasets import load_table
 from lcfbench.sources.models import find_model
 from lcfbench.tasks.document import Document, Scoring
 from lcfbench.tasks.process_docs import Rows
+from lcfbench.tasks.stock import StockTask
 from lcfbench.tasks.task import Task, load_task
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
-TARGETS: dict[Scoring, float] = {"letters": 1.2, "cloze": 3.0, "generate": 1.2}
+TARGETS = {"letters": 2.2, "cloze": 5.5, "generate": 2.2, "few-shot": 3.0}
+SUBJECTS = ("anatomy", "college_medicine", "high_school_geography")  # of the few-shot case
+SHOTS = 5
+REDUX = "edinburgh-dawg/mmlu-redux-2.0"
 Scores = dict[str, float]
 Clock = Callable[[], float]
 
 
 def ours(
-    task: Task, end: CausalLM, scoring: Scoring, limit: int, size: int, clock: Clock
+    task: Task, end: CausalLM, scoring: Scoring | None, limit: int, size: int, clock: Clock
 ) -> tuple[Scores, float]:
     """Each document's score, and the seconds without building documents."""
+    if isinstance(task, StockTask):
+        task._worded_once.clear()
     documents = task.documents(scoring=scoring, limit=limit, receiver_chat=end.has_chat)
     began = clock()
     outcomes = batched(create("receiver", end, end), documents, size)
@@ -50,13 +63,33 @@ def ours(
     return scores, clock() - began
 
 
+@contextmanager
+def plain_templates() -> Iterator[None]:
+    """Within it lm-eval fills in templates as it does by itself: the harness compiles each of them once."""
+    import lm_eval.utils
+    from jinja2 import Environment
+
+    ours = lm_eval.utils.env
+    plain = Environment(loader=ours.loader, undefined=ours.undefined, keep_trailing_newline=True)
+    plain.filters.update(ours.filters)
+    lm_eval.utils.env = plain
+    try:
+        yield
+    finally:
+        lm_eval.utils.env = ours
+
+
 def theirs(
-    task: Task, lm: HFLM, scoring: Scoring, rows: Rows, chat: bool, clock: Clock
+    task: Task, lm: HFLM, scoring: Scoring | None, rows: Rows, chat: bool, clock: Clock
 ) -> tuple[Scores, float]:
     """The same of lm-eval, in the order of its own `simple_evaluate`."""
     inner: Any = copy.copy(task.lm_eval_task(scoring))
     inner.dataset, inner._instances = {"test": rows}, None
-    inner.build_all_requests(apply_chat_template=chat, chat_template=lm.apply_chat_template if chat else None)
+    inner.set_config("num_fewshot", task.shots)
+    with plain_templates():
+        inner.build_all_requests(
+            apply_chat_template=chat, chat_template=lm.apply_chat_template if chat else None
+        )
     began = clock()
     requests = inner.instances
     for request, got in zip(
@@ -71,55 +104,96 @@ def theirs(
     scores = {}
     for number, made in by_document.items():
         ordered = sorted(made, key=lambda r: r.idx)
-        scores[str(rows[number]["id"])] = float(
+        scores[str(rows[number].get("id", number))] = float(
             inner.process_results(rows[number], [r.filtered_resps[name] for r in ordered])[primary]
         )
     return scores, clock() - began
 
 
-def compared(task: Task, end: CausalLM, lm: HFLM, scoring: Scoring, given: Any) -> dict[str, Any]:
-    """One line of results: both sides in turn on one scoring."""
-    documents: list[Document] = task.documents(
-        scoring=scoring, limit=given.documents, receiver_chat=end.has_chat
-    )
-    rows, chat, clock = (
-        Rows(dict(d.native) for d in documents),
-        documents[0].chat and end.has_chat,
-        CLOCKS[given.clock],
-    )
-    inside: dict[str, list[float]] = {"ours": [], "lm-eval": []}
+def redux(subject: str, limit: int) -> Task:
+    """lm-eval's MMLU task of a subject with five examples, asked on rows of MMLU-Redux."""
+    task = load_task(f"lm-eval/mmlu_{subject}", offline=True, shots=SHOTS)
+    rows = [row for row in load_table(REDUX, "all", "test", offline=True) if row["subject"] == subject]
+    assert isinstance(task, StockTask) and len(rows) >= limit, f"{len(rows)} rows of {subject}"
+    task._docs["test"] = [dict(row) for row in rows[:limit]]
+    return task
+
+
+def cases(scoring: str, given: Any) -> tuple[list[Task], Scoring | None]:
+    """The tasks of a case, asked one after another, and their scoring."""
+    if scoring != "few-shot":
+        return [load_task(given.task)], scoring  # type: ignore[return-value]
+    return [redux(subject, max(given.documents // len(SUBJECTS), 2)) for subject in SUBJECTS], None
+
+
+def compared(name: str, end: CausalLM, lm: HFLM, given: Any) -> dict[str, Any]:
+    """One line of results: both sides in turn on one case."""
+    clock, size = CLOCKS[given.clock], given.batch_size
+    tasks, scoring = cases(name, given)
+    asked: list[list[Document]] = [
+        task.documents(scoring=scoring, limit=given.documents, receiver_chat=end.has_chat) for task in tasks
+    ]
+    count = sum(map(len, asked))
+    every = [(t, Rows(dict(d.native) for d in some)) for t, some in zip(tasks, asked, strict=True)]
+    chat = asked[0][0].chat and end.has_chat
+
+    def all_of(side: Callable[[Task, Rows], tuple[Scores, float]]) -> tuple[Scores, float]:
+        """The scores of all tasks by one side, and the seconds inside."""
+        scores, spent = Scores(), 0.0
+        for task, rows in every:
+            found, taken = side(task, rows)
+            scores |= {f"{task.name}/{ident}": score for ident, score in found.items()}
+            spent += taken
+        return scores, spent
+
+    def mine(task: Task, rows: Rows) -> tuple[Scores, float]:
+        end.shared.beginnings = OrderedDict()  # as in a process that has just begun
+        return ours(task, end, scoring, len(rows), size, clock)
+
+    def unshared(task: Task, rows: Rows) -> tuple[Scores, float]:
+        end.shared.beginning_first = False
+        try:
+            return ours(task, end, scoring, len(rows), size, clock)
+        finally:
+            end.shared.beginning_first = True
+
+    sides: dict[str, Callable[[], tuple[Scores, float]]] = {
+        "ours": lambda: all_of(mine),
+        "lm-eval": lambda: all_of(lambda task, rows: theirs(task, lm, scoring, rows, chat, clock)),
+    }
+    if name == "few-shot":
+        sides["unshared"] = lambda: all_of(unshared)
+    inside: dict[str, list[float]] = {side: [] for side in sides}
     differing = 0
 
     def check(returned: dict[str, tuple[Scores, float]]) -> None:
         nonlocal differing
-        mine, other = (returned[side][0] for side in inside)
-        assert mine.keys() == other.keys(), "the two sides scored different documents"
-        differing = sum(mine[k] != other[k] for k in mine)
+        here, other = (returned[side][0] for side in ("ours", "lm-eval"))
+        assert here.keys() == other.keys(), "the two sides scored different documents"
+        differing = sum(here[k] != other[k] for k in here)
         if differing and end.dtype == torch.float32:
             raise SystemExit(
-                f"{scoring}: {differing} of {len(mine)} scores differ in float32: the times mean nothing."
+                f"{name}: {differing} of {len(here)} scores differ in float32: the times mean nothing."
             )
         for side, taken in inside.items():
             taken.append(returned[side][1])
 
-    few = min(
-        given.batch_size, given.documents
-    )  # kernels and templates warm up; a whole round would take too long
-    ours(task, end, scoring, few, given.batch_size, clock)
-    theirs(task, lm, scoring, Rows(rows[:few]), chat, clock)
-    sides: dict[str, Callable[[], tuple[Scores, float]]] = {
-        "ours": lambda: ours(task, end, scoring, given.documents, given.batch_size, clock),
-        "lm-eval": lambda: theirs(task, lm, scoring, rows, chat, clock),
-    }
+    # kernels and templates warm up; a whole round would take too long
+    task, rows = every[0]
+    ours(task, end, scoring, min(size, len(rows)), size, clock)
+    theirs(task, lm, scoring, Rows(rows[:size]), chat, clock)
     times = turns(sides, given.repeats, warm_up=0, clock=clock, check=check)
+    what = f"{given.task} {name}" if scoring else f"MMLU-Redux with {SHOTS} examples"
+    more = {"unshared_to_ours": ratio(times, "unshared", "ours")} if "unshared" in sides else {}
     return {
-        "case": scoring,
-        "claim": f"receiver alone, {given.task} {scoring}: documents/s, ours ÷ lm-eval hf",
-        "target": TARGETS[scoring],
+        "case": name,
+        "claim": f"receiver alone, {what}: documents/s, ours ÷ lm-eval hf",
+        "target": TARGETS[name],
         "ratio": ratio(times, "lm-eval", "ours"),
         "without_building": ratio(inside, "lm-eval", "ours"),
-        "documents_per_s": {side: given.documents / taken for side, taken in seconds(times).items()},
+        "documents_per_s": {side: count / taken for side, taken in seconds(times).items()},
         "differing": differing,
+        **more,
     }
 
 
@@ -138,12 +212,12 @@ def main() -> None:
     from lm_eval.models.huggingface import HFLM
 
     found = find_model(given.model)
-    end, task = CausalLM.load(found, dtype=given.dtype), load_task(given.task)
+    end = CausalLM.load(found, dtype=given.dtype)
     dtype = str(end.dtype).removeprefix("torch.")
     lm = HFLM(pretrained=str(found.path), dtype=dtype, batch_size=given.batch_size, device=str(end.device))
     out, began = [], time.perf_counter()
     for scoring in given.scorings.split(","):
-        line = compared(task, end, lm, scoring, given)
+        line = compared(scoring, end, lm, given)
         out.append(line)
         speed = line["documents_per_s"]
         print(

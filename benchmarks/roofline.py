@@ -320,7 +320,7 @@ def watch(method: Method, document: Document) -> Watched:
 def percent_of_limit(cell: Cell, limits: Limits, repeats: int) -> dict[str, dict[str, float | str]]:
     """`floors` of a cell, with the median time of `repeats` passes and the share of it the floor is."""
     found = floors(watch(cell.method, cell.document).work, limits)
-    times = [once(cell) for _ in range(repeats)]
+    times = [once(cell).ms for _ in range(repeats)]
     for name, entry in found.items():
         took = median(t[name] for t in times)
         entry |= {"took_ms": figures(took), "percent": figures(100 * float(entry["ms"]) / took)}

@@ -31,16 +31,17 @@ from benchmarks._table import table
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 LIMIT = 900.0  # seconds a benchmark may take
-APART = ("million_rows", "roofline")  # no time against another: run with --only
-SIMULATIONS = ("gate_simulation", "statistics_simulation")  # of statistics, not of speed: run by themselves
+APART = ("gpu", "length", "million_rows", "processes", "roofline")  # run with --only
+SIMULATIONS = ("gate_simulation", "statistics_simulation", "scale_simulation")
 ONE = ("--repeats", "1")
 QUICK: dict[str, tuple[str, ...]] = {
     "growth": ("--most", "1000", *ONE),
+    "length": ("--pairs", "real", "--most", "2048", "--methods", "receiver,lcf"),
     "per_document": ("--documents", "4", *ONE),
     "receiver_vs_lm_eval": ("--documents", "8", *ONE),
     "controls_sharing": ("--documents", "8", *ONE),
     "sweep_sharing": ("--documents", "8", *ONE),
-    "million_rows": ("--rows", "20000", "--smaller", "2000"),
+    "million_rows": ("--points", "40x50"),
 }
 
 
@@ -100,7 +101,8 @@ def run_one(command: Sequence[str], limit: float) -> tuple[dict[str, Any] | None
     if late.is_set():
         return None, f"took longer than {limit:.0f} s"
     if code:
-        return None, f"ended with exit code {code}"
+        why = found.get("failed") if isinstance(found, dict) else None
+        return None, f"{why} (exit code {code})" if why else f"ended with exit code {code}"
     return (found, "") if isinstance(found, dict) else (None, "printed no JSON line")
 
 
@@ -138,7 +140,7 @@ def main() -> None:
         print(f"{name}", flush=True)
         more = (
             *(quick(name) if given.quick else ()),
-            *(("--figures", str(given.results)) if name == "growth" else ()),
+            *(("--figures", str(given.results)) if name in ("growth", "length") else ()),
         )
         found, why = run_one([sys.executable, "-m", f"benchmarks.{name}", *more], given.limit)
         if found is None:

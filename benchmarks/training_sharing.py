@@ -55,7 +55,7 @@ def main() -> None:
             one.method.prepare(examples[:64], lambda _: None)
             one.adapter.train()
         seconds: dict[str, list[float]] = {"shared": [], "apart": []}
-        for number, group in enumerate(batch_order(examples, recipe)):
+        for number, group in enumerate(batch_order(examples, recipe, recipe.steps)):
             for name in seconds:
                 began = time.perf_counter()
                 with nullcontext() if name == "shared" else patch.object(Trainer, "sharing", nullcontext):

@@ -10,8 +10,11 @@ Both sides learn from the same examples in a round; only how they fall into batc
 a time counts both must have the same loss and gradient norm on one batch in fp32. Prompts, token
 alignment and targets are the harness's on both sides (plain Python).
 
-python benchmarks/training_vs_plain.py    # one adapter, then four, on openbookqa
-python benchmarks/training_vs_plain.py --task splitfacts --adapters "lcf:width=128,zero_up=no"
+With passes, both sides read all examples so many times, in another order each time; here the first
+pass keeps its readings, as a training does (`--prefills-gb`). Every round begins without any.
+
+python benchmarks/training_vs_plain.py    # one adapter, four, and one in three passes, on openbookqa
+python benchmarks/training_vs_plain.py --cases one --task splitfacts --adapters "lcf:width=128,zero_up=no"
 """
 
 from __future__ import annotations
@@ -48,13 +51,15 @@ from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.memory import peak_memory_bytes, reset_peak_memory
 from lcfbench.models.padding import pad_left, pad_right, positions_of
+from lcfbench.models.prefill_memory import Store
+from lcfbench.models.protocol import LanguageModel
 from lcfbench.models.timing import Clock
 from lcfbench.progress import quiet_libraries
 from lcfbench.sources.models import find_model, split_pair
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt
 from lcfbench.training.adapter_training import AdapterTraining
-from lcfbench.training.recipe import TrainRecipe
+from lcfbench.training.recipe import BLOCK, TrainRecipe
 from lcfbench.training.setup import accelerator_of, data_of, models_of, trainings_of
 from lcfbench.training.trainer import Trainer, batch_order
 
@@ -62,6 +67,8 @@ FOUR = (
     "lcf:width=64,zero_up=no lcf:width=128,zero_up=no lcf:width=256,zero_up=no "
     "lcf:width=128,zero_up=no,seed=1"
 )
+CASES = {"one": (1, 1), "four": (4, 1), "passes": (1, 3)}  # adapters and passes of each
+TARGETS = {"one": 2.5, "four": 5.0}
 CLOSE = 1e-3  # how far apart losses (nats) and gradient norms (as a share) may be, in fp32
 
 
@@ -187,10 +194,11 @@ class Plain:
 
 
 class Case:
-    """Both sides on one task, with some adapters side by side."""
+    """Both sides on one task, with some adapters side by side. passes: over all examples in a round."""
 
-    def __init__(self, adapters: list[str], given: Any, out: Path) -> None:
-        self.steps = given.batches * given.repeats + 1
+    def __init__(self, adapters: list[str], given: Any, out: Path, passes: int = 1) -> None:
+        self.passes = passes
+        self.steps = BLOCK * passes if passes > 1 else given.batches * given.repeats + 1
         self.recipe = TrainRecipe.model_validate(
             {
                 "adapters": adapters,
@@ -202,6 +210,7 @@ class Case:
                 "dtype": given.dtype,
                 "device": given.device,
                 "dev_documents": 2,
+                "train_documents": BLOCK * given.batch_size if passes > 1 else None,
             }
         )
         pair = models_of(self.recipe, accelerator := accelerator_of(self.recipe))
@@ -212,7 +221,7 @@ class Case:
             with one.own_randomness():
                 one.method.prepare(examples[:64], lambda _: None)
             one.adapter.train()
-        self.order = batch_order(examples, self.recipe)
+        self.order = batch_order(examples, self.recipe, self.steps)
         self.given, self.plain = given, list[Plain]()
 
     def add_plain(self) -> None:
@@ -232,7 +241,7 @@ class Case:
         """
         group = self.order[0]
         worst = {"loss": 0.0, "gradient": 0.0}
-        self.trainer.learn(group, 1.0)
+        self.trainer.learn(self.trainings, group, 1.0)
         for one, plain in zip(self.trainings, self.plain, strict=True):
             loss = plain.loss(group)
             loss.backward()
@@ -253,6 +262,8 @@ class Case:
 
         The same examples, in batches of near length here, at random there.
         """
+        if self.passes > 1:
+            return {"ours": self.again, "plain": self.plain_again}
         taken = {"ours": 0, "plain": 0}
 
         def stretch(side: str) -> list[list[Document]]:
@@ -276,6 +287,25 @@ class Case:
 
         return {"ours": ours, "plain": plain}
 
+    def again(self) -> None:
+        """Trains on all passes, as `Trainer.fit` does, with no reading kept from before."""
+        stores: dict[LanguageModel, Store] = {lm: {} for lm in self.trainer.models}
+        for one in self.trainings:
+            one.plan(self.order, stores)
+        for step, group in enumerate(self.order):
+            self.trainer.step = step
+            self.trainer.once(group)
+
+    def plain_again(self) -> None:
+        """The plain loop over all passes, each in another random order."""
+        size = self.given.batch_size
+        for number in range(self.passes):
+            mixed = [d for group in self.order[:BLOCK] for d in group]
+            random.Random(number).shuffle(mixed)
+            for each in self.plain:
+                for i in range(0, len(mixed), size):
+                    each.step(mixed[i : i + size])
+
 
 def norm(module: nn.Module | Adapter) -> float:
     """Of all gradients together."""
@@ -284,28 +314,32 @@ def norm(module: nn.Module | Adapter) -> float:
     )
 
 
-def measured(adapters: list[str], given: Any) -> dict[str, Any]:
-    """Ratio and rates of training these adapters on both sides."""
+def measured(name: str, given: Any) -> dict[str, Any]:
+    """Ratio and rates of a case on both sides."""
+    count, passes = CASES[name]
+    adapters = given.adapters.split()[:count]
     with tempfile.TemporaryDirectory() as out:
         exact = Case(adapters, argparse.Namespace(**vars(given) | {"dtype": "float32"}), Path(out))
         exact.add_plain()
         apart = exact.check()
         del exact
-        case = Case(adapters, given, Path(out))
+        case = Case(adapters, given, Path(out), passes)
         case.add_plain()
         sides = case.rounds()
         case.trainer.once(case.order[0])  # warm
         for each in case.plain:
             each.step(case.order[0])
         times = turns(sides, given.repeats, warm_up=0, clock=CLOCKS[given.clock])
-    count, found = given.batches * given.batch_size * len(adapters), seconds(times)
+    steps = case.steps if passes > 1 else given.batches
+    examples, found = steps * given.batch_size * len(adapters), seconds(times)
     label = f"{len(adapters)} adapter{'s'[: len(adapters) > 1]} on {given.task}"
+    label += f", {passes} passes" if passes > 1 else ""
     return {
         "case": label,
         "claim": "training examples an adapter and second, against the plain loop",
         "ratio": ratio(times, of="plain", to="ours"),
-        "target": 3.0 if len(adapters) > 1 else 2.0,
-        "examples_per_s": {side: count / taken for side, taken in found.items()},
+        **({"target": TARGETS[name]} if name in TARGETS else {}),
+        "examples_per_s": {side: examples / taken for side, taken in found.items()},
         "apart": apart,
         "adapters": adapters,
     }
@@ -353,6 +387,7 @@ def main() -> None:
     )
     made.add_argument("--dtype", default="auto")
     made.add_argument("--device", default="auto")
+    made.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(CASES)}")
     made.add_argument("--lean", action="store_true", help="the plain loop asks for one logit a prompt")
     made.add_argument("--no-memory", action="store_true")
     made.add_argument(
@@ -363,11 +398,11 @@ def main() -> None:
     if given.memory_of:
         print_memory(given)
         return
-    adapters = given.adapters.split()
     results = []
-    for some in [adapters[:1], adapters][: len(adapters)]:
-        result = measured(some, given)
+    for name in given.cases.split(","):
+        result = measured(name, given)
         if not given.no_memory:
+            some = result["adapters"]
             result["peak_bytes"] = {side: memory_of(side, some, given) for side in ("ours", "plain")}
         results.append(result)
         rates = ", ".join(f"{side} {rate:.2f}" for side, rate in result["examples_per_s"].items())

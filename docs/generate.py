@@ -1,4 +1,4 @@
-"""Writes the reference pages, `docs/reference/*.md`, from the code that they describe.
+"""Writes `docs/reference/*.md` and `docs/benchmarks/*.md` from the code that they describe.
 
 python docs/generate.py            # writes the pages that changed
 python docs/generate.py --check    # writes nothing; ends with 1 where a page is not current
@@ -37,9 +37,22 @@ def pages() -> dict[str, str]:
     return {name: f"{NOTE}\n{text.strip()}\n" for name, text in made.items()}
 
 
+def every_page() -> dict[Path, str]:
+    """The text of every page that is written here, by path."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    import benchmark_pages
+
+    made = {REFERENCE / name: text for name, text in pages().items()}
+    return made | {path: f"{NOTE}\n{text.strip()}\n" for path, text in benchmark_pages.pages().items()}
+
+
 def stale() -> list[str]:
-    """Names of the pages whose file is not what the code says."""
-    return [name for name, text in pages().items() if _read(REFERENCE / name) != text]
+    """The pages whose file is not what the code says."""
+    return [_shown(path) for path, text in every_page().items() if _read(path) != text]
+
+
+def _shown(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
 # -- the command line ------------------------------------------------------------------------------------
@@ -449,17 +462,18 @@ def main() -> int:
     """Writes the pages, or with `--check` names those that are not current."""
     if "--check" in sys.argv[1:]:
         old = stale()
-        print("\n".join(f"docs/reference/{name} is not current: run `make docs`" for name in old))
+        print("\n".join(f"{name} is not current: run `make docs`" for name in old))
         return 1 if old else 0
-    REFERENCE.mkdir(exist_ok=True)
-    made = pages()
-    for path in REFERENCE.glob("*.md"):
-        if path.name not in made:
-            path.unlink()
-    for name, text in made.items():
-        if _read(REFERENCE / name) != text:
-            (REFERENCE / name).write_text(text, encoding="utf-8")
-            print(f"wrote docs/reference/{name}")
+    made = every_page()
+    for folder in {path.parent for path in made}:
+        folder.mkdir(exist_ok=True)
+        for path in folder.glob("*.md"):
+            if path not in made:
+                path.unlink()
+    for path, text in made.items():
+        if _read(path) != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {_shown(path)}")
     return 0
 
 

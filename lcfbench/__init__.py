@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lcfbench.adapters.base import Adapter
     from lcfbench.analysis.summary import load_summary, verdicts
-    from lcfbench.api import Results, create, probe, run, train
+    from lcfbench.api import Results, create, gather, plan, probe, run, train
     from lcfbench.controls.base import Control
     from lcfbench.errors import UserError
     from lcfbench.evaluation.recipe import Recipe
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _HOME = {
     "lcfbench.adapters.base": ("Adapter",),
     "lcfbench.analysis.summary": ("load_summary", "verdicts"),
-    "lcfbench.api": ("Results", "create", "probe", "run", "teach", "train"),
+    "lcfbench.api": ("Results", "create", "gather", "plan", "probe", "run", "teach", "train"),
     "lcfbench.controls.base": ("Control",),
     "lcfbench.errors": ("UserError",),
     "lcfbench.evaluation.recipe": ("Recipe",),
@@ -60,9 +60,11 @@ __all__ = [
     "UserError",
     "__version__",
     "create",
+    "gather",
     "load_pair",
     "load_samples",
     "load_summary",
+    "plan",
     "probe",
     "run",
     "teach",

@@ -9,26 +9,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.adapters.select import AdapterMissing, find_adapter, pick_adapter
-from lcfbench.errors import unknown
+from lcfbench.errors import UserError, unknown
+from lcfbench.evaluation.planning import Plan, Planned
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import create as create_method
 from lcfbench.methods.create import method_class, sides
 from lcfbench.methods.load_pair import Pair, load_adapter, load_pair
 from lcfbench.progress import Bars, Progress, Silent, TeachProgress, TrainProgress, quiet_libraries
+from lcfbench.results.gathering import is_sealed
 from lcfbench.tasks.yaml_files import describe
+from lcfbench.watching.tracked import Tracked
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lcfbench.probing.probe import Probe
+    from lcfbench.results.reader import Paths
 
-__all__ = ["Results", "create", "load_pair", "probe", "run", "teach", "train"]
+__all__ = ["Results", "create", "gather", "load_pair", "plan", "planned", "probe", "run", "teach", "train"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,16 @@ class Results:
 
         return verdicts(self.folders, delta)
 
+    def averages(self, *groups: str) -> pd.DataFrame:
+        """One row for each group of tasks and method: weighted averages, and what the group lacks.
+
+        groups: names or YAML files; by default those of which two tasks were run. Raises UserError for
+        a name that no group has.
+        """
+        from lcfbench.analysis.groups import load_averages
+
+        return load_averages(self.folders, groups)
+
     def plot_frontier(
         self, folder: Path | str = ".", *, data: Path | str | None = None, **chosen: Any
     ) -> list[Path]:
@@ -99,8 +113,8 @@ def run(
     """Runs methods on tasks and records every document, as `lcfbench run` does.
 
     recipe: a Recipe, a YAML file or a packaged recipe, which `settings` (Recipe's fields) overlay.
-    progress: True shows bars; with train=True it hears trainings too. Raises UserError for names, data,
-    models or adapters that are not there.
+    progress: True shows bars; with train=True it hears trainings too. With a `shard` the results are the
+    runs that it completed. Raises UserError for names, data, models or adapters that are not there.
     """
     from lcfbench.evaluation.plan import with_tasks
     from lcfbench.evaluation.runner import run as run_recipe
@@ -112,11 +126,62 @@ def run(
             from lcfbench.training.on_demand import train_missing
 
             chosen = train_missing(chosen, shown)
-        return Results([chosen.out / run_id for run_id in run_recipe(with_tasks(chosen), shown)])
+        if chosen.tracker:
+            shown = Tracked(shown, chosen.tracker, chosen.out)
+        folders = [chosen.out / run_id for run_id in run_recipe(with_tasks(chosen), shown)]
+        return Results([folder for folder in folders if not chosen.shard or is_sealed(folder)])
     except AdapterMissing as error:
         from lcfbench.training.on_demand import with_estimate
 
         raise with_estimate(error, chosen) from error
+
+
+def plan(
+    recipe: Recipe | Path | str | None = None, *, progress: bool | Progress = False, **settings: Any
+) -> pd.DataFrame:
+    """Lists what `run` would do with the same arguments: a row a run, as `lcfbench plan` does.
+
+    Raises UserError as `run` does before it begins.
+    """
+    import pandas as pd
+
+    found = planned(_merged(Recipe, recipe, settings, "run"), _shown(progress))
+    return pd.DataFrame([asdict(each) for each in found.runs], columns=[f.name for f in fields(Planned)])
+
+
+def gather(folders: Paths, out: Path | str = "results") -> pd.DataFrame:
+    """Puts the parts of runs together, as `lcfbench gather` does: a row a run, with its state.
+
+    folders: of results, runs or shards; they stay as they are. Raises UserError for one without runs, and
+    where another process writes a run.
+    """
+    import pandas as pd
+
+    from lcfbench.evaluation.gathering import gather as gather_parts
+    from lcfbench.results.reader import as_paths, warn_all
+
+    quiet_libraries()
+    found = gather_parts(as_paths(folders), Path(out))
+    warn_all([text for each in found for text in each.warnings])
+    columns = ["run_id", "state", "rows", "documents"]
+    return pd.DataFrame([{name: getattr(each, name) for name in columns} for each in found], columns=columns)
+
+
+def planned(recipe: Recipe, progress: Progress) -> Plan:
+    """Lists the runs of a recipe. Raises UserError; adapters that `train` would make have no runs yet."""
+    from lcfbench.evaluation.plan import with_tasks
+    from lcfbench.evaluation.planning import plan as plan_recipe
+
+    quiet_libraries()
+    try:
+        return plan_recipe(with_tasks(recipe), progress)
+    except AdapterMissing as error:
+        from lcfbench.training.on_demand import with_estimate
+
+        if recipe.train:
+            what = f"a run's id covers its adapter, and one is not trained yet: {error.what}"
+            raise UserError(what, "Train it first: the same `lcfbench run` with --train does.") from error
+        raise with_estimate(error, recipe) from error
 
 
 def train(recipe: Any = None, *, progress: bool | TrainProgress = False, **settings: Any) -> list[Path]:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import reprlib
+import shlex
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -51,6 +52,8 @@ def several(value: Any) -> Any:
     parts = [p.strip() if isinstance(p, str) else p for p in parts]
     for part in parts:
         check_text(str(part))
+    if isinstance(value, list) and "" in parts:
+        raise ValueError("a name in the list is empty")
     return once([p for p in parts if p != ""])
 
 
@@ -116,6 +119,8 @@ class Settings(BaseModel):
                     raise ValueError("give a whole number")
             if bool in kinds and isinstance(part, (int, float)) and not isinstance(part, bool):
                 raise ValueError("give true or false")
+            if part == "" and Path in kinds:
+                raise ValueError("it is empty")
             if isinstance(part, str | Path):
                 check_text(str(part))
         return value
@@ -186,7 +191,7 @@ def read_recipe(file: Path | str, section: str | None) -> dict[str, Any]:
         if extra := set(base) - PARTS - {"description"}:
             raise UserError(
                 f"recipe {file} has parts and, beside them, {', '.join(sorted(extra))}.",
-                "Put every setting under train: or run:.",
+                "Put every setting under train:, run: or bench:.",
             )
         base = base.get(section) or {}
         if not isinstance(base, dict):
@@ -200,6 +205,19 @@ def read_recipe(file: Path | str, section: str | None) -> dict[str, Any]:
     return dict(base)
 
 
+def check_trained(file: Path | str | None, adapters: Iterable[Path | str]) -> None:
+    """Raises UserError for adapters that one part of a recipe trains and the other, run first, lacks."""
+    train = read_recipe(file, None).get("train") if file is not None else None
+    out = train.get("out") if isinstance(train, dict) else None
+    own = [str(a) for a in adapters if isinstance(out, str) and Path(a).is_relative_to(out)]
+    if lacking := [name for name in own if not Path(name).exists()]:
+        listed = f"{lacking[0]} and {len(lacking) - 1} more are" if len(lacking) > 1 else f"{lacking[0]} is"
+        raise UserError(
+            f"recipe {file} runs adapters that it trains first: {listed} not there yet.",
+            f"Train them: lcfbench train --recipe {shlex.quote(str(file))}",
+        )
+
+
 def _check_recipe_name(text: str) -> None:
     try:
         check_text(text)
@@ -207,7 +225,7 @@ def _check_recipe_name(text: str) -> None:
         raise UserError(f"recipe {text[:40]!a}: {error}.", RECIPES) from error
 
 
-PARTS = {"train", "run"}
+PARTS = {"train", "run", "bench"}
 RECIPES = "See `lcfbench ls recipes` for examples."
 
 

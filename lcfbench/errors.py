@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
-FEW = 7  # names that are listed in full
+FEW = 8  # names that are listed in full
 
 
 class Exit(IntEnum):
@@ -36,6 +36,16 @@ class UserError(Exception):
     def __init__(self, what: str, next_step: str = "") -> None:
         self.what, self.next_step = what, next_step
         super().__init__(f"{what} {next_step}".strip())
+
+    def __reduce__(self) -> tuple[Any, ...]:  # subclasses take other arguments
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[UserError], args: tuple[Any, ...], attributes: dict[str, Any]) -> UserError:
+    """Returns an error that another process raised."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 def unknown(kind: str, name: str, known: Iterable[str], listing: str) -> UserError:

@@ -3,41 +3,77 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import json
 import os
+import secrets
 import shutil
 import stat
 import sys
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from lcfbench import ownership
 from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-FRESH_SECONDS = 10
+    from lcfbench.ownership import Owner
+
 PART, READY = ".part", ".ready"  # files being made; files that are whole and move into their folder
+LOCK = ".lock"
 
 
 def write(path: Path, data: Buffer) -> None:
-    """All of it or nothing: a reader never sees half a file."""
-    remove_stale(path.parent, glob.escape(path.name))
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    """As `whole`, for bytes that are there."""
+    with whole(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """Gives a file that becomes `path` when the block ends well: a reader never sees half of it.
+
+    Raises LostError where this process was the owner of its place and another took over.
+    """
+    owner = ownership.owner_of(path)
+    if owner is None:
+        remove_stale(path.parent, glob.escape(path.name))
+        part = path.with_name(f".{path.name}.{_own_suffix(path.parent)}")
+        try:
+            with open(part, "wb") as file:
+                yield file
+                _sync(file)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        return
+    name = f"{secrets.token_hex(6)}{PART}"
     try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        with owner.still() as folder:
+            file = open(folder / name, "wb")  # noqa: SIM115
+        with file:
+            yield file
+            _sync(file)
+        owner.put(name, path)
+    except BaseException:
+        with suppress(OSError):  # the disk is full: nothing may lie there for long
+            (owner.folder / name).unlink(missing_ok=True)
+        raise
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _own_suffix(folder: Path) -> str:
+    return f"{os.getpid()}-{ownership.home_of(folder)}"
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -48,29 +84,20 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def remove_stale(folder: Path, name: str = "*", locked: bool = False) -> None:
     """Removes the parts of files that `write` of a killed process left in a folder.
 
-    Only the user's own parts, of processes that are gone, and not those of the last seconds: on a shared
-    disk a process of another machine may be writing. locked: no other process can be.
+    Only those of processes of this system that are gone: on a shared disk a process of another machine
+    may be writing. locked: no other process can be.
     """
     for part in folder.glob(f".{name}.*"):
-        pid = part.suffix[1:]
+        pid, _, home = part.suffix[1:].partition("-")
+        if not pid.isdigit() or not (home or locked):  # earlier versions named no home
+            continue
         try:
-            found = part.lstat()
-            if not pid.isdigit() or not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-                continue
-            if locked or (time.time() - found.st_mtime > FRESH_SECONDS and not _runs(int(pid))):
+            if stat.S_ISREG(part.lstat().st_mode) and (
+                locked or (home == ownership.home_of(folder) and ownership.gone(int(pid)))
+            ):
                 part.unlink()
         except FileNotFoundError:  # its process has just finished
             continue
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager
@@ -99,44 +126,36 @@ def check_room(folder: Path, need: int, what: str, other: str = "set LCFBENCH_CA
         )
 
 
-@contextmanager
-def locked(place: Path, wait: bool = False, busy: str = "") -> Iterator[None]:
-    """Holds a file or folder that is to be written against other processes.
+def lock_of(place: Path) -> Path:
+    """Returns the lock of a file or folder: beside it, or in it where it is a disk of its own."""
+    real = Path(os.path.realpath(place))  # a link to a folder is that folder
+    return real / LOCK if os.path.ismount(real) else real.with_name(f".{real.name}{LOCK}")
 
-    The lock is a file beside it, which the system frees when its process ends, however it ends. wait:
-    wait for the other process instead of giving up. busy: what the error says of the other process.
-    Raises UserError where another process holds it, and on a file system without locks.
+
+@contextmanager
+def locked(
+    place: Path, wait: bool = False, busy: str = "", say: Callable[[str], None] | None = None
+) -> Iterator[Owner]:
+    """Makes this process the owner of a file or folder that is to be written.
+
+    wait: wait for the other process instead of giving up. busy: what the error says of it. say: is told
+    of a wait. Raises HeldError where another process is the owner.
     """
     with writing(place):
-        real = Path(os.path.realpath(place))  # a link to a folder is that folder
-        path = real.with_name(f".{real.name}.lock")
+        real, path = Path(os.path.realpath(place)), lock_of(place)
+        busy = busy or f"another process is writing {place}"
         missing = [folder for folder in path.parents if not folder.exists()]
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+                owner = ownership.when_free(lambda: ownership.acquire(path, real, busy), wait, say)
+                break
             except FileNotFoundError:  # another process has just removed the empty folder
                 continue
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                if path.exists() and os.path.samestat(path.stat(), os.fstat(held)):
-                    break
-                os.close(held)  # its last owner has just removed it
-            except BlockingIOError as error:
-                os.close(held)
-                what = busy or f"another process is writing {place}."
-                raise UserError(what, "Wait until it ends, or name another --out.") from error
-            except OSError as error:
-                os.close(held)
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    raise
-                what = f"the file system of {place} has no locks."
-                raise UserError(what, "Name an --out on a local disk.") from error
     try:
-        yield
+        yield owner
     finally:
-        path.unlink(missing_ok=True)
-        os.close(held)
+        owner.release()
         with suppress(OSError):  # folders in which something was made stay
             for folder in missing:
                 folder.rmdir()
@@ -152,8 +171,10 @@ def replacing(folder: Path, own: Collection[str] = ()) -> Iterator[Path]:
     with writing(folder):
         folder = Path(os.path.realpath(folder))
         finish(folder)
-        made = folder / PART if folder.is_dir() else folder.with_name(f".{folder.name}{PART}")
-        shutil.rmtree(made, ignore_errors=True)  # of a killed process
+        place, name = (folder, ".") if folder.is_dir() else (folder.parent, f".{folder.name}.")
+        for left in place.glob(f"{glob.escape(name)}{'?' * 12}{PART}"):  # of a killed process
+            shutil.rmtree(left, ignore_errors=True)
+        made = place / f"{name}{secrets.token_hex(6)}{PART}"
         made.mkdir(parents=True)
     try:
         yield made
@@ -162,14 +183,12 @@ def replacing(folder: Path, own: Collection[str] = ()) -> Iterator[Path]:
                 if not (made / name).exists() and (folder / name).exists():
                     (made / name).mkdir()
             for path in (*(p for p in made.iterdir() if p.is_file()), made):
-                handle = os.open(path, os.O_RDONLY)
-                os.fsync(handle)
-                os.close(handle)
-            if folder.is_dir():
-                os.rename(made, folder / READY)
+                sync(path)
+            inside = folder.is_dir()
+            with still(folder):
+                os.rename(made, folder / READY if inside else folder)
+            if inside:
                 finish(folder)
-            else:
-                os.rename(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
@@ -182,13 +201,38 @@ def finish(folder: Path) -> None:
     remove_stale(folder, locked=True)
     ready = folder / READY
     for path in sorted(ready.iterdir()) if ready.is_dir() and not ready.is_symlink() else ():
-        if path.is_dir():
-            (folder / path.name).unlink(missing_ok=True)
-            path.rmdir()
-        else:
-            os.replace(path, folder / path.name)
+        with still(folder):
+            if path.is_dir():
+                (folder / path.name).unlink(missing_ok=True)
+                path.rmdir()
+            else:
+                os.replace(path, folder / path.name)
     if ready.is_dir():
         ready.rmdir()
+
+
+def still(path: Path) -> AbstractContextManager[object]:
+    """Keeps this process the owner of the place of a path, if it is; raises LostError if it was."""
+    owner = ownership.owner_of(path)
+    return nullcontext() if owner is None else owner.still()
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on disk; not all systems can do that of folders."""
+    folder = path.is_dir()
+    try:
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    except PermissionError:
+        if folder:  # Windows opens none
+            return
+        raise
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(handle)
 
 
 def settle(folder: Path) -> None:
@@ -203,21 +247,6 @@ def settle(folder: Path) -> None:
             if not left:
                 raise
             time.sleep(0.05)
-
-
-def held(path: Path) -> bool:
-    """Returns whether a process holds the lock of a file; true where the file system has no locks."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def now() -> str:
@@ -279,7 +308,14 @@ def check_output(path: Path) -> bool:
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Writes a file that a user named: whole or not at all, its folder made, links followed.
+    """As `output`, for bytes that are there."""
+    with output(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def output(path: Path) -> Iterator[IO[bytes]]:
+    """Gives a file that a user named: written whole or not at all, its folder made, links followed.
 
     A device or a pipe gets the data as a stream; its reader may leave. Raises UserError.
     """
@@ -288,15 +324,16 @@ def write_output(path: Path, data: bytes) -> None:
         if standard := standard_stream(path):
             standard.flush()
             with open(os.dup(standard.fileno()), "wb") as file:
-                file.write(data)
+                yield file
         elif stream:
             with open(os.open(path, os.O_WRONLY), "wb") as file:
-                file.write(data)
+                yield file
         else:
             target = Path(os.path.realpath(path))
             target.parent.mkdir(parents=True, exist_ok=True)
             mode = target.stat().st_mode if target.exists() else None
-            write(target, data)
+            with whole(target) as file:
+                yield file
             if mode is not None:
                 target.chmod(stat.S_IMODE(mode))
     except OSError as error:

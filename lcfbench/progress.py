@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 
 class Progress(Protocol):
@@ -19,6 +21,20 @@ class Progress(Protocol):
     def update(self, title: str, right: float, done: int) -> None: ...
 
     def end(self, title: str) -> None: ...
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A Progress that also hears, after `begin`, in which folder a run is recorded."""
+
+    def follow(self, title: str, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class Crew(Protocol):
+    """A Progress that also hears what every worker does, a text for each."""
+
+    def workers(self, doing: Sequence[str]) -> None: ...
 
 
 class TrainProgress(Protocol):

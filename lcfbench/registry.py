@@ -20,7 +20,7 @@ import re
 import sys
 import traceback
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -38,6 +38,7 @@ DATA = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # a table is a task as i
 LONGEST_PART, LONGEST_PATH = 255, 4095  # bytes of a path's parts, and of the whole
 LONGEST = 40  # characters of a task's name: it is part of every run folder's
 OURS = "lcfbench"
+LIBRARY = "lm-eval/"  # names of lm-eval's own tasks begin so (tasks.stock_index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ GROUPS = {
         "adapter kind",
         "lcfbench adapter size --help",
         "Adapter",
-        helpers="base config files card hub finding select dense_fit ridge c2c_files",
+        helpers="base config files card hub finding proof select dense_fit ridge c2c_files options untrained",
     ),
     "controls": Group(
         "control",
@@ -128,6 +129,16 @@ def method_summaries() -> dict[str, str]:
     return {name: f"{name}: {text}" for name, text in summaries("methods").items()}
 
 
+def given_paths() -> dict[Path, tuple[str, str]]:
+    """Returns the files that were registered by path, for `adopt_paths` in another process."""
+    return dict(_given)
+
+
+def adopt_paths(given: Mapping[Path, tuple[str, str]]) -> None:
+    """Registers the files that another process registered."""
+    _given.update(given)
+
+
 def add_path(group: str, text: str) -> str:
     """Registers the file where `text` is a path, and returns its name; returns other text unchanged.
 
@@ -142,8 +153,8 @@ def add_path(group: str, text: str) -> str:
 
 def add_paths(group: str, text: str) -> list[str]:
     """As `add_path`; a folder stands for every task file in it."""
-    if not isinstance(text, str):
-        return [text]  # its setting says what is wrong
+    if not isinstance(text, str) or (group == "tasks" and text.startswith(LIBRARY)):
+        return [text]  # its setting says what is wrong; a name of lm-eval's is no path
     path = Path(os.path.expanduser(text))
     sizes = [len(part.encode(errors="replace")) for part in path.parts]
     if max(sizes, default=0) > LONGEST_PART or sum(sizes) + len(sizes) > LONGEST_PATH:
@@ -190,6 +201,8 @@ def _name(group: str, file: Path) -> str:
 def find(group: str, name: str) -> Entry:
     """Where a name comes from. Raises UserError for unknown names, names taken twice, broken entries."""
     known, noun = _entries(group), GROUPS[group].noun
+    if group == "tasks" and name.startswith(LIBRARY):
+        return Entry(name, OURS, Path(name))  # tasks.stock_index knows which there are
     if name not in known:
         raise unknown(noun, name, known, GROUPS[group].listing)
     entry, *others = known[name]

@@ -1,18 +1,13 @@
-"""Multiple choice: rows of three data sets in one shape, and the option that a written answer names.
+"""Multiple choice: rows of several data sets in one shape, and the score of a written answer.
 
 A document has id, question, options (texts), letters ("A", "B", … by position), gold (index), letter
 (of the gold option) and subject.
 """
 
-import re
-
+from lcfbench.tasks.letters import read_letter
 from lcfbench.tasks.process_docs import per_row
 
 ALPHABET = "ABCDEFGHIJ"
-_SAYS = (
-    r"\b(?:answer|correct (?:option|choice)|choice|option)\b[^\n.:]{0,20}?"
-    r"(?:\bis\b|\bwould be\b|:|=)(?!\s*not\b)\s*(.*)"
-)
 
 
 def document(ident, question, options, gold, subject=""):
@@ -75,76 +70,40 @@ def mmlu_redux(row, index):
     return document(f"{row['subject']}-{index}", row["question"], options, gold, row["subject"])
 
 
-def score_written(doc, results):
-    """lm-eval's `process_results` of a written answer: exact_match, and whether it named an option."""
-    letter = read_letter(results[0], doc["options"])
-    return {"exact_match": float(letter == doc["letter"]), "parsed": float(letter is not None)}
+@per_row
+def mmlu_pro(row, index):
+    """The letter `answer` is the key, as in the authors' own scoring; `answer_index` is not read.
 
-
-def read_letter(text, options):
-    """The letter of the option that a written answer names, or None.
-
-    Tried in order: the whole answer (or its first line) is an option's text; it begins with a letter
-    that stands for an option; it says "the answer is …"; it points at exactly one letter ("(C)",
-    "option C"). The initial of a word and the words "A" and "I" are not letters.
+    The two agree but for question 3983, whose letter names the right option. Options are asked as the
+    data have them, 3 to 10 a question.
     """
-    text = text.rpartition("</think>")[2]
-    text = re.sub(r"\n\s*(Question|Q)\s*\d*:.*", "", text, flags=re.S)  # a next question is not ours
-    text = re.sub(r"\\(?:boxed|text|textbf|mathrm)\s*\{([^{}]*)\}", r"(\1)", text)
-    emphasised = text
-    text = re.sub(r"[*_`$#]+", "", text).strip()
-    letters = ALPHABET[: len(options)]
-    for piece in (text, text.partition("\n")[0]):
-        if len(_plain(piece)) > 1 and (named := _option(piece, options)) is not None:
-            return letters[named]
-    if found := _leading(text, letters):
-        return found
-    said = re.search(_SAYS, text, re.I | re.S)
-    if said:
-        rest = re.sub(
-            r"^(?:(?:the )?(?:option|choice|letter|answer)\b[\s:]*)+", "", said[1].strip(" \n:"), flags=re.I
-        )
-        if (named := _option(re.split(r"[.\n]", rest, maxsplit=1)[0], options)) is not None and len(
-            _plain(rest)
-        ) > 1:
-            return letters[named]
-        if found := _leading(rest, letters):
-            return found
-    pointed = set(
-        re.findall(
-            rf"\(([{letters}])\)|\b(?:[Oo]ption|[Cc]hoice) ([{letters}])\b|\*\*\(?([{letters}])[).:]?\*\*",
-            emphasised,
-        )
+    return document(
+        str(row["question_id"]),
+        row["question"],
+        row["options"],
+        position(ALPHABET, row["answer"]),
+        row["category"],
     )
-    pointed = {letter for groups in pointed for letter in groups if letter}
-    return pointed.pop() if len(pointed) == 1 else None
 
 
-def _leading(text, letters):
-    """A letter at the beginning: "B", "(c)", "b)", "B.", "B: foo"; not "Democracy", "a good idea", "e.g."."""
-    small = letters.lower()
-    if re.match(rf"\W*[{letters}]\W+(?:or|and)\W+[{letters}]\b", text):
-        return None
-    if found := re.match(rf"[\"'\[(]*\s*([{letters}{small}])\s*[\"'\])]*\s*$", text):
-        return found[1].upper()
-    if found := re.match(rf"[\"']?[(\[]\s*([{letters}{small}])\s*[)\]]", text):
-        return found[1].upper()
-    if found := re.match(rf"[\"']?([{letters}{small}])\s?[).:\]](?:\s|$|[A-Z])", text) or re.match(
-        rf"[\"']?([{letters}])[,;\"'\n]", text
-    ):
-        return found[1].upper()
-    if found := re.match(rf"([{letters}])\s*[\n–—-]", text):
-        return found[1]
-    if found := re.match(rf"([{letters}])\s+(\w+)", text):  # "A" and "I" also begin sentences
-        return found[1] if found[1] not in "AI" or found[2] in ("is", "because", "since", "as") else None
-    return None
+@per_row
+def medqa(row, index):
+    """Drops a row whose key names another option than the text of its answer."""
+    options, key = row["options"], row["answer_idx"]
+    if options.get(key) != row["answer"]:
+        return "the key is not the answer"
+    letters = [letter for letter in ALPHABET if options.get(letter) is not None]
+    texts = [options[letter] for letter in letters]
+    return document(
+        f"{row['meta_info']}-{index}", row["question"], texts, letters.index(key), row["meta_info"]
+    )
 
 
-def _plain(text):
-    return " ".join(re.sub(r"^[\s\"'(\[]+|[\s\"').,;:!\]]+$", "", text).casefold().split())
-
-
-def _option(text, options):
-    """Index of the one option whose text this is."""
-    same = [i for i, option in enumerate(options) if _plain(option) == _plain(text)]
-    return same[0] if len(same) == 1 else None
+def score_written(doc, results):
+    """lm-eval's `process_results` of a written answer: exact_match, and whether and how it was read."""
+    letter, rule = read_letter(results[0], doc["options"])
+    return {
+        "exact_match": float(letter == doc["letter"]),
+        "parsed": float(letter is not None),
+        "parsed_by": rule,
+    }

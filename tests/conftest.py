@@ -27,7 +27,23 @@ def records_of_models(tmp_path_factory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def names_as_they_were(monkeypatch) -> None:
+def settings_as_they_were() -> Iterator[None]:
+    """A test that leaves a setting behind fails itself, and not those that come after it in its process."""
+    before = _settings()
+    yield
+    after = _settings()
+    for name in after.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    assert after == before, "set with monkeypatch.setenv: a setting of this test outlives it"
+
+
+def _settings() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k.startswith(("LCFBENCH_", "HF_HUB_OFFLINE"))}
+
+
+@pytest.fixture(autouse=True)
+def names_as_they_were(settings_as_they_were, monkeypatch) -> None:
     """Names that a test gives to files of its own are forgotten after it."""
     monkeypatch.setattr(registry, "_given", dict(registry._given))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,6 +25,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.distributed import TCPStore
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -106,6 +109,7 @@ def model(
     seed: int = 0,
     attention: str = "sdpa",
     window: int = 8,
+    positions: int = 512,
 ):
     """A random causal model. Weights are larger than at initialisation, so that logits are not flat."""
     torch.manual_seed(seed)
@@ -117,7 +121,7 @@ def model(
         num_attention_heads=2 * heads,
         num_key_value_heads=heads,
         head_dim=dim,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         attn_implementation=attention,
         bos_token_id=0,
         eos_token_id=2,
@@ -145,9 +149,10 @@ def model(
 def causal_lm(name: str = "tiny-receiver", bos: bool = False, chat: bool = False, **shape) -> CausalLM:
     """A tiny model in fp32."""
     made = model(**shape)
-    return CausalLM(
-        name, made, tokenizer(made.config.vocab_size, bos, chat), revision=str(sorted(shape.items()))
-    )
+    revision = str(sorted(shape.items()))
+    lm = CausalLM(name, made, tokenizer(made.config.vocab_size, bos, chat), revision=revision)
+    assert lm.can_join is not None  # two forwards find out, which no test wants to count
+    return lm
 
 
 ROOT = Path(__file__).parents[1]
@@ -269,6 +274,7 @@ def process(*args: object, cwd: Path | None = None, **env: str) -> tuple[int, st
 
 WARM = ["tests.helpers", "lcfbench.api", "transformers.models.llama.modeling_llama"]
 WARM += ["transformers.models.gemma3.modeling_gemma3", "transformers.models.auto.tokenization_auto"]
+WARM += ["lm_eval.api.task", "transformers.models.auto.modeling_auto", "lcfbench.cli.run", "scipy.stats"]
 
 
 @cache
@@ -292,6 +298,7 @@ def fork(args: Iterable[object], cwd: Path, env: dict[str, str], streams: Sequen
 
 def _forked(args: list[str], cwd: Path, env: dict[str, str], streams: Sequence[str]) -> None:
     os.setsid()  # the first terminal it opens is its own
+    hear_signals()
     for number, path in enumerate(streams):
         handle = os.open(path, os.O_RDWR | os.O_CREAT)
         os.dup2(handle, number)
@@ -313,6 +320,52 @@ def forked(*args: object, cwd: Path, **env: str) -> tuple[int, str, str]:
         child.join(300)
         assert child.exitcode is not None, args
         return child.exitcode, *(Path(path).read_text(encoding="utf-8") for path in streams[1:])
+
+
+class Processes:
+    """A command in several processes, as a launcher starts them; each has a folder to run in."""
+
+    def __init__(self, args: Iterable[object], folders: Sequence[Path]) -> None:
+        """One process is started without a launcher."""
+        count, self.streams = len(folders), Path(tempfile.mkdtemp(dir=folders[0]))
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "WORLD_SIZE": str(count)}
+        common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        self.all = []
+        for n, folder in enumerate(folders):
+            own = {"RANK": str(n), "LOCAL_RANK": str(n), **common} if count > 1 else {}
+            streams = [os.devnull, str(self.streams / f"out{n}"), str(self.streams / f"err{n}")]
+            self.all.append(fork(args, folder, environment(**own), streams))
+        self.pids = [each.pid or 0 for each in self.all]
+
+    def until(self, path: Path) -> None:
+        """Waits until a file is there, or a process has ended."""
+        end = time.monotonic() + 120
+        while not path.exists() and all(each.exitcode is None for each in self.all):
+            assert time.monotonic() < end
+            time.sleep(0.002)
+
+    def end(self, seconds: float = 120, launcher: bool = False) -> tuple[list[int | None], str]:
+        """Waits for the end; returns the exit codes, and what was written to stderr.
+
+        launcher: end all where one has failed, as torchrun does, by SIGTERM and by SIGKILL 5 s later.
+        """
+        if launcher:
+            while all(each.exitcode is None for each in self.all):
+                multiprocessing.connection.wait([each.sentinel for each in self.all], seconds)
+            if any(each.exitcode for each in self.all):
+                for each in self.all:
+                    each.terminate()
+                seconds = 5
+        for each in self.all:
+            each.join(seconds)
+        codes = [each.exitcode for each in self.all]
+        for each in self.all:
+            each.kill()
+            each.join()
+        if launcher:
+            codes = [each.exitcode for each in self.all]
+        return codes, "".join(path.read_text() for path in sorted(self.streams.glob("err*")))
 
 
 def rows(folder: Path, without: set[str] | None = None) -> list[dict]:

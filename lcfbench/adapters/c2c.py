@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcfbench.adapters._layers import WHOLE, added, linear, rms_norm, stacked, weighted
+from lcfbench.adapters._layers import WHOLE, added, linear, onto, rms_norm, stacked, weighted
 from lcfbench.adapters.base import Editor, GateMode
 from lcfbench.adapters.config import AdapterConfig, Share, Size
 from lcfbench.errors import UserError
@@ -106,9 +106,9 @@ class C2CAdapter(Editor):
             own = torch.stack([keys.transpose(2, 3), values.transpose(2, 3)], 1).view(L, 2, B, N, H * D)
             x = torch.cat([x, own], -1)  # (L, 2, B, N, S+T)
         x = linear(x.reshape(2 * L, B * N, -1), both(self.in_weight, at), both(self.in_bias, at))
-        z = u = self.trunk(x, at)
-        for block in self.delta:
-            z = block(z, at)
+        z = u = self.trunk(x, at, over=True)
+        for number, block in enumerate(self.delta):
+            z = block(z, at, over=number > 0)  # the head weights need u as well
         edit = linear(z, both(self.out_weight, at), both(self.out_bias, at)).view(L, 2, B, N, H, D)
         edit = edit.permute(1, 0, 2, 4, 3, 5)  # (2, L, B, H, N, D)
         if not self.fuses:  # the edit replaces the cache
@@ -135,11 +135,12 @@ class Block(nn.Module):
         self.up, self.down = twice(layers, width, inner), twice(layers, inner, width)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, at: slice = WHOLE) -> Tensor:  # (2L, T, width)
+    def forward(self, x: Tensor, at: slice = WHOLE, over: bool = False) -> Tensor:
+        """x: (2L, T, width). over: x has no other user and may be written over, see `onto`."""
         inner, down = F.gelu(linear(rms_norm(x, both(self.norm, at)), both(self.up, at))), both(self.down, at)
         if self.training and self.dropout:
             return x + F.dropout(linear(inner, down), self.dropout)
-        return linear(inner, down, x)
+        return onto(x, inner, down) if over else linear(inner, down, x)
 
 
 def both(stack: Tensor, at: slice) -> Tensor:

@@ -15,9 +15,7 @@ from lcfbench.adapters.base import Adapter, adapter_class, method_of
 from lcfbench.adapters.config import TAG, AdapterConfig
 from lcfbench.errors import UserError
 from lcfbench.parsing import parse_yaml
-from lcfbench.sources import taught
-from lcfbench.sources.models import ALIASES
-from lcfbench.sources.names import is_folder, is_path, split_revision
+from lcfbench.sources.models import hub_id
 from lcfbench.tables import Column, Table
 
 REPO = "ORG/NAME"  # stands for the repository until `adapter push` knows it
@@ -97,13 +95,6 @@ def refreshed(text: str, config: AdapterConfig) -> str:
     return f"---\n{yaml.safe_dump(ours | theirs, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 
-def hub_id(name: str) -> str | None:
-    """Returns the Hub id of a model named by alias or id, of a taught one its base's; None for a folder."""
-    name = split_revision(taught.split(name)[0])[0]
-    local = "/" not in name or is_path(name) or is_folder(name)
-    return ALIASES.get(name.lower(), None if local else name)
-
-
 def _dataset(task: str) -> str | None:
     """The Hub id of a task's data; None for generated data, local files and unknown tasks."""
     from lcfbench.tasks.yaml_files import read_task, task_names
@@ -163,7 +154,9 @@ def _trained(t: dict[str, Any], tasks: list[str]) -> list[str]:
     if t.get("loss_mean", "document") != "document":
         facts.append(f"the loss is a mean over {t['loss_mean']}s")
     machine = f" ({t['machine']})" if t.get("machine") else ""
-    models = f"models in {t.get('models_dtype')} on {t.get('device')}{machine}, {t.get('minutes')} minutes"
+    several = f", {n} processes" if (n := t.get("processes", 1)) != 1 else ""
+    place = f"{t.get('device')}{machine}{several}"
+    models = f"models in {t.get('models_dtype')} on {place}, {t.get('minutes')} minutes"
     if beside := t.get("beside"):
         number = f"{len(beside)} adapters were trained side by side: {', '.join(beside)}"
         own = "its own time and an equal share of the reading that they have in common"

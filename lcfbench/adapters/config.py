@@ -20,6 +20,7 @@ from lcfbench.errors import UserError
 from lcfbench.files import settle
 from lcfbench.geometry import Geometry
 from lcfbench.parsing import parse_json, read_text
+from lcfbench.provenance import digest, file_sha256
 from lcfbench.sources import taught
 from lcfbench.sources.models import alias
 from lcfbench.sources.names import is_folder, is_path, path_of, split_revision
@@ -28,6 +29,8 @@ FORMAT = 1
 TAG = "lcfbench"  # of every card on the Hub
 CHECKPOINT = "checkpoint.pt"  # beside an adapter whose training is not finished
 WEIGHTS, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
+SOURCE = "source.json"  # where an adapter was fetched from
+PROOF = "proof.json"  # what the adapter did with its own messages and with those of others
 LARGEST = 1 << 20  # no dim of a cache comes near it; arithmetic on a larger one may overflow
 Size = Annotated[int, Ge(1), Le(LARGEST)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -295,5 +298,10 @@ def reason(error: Exception) -> str:
 
 def weights_sha256(folder: Path) -> str:
     """Returns the sha256 of the weights file, by which a run names its adapter."""
-    with (folder / WEIGHTS).open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    return file_sha256(folder / WEIGHTS)
+
+
+def config_sha256(folder: Path) -> str:
+    """Returns a digest of the config without its notes on training: equal adapters have one digest."""
+    config = parse_json(read_text(folder / CONFIG, "adapter config"), str(folder / CONFIG))
+    return digest({k: v for k, v in config.items() if k != "training"})

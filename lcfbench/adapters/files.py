@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lcfbench.adapters.base import Adapter, build
-from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, AdapterConfig, read_config, reason
+from lcfbench.adapters.config import CARD, CONFIG, PROOF, SOURCE, WEIGHTS, AdapterConfig, read_config, reason
 from lcfbench.errors import UserError
 from lcfbench.files import finish, locked, replacing
 from lcfbench.sources.cache import say
@@ -25,7 +25,7 @@ LARGEST_WEIGHT = 1e6  # trained weights and input statistics stay below some tho
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 POINTER = b"version https://git-lfs"
 REPORT, PICTURE = "pruning.json", "pruning.png"  # `adapter prune` adds them to the adapter it makes
-OWN = {WEIGHTS, CONFIG, CARD, REPORT, PICTURE}
+OWN = {WEIGHTS, CONFIG, CARD, PROOF, SOURCE, REPORT, PICTURE}  # those that are not made anew go
 
 
 def save(

@@ -22,14 +22,13 @@ from safetensors import SafetensorError, safe_open
 from lcfbench.adapters import hub as on_hub
 from lcfbench.adapters.base import adapter_class, method_of
 from lcfbench.adapters.c2c_files import import_once
-from lcfbench.adapters.card import hub_id
 from lcfbench.adapters.config import WEIGHTS, AdapterConfig, read_config, reason, recorded_names
 from lcfbench.adapters.select import AdapterMissing, cached, kinds_for, serves, shipped, unfinished, within
 from lcfbench.errors import UserError
 from lcfbench.sources import hub
 from lcfbench.sources.c2c_fusers import FuserMissingError, released
 from lcfbench.sources.cache import mirror, say
-from lcfbench.sources.models import look
+from lcfbench.sources.models import hub_id, look
 from lcfbench.tables import printable
 from lcfbench.tasks.yaml_files import describe, task_names
 

@@ -1,11 +1,11 @@
-"""Adapters on the Hub: pushed with their card, pulled whole or not at all.
+"""Adapters on the Hub: found there, and pulled whole or not at all.
 
-A repository holds the three files of an adapter folder, at its root or in a subfolder. `pull` looks
-in the mirror, on the Hub and in the Hub's cache, loads the files to check them, and only then puts
-them in place: a truncated or foreign download never replaces a good adapter.
+A repository holds the files of an adapter folder, at its root or in a subfolder. `pull` looks in the
+mirror, on the Hub and in the Hub's cache, loads the files to check them, and only then puts them in
+place: a truncated or foreign download never replaces a good adapter. `source.json` beside them says
+where they came from.
 
->>> pull("org/smollm2-lcfx", Path("adapters/smollm2-lcfx"))
->>> push(Path("adapters/mine"), "me/mine", private=True)
+>>> pull("org/smollm2-lcfx@v2", Path("adapters/smollm2-lcfx"))
 """
 
 from __future__ import annotations
@@ -19,19 +19,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lcfbench.adapters.config import CARD, CONFIG, TAG, WEIGHTS, AdapterConfig, read_config, weights_sha256
+from lcfbench.adapters.config import (
+    CARD,
+    CONFIG,
+    PROOF,
+    SOURCE,
+    TAG,
+    WEIGHTS,
+    AdapterConfig,
+    read_config,
+    weights_sha256,
+)
+from lcfbench.adapters.proof import read_proofs
 from lcfbench.errors import UserError
-from lcfbench.files import check_inside
+from lcfbench.files import check_inside, now, write_json
 from lcfbench.sources import hub
 from lcfbench.sources.c2c_fusers import plain
 from lcfbench.sources.cache import lock, mirror, say
+from lcfbench.sources.repositories import ID, next_step, phrase, split_repo
 
-ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 MOST_LISTED = 50
-FILES = (CONFIG, WEIGHTS, CARD)
+FILES = (CONFIG, WEIGHTS, CARD, PROOF)
 LARGEST_TEXT = 16 << 20  # bytes of a config, a card, or the header of the weights
 STEP = "Fetch it again, or name another."
-LOGIN = "Run `hf auth login`, or set HF_TOKEN"
 
 
 def pull(
@@ -42,25 +52,26 @@ def pull(
     subfolder: str = "",
     force: bool = False,
     offline: bool = False,
+    check: Callable[[Path], Any] = read_proofs,
 ) -> Path:
     """Puts an adapter of the Hub into `out` (default `adapters/<name>`) and returns the folder.
 
-    Raises UserError: a name that is no Hub id, an `out` that is taken, nothing found
-    (with the places that were tried), files that are no complete adapter of this version.
+    repo_id: ORG/NAME, or ORG/NAME@REVISION: a branch, a tag, or a commit of which six digits are enough.
+    check: of the proofs in a folder, which raises UserError.
+    Raises UserError: a name that is no Hub id, an `out` that is taken, nothing found (with the places
+    that were tried), files that are no complete adapter of this version, a proof that does not hold.
     """
     from lcfbench.adapters.files import load, making
 
-    check_id(repo_id)
+    repo_id, revision = split_repo(repo_id, revision)
     subfolder = subfolder.strip("/")
     if not plain(subfolder):
         raise UserError(
             f"subfolder {subfolder!a} is no folder of the repository.", "Name a folder inside it."
         )
-    if revision is not None and (not plain(revision) or revision.startswith(("/", "-")) or not revision):
-        raise UserError(f"{revision!a} is no revision.", "Name a branch, tag or commit.")
     place = out or Path("adapters") / (Path(subfolder).name or repo_id.partition("/")[2])
     with making(place, force) as folder:
-        source = _find(repo_id, revision, subfolder, offline)
+        source, commit = _find(repo_id, revision, subfolder, offline)
         base = source.parents[len(Path(subfolder).parts) - 1] if subfolder else source
         for name in FILES:  # the config first: a later format is refused before anything else is read
             if os.path.lexists(source / name):
@@ -68,6 +79,10 @@ def pull(
                 _check_content(source / name)
                 shutil.copyfile(source / name, folder / name)
         load(folder)
+        check(folder)
+        about = {"repository": repo_id, "revision": revision, "commit": commit or None}
+        about |= {"subfolder": subfolder or None, "at": now(), "adapter_sha256": weights_sha256(folder)}
+        write_json(folder / SOURCE, {name: value for name, value in about.items() if value})
     return place
 
 
@@ -133,67 +148,10 @@ def largest_of(name: str, folder: Path) -> int:
     return LARGEST_TEXT + 8 * sum(t.numel() for t in blank(read_config(folder), folder).state_dict().values())
 
 
-def push(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    message: str | None = None,
-    offline: bool = False,
-) -> str:
-    """Uploads an adapter's weights, config and card in one commit. Returns the commit's address.
+def _find(repo_id: str, revision: str | None, subfolder: str, offline: bool) -> tuple[Path, str]:
+    """Finds the adapter's folder and its commit: in the mirror, freshly from the Hub, or in its cache.
 
-    Creates the repository, and the branch `revision`, where there is none. No other file of the
-    folder leaves the machine. Raises UserError: a folder without a complete adapter, no token, no
-    right to write, no connection, a public repository where a private one was asked for.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
-
-    from lcfbench.adapters.card import REPO, card, refreshed
-    from lcfbench.adapters.files import load
-
-    check_id(repo_id)
-    adapter = load(folder)
-    if offline or constants.HF_HUB_OFFLINE:
-        why = "offline was asked for" if offline else "HF_HUB_OFFLINE is set"
-        raise UserError(f"cannot push {folder}: {why}.", "Push from a machine online.")
-    if not get_token():
-        step = f"{LOGIN} to one that may write."
-        raise UserError(f"no token, so nothing can be pushed to {repo_id}.", step)
-    text = (folder / CARD).read_text(errors="replace") if (folder / CARD).is_file() else card(adapter)
-    text = refreshed(text, adapter.config).replace(REPO, repo_id)
-    api = HfApi()
-
-    def ask(request: Callable[[], Any]) -> Any:
-        return _ask(request, f"cannot push to {repo_id}")
-
-    ask(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
-    if private and not ask(lambda: api.model_info(repo_id)).private:
-        raise UserError(
-            f"{repo_id} exists and is public; --private changes no existing repository.",
-            "Make it private on the Hub, or name another.",
-        )
-    if revision and revision != constants.DEFAULT_REVISION:
-        ask(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-    operations = [
-        CommitOperationAdd(CARD, text.encode()),
-        CommitOperationAdd(CONFIG, folder / CONFIG),
-        CommitOperationAdd(WEIGHTS, folder / WEIGHTS),
-    ]
-    title = message or f"Upload {adapter.config.kind} adapter {weights_sha256(folder)[:12]}"
-    made = ask(lambda: api.create_commit(repo_id, operations, commit_message=title, revision=revision))
-    return str(made.commit_url)
-
-
-def check_id(repo_id: str) -> None:
-    """Raises UserError for a name that is not `org/name`."""
-    if not ID.fullmatch(repo_id) or ".." in repo_id or repo_id.startswith((".", "-")):
-        raise UserError(f"{repo_id!r} is not a Hub repository.", "Name one as ORG/NAME.")
-
-
-def _find(repo_id: str, revision: str | None, subfolder: str, offline: bool) -> Path:
-    """Finds the adapter's folder: in the mirror, freshly from the Hub, or in the Hub's cache.
+    In the mirror there is no commit.
 
     Raises UserError that lists the places that were tried.
     """
@@ -206,25 +164,29 @@ def _find(repo_id: str, revision: str | None, subfolder: str, offline: bool) -> 
         for kind in ("adapters", "models"):
             found = root / kind / repo_id / subfolder
             if (found / CONFIG).is_file():
-                return found
+                return found, ""
             tried.append(f"mirror: {found}: {'no such folder' if not found.is_dir() else f'no {CONFIG}'}")
     commit = ""
     try:
         commit = hub.commit(repo_id, "model", offline, revision)
-        return _inside(_snapshot(repo_id, commit, subfolder, revision), subfolder)
+        return _inside(_snapshot(repo_id, commit, subfolder, revision), subfolder), commit
     except hub.HubError as error:
-        why, answered = _phrase(error), bool(commit) or hasattr(error.__cause__, "response")
+        why, answered = phrase(error), bool(commit) or hasattr(error.__cause__, "response")
         tried.append(f"Hub: {why}")
     if not answered:  # a copy that the Hub refuses now is not taken from the cache either
         try:
             found = _inside(_snapshot(repo_id, revision, subfolder, None, local_files_only=True), subfolder)
-            say(f"{repo_id}: Hub: {why}; taken from its cache, commit {_commit_of(found, subfolder)}")
-            return found
+            commit = _commit_of(found, subfolder)
+            say(f"{repo_id}: Hub: {why}; taken from its cache, commit {commit[:12]}")
+            return found, commit
         except hub.HubError as error:
             tried.append(f"Hub cache: {error if str(error).startswith('no ') else 'nothing there'}")
     shown = f"{repo_id}@{revision}" if revision else repo_id
+    step = f"Try again online, or set LCFBENCH_MIRROR to a folder that has adapters/{repo_id}."
+    if "holds no adapter" in why:
+        step = "Name a --subfolder that does, or another repository."
     raise UserError(
-        f"cannot find the adapter {shown!r}. Tried, in order: {'; '.join(tried)}.", _next_step(why, repo_id)
+        f"cannot find the adapter {shown!r}. Tried, in order: {'; '.join(tried)}.", next_step(why, step)
     )
 
 
@@ -251,7 +213,7 @@ def _inside(snapshot: Path, subfolder: str) -> Path:
 
 
 def _commit_of(folder: Path, subfolder: str) -> str:
-    return folder.parents[len(Path(subfolder).parts) - 1].name[:12] if subfolder else folder.name[:12]
+    return folder.parents[len(Path(subfolder).parts) - 1].name if subfolder else folder.name
 
 
 def _check_content(path: Path) -> None:
@@ -264,39 +226,3 @@ def _check_content(path: Path) -> None:
             f"{path.name} is damaged: its sha256 is not the one the Hub names.",
             f"Delete {path.resolve()} and pull again.",
         )
-
-
-def _ask(request: Callable[[], Any], what: str) -> Any:
-    try:
-        return hub._ask(request)
-    except hub.HubError as error:
-        why = _phrase(error)
-        raise UserError(f"{what}: {why}.", _next_step(why, what.rpartition(" ")[2])) from error
-
-
-def _phrase(error: hub.HubError) -> str:
-    """Returns why the Hub did not help, by the status of its answer where it gave one."""
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-
-    cause = error.__cause__
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    if isinstance(cause, RevisionNotFoundError):
-        return "no such revision"
-    if isinstance(cause, EntryNotFoundError):
-        return "a file that it lists is not there"
-    if isinstance(cause, RepositoryNotFoundError) or status is None:
-        return str(error).rstrip(".")
-    known = {401: "it does not accept the token (401)", 403: "the token may not do this (403)"}
-    return (known | {404: "no such repository (404)"}).get(status, f"it answered {status}")
-
-
-def _next_step(why: str, repo_id: str) -> str:
-    if "no such revision" in why:
-        return "Name a branch, tag or commit of it."
-    if "no such repository" in why:
-        return f"Check the name; if it is private, {LOGIN[0].lower()}{LOGIN[1:]}."
-    if "(401)" in why or "(403)" in why or "gated" in why:
-        return f"{LOGIN} of an account that may."
-    if "holds no adapter" in why:
-        return "Name a --subfolder that does, or another repository."
-    return f"Try again online, or set LCFBENCH_MIRROR to a folder that has adapters/{repo_id}."

@@ -110,9 +110,9 @@ def compare(a: RunGroups, b: RunGroups, allow: Sequence[str] = ()) -> Comparison
         raise UserError(f"nothing to compare: {held}.", SAME_TASK)
     bad = {id(one): found for one, other in pairs if (found := clashes(one, other, REFUSED, allow))}
     good = [pair for pair in pairs if id(pair[0]) not in bad]
-    shared = {id(one): comparable(one, other) for one, other in pairs}
+    shared = {id(one): len(comparable(one, other)[0]) for one, other in pairs}
     failed = any(too_many_failed(*pair) for pair in pairs)
-    if not failed and not any(len(x) for x, _ in shared.values()):
+    if not failed and not any(shared.values()):
         one, other = pairs[0]
         if one.task != other.task:
             raise UserError(
@@ -120,7 +120,7 @@ def compare(a: RunGroups, b: RunGroups, allow: Sequence[str] = ()) -> Comparison
             )
     if not good:
         refuse(pairs, REFUSED, allow, "compare")
-    if not failed and not any(len(shared[id(one)][0]) for one, _ in good):
+    if not failed and not any(shared[id(one)] for one, _ in good):
         one, other = good[0]
         raise UserError(
             f"no document in common: {full_name(one)} and {full_name(other)}.",
@@ -128,12 +128,10 @@ def compare(a: RunGroups, b: RunGroups, allow: Sequence[str] = ()) -> Comparison
         )
     names = short_names([one for one, _ in pairs])
     lines = [
-        _refused(name, pair, bad[id(pair[0])])
-        if id(pair[0]) in bad
-        else _line(name, pair, shared[id(pair[0])])
+        _refused(name, pair, bad[id(pair[0])]) if id(pair[0]) in bad else _line(name, pair)
         for name, pair in zip(names, pairs, strict=True)
     ]
-    lines += _overall(good, [shared[id(one)] for one, _ in good])
+    lines += _overall([pair for pair in good if shared[id(pair[0])]])
     adjusted = holm([line.p for line in lines])
     lines = [line._replace(p_holm=p) for line, p in zip(lines, adjusted, strict=True)]
     names_a, names_b = (
@@ -154,7 +152,7 @@ def latency_ratios(a: RunGroup, b: RunGroup, column: str = "ttft_ms") -> np.ndar
     """B / A of every document that was timed alone in both."""
     import numpy as np
 
-    (codes_a, ms_a), (codes_b, ms_b) = a.timed[column], b.timed[column]
+    (codes_a, ms_a), (codes_b, ms_b) = a.timed(column), b.timed(column)
     _, at_a, at_b = np.intersect1d(codes_a, codes_b, return_indices=True)
     one, other = np.asarray(ms_a)[at_a], np.asarray(ms_b)[at_b]
     timed = (one > 0) & (other > 0)
@@ -183,11 +181,11 @@ def _refused(name: str, pair: Pairing, found: dict[str, tuple[Any, Any]]) -> Lin
     )
 
 
-def _line(name: str, pair: Pairing, scores: tuple[np.ndarray, np.ndarray]) -> Line:
+def _line(name: str, pair: Pairing) -> Line:
     import numpy as np
 
     a, b = pair
-    here = _scored(_named(name, pair), *scores)
+    here = _scored(_named(name, pair), *comparable(a, b))
     ratios, notes = np.empty(0), _notes(a, b, here.n)
     if not (why := other_machine(a, b)):
         ratios = latency_ratios(a, b)
@@ -225,6 +223,8 @@ def _notes(a: RunGroup, b: RunGroup, n: int) -> list[str]:
     for side, group in (("A", a), ("B", b)):
         if group.errors:
             notes.append(f"{side}: {group.errors} of {group.n} documents failed and are left out")
+        if group.unparsed > 0:
+            notes.append(f"{side}: {100 * group.unparsed:.1f} % of the answers could not be read")
         if group.state in ("running", "interrupted"):
             notes.append(f"{side}: not finished, {group.n} documents so far")
     if (apart := prompts_apart(a, b))[0]:
@@ -234,25 +234,22 @@ def _notes(a: RunGroup, b: RunGroup, n: int) -> list[str]:
     return notes
 
 
-def _overall(pairs: Sequence[Pairing], shared: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Line]:
+def _overall(pairs: Sequence[Pairing]) -> list[Line]:
     """Compares methods over all their tasks; 0/1 scores go together, others by metric."""
     import numpy as np
 
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for index, ((a, b), (x, y)) in enumerate(zip(pairs, shared, strict=True)):
-        if len(x):
-            scale = "0/1" if all(((s == 0) | (s == 1)).all() for s in (x, y)) else a.metric
-            groups.setdefault((a.pair, a.label, a.control, b.pair, b.label, b.control, scale), []).append(
-                index
-            )
+    groups: dict[tuple[str, ...], list[Pairing]] = {}
+    for a, b in pairs:
+        scale = "0/1" if all(((s == 0) | (s == 1)).all() for s in comparable(a, b)) else a.metric
+        groups.setdefault((a.pair, a.label, a.control, b.pair, b.label, b.control, scale), []).append((a, b))
     lines = []
     for members in groups.values():
-        if len({pairs[i][0].task for i in members}) < max(
+        if len({a.task for a, _ in members}) < max(
             2, len(members)
         ):  # one task, or a task twice: no sum of tasks
             continue
-        x, y = (np.concatenate([shared[i][side] for i in members]) for side in (0, 1))
-        (a, b), metrics = pairs[members[0]], dict.fromkeys(pairs[i][0].metric for i in members)
+        x, y = map(np.concatenate, zip(*(comparable(*pair) for pair in members), strict=True))
+        (a, b), metrics = members[0], dict.fromkeys(one.metric for one, _ in members)
         first, second = name_of(a), name_of(b)
         methods = " → ".join(dict.fromkeys((first, second)))
         what = f"overall, {len(x):,} documents of {len(members)} tasks: {methods}"

@@ -50,7 +50,8 @@ def draw(
     if data is not None:
         if not data.name.endswith((".csv", FIGURE)):
             what = f"--data {data} ends in neither .csv nor {FIGURE}."
-            raise UserError(what, f"Name it {data.with_suffix('.csv')} or {data.with_suffix(FIGURE)}.")
+            name = data.stem.strip(".") or "frontier"
+            raise UserError(what, f"Name it {name}.csv or {name}{FIGURE}.")
         check_output(data)
     found = read_run_groups(list(paths))
     warnings += found.warnings

@@ -11,6 +11,7 @@ may differ: it is what is compared.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 Pairing: TypeAlias = "tuple[RunGroup, RunGroup]"
 # what must agree, or the scores answer different questions
-REFUSED = ("task", "scoring", "metric", "task_options", "task_sha256", "data_sha256", "split_manifest_sha256")
+REFUSED = tuple(
+    "task scoring metric task_options task_sha256 data_sha256 split_manifest_sha256 prompt_sha256".split()
+)
 COMPUTED = ("dtype", "device", "attention")  # a gate also holds still how numbers are computed
 CODE = ("versions", "behaviour", "plugins", "version")  # what ran; older runs say `version` only
 EXPLAINS = (
@@ -47,6 +50,8 @@ def value_of(group: RunGroup, name: str) -> Any:
     """A group's value of a field of the run's identity; `ABSENT` where its file does not tell."""
     if name == "seed":
         return list(group.seeds)
+    if name == "prompt_sha256":
+        return group.identity.get(name, "the task's own")
     if name == "metric" and not group.n:  # its name stands in the rows
         return ABSENT
     if name in OWN:
@@ -146,7 +151,8 @@ def short_names(groups: Sequence[RunGroup]) -> list[str]:
     unnamed = set(range(len(groups)))
     for part in parts:
         called = [part(group) if group.task else full_name(group) for group in groups]
-        for i in [i for i in unnamed if called.count(called[i]) == 1]:
+        times = Counter(called)
+        for i in [i for i in unnamed if times[called[i]] == 1]:
             names[i] = called[i]
             unnamed.discard(i)
     return [f"{name} {i + 1}" if i in unnamed else name for i, name in enumerate(names)]
@@ -202,8 +208,8 @@ def match(
             (ours[key][0], theirs[key][0]) for key in ours if len(ours[key]) == len(theirs.get(key, ())) == 1
         ]
         pairs += found
-        left_a = [group for group in left_a if not any(group is one for one, _ in found)]
-        left_b = [group for group in left_b if not any(group is one for _, one in found)]
+        taken = {id(group) for pair in found for group in pair}
+        left_a, left_b = ([group for group in left if id(group) not in taken] for left in (left_a, left_b))
     if not pairs and len(left_a) == len(left_b) == 1:  # two single results: a person means these
         pairs, left_a, left_b = [(left_a[0], left_b[0])], [], []
     return sorted(pairs, key=lambda pair: reading_order(pair[0])), left_a, left_b

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from lcfbench.analysis.families import members
 from lcfbench.analysis.naming import labels
-from lcfbench.analysis.recorded import TIMED, Recorded
+from lcfbench.analysis.recorded import TIMED, Documents, Packed, Recorded
 from lcfbench.analysis.run_groups import RunGroup, badness, grouped
 from lcfbench.errors import UserError
 from lcfbench.provenance import digest
@@ -163,9 +163,7 @@ def _merged(runs: Sequence[Recorded], wanted: Sequence[np.ndarray]) -> Recorded:
         return float(np.dot(weights, np.array(values, dtype=float)))  # NaN where one is not known
 
     codes = [run.codes[mask] ^ salt for run, mask, salt in zip(runs, keep, salts, strict=True)]
-    hashes = [
-        run.hashes.filter(pa.array(mask)).cast(pa.string()) for run, mask in zip(runs, keep, strict=True)
-    ]
+    hashes = [run.hashes.filter(pa.array(mask)) for run, mask in zip(runs, keep, strict=True)]
     timed = {}
     for name in TIMED:
         parts = [run.timed[name] for run in runs]
@@ -178,15 +176,15 @@ def _merged(runs: Sequence[Recorded], wanted: Sequence[np.ndarray]) -> Recorded:
         run_id="+".join(run.run_id for run in runs),
         names={**runs[0].names, "task": TOGETHER.join(run.names["task"] for run in runs), "subject": ""},
         manifest=_manifest(runs, mean),
-        codes=np.concatenate(codes),
-        hashes=pa.chunked_array([chunk for part in hashes for chunk in part.chunks], pa.string()),
-        scores=whole("scores"),
-        failed=whole("failed"),
+        documents=Documents.of(pa.chunked_array(hashes, pa.string()), np.concatenate(codes)),
+        packed=Packed(whole("scores")),
+        failed_at=np.flatnonzero(whole("failed")),
         sends=any(run.sends for run in runs),
         timed=timed,
         typical={name: mean([run.typical[name] for run in runs]) for name in runs[0].typical},
         mean_amortized_ms=mean([run.mean_amortized_ms for run in runs]),
         prompts={},
+        subjects={},
     )
 
 

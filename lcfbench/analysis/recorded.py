@@ -3,14 +3,20 @@
 from lcfbench.results.manifest import Manifest
 from lcfbench.analysis.recorded import COLUMNS, read_run
 runs = [read_run(run_id, table, manifest) for run_id, table, manifest in Reading(paths, COLUMNS)]
+
+Thousands of runs stay in memory together: runs of the same documents share one list of them, and the
+scores of a run take a byte a document where it has up to 256 different ones.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from lcfbench.results.manifest import Manifest
 
@@ -27,7 +33,84 @@ TYPICAL = tuple(
 )
 ROLES = ("receiver", "sharer")
 PROMPTS = (*(f"{role}_prompt_sha256" for role in ROLES), "message_text")
-COLUMNS = (*NAMES, "doc_hash", "score", "error", *TIMED, *TYPICAL)
+COLUMNS = (*NAMES, "doc_hash", "score", "error", "parsed", *TIMED, *TYPICAL)
+
+
+_ARRAYS: WeakValueDictionary[bytes, np.ndarray] = WeakValueDictionary()
+_DOCUMENTS: WeakValueDictionary[bytes, Documents] = WeakValueDictionary()
+
+
+def shared(array: np.ndarray) -> np.ndarray:
+    """Returns the array, or an equal one that is in use already; neither is changed by anyone."""
+    return _ARRAYS.setdefault(_key(array.dtype.str, array.tobytes()), array)
+
+
+def _key(*parts: str | bytes) -> bytes:
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found.update(part.encode() if isinstance(part, str) else part)
+    return found.digest()
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """Documents in the order of a run's rows; `of` gives runs of equal documents the same object.
+
+    hashes: (n,) strings; codes: (n,) uint64, equal where the document is.
+    """
+
+    hashes: pa.StringArray
+    codes: np.ndarray
+
+    @classmethod
+    def of(cls, hashes: pa.ChunkedArray, codes: np.ndarray | None = None) -> Documents:
+        """Returns the documents of these hashes. codes: those of the hashes where none are given."""
+        import numpy as np
+        import pandas as pd
+        import pyarrow as pa
+
+        text = hashes.cast(pa.string()).combine_chunks()
+        key = _key("".join(values := text.to_pylist()), np.array([len(x) for x in values]).tobytes())
+        key += b"" if codes is None else _key(codes.tobytes())
+        if (known := _DOCUMENTS.get(key)) is None:
+            if codes is None:
+                codes = pd.util.hash_array(np.array(values, dtype=object))
+            known = _DOCUMENTS.setdefault(key, cls(text, shared(codes)))
+        return known
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Places of the documents by code, of several rows of one the first."""
+        import numpy as np
+
+        return np.unique(self.codes, return_index=True)[1]
+
+    @cached_property
+    def ordered(self) -> np.ndarray:
+        """The codes, sorted, each once."""
+        return shared(self.codes[self.order])
+
+    @property
+    def repeated(self) -> bool:
+        """Whether a document has several rows."""
+        return len(self.order) < len(self.codes)
+
+
+class Packed:
+    """Numbers, bit for bit: the different ones once, and a byte or two for each place."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        import numpy as np
+
+        kinds, places = np.unique(values.view(np.int64), return_inverse=True)
+        small = next((kind for kind in (np.uint8, np.uint16) if len(kinds) <= np.iinfo(kind).max + 1), None)
+        self.kinds = shared(values if small is None else kinds.view(np.float64))
+        self.places = None if small is None else places.astype(small)
+
+    @property
+    def values(self) -> np.ndarray:
+        """(n,) as they were, float64."""
+        return self.kinds if self.places is None else self.kinds[self.places]
 
 
 @dataclass(frozen=True)
@@ -35,23 +118,46 @@ class Recorded:
     """One run, as read.
 
     codes: (n,) uint64, one a row, equal where the document is; scores: (n,), failed ones 0; failed:
-    (n,) bool; hashes: (n,) strings. usable: whether no more failed than the run's --max-failed. sends:
-    whether its method sends anything.
+    (n,) bool; hashes: (n,) strings. usable: whether no more failed than the run's --max-failed.
+    unparsed: answers that could not be read, None where the rows do not say. sends: whether its method
+    sends anything. timed: column → (codes, milliseconds) of the documents timed alone. subjects: mean
+    score and number of documents of each, where the task has subjects.
     """
 
     run_id: str
     names: Mapping[str, Any]
     manifest: Manifest
-    codes: np.ndarray
-    hashes: pa.ChunkedArray
-    scores: np.ndarray
-    failed: np.ndarray
+    documents: Documents
+    packed: Packed
+    failed_at: np.ndarray
     usable: bool
+    unparsed: int | None
     sends: bool
     timed: Mapping[str, tuple[np.ndarray, np.ndarray]]
     typical: Mapping[str, float]
     mean_amortized_ms: float
     prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    subjects: Mapping[str, tuple[float, int]]
+
+    @property
+    def codes(self) -> np.ndarray:
+        return self.documents.codes
+
+    @property
+    def hashes(self) -> pa.StringArray:
+        return self.documents.hashes
+
+    @property
+    def scores(self) -> np.ndarray:
+        return self.packed.values
+
+    @property
+    def failed(self) -> np.ndarray:
+        import numpy as np
+
+        found = np.zeros(len(self.codes), dtype=bool)
+        found[self.failed_at] = True
+        return found
 
 
 def by_subject(table: pa.Table) -> list[tuple[str, pa.Table]]:
@@ -65,7 +171,6 @@ def by_subject(table: pa.Table) -> list[tuple[str, pa.Table]]:
 def read_run(run_id: str, table: pa.Table, manifest: Manifest, subject: str = "") -> Recorded:
     """A run, or one subject of it as a task of its own. table: of `COLUMNS`."""
     import numpy as np
-    import pandas as pd
     import pyarrow.compute as pc
 
     asked = manifest.identity  # a run that has just begun has no rows
@@ -83,7 +188,8 @@ def read_run(run_id: str, table: pa.Table, manifest: Manifest, subject: str = ""
         "metric": names["metric"] or "accuracy",
     }
     names |= {"subject": subject, "task": f"{names['task']}/{subject}" if subject else names["task"]}
-    codes = pd.util.hash_array(np.asarray(table["doc_hash"].to_pandas(), dtype=object))
+    documents = Documents.of(table["doc_hash"])
+    codes = documents.codes
     failed = np.asarray(table["error"].is_valid())
     scores = np.nan_to_num(np.asarray(table["score"].to_pandas(), dtype=float))
     scores[failed] = 0.0
@@ -95,7 +201,7 @@ def read_run(run_id: str, table: pa.Table, manifest: Manifest, subject: str = ""
         values = np.asarray(table[name].to_pandas(), dtype=float)
         known = ~np.isnan(values)
         if name in TIMED:
-            timed[name] = codes[known], values[known]
+            timed[name] = shared(codes[known]), shared(values[known])
             continue
         typical[name] = float(np.median(values[known])) if known.any() else math.nan
         if name == "amortized_ms" and known.any():
@@ -103,22 +209,41 @@ def read_run(run_id: str, table: pa.Table, manifest: Manifest, subject: str = ""
     sends = manifest.sends
     if sends is None:
         sends = bool(pc.any(pc.greater(table["message_bytes"], 0)).as_py())
+    said = pc.drop_null(table["parsed"])
+    unparsed = int(pc.sum(pc.invert(said)).as_py()) if len(said) else None
     prompts = {role: _prompts(table, role, codes) for role in ROLES if PROMPTS[0] in table.column_names}
     return Recorded(
         run_id,
         names,
         manifest,
-        codes,
-        table["doc_hash"],
-        scores,
-        failed,
+        documents,
+        Packed(scores),
+        np.flatnonzero(failed),
         not manifest.too_many(*counts),
+        unparsed,
         sends,
         timed,
         typical,
         amortized,
         prompts,
+        _subjects(table),
     )
+
+
+def _subjects(table: pa.Table) -> dict[str, tuple[float, int]]:
+    """Mean score and number of documents of each subject; empty where there are none."""
+    import pyarrow.compute as pc
+
+    if not any(table["subject"].unique().to_pylist()):
+        return {}
+    score = pc.if_else(table["error"].is_valid(), 0.0, pc.fill_null(table["score"], 0.0))
+    means = (
+        table.append_column("right", score)
+        .group_by("subject")
+        .aggregate([("right", "mean"), ("right", "count")])
+    )
+    columns = (means[name].to_pylist() for name in ("subject", "right_mean", "right_count"))
+    return {subject: (mean, count) for subject, mean, count in zip(*columns, strict=True) if subject}
 
 
 def _prompts(table: pa.Table, role: str, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -130,4 +255,5 @@ def _prompts(table: pa.Table, role: str, codes: np.ndarray) -> tuple[np.ndarray,
     known = np.asarray(prompts.is_valid())
     if role == "receiver":
         known &= ~np.asarray(table["message_text"].is_valid())
-    return codes[known], pd.util.hash_array(np.asarray(prompts.to_pandas(), dtype=object)[known])
+    hashed = pd.util.hash_array(np.asarray(prompts.to_pandas(), dtype=object)[known])
+    return shared(codes[known]), shared(hashed)

@@ -4,8 +4,8 @@
     groups = read_run_groups([Path("results")])
     ours, theirs, _ = joined(groups.groups[0], groups.groups[1])
 
-Rows are read once, run by run, and only the columns needed; what stays in memory is a code and a
-score a document. A document that failed counts as wrong and stays in the denominator.
+Rows are read once, run by run, and only the columns needed; what stays in memory is a byte or two a
+row (recorded.py). A document that failed counts as wrong and stays in the denominator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.naming import labels
-from lcfbench.analysis.recorded import COLUMNS, NAMES, PROMPTS, TIMED, Recorded, read_run
+from lcfbench.analysis.recorded import COLUMNS, NAMES, PROMPTS, Packed, Recorded, read_run, shared
 from lcfbench.analysis.recorded import by_subject as subjects_of
 from lcfbench.provenance import digest
 from lcfbench.results.manifest import Manifest
@@ -40,24 +40,28 @@ class RunGroup:
     label: the mode and the settings that tell it from the others. identity: of its first
     run, without what only the seed changes where there are several. codes: (n,) uint64, sorted, a
     document each; scores: (n,), the mean over the seeds that have the document. seed_scores: a mean
-    a seed. adapters: number of those that the runs used, equal but for the seed of their training. timed:
-    column → (codes, milliseconds) of the documents timed alone.
+    a seed. adapters: number of those that the runs used, equal but for the seed of their training.
     """
 
     runs: list[Recorded]
     identity: dict[str, Any]
     label: str = ""
     adapters: int = 1
-    codes: np.ndarray = field(init=False)
-    scores: np.ndarray = field(init=False)
+    codes: np.ndarray = field(init=False, repr=False)
+    packed: Packed | None = field(init=False, repr=False)  # of several rows a document; else its run's
 
     def __post_init__(self) -> None:
         import numpy as np
 
+        documents = self.runs[0].documents
+        if len(self.runs) == 1 and not documents.repeated:
+            self.codes, self.packed = documents.ordered, None
+            return
         codes, scores = (
             np.concatenate([getattr(run, name) for run in self.runs]) for name in ("codes", "scores")
         )
-        self.codes, self.scores = _means(codes, scores)
+        codes, scores = _means(codes, scores)
+        self.codes, self.packed = shared(codes), Packed(scores)
 
     def __getattr__(
         self, name: str
@@ -65,6 +69,11 @@ class RunGroup:
         if name in NAMES and "runs" in self.__dict__:
             return self.runs[0].names[name]
         raise AttributeError(name)
+
+    @property
+    def scores(self) -> np.ndarray:
+        run = self.runs[0]
+        return self.packed.values if self.packed else run.scores[run.documents.order]
 
     @property
     def run_ids(self) -> tuple[str, ...]:
@@ -94,14 +103,21 @@ class RunGroup:
 
     @property
     def errors(self) -> int:
-        return sum(int(run.failed.sum()) for run in self.runs)
+        return sum(len(run.failed_at) for run in self.runs)
+
+    @property
+    def unparsed(self) -> float:
+        """Share of the rows whose answer could not be read; NaN where none says."""
+        told = [run for run in self.runs if run.unparsed is not None]
+        rows = sum(len(run.codes) for run in told)
+        return sum(run.unparsed or 0 for run in told) / rows if rows else math.nan
 
     @cached_property
     def failed(self) -> np.ndarray:
         """Codes of the documents that failed under any seed, sorted."""
         import numpy as np
 
-        return np.unique(np.concatenate([run.codes[run.failed] for run in self.runs]))
+        return np.unique(np.concatenate([run.codes[run.failed_at] for run in self.runs]))
 
     @property
     def reliable(self) -> bool:
@@ -113,7 +129,7 @@ class RunGroup:
         """Whether anything is sent, be it an empty note."""
         return any(run.sends for run in self.runs)
 
-    @cached_property
+    @property
     def hashes(self) -> np.ndarray:
         """(n,) document hashes, in the order of `codes`."""
         import numpy as np
@@ -123,16 +139,12 @@ class RunGroup:
         names = np.concatenate([np.asarray(run.hashes.to_pandas(), dtype=object) for run in self.runs])
         return names[first]
 
-    @cached_property
-    def timed(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def timed(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns codes and milliseconds of the documents timed alone. column: one of `TIMED`."""
         import numpy as np
 
-        return {
-            name: _means(
-                *(np.concatenate(x) for x in zip(*(run.timed[name] for run in self.runs), strict=True))
-            )
-            for name in TIMED
-        }
+        codes, values = zip(*(run.timed[column] for run in self.runs), strict=True)
+        return _means(np.concatenate(codes), np.concatenate(values))
 
     def prompts(self, role: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns codes of documents and of their prompts, where they were read and recorded."""
@@ -218,6 +230,8 @@ def joined(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """Scores of both and codes, of the documents both have."""
     import numpy as np
 
+    if a.codes is b.codes:
+        return a.scores, b.scores, a.codes
     codes, of_a, of_b = np.intersect1d(a.codes, b.codes, assume_unique=True, return_indices=True)
     return a.scores[of_a], b.scores[of_b], codes
 
@@ -230,6 +244,8 @@ def comparable_scores(a: RunGroup, b: RunGroup) -> tuple[np.ndarray, np.ndarray,
     import numpy as np
 
     ours, theirs, codes = joined(a, b)
+    if not len(a.failed) and not len(b.failed):
+        return ours, theirs, 0
     whole = ~np.isin(codes, np.union1d(a.failed, b.failed))
     return ours[whole], theirs[whole], int((~whole).sum())
 
@@ -238,7 +254,7 @@ def too_many_failed(a: RunGroup, b: RunGroup) -> str:
     """Says why nothing follows from the two; empty where few enough of the shared documents failed."""
     import numpy as np
 
-    codes = joined(a, b)[2]
+    codes = a.codes if a.codes is b.codes else np.intersect1d(a.codes, b.codes, assume_unique=True)
     counts = [(int(np.isin(codes, group.failed).sum()), group) for group in (a, b)]
     either = int(np.isin(codes, np.union1d(a.failed, b.failed)).sum())
     over = [group for _, group in counts if not all(run.usable for run in group.runs)]

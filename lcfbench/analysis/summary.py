@@ -10,7 +10,7 @@ stays in the denominator.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lcfbench.analysis.families import members
@@ -36,8 +36,9 @@ ALONE = "receiver"  # gain is measured against this method
 SHOWN = ("matched", "deranged")  # controls from which something follows: those that are drawn
 GROUP = ["pair", "task", "scoring"]  # one table, one row of panels
 COLUMNS = tuple(
-    """pair receiver task scoring mode label control seed run_id state n errors sends metric score low high
-    seeds seed_sd chance ttft_ms ttft_n ttea_ms ttea_n docs_per_s adapter_params adapter_mb message_bytes
+    """pair receiver task scoring mode label control seed run_id state n errors unparsed sends metric score
+    low high seeds seed_sd
+    chance ttft_ms ttft_n ttea_ms ttea_n docs_per_s adapter_params adapter_mb message_bytes
     gain gain_low gain_high gain_n content content_low content_high content_n matched_score deranged_score
     p p_holm p_equivalence detectable family verdict verdict_text note reliable
     flops short series place whole pruned""".split()
@@ -46,7 +47,7 @@ COLUMNS = tuple(
 COMPUTED = ("batch_size", "versions", "behaviour", "version")
 DRAWN = ("limit", "seed", "data_sha256", "split_manifest_sha256", "prompts_sha256")
 # what must agree for two methods to be compared
-ASKED = ("dtype", "attention", "device", "task_options", "task_sha256")
+ASKED = ("dtype", "attention", "device", "task_options", "task_sha256", "prompt_sha256")
 
 
 def summarise(groups: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
@@ -57,7 +58,8 @@ def summarise(groups: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
 
     Columns: `label` is the mode and the settings that tell it from another. `score` with its 95 %
     interval over documents `low`, `high`; `seeds`, `seed_sd`: number of seeds and the standard
-    deviation of their scores (NaN for one). `ttft_ms`, `ttea_ms`: medians of batch 1 over `ttft_n`,
+    deviation of their scores (NaN for one). `unparsed`: share of answers that could not be read.
+    `ttft_ms`, `ttea_ms`: medians of batch 1 over `ttft_n`,
     `ttea_n` documents; `docs_per_s` is batched, another number. `adapter_mb` in 10⁶ bytes, NaN
     without an adapter. `message_bytes`: median. `gain` (over the receiver alone) and `content`
     (over the deranged run): paired over the documents both have. `verdict`, `verdict_text`: see
@@ -73,13 +75,13 @@ def summarise(groups: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
         {**_head(group), **_figures(group), **member._asdict()}
         for group, member in zip(groups, members(groups), strict=True)
     ]
-    gains = [_gain(group, groups) for group in groups]
-    for line, (gain, _, note) in zip(lines, gains, strict=True):
-        line["note"] = note
-        low, high = gain.interval() if gain else (math.nan, math.nan)
-        value, n = (gain.value, gain.n) if gain else (math.nan, 0)
-        line |= {"gain": value, "gain_low": low, "gain_high": high, "gain_n": n}
-    _judge(lines, groups, gains, delta)
+    judged: list[dict[str, Any]] = []
+    for line, got in zip(judged, judge(_evidence(lines, groups, judged), delta), strict=True):
+        content = {"content": got.content.value, "content_low": got.content.low}
+        content |= {"content_high": got.content.high, "content_n": got.content.n}
+        line |= content | {"matched_score": got.matched, "deranged_score": got.deranged}
+        line |= {"verdict": got.label, "verdict_text": got.text, "p_equivalence": got.p_equivalence_holm}
+        line |= {name: getattr(got, name) for name in ("p", "p_holm", "detectable", "family")}
     derived = derived_lines(list(zip(groups, lines, strict=True)), _asked, nearest)
     return _ordered(pd.DataFrame([*lines, *derived], columns=list(COLUMNS)))
 
@@ -99,7 +101,7 @@ def _head(group: RunGroup) -> dict[str, Any]:
 def _figures(group: RunGroup) -> dict[str, Any]:
     got = mean_interval(group.scores)
     size, chance = group.median("adapter_bytes"), group.manifest.chance
-    found = {name: getattr(group, name) for name in ("n", "errors", "sends", "metric")}
+    found = {name: getattr(group, name) for name in ("n", "errors", "unparsed", "sends", "metric")}
     found |= {"score": got.value, "low": got.low, "high": got.high, "reliable": group.reliable}
     found |= {"seeds": len(group.seeds), "seed_sd": _deviation(group.seed_scores)}
     found |= {"chance": math.nan if chance is None else chance, "docs_per_s": group.documents_per_s}
@@ -111,7 +113,7 @@ def _figures(group: RunGroup) -> dict[str, Any]:
 def _timed(group: RunGroup, name: str) -> dict[str, Any]:
     import numpy as np
 
-    _, values = group.timed[f"{name}_ms"]
+    _, values = group.timed(f"{name}_ms")
     return {f"{name}_ms": float(np.median(values)) if len(values) else math.nan, f"{name}_n": len(values)}
 
 
@@ -130,12 +132,11 @@ class Gain(NamedTuple):
     note: str = ""
 
 
-def _gain(group: RunGroup, groups: Sequence[RunGroup]) -> Gain:
+def _gain(group: RunGroup, receivers: Sequence[RunGroup]) -> Gain:
     """Over the receiver alone; `nearest` says over which of its runs."""
     if group.mode == ALONE:
         return Gain()
-    key = _receiver_key(group)
-    base, note = nearest(group, [c for c in groups if c.mode == ALONE and _receiver_key(c) == key])
+    base, note = nearest(group, receivers)
     if base is None:
         return Gain(note=f"no gain: {note}" if note else "")
     if why := too_many_failed(group, base):
@@ -160,34 +161,51 @@ def _asked(group: RunGroup) -> list[Any]:
     return [group.identity.get(name) for name in ASKED]
 
 
-def _judge(
-    lines: list[dict[str, Any]], groups: Sequence[RunGroup], gains: Sequence[Gain], delta: float
-) -> None:
-    """Verdicts of all matched groups that send something, as one family."""
-    for line in lines:
+def _evidence(
+    lines: Sequence[dict[str, Any]], groups: Sequence[RunGroup], judged: list[dict[str, Any]]
+) -> Iterator[Evidence]:
+    """Yields the evidence of all matched groups that send something, one family, and adds their lines.
+
+    Every line gets its gain. The scores of one group and of those it is held against are in use at a time.
+    """
+    receivers = _by(_receiver_key, (group for group in groups if group.mode == ALONE))
+    deranged = _by(_twin_key, (group for group in groups if group.control == "deranged"))
+    for group, line in zip(groups, lines, strict=True):
+        gain = _gain(group, receivers.get(hashable(_receiver_key(group)), ()))
+        low, high = gain.pair.interval() if gain.pair else (math.nan, math.nan)
+        value, n = (gain.pair.value, gain.pair.n) if gain.pair else (math.nan, 0)
+        line |= {"note": gain.note, "gain": value, "gain_low": low, "gain_high": high, "gain_n": n}
         line |= {"verdict": "", "verdict_text": ""}
-    judged: list[tuple[dict[str, Any], Evidence]] = []
-    for group, line, gain in zip(groups, lines, gains, strict=True):
         if group.control != "matched":
             continue
-        twin, note = nearest(group, twins_of(group, groups, "deranged"))
+        twin, note = nearest(group, deranged.get(hashable(_twin_key(group)), ()))
         if twin:
             own, other, left_out = comparable_scores(group, twin)
             failed = too_many_failed(group, twin)
-            evidence = Evidence(own, other, gain.pair, left_out, failed, gain_bounds=gain.ends)
-            judged.append((line, evidence))
             if note:
                 line["note"] = "; ".join(x for x in (line["note"], f"content: {note}") if x)
+            judged.append(line)
+            yield Evidence(own, other, gain.pair, left_out, failed, gain_bounds=gain.ends)
         elif group.sends:
             failed = too_many_failed(group, group)
             sole: dict[str, Any] = {"failed": failed, "ambiguous": note, "gain_bounds": gain.ends}
-            judged.append((line, Evidence(group.scores, None, gain.pair, **sole)))
-    for (line, _), got in zip(judged, judge([evidence for _, evidence in judged], delta), strict=True):
-        content = {"content": got.content.value, "content_low": got.content.low}
-        content |= {"content_high": got.content.high, "content_n": got.content.n}
-        line |= content | {"matched_score": got.matched, "deranged_score": got.deranged}
-        line |= {"verdict": got.label, "verdict_text": got.text, "p_equivalence": got.p_equivalence_holm}
-        line |= {name: getattr(got, name) for name in ("p", "p_holm", "detectable", "family")}
+            judged.append(line)
+            yield Evidence(group.scores, None, gain.pair, **sole)
+
+
+def _by(key: Callable[[RunGroup], Any], groups: Iterable[RunGroup]) -> dict[Hashable, list[RunGroup]]:
+    """The groups by a key, in order."""
+    found: dict[Hashable, list[RunGroup]] = {}
+    for group in groups:
+        found.setdefault(hashable(key(group)), []).append(group)
+    return found
+
+
+def hashable(value: Any) -> Hashable:
+    """Returns a value of JSON as one that can be looked up; equal where the values are."""
+    if isinstance(value, Mapping):
+        return frozenset((name, hashable(part)) for name, part in value.items())
+    return tuple(map(hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def twin_of(group: RunGroup, groups: Sequence[RunGroup], control: str) -> RunGroup | None:

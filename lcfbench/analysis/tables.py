@@ -154,6 +154,9 @@ def notes(lines: pd.DataFrame) -> list[str]:
             found.append(f"{name}: {line['note']}")
         if line["errors"]:
             found.append(f"{name}: {line['errors']} of {line['n']} documents failed and count as wrong")
+        if known(line.get("unparsed")) and line["unparsed"]:
+            share = percent(line["unparsed"])
+            found.append(f"{name}: {share} % of the answers could not be read and count as wrong")
         if line["state"] in ("running", "interrupted"):
             unfinished.append((name, line["n"]))
     if len(unfinished) == 1:
@@ -202,7 +205,7 @@ def verdict_cells(line: Mapping[Any, Any]) -> list[Cell]:
     return [
         str(line["label"]),
         str(line["n"]),
-        f"{percent(line['score'])}{spread}{mark(line)}",
+        f"{percent(line['score'])}{spread}{mark(line)}{unparsed(line)}",
         *differences,
         p_short(line["p_holm"]),
         *sizes,
@@ -323,7 +326,13 @@ def percent(value: float | None, sign: str = "") -> str:
 
 def score(line: Mapping[Any, Any]) -> str:
     """Returns a summary line's score in percent, marked where it says more of failures."""
-    return percent(line["score"]) + mark(line)
+    return percent(line["score"]) + mark(line) + unparsed(line)
+
+
+def unparsed(line: Mapping[Any, Any]) -> str:
+    """Returns the share of answers that could not be read, for behind a score; empty where all were."""
+    share = line.get("unparsed")
+    return f" ({percent(share)} % unread)" if known(share) and share else ""
 
 
 def mark(line: Mapping[Any, Any]) -> str:

@@ -12,10 +12,20 @@ communicated is said only where content is shown to be equivalent to none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
-from lcfbench.analysis.stats import DELTA, Difference, Paired, Scores, difference, equivalence_p, holm, paired
+from lcfbench.analysis.stats import (
+    DELTA,
+    Counts,
+    Difference,
+    Paired,
+    Scores,
+    difference,
+    equivalence_p,
+    holm,
+    paired,
+)
 from lcfbench.analysis.stats.power import smallest_visible
 
 if TYPE_CHECKING:
@@ -78,6 +88,23 @@ class _Chances(NamedTuple):
     gain: float
 
 
+class Weighed(NamedTuple):
+    """One run's evidence without its scores: of thousands of runs these are in memory together.
+
+    counts: of matched − deranged; None where they were not compared. alone: p-values before correction.
+    """
+
+    counts: Counts | None
+    content: Difference
+    gain: Difference | None
+    alone: _Chances
+    matched: float
+    deranged: float
+    left_out: int
+    failed: str
+    ambiguous: str
+
+
 def verdict(matched: Scores, deranged: Scores, delta: float = DELTA) -> Verdict:
     """The verdict on one run alone, without a gain."""
     import numpy as np
@@ -85,8 +112,8 @@ def verdict(matched: Scores, deranged: Scores, delta: float = DELTA) -> Verdict:
     return judge([Evidence(np.asarray(matched, dtype=float), np.asarray(deranged, dtype=float))], delta)[0]
 
 
-def judge(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.05) -> list[Verdict]:
-    """A verdict for each run, in order.
+def judge(family: Iterable[Evidence], delta: float = DELTA, alpha: float = 0.05) -> list[Verdict]:
+    """A verdict for each run, in order. One run's scores are looked at at a time.
 
     Three families of tests, each Holm-corrected by itself: content, equivalence and gain.
 
@@ -97,22 +124,38 @@ def judge(family: Sequence[Evidence], delta: float = DELTA, alpha: float = 0.05)
     that failed are left out, and every p-value is the largest of leaving them out and of counting them
     all for or all against: failures cannot make a claim.
     """
-    contents = [
-        paired(e.matched, e.deranged) if e.deranged is not None and len(e.deranged) and not e.failed else None
-        for e in family
-    ]
-    gains = [e.gain if e.gain is not None and e.gain.n and not e.failed else None for e in family]
-    alone = [
-        _Chances(*_bounded(e, pair, delta), largest_p([gain, *e.gain_bounds]) if gain else math.nan)
-        for e, pair, gain in zip(family, contents, gains, strict=True)
-    ]
-    together = map(_Chances, *(holm(ps) for ps in zip(*alone, strict=True))) if alone else ()
-    sizes = sum(pair is not None for pair in contents), sum(gain is not None for gain in gains)
-    whole = zip(family, contents, gains, alone, together, strict=True)
+    weighed = [_weigh(evidence, delta, alpha) for evidence in family]
+    corrected = [holm(ps) for ps in zip(*(one.alone for one in weighed), strict=True)]
+    sizes = sum(one.counts is not None for one in weighed), sum(one.gain is not None for one in weighed)
     return [
-        _judge(e, pair, gain, (single, adjusted), sizes, delta, alpha)
-        for e, pair, gain, single, adjusted in whole
+        _judge(one, _Chances(*adjusted), sizes, delta, alpha)
+        for one, adjusted in zip(weighed, zip(*corrected, strict=True), strict=True)
     ]
+
+
+def _weigh(evidence: Evidence, delta: float, alpha: float) -> Weighed:
+    pair = (
+        paired(evidence.matched, evidence.deranged)
+        if evidence.deranged is not None and len(evidence.deranged) and not evidence.failed
+        else None
+    )
+    gain = evidence.gain if evidence.gain is not None and evidence.gain.n and not evidence.failed else None
+    p_gain = largest_p([gain, *evidence.gain_bounds]) if gain else math.nan
+    own, other = (
+        float(x.mean()) if x is not None and len(x) else math.nan
+        for x in (evidence.matched, evidence.deranged)
+    )
+    return Weighed(
+        pair.counts if pair else None,
+        difference(pair, 1 - alpha) if pair else Difference(math.nan, math.nan, math.nan, 0, math.nan),
+        difference(gain, 1 - alpha) if gain else None,
+        _Chances(*_bounded(evidence, pair, delta), p_gain),
+        own,
+        other,
+        evidence.left_out,
+        evidence.failed,
+        evidence.ambiguous,
+    )
 
 
 def _bounded(evidence: Evidence, pair: Paired | None, delta: float) -> tuple[float, float]:
@@ -139,39 +182,26 @@ def largest_p(cases: Sequence[Paired]) -> float:
     return max(case.p() for case in cases) if agree else 1.0
 
 
-def _judge(
-    evidence: Evidence,
-    pair: Paired | None,
-    gained: Paired | None,
-    chances: tuple[_Chances, _Chances],
-    sizes: tuple[int, int],
-    delta: float,
-    alpha: float,
-) -> Verdict:
-    single, adjusted = chances
+def _judge(found: Weighed, adjusted: _Chances, sizes: tuple[int, int], delta: float, alpha: float) -> Verdict:
     tests, gain_tests = sizes
-    content = difference(pair, 1 - alpha) if pair else Difference(math.nan, math.nan, math.nan, 0, math.nan)
-    gain = difference(gained, 1 - alpha) if gained else None
+    pair, content, gain, single = found.counts, found.content, found.gain, found.alone
     visible = smallest_visible(pair, alpha / tests) if pair else math.nan
-    own, other = (
-        float(x.mean()) if x is not None and len(x) else math.nan
-        for x in (evidence.matched, evidence.deranged)
-    )
+    own, other = found.matched, found.deranged
     label: Label = _label(content, gain, adjusted, alpha) if pair else "untested"
-    if evidence.failed:
+    if found.failed:
         label = "not judged"
     if pair:
         said = _said(label, pair.n, delta, adjusted.equivalence < alpha)
         facts = _facts(label, content, single, adjusted, tests, alpha)
         text = f"{said}: matched {100 * own:.1f}, deranged {100 * other:.1f} ({facts})"
-    elif evidence.failed:
-        text = f"not judged: {evidence.failed}"
-    elif evidence.ambiguous:
-        text = f"untested: {evidence.ambiguous}"
+    elif found.failed:
+        text = f"not judged: {found.failed}"
+    elif found.ambiguous:
+        text = f"untested: {found.ambiguous}"
     else:
         text = "untested: no document was run with another document's message; add --control deranged"
-    if evidence.left_out and not evidence.failed:
-        text += f" ({_left_out(evidence.left_out)})"
+    if found.left_out and not found.failed:
+        text += f" ({_left_out(found.left_out)})"
     if label == "undecided":
         shown = f"smallest visible effect {_points(visible)}"
         text += f"; {shown if visible == visible else f'no effect would be visible at n={content.n:,}'}"

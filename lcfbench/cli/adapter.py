@@ -62,10 +62,10 @@ def size_of(
 
     from lcfbench.adapters.base import build
     from lcfbench.adapters.config import pair_config
+    from lcfbench.adapters.options import adapter_options
     from lcfbench.models.layout import geometry_named
     from lcfbench.registry import kinds
     from lcfbench.sources.models import split_pair
-    from lcfbench.training.options import adapter_options
 
     if kind not in kinds():
         raise unknown("adapter kind", kind, kinds(), "lcfbench adapter size --help")
@@ -124,19 +124,22 @@ def adapter_info(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """What an adapter fits, how large it is, how it was trained, which gates are open."""
+    """What an adapter fits, how large it is, what it is proven to do, how it was trained, its gates."""
     facts = adapter_facts(folder)
     if as_json:
         echo(json.dumps(facts))
         return
-    training = dict(facts.pop("training"))
+    training, proofs = dict(facts.pop("training")), facts.pop("proof")
     logits = [v for row in facts.pop("gate_logits_key_value") for v in row]
     facts["params"], facts["bytes"] = f"{facts['params']:,}", f"{facts['bytes']:,}"
     facts["layers"] = f"{len(facts['layers'])} of the receiver's: {ranges(facts['layers'])}"
     facts["layer_map"] = f"they read the sharer's {', '.join(map(str, facts['layer_map']))}"
     facts["gate logits"] = f"{min(logits):.2f} to {max(logits):.2f}"
+    if source := facts.pop("source"):
+        facts["fetched from"] = "@".join(str(source[n]) for n in ("repository", "commit") if n in source)
     curve = training.pop("dev", [])
     lines = [f"{key.replace('_', ' ')}: {said(value)}" for key, value in facts.items()]
+    lines += [f"proof {each['sentence']}" for each in proofs] or ["proof: none"]
     lines += [f"training {key.replace('_', ' ')}: {said(value)}" for key, value in training.items()]
     for point in curve:
         values = (f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in point.items())
@@ -159,9 +162,11 @@ def said(value: Any) -> str:
 
 def adapter_facts(place: Path) -> dict[str, Any]:
     """The facts of an adapter: a folder, its weights file, or a shipped adapter's name. Raises UserError."""
-    from lcfbench.adapters.config import WEIGHTS, read_config, weights_sha256
+    from lcfbench.adapters.config import SOURCE, WEIGHTS, read_config, weights_sha256
     from lcfbench.adapters.files import load
     from lcfbench.adapters.select import find_adapter
+    from lcfbench.parsing import load_json
+    from lcfbench.publishing.adapter import sound_proofs
 
     folder = find_adapter(place.parent if place.suffix == ".safetensors" else place)
     config, adapter = read_config(folder), load(folder)
@@ -178,6 +183,11 @@ def adapter_facts(place: Path) -> dict[str, Any]:
         "layers_open": len(adapter.open_layers()),
         "token_alignment": config.token_alignment,
         "options": config.options,
+        "source": load_json(folder / SOURCE, "source") if (folder / SOURCE).is_file() else None,
+        "proof": [
+            {"sentence": proof.sentence, **proof.model_dump(mode="json", exclude={"documents"})}
+            for proof in sound_proofs(folder)
+        ],
         "training": config.training,
         "gate_logits_key_value": [[round(float(v), 3) for v in row] for row in adapter.gate_logit],
     }
@@ -281,69 +291,6 @@ def before_after(report: dict[str, Any]) -> Table:
         remarks.append(("", f"Only {kept} layers help, so {kept} stay, not {asked}."))
     columns = [Column(""), *(Column(head, right=True) for head in heads)]
     return Table("", columns, rows, remarks=remarks)
-
-
-@adapter_app.command("push")
-def adapter_push(
-    adapter: AdapterArgument,
-    repo_id: Annotated[
-        str, typer.Argument(metavar="ORG/NAME", help="Repository on the Hub; made where there is none.")
-    ],
-    private: Annotated[bool, typer.Option("--private", help="Only for those you let in.")] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch; made where there is none. [default: main]")
-    ] = None,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
-    offline: OfflineOption = None,
-) -> None:
-    """Upload an adapter to the Hub: weights, config and card, nothing else of its folder.
-
-    Needs a token (`hf auth login`).
-    """
-    from lcfbench.adapters.hub import push
-    from lcfbench.adapters.select import find_adapter
-
-    quiet_libraries()
-    folder = find_adapter(adapter)
-    address = push(
-        folder, repo_id, private=private, revision=revision, message=message, offline=bool(offline)
-    )
-    echo(f"pushed {adapter}: {address}")
-
-
-@adapter_app.command("pull")
-def adapter_pull(
-    repo_id: Annotated[
-        str,
-        typer.Argument(
-            metavar="ORG/NAME[@REVISION]", help="Repository on the Hub; a branch, tag or commit of it."
-        ),
-    ],
-    out: Annotated[Path | None, typer.Option(help="Folder of the adapter. [default: adapters/NAME]")] = None,
-    subfolder: Annotated[
-        str, typer.Option(help="Where in the repository the adapter lies. [default: at its root]")
-    ] = "",
-    force: ForceOption = False,
-    offline: OfflineOption = None,
-) -> None:
-    """Fetch an adapter from the Hub, a mirror or the Hub's cache.
-
-    It is put in place only once it has been loaded whole.
-    """
-    from lcfbench.adapters.base import method_of
-    from lcfbench.adapters.config import read_config
-    from lcfbench.adapters.hub import pull
-
-    quiet_libraries()
-    name, _, revision = repo_id.partition("@")
-    folder = pull(
-        name, out, revision=revision or None, subfolder=subfolder, force=force, offline=bool(offline)
-    )
-    c = read_config(folder)
-    task = next(iter(c.tasks), "TASK")
-    pair = shlex.quote(":".join(c.pair))
-    use = f"lcfbench run --mode {method_of(c)} --pair {pair} --task {task} --adapter {folder}"
-    echo(f"saved {folder}: {c.kind} for {c.receiver}:{c.sharer}; use it with: {use}")
 
 
 def ranges(numbers: list[int]) -> str:

@@ -33,6 +33,12 @@ AllowOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="CSV.")]
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Markdown.")]
+GroupOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--group", metavar="NAME", help="Average this group: a name of `ls groups`, or a YAML. Repeatable."
+    ),
+]
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Say below the table what every term means.")]
 
 plot_app = group("Figures from recorded runs.")
@@ -57,19 +63,42 @@ def show(
         bool, typer.Option("--by-subject", help="A line a subject where a task has them (mmlu_redux).")
     ] = False,
     explain: ExplainOption = False,
+    groups: GroupOption = None,
 ) -> None:
-    """Show scores with intervals, latency, adapter and message sizes: a line a method, task and control."""
-    show_runs(runs or [RESULTS], _form(as_json, as_csv, as_markdown), by_subject, explain)
+    """Show scores with intervals, latency, adapter and message sizes: a line a method, task and control.
+
+    Below them the averages of groups of which two tasks were run, and what was published for the pair.
+    """
+    show_runs(runs or [RESULTS], _form(as_json, as_csv, as_markdown), by_subject, explain, groups)
 
 
 def show_runs(
-    paths: Sequence[Path], form: str = "table", by_subject: bool = False, explain: bool = False
+    paths: Sequence[Path],
+    form: str = "table",
+    by_subject: bool = False,
+    explain: bool = False,
+    groups: Sequence[str] | None = None,
 ) -> None:
-    """Prints the summary of recorded runs. form: table, markdown, csv or json."""
+    """Prints the summary of recorded runs, and averages of groups. form: table, markdown, csv or json."""
+    from lcfbench.analysis.groups import averages, tables
+    from lcfbench.analysis.run_groups import read_run_groups
+    from lcfbench.analysis.summary import summarise
     from lcfbench.analysis.tables import summary_tables
+    from lcfbench.tasks.groups import chosen_groups
 
-    summary = summary_of(paths, by_subject)
-    _print(summary, lambda: summary_tables(summary, explain), form)
+    chosen = chosen_groups(groups) if groups else None
+    if by_subject and chosen:
+        raise UserError("--group and --by-subject are both given.", "Leave one of them out.")
+    read = read_run_groups(list(paths), by_subject=by_subject)
+    _warn(read.warnings)
+    summary = summarise(read.groups)
+    found = [] if by_subject else averages(read.groups, summary, chosen)
+    if chosen and not found:
+        names = ", ".join(group.name for group in chosen)
+        raise UserError(f"no task of {names} was run here.", "Name the folders of its runs.")
+    records = [average.record(flat=form == "csv") for average in found]
+    lines: Any = [*summary.to_dict("records"), *records] if records else summary
+    _print(lines, lambda: [*summary_tables(summary, explain), *tables(found)], form)
 
 
 def verdict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 from pathlib import Path
@@ -14,8 +15,11 @@ from lcfbench.cli.options import OfflineOption, OutOption
 from lcfbench.errors import Exit, UserError, unknown
 from lcfbench.progress import quiet_libraries
 from lcfbench.tables import Cell, Column, Table
+from lcfbench.tasks import stock_index
+from lcfbench.tasks.stock_index import LISTING, is_stock
 
-LISTS = ("models", "tasks", "methods", "adapters", "recipes", "runs", "controls")
+LISTS = ("models", "tasks", "groups", "methods", "adapters", "recipes", "runs", "controls")
+BELOW = {"tasks": ("groups",)}  # lists that a terminal shows below another
 COLUMNS = {
     "models": [
         Column("model"),
@@ -28,6 +32,12 @@ COLUMNS = {
         Column("context"),
         Column("scoring\n(* default)"),
         Column("description", wrap=True),
+    ],
+    "groups": [
+        Column("group"),
+        Column("weighted by"),
+        Column("tasks", wrap=True),
+        Column("title", wrap=True),
     ],
     "adapters": [
         Column("adapter"),
@@ -48,25 +58,47 @@ COLUMNS = {
 
 def ls(
     what: Annotated[str, typer.Argument(metavar="|".join(LISTS), help="The things to list.")],
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PATTERN]", help="Names to list, as 'mmlu*'; tasks also as 'lm-eval/*': lm-eval's own."
+        ),
+    ] = None,
     out: OutOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array, with more facts.")] = False,
 ) -> None:
-    """List models, tasks, methods, adapters, recipes, recorded runs or controls."""
+    """List models, tasks, groups of tasks, methods, adapters, recipes, recorded runs or controls."""
     if what not in LISTS:
         raise unknown("list", what, LISTS, "lcfbench ls --help")
     results = out or Path("results")
-    rows = entries(what, results)
+    rows = entries(what, results) if pattern is None else matching(what, pattern, results)
     if as_json:
         echo(json.dumps(rows, indent=1, default=str))
     elif not rows:
         from lcfbench.results.finding import nearest
 
+        if pattern is not None:
+            raise UserError(
+                f"no {what.removesuffix('s')} is called like {pattern!r}.", f"See `lcfbench ls {what}`."
+            )
         echo(f"no runs in {results}; {nearest(results)}" if what == "runs" else f"no {what} yet")
     else:
         from lcfbench.cli import tables
 
-        named = COLUMNS.get(what, [Column(what.removesuffix("s")), Column("description", wrap=True)])
-        tables.show(Table("", named, [cells(what, row) for row in rows]))
+        if pattern is not None:
+            if what == "tasks" and is_stock(pattern):
+                echo("\n".join(stock_lines(rows)))
+            else:
+                tables.show(_table(what, rows))
+            return
+        tables.show(*(_table(each, entries(each, results)) for each in (what, *BELOW.get(what, ()))))
+        if what == "tasks":
+            echo(f"and lm-eval's own tasks: {LISTING}")
+
+
+def _table(what: str, rows: list[dict[str, Any]]) -> Table:
+    named = COLUMNS.get(what, [Column(what.removesuffix("s")), Column("description", wrap=True)])
+    return Table("", named, [cells(what, row) for row in rows])
 
 
 def cells(what: str, row: dict[str, Any]) -> list[Cell]:
@@ -77,6 +109,8 @@ def cells(what: str, row: dict[str, Any]) -> list[Cell]:
     if what == "tasks":
         ways = [name + (" *" if name == row["default_scoring"] else "") for name in row["scorings"]]
         return [row["name"], row["context"], tuple(ways), row["description"]]
+    if what == "groups":
+        return [row["name"], row["weighting"], ", ".join(row["members"]), row["description"]]
     if what == "adapters":
         size = "" if row["mb"] is None else f"{row['mb']:.1f}"
         pair, tasks = row["pair"], row["tasks"].replace(",", ", ")
@@ -84,8 +118,32 @@ def cells(what: str, row: dict[str, Any]) -> list[Cell]:
     if what == "runs":
         when = str(row["started_at"])[:16].replace("T", " ")
         place = row["run_id"] if row["below"] == "." else row["below"]
-        return [place, row["state"], str(row["documents"]), str(row["errors"]), when]
+        state = f"{row['state']} on {row['host']}" if row["host"] else row["state"]
+        return [place, state, str(row["documents"]), str(row["errors"]), when]
     return [str(value) for value in row.values()]
+
+
+def matching(what: str, pattern: str, results: Path) -> list[dict[str, Any]]:
+    """The entries of a list whose name fits a pattern; of tasks, lm-eval's own where it begins so."""
+    if what == "tasks" and is_stock(pattern):
+        return stock_index.matching(pattern)
+    rows = entries(what, results)
+    pattern = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    return [row for row in rows if fnmatch.fnmatch(str(next(iter(row.values()))), pattern)]
+
+
+def stock_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each of lm-eval's tasks and groups: its name, how it is asked, its data."""
+    width = min(max(len(row["name"]) for row in rows), 40)
+    lines = []
+    for row in rows:
+        about = (
+            f"{row['kind']} of {len(row['members'])}" if "members" in row else row["output"].replace("_", " ")
+        )
+        shots = f", {row['shots']} shots" if row.get("shots") else ""
+        data = f"  {row['dataset']}" if row.get("dataset") else ""
+        lines.append(f"{row['name']:{width}}  {about}{shots}{data}")
+    return lines
 
 
 def entries(what: str, results: Path) -> list[dict[str, Any]]:
@@ -98,6 +156,10 @@ def entries(what: str, results: Path) -> list[dict[str, Any]]:
         from lcfbench.tasks.yaml_files import task_table
 
         return task_table()
+    if what == "groups":
+        from lcfbench.tasks.groups import group_table
+
+        return group_table()
     if what == "adapters":
         from lcfbench.adapters.select import adapters_table, cached
 
@@ -112,7 +174,7 @@ def entries(what: str, results: Path) -> list[dict[str, Any]]:
     if what == "runs":
         from lcfbench.results.reader import list_runs
 
-        names = ("run_id", "state", "documents", "errors", "started_at", "folder")
+        names = ("run_id", "state", "documents", "errors", "started_at", "folder", "host")
         runs = [{name: run.get(name, "") for name in names} for run in list_runs(results)]
         return [run | {"below": os.path.relpath(run["folder"], results)} for run in runs]
     from lcfbench.registry import summaries

@@ -15,6 +15,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -22,6 +23,7 @@ import typer
 from typer.core import TyperGroup
 
 from lcfbench.cli.clean import clean
+from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -64,12 +66,22 @@ class VerbGroup(TyperGroup):
         declare = getattr(getattr(command, "callback", None), "declare", None)
         command = declare(name) if declare else command
         if command is not None:
+            if not (hasattr(command, "commands") or command.ignore_unknown_options):  # another's words
+                _refuse_empty(rest, f"{ctx.command_path} {name}")
             help_of = command.get_help
             command.get_help = lambda ctx: clean(help_of(ctx))  # type: ignore[method-assign]
         return name, command, rest
 
     def get_help(self, ctx: Any) -> str:
         return clean(super().get_help(ctx))
+
+
+def _refuse_empty(words: list[str], path: str) -> None:
+    """Raises UserError for an empty value: typer reads an empty path as the current folder."""
+    for before, word in pairwise(["", *words]):
+        if word == "" or (word.startswith("--") and word.endswith("=")):
+            name = word.rstrip("=") or (before if before.startswith("-") else "an argument")
+            raise UserError(f"{name} is empty.", f"Give it a value, or leave it out. See `{path} --help`.")
 
 
 def group(help: str, completion: bool = False) -> typer.Typer:

@@ -6,6 +6,7 @@ In a terminal one line changes in place; in a log a line is written every QUIET_
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,12 @@ class RunProgress(Notes):
         super().__init__()
         self.lines: dict[str, Line] = {}
         self.status: StatusLine | None = None
+        self.crew = ""  # what every worker does
+
+    def workers(self, doing: Sequence[str]) -> None:
+        self.crew = f"workers: {'; '.join(doing)}"
+        if not self.lines and self.due():
+            note(self.crew)
 
     def begin(self, title: str, total: int, done: int, right: float) -> None:
         self.lines[title] = Line(total, done, done, right)
@@ -81,9 +88,11 @@ class RunProgress(Notes):
         line = self.lines[title]
         line.right, line.done = right, done
         if self.status is not None:
-            self.status.update(self.text(title))
+            self.status.update("\n  ".join(filter(None, (self.text(title), self.crew))))
         elif self.due():
             note(self.text(title))
+            if self.crew:
+                note(f"  {self.crew}")
 
     def text(self, title: str) -> str:
         """The run that was worked on last, and the progress of all of them."""
@@ -95,10 +104,10 @@ class RunProgress(Notes):
         return f"{runs}{title}  {line.done}/{line.total}  score {line.score}  {1e3 * each:.0f} ms/doc{left}"
 
     def end(self, title: str) -> None:
-        if self.status is not None:
+        line = self.lines.pop(title)
+        if self.status is not None and not self.lines:
             self.status.__exit__()
             self.status = None
-        line = self.lines.pop(title)
         seconds = duration(time.monotonic() - self.began)
         note(f"{title}  {line.done}/{line.total}  {f'score {line.score}  ' if line.done else ''}{seconds}")
 

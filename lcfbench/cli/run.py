@@ -16,7 +16,8 @@ from lcfbench.cli.console import echo, note
 from lcfbench.cli.options import SHARED, flags, merged
 from lcfbench.cli.progress import RunProgress, TrainLine
 from lcfbench.cli.signals import interrupted
-from lcfbench.errors import Exit
+from lcfbench.config import check_trained
+from lcfbench.errors import Exit, UserError
 from lcfbench.progress import quiet_libraries
 
 if TYPE_CHECKING:
@@ -69,9 +70,16 @@ def run(
     from lcfbench.evaluation.recipe import Recipe
 
     chosen = merged(Recipe, given, recipe, "run")
+    if dry_run and (chosen.only or chosen.shard):
+        flag = "--only" if chosen.only else "--shard"
+        raise UserError(
+            f"--dry-run prints prompts of tasks, and {flag} names runs.", "Leave one of them out."
+        )
     if dry_run:
         print_prompts(chosen)
     else:
+        chosen.check_names()
+        check_trained(recipe, chosen.adapter)
         run_and_show(chosen)
 
 
@@ -91,7 +99,7 @@ DEMO: tuple[dict[str, Any], ...] = (
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for runs and figures.")] = Path("results/demo"),
-    limit: Annotated[int, typer.Option(help="Documents a task.")] = 64,
+    limit: Annotated[int, typer.Option(min=2, help="Documents a task, two or more.")] = 64,
 ) -> None:
     """Run the main comparisons on the embedded pair: runs, tables, frontier plot, report.
 
@@ -102,18 +110,19 @@ def demo(
 
     same = {"control": "matched,deranged", "scoring": "cloze", "options": {"budget": "32"}}
     for chosen in DEMO:
-        run_and_show(Recipe.merge(None, chosen | same | {"limit": limit, "out": out}))
+        recipe = Recipe.merge(None, chosen | same | {"limit": limit, "out": out})
+        recipe.check_names()
+        run_and_show(recipe)
     for path in draw_frontier([out]):
         echo(f"frontier: {path}")
     echo(f"report: {write_report([out], out / 'report.html', 'html')}")
 
 
 def run_and_show(recipe: Recipe) -> None:
-    """Runs a recipe and prints the table of its runs.
+    """Runs a recipe whose names were checked, and prints the table of its runs.
 
     Ctrl-C keeps what is recorded and exits 130. Exits 1 where too many documents of a run failed.
     """
-    recipe.check_names()
     try:
         quiet_libraries()
         import_libraries()
@@ -129,6 +138,9 @@ def run_and_show(recipe: Recipe) -> None:
         results = run(recipe, progress=RunProgress())
     except KeyboardInterrupt:
         interrupted(f"what is recorded stays in {recipe.out}; the same command goes on from there")
+    if recipe.shard and not results.folders:
+        note("no run is complete yet: the process that ends the last part puts it together.")
+        return
     show_runs(results.folders)
     note(f"recorded in {recipe.out}; this table again: lcfbench show {recipe.out}")
     if "receiver" not in recipe.methods:
@@ -147,13 +159,17 @@ def print_prompts(recipe: Recipe) -> None:
     """
     quiet_libraries()
     from lcfbench.adapters.finding import Found, on_this_disk
-    from lcfbench.evaluation.plan import look_up, variants_of, wanted_by, with_tasks
+    from lcfbench.evaluation.plan import look_up, proofs_of, variants_of, wanted_by, with_tasks
+    from lcfbench.methods.load_pair import CONDITIONS, load_pair, roles_of
     from lcfbench.models.tokenizers import load_tokenizers
     from lcfbench.tasks.chat_template import check_thinking
     from lcfbench.tasks.preview import preview
 
     recipe = with_tasks(recipe)
     tasks = look_up(recipe)
+    if recipe.attention != "auto":  # only the model's own code says whether it has that one
+        conditions = recipe.model_dump(include=CONDITIONS | {"thinking"})
+        load_pair(recipe.pair, roles=roles_of(recipe.methods), weights=False, **conditions)
     receiver, sharer = load_tokenizers(
         recipe.pair, **recipe.model_dump(include={"offline", "trust_remote_code", "thinking"})
     )
@@ -163,7 +179,7 @@ def print_prompts(recipe: Recipe) -> None:
     if later:
         note(f"a run needs {', '.join(later)}, not there yet.")
     elif not missing:
-        variants_of(recipe, tasks)
+        proofs_of(recipe, tasks, variants_of(recipe, tasks))
     for each in missing:
         pair = shlex.quote(recipe.pair)
         note(

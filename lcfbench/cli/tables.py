@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rich.cells import cell_len
+from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -29,34 +30,35 @@ def show(*tables: Table, form: Literal["table", "markdown"] = "table") -> None:
     for index, table in enumerate(tables):
         if index:
             out.print()
-        _print(table, out.width)
+        for part in rendered(table, out.width).renderables:
+            out.print(part, soft_wrap=isinstance(part, Text) and "\n" in part.plain)
     for legend in dict.fromkeys(table.legend for table in tables if table.legend):
         out.print(Text(clean(legend), "dim"))
 
 
-def _print(table: Table, width: int) -> None:
-    """Prints title, grid and remarks for a terminal of `width` columns.
+def rendered(table: Table, width: int) -> Group:
+    """Returns title, grid and remarks as a terminal of `width` columns shows them.
 
     Wrapping columns fold at spaces; where that is not enough, optional columns are left out, and
     where no grid fits, each row becomes a block of lines, a cell a line. No cell is ever cut.
     """
     rows = [[_text(cell) for cell in row] for row in table.rows]
     styles = table.styles or [""] * len(rows)
-    if table.title:
-        out.print(Text(_text(table.title), "bold"))
+    parts: list[RenderableType] = [Text(_text(table.title), "bold")] if table.title else []
     kept, widths = _fitted(table, rows, width)
     if widths:
-        out.print(_grid(table, rows, kept, widths, styles))
+        parts.append(_grid(table, rows, kept, widths, styles))
         gone = [" ".join(c.name.split()) for i, c in enumerate(table.columns) if i not in kept]
         if gone:
-            out.print(Text(f"left out at {width} columns: {', '.join(gone)}", "dim"))
+            parts.append(Text(f"left out at {width} columns: {', '.join(gone)}", "dim"))
     else:
-        out.print(_blocks(table, rows, styles), soft_wrap=True)
+        parts.append(_blocks(table, rows, styles))
     if table.remarks:
         words = Grid.grid(padding=(0, 1, 0, 0))  # two columns: long sentences hang under their first word
         for style, text in table.remarks:
             words.add_row(Text(clean("•"), style), Text(clean(text, one_line=True)))
-        out.print(words)
+        parts.append(words)
+    return Group(*parts)
 
 
 def _text(cell: Cell) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,8 @@ from lcfbench.methods.base import Batch
 from lcfbench.models.answering import rank
 from lcfbench.models.choice_tree import branch, can_branch
 from lcfbench.models.finite import check_cache
-from lcfbench.models.protocol import State
-from lcfbench.models.thinking import Written, speak, think
+from lcfbench.models.protocol import LanguageModel, State
+from lcfbench.models.thinking import Written, speak, speak_together, think
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt, continuation, continuations, extend
 from lcfbench.tasks.task import Outcome
@@ -57,8 +58,7 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
                 state = opened.then(ids, prompts)
                 tokens = [n + len(new) for n, new in zip(tokens, ids, strict=True)]
             choices = [
-                continuations(p, d.steps[number].choices, lm.tokenizer)
-                for d, p in zip(documents, prompts, strict=True)
+                ranked_ids(lm, p, d.steps[number].choices) for d, p in zip(documents, prompts, strict=True)
             ]
             check_state(state, [max(map(len, row)) for row in choices])
             if len(documents) > 1 and can_branch(state):
@@ -74,6 +74,27 @@ def answer(state: State, batch: Batch) -> tuple[list[Outcome], list[int]]:
                 tokens[b] += sum(len(ids) - 1 for ids in choices[b])
     both = zip(scores, picks, strict=True)
     return behind([Outcome(tuple(s), None, tuple(p)) for s, p in both], tokens, thoughts)
+
+
+def ranked_ids(lm: LanguageModel, prompt: Prompt, choices: Sequence[str]) -> list[list[int]]:
+    """Returns the tokens of each choice behind a prompt."""
+    return lm.shared.once((prompt, choices), lambda: continuations(prompt, choices, lm.tokenizer))
+
+
+def answer_texts(asked: Sequence[tuple[State, Batch]]) -> list[tuple[list[Outcome], list[int]]]:
+    """Returns what `answer` does for each of several batches whose answers are written, without thoughts.
+
+    They are written side by side: a model's weights are read once a token for all of them.
+    """
+    opened = []
+    for state, batch in asked:
+        with batch.clock("decode"):
+            check_cache(state.kv, f"the cache from which {state.lm.name} answers")
+            most = max(d.max_new_tokens for d in batch.documents)
+            check_state(state, [most] * len(batch.documents))
+            opened.append((state.lm.open(state), most, batch.documents[0].until))
+    every = speak_together(opened)
+    return [([Outcome(text=t, parsed=t is not None) for t in texts], written) for texts, written in every]
 
 
 def behind(

@@ -7,13 +7,12 @@ answer gives another one.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lcfbench.adapters.config import CONFIG
 from lcfbench.errors import UserError
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.provenance import digest
@@ -30,10 +29,15 @@ BEHAVIOUR = 2
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")  # their versions may change answers
 # Recipe fields that change an answer, and those that do not. Together they are all fields (tested).
 IDENTITY_FIELDS = frozenset(
-    "pair mode task control scoring limit seed seeds adapter options task_options batch_size dtype "
-    "device receiver_device sharer_device device_map attention trust_remote_code thinking".split()
+    "pair mode task control scoring limit shots prompt seed seeds adapter options task_options batch_size "
+    "dtype device receiver_device sharer_device device_map attention trust_remote_code thinking".split()
 )
-OTHER_FIELDS = frozenset("quick latency_documents max_failed out offline fresh train train_options".split())
+OTHER_FIELDS = frozenset(
+    "quick latency_documents max_failed require_proof out offline fresh wait train train_options tracker "
+    "processes on gpus_per_worker only shard".split()
+)
+# Parts of an identity that depend on the machine, or on the day; a run's key has none of them.
+OF_THE_MACHINE = frozenset("dtype device attention quantisation versions prompts_sha256 date".split())
 # Parts of an identity that change without the user asking for anything else, in words.
 CIRCUMSTANCES = {
     "versions": "the versions of libraries",
@@ -46,15 +50,18 @@ CIRCUMSTANCES = {
 }
 
 
-def versions() -> dict[str, str]:
-    """Versions of the libraries that may change an answer."""
-    return {name: version(name) for name in LIBRARIES}
+def key_of(identity: Mapping[str, Any], dtype: str, attention: str) -> str:
+    """Returns `r` and 8 hex digits, which name a run on every kind of device.
+
+    dtype, attention: as they were asked.
+    """
+    asked = {name: value for name, value in identity.items() if name not in OF_THE_MACHINE}
+    return "r" + digest({**asked, "dtype": dtype, "attention": attention})[:8]
 
 
-def config_sha256(folder: Path) -> str:
-    """Digest of an adapter's config without its notes on training: equal adapters have one digest."""
-    config = json.loads((folder / CONFIG).read_text())
-    return digest({k: v for k, v in config.items() if k != "training"})
+def versions(more: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of the libraries that may change an answer, and of those that a task names."""
+    return {name: version(name) for name in (*LIBRARIES, *more)}
 
 
 def prompts_sha256(documents: Iterable[Document], receiver: CausalLM, sharer: CausalLM) -> str:
@@ -116,10 +123,14 @@ def why_another(out: Path, identity: Mapping[str, Any]) -> str:
     """
     found: list[tuple[int, str]] = []  # how much differs, and the sentence that says it
     pattern = f"{identity['mode']}-{identity['task']}-{identity['control']}-*/{MANIFEST}"
+    question = _question(identity)
     for path in sorted(Path(out).glob(pattern)):
         try:
+            about = path.stat()
+            if _recorded_question(path.parent, about.st_mtime_ns, about.st_size) != question:
+                continue
             recorded = Manifest.lenient(read_manifest(path.parent), path.parent)[0].identity
-        except UserError:  # reading that run reports it
+        except (UserError, FileNotFoundError):  # reading that run reports it, and one may go meanwhile
             continue
         names = sorted({*identity, *recorded})
         differ = [name for name in names if recorded.get(name) != identity.get(name)]
@@ -128,6 +139,20 @@ def why_another(out: Path, identity: Mapping[str, Any]) -> str:
             said = f"{path.parent.name} is another run: {'; '.join(changes)} changed since."
             found.append((len(differ), said))
     return min(found, default=(0, ""))[1]
+
+
+def _question(identity: Mapping[str, Any]) -> str:
+    """Digest of what is asked, without circumstances."""
+    return digest({k: v for k, v in identity.items() if k not in CIRCUMSTANCES and v is not None})
+
+
+@lru_cache(maxsize=1 << 16)
+def _recorded_question(folder: Path, changed_ns: int, size: int) -> str:
+    """`_question` of a recorded run, read once for each state of its manifest: sweeps open thousands.
+
+    Raises UserError.
+    """
+    return _question(Manifest.lenient(read_manifest(folder), folder)[0].identity)
 
 
 def _change(old: Any, new: Any) -> str:

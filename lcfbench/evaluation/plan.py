@@ -7,15 +7,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from lcfbench.adapters.files import check_saved
 from lcfbench.adapters.finding import Wanted, find_for, tasks_at_hand
+from lcfbench.adapters.proof import Proof, lacking, read_proofs
 from lcfbench.adapters.select import check_used, find_adapter, pick_adapters, serving
 from lcfbench.config import PLACES, takes_commas
 from lcfbench.errors import UserError, unknown
@@ -41,13 +43,28 @@ def look_up(recipe: Recipe) -> list[Task]:
     for place in places_of(**recipe.model_dump(include=PLACES)):
         if recipe.dtype != "auto":
             pick_dtype(recipe.dtype, pick_device(str(place["device"])))
-    if recipe.out.exists() and not recipe.out.is_dir():
-        raise UserError(f"--out {recipe.out}: Not a directory.", "Name a folder for the runs.")
+    check_out(recipe.out)
     given, seed = options_for(recipe.task, recipe.task_options), recipe.every_seed[0]
-    tasks = [load_task(n, seed=seed, offline=recipe.offline, options=given[n]) for n in recipe.task]
+    tasks = [
+        load_task(
+            n, seed=seed, offline=recipe.offline, options=given[n], shots=recipe.shots, prompt=recipe.prompt
+        )
+        for n in recipe.task
+    ]
     for task in tasks:
         task.metric(recipe.scoring)
     return tasks
+
+
+def check_out(out: Path) -> None:
+    """Raises UserError for a folder of runs that is a file, or that cannot be made."""
+    there = next((path for path in (out, *out.absolute().parents) if path.exists()), out)
+    why = "Not a directory" if not there.is_dir() else ""
+    if there != out and not os.access(there, os.W_OK):
+        why = why or "Permission denied"
+    if why:
+        where = "" if there == out else f"{there}: "
+        raise UserError(f"--out {out}: {where}{why}.", "Name a folder for the runs.")
 
 
 def options_of(
@@ -169,3 +186,36 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
         these = variants.setdefault(task.name, [])
         these += [replace(variant, adapter=folder, why=why.get(folder, "")) for folder in found] or [variant]
     return {name: labelled(these) for name, these in variants.items()}
+
+
+def proofs_of(
+    recipe: Recipe, tasks: Sequence[Task], variants: Mapping[str, Sequence[Variant]]
+) -> dict[Path, list[Proof]]:
+    """The proofs of every adapter that is run. A method that sends nothing needs none.
+
+    Raises UserError for a proof that does not hold, and under --require-proof where there is none for a
+    task.
+    """
+    found: dict[Path, list[Proof]] = {}
+    for task in tasks:
+        scoring = recipe.scoring or task.default_scoring
+        for variant in variants[task.name]:
+            if (folder := variant.adapter) is None or not method_class(variant.mode).sends:
+                continue
+            if folder not in found:
+                found[folder] = read_proofs(folder)
+            wording = task.prompt.sha256 if task.prompt else None
+            asked: dict[str, Any] = {"task": task.name, "task_options": task.options, "scoring": scoring}
+            asked |= {"shots": task.shots or None, "prompt_sha256": wording}
+            if recipe.require_proof:
+                check_proven(folder, found[folder], asked | {"mode": variant.mode})
+    return found
+
+
+def check_proven(folder: Path, proofs: Sequence[Proof], asked: Mapping[str, Any]) -> None:
+    """Raises UserError unless a proof of an adapter speaks of what is asked."""
+    if why := lacking(folder.name, proofs, asked):
+        raise UserError(
+            f"--require-proof: {why}.",
+            f"Run it without, with --control matched,deranged, then: lcfbench adapter prove {folder}",
+        )

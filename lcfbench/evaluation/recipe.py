@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from lcfbench.config import MOST, SEEDS, Device, Settings, lists_of_texts, once, several, texts
 from lcfbench.controls.names import check_control
@@ -16,11 +17,15 @@ from lcfbench.errors import UserError, unknown
 from lcfbench.evaluation.variants import read_entry, split_modes
 from lcfbench.registry import add_paths, method_names
 from lcfbench.results.manifest import HALF, most_failed
+from lcfbench.results.shards import Shard
 from lcfbench.sources.cache import EMBEDDED_PAIR
 from lcfbench.sources.models import split_pair
 from lcfbench.tasks.chat_template import Thinking, parse_thinking
 from lcfbench.tasks.document import Scoring
+from lcfbench.tasks.groups import expand, find_group, group_names
+from lcfbench.tasks.stock_index import is_stock, leaf
 from lcfbench.tasks.yaml_files import task_names
+from lcfbench.tracking import TrackerName, check_tracker
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 QUICK_LIMIT = 32
@@ -33,18 +38,28 @@ def check_known(pair: str, modes: list[str], tasks: list[str]) -> None:
     split_pair(pair)
     for kind, names, known in (("method", modes, method_names()), ("task", tasks, task_names())):
         for name in names:
-            if name not in known:
-                raise unknown(kind, name, known, f"lcfbench ls {kind}s")
+            if kind == "task" and is_stock(name):
+                leaf(name)
+            elif name not in known:
+                if kind == "task" and (group := find_group(name)):
+                    what = f"{name} is a group of tasks, and one task is asked for."
+                    raise UserError(what, f"Name one of {', '.join(group.members)}.")
+                near = [*known, *(group_names() if kind == "task" else ())]
+                raise unknown(kind, name, near, f"lcfbench ls {kind}s")
 
 
 def names_or_files(value: Any, info: Any) -> Any:
-    """Splits a list of names; a file given by its path is registered and replaced by its name."""
+    """Splits a list of names; a file given by its path is registered and replaced by its name.
+
+    A group of tasks is replaced by its members.
+    """
     group = {"task": "tasks", "control": "controls"}[info.field_name]
     whole = isinstance(value, str) and "," in value and Path(value).expanduser().exists()
     every = [
         [v] if not isinstance(v, str) else add_paths(group, v) for v in ([value] if whole else several(value))
     ]
-    return once([name for names in every for name in names])
+    names = once([name for names in every for name in names])
+    return expand(names) if group == "tasks" else names
 
 
 def some(value: Any) -> Any:
@@ -55,12 +70,36 @@ def some(value: Any) -> Any:
     return parts
 
 
+def names_of_runs(value: Any) -> Any:
+    """As `some`; numbers of a YAML file become texts, and each name stands once."""
+    parts = some([value] if isinstance(value, int) and not isinstance(value, bool) else value)
+    if isinstance(parts, list):
+        return list(dict.fromkeys(str(p) if type(p) is int else p for p in parts))
+    return parts
+
+
+def part_of_a_run(value: Any) -> Any:
+    """Checks the form of a shard."""
+    if not isinstance(value, str):
+        return value
+    return str(Shard.parse(value.strip()))
+
+
 def share_or_number(value: Any) -> Any:
     """Checks how many documents may fail; numbers of a YAML file become texts."""
     if isinstance(value, bool):
         raise ValueError("yes or no is no number")
     text = str(value).strip()
     most_failed(text, 0)
+    return text
+
+
+def ray_address(text: str | None) -> str | None:
+    """Checks the address of a Ray cluster."""
+    if text is not None and not re.fullmatch(
+        r"ray|ray://(auto|[^\s/:]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5})", text
+    ):
+        raise ValueError("give ray, ray://auto or ray://HOST:PORT")
     return text
 
 
@@ -76,7 +115,8 @@ class Recipe(Settings):
         "options where wanted, as t2t:budget=16,32,lcf:spans=windows or lcf:adapter=NAME.",
     )
     task: list[str] = Field(
-        ["splitfacts"], description="Tasks, comma-separated: names (see `ls tasks`) or YAML files."
+        ["splitfacts"],
+        description="Tasks, comma-separated: names of tasks or of groups (see `ls tasks`) or YAML files.",
     )
     control: list[str] = Field(
         ["matched", "deranged"],
@@ -87,6 +127,17 @@ class Recipe(Settings):
     )
     scoring: Scoring | None = Field(None, description="letters, cloze or generate; none: each task's own.")
     limit: int | None = Field(None, ge=1, le=MOST, description="Documents of each task; none: all.")
+    shots: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Worked examples before each question; none: as the task says, mostly 0.",
+    )
+    prompt: str | None = Field(
+        None,
+        description="A Jinja file, or a name of the task's `prompts:`, in place of the task's own prompt, "
+        "request and parse rule.",
+    )
     seed: int = Field(0, ge=0, le=SEEDS, description="Seed of samples, splits, derangements and noise.")
     seeds: list[Annotated[int, Field(ge=0, le=SEEDS)]] = Field(
         [], description="Several seeds, comma-separated: one run for each where something is random."
@@ -111,6 +162,11 @@ class Recipe(Settings):
         description="Documents that may fail, as a share (0.5, 10%) or a number (8): a run in which more of "
         "them fail, or all, is no result, and the command ends with 1.",
     )
+    require_proof: bool = Field(
+        False,
+        description="Refuse adapters that carry no proof, for this task and these settings, that their "
+        "messages count (`lcfbench adapter prove`).",
+    )
     dtype: Dtype = Field("auto", description="auto, float32, bfloat16 or float16.")
     device: Device = Field("auto", description="auto, cpu, cuda[:n] or mps.")
     receiver_device: Device | None = Field(None, description="Of the receiver alone; none: --device.")
@@ -127,6 +183,14 @@ class Recipe(Settings):
         description="Thoughts of models that write one before an answer: off, on, or the tokens after which "
         "a thought is closed.",
     )
+    only: list[str] = Field(
+        [], description="Only these runs, comma-separated: ids, keys or numbers of `lcfbench plan`."
+    )
+    shard: str | None = Field(
+        None,
+        description="I/N: answer every N-th batch of each run, from the I-th on, in a folder beside the run; "
+        "when all have rows the run is put together.",
+    )
     out: Path = Field(Path("results"), description="Folder of the runs.")
     offline: bool = Field(False, description="Use only files that are on this machine.")
     trust_remote_code: bool = Field(
@@ -139,10 +203,36 @@ class Recipe(Settings):
         {},
         description="Settings of that training (steps=20, recipe=NAME) or options of its adapter, KEY=VALUE.",
     )
+    processes: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Workers that answer batches side by side, each with its own models and its share of the "
+        "CPUs or GPUs; under --on, the number of its workers. None: 2 on a CPU where the work is long, "
+        "else 1.",
+    )
+    on: Annotated[str | None, AfterValidator(ray_address)] = Field(
+        None,
+        description="Let workers of a Ray cluster answer: ray (this machine, or RAY_ADDRESS), ray://auto or "
+        "ray://HOST:PORT.",
+    )
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="GPUs of each worker under --on, a fraction shares one; none: one, where the cluster has "
+        "any.",
+    )
     fresh: bool = Field(False, description="Forget what is recorded of these runs and start over.")
+    wait: bool = Field(False, description="Wait for a process that writes the same run, instead of ending.")
+    tracker: TrackerName | None = Field(
+        None, description="Also log to trackio, wandb or tensorboard, where it is installed."
+    )
 
     _lists = field_validator("adapter", mode="before")(some)
     _options = field_validator("options", mode="before")(lists_of_texts)
+    _shard = field_validator("shard", mode="before")(part_of_a_run)
+    _only = field_validator("only", mode="before")(names_of_runs)
     _texts = field_validator("task_options", "train_options", mode="before")(texts)
 
     _thinking = field_validator("thinking", mode="before")(parse_thinking)
@@ -178,6 +268,8 @@ class Recipe(Settings):
             raise UserError("--train-option has no effect without --train.", "Add --train.")
         if self.train and self.adapter:
             raise UserError("--train and --adapter are both given.", "Leave one of them out.")
+        if self.gpus_per_worker is not None and self.on is None:
+            raise UserError("--gpus-per-worker has no effect without --on.", "Add --on ray.")
         return self
 
     @property
@@ -193,6 +285,7 @@ class Recipe(Settings):
     def check_names(self) -> None:
         """Checks every name before anything heavy is imported or loaded. Raises UserError."""
         check_known(self.pair, self.methods, self.task)
+        check_tracker(self.tracker)
         for control in self.control:
             check_control(control)
         if not (self.mode and self.task and self.control):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,33 +27,41 @@ class Rows:
     adapter_bytes: int = 0
 
     def row(
-        self, document: Document, state: State, outcome: Outcome, answer_tokens: int, i: int
+        self, document: Document, state: State, outcome: Outcome, answer_tokens: int, at: range
     ) -> dict[str, Any]:
-        """The columns that the answer to document `i` of a batch decides."""
-        metrics, metric = self.task.score(document, outcome), self.task.metric(document.scoring)
+        """The columns that the answer to a document decides.
+
+        at: its rows of the batch. Where it has several, texts are those of the first; counts are sums.
+        """
+        i = at[0]
+        metrics, metric = dict(self.task.score(document, outcome)), self.task.metric(document.scoring)
+        rule = metrics.pop("parsed_by", None)
         message, shown = state.message, state.prompts[i]
         # the sharer alone answers: its own tokens belong to the sharer's columns
         who = "sharer" if self.method.roles == ("sharer",) else "receiver"
-        flops = state.lm.flops(len(shown.ids) + answer_tokens)
-        flops += message.adapter_flops[i] if message.adapter_flops else 0.0  # also where nothing is sent
-        if self.method.sends:
-            flops += self.method.sharer.flops(message.sharer_tokens[i])
+        read = [len(state.prompts[k].ids) for k in at]
+        flops = state.lm.flops(read[0] + answer_tokens) + sum(map(state.lm.flops, read[1:]))
+        flops += sum(message.adapter_flops[k] for k in at) if message.adapter_flops else 0.0
+        if self.method.sends:  # an adapter's count also where nothing is sent
+            flops += sum(self.method.sharer.flops(message.sharer_tokens[k]) for k in at)
         sharer_prompt = message.read[i].text + message.read[i].tail if message.read else None
         return {
             "metric": metric,
             "score": metrics[metric],
             "metrics": metrics,
             "prediction": predicted(document, outcome, metric),
+            "parsed": parsed(outcome, metrics),
+            "parsed_by": rule if outcome.parsed else "unfinished",
             "choices_loglikelihood": [[ll for ll, _ in step] for step in outcome.loglikelihoods] or None,
             "message_text": message.texts[i] if message.texts else None,
             "sharer_prompt": sharer_prompt,
             "sharer_prompt_sha256": _sha256(sharer_prompt),
-            "message_bytes": message.wire_bytes[i],
-            "message_cache_bytes": message.cache_bytes[i],
-            "sharer_tokens": message.sharer_tokens[i],
+            "message_bytes": sum(message.wire_bytes[k] for k in at),
+            "message_cache_bytes": sum(message.cache_bytes[k] for k in at),
+            "sharer_tokens": sum(message.sharer_tokens[k] for k in at),
             f"{who}_prompt": shown.text + shown.tail,
             f"{who}_prompt_sha256": _sha256(shown.text + shown.tail),
-            f"{who}_tokens": len(shown.ids),
+            f"{who}_tokens": sum(read),
             "answer_tokens": answer_tokens,
             "thought": outcome.thought,
             "thought_tokens": outcome.thought_tokens,
@@ -60,6 +69,13 @@ class Rows:
             "adapter_params": self.adapter_params,
             "adapter_bytes": self.adapter_bytes,
         }
+
+
+def parsed(outcome: Outcome, metrics: Mapping[str, Any]) -> bool | None:
+    """Whether the answer was read; None where the task's scores do not say `parsed`."""
+    if not outcome.parsed:
+        return False
+    return bool(metrics["parsed"]) if "parsed" in metrics else None
 
 
 def predicted(document: Document, outcome: Outcome, metric: str) -> str | None:

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from lcfbench.adapters.config import WEIGHTS, weights_sha256
+from lcfbench.adapters.config import WEIGHTS, config_sha256, weights_sha256
 from lcfbench.controls.assignment import senders_sha256
 from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError
-from lcfbench.evaluation.answer import answer
-from lcfbench.evaluation.identity import (
-    BEHAVIOUR,
-    chat_facts,
-    config_sha256,
-    plugins_of,
-    prompt_facts,
-    versions,
-    why_another,
-)
+from lcfbench.evaluation.answer import answer, answer_texts
+from lcfbench.evaluation.identity import BEHAVIOUR, chat_facts, key_of, plugins_of, prompt_facts, versions
+from lcfbench.evaluation.parts import batch_of, row_places, together
+from lcfbench.evaluation.record import Asked, Tally
 from lcfbench.evaluation.rows import Rows
 from lcfbench.evaluation.session import Session
 from lcfbench.evaluation.variants import Variant
@@ -34,23 +28,24 @@ from lcfbench.models.finite import NotFiniteError, first_place
 from lcfbench.models.memory import DeviceError, device_named, peak_memory_bytes, reset_peak_memory
 from lcfbench.models.protocol import State
 from lcfbench.models.timing import PHASES, Clock
-from lcfbench.results.writer import RunWriter
 from lcfbench.sources.models import labels
 from lcfbench.tasks.document import Document
+from lcfbench.tasks.stock import StockTask
 from lcfbench.tasks.task import Outcome, Task
 
 # A document that fails costs its own row and no more. Errors of the writer are raised outside.
 FAILURES = Exception
-TIES = 0.1  # share of documents from which ties are reported; rounding alone causes fewer
+Row = dict[str, Any]
+Answered = tuple[State, list[Outcome], list[int], Clock]
 
 
 class Run:
-    """Looks up all that a run needs; then `open`, `calibrate`, `answer` its batches, `finish`.
+    """Looks up all that a run needs; then `calibrate`, and `answer` its batches.
 
     documents: in the task's order. message_from: the document whose message each document gets, by
     hash. identity: everything that changes an answer. facts: for the manifest, beside the identity.
-    draws: whether another seed would be another run. Raises UserError where it cannot be run; nothing
-    on the disk is touched before `open`.
+    draws: whether another seed would be another run. tally: counts since they were last taken. Raises
+    UserError where it cannot be run. It writes nothing: `Record` does.
     """
 
     def __init__(self, session: Session, task: Task, variant: Variant, control: str) -> None:
@@ -75,14 +70,25 @@ class Run:
         )
         self.too_long = self._too_long()
         self.identity, self.facts = self._identity(), self._facts()
+        if self.folder and self.method.sends:
+            session.check_proof(self.folder, self.identity)
         self._index = {d.hash: i for i, d in enumerate(self.documents)}
-        self.score, self.count = 0.0, 0  # sum of scores and number of documents, earlier sessions included
-        self.seconds = 0.0  # that its batches took, or would have taken alone
-        self.failures: list[str] = []  # why documents failed
-        self.retried: list[str] = []  # why batches were answered document by document
-        self.untimed: list[str] = []  # why documents could not be timed alone
+        self.timed = {d.hash for d in self.documents[: recipe.latency_documents]}
         self.unable = ""  # why no document can be answered
-        self.ties = 0  # documents whose likeliest choices are equally likely
+        self._written: dict[tuple[str, ...], tuple[Answered, float, int]] = {}
+        self.tally = Tally()
+
+    @property
+    def asked(self) -> Asked:
+        """What the run asks, for the process that records it."""
+        documents = tuple(d.hash for d in self.documents)
+        sums = isinstance(self.task, StockTask)
+        return Asked(self.title, self.identity, self.facts, documents, self.too_long, sums)
+
+    @property
+    def key(self) -> str:
+        """Names the run on every kind of device."""
+        return key_of(self.identity, self.session.recipe.dtype, self.session.recipe.attention)
 
     def _too_long(self) -> dict[str, str]:
         """Why documents have no room in a model, by hash. Raises UserError where none has."""
@@ -121,9 +127,13 @@ class Run:
             "device": both("+".join(dict.fromkeys(d.type for d in lm.devices)) for lm in self.models),
             "attention": both(lm.attention for lm in self.models),
             "batch_size": recipe.batch_size,
-            "versions": versions(),
+            "versions": versions(task.libraries),
             "behaviour": BEHAVIOUR,
         }
+        if task.shots:
+            found["shots"] = task.shots
+        if task.prompt is not None:
+            found["prompt_sha256"] = task.prompt.sha256
         if recipe.trust_remote_code:
             found["trust_remote_code"] = True
         if any(quantised := [lm.facts.get("quantisation", "") for lm in self.models]):
@@ -145,6 +155,7 @@ class Run:
             "recipe": self.session.recipe.model_dump(mode="json"),
             "environment": self.session.environment,
             "dropped": self.task.dropped,
+            **({"prompt": self.task.prompt.text} if self.task.prompt is not None else {}),
             "chance": sum(len(s.gold) / len(s.choices) for s in steps) / len(steps) if steps else None,
             "adapter": self.folder.name if self.folder else None,
             **({"adapter_facts": self.adapter.config.facts} if self.adapter is not None else {}),
@@ -155,46 +166,26 @@ class Run:
             **prompt_facts(self.documents, self.models),
         }
 
-    # -- the folder -------------------------------------------------------------------------------
+    # -- answering --------------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Begins the run's folder, or goes on with it where it was. Raises UserError."""
-        recipe, progress = self.session.recipe, self.session.progress
-        if why := why_another(recipe.out, self.identity):
-            progress.say(why)
-        asked = [d.hash for d in self.documents]
-        self.writer = RunWriter.open(recipe.out, self.identity, self.facts, recipe.fresh, asked)
-        for text in self.writer.warnings:
-            progress.warn(text)
-        self.score, self.count = sum(self.writer.before), len(self.writer.before)
-        self.todo = {d.hash for d in self.documents} - self.writer.done
-        self.timed = self.todo & {d.hash for d in self.documents[: recipe.latency_documents]}
-        if self.too_long and not self.writer.complete:
-            first = next(iter(self.too_long.values()))
-            what = (
-                f"{len(self.too_long):,} of {len(self.documents):,} documents are longer than a model reads"
-            )
-            progress.warn(f"{self.title}: {what} and fail; the first: {first}")
-        if self.writer.complete:
-            progress.say(f"{self.writer.run_id}: complete already, nothing to do (--fresh runs it again).")
-
-    def calibrate(self) -> None:
+    def calibrate(self) -> dict[str, Any]:
         """Settles the method on validation documents where it needs any, then puts it under its control.
 
-        Where numbers that are not finite forbid that, every document will fail.
+        Returns facts for the manifest. Where numbers that are not finite forbid that, every document will
+        fail.
         """
+        facts: dict[str, Any] = {}
         if self.calibration_documents:
             try:
                 with device_named():
-                    facts = self.session.calibrate(self.method, self.calibration_documents)
-                self.writer.record(calibration=facts)
+                    facts["calibration"] = self.session.calibrate(self.method, self.calibration_documents)
             except NotFiniteError as error:
                 self.unable = f"cannot be calibrated: {error}"
         self.answering: Method = load_control(self.control).wrap(self.method, self.task.seed)
-        self.writer.record(sends=self.answering.sends)
         params = self.adapter.params if self.adapter else 0
         size = (self.folder / WEIGHTS).stat().st_size if self.folder else 0
         self.rows = Rows(self.task, self.answering, params, size)
+        return facts | {"sends": self.answering.sends}
 
     def warm_up(self) -> None:
         """Answers a document and forgets it: no batch and no timing pays for what happens once."""
@@ -205,39 +196,68 @@ class Run:
         except FAILURES:  # its error row is written when its turn comes
             pass
 
-    def finish(self) -> None:
-        """Closes the run and reports the failures."""
-        progress = self.session.progress
-        if self.retried and not self.failures:  # else a document that fails explains it
-            how = "batches failed and were answered document by document"
-            progress.warn(f"{self.title}: {len(self.retried)} {how}; the first: {self.retried[0]}")
-        if self.failures:
-            count = f"{len(self.failures)} of {len(self.documents)}"
-            progress.warn(f"{count} documents failed and count as wrong; the first: {self.failures[0]}")
-        if self.untimed and not self.failures:
-            count, what = str(len(self.untimed)), "documents failed alone, so they have no latency"
-            progress.warn(f"{self.title}: {count} {what}; the first: {self.untimed[0]}")
-        if self.ties > TIES * len(self.documents):
-            count = f"{self.ties} of {len(self.documents)}"
-            what = "documents the likeliest choices are equally likely; the first of them counts"
-            progress.warn(f"{self.title}: for {count} {what}.")
-        rate = len(self.todo) / self.seconds if self.todo else None
-        self.writer.finish({"documents_per_second": rate, "seconds": self.seconds})
+    def summary(self, recorded: Sequence[Row | None]) -> dict[str, Any]:
+        """What all scores give together, for the manifest: lm-eval's aggregates of its own tasks.
 
-    # -- answering --------------------------------------------------------------------------------
+        recorded: the scores of every document, None for one that failed.
+        """
+        rows = [row for row in recorded if row is not None]
+        if isinstance(self.task, StockTask) and rows and len(rows) == len(recorded):
+            return {"lm_eval": self.task.summary(rows)}  # lm-eval knows no document that failed
+        return {}
 
-    def answer(self, documents: Sequence[Document]) -> None:
-        """Answers a batch and records those that have no row yet; where it fails, each is tried alone.
+    def take_tally(self) -> Tally:
+        """Returns the counts since they were last taken."""
+        taken, self.tally = self.tally, Tally()
+        return taken
+
+    def write_ahead(self, every: Sequence[Sequence[Document]]) -> None:
+        """Writes the answers to several batches side by side; `answer` then takes them.
+
+        Where that fails, `answer` does it batch by batch and finds out why.
+        """
+        began, device = time.perf_counter(), self.answering.receiver.device
+        asked = [[d for d in documents if d.hash not in self.too_long] for documents in every]
+        asked = [documents for documents in asked if documents]
+        self._written.clear()
+        if self.unable or len(asked) < 2:
+            return
+        reset_peak_memory(device)
+        readings = {lm.shared for lm in (self.answering.receiver, self.answering.sharer)}
+        for each in readings:
+            each.start_accounting()
+        try:
+            with device_named():
+                batches = [self._batch(documents, Clock(device)) for documents in asked]
+                states = [self.answering.respond(batch) for batch in batches]
+                if any(p.closing is not None for state in states for p in state.prompts):
+                    return  # thoughts are written batch by batch
+                answers = answer_texts(list(zip(states, batches, strict=True)))
+        except DeviceError:
+            raise
+        except FAILURES:  # the batch in which it happens fails again, and says so
+            self.tally.seconds += time.perf_counter() - began
+            for each in readings:
+                each.release()
+            return
+        spent = time.perf_counter() - began + sum(each.saved_seconds for each in readings)
+        seconds, peak = spent / len(asked), peak_memory_bytes(device)
+        for documents, state, batch, (outcomes, tokens) in zip(asked, states, batches, answers, strict=True):
+            found = state, *together(documents, outcomes, tokens), batch.clock
+            self._written[tuple(d.hash for d in documents)] = found, seconds, peak
+
+    def answer(self, documents: Sequence[Document], todo: Collection[str]) -> Iterator[Row]:
+        """Answers a batch and yields the rows of `todo` (hashes); where it fails, each is tried alone.
 
         The whole batch runs again after a kill in its middle, so that the rest of its rows come out as
         they would have.
         """
-        if not any(d.hash in self.todo for d in documents):
+        if not any(d.hash in todo for d in documents):
             return
         for document in documents:
-            if (reason := self.too_long.get(document.hash)) and document.hash in self.todo:
-                self.failures.append(reason)
-                self._record(document, {"error": reason, "score": 0.0})
+            if (reason := self.too_long.get(document.hash)) and document.hash in todo:
+                self.tally.failures.append(reason)
+                yield self._whole(document, {"error": reason, "score": 0.0})
         if not (documents := [d for d in documents if d.hash not in self.too_long]):
             return
         readings = {lm.shared for lm in (self.answering.receiver, self.answering.sharer)}
@@ -245,51 +265,60 @@ class Run:
             each.start_accounting()
         began, device = time.perf_counter(), self.answering.receiver.device
         reset_peak_memory(device)
+        written, ahead, peak = self._written.pop(tuple(d.hash for d in documents), (None, 0.0, 0))
+        began -= ahead
         try:
-            state, outcomes, tokens, _ = self._respond(documents)
-            rows = [self.rows.row(d, state, outcomes[i], tokens[i], i) for i, d in enumerate(documents)]
-            self.ties += sum(
-                d.hash in self.todo and tied(o) for d, o in zip(documents, outcomes, strict=True)
+            state, outcomes, tokens, _ = written or self._respond(documents)
+            places = row_places(documents)
+            rows = [
+                self.rows.row(d, state, outcomes[i], tokens[i], places[i]) for i, d in enumerate(documents)
+            ]
+            self.tally.ties += sum(
+                d.hash in todo and tied(o) for d, o in zip(documents, outcomes, strict=True)
             )
         except DeviceError:
             raise
         except FAILURES as error:
             reason = reason_of(error)
             if len(documents) > 1:
-                self.seconds += time.perf_counter() - began
+                self.tally.seconds += time.perf_counter() - began
                 freed = sum(
                     each.release() for each in readings
                 )  # caches that other runs of this batch would share
                 if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and freed:
-                    self.answer(documents)
+                    yield from self.answer(documents, todo)
                     return
-                self.retried.append(reason)
+                self.tally.retried.append(reason)
                 for document in documents:
-                    self.answer([document])
+                    yield from self.answer([document], todo)
                 return
             if isinstance(error, NotFiniteError) and not self.unable:
                 reason = self._traced(documents[0], error)
-            self.failures.append(reason)
+            self.tally.failures.append(reason)
             rows = [{"error": reason, "score": 0.0}]
         seconds = time.perf_counter() - began + sum(each.saved_seconds for each in readings)
-        self.seconds += seconds
+        self.tally.seconds += seconds
         measured = {
             "amortized_ms": seconds * 1e3 / len(documents),
             "batch_size": len(documents),
-            "peak_memory_bytes": peak_memory_bytes(device),
+            "peak_memory_bytes": max(peak, peak_memory_bytes(device)),
         }
-        new = [(d, row | measured) for d, row in zip(documents, rows, strict=True) if d.hash in self.todo]
+        new = [(d, row | measured) for d, row in zip(documents, rows, strict=True) if d.hash in todo]
         for document, row in sorted(new, key=lambda pair: pair[0].hash in self.timed):  # the untimed first
-            self._record(document, row | (self._latency(document) if document.hash in self.timed else {}))
+            timed = self.latency(document) if document.hash in self.timed else {}
+            yield self._whole(document, row | timed)
 
-    def _respond(self, documents: Sequence[Document]) -> tuple[State, list[Outcome], list[int], Clock]:
+    def _batch(self, documents: Sequence[Document], clock: Clock) -> Batch:
+        return batch_of(documents, [self.message_from[d.hash] for d in documents], clock)
+
+    def _respond(self, documents: Sequence[Document]) -> Answered:
         if self.unable:
             raise NotFiniteError(self.unable)
         clock = Clock(self.answering.receiver.device)
-        batch = Batch(documents, [self.message_from[d.hash] for d in documents], clock)
+        batch = self._batch(documents, clock)
         with device_named():
             state = self.answering.respond(batch)
-            outcomes, tokens = answer(state, batch)
+            outcomes, tokens = together(documents, *answer(state, batch))
         return state, outcomes, tokens, clock
 
     def _traced(self, document: Document, error: NotFiniteError) -> str:
@@ -304,7 +333,7 @@ class Run:
                     return reason_of(UserError(f"{error.what} First, {first.what}", error.next_step))
         return reason_of(error)
 
-    def _latency(self, document: Document) -> dict[str, float]:
+    def latency(self, document: Document) -> dict[str, float]:
         """Warm timings of one document alone, in ms; nothing that it needs is at hand already.
 
         Empty where the document fails.
@@ -315,13 +344,13 @@ class Run:
             except DeviceError:
                 raise
             except FAILURES as error:
-                self.untimed.append(reason_of(error))
+                self.tally.untimed.append(reason_of(error))
                 return {}
             total = clock.total_ms()
         return {f"{p}_ms": clock.ms[p] for p in PHASES} | {"ttft_ms": clock.ttft_ms or 0.0, "ttea_ms": total}
 
-    def _record(self, document: Document, row: dict[str, Any]) -> None:
-        self.score, self.count = self.score + float(row["score"]), self.count + 1
+    def _whole(self, document: Document, row: Row) -> Row:
+        """A row with the columns that the document decides."""
         sender = self.message_from[document.hash]
         fixed = {
             "doc_id": document.doc_id,
@@ -332,7 +361,7 @@ class Run:
             "metric": self.task.metric(document.scoring),
             "message_from": sender.hash if self.answering.sends else None,
         }
-        self.writer.append(fixed | row)
+        return fixed | row
 
 
 def reason_of(error: Exception) -> str:

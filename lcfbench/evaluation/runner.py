@@ -10,124 +10,120 @@ is the process's: manifests record how many runs were answered together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import product
 
 import torch
 
-from lcfbench.controls.base import load_control
-from lcfbench.errors import UserError
-from lcfbench.evaluation.batching import batches
+from lcfbench.evaluation.plan import look_up, variants_of
 from lcfbench.evaluation.recipe import Recipe
-from lcfbench.evaluation.run import Run
-from lcfbench.evaluation.session import Session
-from lcfbench.evaluation.variants import Variant
-from lcfbench.methods.create import method_class
-from lcfbench.models.causal_lm import sharing
+from lcfbench.evaluation.record import Record, in_order
+from lcfbench.evaluation.worker import Worker
+from lcfbench.methods.load_pair import ROLES, roles_of
+from lcfbench.models.dtypes import choose, pick_device
+from lcfbench.models.memory import free_bytes
 from lcfbench.progress import Progress
-from lcfbench.provenance import digest
-from lcfbench.tasks.task import Task
+from lcfbench.provenance import usable_cpus
+from lcfbench.sources.models import find_model, split_pair
+
+ROWS_THAT_PAY = 2000  # below, the start of a second process saves little
+UNLIMITED = 500  # documents of a task, about, where no limit is given
+AS_LOADED = 3  # times its files' size that a model takes at most, with its caches
 
 
 def run(recipe: Recipe, progress: Progress) -> Iterator[str]:
     """Runs all that the recipe asks for; yields each run's id when it is complete.
 
     On KeyboardInterrupt recorded rows are sealed first. Raises UserError: names, options, data and
-    adapters are looked up before a model is loaded, all runs of a task before its first is opened.
+    adapters are looked up before a model is loaded, all runs of a group before its first is opened.
     """
-    session = Session(recipe, progress)
-    plan = _plan(recipe, progress)
-    portions = [(task, session.portions(task)) for task in session.tasks]
-    for task, variants in ((task, some) for task, every in portions for some in every):
-        runs = _runs_of(session, task, variants, plan)
+    if recipe.on or (recipe.processes or processes_that_pay(recipe)) > 1:
+        yield from run_pooled(recipe, progress)
+        return
+    worker = Worker(recipe, progress)
+    for group in worker.groups:
+        records = [Record(asked, recipe, progress) for asked in worker.open(group)]
         with ExitStack() as opened:
-            for each in runs:
+            for each in in_order(records, recipe):
                 each.open()
                 opened.callback(each.writer.interrupt)  # does nothing to a run that was finished
-            _answer([each for each in runs if not each.writer.complete], recipe.batch_size, progress)
-        session.release()
-        yield from (each.writer.run_id for each in runs)
+            left = [each for each in records if not each.writer.complete]
+            for lane in dict.fromkeys(each.asked.lane for each in left):
+                _answer(worker, [each for each in left if each.asked.lane == lane], progress)
+        worker.release()
+        yield from (each.writer.run_id for each in records)
 
 
-def _plan(recipe: Recipe, progress: Progress) -> list[tuple[str, str]]:
-    """Every method under every control that means something for it; the others are named.
+def processes_that_pay(recipe: Recipe) -> int:
+    """Returns how many processes answer a recipe fastest that does not say: 1, or 2 on a CPU.
 
-    Raises UserError where nothing is left.
+    Two of one thread beat one of two (`benchmarks/processes.py`), once the work is much longer than their
+    start, where both find room.
     """
-    every = [(m, c, load_control(c).lacks(method_class(m))) for m in recipe.methods for c in recipe.control]
-    plan, left = [(mode, control) for mode, control, what in every if not what], []
-    for what in ("message", "cache"):
-        if without := [each for each in every if each[2] == what]:
-            modes, controls = (list(dict.fromkeys(names)) for names in list(zip(*without, strict=True))[:2])
-            left.append((", ".join(modes), what, " or ".join(controls)))
-    if not plan:
-        reasons = "; ".join(
-            f"{names} sends no {what} that {others} could change" for names, what, others in left
-        )
-        raise UserError(f"nothing to run: {reasons}.", "Add --control matched, or a method that sends one.")
-    for names, what, others in left if "control" in recipe.model_fields_set else []:
-        progress.say(f"{names}: sends no {what}, so there is no {others} run of it.")
-    return plan
+    rows = len(recipe.mode) * len(recipe.task) * len(recipe.control) * (recipe.limit or UNLIMITED)
+    if rows < ROWS_THAT_PAY or usable_cpus() < 2 or on_gpu(recipe):
+        return 1
+    recipe.check_names()
+    folders = {find_model(name, offline=recipe.offline).path for name in split_pair(recipe.pair)}
+    size = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+    return 2 if 2 * AS_LOADED * size < free_bytes(torch.device("cpu")) else 1
 
 
-def _runs_of(
-    session: Session, first: Task, variants: Sequence[Variant], plan: Sequence[tuple[str, str]]
-) -> list[Run]:
-    """The runs of variants on a task under all seeds; where nothing is random there is one."""
-    seeds = session.recipe.every_seed
-    tasks, once = [first, *(first.reseeded(seed) for seed in seeds[1:])], []
-    runs: dict[str, Run] = {}
-    twice: dict[str, None] = {}
-    for variant, control in product(variants, session.recipe.control):
-        for task in tasks if (variant.mode, control) in plan else ():
-            run = Run(session, task, variant, control)
-            known = runs.setdefault(digest(run.identity), run)
-            if known is not run:
-                label = known.variant.label
-                same = "is asked twice" if label == variant.label else f"is the same as {label}"
-                twice[f"{first.name}: {variant.label} {same}, so it is run once."] = None
-            elif not run.draws:
-                once.append(variant.label if control == "matched" else f"{variant.label} ({control})")
-            if not run.draws:
-                break
-    for text in twice:
-        session.progress.say(text)
-    if once and len(seeds) > 1:
-        what = f"{first.name}: {', '.join(once)} draws nothing (every document is asked)"
-        session.progress.say(f"{what}, so it is run once, with seed {seeds[0]}.")
-    return list(runs.values())
+def on_gpu(recipe: Recipe) -> bool:
+    """Says whether models run on a GPU, where workers do not disturb each other's timings."""
+    places = (recipe.device, recipe.receiver_device, recipe.sharer_device)
+    kinds = {pick_device(place).type for place in places if place}
+    return recipe.device_map is not None or kinds != {"cpu"}
 
 
-def _answer(runs: Sequence[Run], batch_size: int, progress: Progress) -> None:
-    """Answers all that is left of these runs, and finishes them."""
-    with torch.inference_mode():
-        for together in _alike(runs):
-            begun: list[str] = []
-            try:
-                for each in together:
-                    each.writer.record(together=len(together))
-                    begun.append(each.title)
-                    progress.begin(each.title, len(each.documents), each.count, each.score)
-                    each.calibrate()
-                    each.warm_up()
-                for batch in batches(together[0].documents, batch_size):
-                    with sharing(lm for each in together for lm in each.models):
-                        for each in together:
-                            before = each.count
-                            each.answer(batch)
-                            if each.count > before:
-                                progress.update(each.title, each.score, each.count)
-                for each in together:
-                    each.finish()
-            finally:
-                for title in begun:
-                    progress.end(title)
+def run_pooled(recipe: Recipe, progress: Progress) -> Iterator[str]:
+    """As `run`, by several workers. The recipe is looked up here first: a mistake starts none of them."""
+    from lcfbench.evaluation.pool import Pool, Workers
+    from lcfbench.evaluation.processes import Processes
+    from lcfbench.evaluation.ray_workers import RayWorkers
+
+    variants_of(recipe, look_up(recipe))
+    gpu = on_gpu(recipe)
+    if recipe.dtype == "auto" and not gpu:
+        choose(torch.device("cpu"))  # measured once, not by every worker beside the others
+    with ExitStack() as stack:
+        workers: Workers
+        if recipe.on:
+            gpus = 0.0 if recipe.device == "cpu" else recipe.gpus_per_worker
+            workers = RayWorkers(recipe.on, recipe.processes, gpus)
+        else:
+            for role, name in zip(ROLES, split_pair(recipe.pair), strict=True):
+                if role in roles_of(recipe.methods):
+                    find_model(name, offline=recipe.offline)  # fetched once
+            workers = Processes(recipe.processes or 2, on_cpu=not gpu)
+        stack.callback(workers.stop)
+        yield from Pool(recipe, progress, workers, stack).run()
 
 
-def _alike(runs: Iterable[Run]) -> list[list[Run]]:
-    """The runs in groups that ask the very same documents, in the order given."""
-    groups: dict[tuple[int, ...], list[Run]] = {}
-    for each in runs:
-        groups.setdefault(tuple(sorted(map(id, each.documents))), []).append(each)
-    return list(groups.values())
+def _answer(worker: Worker, records: Sequence[Record], progress: Progress) -> None:
+    """Answers all that is left of runs that ask the same documents, and finishes them."""
+    by_id, begun = {each.asked.run_id: each for each in records}, list[str]()
+    try:
+        for run_id, each in by_id.items():
+            each.writer.record(together=len(records))
+            begun.append(each.title)
+            each.begin()
+            each.writer.record(**worker.begin(run_id))
+        batches, ahead = records[0].asked.batches, 0
+        for number, batch in enumerate(batches):
+            if number == ahead:
+                ahead += worker.side_by_side(batches[number:])
+                if ahead > number + 1:
+                    worker.write_ahead(batches[number:ahead], {i: each.todo for i, each in by_id.items()})
+            counts = [each.count for each in records]
+            todo = {run_id: each.todo & set(batch) for run_id, each in by_id.items()}
+            worker.answer(batch, todo, lambda run_id, row: by_id[run_id].append(row))
+            for each, before in zip(records, counts, strict=True):
+                if each.count > before:
+                    each.show()
+        for run_id, each in by_id.items():
+            each.tally.add(worker.runs[run_id].take_tally())
+            each.finish(worker.runs[run_id].summary(each.writer.metrics()) if each.asked.sums else {})
+    finally:
+        for title in begun:
+            progress.end(title)

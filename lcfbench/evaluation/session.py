@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import WEIGHTS, read_config
 from lcfbench.adapters.files import stored_dtype
+from lcfbench.adapters.proof import COVERED, lacking
 from lcfbench.errors import UserError
 from lcfbench.evaluation.identity import prompts_sha256
-from lcfbench.evaluation.plan import look_up, variants_of
+from lcfbench.evaluation.plan import check_proven, look_up, proofs_of, variants_of
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.variants import Variant
 from lcfbench.methods.base import Method
@@ -40,14 +42,20 @@ from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import check_ranked
 from lcfbench.tasks.task import Task
 
+Variants = Mapping[str, Collection[Variant]]
+
 
 class Session:
     """Opens what a recipe needs: names, data and adapters first, then the models.
 
-    Raises UserError for anything that is not there.
+    variants: those to be run, by the names of their tasks; none: all. weights: without them the models
+    are `Outline`s, with which runs are planned and not made. Raises UserError for anything that is not
+    there.
     """
 
-    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+    def __init__(
+        self, recipe: Recipe, progress: Progress, variants: Variants | None = None, weights: bool = True
+    ) -> None:
         self.recipe, self.progress, self.names = recipe, progress, split_pair(recipe.pair)
         self._digests: dict[tuple[str, int], tuple[str, str | None]] = {}
         self._methods: dict[tuple[Variant, str, int], Method] = {}
@@ -60,10 +68,18 @@ class Session:
         self._calibrations: dict[int, dict[str, Any]] = {}
         self.tasks = look_up(recipe)
         self.variants = variants_of(recipe, self.tasks)
+        if variants is not None:
+            self.variants = {
+                name: [each for each in every if each in variants.get(name, ())]
+                for name, every in self.variants.items()
+            }
+            self.tasks = [task for task in self.tasks if self.variants[task.name]]
+        self._proofs = proofs_of(recipe, self.tasks, self.variants)
+        self._unproven: set[Path] = set()  # adapters that were said to have no proof
         for task in self.tasks:  # the data are fetched and read only where the rest is right
             self.digests(task)
         if recipe.thinking != "off":  # tokenizers alone: no model is loaded in vain
-            roles = roles_of(recipe.methods)
+            roles = roles_of(self.modes)
             trusted, offline = recipe.trust_remote_code, recipe.offline
             check_thinking(
                 [
@@ -78,8 +94,9 @@ class Session:
         self._check_shapes()
         self.pair: Pair = load_pair(
             recipe.pair,
-            roles=roles_of(recipe.methods),
+            roles=roles_of(self.modes),
             thinking=recipe.thinking,
+            weights=weights,
             **recipe.model_dump(include=CONDITIONS),
         )
         self._check_variants()
@@ -90,6 +107,11 @@ class Session:
             torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             dtype=choose(device)[1] if recipe.dtype == "auto" else None,
         )
+
+    @property
+    def modes(self) -> list[str]:
+        """The names of the methods that are run, each once."""
+        return list(dict.fromkeys(each.mode for task in self.tasks for each in self.variants[task.name]))
 
     def digests(self, task: Task) -> tuple[str, str | None]:
         """Digests of a task's data and of its split manifest. Generated data differ between seeds."""
@@ -128,13 +150,14 @@ class Session:
                     config.check_fits(receiver.geometry, sharer.geometry, str(folder))
                 check_needs(variant.mode, receiver, sharer, config)
 
-    def portions(self, task: Task) -> list[list[Variant]]:
+    def portions(self, task: Task, share: int = 1) -> list[list[Variant]]:
         """The variants of a task in portions whose adapters fit into half of the free memory together.
 
-        Mostly there is one. Raises UserError for an adapter that does not fit alone.
+        Mostly there is one. share: processes that share the memory. Raises UserError for an adapter that
+        does not fit alone.
         """
         out: list[list[Variant]] = [[]]
-        free, loaded = free_bytes(self.pair.receiver.device), dict[Path, int]()
+        free, loaded = free_bytes(self.pair.receiver.device) // share, dict[Path, int]()
         for variant in self.variants[task.name]:
             if (folder := variant.adapter) is not None and folder not in loaded:
                 itemsize = self.pair.receiver.dtype.itemsize
@@ -173,6 +196,20 @@ class Session:
             what = f"adapter {folder.name} was trained on other weights: {other}."
             self.progress.warn(f"{what} Expect it to do worse.")
         return adapter
+
+    def check_proof(self, folder: Path, identity: dict[str, Any]) -> None:
+        """Says once that an adapter has no proof for a run; under --require-proof raises UserError.
+
+        No proof at all is a warning.
+        """
+        proofs, asked = self._proofs[folder], {name: identity.get(name) for name in COVERED}
+        if self.recipe.require_proof:
+            check_proven(folder, proofs, asked)
+        elif folder not in self._unproven and (why := lacking(folder.name, proofs, asked)):
+            self._unproven.add(folder)
+            how = f"lcfbench adapter prove {folder} --runs {self.recipe.out}"
+            tell = self.progress.say if proofs else self.progress.warn
+            tell(f"{why}; runs under matched and deranged make one: {how}")
 
     def method(self, variant: Variant, task: Task) -> Method:
         """A variant on a task, made once for all controls. Raises UserError where it cannot serve it."""

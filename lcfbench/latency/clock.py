@@ -10,9 +10,9 @@ cannot overlap it. That is right where phases must add up on the host, and slowe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Protocol
 
 import torch
 
@@ -49,11 +49,12 @@ class EventClock(Clock):
         self._first: Mark | None = None
         self._begin = mark(self.device)
 
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        began = self._mark(self.device)
-        yield
-        self._spans.append((phase, began, self._mark(self.device)))
+    def moment(self, stream: Any = None) -> Mark:
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
+            return self._mark(self.device)
+
+    def add(self, phase: str, begin: Mark, end: Mark) -> None:
+        self._spans.append((phase, begin, end))
 
     def first_token(self) -> None:
         if self._first is None:
@@ -64,7 +65,7 @@ class EventClock(Clock):
         """Milliseconds of each phase, on the device's own clock."""
         out = dict.fromkeys(PHASES, 0.0)
         if self._spans:
-            self._spans[-1][2].synchronize()  # one stream: all that was recorded before is over, too
+            self._spans[-1][2].synchronize()  # what was recorded before is over too: streams have been joined
         for phase, began, ended in self._spans:
             out[phase] += began.elapsed_time(ended)
         return out
@@ -82,6 +83,10 @@ class EventClock(Clock):
         return self._begin.elapsed_time(mark)
 
 
-def clock_for(device: torch.device) -> Clock:
-    """Device events on a GPU, the host's clock elsewhere."""
-    return EventClock(device) if device.type == "cuda" else Clock(device)
+def clock_for(*devices: torch.device) -> Clock:
+    """Device events where all models are on one GPU, else the host's clock, which waits for all of them.
+
+    devices: of the models, the receiver's first. Events of two devices have no common time.
+    """
+    one = devices[0].type == "cuda" and len(set(devices)) == 1
+    return EventClock(devices[0]) if one else Clock(devices[0])

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from lcfbench.errors import UserError
 from lcfbench.methods.base import Method
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.tasks.document import NOTE, Document, View
 from lcfbench.tasks.prompts import render
-from lcfbench.tasks.task import Task
+from lcfbench.tasks.splitfacts import vocabulary
 
 SOURCE = 16  # documents whose text is used, one after the other and then again
 BACK = 64  # words that may be taken away in search of a text of exact length
@@ -24,7 +25,43 @@ FILLERS = (" a", " the", " 1", ".", " I", ",")
 SHORTEST = FILLERS[0].strip()
 
 
-def of_length(task: Task, tokens: int, receiver: CausalLM, answer_tokens: int = 1) -> Document:
+class Texts(Protocol):
+    """Where the text of documents comes from: a task, or `Words`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shared(self) -> bool: ...
+
+    def documents(
+        self, *, limit: int | None = None, split: str = "test", receiver_chat: bool = True
+    ) -> list[Document]: ...
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words of this package in place of a task's text: they are on every machine.
+
+    shared: whether both models read the same. What is written costs no more or less than a task's text.
+    """
+
+    shared: bool
+
+    @property
+    def name(self) -> str:
+        return "words" if self.shared else "words-apart"
+
+    def documents(
+        self, *, limit: int | None = None, split: str = "test", receiver_chat: bool = True
+    ) -> list[Document]:
+        """One document of all words, for any question."""
+        words = " ".join(vocabulary("trained"))
+        view, note = View(words), View(f"{NOTE}\n\n{words}")
+        return [Document(self.name, "0", view, view, view, view, note, "generate", "", shared=self.shared)]
+
+
+def of_length(task: Texts, tokens: int, receiver: CausalLM, answer_tokens: int = 1) -> Document:
     """Makes a document whose prompt, template included, has exactly `tokens` receiver tokens.
 
     The sharer's own text and its request for a note are as long, by the receiver's tokenizer; on

@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lcfbench.config import MOST, Device, Settings, lists_of_texts, several
 from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Attention, DeviceMap, Dtype, Recipe, check_known, names_or_files
 from lcfbench.evaluation.variants import read_entry, split_modes
+from lcfbench.registry import method_names
 from lcfbench.sources.models import split_pair
 
 BUDGETS = [16, 64]  # where a method has a budget and none is given
@@ -24,11 +25,24 @@ SAME: dict[str, Any] = dict(Recipe.model_fields)  # settings that mean the same 
 Length = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
+def is_spec(place: Path) -> bool:
+    """Returns whether an adapter is given by its shape, `METHOD:key=value,…`, and not by its place."""
+    return not place.exists() and read_entry(str(place))[0] in method_names()
+
+
 class BenchRecipe(Settings):
     """A grid: every method × prompt tokens × answer tokens, and × budgets where the method has one."""
 
     pair: str = SAME["pair"]
-    mode: list[str] = Field(["receiver", "t2t", "lcf"], description=SAME["mode"].description)
+    random_weights: bool = Field(
+        False,
+        description="Models of the pair's shapes with random weights: needs no weights and no network. "
+        "Tells times, and never goes with scores.",
+    )
+    mode: list[str] = Field(
+        ["receiver", "t2t", "lcf"],
+        description=f"{SAME['mode'].description} Those of untrained adapters need not be named.",
+    )
     task: list[str] = Field(
         [], description="Tasks whose text is read, comma-separated; without it, those of the adapters."
     )
@@ -42,7 +56,21 @@ class BenchRecipe(Settings):
     )
     repeats: int = Field(7, ge=1, le=MOST, description="Timed passes of each cell, in turn.")
     warm_up: int = Field(2, ge=1, le=MOST, description="Passes before them that are not timed.")
-    adapter: list[Path] = SAME["adapter"]
+    drift: float = Field(
+        5.0,
+        ge=0,
+        le=100,
+        description="Percent by which a fixed matmul beside a repeat may be off its usual time, or a repeat "
+        "may lack processor time: else it is thrown away and made again; 0 keeps all, without a matmul.",
+    )
+    minutes: float | None = Field(
+        None, gt=0, le=100_000, description="Stop after so many minutes; each length has its share."
+    )
+    adapter: list[Path] = Field(
+        [],
+        description="Adapter's folder, name of a shipped one, or METHOD:KEY=VALUE,… for an untrained one of "
+        "that shape (lcf:width=128,layers=9).",
+    )
     options: dict[str, list[str]] = SAME["options"]
     dtype: Dtype = SAME["dtype"]
     device: Device = SAME["device"]
@@ -67,6 +95,14 @@ class BenchRecipe(Settings):
                 raise ValueError(f"{str(part)[:40]!r} is no number of tokens; give whole numbers from 1")
         return [int(part) for part in parts]
 
+    @model_validator(mode="after")
+    def _modes_of_adapters(self) -> BenchRecipe:
+        """Adds the methods of untrained adapters where no method is named."""
+        heads = [read_entry(str(place))[0] for place in self.adapter if is_spec(place)]
+        if heads and "mode" not in self.model_fields_set:
+            self.mode = list(dict.fromkeys(["receiver", "t2t", *heads]))
+        return self
+
     @property
     def names(self) -> tuple[str, str]:
         """Receiver and sharer. Raises UserError where the pair is not RECEIVER:SHARER."""
@@ -82,5 +118,8 @@ class BenchRecipe(Settings):
         check_known(self.pair, self.methods, self.task)
         if not (self.mode and self.prompt_tokens and self.answer_tokens):
             raise UserError("nothing to measure.", "Give --mode, --prompt-tokens and --answer-tokens.")
+        for head in {read_entry(str(place))[0] for place in self.adapter if is_spec(place)}:
+            if head not in self.methods:
+                raise UserError(f"--adapter {head}:… would have no effect.", f"Add {head} to --mode.")
         if "budget" in self.options:
             raise UserError("-o budget is one length of the grid.", "Use --budget, which takes several.")

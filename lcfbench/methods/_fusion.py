@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -20,8 +21,8 @@ from lcfbench.alignment.tokens import aligned_positions, turn_ends
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.models.beside import Beside
 from lcfbench.models.capabilities import Capability
-from lcfbench.models.finite import check_cache
 from lcfbench.models.kv_cache import KV, put
 from lcfbench.models.protocol import LanguageModel, Message, State
 from lcfbench.models.timing import Clock
@@ -156,22 +157,27 @@ class Fusion(Method):
             prompts = [self.prompt(self.receiver, d.receiver, d) for d in batch.documents]
             if not self.adapter.config.layers:  # every gate is shut: the receiver alone
                 return self.receiver.read(prompts)
-        with batch.clock("sharer"):
-            exchange = self.exchange(batch, prompts)
-        return self.edit(exchange)
+        beside = Beside.of(self.sharer, self.receiver, batch.clock)
+        with batch.clock("sharer") if beside is None else beside.first("sharer"):
+            exchange = self.exchange(batch, prompts, check=beside is None)
+        return self.edit(exchange, beside)
 
-    def exchange(self, batch: Batch, prompts: list[Prompt]) -> Exchange:
-        """Lets the sharer read the documents whose messages are sent."""
+    def exchange(self, batch: Batch, prompts: list[Prompt], check: bool = True) -> Exchange:
+        """Lets the sharer read the documents whose messages are sent.
+
+        check: whether its cache is held against NaN at once, which waits for a GPU.
+        """
         if not self.padded:
             shared = self.sharer_prompts(batch, prompts)
-            return Exchange(batch, prompts, shared, self.sharer_cache(shared))
+            return Exchange(batch, prompts, shared, self.sharer_cache(shared, check))
         chats = [self.chat(d, p) for d, p in zip(batch.documents, prompts, strict=True)]
         sent = chats
         if not all(batch.own):
             sent = [self.chat(d, self.prompt(self.receiver, d.receiver, d)) for d in batch.message_from]
         with torch.no_grad():
             theirs = self.sharer.prefill([c.sharer for c in sent], real=[c.sharer_real for c in sent])
-        check_cache(theirs, f"the cache of the sharer {self.sharer.name}")
+        if check:
+            self.check_sent(theirs)
         return Exchange(batch, prompts, [c.prompt for c in sent], theirs, chats, sent)
 
     def chat(self, document: Document, mine: Prompt) -> Chat:
@@ -193,8 +199,11 @@ class Fusion(Method):
             check_room(lm, mine, document, beside=len(chat.ids) - len(mine.ids), written=0)
         return chat
 
-    def edit(self, exchange: Exchange) -> State:
-        """Reads and edits segment after segment; the rest is left to run on the edited cache."""
+    def edit(self, exchange: Exchange, beside: Beside | None = None) -> State:
+        """Reads and edits segment after segment; the rest is left to run on the edited cache.
+
+        beside: the sharer's reading, where it has only been queued: the first segment is read beside it.
+        """
         prompts, rows, clock, kv = exchange.prompts, exchange.rows, exchange.batch.clock, None
         stops, fused = [0] * len(prompts), [0] * len(prompts)
         parts = (
@@ -203,7 +212,7 @@ class Fusion(Method):
             else Segment.between([c.stops for c in exchange.chats])
         )
         for part in parts or [Segment.whole(rows)]:
-            with clock("prefill"):
+            with clock("prefill") if kv is not None or beside is None else beside.second("prefill"):
                 kv = self.read(rows, kv, part)
             if part.width:  # a one-token prompt has nothing to fuse
                 with clock("fuse"):
@@ -211,6 +220,9 @@ class Fusion(Method):
                 fused = [a + b for a, b in zip(fused, edited, strict=True)]
             stops = part.stops
         assert kv is not None
+        if beside is not None:  # only now: all that is known without the GPU is queued
+            with clock("sharer"):
+                self.check_sent(exchange.theirs)
         left = [row.ids[stop:] for row, stop in zip(rows, stops, strict=True)]
         real = None
         if exchange.chats is not None:
@@ -281,7 +293,7 @@ class Fusion(Method):
         adapter = self.adapter
         assert isinstance(adapter, Editor)
         rows, columns = rows.to(kv.keys.device), columns.to(kv.keys.device)
-        keys, values = kv.keys.clone(), kv.values.clone()
+        keys, values = (x.clone(memory_format=torch.contiguous_format) for x in (kv.keys, kv.values))
         n, more = len(rows), -len(rows) % VECTOR if whole_vectors else 0
         at = torch.cat([torch.arange(n), torch.full((more,), n - 1)]).to(rows.device)
         for some in adapter.pieces(len(at)):
@@ -334,7 +346,8 @@ class Fusion(Method):
 def in_proportion(mine: Chat, sent: Chat) -> list[int]:
     """Returns what each token reads of another document: real token t of N its real token t·M/N."""
     theirs = [column for column, real in enumerate(sent.sharer_real) if real]
-    rank = [sum(mine.real[:t]) * len(theirs) // sum(mine.real) for t in range(len(mine.ids))]
+    before = list(accumulate(mine.real, initial=0))  # real tokens before each, and all of them
+    rank = [n * len(theirs) // before[-1] for n in before[:-1]]
     return [-1 if e < 0 else theirs[k] for e, k in zip(mine.source, rank, strict=True)]
 
 

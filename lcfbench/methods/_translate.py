@@ -66,9 +66,9 @@ def columns_of(tokens: Sequence[Sequence[int]], prompts: Sequence[Prompt], kv: K
 
 def entries_at(content: KV, index: Tensor) -> Tensor:
     """Returns K|V flattened of all layers at columns `index` (B, T): (layers, B·T, 2·H·D)."""
-    both = torch.cat([flat(content.keys), flat(content.values)], -1)  # (layers, B, M, 2·H·D)
-    at = index[None, :, :, None].expand(both.shape[0], -1, -1, both.shape[-1])
-    return both.gather(2, at).flatten(1, 2)
+    at = index[None, :, None, :, None]
+    both = (x.gather(3, at.expand(*x.shape[:3], -1, x.shape[4])) for x in (content.keys, content.values))
+    return torch.cat([flat(x) for x in both], -1).flatten(1, 2)
 
 
 @torch.no_grad()

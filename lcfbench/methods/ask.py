@@ -9,12 +9,7 @@ from lcfbench.models.finite import check_cache
 from lcfbench.models.protocol import State
 from lcfbench.models.thinking import speak, think
 from lcfbench.models.timing import Clock
-from lcfbench.tasks.document import NOTE, Document, View
-
-BACKGROUND = (
-    "In one sentence, state the background knowledge that helps most to answer this question. "
-    "Do not answer it.\nQuestion: {}\n"
-)
+from lcfbench.tasks.document import NOTE, Document, View, background_request
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ def document_of(
     if shared := not (receiver_notes or sharer_notes):
         receiver = sharer = full = View(question, begin)
         noted = View(f"{NOTE}\n\n{question}", begin)
-        request = View(BACKGROUND.format(question), "Background knowledge: It is known that")
+        request = background_request(question)
     else:
         receiver, sharer = _view(receiver_notes, question, begin), _view(sharer_notes, question, begin)
         full = _view(f"{sharer_notes} {receiver_notes}", question, begin)

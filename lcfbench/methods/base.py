@@ -133,15 +133,20 @@ class Method:
         with torch.inference_mode():
             return answer_of(self.respond(batch), batch.clock, document)
 
-    def sharer_cache(self, prompts: Sequence[Prompt]) -> KV:
+    def sharer_cache(self, prompts: Sequence[Prompt], check: bool = True) -> KV:
         """Returns the sharer's cache over whole prompts, left-padded; no gradient goes there.
 
-        Raises NotFiniteError for an entry that is NaN or infinite.
+        check: whether `check_sent` is called here.
         """
         with torch.no_grad():
             kv = self.sharer.prefill([p.ids for p in prompts])
-        check_cache(kv, f"the cache of the sharer {self.sharer.name}")
+        if check:
+            self.check_sent(kv)
         return kv
+
+    def check_sent(self, kv: KV) -> None:
+        """Raises NotFiniteError for an entry of the sharer's cache that is NaN or infinite."""
+        check_cache(kv, f"the cache of the sharer {self.sharer.name}")
 
     @classmethod
     def configure(
@@ -190,8 +195,10 @@ def prompt(
     the model does not have.
     """
     chat = document.chat and lm.has_chat
-    shown = render(
-        view, lm.tokenizer, chat=chat, choices=bool(document.steps), history=history, spelled=spelled
+    choices = bool(document.steps)
+    shown = lm.shared.once(
+        (view, chat, choices, tuple(history), spelled),
+        lambda: render(view, lm.tokenizer, chat=chat, choices=choices, history=history, spelled=spelled),
     )
     if (most := max(shown.ids, default=0)) >= lm.vocabulary_size:
         token, rows = lm.tokenizer.convert_ids_to_tokens(most), lm.vocabulary_size

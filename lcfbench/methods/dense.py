@@ -23,6 +23,8 @@ from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import State
 from lcfbench.tasks.document import Document
 
+LONG, AT_ONCE = 2048, 512  # columns up to which all are translated at once, and how many then
+
 
 @dataclass
 class Dense(Fusion):
@@ -105,12 +107,23 @@ class Dense(Fusion):
         return replace(state, message=replace(message, adapter_flops=work))
 
     def translate(self, sent: KV, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns content keys and values (L, B, H, N, D) for the columns `index` (B, N)."""
+        """Returns content keys and values (L, B, H, N, D) for the columns `index` (B, N).
+
+        Of many columns some at a time, unless a gradient is wanted: what the adapter makes of an entry
+        on the way is many times as large as the entry.
+        """
         adapter, receiver = self.adapter, self.receiver
         with torch.no_grad():
-            entries = entries_at(self.sharer.content_keys(sent), index)
-            entries = adapter.window(entries.to(receiver.device, receiver.dtype))
-        return adapter(adapter.message(entries).unflatten(1, index.shape))
+            content_of = self.sharer.content_keys(sent)
+        size = index.shape[1] if torch.is_grad_enabled() or index.shape[1] <= LONG else AT_ONCE
+        made = []
+        for some in index.split(max(size, 1), 1):
+            with torch.no_grad():
+                entries = entries_at(content_of, some)
+                entries = adapter.window(entries.to(receiver.device, receiver.dtype))
+            made.append(adapter(adapter.message(entries).unflatten(1, some.shape)))
+        keys, values = made[0] if len(made) == 1 else (torch.cat(x, 3) for x in zip(*made, strict=True))
+        return keys, values
 
     def aware(self, batch: Batch) -> bool:
         """Says whether the receiver's own entries stay in the cache, on shared contexts.

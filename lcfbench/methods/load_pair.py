@@ -19,8 +19,10 @@ from lcfbench.errors import UserError
 from lcfbench.methods.create import method_class
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.dtypes import pick_device
+from lcfbench.models.loading import How, WeightsNeededError
+from lcfbench.models.random_weights import random_lm
 from lcfbench.progress import quiet_libraries
-from lcfbench.sources.models import ALIASES, Found, find_model, split_pair
+from lcfbench.sources.models import ALIASES, find_model, split_pair
 from lcfbench.tasks.chat_template import Thinking
 
 ROLES = ("receiver", "sharer")
@@ -63,6 +65,8 @@ def load_pair(
     offline: bool = False,
     trust_remote_code: bool = False,
     thinking: Thinking = "off",
+    weights: bool = True,
+    random_weights: bool = False,
 ) -> Pair:
     """Loads RECEIVER:SHARER (aliases, Hub ids or folders); a model named twice is loaded once.
 
@@ -70,26 +74,49 @@ def load_pair(
     "auto" chooses what is fastest here. receiver_device, sharer_device: of one side alone. device_map:
     spreads each model that has no device of its own, see `lcfbench.models.placement`. trust_remote_code:
     run code of the models' folders. thinking: off, on, or a budget of tokens, for models that write a
-    thought first. Raises UserError where a name, a model, a dtype or a device is not there.
+    thought first. weights: without them models are `Outline`s, for which no weights are fetched either.
+    random_weights: models of these shapes with random weights, which only tell how long they take.
+    Raises UserError where a name, a model, a dtype or a device is not there.
     """
     quiet_libraries()
     names, wanted = split_pair(pair), set(roles)
 
     places = places_of(device, receiver_device, sharer_device, device_map)
 
-    def load(found: Found, place: Mapping[str, str | None]) -> CausalLM:
-        how: dict[str, Any] = {"dtype": dtype, "attention": attention, "thinking": thinking, **place}
-        return CausalLM.load(found, trust_remote_code=trust_remote_code, **how)
+    def load(side: int) -> CausalLM:
+        how: dict[str, Any] = {"dtype": dtype, "attention": attention, "thinking": thinking, **places[side]}
+        try:
+            return CausalLM.load(found[side], trust_remote_code=trust_remote_code, weights=weights, **how)
+        except WeightsNeededError:
+            whole = find_model(names[side], offline=offline)
+            return CausalLM.load(whole, trust_remote_code=trust_remote_code, **how)
 
-    if len(wanted) == 1:
-        side = ROLES.index(next(iter(wanted)))
-        model = load(find_model(names[side], offline=offline), places[side])
-        return Pair(model, model, names)
-    found = [find_model(name, offline=offline) for name in names]  # both, before the first is loaded
-    receiver = load(found[0], places[0])
+    needed = [side for side, role in enumerate(ROLES) if role in wanted]
+    if random_weights:
+        how = How(dtype, attention=attention, trust_remote_code=trust_remote_code, thinking=thinking)
+        return _random_pair(names, [(side, places[side]) for side in needed], how, offline)
+    # all, before the first is loaded
+    found = {side: find_model(names[side], offline=offline, weights=weights) for side in needed}
+    first, *others = needed
     # one revision, perhaps named in two ways
-    same = places[0] == places[1] and replace(found[0], name="") == replace(found[1], name="")
-    return Pair(receiver, receiver if same else load(found[1], places[1]), names)
+    same = not others or (places[0] == places[1] and replace(found[0], name="") == replace(found[1], name=""))
+    receiver = load(first)
+    return Pair(receiver, receiver if same else load(others[0]), names)
+
+
+def _random_pair(
+    names: tuple[str, str], needed: Sequence[tuple[int, Mapping[str, Any]]], how: How, offline: bool
+) -> Pair:
+    """A pair of random weights. needed: sides, with their places. Raises UserError for a device map."""
+    if any(place["device_map"] for _, place in needed):
+        what = "models of random weights stand on one device each"
+        raise UserError(f"{what}.", "Use --device, --receiver-device or --sharer-device.")
+    made: dict[Any, CausalLM] = {}
+    for side, place in needed:
+        key = names[side], place["device"]
+        made[key] = made.get(key) or random_lm(names[side], replace(how, **place), offline)
+    first, last = made.values() if len(made) > 1 else [*made.values()] * 2
+    return Pair(first, last, names)
 
 
 def places_of(

@@ -44,10 +44,10 @@ class Single(Identical):
         message = replace(Message.none(len(own)), adapter_flops=state.message.adapter_flops)
         return replace(state, message=message)
 
-    def sharer_cache(self, prompts: Sequence[Prompt]) -> KV:
+    def sharer_cache(self, prompts: Sequence[Prompt], check: bool = True) -> KV:
         """Returns the receiver's cache of all but the last token, which runs after the edit.
 
-        An empty column stands for that one.
+        An empty column stands for that one. It is never checked.
         """
         own = self.own_cache(prompts).entries_alone()
         keys, values = (F.pad(x, (0, 0, 0, 1)) for x in (own.keys, own.values))

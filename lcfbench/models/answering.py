@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,12 @@ from torch import Tensor
 from lcfbench.models.finite import FLAT, NotFiniteError, check_decided
 from lcfbench.models.grouping import forward_tokens, groups
 from lcfbench.models.padding import pad_right
-from lcfbench.models.protocol import Opened, State
+from lcfbench.models.protocol import Opened, State, Step
 
 LOGITS_BYTES = 256 << 20  # of fp32 logits at once while ranking: a vocabulary of 262,144 takes 1 MB a token
 TAIL = 16  # tokens that are decoded at least to look for a stop string
 
+Writing = Generator[Step, Tensor, list[list[int]]]
 Choices = Sequence[Sequence[Sequence[int]]]  # token ids of each choice of each document
 Ranked = list[list[tuple[float, bool]]]  # of each: log-likelihood, and whether greedy decoding writes it
 
@@ -101,14 +102,45 @@ def decode(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> tu
 def write(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> list[list[int]]:
     """Writes greedily, up to the first `until`. Returns the tokens of each row.
 
+    Raises NotFiniteError where the logits of a row cannot choose a token.
+    """
+    return write_together([(opened, max_new_tokens, until)])[0]
+
+
+def write_together(asked: Sequence[tuple[Opened, int, Sequence[str]]]) -> list[list[list[int]]]:
+    """Returns what `write` does for each of several batches of one model, of which each step is one."""
+    found: dict[int, list[list[int]]] = {}
+    running: dict[int, tuple[Writing, Step]] = {}
+
+    def goes_on(number: int, writing: Writing, logits: Tensor | None) -> None:
+        try:
+            running[number] = writing, writing.send(logits)  # type: ignore[arg-type]
+        except StopIteration as end:
+            running.pop(number, None)
+            found[number] = end.value
+
+    for number, each in enumerate(asked):
+        goes_on(number, writing(*each), None)
+    while running:
+        now = [(number, *both) for number, both in running.items()]
+        every = asked[0][0].lm.steps([step for *_, step in now])
+        for (number, some, _), logits in zip(now, every, strict=True):
+            goes_on(number, some, logits)
+    return [found[number] for number in range(len(asked))]
+
+
+def writing(opened: Opened, max_new_tokens: int, until: Sequence[str]) -> Writing:
+    """Yields each step and takes its logits (B, V); returns the tokens of each row.
+
     Rows that have ended are left out once they are half of the rows that run. Written tokens attend
-    silent entries too, as in C2C's `generate`. Raises NotFiniteError where the logits of a row cannot
-    choose a token.
+    silent entries too, as in C2C's `generate`.
     """
     lm, stops = opened.lm, opened.lm.stop_ids()
     if len(parts := lm.decoded_together(opened)) > 1:
-        each = [(rows, write(some, max_new_tokens, until)) for rows, some in parts]
-        found = {row: ids for rows, texts in each for row, ids in zip(rows, texts, strict=True)}
+        found: dict[int, list[int]] = {}
+        for places, some in parts:
+            texts = yield from writing(some, max_new_tokens, until)
+            found |= zip(places, texts, strict=True)
         return [found[row] for row in sorted(found)]
     last = max([TAIL, *(len(u.encode()) for u in until)])
     written: list[list[int]] = [[] for _ in range(opened.logits.shape[0])]
@@ -143,7 +175,8 @@ def write(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> lis
             hidden = hidden[:, index] if hidden is not None else None
             lm.keep_rows(cache, index)
         mask = F.pad(mask, (0, 1), value=1)
-        logits, position = lm.step(cache, ids, mask, position, hidden), position + 1
+        logits = yield Step(cache, ids, mask, position, hidden)
+        position = position + 1
     return written
 
 

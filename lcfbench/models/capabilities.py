@@ -52,6 +52,6 @@ def presumed(lm: CausalLM) -> Capabilities:
     missing = {}
     if lm.layout.recurrent:
         missing["handover"] = f"{layers_named(lm.layout.recurrent)} keep a recurrent state"
-    if lm.rotary.reason:
+    if lm.weights and lm.rotary.reason:  # texts are read to find out
         missing["rotate"] = lm.rotary.reason
     return Capabilities(missing)

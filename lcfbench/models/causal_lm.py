@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,21 +22,36 @@ from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
 from lcfbench.models.capabilities import Capabilities, presumed
 from lcfbench.models.conformance import Conformance
-from lcfbench.models.conformance_store import recorded
-from lcfbench.models.kv_cache import KV, growing
-from lcfbench.models.layer_masks import attention_sums, check_maskable, hiding, maskable, masking, windows
+from lcfbench.models.conformance_store import known, recorded
+from lcfbench.models.dtypes import absent
+from lcfbench.models.kv_cache import BLOCK, KV, growing
+from lcfbench.models.layer_masks import (
+    KINDS,
+    attention_sums,
+    check_maskable,
+    hiding,
+    kinds_of,
+    maskable,
+    masking,
+    windows,
+)
 from lcfbench.models.layout import Layout, Reading, decoder_of, layers_named, measured, select_rows
 from lcfbench.models.lengths import longest
 from lcfbench.models.loading import How, load_model
 from lcfbench.models.padding import Real, left_to_right, pad_left, pad_right, positions_of, silent_at
 from lcfbench.models.placement import devices_of, main_device, number_of
-from lcfbench.models.protocol import LanguageModel, Opened, State
+from lcfbench.models.protocol import LanguageModel, Opened, State, Step
+from lcfbench.models.ragged import Piece, can_join, joined_forward, joined_run, joined_steps
 from lcfbench.models.rotary import TOKENS, RotaryRules, find_rules, rope_types
-from lcfbench.models.shared_prefill import SharedPrefill
+from lcfbench.models.shared_prefill import Held, SharedPrefill
 from lcfbench.models.unpadded import WholeTexts, by_length, equal_forward, equal_run, whole_forward, whole_run
+from lcfbench.sources.model_folder import lacks
 from lcfbench.sources.models import Found, code_digest
 from lcfbench.tasks.prompts import Prompt
 
+LONG = 2048  # entries of a cache; a text within them is read at once
+STRETCH = {"cpu": 1024, "cuda": 8192}  # tokens of all rows in one forward of a longer text
+SCORES = 1 << 26  # of one layer's attention at once, where they are made
 CHANGING = {"dynamic", "longrope"}  # kinds of rotary embedding whose frequencies depend on the length
 
 
@@ -46,6 +62,7 @@ class CausalLM:
     kept for later. like: the same model without them, whose cache has been looked at already.
     """
 
+    weights = True  # an `Outline` has none
     facts: Mapping[str, str] = {}  # quantisation, and the digest of code of its folder that was run
 
     def __init__(
@@ -58,7 +75,7 @@ class CausalLM:
         learned: int = 0,
         like: CausalLM | None = None,
     ) -> None:
-        self.name, self.revision, self.source = name, revision, source
+        self.name, self.revision, self.source, self.learned = name, revision, source, bool(learned)
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self.layout: Layout = measured(self.model) if like is None else like.layout
         self.geometry = self.layout.geometry or Geometry(layers=0, kv_heads=1, head_dim=1)
@@ -88,13 +105,18 @@ class CausalLM:
         loaded = load_model(found, How(**how))
         code = f"+{code_digest(found.path)}" if how.get("trust_remote_code") else ""
         revision = f"{found.revision}{code}"
-        lm = cls(found.name, loaded.model, loaded.tokenizer, revision, found.source)
+        kind = cls if loaded.place is None else Outline
+        lm = kind(found.name, loaded.model, loaded.tokenizer, revision, found.source)
         lm.facts = loaded.facts
+        if loaded.place is not None:
+            lm.devices = [loaded.place]
+            if lm.layout.geometry is None and not absent(loaded.place) and not lacks(found.path):
+                return cls.load(found, check=check, **how | {"weights": True})  # the meta device hides it
         return lm.checked() if check else lm
 
     def checked(self) -> CausalLM:
         """Returns the model, which reads as its checks say. Raises UserError where it cannot be used."""
-        self.conformance = recorded(self)
+        self.conformance = recorded(self) if self.weights else known(self)
         if why := self.capabilities.lacks("text"):
             raise UserError(
                 f"{self.name} cannot be used here: {why}.",
@@ -224,7 +246,10 @@ class CausalLM:
         real: Real | None = None,
     ) -> KV:
         if past is None and real is None and isinstance(start, int) and start == 0:
-            return self.shared.read(rows, self.run)
+            with torch.no_grad() if self.shared.frozen else nullcontext():
+                short = max(map(len, rows), default=0) <= LONG
+                join = partial(joined_run, self) if short and self.joins else None
+                return self.shared.read(rows, self.run, join)
         # padding goes to the end, not between what was read and what is read now
         pad = pad_right if past is not None and past.length else pad_left
         return self.run(*pad(rows, self.pad_id), past, start, real)
@@ -236,7 +261,9 @@ class CausalLM:
         ids, mask = ids.to(self.device), mask.to(self.device)
         start = start.to(self.device) if isinstance(start, Tensor) else start
         begins = past is None or (not past.length and past.states is None)
-        if self.reading == "padded" or (self.reading == "left" and begins and real is None):
+        # padding in front of a recurrent layer's text would reach into several stretches
+        left = self.reading == "left" and begins and (ids.shape[1] <= LONG or bool(mask.all()))
+        if self.reading == "padded" or (left and real is None):
             return self.run_padded(ids, mask, past, start, real)
         if real is not None and not all(map(all, real)):
             raise UserError(
@@ -249,7 +276,7 @@ class CausalLM:
     def run_padded(
         self, ids: Tensor, mask: Tensor, past: KV | None, start: Tensor | int, real: Real | None = None
     ) -> KV:
-        """Runs the decoder once, padding and all."""
+        """Runs the decoder over ids, padding and all: at once, or a long text stretch by stretch."""
         before = KV.empty(self.layout, ids.shape[0], self.device, self.dtype) if past is None else past
         if ids.shape[1] == 0:
             return before
@@ -260,17 +287,67 @@ class CausalLM:
             mask, silent = mask * ~new, torch.cat([before.present != before.mask, new], 1)
         self.check_frequencies(before, positions)
         # covers cache and new ids: a mask of the new ids alone is silently wrong
-        full, cache = torch.cat([before.mask, mask], 1), before.to_cache()
-        with hiding(self.model, before.hidden, full, ids.shape[1]):
-            decoder_of(self.model)(
-                input_ids=ids,
-                attention_mask=full,
-                past_key_values=cache,
-                use_cache=True,
-                **self.places(positions),
-            )
-        at = torch.cat([before.positions, positions], 1)
-        return KV.from_cache(cache, full, at, before.hidden, silent, self.uneven).flush()
+        full, at = torch.cat([before.mask, mask], 1), torch.cat([before.positions, positions], 1)
+        n, more = before.length, ids.shape[1]
+        width = self.columns_at_once(before, mask, positions)
+        in_place = width < more and self.layout.plain
+        after = before.widened(full, at, silent) if in_place else before
+        cache = after.written_from(n, self.cut_windows(after)) if in_place else before.to_cache()
+        for a, b in pairwise([*range(0, more, width), more]):
+            with hiding(self.model, before.hidden, full[:, : n + b], b - a):
+                decoder_of(self.model)(
+                    input_ids=ids[:, a:b],
+                    attention_mask=full[:, : n + b],
+                    past_key_values=cache,
+                    use_cache=True,
+                    **self.places(positions[:, a:b]),
+                )
+        if not in_place:
+            after = KV.from_cache(cache, full, at, before.hidden, silent, self.uneven)
+        return after.flush() if n else after  # without a past they stand right: no GPU is waited for
+
+    def columns_at_once(self, past: KV, mask: Tensor, positions: Tensor) -> int:
+        """Returns how many of the new columns (B, N) of a text one forward reads: all where it is short.
+
+        Attention makes a mask, or scores, of its queries by all columns: a long text is read in stretches.
+        A text is not cut where gradients flow through a cache, where the frequencies of its beginning
+        depend on its end, nor where a recurrent layer could not go on.
+        """
+        rows, new = mask.shape
+        total = past.length + new
+        if total <= LONG or (torch.is_grad_enabled() and (past.keys.requires_grad or self.learned)):
+            return new
+        if self.steady is not None and int(positions.max()) >= self.steady:
+            return new
+        if self.layout.recurrent and (self.reading == "steps" or not bool(mask.all())):
+            return new
+        if self.attention == "eager" or not self.layout.plain:  # scores of all heads are made
+            heads = getattr(self.model.config.get_text_config(), "num_attention_heads", 1)
+            return min(max(SCORES // (total * heads * rows), 1), new)
+        tokens = STRETCH.get(self.device.type, STRETCH["cuda"])
+        return min(max(tokens // rows // BLOCK * BLOCK, BLOCK), new)
+
+    def cut_windows(self, kv: KV) -> Sequence[int | None]:
+        """Returns the windows of layers that are not shown the entries before them; () for none.
+
+        Models of transformers alone: others' own code may not ask the cache how much it shows. Not under
+        eager attention, whose weights are read by column.
+        """
+        cut = kv.length > LONG and kv.hidden is None and self.attention != "eager" and self.layout.plain
+        own, kinds = type(self.model).__module__.startswith("transformers."), kinds_of(self.model)
+        if not (cut and own and kinds and kinds <= KINDS):
+            return ()
+        return [self.windows[layer] for layer in self.decoder_layers(range(len(kv.keys)))]
+
+    @property
+    def joins(self) -> bool:
+        """Whether rows run side by side, see `models.ragged`; where gradients flow they do not."""
+        return self.can_join and not torch.is_grad_enabled()
+
+    @cached_property
+    def can_join(self) -> bool:
+        with torch.no_grad():
+            return can_join(self)
 
     @cached_property
     def steady(self) -> int | None:
@@ -343,17 +420,31 @@ class CausalLM:
     ) -> tuple[Tensor, Callable[[], KV]]:
         """Runs the model once, padding and all."""
         self.check_frequencies(kv, positions)
-        cache, full = kv.to_cache(), torch.cat([kv.mask, mask], 1)
+        full, columns = torch.cat([kv.mask, mask], 1), torch.cat([kv.positions, positions], 1)
+        in_place = kv.length > LONG and self.layout.plain and not torch.is_grad_enabled()
+        after = kv.widened(full, columns) if in_place else kv
+        cache = after.written_from(kv.length) if in_place else kv.to_cache()
         with hiding(self.model, kv.hidden, full, ids.shape[1]):
             logits = self.logits_of(
                 ids, at, attention_mask=full, past_key_values=cache, use_cache=True, **self.places(positions)
             )
 
         def longer() -> KV:
-            columns = torch.cat([kv.positions, positions], 1)
-            return KV.from_cache(cache, full, columns, kv.hidden, None, self.uneven)
+            return after if in_place else KV.from_cache(cache, full, columns, kv.hidden, None, self.uneven)
 
         return logits, longer
+
+    def forward_pieces(
+        self, pieces: Sequence[Piece], at: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[tuple[Tensor, Callable[[], KV]]]:
+        if self.joins and all(piece.kv is not None and piece.kv.length <= LONG for piece in pieces):
+            return joined_forward(self, pieces, at)
+        found = []
+        for piece, where in zip(pieces, at, strict=True):
+            assert piece.kv is not None
+            with masking(self.model, windows(self.model), piece.see):
+                found.append(self.forward(piece.kv, piece.ids, piece.mask, piece.positions, where))
+        return found
 
     def logits_of(self, ids: Tensor, at: tuple[Tensor, Tensor], **given: Any) -> Tensor:
         """Runs the model on ids (B, T); returns fp32 logits (n, V) at rows (n,) and columns (n,)."""
@@ -365,7 +456,7 @@ class CausalLM:
 
     def decoding(self, kv: KV) -> Any:
         """Makes the cache that `step` extends."""
-        return WholeTexts(kv) if self.reading == "whole" else growing(kv)
+        return WholeTexts(kv) if self.reading == "whole" else growing(kv, self.cut_windows(kv))
 
     def keep_rows(self, cache: Any, index: Tensor) -> None:
         if isinstance(cache, WholeTexts):
@@ -380,6 +471,12 @@ class CausalLM:
             return [(every, opened)]
         parts = [(rows.tolist(), opened.rows_at(rows)) for rows in by_length(opened.kv.present)]
         return parts if len(parts) > 1 else [(every, opened)]
+
+    def steps(self, steps: Sequence[Step]) -> list[Tensor]:
+        short = all(step.hidden is None and step.mask.shape[1] <= LONG for step in steps)
+        if len(steps) > 1 and short and self.joins:
+            return joined_steps(self, steps)
+        return [self.step(s.cache, s.ids, s.mask, s.positions, s.hidden) for s in steps]
 
     def step(self, cache: Any, ids: Tensor, mask: Tensor, positions: Tensor, hidden: Tensor | None) -> Tensor:
         last = {"logits_to_keep": 1} if "logits_to_keep" in self.arguments else {}
@@ -397,9 +494,6 @@ class CausalLM:
                 **last,
             )
         return out.logits[:, -1].float()
-
-    def masking(self, make: Callable[[int | None], Tensor]) -> AbstractContextManager[None]:
-        return masking(self.model, windows(self.model), make)
 
     # -- caches -----------------------------------------------------------------------------------
 
@@ -420,9 +514,10 @@ class CausalLM:
     def attention_share(
         self, rows: Sequence[Sequence[int]], past: KV, columns: slice, queries: slice
     ) -> Tensor:
-        with attention_sums(self.model, columns, queries) as sums:
+        with attention_sums(self.model, columns) as layers:
             self.prefill(rows, past, past.mask.sum(1))
-        return torch.stack([each.to(self.device) for each in sums])
+        by_query = [torch.cat([each.to(self.device) for each in layer], -1) for layer in layers]
+        return torch.stack([x[..., queries].contiguous().mean() for x in by_query])
 
     def differentiable(self) -> AbstractContextManager[Any]:
         return allow_mutation_on_saved_tensors() if self.layout.recurrent else nullcontext()
@@ -439,12 +534,29 @@ class CausalLM:
             yield
 
 
+class Outline(CausalLM):
+    """A model without weights: it says what it would be on its `devices`, and reads nothing.
+
+    Where its checks were never made here, it may do what its cache and its config allow.
+    """
+
+    weights = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where an adapter is put beside it."""
+        return torch.device("cpu")
+
+
 @contextmanager
-def sharing(lms: Iterable[LanguageModel]) -> Iterator[None]:
-    """Shares the readings of several models, however many adapters or methods there are."""
+def sharing(lms: Iterable[LanguageModel], kept: Mapping[LanguageModel, Held] | None = None) -> Iterator[None]:
+    """Shares the readings of several models, however many adapters or methods there are.
+
+    kept: see `SharedPrefill.sharing`, for each model.
+    """
     with ExitStack() as stack:
         for lm in lms:
-            stack.enter_context(lm.shared.sharing())
+            stack.enter_context(lm.shared.sharing(None if kept is None else kept[lm]))
         yield
 
 

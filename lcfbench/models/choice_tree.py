@@ -11,8 +11,10 @@ layer (`can_branch`), `rank(lm.open(state), choices)` gives the same scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from lcfbench.models.grouping import forward_tokens, groups
 from lcfbench.models.kv_cache import KV, stacked
 from lcfbench.models.padding import pad_right
 from lcfbench.models.protocol import LanguageModel, Opened, State
+from lcfbench.models.ragged import Piece
 
 ROOT, PADDING = -1, -2  # paths of the prompt's end and of padding; choices are numbered from 0
 
@@ -63,65 +66,80 @@ def branch(state: State, choices: Choices) -> tuple[Ranked, Opened]:
     roots = [row[keep].tolist() for row, keep in zip(state.ids, state.mask.bool(), strict=True)]
     rows = [Branches.of(root, some) for root, some in zip(roots, choices, strict=True)]
     order = sorted(range(len(rows)), key=lambda b: len(rows[b].ids))
+    cuts = groups([len(rows[b].ids) for b in order], forward_tokens(lm.device))
+    some = [order[begin:end] for begin, end in cuts]
+    pieces, places = [], []
+    for at in some:
+        index = torch.tensor(at, device=lm.device)
+        kv = state.kv if at == list(range(len(rows))) else state.kv.rows_at(index)
+        pieces.append(Tree.of(lm, kv, state.positions[index, -1], [rows[b] for b in at]))
+        places.append(pieces[-1].needed)
+    ran = lm.forward_pieces([tree.piece for tree in pieces], places)
     ranked: Ranked = [[] for _ in rows]
-    logits, caches = [], []
-    for begin, end in groups([len(rows[b].ids) for b in order], forward_tokens(lm.device)):
-        some = order[begin:end]
-        at = torch.tensor(some, device=lm.device)
-        kv = state.kv if some == list(range(len(rows))) else state.kv.rows_at(at)
-        last = state.positions[at, -1]
-        firsts, scores, grown = run(lm, kv, last, [rows[b] for b in some], [choices[b] for b in some])
-        for b, row in zip(some, scores, strict=True):
+    for at, tree, (logits, _) in zip(some, pieces, ran, strict=True):
+        for b, row in zip(at, tree.scores(logits, [choices[b] for b in at], lm.name), strict=True):
             ranked[b] = row
-        logits.append(firsts)
-        caches.append(grown)
+    firsts = [logits[tree.ends] for tree, (logits, _) in zip(pieces, ran, strict=True)]
     back = torch.tensor([order.index(b) for b in range(len(rows))], device=lm.device)
 
     def extended() -> KV:
-        return stacked([cut() for cut in caches]).rows_at(back)
+        both = zip(pieces, ran, strict=True)
+        return stacked([tree.without_choices(longer()) for tree, (_, longer) in both]).rows_at(back)
 
-    return checked(ranked, lm.name), Opened(lm, torch.cat(logits)[back], state.positions[:, -1] + 1, extended)
+    return checked(ranked, lm.name), Opened(lm, torch.cat(firsts)[back], state.positions[:, -1] + 1, extended)
 
 
-def run(
-    lm: LanguageModel, kv: KV, last: Tensor, rows: list[Branches], choices: Choices
-) -> tuple[Tensor, Ranked, Callable[[], KV]]:
-    """Runs some rows once. Returns logits (B, V) after the roots, scores, and the cache's maker.
+@dataclass
+class Tree:
+    """Some rows as they run together.
 
-    last: (B,), rotary positions of the roots' last tokens.
+    path: (B, T), the choice of each token. needed: rows and columns whose logits are needed: of each root's
+    end, then of every token of the choices. ends: (B,), which of those are the roots' ends.
     """
-    device = lm.device
-    ids, mask = pad_right([row.ids for row in rows], lm.pad_id, device)
-    depth, _ = pad_right([row.depth for row in rows], 0, device)
-    path, _ = pad_right([row.path for row in rows], PADDING, device)
-    lengths = torch.tensor([row.root for row in rows], device=device)
-    positions = (last + 1 - lengths)[:, None] + depth
-    # logits are needed after each root, then after every token of the choices
-    needed = [(b, n) for b, row in enumerate(rows) for n in range(row.root - 1, len(row.ids))]
-    at = torch.tensor(needed, device=device).unbind(1)
-    with lm.masking(lambda window: visible(kv.mask, path, depth, window)):
-        logits, longer = lm.forward(kv, ids, mask, positions, (at[0], at[1]))
-    where = {place: i for i, place in enumerate(needed)}
-    read: list[int] = []
-    gold: list[int] = []
-    counts: list[int] = []
-    for b, (row, some) in enumerate(zip(rows, choices, strict=True)):
-        n = row.root
-        for choice in some:
-            read += [where[b, row.root - 1], *(where[b, n + k] for k in range(len(choice) - 1))]
-            gold += choice
-            counts.append(len(choice))
-            n += len(choice) - 1
-    at_gold, at_row = (torch.tensor(each, device=device) for each in (gold, read))
-    flat = iter(judged(logits, at_gold, at_row, counts, lm.name))
-    scores = [[next(flat) for _ in some] for some in choices]
-    firsts = logits[torch.tensor([where[b, row.root - 1] for b, row in enumerate(rows)], device=device)]
 
-    def grown() -> KV:
-        """Returns the cache without the choices, which stand behind the roots."""
-        return replace(longer(), mask=torch.cat([kv.mask, (path == ROOT).long()], 1)).flush()
+    rows: list[Branches]
+    piece: Piece
+    path: Tensor
+    needed: tuple[Tensor, Tensor]
+    ends: Tensor
 
-    return firsts, scores, grown
+    @classmethod
+    def of(cls, lm: LanguageModel, kv: KV, last: Tensor, rows: list[Branches]) -> Tree:
+        """last: (B,), rotary positions of the roots' last tokens."""
+        device = lm.device
+        ids, mask = pad_right([row.ids for row in rows], lm.pad_id, device)
+        depth, _ = pad_right([row.depth for row in rows], 0, device)
+        path, _ = pad_right([row.path for row in rows], PADDING, device)
+        lengths = torch.tensor([row.root for row in rows], device=device)
+        positions = (last + 1 - lengths)[:, None] + depth
+        needed = [(b, n) for b, row in enumerate(rows) for n in range(row.root - 1, len(row.ids))]
+        at = torch.tensor(needed, device=device).unbind(1)
+        counts = [len(row.ids) - row.root + 1 for row in rows]
+        ends = torch.tensor([0, *accumulate(counts[:-1])], device=device)
+        piece = Piece(kv, ids, mask, positions, partial(visible, kv.mask, path, depth))
+        return cls(rows, piece, path, (at[0], at[1]), ends)
+
+    def scores(self, logits: Tensor, choices: Choices, name: str) -> Ranked:
+        """Returns the scores of each row's choices. logits: (n, V), of the needed tokens."""
+        read: list[int] = []
+        gold: list[int] = []
+        counts: list[int] = []
+        for end, some in zip(self.ends.tolist(), choices, strict=True):
+            n = end + 1
+            for choice in some:
+                read += [end, *range(n, n + len(choice) - 1)]
+                gold += choice
+                counts.append(len(choice))
+                n += len(choice) - 1
+        at_gold, at_row = (torch.tensor(each, device=logits.device) for each in (gold, read))
+        flat = iter(judged(logits, at_gold, at_row, counts, name))
+        return [[next(flat) for _ in some] for some in choices]
+
+    def without_choices(self, longer: KV) -> KV:
+        """Returns the longer cache without the choices, which stand behind the roots."""
+        kv = self.piece.kv
+        assert kv is not None
+        return replace(longer, mask=torch.cat([kv.mask, (self.path == ROOT).long()], 1)).flush()
 
 
 def visible(mask: Tensor, path: Tensor, depth: Tensor, window: int | None) -> Tensor:

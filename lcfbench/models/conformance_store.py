@@ -34,11 +34,10 @@ def recorded(lm: CausalLM, again: bool = False) -> Conformance:
     again: check it even where that was done before. A record that cannot be read is made again; one
     that cannot be written is made at every load.
     """
-    path = cache_dir() / "conformance" / f"{identity(lm)[:24]}.json"
-    found = None if again else _read(path)
+    found = None if again else known(lm)
     if found is not None:
-        lm.read_as(found.reading)
         return found
+    path = _place(lm)
     if lm.matmul_params > LARGE:
         say(f"checking {lm.name} on this machine, which is done once …")
     found = conformance(lm)
@@ -48,6 +47,18 @@ def recorded(lm: CausalLM, again: bool = False) -> Conformance:
     except OSError:  # a read-only or full cache folder costs time alone
         pass
     return found
+
+
+def known(lm: CausalLM) -> Conformance | None:
+    """Returns what was found before and has the model read as it says; None where nothing is kept."""
+    found = _read(_place(lm))
+    if found is not None:
+        lm.read_as(found.reading)
+    return found
+
+
+def _place(lm: CausalLM) -> Path:
+    return cache_dir() / "conformance" / f"{identity(lm)[:24]}.json"
 
 
 def _read(path: Path) -> Conformance | None:
@@ -66,7 +77,7 @@ def identity(lm: CausalLM) -> str:
         "revision": lm.revision,
         "dtype": str(lm.dtype),
         "attention": lm.model.config._attn_implementation,
-        "device": lm.device.type,
+        "device": lm.devices[0].type,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "code": code_digest(Path(__file__).parent),

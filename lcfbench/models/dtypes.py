@@ -14,7 +14,9 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ import torch.nn.functional as F
 from lcfbench.errors import UserError
 from lcfbench.files import now, write_json
 from lcfbench.provenance import cpu_name
-from lcfbench.sources.cache import cache_dir
+from lcfbench.sources.cache import cache_dir, lock
 
 ENOUGH = 1.1  # a prefill's matmul must be so many times faster; below, float32's accuracy is worth more
 # tokens that are read at once, and the width of a square linear layer; decoding's does not fit into
@@ -38,6 +40,7 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "float16": torch.float16,
 }
+_presumed: ContextVar[bool] = ContextVar("gpus_presumed", default=False)
 Timer = Callable[[torch.Tensor, torch.Tensor], float]
 
 
@@ -47,6 +50,8 @@ def choose(device: torch.device, timer: Timer | None = None) -> tuple[torch.dtyp
     timer: (x, weight) → seconds of one linear layer; by default the clock. Never raises: without a
     cache folder to write, the instructions decide.
     """
+    if device.type == "cuda" and absent(device):
+        return torch.bfloat16, {"rule": "bfloat16, as GPUs have it; none is here"}
     if device.type == "cuda":
         # of one GPU, which may not be the current one; emulated bfloat16 is slower than float16
         with torch.cuda.device(device):
@@ -71,17 +76,18 @@ def has_bfloat16() -> bool:
 def remembered(timer: Timer) -> dict[str, Any] | None:
     """Returns the probe's result for this processor and torch, kept in the cache folder.
 
-    Measured where it is not there; None where it cannot be kept.
+    Measured where it is not there, once for all processes; None where it cannot be kept.
     """
     about = {"cpu": cpu_name(), "torch": torch.__version__}
     path = cache_dir() / "dtypes" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.json"
     if (kept := _read(path)) is not None:
         return kept
-    record = {**about, **probe(timer), "measured_at": now()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
-    except OSError:
+        with lock("dtype"):  # of several that begin at once each could measure, and take, something else
+            if _read(path) is None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, {**about, **probe(timer), "measured_at": now()})
+    except (OSError, UserError):
         return None
     return _read(path)  # as every later invocation will read it
 
@@ -118,6 +124,21 @@ def seconds(x: torch.Tensor, weight: torch.Tensor) -> float:
     return time.perf_counter() - began
 
 
+@contextmanager
+def gpus_presumed() -> Iterator[None]:
+    """Lets GPUs be named on a machine that has none: what is planned runs on another one."""
+    token = _presumed.set(True)
+    try:
+        yield
+    finally:
+        _presumed.reset(token)
+
+
+def absent(place: torch.device) -> bool:
+    """Says whether a device is a GPU that is presumed and not here."""
+    return place.type == "cuda" and _presumed.get() and not torch.cuda.is_available()
+
+
 def pick_device(device: str) -> torch.device:
     """Returns the named device; "auto" is the GPU where there is one. Raises UserError."""
     if device == "auto":
@@ -133,6 +154,8 @@ def pick_device(device: str) -> torch.device:
         raise bad
     if place.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device {device} is not there.", "Use --device cpu, or an Apple GPU.")
+    if absent(place):
+        return place
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         fix = "Use --device cpu, or a torch build and a machine with CUDA."
         raise UserError(f"device {device} is not there.", fix)

@@ -145,6 +145,31 @@ class KV:
         shapes = self.layout.geometry.shapes if self.layout and self.layout.geometry else None
         return shapes or [(H, D, self.values.shape[-1])] * L
 
+    def widened(self, mask: Tensor, positions: Tensor, silent: Tensor | None = None) -> KV:
+        """Returns a copy with room for new entries behind, which nobody has written yet.
+
+        mask, positions: (B, N), of the entries and of those to come.
+        """
+        n, more = self.length, mask.shape[1] - self.length
+        keys, values = (x.new_empty(*x.shape[:3], n + more, x.shape[4]) for x in (self.keys, self.values))
+        keys[..., :n, :], values[..., :n, :] = self.keys, self.values
+        hidden = None if self.hidden is None else F.pad(self.hidden, (0, more))
+        return KV(keys, values, mask, positions, hidden, silent)
+
+    def written_from(self, n: int, windows: Sequence[int | None] = ()) -> DynamicCache:
+        """Makes a transformers cache of the first n entries; a forward writes the others in place.
+
+        windows: see `seen_within`. All layers are of plain attention and of one shape.
+        """
+        cache = DynamicCache()
+        for keys, values in zip(self.keys, self.values, strict=True):
+            layer = Growing()
+            layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
+            layer._keys, layer._values = keys, values
+            layer.keys, layer.values = keys[:, :, :n], values[:, :, :n]
+            cache.layers.append(layer)
+        return seen_within(cache, windows)
+
     def entries_alone(self) -> KV:
         """Returns the entries without recurrent states: the next text is read from its beginning."""
         return replace(self, states=None)
@@ -249,20 +274,29 @@ def filled(x: Tensor, heads: int, dim: int) -> Tensor:
 
 def at(x: Tensor, layers: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
     """Returns the entries (l, T, H, D) of keys or values x (L, B, H, N, D)."""
-    first, x = layers[0], x.transpose(2, 3)
-    if list(layers) == list(range(first, first + len(layers))):  # one stretch: a view of it
-        return x[first : first + len(layers)][:, rows, columns]
-    return x[torch.tensor(layers, device=x.device)[:, None], rows[None], columns[None]]
+    H, D = x.shape[2], x.shape[4]
+    found = x.reshape(-1, D).index_select(0, places(x, layers, rows, columns))
+    return found.view(len(layers), len(rows), H, D)
 
 
 def put(x: Tensor, layers: Sequence[int], rows: Tensor, columns: Tensor, entries: Tensor) -> Tensor:
-    """Writes entries (l, T, H, D) into x where `at` finds them; returns x."""
-    first, turned = layers[0], x.transpose(2, 3)
-    if list(layers) == list(range(first, first + len(layers))):
-        turned[first : first + len(layers)][:, rows, columns] = entries
-    else:
-        turned[torch.tensor(layers, device=x.device)[:, None], rows[None], columns[None]] = entries
+    """Writes entries (l, T, H, D) into contiguous x where `at` finds them; returns x."""
+    into, new = x.view(-1, x.shape[4]), entries.reshape(-1, x.shape[4])
+    if x.device.type == "cpu" and not torch.is_grad_enabled() and new.shape[1] * x.itemsize % 16 == 0:
+        into, new = into.view(torch.complex128), new.view(torch.complex128)  # the same bits, copied faster
+    into[places(x, layers, rows, columns)] = new
     return x
+
+
+def places(x: Tensor, layers: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
+    """Returns where the entries at `rows`, `columns` (T,) stand among the vectors of x, (l·T·H,)."""
+    _, B, H, N, _ = x.shape
+    layer, head = torch.tensor(layers, device=x.device)[:, None, None], torch.arange(H, device=x.device)
+    return (((layer * B + rows[:, None]) * H + head) * N + columns[:, None]).flatten()
+
+
+BLOCK = 512  # entries that the processor's attention reads together: cut elsewhere, its sums were other ones
+PART = 16  # storage of n entries grows by a part of them
 
 
 class Growing(DynamicLayer):
@@ -270,26 +304,44 @@ class Growing(DynamicLayer):
 
     Concatenating the whole cache at every token is a fifth of the time of decoding a batch. Until
     it first grows it shares the storage it was made from; it writes only into storage of its own.
+
+    window: entries that a token attends, itself counted; None for all. Attention is shown no block
+    of entries that lies before it, and transformers makes its masks for what is shown.
     """
 
-    room = 64  # entries by which the storage grows
+    room = 64  # entries by which the storage grows, or a part of it where that is more
+    window: int | None = None
+    _keys: Tensor | None = None
+    _values: Tensor | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        first = self.first
         self.keys = self._grown("_keys", self.keys, key_states)
         self.values = self._grown("_values", self.values, value_states)
-        return self.keys, self.values
+        return self.keys[:, :, first:], self.values[:, :, first:]
+
+    @property
+    def first(self) -> int:
+        """The first entry that the next tokens are shown."""
+        if self.window is None:
+            return 0
+        return max(self.get_seq_length() - self.window + 1, 0) // BLOCK * BLOCK
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Returns how many entries are shown to the next tokens, themselves counted, and the first."""
+        return self.get_seq_length() + query_length - self.first, self.first
 
     def _grown(self, name: str, old: Tensor | None, new: Tensor) -> Tensor:
         """Returns `old` (B, H, N, D) and `new` in the storage `name`, enlarged if full."""
         n, more = (old.shape[2] if old is not None and old.dim() == 4 else 0), new.shape[2]
-        storage = getattr(self, name, None)
+        storage: Tensor | None = getattr(self, name)
         if storage is None or storage.shape[0] != new.shape[0] or storage.shape[2] < n + more:
             B, H, _, D = new.shape
-            storage = new.new_empty(B, H, n + more + self.room, D)
+            storage = new.new_empty(B, H, n + more + max(self.room, n // PART), D)
             if old is not None and n:
                 storage[:, :, :n] = old
             setattr(self, name, storage)
@@ -301,9 +353,23 @@ class Growing(DynamicLayer):
         self._keys = self._values = None  # the selection is a copy, and as full as can be
 
 
-def growing(kv: KV) -> DynamicCache:
-    """Makes a transformers cache that starts as `kv`, for decoding token by token."""
-    return kv.to_cache(Growing)
+def growing(kv: KV, windows: Sequence[int | None] = ()) -> DynamicCache:
+    """Makes a transformers cache that starts as `kv`, for decoding token by token.
+
+    windows: see `seen_within`.
+    """
+    return seen_within(kv.to_cache(Growing), windows)
+
+
+def seen_within(cache: DynamicCache, windows: Sequence[int | None]) -> DynamicCache:
+    """Shows the layers of a cache no entries before their windows; returns the cache.
+
+    windows: of each layer, None where it sees all; () where all do.
+    """
+    for i, window in enumerate(windows):
+        layer: Any = cache.layers[i]
+        layer.window, layer.is_sliding = window, window is not None
+    return cache
 
 
 def stacked(parts: Sequence[KV]) -> KV:

@@ -146,26 +146,30 @@ def as_taken(model: Any, see: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def attention_sums(model: Any, columns: slice, queries: slice = slice(None)) -> Iterator[list[Tensor]]:
-    """Collects each layer's attention of `queries` to `columns`, mean over heads.
+def attention_sums(model: Any, columns: slice) -> Iterator[list[list[Tensor]]]:
+    """Collects the attention (B, heads, T) of each layer's queries to `columns`, an entry a forward.
 
     Only eager attention knows its weights, so the model is switched to it and back: grouped heads,
     windows and masks are its own.
     """
-    sums: list[Tensor] = []
+    sums: list[list[Tensor]] = []
 
-    def take(module: Any, args: Any, out: tuple[Any, ...]) -> None:
-        weights = out[1]  # (B, heads, T, N)
-        if weights is None or weights.dim() != 4:
-            raise UserError(
-                f"{type(module).__name__} gives no attention weights.", "Name the layers instead."
-            )
-        sums.append(weights[..., queries, columns].float().sum(-1).mean())
+    def taken_to(into: list[Tensor]) -> Callable[..., None]:
+        def take(module: Any, args: Any, out: tuple[Any, ...]) -> None:
+            weights = out[1]  # (B, heads, T, N)
+            if weights is None or weights.dim() != 4:
+                raise UserError(
+                    f"{type(module).__name__} gives no attention weights.", "Name the layers instead."
+                )
+            into.append(weights[..., columns].float().sum(-1))
+
+        return take
 
     with ExitStack() as stack:
         stack.callback(model.set_attn_implementation, model.config._attn_implementation)
         for layer in blocks_of(model):
-            stack.callback(attention_of(layer).register_forward_hook(take).remove)
+            sums.append([])
+            stack.callback(attention_of(layer).register_forward_hook(taken_to(sums[-1])).remove)
         model.set_attn_implementation("eager")
         yield sums
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +14,18 @@ import torch
 
 from lcfbench.errors import UserError
 from lcfbench.models.cpu_packing import packed
-from lcfbench.models.dtypes import pick_device, pick_dtype
+from lcfbench.models.dtypes import absent, pick_device, pick_dtype
 from lcfbench.models.placement import loaded_weights, offloaded
 from lcfbench.models.taught import check_fits, copy_weights, merge
 from lcfbench.models.tokenizers import load_tokenizer
-from lcfbench.sources.model_folder import STEP, check_configs, check_loaded, check_quantised
+from lcfbench.sources.model_folder import (
+    STEP,
+    check_configs,
+    check_loaded,
+    check_quantised,
+    check_size,
+    lacks,
+)
 from lcfbench.sources.models import Found, code_digest, read_config, unloadable
 from lcfbench.sources.taught import split
 from lcfbench.tasks.chat_template import Thinking
@@ -32,7 +41,8 @@ class How:
 
     attention: "auto" is sdpa, and eager for a model that has no sdpa. device_map: spreads the model over
     the devices of this machine as accelerate does; None: one device. trust_remote_code: run code of the
-    model's folder. thinking: whether it writes a thought before an answer.
+    model's folder. thinking: whether it writes a thought before an answer. weights: whether they are
+    loaded; without them the model stands on the meta device, where that tells what a loaded one would.
     """
 
     dtype: str = "auto"
@@ -41,15 +51,21 @@ class How:
     device_map: str | None = None
     trust_remote_code: bool = False
     thinking: Thinking = "off"
+    weights: bool = True
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and its tokenizer. facts: see `CausalLM`."""
+    """A model and its tokenizer. facts: see `CausalLM`. place: where one without weights would stand."""
 
     model: Any
     tokenizer: Any
     facts: dict[str, str]
+    place: torch.device | None = None
+
+
+class WeightsNeededError(UserError):
+    """The weights of a model are needed to say how it computes, and they are not on this disk."""
 
 
 def load_model(found: Found, how: How) -> Loaded:
@@ -69,6 +85,18 @@ def load_model(found: Found, how: How) -> Loaded:
         if quantised:
             raise UserError(f"{found.path} is quantised: no LoRA can be merged into it.", STEP)
         check_fits(found.lora, config, split(found.name)[0], how.trust_remote_code)
+
+    if not quantised and (how.weights or not lacks(found.path)):
+        check_size(found.path, _described(found, raw, config, how.trust_remote_code))
+    if not how.weights:
+        if (model := _outlined(found, raw, how, config, number, quantised)) is not None:
+            check_tables(found.path, model, tokenizer)
+            return Loaded(model, tokenizer, {"quantisation": quantised} if quantised else {}, place)
+        if why := lacks(found.path):
+            raise WeightsNeededError(
+                f"{found.name} tells how it computes only when it is loaded, and it has {why}."
+            )
+        how = replace(how, weights=True)
 
     # a quantised model cannot be moved
     spread = how.device_map or ({"": place} if quantised else None)
@@ -90,7 +118,8 @@ def load_model(found: Found, how: How) -> Loaded:
             model.to(place)
         except Exception as error:  # too large for the device, for one
             raise unloadable(found.path, raw, error) from error
-    check_weights(found.path, model, tokenizer)
+    check_weights(found.path, model)
+    check_tables(found.path, model, tokenizer)
     facts = {}
     if quantised:
         kept = getattr(model, "is_quantized", False)
@@ -100,12 +129,30 @@ def load_model(found: Found, how: How) -> Loaded:
     return Loaded(packed(model), tokenizer, facts)
 
 
+def _described(found: Found, raw: dict[str, Any], config: Any, trust_remote_code: bool) -> int:
+    """The number of weights of the model that a config describes."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):  # modules without storage
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a folder can break transformers in any place
+        raise unloadable(found.path, raw, error) from error
+    return sum(p.numel() for p in model.parameters())
+
+
 def _read(found: Found, raw: dict[str, Any], how: How, given: dict[str, Any]) -> Any:
     """Returns what `from_pretrained` returns, with eager attention where "auto" finds no other."""
     from transformers import AutoModelForCausalLM
 
     asked = "sdpa" if how.attention == "auto" else how.attention
     try:
+        if not how.weights:
+            trusted = how.trust_remote_code
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(
+                    attn_implementation=asked, trust_remote_code=trusted, **given
+                )
         return AutoModelForCausalLM.from_pretrained(
             found.path,
             attn_implementation=asked,
@@ -126,21 +173,60 @@ def _read(found: Found, raw: dict[str, Any], how: How, given: dict[str, Any]) ->
         raise unloadable(found.path, raw, error) from error
 
 
+def described(found: Found, raw: dict[str, Any], how: How, config: Any, number: torch.dtype) -> Any:
+    """Returns a model without weights, on the meta device. Raises UserError."""
+    return _read(found, raw, replace(how, weights=False), {"config": config, "dtype": number})
+
+
+def _outlined(
+    found: Found, raw: dict[str, Any], how: How, config: Any, number: torch.dtype, quantised: str
+) -> Any:
+    """Returns a model on the meta device; None where only a loaded one tells how it computes.
+
+    That is so where it is spread over devices or quantised, as memory and packages decide then, where
+    code of its folder runs, and where its code needs weights to begin with. On a GPU that is not here
+    quantised weights are presumed to be kept.
+    """
+    away = absent(pick_device(how.device))
+    if how.device_map or (quantised and not away) or (how.trust_remote_code and "auto_map" in str(raw)):
+        return None
+    flash = away and how.attention == "flash_attention_2"  # transformers looks for the GPU
+    asked = replace(how, attention="sdpa") if flash else how
+    try:
+        model = described(found, raw, asked, config, number)
+    except UserError as error:
+        if "--attention" in error.what:
+            raise
+        return None
+    from transformers import GenerationConfig
+
+    with contextlib.suppress(OSError, ValueError):  # optional, as transformers reads it
+        text = (found.path / "generation_config.json").read_text()
+        model.generation_config = GenerationConfig.from_dict(json.loads(text))
+    return model
+
+
 def _on_attention(error: Exception) -> bool:
     text = str(error)
     return SDPA in text or "attention" in text or "flash" in text.lower()
 
 
-def check_weights(folder: Any, model: Any, tokenizer: Any) -> None:
-    """Raises UserError for weights that are not finite, and for a tokenizer of another model."""
+def check_weights(folder: Any, model: Any) -> None:
+    """Raises UserError for weights that are not finite."""
     for name, weight in loaded_weights(model):
         if not weight.is_floating_point():
             continue
         if weight.itemsize == 1:  # few operations know numbers of 8 bits
             weight = weight.to(torch.float32)
-        # a sum, which makes no copy, is finite only where every term is
-        if not torch.isfinite(weight.sum(dtype=torch.float32)) and not torch.isfinite(weight).all():
+        if not weight.numel():
+            continue
+        lowest, highest = torch.aminmax(weight)  # NaN where there is one; a sum takes 20 times as long
+        if not (torch.isfinite(lowest) and torch.isfinite(highest)):
             raise UserError(f"{folder}: the weights {name} hold NaN or infinity.", STEP)
+
+
+def check_tables(folder: Any, model: Any, tokenizer: Any) -> None:
+    """Raises UserError for a tokenizer of another model, and for ends of a text that are no tokens."""
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.vocab_size > rows:
         what = f"its tokenizer has {tokenizer.vocab_size:,} tokens, its embedding table {rows:,}"

@@ -20,6 +20,7 @@ from lcfbench.models.capabilities import Capabilities
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.layout import Layout, Reading
 from lcfbench.models.padding import Real, pad_left, positions_of, silent_at
+from lcfbench.models.ragged import Piece
 from lcfbench.models.shared_prefill import SharedPrefill
 from lcfbench.tasks.prompts import Prompt
 
@@ -71,6 +72,10 @@ class LanguageModel(Protocol):
         """The sliding window of each layer in tokens; None where a layer attends everything."""
 
     @property
+    def joins(self) -> bool:
+        """Whether rows of any length run side by side in one forward, see `lcfbench.models.ragged`."""
+
+    @property
     def takes_layer_masks(self) -> bool:
         """Whether each layer can be given an attention mask of its own."""
 
@@ -101,6 +106,11 @@ class LanguageModel(Protocol):
         at: rows (n,) and columns (n,) of ids whose logits are computed.
         """
 
+    def forward_pieces(
+        self, pieces: Sequence[Piece], at: Sequence[tuple[Tensor, Tensor]]
+    ) -> list[tuple[Tensor, Callable[[], KV]]]:
+        """Runs pieces with attention masks of their own; returns for each what `forward` does."""
+
     def decoding(self, kv: KV) -> Any:
         """Makes the cache that `step` extends token by token."""
 
@@ -110,11 +120,8 @@ class LanguageModel(Protocol):
     def decoded_together(self, opened: Opened) -> list[tuple[list[int], Opened]]:
         """Returns the rows that may be decoded as one batch, and those rows opened."""
 
-    def step(self, cache: Any, ids: Tensor, mask: Tensor, positions: Tensor, hidden: Tensor | None) -> Tensor:
-        """Runs one token ids (B,) a row, extends the transformers cache, returns logits (B, V)."""
-
-    def masking(self, make: Callable[[int | None], Tensor]) -> AbstractContextManager[None]:
-        """Replaces each layer's mask by `make(window)` (B, 1, T, N), bool, for one forward."""
+    def steps(self, steps: Sequence[Step]) -> list[Tensor]:
+        """Runs one token a row of several batches, extends their caches, returns logits (B, V) of each."""
 
     def stop_ids(self) -> set[int]:
         """Returns the token ids that end an answer."""
@@ -143,6 +150,20 @@ class LanguageModel(Protocol):
 
     def attention_flops(self, queries: int, past: float = 0.0, tokens: float = 0.0) -> float:
         """Counts the attention of `queries` tokens to `past` entries and `tokens` of their own."""
+
+
+@dataclass
+class Step:
+    """The next token of each row of a batch that is written: ids, positions (B,); mask (B, N + 1).
+
+    cache: as `decoding` made it. hidden: (L, B, n), see `KV`.
+    """
+
+    cache: Any
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    hidden: Tensor | None = None
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lcfbench.errors import UserError
-from lcfbench.models.answering import cut, write
+from lcfbench.models.answering import cut, write, write_together
 from lcfbench.models.protocol import Opened, State
 from lcfbench.tasks.chat_template import Thought, budget_of, chat_of, thinking_of
 from lcfbench.tasks.prompts import behind_thought
@@ -98,15 +98,24 @@ def _split(tokenizer: Any, ids: list[int], marker: str) -> tuple[list[int], str,
     return [], before, True
 
 
-def speak(
-    opened: Opened, max_new_tokens: int, until: Sequence[str] = ()
-) -> tuple[list[str | None], list[int]]:
+Spoken = tuple[list[str | None], list[int]]
+
+
+def speak(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> Spoken:
     """Writes answers greedily, as `decode`; see `spoken` for what a thought does to them."""
-    tokenizer = opened.lm.tokenizer
+    return speak_together([(opened, max_new_tokens, until)])[0]
+
+
+def speak_together(asked: Sequence[tuple[Opened, int, Sequence[str]]]) -> list[Spoken]:
+    """Returns what `speak` does for each of several batches of one model, which write side by side."""
+    tokenizer = asked[0][0].lm.tokenizer
     chat = chat_of(tokenizer)
     ends = chat.thought.ends if chat and chat.thought else ()
-    written = write(opened, max_new_tokens, (*until, *ends))
-    return [spoken(tokenizer, ids, until) for ids in written], [len(ids) for ids in written]
+    every = write_together([(opened, most, (*until, *ends)) for opened, most, until in asked])
+    return [
+        ([spoken(tokenizer, ids, until) for ids in written], [len(ids) for ids in written])
+        for written, (_, _, until) in zip(every, asked, strict=True)
+    ]
 
 
 def spoken(tokenizer: Any, ids: Sequence[int], until: Sequence[str]) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -43,9 +44,20 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        began = self._now()
+        began = self.moment()
         yield
-        self.ms[phase] += self._now() - began
+        self.add(phase, began, self.moment())
+
+    def moment(self, stream: Any = None) -> Any:
+        """Marks the moment in which all work is done that is queued now; with `stream` in that one alone."""
+        if stream is None:
+            return self._now()
+        stream.synchronize()
+        return time.perf_counter() * 1e3
+
+    def add(self, phase: str, begin: Any, end: Any) -> None:
+        """Adds the time between two moments to a phase."""
+        self.ms[phase] += end - begin
 
     def first_token(self) -> None:
         """Marks the moment in which the first answer token is known; later calls change nothing."""

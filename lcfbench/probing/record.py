@@ -62,9 +62,9 @@ class Record:
                 record._restore(folder / RECORD)
         return record
 
-    def alone(self) -> AbstractContextManager[None]:
+    def alone(self) -> AbstractContextManager[object]:
         """Keeps other probes out of the folder. Raises UserError where one is at work."""
-        return locked(self.folder, busy=f"another probe is at work in {self.folder}.")
+        return locked(self.folder, busy=f"another probe is at work in {self.folder}")
 
     def _restore(self, path: Path) -> None:
         step = "Name another --out, or start over with --fresh."

@@ -14,6 +14,7 @@ from typing import Any
 
 from lcfbench.adapters.base import adapter_class
 from lcfbench.adapters.config import WEIGHTS, read_config
+from lcfbench.adapters.options import adapter_options
 from lcfbench.config import PLACES
 from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Recipe
@@ -33,7 +34,7 @@ from lcfbench.probing.recipe import ProbeRecipe
 from lcfbench.probing.record import Record, TimeUp
 from lcfbench.tasks.document import Document, View
 from lcfbench.tasks.task import Task, load_task
-from lcfbench.training.options import adapter_options, split_options
+from lcfbench.training.options import split_options
 from lcfbench.training.recipe import CHECKPOINT, AdapterSpec, TrainRecipe
 from lcfbench.training.setup import adapter_kind, trainable
 from lcfbench.training.trainer import train

@@ -17,6 +17,7 @@ from pathlib import Path
 from lcfbench.files import FIGURE
 from lcfbench.results.manifest import MANIFEST
 from lcfbench.results.schema import JOURNAL, SAMPLES
+from lcfbench.results.shards import is_shard
 
 PARTS = (MANIFEST, SAMPLES, JOURNAL)
 APART = "baseline"
@@ -28,16 +29,21 @@ FEW = 3
 
 @dataclass
 class Search:
-    """What a walk below a folder met beside runs. apart: folders left out that hold runs or may."""
+    """What a walk below a folder met beside runs.
+
+    entries: seen outside of runs, a run being one. apart: folders left out that hold runs or may.
+    sharded: runs of which there are shards.
+    """
 
     entries: int = 0
     ended: bool = False
     apart: list[Path] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    sharded: set[Path] = field(default_factory=set)
 
 
 def is_run(path: Path) -> bool:
-    """Returns whether a folder holds a run, finished or not."""
+    """Returns whether a folder holds a run, finished or not, or a shard of one."""
     return any(os.path.lexists(path / name) for name in PARTS)
 
 
@@ -64,7 +70,11 @@ def run_folders(folder: Path, search: Search, most: int) -> Iterator[Path]:
             search.unread.append(f"{here}: {error.strerror or error}")
             continue
         if depth and not {entry.name for entry in inside}.isdisjoint(PARTS):
-            yield here
+            search.entries -= len(inside)  # so that any number of runs is found
+            if is_shard(here):
+                search.sharded.add(here.parent.parent)
+            else:
+                yield here
             continue
         for entry in sorted(inside, key=lambda entry: entry.name):
             if not _is_folder(entry):
@@ -90,6 +100,8 @@ def places(path: Path, warnings: list[str]) -> Iterator[Path]:
     """
     if path.is_file():
         yield path.parent if path.name in PARTS else path
+    elif is_shard(path) and is_run(path):
+        warnings.append(f"{path}: a part of a run; `lcfbench gather` puts the parts together")
     elif is_run(path):
         yield path
     elif path.is_dir():
@@ -113,10 +125,17 @@ def places(path: Path, warnings: list[str]) -> Iterator[Path]:
         warnings.append(f"{path}: no such file or folder; {nearest(path)}")
 
 
-def listed(folder: Path) -> list[Path]:
-    """Returns the run folders below a folder or the one that it is, those of a baseline at the end."""
+def listed(folder: Path, sharded: bool = False) -> list[Path]:
+    """Returns the run folders below a folder or the one that it is, those of a baseline at the end.
+
+    sharded: runs of which there are shards alone too.
+    """
     search = Search()
-    found = [folder] if is_run(folder) else [*run_folders(folder, search, MOST)] if folder.is_dir() else []
+    if is_run(folder):
+        found = [folder]
+    else:
+        found = [*run_folders(folder, search, MOST)] if folder.is_dir() else []
+        found += sorted(search.sharded - set(found)) if sharded else []
     return found + [run for p in search.apart if p.name == APART for run in run_folders(p, Search(), MOST)]
 
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from pydantic import (
 from lcfbench.files import write_json
 from lcfbench.parsing import unique_keys
 from lcfbench.provenance import digest
-from lcfbench.results.schema import unreadable
+from lcfbench.results.schema import check_regular, unreadable
 
 MANIFEST = "manifest.json"
 
@@ -156,11 +155,18 @@ class Manifest(_Open):
     recipe: dict[str, Any] | None = Field(
         default=None, description="All settings of the command that made the run."
     )
+    prompt: str | None = Field(
+        default=None, description="Text of the wording that --prompt named, in place of the task's own."
+    )
     documents_planned: int | None = Field(
         default=None, description="Number of documents that were asked for."
     )
     documents_sha256: str | None = Field(
         default=None, description="SHA-256 of the hashes of the documents that were asked for."
+    )
+    shard: dict[str, Any] | None = Field(
+        default=None,
+        description="Of a shard: its index and count, number and digest of the whole run's documents.",
     )
     columns_sha256: dict[str, str] | None = Field(
         default=None, description="Digest of each column as it was sealed; see lcfbench.results.validation."
@@ -204,6 +210,11 @@ class Manifest(_Open):
     sends: bool | None = Field(default=None, description="Whether the method sends a message.")
     together: int | None = Field(
         default=None, description="Number of runs that shared this run's prefills and memory."
+    )
+    workers: list[dict[str, Any]] | None = Field(
+        default=None,
+        description="Device, GPU and threads of each process that answered in the last session, where "
+        "several did.",
     )
     documents: int | None = Field(default=None, description="Number of documents with a row.")
     errors: int | None = Field(
@@ -259,9 +270,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises UserError: no JSON object, a key twice, nested too deeply.
     """
     path = folder / MANIFEST
-    if not os.path.lexists(path):
-        return {}
     try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise unreadable(path, error) from error
+    try:
+        check_regular(path)
         found = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
         if not isinstance(found, dict):
             raise ValueError("no JSON object")

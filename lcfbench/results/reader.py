@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from lcfbench.errors import UserError
-from lcfbench.files import held
+from lcfbench.files import LOCK
+from lcfbench.ownership import holders, is_local
 from lcfbench.results.finding import listed, places
 from lcfbench.results.manifest import Manifest, read_manifest
-from lcfbench.results.schema import COLUMNS, DIGESTED, JOURNAL, SAMPLES, journal_rows, schema
+from lcfbench.results.schema import COLUMNS, DIGESTED, JOURNAL, SAMPLES, check_regular, journal_rows, schema
+from lcfbench.results.shards import shards_of
 from lcfbench.results.validation import altered_rows, damage, foreign
 
 if TYPE_CHECKING:
@@ -30,9 +32,10 @@ if TYPE_CHECKING:
 
 Paths: TypeAlias = "Path | str | Sequence[Path | str]"
 NEEDED = ("run_id", "doc_hash")
-HELD = (*NEEDED, "score", "error")  # what a run is always held against
+HELD = (*NEEDED, "score", "error", "schema_version")  # what a run is always held against
 # of pyarrow on hostile files, beside its own
 READ_ERRORS = (OSError, ArithmeticError, LookupError, TypeError, ValueError)
+SEALED = ("complete", "interrupted")
 AT_ONCE = 5000  # rows of a journal that become a table together
 FEW_VALUES = (*"run_id pair receiver sharer mode control task subject scoring metric error".split(),)
 
@@ -104,17 +107,21 @@ def read_place(place: Path, columns: Sequence[str]) -> tuple[pa.Table, Manifest,
         manifest, warnings = Manifest.lenient(read_manifest(place) if place.is_dir() else {}, place)
     except UserError as error:  # its rows are good all the same
         manifest, warnings = Manifest(), [error.what]
-    begun, older = has_journal(place), (manifest.schema_version or DIGESTED) < DIGESTED
-    by_row = begun or not (older or manifest.columns_sha256)  # the columns have no digest
+    older = (manifest.schema_version or DIGESTED) < DIGESTED
     try:
+        begun = has_journal(place)
+        by_row = begun or not (older or manifest.columns_sha256)  # the columns have no digest
         names = tuple(dict.fromkeys((*columns, *HELD)))
         table = read_table(place, names, warnings, manifest.run_id)
         check_scores(table)
-        why = (foreign if begun else damage)(table, manifest) if manifest.model_fields_set else ""
+        unsealed = begun and manifest.state == "running"
+        why = (foreign if unsealed else damage)(table, manifest) if manifest.model_fields_set else ""
         samples = place / SAMPLES if place.is_dir() else place
         if why := why or (altered_rows(samples) if by_row and os.path.lexists(samples) else ""):
             raise UserError(f"left out, its rows are not those that were recorded ({why})")
         table = _without_impossible(table, place, warnings)
+        if manifest.documents is None and manifest.state in SEALED and not older:
+            warnings.append(f"{place}: the manifest does not say how many rows were recorded")
     except (*READ_ERRORS, pa.ArrowException) as error:
         why = "no rows are recorded" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
         raise UserError(f"skipped, cannot be read ({why[:160]})") from error
@@ -127,7 +134,8 @@ def read_table(
     """Returns the rows of a run folder or parquet file, with `run_id` and `doc_hash`.
 
     The journal of an unfinished run is newer than its parquet file. run_id: of the journal's rows.
-    Raises OSError, ValueError or pyarrow's errors.
+    Raises OSError, ValueError or pyarrow's errors; ValueError too for two answers of one document that
+    differ.
     """
     import pyarrow as pa
 
@@ -147,20 +155,34 @@ def read_table(
     if odd:
         warnings.append(f"{place / JOURNAL}: {odd[0]:,} lines are no rows of this run (left out)")
     table = pa.concat_tables(parts) if parts else kinds.empty_table()
-    return table.filter(pa.array(~table["doc_hash"].to_pandas().duplicated(keep="last").to_numpy()))
+    again = table["doc_hash"].to_pandas().duplicated(keep="last").to_numpy()
+    if again.any() and {"score", "error"} <= set(names):
+        _check_answers(table)
+    return table.filter(pa.array(~again)) if again.any() else table
+
+
+def _check_answers(table: pa.Table) -> None:
+    """Raises ValueError where a document has several answers that differ; failures are no answers."""
+    rows = table.select(["doc_hash", "score", "error"]).to_pandas()
+    scores = rows[rows["error"].isna()].groupby("doc_hash")["score"].nunique()
+    if count := int((scores > 1).sum()):
+        raise ValueError(f"{count:,} documents have several answers that differ")
 
 
 def _parquet(path: Path, place: Path, names: Sequence[str], warnings: list[str]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    stored = pq.read_schema(path).names
+    check_regular(path)
+    metadata = pq.read_metadata(path)
+    stored = metadata.schema.to_arrow_schema().names
     if absent := set(NEEDED) - set(stored):
         raise ValueError(f"not a samples file: no column {' or '.join(sorted(absent))}")
     if unknown := [name for name in stored if name not in COLUMNS]:
         few = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else "")
         warnings.append(f"{place}: columns unknown to this version are left out: {few}")
-    with pq.ParquetFile(path, read_dictionary=[name for name in FEW_VALUES if name in stored]) as file:
+    encoded = [name for name in FEW_VALUES if name in stored]
+    with pq.ParquetFile(path, metadata=metadata, read_dictionary=encoded) as file:
         table = file.read([name for name in names if name in stored])
     arrays = [_conform(table, schema().field(name)) for name in names]
     nulls = [name for name, array in zip(names, arrays, strict=True) if array.null_count]
@@ -283,16 +305,17 @@ def list_runs(out: Path) -> list[dict[str, Any]]:
     """Returns the manifests under `out`, oldest first, each with its `folder`.
 
     One that cannot be read has the state "unreadable"; one whose file has another number of rows than
-    it says is "damaged"; a running one whose process is gone is "stopped"; a finished one in
-    which too many documents failed is "failed".
+    it says is "damaged"; a running one whose process is gone is "stopped", and has the `host` of its
+    process where that is another; a finished one in which too many documents failed is "failed".
     """
     found = []
-    for folder in listed(Path(out)):
+    running: dict[Path, dict[str, Any]] = {}
+    for folder in listed(Path(out), sharded=True):
         try:
             manifest, odd = Manifest.lenient(read_manifest(folder), folder)
             state = "damaged" if odd or _rows_lack(folder, manifest) else manifest.state
-            if state == "running" and not held(folder / JOURNAL):
-                state = "stopped"
+            if state != "complete" and shards_of(folder):
+                state = "partial"
             if state == "complete" and manifest.too_many(manifest.errors or 0, manifest.documents or 0):
                 state = "failed"
             known = {
@@ -300,10 +323,17 @@ def list_runs(out: Path) -> list[dict[str, Any]]:
                 **manifest.model_dump(mode="json", exclude_unset=True, fallback=str),
             }
             found.append({**known, "state": state, "folder": str(folder)})
+            if state == "running":
+                running[folder / LOCK] = found[-1]
         except UserError as error:
             found.append(
                 {"run_id": folder.name, "state": "unreadable", "error": error.what, "folder": str(folder)}
             )
+    for lock, owner in holders(running).items():
+        if owner is None:
+            running[lock]["state"] = "stopped"
+        elif not is_local(owner, lock):
+            running[lock]["host"] = owner.host
     return sorted(found, key=lambda manifest: str(manifest.get("started_at", "")))
 
 
@@ -318,6 +348,7 @@ def _rows_lack(folder: Path, manifest: Manifest) -> bool:
     import pyarrow.parquet as pq
 
     try:
+        check_regular(folder / SAMPLES)
         rows = pq.read_metadata(folder / SAMPLES).num_rows
     except (OSError, pa.ArrowException):
         return True

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,11 @@ _TABLE: dict[str, tuple[type, str]] = {
         str,
         "Text that was generated, or the choice that was picked; null where a thought has no end (unparsed).",
     ),
+    "parsed": (
+        bool,
+        "Whether an answer was read from the text; false behind an endless thought; null where none is read.",
+    ),
+    "parsed_by": (str, "Rule by which the answer was found, or why none was; docs/tasks.md names the rules."),
     "gold": (str, "Right answer."),
     "metric": (str, "Name of the score, such as acc or f1."),
     "score": (float, "Score, 0 to 1."),
@@ -96,6 +103,7 @@ DIGEST = "row_sha256"
 KEYS = ("run_id", "schema_version", "doc_hash", "doc_index")  # never null
 
 
+@cache
 def schema() -> pa.Schema:
     """Returns the pyarrow schema of `SCHEMA_VERSION`.
 
@@ -103,7 +111,7 @@ def schema() -> pa.Schema:
     """
     import pyarrow as pa
 
-    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    kinds = {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64()}
     fields = [pa.field(name, kinds[kind], nullable=name not in KEYS) for name, kind in COLUMNS.items()]
     return pa.schema(fields, metadata={"lcfbench_schema_version": str(SCHEMA_VERSION)})
 
@@ -125,7 +133,17 @@ def as_written(row: Mapping[str, Any]) -> bool:
 def unreadable(path: Path, error: Exception) -> UserError:
     """Returns the error for a file of a run that cannot be read."""
     why = " ".join(str(error).split())[:200]
-    return UserError(f"{path} cannot be read ({why}).", "Start over with --fresh, which keeps it beside.")
+    if isinstance(error, PermissionError):
+        why, step = error.strerror or why, "Give yourself the right to read it (chmod u+rX), and repeat."
+    else:
+        step = "Start over with --fresh, which keeps it beside."
+    return UserError(f"{path} cannot be read ({why}).", step)
+
+
+def check_regular(path: Path) -> None:
+    """Raises OSError for a file that is none: reading a pipe or a device might never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("no regular file")
 
 
 def journal_rows(path: Path, run_id: str | None = None) -> Iterator[dict[str, Any] | None]:
@@ -137,19 +155,23 @@ def journal_rows(path: Path, run_id: str | None = None) -> Iterator[dict[str, An
     """
     if not path.exists():
         return
+    check_regular(path)
     with open(path, "rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 return
             try:
                 row = json.loads(line)
-                yield row if _sound(row, run_id) else None
+                yield row if is_row(row, run_id) else None
             except (ValueError, TypeError, ArithmeticError, RecursionError):
                 yield None
 
 
-def _sound(row: Any, run_id: str | None) -> bool:
-    """Whether a row of a journal may be counted. Raises TypeError for values that no column holds."""
+def is_row(row: Any, run_id: str | None) -> bool:
+    """Returns whether a line of a journal is a row of a run.
+
+    Raises ValueError, TypeError or ArithmeticError for values that no column holds.
+    """
     if not isinstance(row, dict) or not (isinstance(row.get("doc_hash"), str) and row["doc_hash"]):
         return False
     if not isinstance(row.get("run_id"), str) or (run_id and row["run_id"] != run_id):
@@ -157,7 +179,7 @@ def _sound(row: Any, run_id: str | None) -> bool:
     for name, value in row.items():
         if value is not None and name in COLUMNS and type(value) is not COLUMNS[name]:
             fit(name, value)
-            if COLUMNS[name] is str or isinstance(value, bool):
+            if COLUMNS[name] in (str, bool) or isinstance(value, bool):
                 return False
         elif type(value) is int and abs(value) >= LARGEST:
             return False
@@ -198,6 +220,8 @@ def fit(name: str, value: Any) -> Any:
         return text.encode(
             "utf-8", "replace"
         ).decode()  # half a surrogate pair in a model's output is no valid text
+    if kind is bool and not isinstance(value, bool):
+        raise TypeError(f"column {name!r} holds true or false, not {value!r}")
     if not isinstance(value, (bool, int, float)) or (kind is int and value != int(value)):
         raise TypeError(f"column {name!r} holds {kind.__name__}, not {value!r}")
     if kind is int and abs(value) >= LARGEST:

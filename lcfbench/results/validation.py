@@ -22,7 +22,7 @@ from lcfbench.results.schema import DIGESTED, as_written, schema
 if TYPE_CHECKING:
     import pyarrow as pa
 
-AT_ONCE = 10_000  # values of a column that are joined together
+AT_ONCE = 10_000  # values of a column that are hashed together
 
 
 def documents_sha256(hashes: Iterable[str]) -> str:
@@ -34,18 +34,18 @@ def columns_sha256(table: pa.Table) -> dict[str, str]:
     """Digest of each column that is not empty, rows ordered by document; 16 hex digits each."""
     import pyarrow.compute as pc
 
-    ordered = table.take(pc.sort_indices(table["doc_hash"].cast("string")))
-    return {
-        name: _column_sha256(ordered[name])
-        for name in ordered.column_names
-        if ordered[name].null_count < len(ordered)
+    order = pc.sort_indices(table["doc_hash"].cast("string"))
+    return {  # a column at a time, so that no second copy of the table is in memory
+        name: _column_sha256(table[name].take(order))
+        for name in table.column_names
+        if table[name].null_count < len(table)
     }
 
 
 def damage(table: pa.Table, manifest: Manifest) -> str:
     """Says how sealed rows differ from the recorded ones; empty where they do not.
 
-    table: all rows of the run, of `run_id`, `doc_hash`, `score` and `error` at least.
+    table: all rows of the run, of `run_id`, `doc_hash`, `score`, `error` and `schema_version` at least.
     """
     if why := foreign(table, manifest):
         return why
@@ -90,17 +90,16 @@ def foreign(table: pa.Table, manifest: Manifest) -> str:
     """Says why rows or settings cannot be this run's at all, finished or not; empty where they can."""
     if manifest.identity:
         own = digest(manifest.identity)
-        name = (
-            manifest.run_id
-            if manifest.digest is None and (manifest.schema_version or 0) >= DIGESTED
-            else None
-        )
+        name = manifest.run_id if (manifest.schema_version or 0) >= DIGESTED else None
         if manifest.digest not in (None, own) or (name and not name.endswith(own[:10])):
             return "the manifest's identity is not the one that its digest was computed from"
     if manifest.run_id:
         others = [name for name in table["run_id"].unique().to_pylist() if name != manifest.run_id]
         if others:
             return f"rows of another run, {others[0]}"
+    version = manifest.schema_version
+    if version and any(row and row > version for row in table["schema_version"].unique().to_pylist()):
+        return f"rows of a newer schema than the run's, {version}"
     if table["doc_hash"].cast("string").unique().__len__() != len(table):
         return "several rows of one document"
     return ""
@@ -115,11 +114,25 @@ def _column_sha256(column: pa.ChunkedArray) -> str:
     whole = hashlib.sha256(np.packbits(np.asarray(column.is_valid())).tobytes())
     if pa.types.is_dictionary(column.type):
         column = column.cast("string")
+    elif pa.types.is_boolean(column.type):
+        column = column.cast("int8")
     if not pa.types.is_string(column.type):
         whole.update(np.asarray(pc.fill_null(column, 0)).tobytes())
         return whole.hexdigest()[:16]
     for begin in range(0, len(column), AT_ONCE):
         values = pc.fill_null(column.slice(begin, AT_ONCE), "")
         whole.update(np.asarray(pc.binary_length(values)).astype(np.int64).tobytes())
-        whole.update("".join(values.to_pylist()).encode())
+        for chunk in values.chunks:
+            whole.update(_text(chunk))
     return whole.hexdigest()[:16]
+
+
+def _text(values: pa.StringArray) -> memoryview:
+    """All texts of an array without nulls, one behind the other, as UTF-8."""
+    import numpy as np
+
+    _, places, data = values.buffers()
+    if not len(values) or data is None:
+        return memoryview(b"")
+    ends = np.frombuffer(places, np.int32)[values.offset : values.offset + len(values) + 1]
+    return memoryview(data)[ends[0] : ends[-1]]

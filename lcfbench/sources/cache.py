@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lcfbench.errors import UserError
+from lcfbench.files import LOCK
+from lcfbench.ownership import acquire, when_free
 
 EMBEDDED_PAIR = "smollm2-135m:gemma3-270m"  # real models on any machine that reaches only PyPI
 
@@ -34,28 +36,23 @@ def lock(name: str) -> Iterator[Path]:
     A folder that a killed process left is emptied first. Raises UserError when the cache cannot be
     written.
     """
-    import filelock
-
-    root = cache_dir() / "tmp"
+    work = cache_dir() / "tmp" / name
+    busy = f"another process is fetching {name}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(root / f"{name}.lock")
-        try:
-            held.acquire(timeout=0)
-        except filelock.Timeout:
-            say(f"waiting for another process that is fetching {name}")
-            held.acquire()
+        work.parent.mkdir(parents=True, exist_ok=True)
+        path = work.with_name(f".{name}{LOCK}")
+        owner = when_free(lambda: acquire(path, work, busy), wait=True, say=say, last=True)
     except OSError as e:
         what = f"cannot write to the cache folder {cache_dir()}: {e.strerror}."
         raise UserError(what, "Set LCFBENCH_CACHE to another.") from e
-    work = root / name
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
-        held.release()
+        if not owner.lost:
+            shutil.rmtree(work, ignore_errors=True)
+        owner.release()
 
 
 def mirror() -> Path | None:

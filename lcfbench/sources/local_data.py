@@ -10,6 +10,8 @@ import csv
 import io
 import json
 import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from glob import has_magic
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
+from lcfbench.parsing import unique_keys
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -177,10 +180,17 @@ def _text(file: Path) -> str:
 
 def _table(file: Path, text: str) -> list[Record]:
     """Rows of CSV text. The separator is the one of , ; tab | that the first line has most of."""
+    if text.startswith("PK\3\4"):
+        raise UserError(f"{file} is a spreadsheet's own file, not text.", "Save it as CSV, UTF-8.")
     if "\0" in text:
-        raise UserError(f"{file} holds a zero byte: it is no text.", _NEXT)
-    head = text.lstrip("\r\n").partition("\n")[0]
+        what = f"{file} holds zero bytes: it is no text, or not UTF-8."
+        raise UserError(what, f"Save it as UTF-8. {_NEXT}")
+    text = text.lstrip("\r\n")
+    head = text.partition("\n")[0]
     separator = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=head.count)
+    if said := re.fullmatch(r"sep=(.)\r?", head, re.IGNORECASE):  # a spreadsheet's first line
+        separator, text = said[1], text.partition("\n")[2]
+    csv.field_size_limit(sys.maxsize)  # a cell may be a long text
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []
     rows: list[Record] = []
@@ -212,7 +222,7 @@ def _json(file: Path, text: str) -> list[Record]:
     """Rows of a JSON list, of a mapping that holds one list of rows, or of one JSON object a line."""
     if file.suffix.lower() == ".json":
         try:
-            found = json.loads(text)
+            found = json.loads(text, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             if len(text.splitlines()) < 2 or not text.lstrip().startswith("{"):
                 raise UserError(f"{file} does not parse as JSON: {error}.", "Mend the file.") from error
@@ -226,10 +236,12 @@ def _json(file: Path, text: str) -> list[Record]:
         if not line.strip():
             continue
         try:
-            rows.append(_object(file, f"line {number}", json.loads(line)))
+            rows.append(_object(file, f"line {number}", json.loads(line, object_pairs_hook=unique_keys)))
         except (ValueError, RecursionError) as error:
             what = f"{file}, line {number} does not parse as JSON: {error}."
-            raise UserError(what, "Write one JSON object a line.") from error
+            whole = number == 1 and text.rstrip().endswith("]")
+            step = "Call the file .json: it is a list." if whole else "Write one JSON object a line."
+            raise UserError(what, step) from error
     return rows
 
 

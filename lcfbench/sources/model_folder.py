@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lcfbench.errors import UserError
 from lcfbench.parsing import load_json
 
 INDEX, WEIGHTS, PEFT = "model.safetensors.index.json", "model.safetensors", "adapter_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them makes a tokenizer
 STEP = "Check the folder or name another model."
 LARGEST = 1 << 24  # of a size in a config; layers are modules, so fewer
 MOST_LAYERS = 1000
@@ -51,7 +53,7 @@ def lacks(folder: Path) -> str:
     elif not (folder / WEIGHTS).is_file():
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
         return f"no {WEIGHTS}" + (f" ({pickled[0]} is pickled and is not read)" if pickled else "")
-    if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((folder / f).is_file() for f in TOKENIZER_FILES):
         return "no tokenizer"
     return ""
 
@@ -142,7 +144,7 @@ def check_quantised(folder: Path, config: dict[str, Any]) -> str:
             raise UserError(f"{folder}: transformers does not know its quantization_config.", STEP)
         return method
     for file in sorted(folder.glob("*.safetensors")):
-        for name, kind in _stored(file):
+        for name, kind, _ in _stored(file):
             if name.endswith("weight") and kind not in NUMBERS:
                 what = f"{file}: {name:.100} is stored as {kind}, and config.json has no quantization_config"
                 raise UserError(
@@ -151,13 +153,26 @@ def check_quantised(folder: Path, config: dict[str, Any]) -> str:
     return ""
 
 
-def _stored(file: Path) -> list[tuple[str, str]]:
-    """Names and number formats of a file's tensors; nothing of one that is damaged, which loading reports."""
+def check_size(folder: Path, described: int) -> None:
+    """Raises UserError where a config describes far more weights than the files hold.
+
+    described: weights of the model as config.json has it. transformers would make room for all of them,
+    and draw those that are missing at random, before it says so.
+    """
+    held = sum(count for file in folder.glob("*.safetensors") for *_, count in _stored(file))
+    if held and described > 2 * held:
+        what = f"config.json describes a model of {described:,} weights, and its files hold {held:,}"
+        raise UserError(f"{folder}: {what}.", STEP)
+
+
+def _stored(file: Path) -> list[tuple[str, str, int]]:
+    """Names, number formats and sizes of a file's tensors; none of a damaged one, which loading reports."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="np") as weights:
-            return [(name, weights.get_slice(name).get_dtype()) for name in weights.keys()]  # noqa: SIM118
+            slices = [(name, weights.get_slice(name)) for name in weights.keys()]  # noqa: SIM118
+            return [(name, part.get_dtype(), math.prod(part.get_shape())) for name, part in slices]
     except (SafetensorError, OSError):
         return []
 

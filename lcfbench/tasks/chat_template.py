@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
+from lcfbench.tasks.thought_text import MARKERS, TAGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,17 +40,7 @@ _SWITCHES: dict[str, tuple[Any, Any]] = {
     "reasoning_effort": ("low", None),
 }
 _NO_EFFORT = ("none", "no_think")  # values of reasoning_effort that mean no thought at all
-_TAG = re.compile(r"<((?:\w+:)?(?:think|thinking|thought|thoughts|reasoning)(?::\w+)?)>")
-_MARKERS = (
-    ("[THINK]", "[/THINK]"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|inner_prefix|>", "<|inner_suffix|>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("◁think▷", "◁/think▷"),
-    ("<|channel>thought", "<channel|>"),
-    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
-    ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
-)
+_TAG = re.compile(rf"<({TAGS})>")
 
 
 @dataclass(frozen=True)
@@ -377,7 +368,7 @@ def _thought(template: str, ends: Sequence[str]) -> Thought | None:
             return thought
     texts = [*ends, template]
     tags = dict.fromkeys(name for text in texts for name in _TAG.findall(text))
-    pairs = [(f"<{name}>", f"</{name}>") for name in tags] + list(_MARKERS)
+    pairs = [(f"<{name}>", f"</{name}>") for name in tags] + list(MARKERS)
     known = [(opens, closes) for opens, closes in pairs if any(opens in text for text in texts)]
     for text in texts:
         for opens, closes in known:

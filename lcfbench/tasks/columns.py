@@ -42,6 +42,7 @@ NAMES = {
     "id": ("id", "qid", "question_id", "idx"),
     "subject": ("subject", "category", "topic"),
 }
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 ANSWERS = ("letter", "text", "number from 0", "number from 1")
 _NUMBERED = re.compile(r"(?:choice|option|answer)?[_ ]?(?:([a-j])|(\d\d?))")
 Problem = tuple[int, str, str]  # row number from 1, field, what is wrong
@@ -147,8 +148,16 @@ def _document(
     """A document, or the field at fault and the reason."""
     if is_empty(row[c.question]):
         return c.question, "the question is empty"
-    if is_empty(row[c.answer]):
+    answer = answer_of(row[c.answer])
+    if is_empty(answer):
         return c.answer, "the answer is empty"
+    texts = (c.question, c.context, c.receiver_context, c.sharer_context, c.subject)
+    for name in (name for name in texts if name):
+        if why := _no_text(row[name]):
+            return name, why
+    for each in answer if isinstance(answer, list) else [answer]:
+        if why := _no_text(each):
+            return c.answer, why
     if isinstance(choices, str):
         return ", ".join(c.choices), choices
     for name in (c.sharer_context,) if c.sharer_context else ():
@@ -167,14 +176,28 @@ def _document(
         **contexts,
     }
     if not c.choices:
-        golds = row[c.answer] if isinstance(row[c.answer], list) else [row[c.answer]]
+        golds = answer if isinstance(answer, list) else [answer]
         golds = [str(g).strip() for g in golds if not is_empty(g)]
         return {**made, "answers": golds, "answer": golds[0]} if golds else (c.answer, "the answer is empty")
-    gold = _gold(row[c.answer], choices, reading)
+    gold = _gold(answer, choices, reading)
     if gold is None:
         return c.answer, f"the answer names no choice (read as a {reading})"
     letters = list(LETTERS[: len(choices)])
     return {**made, "options": choices, "letters": letters, "gold": gold, "letter": letters[gold]}
+
+
+def answer_of(value: Any) -> Any:
+    """The answer in a cell: of `{text: [...], answer_start: [...]}`, as in SQuAD, the texts."""
+    return value["text"] if isinstance(value, Mapping) and "text" in value else value
+
+
+def _no_text(value: Any) -> str:
+    """Says why a cell makes no text; numbers, dates and the like are written out."""
+    if isinstance(value, Mapping | list | bytes):
+        return f"holds {'bytes' if isinstance(value, bytes) else 'a nested value'}, not text"
+    if isinstance(value, str) and HALF_PAIR.search(value):
+        return "holds half a surrogate pair, which is no character"
+    return ""
 
 
 def _choices(row: Mapping[str, Any], c: Columns) -> list[str] | str:
@@ -185,16 +208,25 @@ def _choices(row: Mapping[str, Any], c: Columns) -> list[str] | str:
             cells.pop()  # a row may have fewer choices than the table has columns
     else:
         value = row[c.choices[0]]
-        value = value.get("text") if isinstance(value, Mapping) else value
+        value = _lettered(value) if isinstance(value, Mapping) else value
         cells = _cells(value) if isinstance(value, str) else value
         if not isinstance(cells, list):
             return "the choices are no list"
-    if any(is_empty(cell) or isinstance(cell, list | dict) for cell in cells):
+        cells = [cell.get("text") if isinstance(cell, Mapping) else cell for cell in cells]
+    if any(is_empty(cell) or _no_text(cell) for cell in cells):
         return "a choice is empty or no text"
     texts = [str(cell).strip() for cell in cells]
     if not 2 <= len(texts) <= len(LETTERS):
         return f"{len(texts)} choices (2 to {len(LETTERS)} can be asked)"
     return texts if len(set(texts)) == len(texts) else "two choices are equal"
+
+
+def _lettered(value: Mapping[str, Any]) -> Any:
+    """The choices of `{text: [...], label: [...]}` and of `{A: ..., B: ...}`; None for other mappings."""
+    if "text" in value:
+        return value["text"]
+    known = {key: text for key, text in value.items() if text is not None}  # parquet has every key
+    return list(known.values()) if [*known] == list(LETTERS[: len(known)]) else None
 
 
 def _cells(text: str) -> Any:
@@ -211,7 +243,7 @@ def _cells(text: str) -> Any:
 def _reading(raw: Sequence[Mapping[str, Any]], choices: Sequence[list[str] | str], c: Columns) -> str:
     """The one way to read the answers that fits most rows. Raises UserError where two fit as well."""
     asked = [
-        (i, row[c.answer], options)
+        (i, answer_of(row[c.answer]), options)
         for i, (row, options) in enumerate(zip(raw, choices, strict=True))
         if isinstance(options, list) and not is_empty(row[c.answer])
     ]

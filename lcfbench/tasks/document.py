@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from lcfbench.errors import UserError
+
 Scoring = Literal["letters", "cloze", "generate"]
+BACKGROUND = (
+    "In one sentence, state the background knowledge that helps most to answer this question. "
+    "Do not answer it.\nQuestion: {}\n"
+)
 NOTE = "<<note>>"  # stands in `Document.noted` where a method that sends text puts the note
 
 
@@ -22,7 +28,7 @@ class View:
     """One model's prompt as plain text: the user's turn and the beginning of the answer.
 
     prefix: lm-eval's `gen_prefix`. history: earlier turns of a chat as (role, text), oldest first;
-    roles are `user` and `assistant`.
+    roles are `system`, `user` and `assistant`.
     """
 
     user: str
@@ -33,6 +39,25 @@ class View:
         """The part that a document's hash covers; the history only where there is one."""
         seen: dict[str, Any] = {"user": self.user, "prefix": self.prefix}
         return seen | {"history": [list(turn) for turn in self.history]} if self.history else seen
+
+
+def view_of(turns: Sequence[tuple[str, str]]) -> View:
+    """Turns as (role, text) as a view; the last is the user's, or the assistant's that begins the answer.
+
+    Raises UserError for a chat that asks nothing.
+    """
+    *before, (role, content) = turns
+    prefix = ""
+    if role == "assistant" and before:
+        prefix, (*before, (role, content)) = content, before
+    if role != "user":
+        raise UserError(f"a chat that ends with a turn of {role} asks nothing.", "End it with the user's.")
+    return View(content, prefix, tuple(before))
+
+
+def background_request(question: str) -> View:
+    """What a sharer that writes is asked about a question that both models read."""
+    return View(BACKGROUND.format(question), "Background knowledge: It is known that")
 
 
 @dataclass(frozen=True)
@@ -80,6 +105,7 @@ class Document:
     until, request_until: strings that end the answer, and the note.
     chat: False where the task is plain text even for models with a chat template.
     native: lm-eval's own document, for its `process_results`.
+    parts: where each choice has a prompt of its own, a document a choice with that one choice; () else.
     """
 
     task: str
@@ -99,6 +125,7 @@ class Document:
     request_until: tuple[str, ...] = ()
     max_new_tokens: int = 64
     native: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    parts: tuple[Document, ...] = ()
 
     @property
     def content(self) -> tuple[View, View, str]:
@@ -110,5 +137,13 @@ class Document:
         """16 hex digits over all that a model could see or be scored on: the key that joins runs."""
         views = [v.seen() for v in (self.receiver, self.sharer, self.full)]
         steps = [[list(s.choices), list(s.gold), s.lead] for s in self.steps]
-        seen = [self.task, self.doc_id, *views, self.scoring, self.gold, *steps]
+        seen = [
+            self.task,
+            self.doc_id,
+            *views,
+            self.scoring,
+            self.gold,
+            *steps,
+            *(p.hash for p in self.parts),
+        ]
         return hashlib.sha256(json.dumps(seen, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

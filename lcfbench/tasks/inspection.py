@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
 from lcfbench.tasks.document import Document
+from lcfbench.tasks.preview import preview
 from lcfbench.tasks.prompts import render
+from lcfbench.tasks.stock_index import is_stock
 from lcfbench.tasks.task import SPLITS, Task, load_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROWS = 10  # rows that cannot be asked which are listed
+SHOWN = 3  # documents that are shown whole
 Tokenizers = Mapping[str, "PreTrainedTokenizerBase"]  # by role: receiver, sharer
 
 
@@ -29,18 +31,19 @@ def inspect(
     limit: int | None = None,
     options: Mapping[str, str] | None = None,
     offline: bool = False,
+    prompt: str | None = None,
 ) -> dict[str, Any]:
     """The facts of a task's test split, ready for JSON. Raises UserError for a task that cannot be read.
 
     limit: documents whose prompts are looked at; rows that cannot be asked are those of the whole split.
     """
-    task = load_task(name, offline=offline, options=options)
+    task = load_task(name, offline=offline, options=options, prompt=prompt)
     chat = bool(tokenizers["receiver"].chat_template) if "receiver" in tokenizers else False
     documents = task.documents(limit=limit, receiver_chat=chat)
     return {
         "task": task.name,
         "context": "shared" if task.shared else "different",
-        "documents": len(task._rows["test"]),
+        "documents": len(task._rows_of("test", None)),
         "looked_at": len(documents),
         "splits": _splits(task),
         "dropped": task.dropped,
@@ -52,9 +55,9 @@ def inspect(
         },
         **_choices(documents),
         "prompts": _lengths(documents, tokenizers),
-        **_doubles(task, documents),
+        **_doubles(task, documents, whole=limit is None),
         **_message(task, documents),
-        "first": _first(documents[0], tokenizers),
+        "shown": _shown(documents[:SHOWN], tokenizers),
     }
 
 
@@ -110,12 +113,21 @@ def _spread(sizes: list[int]) -> list[int]:
     return [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
 
 
-def _doubles(task: Task, documents: Sequence[Document]) -> dict[str, Any]:
-    """Documents that read the same as another, and those that stand in the train split too."""
+def _doubles(task: Task, documents: Sequence[Document], whole: bool) -> dict[str, Any]:
+    """Documents that read the same as another, and those that stand in the train split too.
+
+    The train split is read only where the whole of the task is looked at; prompts of lm-eval's tasks hold
+    examples, which make them differ.
+    """
     seen = Counter(d.content for d in documents)
     found: dict[str, Any] = {"doubles": sum(n - 1 for n in seen.values()), "also_in_train": None}
-    if "train" in _splits(task) and not task.generated:
-        trained = {d.content for d in task.documents(split="train", receiver_chat=False)}
+    if whole and "train" in _splits(task) and not task.generated and not is_stock(task.name):
+        try:
+            trained = {d.content for d in task.documents(split="train", receiver_chat=False)}
+        except UserError:  # a task of ours whose train split is not on this disk
+            if task.foreign:
+                raise
+            return found
         asked = task.documents(receiver_chat=False) if len(trained) else []
         found["also_in_train"] = sum(d.content in trained for d in asked)
     return found
@@ -150,18 +162,20 @@ def _message(task: Task, documents: Sequence[Document]) -> dict[str, Any]:
     return {"message": {name: counts[name] / len(asked) for name in names}}
 
 
-def _first(document: Document, tokenizers: Tokenizers) -> dict[str, Any]:
-    """The first document as both models read it."""
-    shown: dict[str, Any] = {"id": document.doc_id, "gold": document.gold}
-    for role in ("receiver", "sharer"):
-        view = getattr(document, role)
-        if role in tokenizers:
-            prompt = render(view, tokenizers[role], chat=document.chat, choices=bool(document.steps))
-            shown[role] = prompt.text + prompt.tail
-        else:
-            shown[role] = f"{view.user}{view.prefix}"
-    shown["choices"] = list(document.steps[-1].choices) if document.steps else []
-    return shown
+def _shown(documents: Sequence[Document], tokenizers: Tokenizers) -> list[dict[str, Any]]:
+    """Some documents as both models read them, with their chat templates; see `preview`."""
+    if len(tokenizers) == 2:
+        return list(preview(documents, tokenizers["receiver"], tokenizers["sharer"]))
+    views = ("receiver", "sharer", "request")
+    return [
+        {
+            "doc_id": d.doc_id,
+            "gold": d.gold,
+            "steps": [],
+            **{name: {"prompt": getattr(d, name).user + getattr(d, name).prefix} for name in views},
+        }
+        for d in documents
+    ]
 
 
 def warnings(facts: Mapping[str, Any]) -> list[str]:

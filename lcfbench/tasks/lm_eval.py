@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from contextvars import ContextVar
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.tasks.document import Step, View
+from lcfbench.tasks.document import Document, Step, View, view_of
 from lcfbench.tasks.process_docs import Row, Rows
 
 if TYPE_CHECKING:
@@ -23,17 +24,39 @@ if TYPE_CHECKING:
 LONGEST = 1_000_000  # characters of one prompt
 
 
-def shown(task: ConfigurableTask, row: Row) -> View:
-    """The receiver's view: the messages that lm-eval would give to a chat template."""
+class ChatText(str):
+    """A prompt that lm-eval takes for text, and the turns it was made of as (role, text).
+
+    The sharer reads the same turns in its own template.
+    """
+
+    turns: tuple[tuple[str, str], ...]
+
+    def __new__(cls, text: str, turns: Sequence[tuple[str, str]] = ()) -> ChatText:
+        made = super().__new__(cls, text)
+        made.turns = tuple(turns)
+        return made
+
+
+def view_of_prompt(text: str) -> View:
+    """A prompt of lm-eval's as a view: its text as it stands, or the turns of a chat."""
+    return view_of(text.turns) if isinstance(text, ChatText) else View(text)
+
+
+def shown(task: ConfigurableTask, row: Row, shots: int = 0) -> View:
+    """The receiver's view: the messages that lm-eval would give to a chat template.
+
+    shots: examples in front of the question, all in one turn.
+    """
     prefix = task.doc_to_prefix(row)
     messages: Any = task.fewshot_context(
-        row, 0, apply_chat_template=True, chat_template=lambda turns, **_: turns, gen_prefix=prefix
+        row, shots, apply_chat_template=True, chat_template=lambda turns, **_: turns, gen_prefix=prefix
     )
     if messages[0]["role"] == "system":  # lm-eval's `description`; without a template it puts it in front
         description, asked, *begun = messages
         messages = [{**asked, "content": description["content"] + asked["content"]}, *begun]
     roles = [m["role"] for m in messages]
-    assert roles in (["user"], ["user", "assistant"]), "a task has no shots"
+    assert roles in (["user"], ["user", "assistant"]), "examples stand in the question's turn"
     return View(*(m["content"] for m in messages))
 
 
@@ -65,9 +88,24 @@ class RefusedError(Exception):
     """A template that would print nothing sensible, or too much."""
 
 
+_as_it_stands: ContextVar[bool] = ContextVar("as_it_stands", default=False)
+
+
+@contextmanager
+def as_they_stand() -> Iterator[None]:
+    """Lets templates of lm-eval's own tasks print what lm-eval would print, `None` too."""
+    before = _as_it_stands.set(True)
+    try:
+        yield
+    finally:
+        _as_it_stands.reset(before)
+
+
 @cache
 def sandbox() -> Any:
     """lm-eval's template environment, which also lm-eval uses from now on: no code, no endless output.
+
+    A text is compiled once: lm-eval asks for it anew with every document.
 
     An expression that is null or NaN is an error: it would print `None`.
     """
@@ -86,7 +124,7 @@ def sandbox() -> Any:
             return super().call_binop(context, operator, left, right)
 
     def printed(value: Any) -> Any:
-        if value is None or (isinstance(value, float) and value != value):
+        if not _as_it_stands.get() and (value is None or (isinstance(value, float) and value != value)):
             raise RefusedError("a value is empty (null or NaN)")
         return value
 
@@ -95,27 +133,37 @@ def sandbox() -> Any:
         loader=theirs.loader, undefined=theirs.undefined, keep_trailing_newline=True, finalize=printed
     )
     ours.filters.update(theirs.filters)
+    plain = ours.from_string
+    # a constant that is empty is refused while a text is compiled, or not
+    once = lru_cache(maxsize=256)(lambda source, _: plain(source))
+    ours.from_string = lambda source, *args, **given: (  # type: ignore[method-assign]
+        plain(source, *args, **given) if args or given else once(source, _as_it_stands.get())
+    )
     lm_eval.utils.env = ours
     return ours
 
 
 @contextmanager
 def seconds(limit: float) -> Iterator[None]:
-    """Ends what takes longer, in the main thread: a template's loops have no other bound."""
-    if threading.current_thread() is not threading.main_thread():
+    """Ends what computes longer, in the main thread: a template's loops have no other bound.
+
+    Processor time is counted, so that a busy machine refuses nothing. It does nothing on a system without
+    timers that signal, as Windows.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def late(*_: Any) -> None:
         raise RefusedError(f"takes more than {limit:g} seconds")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, limit)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @cache
@@ -129,7 +177,15 @@ def task_class(shared: bool) -> Callable[..., ConfigurableTask]:
     sandbox()
 
     class LocalTask(ConfigurableTask):
-        """lm-eval's task on rows that are already loaded."""
+        """lm-eval's task on rows that are already loaded.
+
+        document, validation: make documents of a row and of the validation split, given whether the
+        receiver's chat template is applied. A model that is itself a pair asks for them: each request
+        has its task.
+        """
+
+        document: Callable[[Row, bool], Document]
+        validation: Callable[[int, bool], list[Document]]
 
         def __init__(
             self, config: dict[str, Any], rows: Rows, view: Callable[[str, Row, View], View]
@@ -140,11 +196,27 @@ def task_class(shared: bool) -> Callable[..., ConfigurableTask]:
         def download(self, *_: Any, **__: Any) -> None:
             self.dataset = {"test": self._given}  # type: ignore[assignment]
 
+        def scored(self, doc: Row, results: list[Any]) -> dict[str, Any]:
+            """The task's own scores: numbers, and the text `parsed_by`."""
+            return dict(super().process_results(doc, results))
+
+        def process_results(self, doc: dict, results: Any) -> Any:
+            """The scores that lm-eval can average."""
+            return {k: v for k, v in self.scored(doc, results).items() if k != "parsed_by"}
+
+        def construct_requests(self, doc: dict, ctx: str | list[str], **kwargs: Any) -> Any:
+            made: Any = super().construct_requests(doc, ctx, **kwargs)
+            for request in made if isinstance(made, list) else [made]:
+                request.task = self
+            return made
+
     class PairTask(LocalTask):
         """Different contexts: the last argument of each request is the sharer's view.
 
         It is an argument because lm-eval's caches hash arguments only.
         """
+
+        split = True
 
         def construct_requests(self, doc: dict, ctx: str | list[str], **kwargs: Any) -> Any:
             made: Any = super().construct_requests(doc, ctx, **kwargs)

@@ -18,8 +18,10 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from lcfbench.config import convert
@@ -32,15 +34,30 @@ from lcfbench.tasks.document import NOTE, Document, Phrasing, Scoring, Step, Vie
 from lcfbench.tasks.lm_eval import choices_step, filled, own_steps, seconds, shown, task_class
 from lcfbench.tasks.own_files import SHARE
 from lcfbench.tasks.process_docs import Row, Rows, keep, part_of
-from lcfbench.tasks.usable import AUTHORS, PATIENCE, Fault, as_rows, dataset_of, fault_of, identified, said
-from lcfbench.tasks.yaml_files import file_digest, read_task
+from lcfbench.tasks.prompt_files import PromptFile, find_prompt
+from lcfbench.tasks.stock_index import is_stock
+from lcfbench.tasks.usable import (
+    AUTHORS,
+    NO_TEXTS,
+    PATIENCE,
+    Fault,
+    as_rows,
+    dataset_of,
+    fault_of,
+    identified,
+    no_texts,
+    said,
+)
+from lcfbench.tasks.yaml_files import describe, file_digest, laid_over, read_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
 SPLITS = ("train", "validation", "test")
+EXAMPLE = ("doc_to_target",)  # keys of lm-eval's fewshot_config: how an example is answered
 ROLES = ("sharer", "full", "request", "noted")
+ANSWER_TOKENS = "answer_tokens"  # an option of ours: the longest answer that is written
 TRIES = 50  # rows that lm-eval may refuse before the task is at fault
 _CONFIG_SPLIT = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
@@ -63,16 +80,25 @@ class Outcome:
 
 
 def load_task(
-    name: str, *, seed: int = 0, offline: bool = False, options: Mapping[str, str] | None = None
+    name: str,
+    *,
+    seed: int = 0,
+    offline: bool = False,
+    options: Mapping[str, str] | None = None,
+    shots: int | None = None,
+    prompt: str | None = None,
 ) -> Task:
     """A task by name, or by the path of its file; its data is read when first needed.
 
-    seed: decides which documents a limit takes, and what a generated task generates. Raises UserError
-    for an unknown task or option, and for a value that an option does not take.
+    seed: decides which documents a limit takes, and what a generated task generates. shots: worked
+    examples in front of every question; None: as many as the task's file says, mostly none. prompt: a
+    Jinja file, or a name of the task's `prompts:`, in place of its own wording. Raises UserError for an
+    unknown task or option, and for a value that an option does not take.
     """
     name = add_path("tasks", name)
-    config = read_task(name, functions=True)
-    known: dict[str, dict[str, Any]] = config["metadata"].get("options", {})
+    config = {} if is_stock(name) else read_task(name, functions=True, offline=offline)
+    known: dict[str, dict[str, Any]]
+    known = describe(name)["options"] if is_stock(name) else config["metadata"].get("options", {})
     values = {key: option["default"] for key, option in known.items()}
     for key, text in (options or {}).items():
         if key not in known:
@@ -80,7 +106,23 @@ def load_task(
         default, choices = known[key]["default"], known[key].get("choices")
         hint = Literal[tuple(choices)] if choices else type(default)
         values[key] = convert(key, str(text), hint, default, of=name)
-    return Task(name, config, seed, offline, values)
+    if is_stock(name):
+        from lcfbench.tasks.stock import StockTask  # it extends Task
+
+        if prompt is not None:
+            raise UserError(f"--prompt: {name} is asked with lm-eval's own prompt.", "Leave --prompt out.")
+        return StockTask(name, seed, offline, values, shots)
+    if (tokens := values.get(ANSWER_TOKENS, 0)) < 0:
+        raise UserError(f"{ANSWER_TOKENS}={tokens}.", "Give 1 or more; 0 is the task's own length.")
+    for option, changes in config["metadata"].get("by_option", {}).items():
+        config = laid_over(changes[values[option]], config)
+    wording = None
+    if prompt is not None:
+        wording = find_prompt(prompt, name, config["metadata"].get("prompts") or {})
+        config = wording.over(config)
+    made = Task(name, config, seed, offline, values, shots or 0)
+    made.prompt = wording
+    return made
 
 
 class Task:
@@ -88,13 +130,25 @@ class Task:
 
     shared: whether both models read the same. options: every option's value. dropped: number of rows
     left out of the test split, by reason; problems: the same rows of each split as (row, field, what)
-    (both filled when the data is read). foreign: whether its file is a user's own.
+    (both filled when the data is read). foreign: whether its file is a user's own. shots: number of
+    worked examples in front of every question. libraries: packages whose version may change a score.
+    prompt: the wording in place of its own, if any.
     """
 
+    libraries: Sequence[str] = ()
+    prompt: PromptFile | None = None
+
     def __init__(
-        self, name: str, config: dict[str, Any], seed: int, offline: bool, options: dict[str, Any]
+        self,
+        name: str,
+        config: dict[str, Any],
+        seed: int,
+        offline: bool,
+        options: dict[str, Any],
+        shots: int = 0,
     ) -> None:
         extra = config["metadata"]
+        self.shots = shots
         self.name, self.seed, self.offline, self.options = name, seed, offline, options
         self.scorings: list[Scoring] = list(extra["scorings"])
         self.default_scoring: Scoring = extra["default_scoring"]
@@ -103,11 +157,13 @@ class Task:
         self.dropped: dict[str, int] = {}
         self.problems: dict[str, list[Problem]] = {}
         self.foreign = not is_ours("tasks", name)
+        self.libraries = extra.get("libraries", ())
         self.yaml_sha256 = file_digest(name)
         self._config, self._extra = config, extra
         self._tables: dict[str, Dataset | list[Row]] = {}
         self._rows: dict[str, Rows] = {}
         self._lm_eval: dict[str, ConfigurableTask] = {}
+        self._examples: list[Row] | None = None
 
     # -- documents --------------------------------------------------------------------------------
 
@@ -128,13 +184,44 @@ class Task:
         if limit is not None and limit < 1:
             raise UserError(f"limit={limit}.", "Give 1 or more, or leave it out for all documents.")
         chosen = self._scoring(scoring)
-        task = self.lm_eval_task(chosen)
-        return [self._document(task, row, chosen, receiver_chat) for row in self._rows_of(split, limit)]
+        if self.prompt and self.prompt.pattern and chosen != "generate":
+            what = f"prompt {self.prompt.name} has a parse rule, but {self.name} is scored by {chosen}."
+            raise UserError(what, "Use --scoring generate, or leave its block parse out.")
+        task, rows = self._task_of(chosen), self._asked_rows(split, limit)
+        if self.prompt is None:
+            return [self._document(task, row, chosen, receiver_chat) for row in rows]
+        return [self._in_wording(task, row, chosen, receiver_chat) for row in rows]
+
+    def _in_wording(self, task: ConfigurableTask, row: Row, chosen: Scoring, receiver_chat: bool) -> Document:
+        """A document in the wording of `prompt`. Raises UserError where that gives no text."""
+        assert self.prompt is not None
+        with self._wording(row):
+            made = self._document(task, row, chosen, receiver_chat)
+        if empty := [role for role in ("receiver", "sharer") if not getattr(made, role).user.strip()]:
+            what = f"prompt {self.prompt.name}, {self.name}, document {row['id']}: the {empty[0]}'s is empty."
+            raise UserError(what, "Write what it is to read.")
+        return made
+
+    @contextmanager
+    def _wording(self, row: Row) -> Iterator[None]:
+        """Makes an error of the wording that a user gave one line that names the document."""
+        if self.prompt is None:
+            yield
+            return
+        try:
+            with seconds(PATIENCE):
+                yield
+        except UserError:
+            raise
+        except AUTHORS as error:
+            who = f"prompt {self.prompt.name}, {self.name}, document {row['id']}"
+            have = ", ".join(map(str, row))
+            raise UserError(f"{who}: {said(error).rstrip('.')}.", f"Its fields are {have}.") from error
 
     def reseeded(self, seed: int) -> Task:
         """The same task under another seed. Data that is read does not depend on it and is kept."""
         again = copy.copy(self)
-        again.seed = seed
+        again.seed, again._examples = seed, None
         if self.generated:
             again._lm_eval, again._rows = {}, {}
         return again
@@ -147,6 +234,14 @@ class Task:
     def generated(self) -> bool:
         """Whether the documents are generated, not read."""
         return "generator" in self._extra
+
+    def _asked_rows(self, split: str, limit: int | None) -> list[Row]:
+        """The rows that become documents: no worked example, which stands in front of them answered."""
+        if not self.shots or split == "test":  # examples are no rows of the test split
+            return self._rows_of(split, limit)
+        examples = self._example_rows()
+        rows = self._rows_of(split, None if limit is None else limit + len(examples))
+        return [row for row in rows if row not in examples][:limit]
 
     def _rows_of(self, split: str, limit: int | None) -> list[Row]:
         self._check(split)
@@ -200,7 +295,7 @@ class Task:
         """The documents of a split, and the number of rows left out by reason."""
         table = self._table(split)
         process: Any = self._config.get("process_docs")
-        options = {k: v for k, v in self.options.items() if k != SHARE}
+        options = {k: v for k, v in self.options.items() if k not in (SHARE, ANSWER_TOKENS)}
         if not self.foreign:
             return keep(process.row, table, **options)
         problems: list[Problem] = []
@@ -229,6 +324,8 @@ class Task:
     def _kept(self, split: str, rows: Sequence[Row], dropped: Counter[str], problems: list[Problem]) -> Rows:
         """The rows that can be asked under every scoring; the others are counted and noted."""
         numbered, numbers, twice = identified(rows)
+        if self.prompt is not None and numbered:
+            self.prompt.check(numbered[0], self.name)
         problems = [*problems, *((n, "id", "the same row stands there twice") for n in twice)]
         found: dict[int, Fault] = {}
         left = list(range(len(numbered)))
@@ -258,19 +355,24 @@ class Task:
     ) -> tuple[ConfigurableTask | None, dict[int, Fault]]:
         """lm-eval's task on the rows from the first that it takes, and the faults of those before."""
         faults: dict[int, Fault] = {}
+        make = task_class(self.shared)  # may import lm-eval, which takes longer than a template may
+        config = self._merged(scoring)
         for i in left:
             try:
                 with seconds(PATIENCE):
-                    return task_class(self.shared)(self._merged(scoring), Rows([rows[i]]), self._view), faults
+                    return make(config, Rows([rows[i]]), self._view), faults
             except UserError:
                 raise
             except AUTHORS as error:
-                faults[i] = (scoring, said(error))
+                form = config.get("doc_to_choice")
+                choices = rows[i].get(form) if isinstance(form, str) else None
+                numbers = isinstance(choices, list) and no_texts(choices)
+                faults[i] = ("doc_to_choice", NO_TEXTS) if numbers else (f"scoring {scoring}", said(error))
                 if len(faults) == TRIES:
                     break
         if faults:
             number, fault = next(iter(faults.items()))
-            what = f"{self.name}, row {number + 1}, scoring {fault[0]}: {fault[1]}."
+            what = f"{self.name}, row {number + 1}, {fault[0]}: {fault[1]}."
             raise UserError(what, f"The fields are {', '.join(map(str, rows[number]))}.")
         return None, faults
 
@@ -301,9 +403,11 @@ class Task:
     def _fetched(self, split: str) -> Dataset:
         from datasets import Dataset
 
-        from lcfbench.sources.datasets import config_here, load_table
+        from lcfbench.sources.datasets import config_here, load_configs, load_table
 
         path, there = self._config["dataset_path"], self._config[_CONFIG_SPLIT[split]]
+        if subjects := self._extra.get("configs"):  # a data set with one config a subject
+            return load_configs(path, subjects, there, offline=self.offline)
         configs = [self._config.get("dataset_name") or "default", *self._extra.get("dataset_names", ())]
         config = config_here(path, configs, there)
         table = load_table(path, config, there, offline=self.offline)
@@ -325,6 +429,8 @@ class Task:
     def _document(self, task: ConfigurableTask, row: Row, scoring: Scoring, receiver_chat: bool) -> Document:
         receiver = shown(task, row)
         views: Any = {role: self._view(role, row, receiver) for role in ROLES}
+        if self.shots:
+            receiver, views = self._with_examples(task, receiver, views)
         steps: tuple[Step, ...] = ()
         if scoring != "generate":
             steps = own_steps(row) or (choices_step(task, row, receiver_chat),)
@@ -335,7 +441,7 @@ class Task:
             receiver=receiver,
             **views,
             scoring=scoring,
-            gold=steps[-1].choices[steps[-1].gold[0]].strip() if steps else _gold_text(task, row),
+            gold=steps[-1].choices[steps[-1].gold[0]].strip() if steps else gold_text(task, row),
             steps=steps,
             shared=self.shared,
             chat=self.chat,
@@ -345,6 +451,49 @@ class Task:
             max_new_tokens=written.get("max_gen_toks", self._extra.get("max_new_tokens", 64)),
             native=row,
         )
+
+    def _with_examples(
+        self, task: ConfigurableTask, receiver: View, views: dict[str, View]
+    ) -> tuple[View, dict[str, View]]:
+        """The views with worked examples in front of the question.
+
+        The sharer reads them too where both read the same; of its request it gets none. Each role's
+        examples are worded as its own question is.
+        """
+        rows = self._example_rows()
+        alone = [shown(task, row) for row in rows]
+        worked = [_worked(view, task, row) for view, row in zip(alone, rows, strict=True)]
+        lead = {"receiver": "".join(worked)}
+        lead |= dict.fromkeys(("noted", *(["sharer", "full"] if self.shared else [])), lead["receiver"])
+        if not self.shared:
+            fuller = [self._view("full", row, view) for view, row in zip(alone, rows, strict=True)]
+            lead["full"] = "".join(_worked(v, task, row) for v, row in zip(fuller, rows, strict=True))
+        led = {role: replace(v, user=lead.get(role, "") + v.user) for role, v in views.items()}
+        return replace(receiver, user=lead["receiver"] + receiver.user), led
+
+    def _example_rows(self) -> list[Row]:
+        """The examples: the first of an order of the seed that are no question of the test split."""
+        if self._examples is None:
+            split = next((s for s in ("train", "validation") if s in self.splits), None)
+            if split is None:
+                what = f"{self.name} has no train or validation split to take examples from."
+                raise UserError(what, "Leave --shots out.")
+            pool = self._generated(split, 8 * self.shots) if self.generated else self._natural(split)
+            if any(row.get("steps") for row in pool):
+                what = f"{self.name} asks in several steps, which examples cannot show."
+                raise UserError(what, "Leave --shots out.")
+            task = self._task_of(self.scorings[0])
+            asked = {shown(task, row) for row in self._rows_of("test", None)}
+            order = list(range(len(pool)))
+            random.Random(f"{self.name}/{self.seed}/examples").shuffle(order)
+            new = (pool[i] for i in order if shown(task, pool[i]) not in asked)
+            self._examples = list(islice(new, self.shots))
+            if len(self._examples) < self.shots:
+                what = (
+                    f"{self.name}: the {split} split gives {len(self._examples)} examples, not {self.shots}."
+                )
+                raise UserError(what, "Ask for fewer with --shots.")
+        return self._examples
 
     def _view(self, role: str, row: Row, receiver: View) -> View:
         """The view that `metadata.views.<role>` words; by default the receiver's.
@@ -375,39 +524,72 @@ class Task:
         """The primary metric's name; `score` gives it as "score" too."""
         return str(self._extra["scorings"][self._scoring(scoring)]["primary"])
 
-    def score(self, document: Document, outcome: Outcome) -> dict[str, float]:
+    def score(self, document: Document, outcome: Outcome) -> dict[str, Any]:
         """All metrics of an answer, by lm-eval's filters and `process_results`.
 
-        "score" is the primary metric; "step1_acc" and so on are those of the steps before the last.
+        "score" is the primary metric; "step1_acc" and so on are those of the steps before the last;
+        "parsed" (0 or 1) and the text "parsed_by" say whether and how an answer was read.
         """
         from lm_eval.api.instance import Instance
 
         if not outcome.parsed:
             return {"score": 0.0, self.metric(document.scoring): 0.0, "unparsed": 1.0}
-        task = self.lm_eval_task(document.scoring)
+        task: Any = self._task_of(document.scoring)
         written = document.scoring == "generate"
-        answers = [outcome.text] if written else list(outcome.loglikelihoods[-1])
+        answers: list[Any] = [outcome.text] if written else list(outcome.loglikelihoods[-1])
+        fits = True
+        if written and self.prompt and self.prompt.pattern:
+            found = self.prompt.answer(outcome.text or "")
+            answers, fits = [found or ""], found is not None
         row = dict(document.native)
         kind: Any = "generate_until" if written else "loglikelihood"
         about = self.name, 0, 1
         requests = [Instance(kind, row, (), i, about, resps=[a]) for i, a in enumerate(answers)]
         for ensemble in task._filters:
             ensemble.apply(requests)
-        found = [r.filtered_resps[task._filters[0].name] for r in requests]
-        scores = {k: float(v) for k, v in task.process_results(row, found).items()}
+        raw = task.scored(row, [r.filtered_resps[task._filters[0].name] for r in requests])
+        if written and self.prompt and self.prompt.pattern:
+            fits = fits and bool(raw.get("parsed", True))
+            raw |= {"parsed": float(fits), "parsed_by": "pattern" if fits else "unread"}
+        rule = {"parsed_by": str(raw.pop("parsed_by"))} if raw.get("parsed_by") is not None else {}
+        scores = {k: float(v) for k, v in raw.items() if k != "parsed_by"}
         for i, (step, ranked) in enumerate(zip(document.steps[:-1], outcome.loglikelihoods, strict=False), 1):
             best = max(range(len(ranked)), key=lambda j: ranked[j][0])
             scores[f"step{i}_acc"] = float(best in step.gold)
-        return {"score": scores[self.metric(document.scoring)], **scores}
+        return {"score": scores[self.metric(document.scoring)], **scores, **rule}
 
     def lm_eval_task(self, scoring: Scoring | None = None) -> ConfigurableTask:
         """lm-eval's own task object on our rows in their order, for `simple_evaluate(tasks=[…])`."""
-        chosen = self._scoring(scoring)
+        inner = self._task_of(self._scoring(scoring))
+        if self.shots:
+            from lm_eval.api.samplers import FirstNSampler
+
+            inner.set_config("num_fewshot", self.shots)
+            inner.sampler = FirstNSampler(self._example_rows())
+        return inner
+
+    def _task_of(self, chosen: Scoring) -> ConfigurableTask:
         if chosen not in self._lm_eval:
             self._check("test")
             rows = self._generated("test", None) if self.generated else self._natural("test")
-            self._lm_eval[chosen] = task_class(self.shared)(self._merged(chosen), rows, self._view)
+            if self.prompt is not None:
+                self.prompt.check(rows[0], self.name)
+            task_class(self.shared)  # importing lm-eval is slow, and the wording's time is limited
+            with self._wording(rows[0]):  # lm-eval words the first document
+                self._lm_eval[chosen] = self._for_lm_eval(chosen, rows)
         return self._lm_eval[chosen]
+
+    def drawn_lm_eval_task(self, scoring: Scoring | None = None) -> ConfigurableTask:
+        """As `lm_eval_task`, a new one, with the rows in the order in which a limit takes them."""
+        return self._for_lm_eval(self._scoring(scoring), Rows(self._rows_of("test", None)))
+
+    def _for_lm_eval(self, scoring: Scoring, rows: Rows) -> ConfigurableTask:
+        made: Any = task_class(self.shared)(self._merged(scoring), rows, self._view)
+        made.document = lambda row, chat: self._document(made, row, scoring, chat)
+        made.validation = lambda limit, chat: self.documents(
+            scoring=scoring, limit=limit, split="validation", receiver_chat=chat
+        )
+        return made
 
     def _merged(self, scoring: Scoring) -> dict[str, Any]:
         from lm_eval.config.task import TaskConfig
@@ -417,7 +599,11 @@ class Task:
         # the rows are ready: there is nothing to load, to process or to sample shots from
         gone = ("process_docs", "custom_dataset", "training_split", "validation_split")
         config = {k: v for k, v in config.items() if k not in gone}
-        config |= {"test_split": "test", "num_fewshot": 0, "fewshot_config": {"samples": []}}
+        if not self.foreign and (tokens := self.options.get(ANSWER_TOKENS)):
+            config["generation_kwargs"] = {**config["generation_kwargs"], "max_gen_toks": tokens}
+        worded = self._config.get("fewshot_config")
+        kept = {k: v for k, v in worded.items() if k in EXAMPLE} if isinstance(worded, dict) else {}
+        config |= {"test_split": "test", "num_fewshot": 0, "fewshot_config": {"samples": [], **kept}}
         if self.foreign:
             gone = ("group", "tag", "task_alias", "dataset_kwargs")
             config = copy.deepcopy({k: v for k, v in config.items() if k not in gone})
@@ -451,9 +637,26 @@ class Task:
         return hashlib.sha256(self._extra["manifest"](self._natural("test")).encode()).hexdigest()
 
 
-def _gold_text(task: ConfigurableTask, row: Row) -> str:
-    """The right answer to write; several are separated by |."""
-    gold: Any = task.doc_to_target(row)
+def _worked(view: View, task: ConfigurableTask, row: Row) -> str:
+    """A question with its answer as lm-eval writes an example."""
+    gold: Any = task.doc_to_target(row, task.fewshot_cfg.doc_to_target)
     if task.config.doc_to_choice is not None and isinstance(gold, int):
         gold = task.doc_to_choice(row)[gold]
+    gold = str(gold[0]) if isinstance(gold, list) else str(gold)
+    turns: Any = task.build_qa_turn(
+        q=view.user,
+        a=gold,
+        gen_prefix=view.prefix or None,
+        tgt_delim=task.config.target_delimiter,
+        few_delim=task.config.fewshot_delimiter,
+    )
+    return "".join(turn.to_text() for turn in turns)
+
+
+def gold_text(task: ConfigurableTask, row: Row) -> str:
+    """The right answer to write; several are separated by |. A place that no choice has is told as it is."""
+    gold: Any = task.doc_to_target(row)
+    if task.config.doc_to_choice is not None and isinstance(gold, int):
+        choices = task.doc_to_choice(row)
+        gold = choices[gold] if 0 <= gold < len(choices) else gold
     return " | ".join(map(str, gold)) if isinstance(gold, list) else str(gold)

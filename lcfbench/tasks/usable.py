@@ -12,6 +12,7 @@ from typing import Any
 
 from lcfbench.errors import UserError
 from lcfbench.sources.local_data import is_empty
+from lcfbench.tasks.columns import HALF_PAIR
 from lcfbench.tasks.document import View
 from lcfbench.tasks.lm_eval import LONGEST, seconds
 from lcfbench.tasks.process_docs import Row, Rows
@@ -19,6 +20,7 @@ from lcfbench.tasks.process_docs import Row, Rows
 AUTHORS = (Exception, SystemExit)  # what an author's function or template may raise has no bounds
 FIELDS = ("doc_to_text", "doc_to_choice", "doc_to_target", "gen_prefix")
 PATIENCE = 5.0  # seconds for one row's templates
+NO_TEXTS = "the choices are no list of texts"
 Fault = tuple[str, str]  # field, what is wrong
 
 
@@ -39,13 +41,16 @@ def fault_of(task: Any, row: Row, views: Callable[[], Iterable[tuple[str, View]]
                     continue
                 make = task.doc_to_prefix if field == "gen_prefix" else getattr(task, field)
                 made[field] = make(row)
+            if fault := _fault(task, made):
+                return fault
+            field = "views"
             for role, view in views():
                 field = f"views.{role}"
                 if not (view.user.strip() or view.prefix.strip()):
                     return field, "the prompt is empty"
     except AUTHORS as error:
         return field, said(error)
-    return _fault(task, made)
+    return None
 
 
 def _fault(task: Any, made: Mapping[str, Any]) -> Fault | None:
@@ -55,6 +60,8 @@ def _fault(task: Any, made: Mapping[str, Any]) -> Fault | None:
         return "doc_to_text", f"gives {type(text).__name__}, not text"
     if not text.strip():
         return "doc_to_text", "the prompt is empty"
+    if HALF_PAIR.search(text):
+        return "doc_to_text", "holds half a surrogate pair, which is no character"
     if len(text) > LONGEST:
         return "doc_to_text", f"gives more than {LONGEST:,} characters"
     gold = made["doc_to_target"]
@@ -64,8 +71,8 @@ def _fault(task: Any, made: Mapping[str, Any]) -> Fault | None:
     if "doc_to_choice" not in made:
         return "doc_to_choice", "is missing"
     choices = made["doc_to_choice"]
-    if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
-        return "doc_to_choice", "the choices are no list of texts"
+    if no_texts(choices):
+        return "doc_to_choice", NO_TEXTS
     if any(not c.strip() for c in choices):
         return "doc_to_choice", "a choice is empty"
     if len(choices) < 2:
@@ -80,6 +87,11 @@ def _fault(task: Any, made: Mapping[str, Any]) -> Fault | None:
             shown = " ".join(repr(each).split())[:40]
             return "doc_to_target", f"the answer names no choice ({shown} of {len(choices)})"
     return None
+
+
+def no_texts(choices: Any) -> bool:
+    """Whether the choices are something else than a list of texts; lm-eval fails on numbers."""
+    return not isinstance(choices, list) or not all(isinstance(c, str) for c in choices)
 
 
 def said(error: BaseException) -> str:

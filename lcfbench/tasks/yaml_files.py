@@ -20,7 +20,9 @@ from lcfbench import registry
 from lcfbench.errors import UserError, unknown
 from lcfbench.parsing import load_yaml
 from lcfbench.python_files import PACKAGE, files_digest, import_file, source_files
+from lcfbench.tasks.groups import group_files
 from lcfbench.tasks.own_files import completed
+from lcfbench.tasks.stock_index import described, is_stock
 
 SCORINGS = ("letters", "cloze", "generate")
 CONTEXTS = ("shared", "different")
@@ -29,12 +31,15 @@ FORM = "tasks/openbookqa.yaml shows the form."
 
 
 def task_names() -> list[str]:
-    """Names of all tasks: the YAML files that do not begin with an underscore."""
-    return registry.names("tasks")
+    """Names of all tasks: the YAML files that do not begin with an underscore and hold no group."""
+    groups = group_files()
+    return [name for name in registry.names("tasks") if name not in groups]
 
 
 def describe(name: str) -> dict[str, Any]:
     """The facts about a task that `lcfbench ls tasks` shows. Raises UserError as `read_task` does."""
+    if is_stock(name):
+        return described(name)
     config = read_task(name)
     extra = config["metadata"]
     data = config.get("dataset_path")
@@ -81,10 +86,11 @@ def options_for(names: Sequence[str], given: Mapping[str, str]) -> dict[str, dic
     return {name: {k: v for k, v in given.items() if k in known[name]} for name in names}
 
 
-def read_task(name: str, *, functions: bool = False) -> dict[str, Any]:
+def read_task(name: str, *, functions: bool = False, offline: bool | None = None) -> dict[str, Any]:
     """A task's YAML with its includes merged; `!function` values as functions, else as their names.
 
-    The file of a user is completed (`own_files`); a table without a YAML counts as one of a few lines.
+    The file of a user is completed (`own_files`); offline: whether the Hub may be asked for what that
+    needs, None: only this disk. A table without a YAML counts as one of a few lines.
     Raises UserError for an unknown task, and for a file that does not parse or lacks what it needs.
     """
     entry = registry.find("tasks", name)
@@ -99,7 +105,7 @@ def read_task(name: str, *, functions: bool = False) -> dict[str, Any]:
                 f"{path.name} says task: {config.get('task')}.", "A task is called like its file."
             )
     else:
-        config = completed(config, path, lambda form: _read(registry.TASKS / form, resolve, set()))
+        config = completed(config, path, lambda form: _read(registry.TASKS / form, resolve, set()), offline)
         config["task"] = name
     _check(config, path)
     return config
@@ -180,11 +186,11 @@ def _read(
         other = path.parent / include
         if not other.is_file():
             raise UserError(f"{path.name} includes {include}, which is not there.", f"Write {other}.")
-        merged = _over(_read(other, resolve, read, (*above, path.resolve())), merged)
-    return _over(config, merged) if merged else config
+        merged = laid_over(_read(other, resolve, read, (*above, path.resolve())), merged)
+    return laid_over(config, merged) if merged else config
 
 
-def _over(config: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+def laid_over(config: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """A file over what it includes: its keys win, those of metadata and of its options each alone."""
     own, theirs = config.get("metadata") or {}, base.get("metadata") or {}
     if not (isinstance(own, dict) and isinstance(theirs, dict)):

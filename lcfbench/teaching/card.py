@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from lcfbench.adapters.card import hub_id
+from lcfbench.sources.models import hub_id
 from lcfbench.tables import Column, Table
 
 

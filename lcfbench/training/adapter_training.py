@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -25,13 +27,18 @@ from lcfbench.evaluation.answer import target
 from lcfbench.files import writing
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.answering import answer_loss
+from lcfbench.models.memory import cuda_devices
+from lcfbench.models.prefill_memory import Budget, Memory, Store
+from lcfbench.models.protocol import LanguageModel
 from lcfbench.models.timing import Clock, now
 from lcfbench.tasks.document import Document
+from lcfbench.training.processes import Group
 from lcfbench.training.recipe import OWN, AdapterSpec, TrainRecipe, folder_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+DEV_SHARE = 0.25  # of the bytes for readings: those of the dev documents
 FLOOR = 0.02  # of the peak learning rate: the last steps still learn
 KEPT = ("curve", "best", "failed", "steps_done", "seconds", "last")  # in a checkpoint, as they are
 RECORDED = {*OWN, "task_options", "targets", "batch_size", "dev_documents"}
@@ -46,7 +53,9 @@ class AdapterTraining:
     contexts: `shared`, `different`, as the examples have them. curve: a point for each dev
     evaluation. best: matched dev score and weights. failed: why it has stopped. seconds: of all
     steps. loss, right, weight, spent: sums over the batch so far; spent is its own seconds. last:
-    values of the last step, for the log.
+    values of the last step, for the log. random: the states of its random numbers. processes: that
+    train it. last_use: of each example by hash, the last step that reads it. memories: of each model,
+    where examples are read again.
     """
 
     spec: AdapterSpec
@@ -64,7 +73,10 @@ class AdapterTraining:
     weight: float = 0.0
     spent: float = 0.0
     last: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "tokens_right": 0.0})
-    random: list[Tensor] = field(default_factory=list)
+    random: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
+    last_use: dict[str, int] = field(default_factory=dict)
+    memories: dict[LanguageModel, Memory] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Makes the optimiser: AdamW with linear warm-up and decay."""
@@ -93,7 +105,7 @@ class AdapterTraining:
         if self.random:
             _set_random_state(self.random, device)
         else:
-            torch.manual_seed(self.spec.seed + 1_000_003 * self.process)
+            _seed(self.spec.seed + 1_000_003 * self.process)
         try:
             yield
         finally:
@@ -108,6 +120,27 @@ class AdapterTraining:
         """Whether its dev evaluation after so many steps is due and not done."""
         due = step == self.recipe.steps or (step < self.recipe.steps and step % self.recipe.eval_every == 0)
         return due and step > 0 and not self.failed and (not self.curve or self.curve[-1]["step"] < step)
+
+    def plan(self, order: Sequence[Sequence[Document]], stores: Mapping[LanguageModel, Store]) -> None:
+        """Keeps readings from now on, where examples come again in these batches.
+
+        stores: of each model, shared by all adapters.
+        """
+        own = order[: self.recipe.steps]
+        self.last_use = {d.hash: step for step, group in enumerate(own) for d in group}
+        limit = round(1e9 * self.recipe.prefills_gb * (1 - DEV_SHARE))
+        if limit and len(self.last_use) < sum(map(len, own)):
+            budget, both = Budget(limit), (self.method.receiver, self.method.sharer)
+            self.memories = {lm: Memory(budget, stores[lm]) for lm in both}
+
+    @contextmanager
+    def remembering(self, documents: Sequence[Document], step: int) -> Iterator[None]:
+        """Within it, what is read of these documents is kept if one of them comes again."""
+        with ExitStack() as stack:
+            for lm, memory in self.memories.items():
+                memory.adds = any(self.last_use[d.hash] > step for d in documents)
+                stack.enter_context(lm.shared.remembering(memory))
+            yield
 
     # -- a step -----------------------------------------------------------------------------------
 
@@ -140,15 +173,16 @@ class AdapterTraining:
         loss, right = answer_loss(state, ids, flags, self.recipe.loss_mean)
         return loss, right, sum(map(sum, flags))
 
-    def gather(self, accelerator: Accelerator) -> None:
+    def gather(self, accelerator: Accelerator, group: Group) -> None:
         """Sums gradients, loss and accuracy over processes: each has read its part of the batch."""
-        if accelerator.num_processes == 1:
+        if group.count == 1:
             return
-        for p in self.parameters:
-            grad = p.grad if p.grad is not None else torch.zeros_like(p)
-            p.grad = accelerator.reduce(grad, "sum")  # type: ignore[assignment]
-        sums = torch.tensor([self.loss, self.right, self.weight], device=accelerator.device)
-        summed: Any = accelerator.reduce(sums, "sum")
+        sums = torch.tensor([self.loss, self.right, self.weight], dtype=torch.float64)
+        with group.waiting():
+            for p in self.parameters:
+                grad = p.grad if p.grad is not None else torch.zeros_like(p)
+                p.grad = accelerator.reduce(grad, "sum")  # type: ignore[assignment]
+            summed: Any = accelerator.reduce(sums.to(accelerator.device), "sum")
         self.loss, self.right, self.weight = summed.tolist()
 
     def step(self, shared: float) -> bool:
@@ -212,6 +246,7 @@ class AdapterTraining:
             "models_dtype": str(receiver.dtype).removeprefix("torch."),
             "revisions": {"receiver": receiver.revision, "sharer": sharer.revision},
             "device": receiver.device.type,
+            "processes": self.processes,
             "minutes": round(self.seconds / 60, 1),
             "beside": r.adapters if len(r.adapters) > 1 else [],
             "dev": self.curve,
@@ -228,32 +263,64 @@ class AdapterTraining:
     def _stateful(self) -> dict[str, Any]:
         return {"adapter": self.adapter, "optimiser": self.optimiser, "schedule": self.schedule}
 
-    def state(self) -> dict[str, Any]:
-        """Returns all that the next step depends on."""
-        kept = {name: getattr(self, name) for name in (*KEPT, "random")}
+    def own_state(self) -> dict[str, Any]:
+        """Returns what the next step depends on and every process has of its own."""
+        homes = [memory.state() for memory in self.memories.values()]
+        used = max((memory.budget.used for memory in self.memories.values()), default=0)
+        return {"random": self.random, "homes": homes, "used": used}
+
+    def state(self, own: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns all that the next step depends on. own: `own_state` of each process."""
+        kept = {name: getattr(self, name) for name in KEPT} | {"own": own}
         return kept | {name: part.state_dict() for name, part in self._stateful.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a checkpoint. The random states of later processes are in none."""
+        """Goes back to a checkpoint."""
         for name, part in self._stateful.items():
             part.load_state_dict(state[name])
         for name in KEPT:
             setattr(self, name, state[name])
-        self.random = [] if self.process else state["random"]
+        own = state["own"][self.process]
+        self.random = own["random"]
+        for memory, homes in zip(self.memories.values(), own["homes"], strict=True):
+            memory.restore(homes)
+            memory.budget.used = own["used"]
 
-    def join(self, process: int) -> None:
+    def join(self, group: Group) -> None:
         """Takes the first process's weights; later processes draw random numbers of their own."""
-        for tensor in self.adapter.state_dict().values():
-            torch.distributed.broadcast(tensor, 0)
-        if process:
-            self.random, self.process = [], process
+        self.processes = group.count
+        if group.count == 1:
+            return
+        with group.waiting():
+            for tensor in self.adapter.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
+        if not group.first:
+            self.random, self.process = {}, group.number
 
 
-def _random_state(device: torch.device) -> list[Tensor]:
-    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
-def _set_random_state(state: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if device.type == "cuda" and len(state) > 1:
-        torch.cuda.set_rng_state(state[1], device)
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """Returns the states of all global random numbers, in types that a checkpoint may hold."""
+    numbers: Any = np.random.get_state(legacy=True)
+    name, keys, *rest = numbers
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), keys.tolist(), *map(float, rest)),
+        "torch": torch.get_rng_state(),
+        "cuda": {index: torch.cuda.get_rng_state(index) for index in cuda_devices(device)},
+    }
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, place, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), int(place), int(has_gauss), cached))
+    torch.set_rng_state(state["torch"])
+    for index, each in state["cuda"].items():
+        torch.cuda.set_rng_state(each, index)

@@ -5,30 +5,25 @@
 
 from __future__ import annotations
 
-import os
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lcfbench.errors import UserError
-from lcfbench.files import writing
+from lcfbench.files import whole, writing
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Saves all that the next step depends on, whole or not at all. Raises UserError for a full disk."""
-    part = path.with_suffix(".partial")
     with writing(path.parent):
         try:
-            with open(part, "wb") as file:
+            with whole(path) as file:
                 torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
         except RuntimeError as error:  # torch's own follows the refusal of the disk
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def load(path: Path, digest: str, what: str) -> dict[str, Any] | None:
@@ -40,6 +35,9 @@ def load(path: Path, digest: str, what: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
+        with zipfile.ZipFile(path) as parts:  # torch compares no checksums
+            if (bad := parts.testzip()) is not None:
+                raise ValueError(f"{bad} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint fail anywhere in torch's unpickler
         raise torn(path, error) from error
@@ -51,6 +49,26 @@ def load(path: Path, digest: str, what: str) -> dict[str, Any] | None:
             "Repeat that command, name another --out, or start over with --force.",
         )
     return state
+
+
+def check_same(path: Path, state: dict[str, Any], facts: Mapping[str, str], processes: int) -> None:
+    """Raises UserError where a training would go on with other data, models or processes.
+
+    facts: digests of what it starts from, by name. A checkpoint of before they were kept has none.
+    """
+    if not all(isinstance(state.get(name), dict) for name in ("facts", "machine")):
+        raise UserError(f"{path} is of an earlier version.", "Start over with --force, or remove it.")
+    if (before := state.get("processes")) != processes:
+        how = f"lcfbench train --processes {before}" if before != 1 else "lcfbench train, without a launcher"
+        raise UserError(
+            f"{path} is of a training with {before} processes; {processes} would make another adapter.",
+            f"Go on with {before} ({how}), or start over with --force.",
+        )
+    if other := [name for name, fact in facts.items() if state["facts"].get(name) != fact]:
+        raise UserError(
+            f"{path} was made with other {' and '.join(other)} than those of now.",
+            "Put them back, name another --out, or start over with --force.",
+        )
 
 
 def torn(path: Path, why: object) -> UserError:

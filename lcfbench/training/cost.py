@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
+from lcfbench.adapters.options import adapter_options
 from lcfbench.errors import UserError
 from lcfbench.files import check_room
 from lcfbench.geometry import Geometry
@@ -33,7 +34,7 @@ from lcfbench.progress import duration
 from lcfbench.sources.models import Found, look, read_config, split_pair
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import render
-from lcfbench.training.options import adapter_options, split_options
+from lcfbench.training.options import split_options
 from lcfbench.training.recipe import TrainRecipe
 from lcfbench.training.setup import adapter_kind, trainable
 

@@ -71,6 +71,8 @@ def examples(
     pair: Pair,
     scoring: Scoring | None = None,
     task_options: Mapping[str, str] | None = None,
+    shots: int | None = None,
+    prompt: str | None = None,
     offline: bool = False,
     max_tokens: int = MAX_TOKENS,
     split: Literal["train", "validation"] = "train",
@@ -80,10 +82,10 @@ def examples(
     """Returns `count` documents: those of the sources, each in the seed's order, in turn by their shares.
 
     A smaller count gives the first of them. A source is repeated only when it has no more.
-    scoring: of the tasks that know it; the others
-    keep their default. first: rows used of each chat data set. max_tokens: of the receiver's prompt
-    with its answer, and of the sharer's prompt; longer documents are dropped, like those beyond a
-    model's own limit. say: receives the numbers of dropped and repeated documents.
+    scoring: of the tasks that know it; the others keep their default. shots, prompt: as for `load_task`.
+    first: rows used of each chat data set. max_tokens: of the receiver's prompt with its answer, and of
+    the sharer's prompt; longer documents are dropped, like those beyond a model's own limit. say:
+    receives the numbers of dropped and repeated documents.
     Raises UserError for unknown tasks and options, data that cannot be found, chats without
     assistant turns, and a source of which nothing fits.
     """
@@ -102,7 +104,8 @@ def examples(
         number = order.count(place)
         dropped = Counter[str]()
         if source.kind == "task":
-            task = load_task(source.name, seed=seed, offline=offline, options=options[source.name])
+            own = options[source.name]
+            task = load_task(source.name, seed=seed, offline=offline, options=own, shots=shots, prompt=prompt)
             stream = _of_task(task, number, scoring, split, receiver.has_chat)
         else:
             chat = Chat(source.name, source.config or "default", split, first, offline, ending, dropped)

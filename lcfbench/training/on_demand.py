@@ -32,6 +32,7 @@ from lcfbench.progress import TrainProgress
 from lcfbench.provenance import digest
 from lcfbench.sources.models import find_model, look
 from lcfbench.tasks.document import Document
+from lcfbench.tasks.groups import expand
 from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import options_for, task_names
 from lcfbench.training.cost import Cost, cost_of, numbers_of
@@ -41,7 +42,7 @@ from lcfbench.training.trainer import train
 
 LARGE = 1_000_000_000  # parameters of both models together from which a GPU trains by a paper's recipe
 SAMPLE = 32  # examples that are read for the estimate
-PASSED_ON = ("pair", "seed", "scoring", "offline", "trust_remote_code", *sorted(PLACES))
+PASSED_ON = ("pair", "seed", "scoring", "shots", "prompt", "offline", "trust_remote_code", *sorted(PLACES))
 FIXED = ("out", "force", "adapters", *PASSED_ON)  # of the settings of a training: the run decides them
 
 
@@ -177,7 +178,7 @@ def _recipe_for(run: Recipe, wanted: Wanted, base: str | None) -> str:
         return name
     papers = {}
     for name in packaged_recipes():
-        own = read_recipe(name, "train")
+        own = read_recipe(name, None).get("train") or {}
         methods = [entry.partition(":")[0] for entry in own.get("adapters", [])]
         if own.get("preset") == "paper" and wanted.mode in methods:
             papers[name] = own
@@ -186,7 +187,7 @@ def _recipe_for(run: Recipe, wanted: Wanted, base: str | None) -> str:
         return chat[0] if chat and wanted.shared else ""
     if pick_device(run.device).type == "cuda" and _large(wanted.pair):
         for name in papers:
-            if base in read_recipe(name, "run").get("task", []):
+            if base in expand(read_recipe(name, "run").get("task", [])):
                 return name
     return f"small-scale-{wanted.context}"
 

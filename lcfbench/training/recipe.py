@@ -35,6 +35,7 @@ from lcfbench.files import writing
 from lcfbench.provenance import digest
 from lcfbench.registry import add_path, add_paths
 from lcfbench.tasks.document import Scoring
+from lcfbench.tracking import TrackerName, check_tracker
 
 BLOCK = 8  # batches between which examples are sorted by length
 OWN = ("steps", "lr", "warmup", "weight_decay", "clip", "loss_mean")  # settings that each adapter may have
@@ -109,6 +110,13 @@ class TrainRecipe(Settings):
         le=MOST,
         description="Steps between checkpoints; a killed training goes on from the last one.",
     )
+    prefills_gb: float = Field(
+        2.0,
+        ge=0,
+        le=MOST,
+        description="Gigabytes of the models' readings that are kept for later passes and evaluations; "
+        "0 keeps none.",
+    )
     preset: Literal["small-scale", "paper"] = Field(
         "small-scale",
         description="Where the options start: small-scale converges in minutes; paper is the papers' own.",
@@ -118,8 +126,8 @@ class TrainRecipe(Settings):
     receiver_device: Device | None = SAME["receiver_device"]
     sharer_device: Device | None = SAME["sharer_device"]
     device_map: DeviceMap | None = SAME["device_map"]
-    tracker: Literal["tensorboard", "trackio"] | None = Field(
-        None, description="Also log to tensorboard or trackio, where it is installed."
+    tracker: TrackerName | None = Field(
+        None, description="Also log to trackio, wandb or tensorboard, where it is installed."
     )
     out: Path = Field(Path("adapters/new"), description="Folder of the new adapter.")
     options: dict[str, str] = Field(
@@ -128,9 +136,12 @@ class TrainRecipe(Settings):
         "several adapters.",
     )
     task_options: dict[str, str] = Field({}, description="Options of the task, KEY=VALUE.")
+    shots: int | None = SAME["shots"]
+    prompt: str | None = SAME["prompt"]
     offline: bool = Field(False, description="Use only models and data on this machine.")
     trust_remote_code: bool = SAME["trust_remote_code"]
     force: bool = Field(False, description="Replace the adapter in --out, and forget a checkpoint there.")
+    wait: bool = Field(False, description="Wait for a process that writes the same --out, instead of ending.")
 
     _options = field_validator("options", "task_options", mode="before")(texts)
 
@@ -180,10 +191,11 @@ class TrainRecipe(Settings):
 
     def digest(self) -> str:
         """Returns a digest of all that changes the result; a checkpoint needs the same."""
-        other = {"out", "offline", "force", "tracker", "save_every", "accumulate", *PLACES}
+        other = {"out", "offline", "force", "wait", "tracker", "save_every", "accumulate", *PLACES}
         if not self.trust_remote_code:
             other.add("trust_remote_code")
-        return digest({"checkpoint": 3, **self.model_dump(mode="json", exclude=other)})[:16]
+        other |= {name for name in ("shots", "prompt") if getattr(self, name) is None}
+        return digest({"checkpoint": 4, **self.model_dump(mode="json", exclude=other)})[:16]
 
 
 def _named(group: str, text: Any, sign: str) -> list[Any]:
@@ -309,7 +321,7 @@ def spec_fields() -> dict[str, tuple[Any, Any]]:
 
 
 def check(recipe: TrainRecipe) -> None:
-    """Raises UserError unless there is something to train, and a folder that can be written."""
+    """Raises UserError unless there is something to train."""
     if not recipe.task or not recipe.adapters:
         raise UserError("nothing to train.", "Name a --task and a --mode; see `lcfbench ls tasks`.")
     if recipe.batch_size < recipe.accumulate:
@@ -317,6 +329,11 @@ def check(recipe: TrainRecipe) -> None:
             f"--accumulate {recipe.accumulate} leaves no examples a pass.",
             f"--batch-size is {recipe.batch_size}.",
         )
+    check_tracker(recipe.tracker)
+
+
+def check_folder(recipe: TrainRecipe) -> None:
+    """Raises UserError unless the output folder can be written and holds no finished adapter."""
     for folder in (folder_of(recipe, spec) for spec in recipe.specs()):
         if (folder / WEIGHTS).exists() and not recipe.force and not (recipe.out / CHECKPOINT).exists():
             raise UserError(f"{folder} already holds an adapter.", "Name another --out, or pass --force.")

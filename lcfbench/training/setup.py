@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ import torch
 
 from lcfbench.adapters.base import adapter_class, build
 from lcfbench.adapters.config import pair_config, recorded_names
+from lcfbench.adapters.options import adapter_options
+from lcfbench.config import PLACES
 from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.methods._lengths import too_long
@@ -23,54 +24,61 @@ from lcfbench.registry import method_names
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import describe, options_for
-from lcfbench.training import data
+from lcfbench.training import data, processes
 from lcfbench.training.adapter_training import AdapterTraining
-from lcfbench.training.options import adapter_options, split_options
+from lcfbench.training.options import split_options
 from lcfbench.training.recipe import AdapterSpec, TrainRecipe
 from lcfbench.training.targets import written_by
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+WORDED = {"offline", "shots", "prompt"}  # how tasks are loaded, beside their seed and options
 Dev = dict[str, tuple[Task, list[Document]]]
 
 
 def accelerator_of(recipe: TrainRecipe) -> Accelerator:
-    """Returns the processes and devices, one or those of `accelerate launch`, and the tracker.
+    """Returns the processes and devices, one or those of `accelerate launch`.
 
-    Raises UserError for a tracker that is not installed, and for float16.
+    Raises UserError for float16, and for devices that several processes cannot have.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
-    if recipe.tracker and importlib.util.find_spec(recipe.tracker) is None:
-        raise UserError(
-            f"tracker {recipe.tracker} is not installed.",
-            f"pip install {recipe.tracker}, or leave --tracker out.",
-        )
     cpu = recipe.device == "cpu" or not torch.cuda.is_available()
+    check_devices(recipe, cpu)
     if pick_dtype(recipe.dtype, torch.device("cpu" if cpu else "cuda")) == torch.float16:
         raise UserError(
             "float16 gradients vanish without scaling.",
             "Train with --dtype bfloat16, or float32 where that is not to be had.",
         )
     # no autocast: adapters keep fp32 weights and compute in the models' dtype
-    made = Accelerator(
+    return Accelerator(
         cpu=cpu,
         mixed_precision="no",
-        log_with=recipe.tracker,
-        project_dir=str(recipe.out),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],  # the first one evaluates alone
     )
-    if recipe.tracker:
-        made.init_trackers("lcfbench", config={"recipe": recipe.model_dump_json()})
-    return made
+
+
+def check_devices(recipe: TrainRecipe, cpu: bool) -> None:
+    """Raises UserError unless each of several processes of a machine has a GPU, or all are on the CPU."""
+    if processes.count() == 1:
+        return
+    if placed := [name for name in sorted(PLACES) if name != "device" and getattr(recipe, name) is not None]:
+        what = f"--{placed[0].replace('_', '-')} gives {processes.count()} processes the same devices."
+        raise UserError(what, "Leave it out, or train in one process.")
+    if not cpu and recipe.device != "auto":
+        what = f"--device {recipe.device} gives {processes.count()} processes the same GPU."
+        raise UserError(what, "Leave --device out: each process takes the next one.")
+    if not cpu and processes.local() >= torch.cuda.device_count():
+        what = f"this machine has fewer GPUs ({torch.cuda.device_count()}) than processes."
+        raise UserError(what, "Start as many processes as it has GPUs, or use --device cpu.")
 
 
 def models_of(recipe: TrainRecipe, accelerator: Accelerator) -> Pair:
     """Loads the frozen models; the sharer only where a method needs it."""
     roles = {role for spec in recipe.specs() for role in trainable(spec).roles}
-    apart = recipe.device == "auto" and accelerator.num_processes > 1
+    apart = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
     device = str(accelerator.device) if apart else recipe.device
     conditions = recipe.model_dump(include=CONDITIONS) | {"device": device}
     pair = load_pair(recipe.pair, roles=roles, **conditions)
@@ -96,7 +104,7 @@ def data_of(recipe: TrainRecipe, pair: Pair, say: Callable[[str], None]) -> tupl
         count=max(spec.recipe(recipe).drawn for spec in recipe.specs()),
         pair=pair,
         say=say,
-        **recipe.model_dump(include={"seed", "scoring", "task_options", "offline", "max_tokens"}),
+        **recipe.model_dump(include={*WORDED, "seed", "scoring", "task_options", "max_tokens"}),
     )
     tasks = [s.name for s in sources if s.kind == "task"]
     names = recipe.dev if recipe.dev is not None else tasks
@@ -108,7 +116,8 @@ def data_of(recipe: TrainRecipe, pair: Pair, say: Callable[[str], None]) -> tupl
     dev: Dev = {}
     given = options_for(list(dict.fromkeys([*tasks, *names])), recipe.task_options)
     for name in names:
-        task = load_task(name, seed=recipe.seed, offline=recipe.offline, options=given[name])
+        worded = recipe.model_dump(include=WORDED)
+        task = load_task(name, seed=recipe.seed, options=given[name], **worded)
         documents = task.documents(
             scoring=recipe.scoring if recipe.scoring in task.scorings else None,
             split="validation",
@@ -216,7 +225,7 @@ def check_adapters(recipe: TrainRecipe) -> None:
     sources = [data.parse_source(text) for text in recipe.task]
     names = dict.fromkeys([*(s.name for s in sources if s.kind == "task"), *(recipe.dev or [])])
     for name, own in options_for(list(names), recipe.task_options).items():
-        load_task(name, seed=recipe.seed, offline=recipe.offline, options=own)
+        load_task(name, seed=recipe.seed, options=own, **recipe.model_dump(include=WORDED))
     contexts = {describe(s.name)["context"] if s.kind == "task" else "shared" for s in sources}
     used = set[str]()
     for spec in recipe.specs():

@@ -13,10 +13,11 @@ from huggingface_hub import ModelCard, constants
 
 from lcfbench.adapters.base import build
 from lcfbench.adapters.card import card, refreshed
-from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, pair_config, weights_sha256
+from lcfbench.adapters.config import CARD, CONFIG, SOURCE, WEIGHTS, pair_config, weights_sha256
 from lcfbench.adapters.files import save
-from lcfbench.adapters.hub import pull, push
+from lcfbench.adapters.hub import pull
 from lcfbench.errors import UserError
+from lcfbench.publishing.adapter import push
 from lcfbench.sources.models import GEOMETRIES
 from tests import helpers
 
@@ -38,7 +39,7 @@ def adapter(tmp_path) -> Path:
 
 def test_what_is_pushed_is_pulled_and_nothing_else_is_sent(server, adapter, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "token")
-    url = push(adapter, "me/small", private=True, message="first")
+    url = push(adapter, "me/small", private=True, message="first").url
     sha = server.repos["me/small"]["branches"]["main"]
     assert url == f"{server.url}/me/small/commit/{sha}" and server.repos["me/small"]["private"]
     assert set(server.files("me/small")) == {WEIGHTS, CONFIG, CARD}
@@ -48,7 +49,7 @@ def test_what_is_pushed_is_pulled_and_nothing_else_is_sent(server, adapter, monk
     assert "lcfbench adapter pull me/small" in text and "ORG/NAME" not in text
     got = pull("me/small")
     assert got == Path("adapters/small") and sorted(p.name for p in got.iterdir()) == sorted(
-        (WEIGHTS, CONFIG, CARD)
+        (WEIGHTS, CONFIG, CARD, SOURCE)
     )
     assert (
         weights_sha256(got) == weights_sha256(adapter)
@@ -57,7 +58,7 @@ def test_what_is_pushed_is_pulled_and_nothing_else_is_sent(server, adapter, monk
     )
     assert list(Path("adapters").iterdir()) == [got], "nothing temporary stays"
     push(adapter, "me/small", private=True)  # once more, with nothing changed: no error
-    assert push(adapter, "me/small").count("/commit/") == 1
+    assert push(adapter, "me/small").url.count("/commit/") == 1
 
 
 def test_the_card_is_metadata_the_hub_can_read(adapter):

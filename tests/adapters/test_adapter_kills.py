@@ -14,7 +14,7 @@ import torch
 
 from lcfbench.adapters import hub
 from lcfbench.adapters.base import build
-from lcfbench.adapters.config import CONFIG, WEIGHTS, pair_config, read_config, weights_sha256
+from lcfbench.adapters.config import CONFIG, SOURCE, WEIGHTS, pair_config, read_config, weights_sha256
 from lcfbench.adapters.files import REPORT, load, making, save
 from lcfbench.adapters.select import adapters_table
 from lcfbench.errors import UserError
@@ -44,7 +44,7 @@ def by_making(out: Path, new: Path) -> None:
 
 
 def by_pull(out: Path, new: Path) -> None:
-    os.environ["LCFBENCH_MIRROR"] = str(new)
+    """The test has set `LCFBENCH_MIRROR`."""
     hub.pull("me/new", out, force=True, offline=True)
 
 
@@ -83,6 +83,7 @@ def killed(work: Callable[[], None], step: int, after: bool) -> bool:
 def test_a_kill_at_any_step_leaves_one_adapter_whole(tmp_path, monkeypatch, write, there):
     monkeypatch.chdir(tmp_path)
     new = tmp_path / "mirror"
+    monkeypatch.setenv("LCFBENCH_MIRROR", str(new))
     save(adapter("new", 8), new / "adapters/me/new", "# new")
     save(adapter("old", 4), tmp_path / "kept", "# old")
     (tmp_path / "kept" / REPORT).write_text("of the old one")
@@ -112,6 +113,7 @@ def test_a_kill_at_any_step_leaves_one_adapter_whole(tmp_path, monkeypatch, writ
         write(out, new)  # it goes through, and tidies up
         assert found_at(out) == "new" and weights_sha256(out) == sums["new"]
         expected = {"README.md", WEIGHTS, CONFIG, *(["training.jsonl"] if there != "nothing" else [])}
+        expected |= {SOURCE} if write is by_pull else set()
         assert {p.name for p in out.iterdir()} == expected
         left = {p.name for p in top.iterdir() if not p.name.endswith(".lock")}
         assert left == ({"out", "real"} if there == "link" else {"out"})

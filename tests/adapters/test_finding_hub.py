@@ -14,9 +14,10 @@ from lcfbench.adapters.card import card, refreshed
 from lcfbench.adapters.config import CARD, CONFIG, WEIGHTS, pair_config, read_config
 from lcfbench.adapters.files import save
 from lcfbench.adapters.finding import Wanted, find_for
-from lcfbench.adapters.hub import pull, push
+from lcfbench.adapters.hub import pull
 from lcfbench.adapters.select import AdapterMissing, cached
 from lcfbench.geometry import Geometry
+from lcfbench.publishing.adapter import push
 from lcfbench.sources import hub
 
 PAIR = ("smollm2-135m", "gemma3-270m")

@@ -9,13 +9,13 @@ from lcfbench.adapters.base import adapter_class, build, method_of, own_method
 from lcfbench.adapters.card import card
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import save
+from lcfbench.adapters.options import adapter_options
 from lcfbench.adapters.select import pick_adapter
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
 from lcfbench.methods.create import method_class
 from lcfbench.registry import kinds, method_names
 from lcfbench.training.ablation import method_for
-from lcfbench.training.options import adapter_options
 from lcfbench.training.recipe import AdapterSpec
 from lcfbench.training.setup import adapter_kind
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lcfbench.provenance import digest
+from lcfbench.results.schema import DIGESTED
 from lcfbench.results.writer import RunWriter
 
 PAIR = "smollm2-135m:gemma3-270m"
@@ -123,7 +125,12 @@ def forget(folder: Path, *names: str) -> None:
     """Removes these fields from a run's identity, as an older version may have left it."""
     identity = json.loads((folder / "manifest.json").read_text())["identity"]
     identity = {k: v for k, v in identity.items() if k not in names}
-    _change(folder, identity=identity, digest=digest(identity))
+    path, version = folder / "samples.parquet", DIGESTED - 1
+    table = pq.ParquetFile(path).read()
+    number = table.column_names.index("schema_version")
+    versions = pa.array([version] * len(table), table.schema.field(number).type)
+    pq.write_table(table.set_column(number, table.schema.field(number), versions), path)
+    _change(folder, identity=identity, digest=digest(identity), schema_version=version, columns_sha256=None)
 
 
 def _change(folder: Path, **facts: Any) -> None:

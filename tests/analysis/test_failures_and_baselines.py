@@ -66,8 +66,9 @@ def test_few_failures_cannot_make_a_gain(tmp_path: Path, side: str, count: int) 
     record(tmp_path, HIGH, errors=errors if side == "lcf" else [])
     record(tmp_path, HIGH, control="deranged")
     record(tmp_path, alone, mode="receiver", errors=errors if side == "receiver" else [])
-    group, *_ = (g for g in read_run_groups([tmp_path]).groups if (g.mode, g.control) == ("lcf", "matched"))
-    gain = _gain(group, read_run_groups([tmp_path]).groups)
+    groups = read_run_groups([tmp_path]).groups
+    group, *_ = (g for g in groups if (g.mode, g.control) == ("lcf", "matched"))
+    gain = _gain(group, [g for g in groups if g.mode == "receiver"])
     assert gain.pair is not None and gain.pair.p() < 0.05 < max(pair.p() for pair in gain.ends)
     equal = Evidence(HIGH, HIGH, gain.pair, gain_bounds=gain.ends)
     assert judge([equal])[0].label == "does not communicate"

@@ -114,10 +114,10 @@ BAD = {
     "rum": "Did you mean 'run'",
     "run --recipe": "--recipe",
     "ls": "Missing argument",
-    "ls nope": "Known: models, tasks, methods, adapters, recipes, runs, controls",
+    "ls nope": "Known: models, tasks, groups, methods, adapters, recipes, runs, controls",
     "ls task": "Did you mean tasks",
     "doctor --nope": "--nope",
-    "demo --limit 0": "setting limit",
+    "demo --limit 0": "--limit",
     # names
     "run --pair foo": "not RECEIVER:SHARER",
     "run --pair a:b:c": "not RECEIVER:SHARER",
@@ -144,6 +144,7 @@ BAD = {
     RUN + "--mode receiver --device cuda:99": "cuda:99 is not there",
     RUN + "--attention foo": "'sdpa', 'eager' or 'flash_attention_2'",
     RUN + "--mode receiver --out file": "Not a directory",
+    RUN + "--mode receiver --out file/below/it": "file: Not a directory",
     RUN + "--mode receiver --out /proc/nowhere": "cannot write /proc/nowhere",
     # what makes no sense together
     RUN + "--mode receiver --control deranged": "receiver sends no message",
@@ -283,13 +284,16 @@ def test_flags_win_over_the_environment_and_both_over_the_recipe(lcf, ground, mo
         assert identity["options"] == ({"budget": 5, "bytes": None} if identity["mode"] == "t2t" else {})
 
 
+PROOF = "warning: adapter adapter has no proof"
+
+
 def test_a_run_a_table_a_plot(lcf, ground):
     code, out, err = lcf(
         RUN + "--mode receiver,lcf --adapter adapter --control matched,deranged --limit 4 --out tried"
     )
     assert code == 0 and "lcf" in out and "deranged" in out
     assert all(
-        line.startswith(("splitfacts · ", "receiver: sends no message", "recorded in "))
+        line.startswith(("splitfacts · ", "receiver: sends no message", "recorded in ", PROOF))
         for line in err.splitlines()
     ), err
     assert len(json.loads(lcf("show tried --json")[1])) == 3
@@ -321,6 +325,13 @@ def test_a_dry_run_shows_prompts_and_loads_no_weights(lcf, ground, monkeypatch):
     shown = json.loads(out)
     assert code == 0 and shown["receiver"]["prompt"].startswith("Notes:") and shown["sharer"]["tokens"] > 0
     assert shown["receiver"]["prompt"] != shown["sharer"]["prompt"] and not (ground / "dry").exists()
+
+
+@pytest.mark.parametrize(("attention", "expected"), [("flash_attention_2", 2), ("eager", 0)])
+def test_a_dry_run_refuses_an_attention_that_a_run_refuses(lcf, attention, expected):
+    line = f"{RUN} --device cpu --mode receiver --attention {attention}"
+    said = lcf(f"{line} --dry-run")
+    assert said[0] == expected and (expected == 0 or said == lcf(line)), said
 
 
 def test_a_dry_run_gives_each_task_the_options_it_knows(lcf, tmp_path, monkeypatch):

@@ -200,16 +200,18 @@ def device_errors():
 @pytest.mark.parametrize("number", range(3))
 def test_a_device_that_failed_ends_the_command_at_once(capsys, monkeypatch, tmp_path, pair, place, number):
     error, calls = device_errors()[number], []
-    name = "prefill" if place == "prefill" else "forward"
-    real = getattr(CausalLM, name)
 
-    def patched(self, *args, **more):
-        if place == "warm-up" or any(path.stat().st_size for path in tmp_path.glob("*/samples.jsonl")):
-            calls.append(1)
-            raise error
-        return real(self, *args, **more)
+    def failing(real):
+        def patched(self, *args, **more):
+            if place == "warm-up" or any(path.stat().st_size for path in tmp_path.glob("*/samples.jsonl")):
+                calls.append(1)
+                raise error
+            return real(self, *args, **more)
 
-    monkeypatch.setattr(CausalLM, name, patched)
+        return patched
+
+    for name in ("prefill",) if place == "prefill" else ("forward", "forward_pieces"):
+        monkeypatch.setattr(CausalLM, name, failing(getattr(CausalLM, name)))
     more = ["--batch-size", "2", "--mode", "receiver"]
     code, _, err = invoke(capsys, monkeypatch, *asked(pair, tmp_path), *more)
     told = [text for text in err.splitlines() if text.startswith("lcfbench: ")]

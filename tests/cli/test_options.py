@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 
 import pytest
 import typer
@@ -11,6 +12,7 @@ import lcfbench
 from lcfbench.cli.app import app
 from lcfbench.cli.options import merged
 from lcfbench.config import PLACES
+from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.registry import kinds
 from lcfbench.training.recipe import TrainRecipe
@@ -100,3 +102,70 @@ def test_the_version():
 def test_an_option_that_stands_twice_has_both_values(given):
     assert merged(TrainRecipe, {"options": given}, None, "train").options == {"width": "8,16"}
     assert merged(TrainRecipe, {"task_options": given}, None, "train").task_options == {"width": "8,16"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run --out @",
+        "plan --out=",
+        "train --out @",
+        "teach --model m --out @",
+        "probe --out @",
+        "report results -o @",
+        "bench --out @",
+        "ls runs --out @",
+        "demo --out @",
+        "adapter import-c2c x --out @",
+        "adapter prune x --dev splitfacts --out @",
+        "adapter pull x/y --out @",
+        "oracle enrich --out @",
+        "oracle transform --out @",
+        "task new mine --out @",
+        "plot frontier results --data @",
+        "plot training x --out @",
+        "export jsonl -o @",
+        "export eee -o @",
+        "publish --to @",
+        "check a b --junit @",
+        "run --adapter x --adapter @",
+        "show @",
+    ],
+)
+def test_an_empty_value_is_never_the_current_folder(line, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = ["" if word == "@" else word for word in line.split()]
+    code, out, err = helpers.invoke(capsys, monkeypatch, *words)
+    assert code == 2 and not out and err.count("\n") == 1 and " is empty. " in err, err
+    assert line.split()[-2 if "@" in line else -1].rstrip("=") in err or line == "show @"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [({"out": ""}, "out: it is empty"), ({"adapter": ["a", ""]}, "adapter: a name in")]
+)
+def test_an_empty_path_of_a_recipe_is_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        Recipe.merge(None, given)
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "a.png"])
+def test_numbers_of_a_figure_have_a_name(name, capsys, monkeypatch):
+    code, _, err = helpers.invoke(capsys, monkeypatch, "plot", "frontier", "results", "--data", name)
+    assert code == 2 and f"{'a' if name == 'a.png' else 'frontier'}.figure.parquet" in err
+
+
+@pytest.mark.parametrize("verb", [["run", "--recipe"], ["plan"]])
+@pytest.mark.parametrize("own", [False, True])
+def test_adapters_that_a_recipe_trains_first_are_named_with_the_command(
+    verb, own, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my own.yaml").write_text(
+        "train: {adapters: ['lcf:width=8'], out: a}\nrun: {mode: lcf, task: splitfacts, adapter: [a/x, a/y]}"
+    )
+    name, first = ("my own.yaml", "a/x") if own else ("embedded", "adapters/embedded/lcf-width-32")
+    code, _, err = helpers.invoke(capsys, monkeypatch, *verb, name)
+    assert code == 2 and err.count("\n") == 1 and f"{first} and" in err, err
+    assert err.endswith(f"Train them: lcfbench train --recipe {shlex.quote(name)}\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["my own.yaml"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from lcfbench import registry
 from lcfbench.errors import UserError
+from lcfbench.files import locked
 from lcfbench.tasks.inspection import inspect, warnings
 from lcfbench.tasks.new import write_task
 from lcfbench.tasks.task import load_task
@@ -54,13 +56,14 @@ BAD = {
     "no table": (lambda p: p / "x.txt", None, "is no table"),
     "no answer": (lambda p: p / "q.csv", None, "no column is called answer"),
     "no sharer": (lambda p: EXAMPLE, "different", "only the sharer reads"),
-    "context": (lambda p: EXAMPLE, "both", "Say shared or different"),
+    "not shared": (lambda p: p / "two.csv", "shared", "Give --different"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_what_cannot_be_written_is_one_line(tmp_path, kind):
     (tmp_path / "q.csv").write_text("question,a,b\nx,y,z\n")
+    (tmp_path / "two.csv").write_text("question,sharer_context,answer\nx,y,z\n")
     table, context, says = BAD[kind]
     with pytest.raises(UserError, match=says):
         write_task("mine", table(tmp_path), tmp_path, context, False)
@@ -110,3 +113,75 @@ def test_exit_codes_and_the_next_command(tmp_path):
         )
         assert ran[0] == code and "Traceback" not in ran[2], (name, ran)
         assert code == 2 or ("next: lcfbench probe" in ran[2] and "tokens" in ran[1])
+
+
+def test_three_documents_are_shown_whole_with_what_every_model_reads(tmp_path, capsys, monkeypatch) -> None:
+    save = helpers.save_pair(tmp_path / "models")
+    rows = [
+        {
+            "question": f"Who is {i}? {'very ' * 600 if i == 1 else ''}",
+            "answer": f"n{i}",
+            "sharer_context": f"It is n{i}.",
+        }
+        for i in range(5)
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = ["task", "check", tmp_path / "mine.jsonl", "--pair", save]
+    code, out, _ = helpers.invoke(capsys, monkeypatch, *args)
+    assert code == 0 and "document 3 of 5" in out and "document 4 of 5" not in out
+    assert out.count("the receiver reads, ") == 3 and out.count("the sharer reads, ") == 3
+    assert out.count("In one sentence, state what this text says") == 3
+    assert out.count("right: 'n") == 3 and "tokens at most" in out
+    code, text, _ = helpers.invoke(capsys, monkeypatch, *args, "--json")
+    shown = json.loads(text)["shown"]
+    assert len(shown) == 3 and all(d["receiver"]["tokens"] > 0 and d["request"]["prompt"] for d in shown)
+    for d in shown:
+        assert ("characters …" in out) == any(len(e["receiver"]["prompt"]) > 1600 for e in shown)
+        assert d["gold"].startswith("n")
+
+
+def test_a_chat_template_is_shown_with_the_prompt(tmp_path) -> None:
+    path = write_task("mine", None, tmp_path, "shared", False)[-1]
+    chat = helpers.tokenizer(chat=True)
+    (first, *_) = inspect(str(path), {"receiver": chat, "sharer": chat})["shown"]
+    assert first["receiver"]["prompt"].startswith("<|im_start|>user\nQuestion: ")
+    assert first["receiver"]["prompt"].rstrip().endswith("<|im_start|>assistant\nAnswer:")
+
+
+@pytest.mark.parametrize("flag", ["--shared", "--different"])
+def test_what_new_writes_runs_at_once(tmp_path, capsys, monkeypatch, flag) -> None:
+    pair = ["--pair", helpers.save_pair(tmp_path / "models")]
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = helpers.invoke(capsys, monkeypatch, "task", "new", "mine", flag)
+    assert code == 0 and "mine.csv" in out and "mine.yaml" in out
+    assert helpers.invoke(capsys, monkeypatch, "task", "check", "mine.yaml", *pair)[0] == 0
+    args = ["run", *pair, "--task", "mine.yaml", "--mode", "receiver,t2t", "--out", "r"]
+    assert helpers.invoke(capsys, monkeypatch, *args)[0] == 0
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path, capsys, monkeypatch) -> None:
+    (tmp_path / "rows.csv").write_text("question,answer\nx,y\n")
+    (tmp_path / "mine.yaml").write_text(
+        "dataset_path: rows.csv\ntest_split: dev\nrepeats: 3\n"
+        "generation_kwargs: {until: 3, do_sample: true}\n"
+        "dataset_kwargs: {delimiter: x}\nmetadata: {veiws: {}, chat: maybe, options: [a]}\n"
+    )
+    code, _, err = helpers.invoke(capsys, monkeypatch, "task", "check", tmp_path / "mine.yaml")
+    assert code == 2 and len(err.splitlines()) == 1 and "8 mistakes" in err
+    for part in ("views", "chat", "options", "repeats", "until", "do_sample", "delimiter", "dev"):
+        assert part in err
+
+
+def test_one_of_lm_evals_own_tasks_is_shown_too(capsys, monkeypatch, tmp_path) -> None:
+    if not os.environ.get("LCFBENCH_MIRROR"):
+        pytest.skip("LCFBENCH_MIRROR names no mirror of the Hub's data sets")
+    args = ["task", "check", "lm-eval/openbookqa", "--pair", helpers.save_pair(tmp_path), "--limit", 4]
+    code, out, _ = helpers.invoke(capsys, monkeypatch, *args, "--offline")
+    assert code == 0 and "500 documents" in out and "document 3 of 4" in out
+
+
+def test_two_at_once_lose_no_file(tmp_path):
+    with locked(tmp_path / "mine.yaml"), pytest.raises(UserError, match="another process"):
+        write_task("mine", None, tmp_path, None)
+    assert write_task("mine", None, tmp_path, None)[-1] == tmp_path / "mine.yaml"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.csv", "mine.yaml"]

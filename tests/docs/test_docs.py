@@ -129,11 +129,15 @@ def shown_commands(path: Path) -> list[str]:
 def problem(line: str) -> str | None:
     """Why the command line does not take this; None where it does. Values are not looked at."""
     line = re.split(r"\|\|?\s|&&", line)[0].replace("…", "")
-    line = line.replace("accelerate launch --multi_gpu -m lcfbench.cli", "lcfbench")
+    line = re.sub(r"^accelerate launch .*-m (?=lcfbench )", "", line)
+    if line.startswith("accelerate "):  # not ours
+        return None
     words = shlex.split(line, comments=True)[1:]
     path: tuple[str, ...] = ()
     while words and (*path, words[0]) in verbs():
         path = (*path, words.pop(0))
+    if path == ("lm-eval",):  # its words are lm-eval's
+        return None
     command, context = verbs()[path]
     if hasattr(command, "list_commands") and words:
         alternatives = words[0].split("|")
@@ -175,7 +179,11 @@ def test_shown_python_calls_what_there_is(path: Path) -> None:
     """Names of the package exist, and calls give keywords that it takes."""
     import lcfbench
 
-    settings = {"run": lcfbench.Recipe.model_fields, "train": lcfbench.TrainRecipe.model_fields}
+    settings = {
+        "run": lcfbench.Recipe.model_fields,
+        "plan": lcfbench.Recipe.model_fields,
+        "train": lcfbench.TrainRecipe.model_fields,
+    }
     for language, body in BLOCK.findall(path.read_text()):
         for node in ast.walk(ast.parse(body)) if language == "python" else ():
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "lcfbench":

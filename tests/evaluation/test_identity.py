@@ -34,7 +34,7 @@ def test_other_settings_leave_the_name_as_it_is(pair, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("versions", lambda: {"transformers": "5.99.0", "torch": "2.13.0", "lm_eval": "0.4.13"}, "5.99.0"),
+        ("versions", lambda *_: {"transformers": "5.99.0", "torch": "2.13.0", "lm_eval": "0.4.13"}, "5.99.0"),
         ("BEHAVIOUR", identity.BEHAVIOUR + 1, "behaviour"),
     ],
 )
@@ -54,7 +54,7 @@ def test_an_interrupted_run_never_goes_on_under_other_libraries(pair, tmp_path, 
     [one] = go(pair, tmp_path, limit=FEW)
     found = json.loads((one / "manifest.json").read_text())
     (one / "manifest.json").write_text(json.dumps(found | {"state": "interrupted"}))
-    monkeypatch.setattr(run, "versions", lambda: {"transformers": "5.99.0"})
+    monkeypatch.setattr(run, "versions", lambda *_: {"transformers": "5.99.0"})
     [two] = go(pair, tmp_path, limit=FEW)
     assert two.name != one.name and len(rows(two)) == FEW and manifest(one)["state"] == "interrupted"
 
@@ -184,7 +184,7 @@ def _own(adapter: Path, tmp_path: Path) -> list[Path]:
 def test_the_nearest_recorded_run_says_what_changed(pair, tmp_path, monkeypatch):
     for behaviour, versions in ((91, "5.1.0"), (92, "5.1.0"), (92, "5.2.0"), (93, "5.2.0")):
         monkeypatch.setattr(run, "BEHAVIOUR", behaviour)
-        monkeypatch.setattr(run, "versions", lambda v=versions: {"transformers": v})
+        monkeypatch.setattr(run, "versions", lambda *_, v=versions: {"transformers": v})
         watcher = Watcher()
         *_, last = go(pair, tmp_path, watcher, limit=FEW)
         said = [text for text in watcher.said if "changed since" in text]

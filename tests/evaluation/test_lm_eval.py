@@ -37,6 +37,7 @@ def ours(task, end, scoring, limit, **options):
 def theirs(task, end, scoring, documents, chat):
     """The same documents through lm-eval's `simple_evaluate` and its `hf` model, by document id."""
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     inner = task.lm_eval_task(scoring)
     wanted = {d.doc_id for d in documents}
@@ -45,6 +46,7 @@ def theirs(task, end, scoring, documents, chat):
     got = lm_eval.simple_evaluate(
         model=lm,
         tasks=[inner],
+        task_manager=TaskManager(include_defaults=False),  # lm-eval's own tasks take seconds
         samples={inner.config.task: indices},
         apply_chat_template=chat,
         log_samples=True,
@@ -56,10 +58,19 @@ def theirs(task, end, scoring, documents, chat):
 
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize(
-    ("name", "scoring"), [("openbookqa", "letters"), ("openbookqa", "cloze"), ("arc_challenge", "letters")]
+    ("name", "scoring"),
+    [
+        ("openbookqa", "letters"),
+        ("openbookqa", "cloze"),
+        ("arc_challenge", "letters"),
+        ("mmlu_pro", "letters"),
+        ("ceval", "letters"),
+        ("ceval", "cloze"),
+        ("medqa", "letters"),
+    ],
 )
 def test_choices_equal_simple_evaluate(mirror, name, scoring, chat):
-    end = helpers.causal_lm(chat=chat)
+    end = helpers.causal_lm(chat=chat, positions=4096)
     task = load_task(name, offline=True)
     documents, mine = ours(task, end, scoring, 6)
     sample = theirs(task, end, scoring, documents, chat)
@@ -75,9 +86,13 @@ def test_choices_equal_simple_evaluate(mirror, name, scoring, chat):
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_generations_equal_simple_evaluate(mirror, chat):
-    end = helpers.causal_lm(chat=chat)
-    task = load_task("openbookqa", offline=True)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("openbookqa", {}), ("gsm8k", {"answer_tokens": "24"}), ("math500", {"answer_tokens": "24"})],
+)
+def test_generations_equal_simple_evaluate(mirror, name, options, chat):
+    end = helpers.causal_lm(chat=chat, positions=4096)
+    task = load_task(name, offline=True, options=options)
     documents, mine = ours(task, end, "generate", 5)
     sample = theirs(task, end, "generate", documents, chat)
     for key, (outcome, scores) in mine.items():

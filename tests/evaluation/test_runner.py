@@ -17,9 +17,11 @@ from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import save as save_adapter
 from lcfbench.errors import UserError
+from lcfbench.evaluation import worker
 from lcfbench.evaluation.run import Run
 from lcfbench.methods.create import method_class
 from lcfbench.methods.load_pair import other_revisions
+from lcfbench.models import causal_lm
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import PHASES
 from lcfbench.registry import method_names
@@ -214,7 +216,7 @@ def test_a_finished_run_is_not_done_again_unless_fresh(pair, tmp_path, monkeypat
     stamp = manifest(folder)["finished_at"], (folder / "samples.parquet").read_bytes()
     watcher, answered = Watcher(), []
     plain = Run.answer
-    monkeypatch.setattr(Run, "answer", lambda self, *a: (answered.append(1), plain(self, *a)))
+    monkeypatch.setattr(Run, "answer", lambda self, *a: (answered.append(1), plain(self, *a))[1])
     go(pair, tmp_path, watcher)
     assert not answered and any("complete already" in text for text in watcher.said)
     assert stamp == (manifest(folder)["finished_at"], (folder / "samples.parquet").read_bytes())
@@ -292,10 +294,11 @@ def test_runs_made_together_are_those_made_apart_and_the_models_read_once(
         "batch_size": 8,
         "latency_documents": 2,
     }
-    ran, plain = [], CausalLM.run
+    ran, plain, joined = [], CausalLM.run, causal_lm.joined_run
     monkeypatch.setattr(
         CausalLM, "run", lambda self, ids, *rest: (ran.append(self.name), plain(self, ids, *rest))[1]
     )
+    monkeypatch.setattr(causal_lm, "joined_run", lambda lm, *a: (ran.append(lm.name), joined(lm, *a))[1])
     names = [Path(name).name for name in pair.split(":")]
 
     def forwards() -> dict[str, int]:
@@ -418,7 +421,7 @@ def test_every_column_is_accounted_for(pair, adapter, tmp_path, mode):
         may = (
             {"message_from", "sharer_prompt", "sharer_prompt_sha256", "message_text"} - sends - text
             | NEVER
-            | {"error", "thought", "thought_tokens"}
+            | {"error", "thought", "thought_tokens", "parsed", "parsed_by"}  # ranked choices are not read
         )
         if mode == "sharer":  # who answers fills its own columns
             may ^= {
@@ -505,13 +508,13 @@ def test_token_wise_adapters_run_on_shared_contexts(pair, tmp_path, mirror, kind
 def test_an_adapter_trained_on_other_weights_is_pointed_out(pair, adapter, tmp_path):
     watcher = Watcher()
     go(pair, tmp_path, watcher, mode=["lcf"], adapter=[adapter], limit=2)
-    assert watcher.warned == []
+    assert len(watcher.warned) == 1 and "has no proof" in watcher.warned.pop()
     other = helpers.save(
         tmp_path / "sharer", bos=True, family="gemma3", layers=3, heads=1, dim=16, vocabulary=330, seed=2
     )
     go(f"{pair.split(':')[0]}:{other}", tmp_path, watcher, mode=["lcf"], adapter=[adapter], limit=2)
     assert (
-        len(watcher.warned) == 1
+        len(watcher.warned) == 2
         and "trained on other weights: sharer" in watcher.warned[0]
         and "receiver" not in watcher.warned[0]
     )
@@ -525,6 +528,71 @@ def test_generated_answers_are_recorded_too(pair, adapter, tmp_path):
             r["choices_loglikelihood"] is None and isinstance(r["prediction"], str) for r in rows(folder)
         )
         assert manifest(folder)["chance"] is None
+
+
+TEXTS = {"scoring": "generate", "limit": 10, "batch_size": 4, "latency_documents": 2}
+
+
+def test_batches_of_texts_written_side_by_side_give_the_rows_of_each(pair, adapter, tmp_path, monkeypatch):
+    asked = TEXTS | {"mode": ["receiver", "lcf"], "adapter": [adapter], "control": ["matched", "silent"]}
+    counts, plain = [], CausalLM.steps
+    monkeypatch.setattr(
+        CausalLM, "steps", lambda self, steps: (counts.append(len(steps)), plain(self, steps))[1]
+    )
+    together = go(pair, tmp_path / "together", **asked)
+    assert max(counts) == 3, "four, four and two documents"
+    monkeypatch.setattr(worker, "SIDE_BY_SIDE", 4)
+    counts.clear()
+    apart = go(pair, tmp_path / "apart", **asked)
+    assert set(counts) == {1}
+    for one, other in zip(together, apart, strict=True):
+        assert one.name == other.name and rows(one) == rows(other)
+        assert manifest(one)["seconds"] > 0
+
+
+def test_the_memory_of_batches_written_side_by_side_is_that_of_all(pair, tmp_path, monkeypatch):
+    most, plain = [0], CausalLM.steps
+
+    def steps(self, asked):
+        most.append(sum(len(step.ids) for step in asked))
+        return plain(self, asked)
+
+    monkeypatch.setattr(CausalLM, "steps", steps)
+    monkeypatch.setattr(
+        "lcfbench.evaluation.run.reset_peak_memory", lambda _: most.__setitem__(slice(None), [0])
+    )
+    monkeypatch.setattr("lcfbench.evaluation.run.peak_memory_bytes", lambda _: max(most))
+    [folder] = go(pair, tmp_path / "together", **TEXTS)
+    assert {row["peak_memory_bytes"] for row in rows(folder, without=set())} == {10}
+
+
+def test_batches_that_cannot_be_written_side_by_side_are_written_one_by_one(pair, tmp_path, monkeypatch):
+    [whole] = go(pair, tmp_path / "whole", **TEXTS)
+
+    def fail(asked):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("lcfbench.evaluation.run.answer_texts", fail)
+    [folder] = go(pair, tmp_path / "alone", **TEXTS)
+    assert rows(folder) == rows(whole) and not any(r["error"] for r in rows(folder))
+
+
+def test_a_document_that_fails_among_batches_written_side_by_side_fails_alone(pair, tmp_path, monkeypatch):
+    [whole] = go(pair, tmp_path / "whole", **TEXTS)
+    bad = rows(whole)[5]["doc_hash"]
+    plain = Run._batch
+
+    def batch(self, documents, clock):
+        if any(d.hash == bad for d in documents):
+            raise RuntimeError("a broken document")
+        return plain(self, documents, clock)
+
+    monkeypatch.setattr(Run, "_batch", batch)
+    [folder] = go(pair, tmp_path / "broken", **TEXTS)
+    failed = {r["doc_hash"]: r["error"] for r in rows(folder) if r["error"]}
+    assert list(failed) == [bad] and "a broken document" in failed[bad]
+    kept = {r["doc_hash"]: r["prediction"] for r in rows(whole)}
+    assert all(r["prediction"] == kept[r["doc_hash"]] for r in rows(folder) if not r["error"])
 
 
 def test_a_fuser_for_another_model_of_the_same_shape_is_noticed(pair):
@@ -572,11 +640,7 @@ def test_memory_that_is_held_for_others_is_given_back_first(pair, adapter, tmp_p
     plain, refused = Run._respond, []
 
     def respond(self, documents):
-        if (
-            len(documents) > 1
-            and self.answering.receiver.shared.held
-            and self.writer.manifest.identity["mode"] == "lcf"
-        ):
+        if len(documents) > 1 and self.answering.receiver.shared.held and self.mode == "lcf":
             refused.append(1)
             raise torch.OutOfMemoryError("out of memory")
         return plain(self, documents)

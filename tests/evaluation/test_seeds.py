@@ -208,6 +208,7 @@ def test_what_draws_nothing_is_run_once_and_the_data_is_read_once(pair, tmp_path
         "task": ["openbookqa"],
         "control": ["matched", "deranged", "noise", "silent"],
         "seeds": [1, 2],
+        "processes": 1,
     }
     folders = go(pair, tmp_path, watcher, limit=None, **chosen)
     found = [(m["mode"], m["control"], m["seed"]) for m in (manifest(f)["identity"] for f in folders)]

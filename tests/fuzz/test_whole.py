@@ -39,7 +39,7 @@ WRITING = {
     "pull": "adapter pull org/tiny --out out",
     "enrich": f"oracle enrich --model models/receiver --task splitfacts --limit 4 --out out {FP}",
     "transform": f"oracle transform {PAIR} {TEXT} --out out",
-    "bench": f"{BENCH} --warm-up 1 --dtype float32 --out out/bench.json",
+    "bench": f"{BENCH} --drift 0 --warm-up 1 --dtype float32 --out out/bench.json",
     "report": "report results -o out/report.html",
     "frontier": "plot frontier results --out out",
     "training": "plot training adapters/lcf --out out",

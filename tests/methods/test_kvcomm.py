@@ -20,6 +20,7 @@ from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.layer_masks import attention_sums
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document, Step, View
+from lcfbench.tasks.task import Task
 from tests import helpers
 from tests.helpers import SPLIT, Watcher, outcomes, rows
 from tests.models import zoo
@@ -257,13 +258,13 @@ def run(pair, out, options, **more):
 
 def test_a_run_calibrates_on_the_dev_split_and_says_what_it_chose(same_pair, tmp_path, monkeypatch):
     asked = []
-    whole = runner.Task.documents
+    whole = Task.documents
 
     def documents(self, **how):
         asked.append((how.get("split", "test"), how.get("limit")))
         return whole(self, **how)
 
-    monkeypatch.setattr(runner.Task, "documents", documents)
+    monkeypatch.setattr(Task, "documents", documents)
     folder, _ = run(same_pair, tmp_path, {"layers": "0.5"})
     assert asked == [("test", 6), ("validation", 8)]
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -306,8 +307,8 @@ def test_a_task_without_a_dev_split_is_refused(same_pair, tmp_path, monkeypatch)
             raise UserError(f"{self.name} has no validation split.", "It has test.")
         return whole(self, split=split, **how)
 
-    whole = runner.Task.documents
-    monkeypatch.setattr(runner.Task, "documents", documents)
+    whole = Task.documents
+    monkeypatch.setattr(Task, "documents", documents)
     with pytest.raises(
         UserError, match=r"kvcomm .* which splitfacts cannot give: splitfacts has no validation split"
     ):

@@ -12,6 +12,7 @@ from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import load, save
 from lcfbench.adapters.lcf import flat
+from lcfbench.adapters.options import adapter_options
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer, target
 from lcfbench.methods.base import Batch, prompt
@@ -20,7 +21,6 @@ from lcfbench.methods.prefix import last_tokens
 from lcfbench.models.answering import answer_loss
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import View
-from lcfbench.training.options import adapter_options
 from tests import helpers
 from tests.helpers import SHARED, SPLIT, outcomes, same_bits
 from tests.helpers import random_prefix as adapter

@@ -1,6 +1,7 @@
 """Sliding windows longer and shorter than prompts and messages: as plain, as eager, alone as in a batch.
 
-The same trials on a tiny Gemma (window 8) and on the real one (gemma3-270m, window 512).
+The same trials on a tiny Gemma (window 64) and on the first six layers of the real one (gemma3-270m,
+window 512): five with a window and one without.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lcfbench.evaluation.answer import answer
 from lcfbench.methods.base import Batch, Method, prompt
@@ -56,7 +58,13 @@ def trial(request) -> Trial:
     if request.param == "tiny":
         lm = causal_lm("tiny-gemma", family="gemma3", layers=4, heads=1, dim=16, window=64, bos=True)
         return Trial(lm, (24, 60, 140), 64, 5e-4)
-    lm = CausalLM.load(find_model("gemma3-270m"), dtype="float32", device="cpu")
+    folder = find_model("gemma3-270m").path
+    kinds = AutoConfig.from_pretrained(folder).layer_types[:6]
+    assert kinds.count("sliding_attention") == 5
+    cut = {"num_hidden_layers": 6, "layer_types": kinds, "dtype": torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", **cut).eval()
+    assert model.config.sliding_window == 512
+    lm = CausalLM("gemma3-270m", model, AutoTokenizer.from_pretrained(folder), revision="six layers")
     return Trial(lm, (300, 600), 512, 5e-3)
 
 

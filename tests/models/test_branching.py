@@ -75,9 +75,11 @@ def test_a_window_counts_what_stands_on_the_way(family):
 
 def test_rows_of_near_length_go_together(monkeypatch):
     lm = helpers.causal_lm()
-    widths, forward = [], lm.forward
+    widths, forward = [], lm.forward_pieces
     monkeypatch.setattr(
-        lm, "forward", lambda kv, ids, *rest: (widths.append(tuple(ids.shape)), forward(kv, ids, *rest))[1]
+        lm,
+        "forward_pieces",
+        lambda pieces, at: (widths.extend(tuple(p.ids.shape) for p in pieces), forward(pieces, at))[1],
     )
     long = [[[n] * 60 for n in range(5, 9)], [[20, 21], [22]], [[30], [31]]]
     ranked, opened = branch(lm.read(prompts(lm)), long)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -49,6 +50,15 @@ def test_measured_once_and_never_flips(cache):
     first = dtypes.choose(CPU, taking(1.5))
     slower = taking(0.5)
     assert dtypes.choose(CPU, slower) == first and slower.calls == []
+
+
+def test_of_several_that_begin_at_once_one_measures(cache):
+    """Else each could take another dtype, and write its runs under another name."""
+    timers = [taking(speedup) for speedup in (1.5, 0.5, 1.5, 0.5)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda timer: dtypes.choose(CPU, timer), timers))
+    assert [found[0]] * 4 == found
+    assert sum(bool(timer.calls) for timer in timers) == 1
 
 
 def test_another_torch_is_another_question_another_thread_count_is_not(cache, monkeypatch):

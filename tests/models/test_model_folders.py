@@ -186,6 +186,21 @@ def test_its_geometry_is_one_line_or_a_shape(folder, name):
         assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize(
+    "large", [{"num_hidden_layers": 200, "intermediate_size": 100_000}, {"model_type": "gemma4"}], ids=str
+)
+def test_a_config_of_a_far_larger_model_makes_no_room_for_it(folder, large, monkeypatch):
+    """`gemma4` without sizes of its own is a model of billions of weights."""
+    config(**large)(folder)
+
+    def unreached(*_, **__):
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", unreached)
+    with pytest.raises(UserError, match="describes a model of"):
+        CausalLM.load(find_model(str(folder)), dtype="float32", device="cpu")
+
+
 def test_a_good_folder_loads_and_an_extra_file_changes_nothing(folder):
     before = CausalLM.load(find_model(str(folder)), dtype="float32", device="cpu")
     torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")

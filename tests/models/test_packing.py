@@ -44,20 +44,42 @@ def test_a_model_answers_the_same():
 
 
 @needs
-def test_gradients_flow_through_the_plain_weights():
-    plain, quick = layer(), packed(layer())
-    grads = []
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 96), (4, 96), (3, 20, 96), (2, 300, 96), (0, 96)])
+def test_gradients_are_those_of_plain_weights_bit_for_bit(bias, shape):
+    plain, quick = layer(bias=bias), packed(layer(bias=bias))
+    given = torch.randn(shape, dtype=torch.bfloat16)
+    with torch.inference_mode():  # laid out here, used where gradients are recorded
+        quick(given)
+    found = []
     for module in (plain, quick):
-        x = torch.ones(4, 96, dtype=torch.bfloat16, requires_grad=True)
-        module(x).float().pow(2).sum().backward()
-        grads.append(x.grad)
-    assert torch.equal(*grads) and quick._laid_out is None
-    with torch.inference_mode():
-        quick(torch.ones(1, 96, dtype=torch.bfloat16))
-    held = quick(
-        torch.ones(1, 96, dtype=torch.bfloat16)
-    )  # laid out under inference, used where gradients are recorded
-    assert not held.requires_grad
+        x = given.clone().requires_grad_()
+        y = module(x)
+        y.float().pow(2).sum().backward()
+        found.append((y, x.grad))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert quick.weight.grad is None and not quick(given).requires_grad
+
+
+@needs
+def test_weights_that_learn_are_used_as_they_are():
+    quick = packed(layer()).requires_grad_()
+    quick(torch.ones(4, 96, dtype=torch.bfloat16)).float().sum().backward()
+    assert quick.weight.grad is not None and quick._laid_out is None
+
+
+@needs
+def test_gradients_follow_weights_that_change():
+    plain, quick = layer(), packed(layer())
+    for _ in range(2):
+        grads = []
+        for module in (plain, quick):
+            x = torch.ones(4, 96, dtype=torch.bfloat16, requires_grad=True)
+            module(x).float().pow(2).sum().backward()
+            grads.append(x.grad)
+            with torch.no_grad():
+                module.weight.mul_(2)
+        assert torch.equal(*grads)
 
 
 @needs
@@ -69,6 +91,15 @@ def test_weights_that_change_are_laid_out_again():
         assert not torch.equal(quick(x), first)
         quick.weight = nn.Parameter(layer().weight.clone(), requires_grad=False)
         assert torch.equal(quick(x), first)
+
+
+@needs
+def test_weights_made_under_inference_mode_are_used_as_they_are():
+    with torch.inference_mode():
+        quick, plain, x = packed(layer()), layer(), torch.ones(1, 96, dtype=torch.bfloat16)
+        assert torch.equal(quick(x), plain(x))
+        quick.weight.mul_(2)
+        assert not torch.equal(quick(x), plain(x))
 
 
 @needs

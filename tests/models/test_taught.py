@@ -255,19 +255,20 @@ def test_what_ships_is_small_and_whole():
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("task", ["planted", "planted_heldout"])
-def test_only_a_taught_sharer_knows(tmp_path, task):
+def test_only_a_taught_sharer_knows(tmp_path):
     """Receiver and untaught sharer are at chance, the taught sharer is not: Wilson intervals, 4 choices."""
     import lcfbench
 
+    tasks = ["planted", "planted_heldout"]
+
     def runs(pair, mode):
         found = lcfbench.run(
-            pair=pair, mode=mode, task=task, limit=32, control="matched", latency_documents=0, out=tmp_path
+            pair=pair, mode=mode, task=tasks, limit=32, control="matched", latency_documents=0, out=tmp_path
         )
-        return {row["mode"]: row for row in found.summary().to_dict("records")}
+        return {(row["task"], row["mode"]): row for row in found.summary().to_dict("records")}
 
     plain = runs("smollm2-135m:gemma3-270m", ["receiver", "sharer"])
-    for mode in ("receiver", "sharer"):
-        assert plain[mode]["low"] <= 0.25 <= plain[mode]["high"]
-    told = runs("smollm2-135m:gemma3-270m+planted", ["sharer"])["sharer"]
-    assert told["low"] > 0.8
+    for row in (plain[task, mode] for task in tasks for mode in ("receiver", "sharer")):
+        assert row["low"] <= 0.25 <= row["high"]
+    told = runs("smollm2-135m:gemma3-270m+planted", ["sharer"])
+    assert [told[task, "sharer"]["low"] > 0.8 for task in tasks] == [True, True]

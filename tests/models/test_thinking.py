@@ -202,7 +202,7 @@ def test_an_answer_in_a_channel_ends_with_it(monkeypatch):
 
 def seen_until(monkeypatch, lm):
     seen = []
-    monkeypatch.setattr(thinking, "write", lambda opened, n, until=(): seen.append(until) or [[]])
+    monkeypatch.setattr(thinking, "write_together", lambda asked: seen.append(asked[0][2]) or [[[]]])
     answered(lm, [document("generate", until=("\n",))])
     return seen[0]
 
@@ -215,6 +215,7 @@ def test_a_note_is_what_stands_behind_the_thought(monkeypatch):
         return [lm.tokenizer(next(said), add_special_tokens=False)["input_ids"]]
 
     monkeypatch.setattr(thinking, "write", write)
+    monkeypatch.setattr(thinking, "write_together", lambda asked: [write(*each) for each in asked])
     batch = Batch([document("generate")], [document("generate")], Clock(lm.device))
     with torch.inference_mode():
         state = create("t2t", lm, lm).respond(batch)

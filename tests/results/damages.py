@@ -1,13 +1,16 @@
 """Ways in which a recorded run gets damaged, by name; each changes the folder of a finished run.
 
-REFUSED: the rows that are left cannot be relied on. GONE: rows are missing, the others are sound.
-ODD: the manifest or a journal is damaged, the rows are not, or the run is as a kill leaves it.
+REFUSED: the rows that are left cannot be relied on. ASIDE: nor can they, but no score is touched.
+GONE: rows are missing, the others are sound. ODD: the manifest or a journal is damaged, the rows are
+not, or the run is as a kill leaves it. SAME: the files look otherwise and hold the same.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+
+from lcfbench.provenance import digest
+from lcfbench.results.schema import DIGEST, row_sha256
 
 Damage = Callable[[Path], None]
 HUGE = 10**400
@@ -184,6 +191,133 @@ def journal_row(**cells: Any) -> Damage:
     return damage
 
 
+def stored(**how: Any) -> Damage:
+    """The same table, stored in another way."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "samples.parquet"
+        pq.write_table(pq.ParquetFile(path).read(), path, **how)
+
+    return damage
+
+
+def by_pandas(folder: Path) -> None:
+    path = folder / "samples.parquet"
+    pq.ParquetFile(path).read().to_pandas().to_parquet(path)
+
+
+def by_duckdb(folder: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    path = str(folder / "samples.parquet")
+    duckdb.sql(f"copy (select * from '{path}') to '{path}.new' (format parquet)")
+    os.replace(f"{path}.new", path)
+
+
+def shuffled(table: pa.Table) -> pa.Table:
+    order = list(range(len(table)))
+    random.Random(0).shuffle(order)
+    return table.take(order)
+
+
+def large(table: pa.Table) -> pa.Table:
+    kinds = [(f.name, pa.large_string() if f.type == pa.string() else f.type) for f in table.schema]
+    return table.cast(pa.schema(kinds))
+
+
+def encoded(table: pa.Table) -> pa.Table:
+    for i, name in enumerate(table.column_names):
+        if table.schema.field(name).type == pa.string():
+            table = table.set_column(i, name, table[name].dictionary_encode())
+    return table
+
+
+def nullable(table: pa.Table) -> pa.Table:
+    return table.cast(pa.schema([pa.field(f.name, f.type) for f in table.schema]))
+
+
+def bytes_of(name: str, change: Callable[[bytes], bytes]) -> Damage:
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes())) and None
+
+
+def zeros(content: bytes) -> bytes:
+    """A block in the middle that the disk never wrote."""
+    at = len(content) // 3
+    return content[:at] + b"\0" * 512 + content[at + 512 :]
+
+
+def neighbour(folder: Path) -> Path:
+    """Another run, beside this one or one level higher."""
+    places = (folder.parent, folder.parent.parent)
+    found = [p for up in places for p in sorted(up.glob("lcf-*")) if not p.samefile(folder)]
+    return found[0] if found else pytest.skip("no other run beside")
+
+
+def other_folder(folder: Path) -> None:
+    """Another run's folder under this run's name."""
+    other = neighbour(folder)
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+
+
+def other_file(name: str) -> Damage:
+    """A file of another run of the same size."""
+
+    def damage(folder: Path) -> None:
+        shutil.copyfile(neighbour(folder) / name, folder / name)
+
+    return damage
+
+
+def own_digest(folder: Path) -> None:
+    """An edited identity, and the digest that it would have."""
+    path = folder / "manifest.json"
+    found = json.loads(path.read_text())
+    found["identity"]["batch_size"] = 1
+    path.write_text(json.dumps(found | {"digest": digest(found["identity"])}))
+
+
+def told_complete(folder: Path) -> None:
+    """Half the rows, and a manifest that says complete and nothing that tells how many there were."""
+    samples(lambda t: t.slice(0, len(t) // 2))(folder)
+    names = ("documents", "documents_planned", "documents_sha256", "errors", "columns_sha256")
+    without(*names, "samples_bytes")(folder)
+
+
+def told_no_errors(folder: Path) -> None:
+    """A run with a failure, and a manifest that does not say so."""
+
+    def failed(table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        rows[0] |= {"score": 0.0, "error": "out of memory"}
+        rows[0][DIGEST] = row_sha256(rows[0])
+        return pa.Table.from_pylist(rows, table.schema)
+
+    samples(failed)(folder)
+    without("errors", "columns_sha256", "samples_bytes")(folder)
+
+
+def two_answers(folder: Path) -> None:
+    """A journal beside the rows, as whole as they are, that has another score."""
+    row = pq.ParquetFile(folder / "samples.parquet").read().to_pylist()[0]
+    row["score"] = 1.0 - row["score"]
+    row[DIGEST] = row_sha256(row)
+    (folder / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    without("documents", "errors", "columns_sha256", "samples_bytes", "finished_at")(folder)
+    manifest(state="running")(folder)
+
+
+def journal_lines(change: Callable[[list[bytes]], list[bytes]]) -> Damage:
+    """A run that was killed after all its rows; its lines are changed."""
+
+    def damage(folder: Path) -> None:
+        rows = pq.ParquetFile(folder / "samples.parquet").read().to_pylist()
+        journal()(folder)
+        lines = [json.dumps(row).encode() + b"\n" for row in rows]
+        (folder / "samples.jsonl").write_bytes(b"".join(change(lines)))
+
+    return damage
+
+
 def deep(levels: int) -> Damage:
     return file("manifest.json", b'{"a":' * levels + b"1" + b"}" * levels)
 
@@ -242,13 +376,48 @@ REFUSED: dict[str, Damage] = {
     "a digest edited, another row gone": both(column("row_sha256", first("0" * 16)), CUT),
     "digests swapped, a row gone": both(column("row_sha256", lambda v: [v[1], v[0], *v[2:]]), CUT),
     "resumed, killed, a score edited": resumed(EDITED),
+    "a version edited, a score too, another row gone": both(
+        EDITED, CUT, column("schema_version", lambda v: [99] * len(v))
+    ),
+    "a version edited, a score too, all digests gone": both(
+        EDITED, without("digest", "columns_sha256"), column("schema_version", lambda v: [99] * len(v))
+    ),
+    "scores renamed": samples(
+        lambda t: t.rename_columns([n.replace("score", "points") for n in t.column_names])
+    ),
+    "garbage behind": bytes_of("samples.parquet", lambda b: b + b"garbage"),
+    "garbage in front": bytes_of("samples.parquet", lambda b: b"garbage" + b),
+    "a block of zeros": bytes_of("samples.parquet", zeros),
+    "nothing but zeros": bytes_of("samples.parquet", lambda b: b"\0" * len(b)),
+    "compressed once more": bytes_of("samples.parquet", gzip.compress),
+    "a pipe as samples": instead("samples.parquet", os.mkfifo),
+    "a device as samples": instead("samples.parquet", lambda p: os.symlink("/dev/zero", p)),
+    "a link to nothing as samples": instead("samples.parquet", lambda p: os.symlink("nothing", p)),
+    "the file of another run": other_file("samples.parquet"),
+    "the manifest of another run": other_file("manifest.json"),
+    "an identity edited, its digest too": own_digest,
+    "two answers that differ": two_answers,
     "resumed, killed, digests gone": resumed(samples(lambda t: t.drop_columns(["row_sha256"]))),
+}  # fmt: skip
+ASIDE: dict[str, Damage] = {
+    "a document index edited": column("doc_index", first(7)),
+    "predictions renamed": samples(
+        lambda t: t.rename_columns([n.replace("prediction", "said") for n in t.column_names])
+    ),
+    "predictions gone": samples(lambda t: t.drop_columns(["prediction"])),
+    "the folder of another run": other_folder,
 }  # fmt: skip
 GONE: dict[str, Damage] = {
     "half the rows": samples(lambda t: t.slice(0, len(t) // 2)),
     "a row": samples(lambda t: t.slice(1)),
     "all rows": samples(lambda t: t.slice(0, 0)),
     "the file": lambda f: (f / "samples.parquet").unlink(),
+    "half the rows, a journal of no rows beside": both(
+        samples(lambda t: t.slice(0, len(t) // 2)), file("samples.jsonl", b"\n")
+    ),
+    "half the rows, a torn journal beside": both(
+        samples(lambda t: t.slice(0, len(t) // 2)), file("samples.jsonl", b'{"run_')
+    ),
 }
 ODD: dict[str, Damage] = {
     "killed at once": killed_at_once,
@@ -305,7 +474,62 @@ ODD: dict[str, Damage] = {
     "the manifest names no run": without("run_id"),
     "resumed and killed": resumed(lambda f: None),
     "an older journal": journal(state="interrupted"),
+    "half the rows, said to be complete": told_complete,
+    "a failure that the manifest hides": told_no_errors,
+    "a manifest of null": file("manifest.json", b"null"),
+    "a pipe as manifest": instead("manifest.json", os.mkfifo),
+    "a pipe as journal": instead("samples.jsonl", os.mkfifo),
+    "a pipe as journal, no rows": both(
+        instead("samples.jsonl", os.mkfifo), lambda f: (f / "samples.parquet").unlink()
+    ),
+    "a device as journal": instead("samples.jsonl", lambda p: os.symlink("/dev/zero", p)),
+    "a journal that ends in zeros": journal(b"\0" * 4096),
+    "a journal of zeros": journal_lines(lambda lines: [b"\0" * 4096]),
+    "a journal line of NaN": journal(line(score=float("nan")), line(doc_hash="y", ttft_ms=float("nan"))),
+    "a journal line of 4 MB": journal(b"x" * (1 << 22) + b"\n", b"[" * (1 << 22) + b"\n"),
+    "a journal without its first lines": journal_lines(lambda lines: lines[4:]),
+    "a journal without its last newline": journal_lines(lambda lines: [*lines[:-1], lines[-1][:-1]]),
+    "a journal of half lines": journal_lines(lambda lines: [x[: len(x) // 2] + b"\n" for x in lines]),
+    "a compressed journal": journal_lines(lambda lines: [gzip.compress(b"".join(lines))]),
     "unknown columns": samples(lambda t: t.append_column("entropy", pa.array([0.5] * len(t)))),
+}  # fmt: skip
+SAME: dict[str, Damage] = {
+    "written by pandas": by_pandas,
+    "written by duckdb": by_duckdb,
+    **{f"compressed by {name}": stored(compression=name) for name in ("none", "gzip", "snappy", "brotli")},
+    "row groups of 2": stored(row_group_size=2),
+    "version 1.0 of the format": stored(version="1.0"),
+    "no dictionaries": stored(use_dictionary=False),
+    "scores in single precision": column("score", list, pa.float32()),
+    "rows in another order": samples(shuffled),
+    "columns in another order": samples(lambda t: t.select(t.column_names[::-1])),
+    "large texts": samples(large),
+    "encoded texts": samples(encoded),
+    "columns that may be null": samples(nullable),
+    "empty columns gone": samples(lambda t: t.drop_columns(["gold", "thought"])),
+    "a link to the file": lambda f: (
+        shutil.move(f / "samples.parquet", f.parent.parent / "elsewhere")
+        and os.symlink(f.parent.parent / "elsewhere", f / "samples.parquet")
+    ),
+    "a journal in another order": journal_lines(lambda lines: lines[::-1]),
+    "a journal twice": journal_lines(lambda lines: [*lines, *lines]),
+    "a journal with CRLF": journal_lines(lambda lines: [x[:-1] + b"\r\n" for x in lines]),
+    "a journal with a byte order mark": journal_lines(lambda lines: [b"\xef\xbb\xbf", *lines]),
+    "a journal spaced out": journal_lines(
+        lambda lines: [json.dumps(json.loads(x), separators=(" ,\t", " : ")).encode() + b"\n" for x in lines]
+    ),
+    "a journal beside the rows that it holds": both(
+        lambda f: (f / "samples.jsonl").write_bytes(
+            b"".join(
+                json.dumps(row).encode() + b"\n"
+                for row in pq.ParquetFile(f / "samples.parquet").read().to_pylist()
+            )
+        )
+        and None
+    ),
+    "the file copied": lambda f: (
+        shutil.copyfile(f / "samples.parquet", f / "copy") and os.replace(f / "copy", f / "samples.parquet")
+    ),
 }  # fmt: skip
 ALL = {**REFUSED, **{f"gone: {k}": v for k, v in GONE.items()}, **ODD}
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import os
+import struct
+import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
+import pyarrow as pa
 import pytest
 import typer.main
 
 from lcfbench.errors import UserError
+from lcfbench.results.gathering import gather
 from lcfbench.results.reader import read_runs
 from lcfbench.results.writer import RunWriter
 from tests.helpers import invoke
 from tests.results import damages
-from tests.results.damages import GONE, ODD, REFUSED
+from tests.results.damages import ASIDE, GONE, ODD, REFUSED, SAME
 
 N = 12
 NAMES = {"pair": "a:b", "receiver": "a", "sharer": "b", "task": "t", "scoring": "letters", "seed": 0}
@@ -101,6 +107,35 @@ def broken(world: Path, damage: damages.Damage) -> Path:
     return folder
 
 
+def as_a_user(work: Callable[[], object], said: Path) -> tuple[int, str]:
+    """Runs `work` in a process without the rights of root; returns 2 and what its UserError says."""
+    if child := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return code, said.read_text() if said.exists() else ""
+    code = 1
+    try:
+        handle = os.open(said, os.O_WRONLY | os.O_CREAT)
+        if os.getuid() == 0:  # the version of the interface, this process; three sets without anything
+            assert ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0
+        work()
+        code = 0
+    except UserError as error:
+        os.write(handle, f"{error.what} {error.next_step}".encode())
+        code = 2
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def check_sound(folder: Path) -> None:
+    """The run's rows are those that an undisturbed run would have."""
+    rows = read_runs([folder]).rows.sort_values("doc_index")
+    assert rows["doc_hash"].tolist() == rows["prediction"].tolist() == DOCUMENTS
+    assert rows["score"].tolist() == [i % 2 for i in range(N)] and rows["error"].isna().all()
+    assert (rows["ttft_ms"] == 20.0).all() and (rows["message_bytes"] == 10).all()
+
+
 def contents(out: Path) -> dict[str, str]:
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -171,9 +206,9 @@ def test_rows_that_were_not_recorded_are_in_no_number(
     assert say("verdict", folder)[0] == 2
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", [*REFUSED, *ASIDE])
 def test_a_run_that_cannot_be_relied_on_is_not_continued(world: Path, name: str) -> None:
-    folder = broken(world, REFUSED[name])
+    folder = broken(world, {**REFUSED, **ASIDE}[name])
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     with pytest.raises(UserError) as error:
         opened(world / "results", "t2t")
@@ -184,7 +219,39 @@ def test_a_run_that_cannot_be_relied_on_is_not_continued(world: Path, name: str)
     fresh.finish()
     kept = [p for p in folder.iterdir() if p.name.startswith(".damaged-")]
     assert any(p.name.endswith("samples.parquet") for p in kept)
-    assert len(read_runs([folder]).rows) == N and opened(world / "results", "t2t").complete
+    check_sound(folder)
+    assert opened(world / "results", "t2t").complete
+
+
+@pytest.mark.parametrize("at", range(0, 4000, 250))
+def test_a_file_that_ends_early_is_not_continued(world: Path, at: int) -> None:
+    folder = broken(world, damages.bytes_of("samples.parquet", lambda b: b[: len(b) * at // 4000]))
+    with pytest.raises(UserError, match=r"samples\.parquet cannot be read"):
+        opened(world / "results", "t2t")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_runs([folder])
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "samples.parquet", "samples.jsonl", "."])
+def test_files_that_may_not_be_read_are_named(world: Path, name: str) -> None:
+    folder = broken(world, ODD["resumed and killed"])
+    (folder / name).chmod(0)
+    try:
+        code, said = as_a_user(lambda: opened(world / "results", "t2t"), world / "said")
+    finally:
+        (folder / name).chmod(0o755)
+    assert code == 2 and said.startswith(str(folder)) and "Permission denied" in said and "chmod" in said
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_files_that_look_otherwise_and_hold_the_same_are_used(world: Path, name: str) -> None:
+    folder = broken(world, SAME[name])
+    check_sound(folder)
+    writer = opened(world / "results", "t2t")
+    assert not writer.warnings and answer(writer) == []
+    writer.finish()
+    check_sound(folder)
+    assert opened(world / "results", "t2t").complete
 
 
 @pytest.mark.parametrize("name", GONE)
@@ -198,6 +265,7 @@ def test_rows_that_are_gone_are_answered_again(world: Path, name: str) -> None:
     assert opened(world / "results", "t2t").complete
     rows = read_runs([folder]).rows
     assert rows["doc_hash"].tolist() == sorted(DOCUMENTS, key=lambda d: int(d[1:])) and len(rows) == N
+    check_sound(folder)
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -212,7 +280,40 @@ def test_an_odd_manifest_or_journal_loses_no_row(world: Path, name: str) -> None
     if not writer.complete:
         answer(writer)
         writer.finish()
-    assert len(read_runs([folder]).rows) == N and opened(world / "results", "t2t").complete
+    check_sound(folder)
+    assert opened(world / "results", "t2t").complete
+
+
+@pytest.mark.parametrize("name", [*GONE, *ODD])
+def test_a_damaged_run_is_read_as_recorded_or_not_without_a_word(
+    world: Path, name: str, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either all rows are there, or the state or a line says that they are not."""
+    monkeypatch.chdir(world)
+    folder = broken(world, {**GONE, **ODD}[name])
+    code, out, err = say("show", folder, "--json")
+    assert code in (0, 2) and (code == 0 or folder.name in err)
+    for line in json.loads(out) if code == 0 else []:
+        assert (
+            (line["n"] == N and line["score"] == 0.5) or folder.name in err or line["state"] != "complete"
+        ), line
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_answers_that_differ_are_not_gathered(world: Path, there: bool) -> None:
+    folder = next((world / "results").glob("t2t-*"))
+    other = damages.copy(folder, world / "elsewhere" / folder.name)
+    damages.two_answers(other)
+    parts = [other] if there else [folder, other]
+    if there:  # half of its rows are in the run already
+        GONE["half the rows"](folder)
+        damages.without("documents", "errors", "columns_sha256", "samples_bytes")(folder)
+        damages.manifest(state="interrupted")(folder)
+    (other / "samples.jsonl").rename(other / "rows")
+    row = json.loads((other / "rows").read_text())
+    damages.samples(lambda t: pa.Table.from_pylist([row, *t.to_pylist()[1:]], t.schema))(other)
+    with pytest.raises(UserError, match="differ"):
+        gather(world / ("results" if there else "new"), folder.name, parts, lambda *_: {})
 
 
 def test_a_killed_run_is_listed_as_stopped_and_a_living_one_as_running(tmp_path: Path, say: Say) -> None:

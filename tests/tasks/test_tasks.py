@@ -15,14 +15,17 @@ from datasets import Dataset
 
 from lcfbench import python_files, registry
 from lcfbench.errors import UserError
+from lcfbench.tasks import split_evidence
 from lcfbench.tasks import yaml_files as task_files
 from lcfbench.tasks.preview import preview
 from lcfbench.tasks.prompts import render
 from lcfbench.tasks.splitfacts import vocabulary
 from lcfbench.tasks.task import Outcome, load_task
 from lcfbench.tasks.yaml_files import describe, task_names
+from tests import split_rows
 from tests.helpers import hotpot_row as hotpot
 from tests.helpers import own_tokenizer as own
+from tests.paper_rows import tables
 
 ROOT = Path(__file__).parents[2]
 HUB = ROOT.parent / "shared" / "hub"
@@ -63,87 +66,96 @@ def split_story(i):
     return f"Pet {i} is a cat. It has a ball. It sleeps in barn {i}. It is fed at noon."
 
 
-SMALL = {
-    ("rajpurkar/squad", "plain_text", "validation"): [
-        {
-            "id": f"s{i}",
-            "title": "Pets",
-            "context": split_story(i),
-            "question": "Where?",
-            "answers": {"text": [f"barn {i}"], "answer_start": [split_story(i).index("barn")]},
-        }
-        for i in range(8)
-    ],
-    ("stanfordnlp/coqa", "turns", "validation"): [
-        {
-            "id": f"c{i}_turn0",
-            "source": "made",
-            "story": split_story(i),
-            "question": "Where?",
-            "answers": [f"in barn {i}"],
-            "previous_qa": [{"question": "Where?", "answer": f"in barn {i}"}],
-        }
-        for i in range(40)
-    ],
-    ("allenai/openbookqa", "main", "test"): [
-        {"id": f"o{i}", "question_stem": f"Which is {i}?", "choices": options(4), "answerKey": "ABCD"[i % 4]}
-        for i in range(12)
-    ],
-    ("allenai/openbookqa", "main", "train"): [
-        {"id": "t0", "question_stem": "Tr?", "choices": options(4), "answerKey": "B"}
-    ],
-    ("tau/commonsense_qa", "default", "validation"): [
-        {"id": f"q{i}", "question": f"Where is {i}?", "choices": options(5), "answerKey": "ABCDE"[i % 5]}
-        for i in range(6)
-    ],
-    ("allenai/ai2_arc", "ARC-Challenge", "test"): [
-        {"id": "a3", "question": "Three?", "choices": options(3), "answerKey": "C"},
-        {"id": "a5", "question": "Five?", "choices": options(5), "answerKey": "E"},
-        {
-            "id": "n1",
-            "question": "Numbers?",
-            "choices": options(4) | {"label": ["1", "2", "3", "4"]},
-            "answerKey": "3",
-        },
-        {
-            "id": "l1",
-            "question": "Letter key?",
-            "choices": options(4) | {"label": ["1", "2", "3", "4"]},
-            "answerKey": "B",
-        },
-        {"id": "x1", "question": "No such key?", "choices": options(4), "answerKey": "F"},
-    ],
-    ("edinburgh-dawg/mmlu-redux-2.0", "all", "test"): [
-        {
-            "subject": s,
-            "question": q,
-            "choices": ["w", "x", "y", "z"],
-            "answer": 0,
-            "error_type": e,
-            "correct_answer": c,
-        }
-        for s, q, e, c in [
-            ("law", "fine", "ok", "3"),
-            ("law", "index", "wrong_groundtruth", "2"),
-            ("law", "letter", "wrong_groundtruth", "D"),
-            ("law", "text", "wrong_groundtruth", "y"),
-            ("art", "empty", "wrong_groundtruth", ""),
-            ("art", "none", "wrong_groundtruth", None),
-            ("art", "no", "no_correct_answer", "3"),
-            ("art", "hard", "expert", ""),
-            ("art", "two", "multiple_correct_answers", "0 and 1"),
-            ("art", "unclear", "bad_question_clarity", "2"),
-            ("art", "range", "wrong_groundtruth", "7"),
-        ]
-    ],
-    ("hotpotqa/hotpot_qa", "distractor", "validation"): [
-        *(hotpot(i) for i in range(8)),
-        hotpot(8, n=4, gold=(0, 1)),
-        hotpot(9, kind="comparison"),
-        hotpot(10, gold=(2,)),
-    ],
-    ("hotpotqa/hotpot_qa", "distractor", "train"): [hotpot(i) for i in range(20, 24)],
-}
+SMALL = (
+    {
+        ("rajpurkar/squad", "plain_text", "validation"): [
+            {
+                "id": f"s{i}",
+                "title": "Pets",
+                "context": split_story(i),
+                "question": "Where?",
+                "answers": {"text": [f"barn {i}"], "answer_start": [split_story(i).index("barn")]},
+            }
+            for i in range(8)
+        ],
+        ("stanfordnlp/coqa", "turns", "validation"): [
+            {
+                "id": f"c{i}_turn0",
+                "source": "made",
+                "story": split_story(i),
+                "question": "Where?",
+                "answers": [f"in barn {i}"],
+                "previous_qa": [{"question": "Where?", "answer": f"in barn {i}"}],
+            }
+            for i in range(40)
+        ],
+        ("allenai/openbookqa", "main", "test"): [
+            {
+                "id": f"o{i}",
+                "question_stem": f"Which is {i}?",
+                "choices": options(4),
+                "answerKey": "ABCD"[i % 4],
+            }
+            for i in range(12)
+        ],
+        ("allenai/openbookqa", "main", "train"): [
+            {"id": "t0", "question_stem": "Tr?", "choices": options(4), "answerKey": "B"}
+        ],
+        ("tau/commonsense_qa", "default", "validation"): [
+            {"id": f"q{i}", "question": f"Where is {i}?", "choices": options(5), "answerKey": "ABCDE"[i % 5]}
+            for i in range(6)
+        ],
+        ("allenai/ai2_arc", "ARC-Challenge", "test"): [
+            {"id": "a3", "question": "Three?", "choices": options(3), "answerKey": "C"},
+            {"id": "a5", "question": "Five?", "choices": options(5), "answerKey": "E"},
+            {
+                "id": "n1",
+                "question": "Numbers?",
+                "choices": options(4) | {"label": ["1", "2", "3", "4"]},
+                "answerKey": "3",
+            },
+            {
+                "id": "l1",
+                "question": "Letter key?",
+                "choices": options(4) | {"label": ["1", "2", "3", "4"]},
+                "answerKey": "B",
+            },
+            {"id": "x1", "question": "No such key?", "choices": options(4), "answerKey": "F"},
+        ],
+        ("edinburgh-dawg/mmlu-redux-2.0", "all", "test"): [
+            {
+                "subject": s,
+                "question": q,
+                "choices": ["w", "x", "y", "z"],
+                "answer": 0,
+                "error_type": e,
+                "correct_answer": c,
+            }
+            for s, q, e, c in [
+                ("law", "fine", "ok", "3"),
+                ("law", "index", "wrong_groundtruth", "2"),
+                ("law", "letter", "wrong_groundtruth", "D"),
+                ("law", "text", "wrong_groundtruth", "y"),
+                ("art", "empty", "wrong_groundtruth", ""),
+                ("art", "none", "wrong_groundtruth", None),
+                ("art", "no", "no_correct_answer", "3"),
+                ("art", "hard", "expert", ""),
+                ("art", "two", "multiple_correct_answers", "0 and 1"),
+                ("art", "unclear", "bad_question_clarity", "2"),
+                ("art", "range", "wrong_groundtruth", "7"),
+            ]
+        ],
+        ("hotpotqa/hotpot_qa", "distractor", "validation"): [
+            *(hotpot(i) for i in range(8)),
+            hotpot(8, n=4, gold=(0, 1)),
+            hotpot(9, kind="comparison"),
+            hotpot(10, gold=(2,)),
+        ],
+        ("hotpotqa/hotpot_qa", "distractor", "train"): [hotpot(i) for i in range(20, 24)],
+    }
+    | tables()
+    | split_rows.tables()
+)
 
 
 @pytest.fixture(autouse=True)
@@ -251,7 +263,8 @@ def test_the_file_digest_covers_the_modules_that_score(tmp_path, monkeypatch):
     scores = package / "tasks" / "qa_metrics.py"
     scores.write_text(scores.read_text() + "\n# changed\n")
     changed = {name for name in task_names() if task_files.file_digest(name) != before[name]}
-    assert changed == {"coqa_split", "hotpotqa_split", "squad_split"}
+    split = {f"{name}_split" for name in "coqa fanoutqa hotpotqa musique squad twowiki".split()}
+    assert changed == {"longbench", *split}
 
 
 def test_a_module_that_a_task_file_imports_from_beside_it_is_in_its_digest(tmp_path, monkeypatch):
@@ -452,7 +465,7 @@ def test_scores_are_simple_evaluates(name, scoring):
         scores.append(task.score(d, Outcome(lls, None if d.steps else writes(text))))
     metric = task.metric(scoring)
     assert 0 < sum(s[metric] for s in scores) < len(scores)
-    for key in set(scores[0]) - {"score"}:
+    for key in set(scores[0]) - {"score", "parsed_by"}:
         assert sum(s[key] for s in scores) / len(scores) == pytest.approx(found[f"{key},none"])
     assert all(s["score"] == s[metric] for s in scores)
 
@@ -549,14 +562,14 @@ def test_the_manifest_is_the_rule_and_real_rows_are_disjoint(real):
     documents = task.documents()
     assert len(documents) == 1116 and task.dropped == {"comparison question": 305, "not ten paragraphs": 1}
     module = sys.modules["lcfbench._tasks.hotpotqa_split"]
-    frozen = json.loads(gzip.decompress(module.MANIFEST.read_bytes()))["rows"]
+    frozen = json.loads(gzip.decompress(module.FROZEN.path.read_bytes()))["rows"]
     raw = {r["id"]: r for r in task._table("test")}
     assert_disjoint(documents, raw)
     for d in documents:
         source = raw[d.doc_id]
-        order, sides = module.rule(
-            d.doc_id, source["context"]["title"], set(source["supporting_facts"]["title"]), 0
-        )
+        titles = source["context"]["title"]
+        needed = [i for i, title in enumerate(titles) if title in source["supporting_facts"]["title"]]
+        order, sides = split_evidence.rule(d.doc_id, titles, needed, 0)
         assert frozen[d.doc_id] == ["".join(map(str, order)), sides] == [d.native["order"], d.native["sides"]]
     first = [
         d.native["sides"][
@@ -745,4 +758,4 @@ OTHER = ["w w", "x x", "y y", "z z"]
 )
 def test_reading_a_written_letter(text, given, letter):
     load_task("openbookqa")
-    assert importlib.import_module("lcfbench._tasks.choice").read_letter(text, given) == letter
+    assert importlib.import_module("lcfbench._tasks.choice").read_letter(text, given)[0] == letter

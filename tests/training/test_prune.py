@@ -146,6 +146,7 @@ def pruned(pair, whole, tmp_path_factory):
 
     def loaded(found, **k):
         end = load_model(found, **k)
+        assert end.can_join  # is found out by reading, once
         name = Path(end.name).name
         end.model.get_decoder().register_forward_pre_hook(lambda *a: calls.__setitem__(name, calls[name] + 1))
         return end

@@ -9,6 +9,7 @@ import torch
 
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
+from lcfbench.adapters.options import adapter_options
 from lcfbench.config import packaged_recipes, read_recipe
 from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Recipe
@@ -19,11 +20,11 @@ from lcfbench.sources.models import geometry, split_pair
 from lcfbench.tasks.task import load_task
 from lcfbench.tasks.yaml_files import options_for, read_task
 from lcfbench.training import data
-from lcfbench.training.options import adapter_options, split_options
+from lcfbench.training.options import split_options
 from lcfbench.training.recipe import PruneRecipe, TrainRecipe, folder_of
 from lcfbench.training.setup import adapter_kind
 
-RECIPES = packaged_recipes()
+RECIPES = {name: path for name, path in packaged_recipes().items() if "bench" not in read_recipe(path, None)}
 PUBLISHED = {  # parameters of the papers' adapters, methods by methods
     "lcf-paper-shared": [7_890_680, 19_393_528, 53_409_272],
     "lcf-paper-cross": [25_873_400],

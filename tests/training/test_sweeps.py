@@ -15,7 +15,7 @@ from lcfbench.adapters.config import pair_config, read_config
 from lcfbench.config import grouped, values_of
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
-from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.shared_prefill import SharedPrefill
 from lcfbench.tasks.task import load_task
 from lcfbench.training.adapter_training import AdapterTraining
 from lcfbench.training.options import expanded
@@ -231,20 +231,19 @@ def test_a_spec_tells_what_is_its_own():
 
 
 def test_minutes_are_its_own_time_and_its_part_of_the_common_reading(pair, tmp_path, monkeypatch):
-    forward, run = AdapterTraining.forward, CausalLM.run
+    forward, compute = AdapterTraining.forward, SharedPrefill._compute
     reading = []
 
     def slow(self, documents):
         time.sleep(0.2 if self.spec.seed == 1 else 0.0)
         return forward(self, documents)
 
-    def read(self, ids, mask, past, start):
-        if past is None:  # a prefill, from an empty cache
-            reading.append(time.sleep(0.1))
-        return run(self, ids, mask, past, start)
+    def read(self, *given):
+        reading.append(time.sleep(0.1))
+        return compute(self, *given)
 
     monkeypatch.setattr(AdapterTraining, "forward", slow)
-    monkeypatch.setattr(CausalLM, "run", read)
+    monkeypatch.setattr(SharedPrefill, "_compute", read)
     seconds = []
     monkeypatch.setattr(AdapterTraining, "save", lambda self: seconds.append(self.seconds))
     chosen = recipe(pair, tmp_path / "a", steps=2, eval_every=9, dev_documents=2)

@@ -75,17 +75,6 @@ def test_a_lock_is_freed_and_waited_for(tmp_path, monkeypatch, place):
     assert not list(tmp_path.rglob("*.lock"))
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    import errno
-
-    def none(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", none)
-    with pytest.raises(UserError, match="has no locks"), locked(tmp_path / "out"):
-        pass
-
-
 def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
     (tmp_path / ".out.lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "out"):

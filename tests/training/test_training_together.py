@@ -234,35 +234,6 @@ def test_accumulated_passes_are_the_whole_batch(pair, tmp_path, mean):
             assert torch.allclose(t, other[name], atol=2e-2, rtol=2e-2), name
 
 
-def test_two_processes_are_one(pair, tmp_path):
-    [whole] = train(recipe(pair, tmp_path / "one", steps=3), Watcher())
-    arguments = [
-        "train",
-        "--pair",
-        pair,
-        *ARGUMENTS.replace("--steps 12", "--steps 3").replace("--eval-every 4", "--eval-every 3").split(),
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-    ]
-    command += ["--dynamo_backend", "no", "-m", "lcfbench.cli", *arguments, "--out", str(tmp_path / "two")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    one, two = load(whole).state_dict(), load(tmp_path / "two").state_dict()
-    for name, t in one.items():
-        assert torch.allclose(t, two[name], atol=2e-2, rtol=2e-2), name
-
-
 def test_an_adapter_can_be_trained_on_messages_of_others(pair, tmp_path):
     both = train(recipe(pair, tmp_path / "a", adapters=["lcf", "lcf:senders=deranged"]), Watcher())
     assert weights(both[0]) != weights(both[1])

@@ -22,7 +22,7 @@ from functools import cache, partial
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-from lcfbench.analysis.stats import Paired, Scores, holm, paired
+from lcfbench.analysis.stats import Counts, Paired, Scores, holm, paired
 from lcfbench.analysis.stats.exact import count_p
 from lcfbench.analysis.stats.power import needed
 from lcfbench.errors import Exit
@@ -72,7 +72,9 @@ def score_shift(new: Scores, baseline: Scores, max_drop: float, family: int = 1)
     same = got.spread == 0 and got.value == 0
     sure = got.p(margin=-max_drop, side="greater") < ALPHA
     enough = (
-        partial(equal_answers, max_drop, got.binary) if same else partial(_documents, got, max_drop, family)
+        partial(equal_answers, max_drop, got.binary)
+        if same
+        else partial(_documents, got.counts, max_drop, family)
     )
     return Shift(
         got.value, *got.interval(CONFIDENCE), got.n, got.p(margin=-max_drop, side="less"), sure, enough, same
@@ -106,7 +108,7 @@ def decide(shifts: Sequence[Shift]) -> list[Outcome]:
     ]
 
 
-def _documents(got: Paired, max_drop: float, family: int) -> int | None:
+def _documents(got: Counts, max_drop: float, family: int) -> int | None:
     """Returns the documents that would decide if the truth is as seen; None at the limit itself."""
     distance = got.value + max_drop
     alpha = ALPHA if distance > 0 else ALPHA / family
@@ -121,7 +123,7 @@ def _documents(got: Paired, max_drop: float, family: int) -> int | None:
     return max(enough, got.n + 1) if enough <= MOST else None
 
 
-def _counted_p(got: Paired, n: int, max_drop: float, passes: bool) -> float:
+def _counted_p(got: Counts, n: int, max_drop: float, passes: bool) -> float:
     """Returns the p-value that 4 in 5 samples of `n` documents stay below, with changes as seen."""
     gained, lost = got.gained * n / got.n, got.lost * n / got.n
     out = NormalDist().inv_cdf(POWER) * math.sqrt(gained + lost - (gained - lost) ** 2 / n) / (gained + lost)

@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcfbench.analysis.gate import RUNS, Checked, Item, Outcome, decide, score_item, score_shift, time_item
+from lcfbench.analysis.compare import comparable
+from lcfbench.analysis.gate import (
+    RUNS,
+    Checked,
+    Item,
+    Outcome,
+    Shift,
+    decide,
+    score_item,
+    score_shift,
+    time_item,
+)
 from lcfbench.analysis.gate.times import CAVEAT, ONCE, blocks, time_shift, typical
 from lcfbench.analysis.matching import (
     ABSENT,
@@ -32,7 +43,7 @@ from lcfbench.analysis.matching import (
     short_names,
     value_of,
 )
-from lcfbench.analysis.run_groups import comparable_scores, joined, too_many_failed
+from lcfbench.analysis.run_groups import joined, too_many_failed
 from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,6 +54,7 @@ if TYPE_CHECKING:
 GUARDED = (*REFUSED, *COMPUTED)  # what must agree between a baseline and what is checked against it
 # which run a run is
 KEY = (*"pair task subject scoring mode control options task_options seed".split(),)
+NAMES = (*"pair task scoring mode control".split(),)  # of them those that every run records
 SIDES = ("baseline", "new")
 
 
@@ -62,26 +74,25 @@ def check_run_groups(
     refuse(pairs, (*GUARDED, PROMPTS), allow, "check", SIDES)
     checked = Checked([], max_drop, max_slowdown)
     names = dict(zip(map(id, baseline.groups), short_names(baseline.groups), strict=True))
-    shared = [
-        (x[:0], y[:0]) if too_many_failed(b, n) else (x, y)
-        for b, n in pairs
-        for x, y, _ in [comparable_scores(b, n)]
-    ]
     common = [len(joined(b, n)[2]) for b, n in pairs]
     untimed = [_not_timed(b, n) for b, n in pairs]
-    scored = [i for i, (before, _) in enumerate(shared) if len(before)]
+    scored = [i for i, pair in enumerate(pairs) if len(comparable(*pair)[0])]
     timed = (
         {i: blocks(*pairs[i]) for i, why in enumerate(untimed) if not why} if max_slowdown is not None else {}
     )
     family = len(scored) + sum(len(found) >= RUNS for found in timed.values())
-    shifts = {("score", i): score_shift(shared[i][1], shared[i][0], max_drop, family) for i in scored}
+    shifts: dict[tuple[str, int], Shift] = {}
+    means: dict[int, tuple[float, float]] = {}
+    for i in scored:  # the scores of one pair are in use at a time
+        before, now = comparable(*pairs[i])
+        shifts["score", i] = score_shift(now, before, max_drop, family)
+        means[i] = float(before.mean()), float(now.mean())
     shifts |= {("time", i): time_shift(found, max_slowdown or 0.0, family) for i, found in timed.items()}
     outcomes = dict(zip(shifts, decide(list(shifts.values())), strict=True))
     for i, (b, n) in enumerate(pairs):
         about = {"name": names[id(b)], "task": b.task, "mode": name_of(b)}
         if found := shifts.get(("score", i)):
-            means = float(shared[i][0].mean()), float(shared[i][1].mean())
-            checked.items.append(score_item(about, found, outcomes["score", i], means, max_drop))
+            checked.items.append(score_item(about, found, outcomes["score", i], means[i], max_drop))
         if found := shifts.get(("time", i)):
             judged = outcomes["time", i], typical(timed[i]), max_slowdown or 0.0
             checked.items.append(time_item(about, found, *judged))
@@ -125,9 +136,12 @@ def pair_up(
     missing: list[RunGroup] = []
     taken: set[int] = set()
     own = ({*EXPLAINS} - {*CODE}) | {"adapter_config", "limit"}
+    names = [name for name in NAMES if name not in allow]
+    near_old, near_new = (_by_names(groups, names) for groups in (baseline, new))
     for group in sorted(baseline, key=reading_order):
-        rivals = [other for other in baseline if _alike(group, other, allow)]
-        found = [other for other in new if _alike(group, other, allow)]
+        key = _names_of(group, names)
+        rivals = [other for other in near_old[key] if _alike(group, other, allow)]
+        found = [other for other in near_new.get(key, ()) if _alike(group, other, allow)]
         named, by_name = (
             [one for one in some if one.manifest.adapter == group.manifest.adapter]
             for some in (rivals, found)
@@ -209,6 +223,18 @@ def _names(run: Any, codes: np.ndarray) -> list[str]:
     return list(dict.fromkeys(run.hashes.take(at).to_pylist()))
 
 
+def _names_of(group: RunGroup, names: Sequence[str]) -> tuple[Any, ...]:
+    """What two groups that are alike share for certain; of thousands only these are looked at closely."""
+    return len(group.runs), *(getattr(group, name) for name in names)
+
+
+def _by_names(groups: Sequence[RunGroup], names: Sequence[str]) -> dict[tuple[Any, ...], list[RunGroup]]:
+    found: dict[tuple[Any, ...], list[RunGroup]] = {}
+    for group in groups:
+        found.setdefault(_names_of(group, names), []).append(group)
+    return found
+
+
 def _alike(a: RunGroup, b: RunGroup, allow: Sequence[str]) -> bool:
     """Whether both are the same run of the same thing.
 
@@ -282,11 +308,10 @@ def _repeated(group: RunGroup) -> int:
 def _nearest(group: RunGroup, new: Sequence[RunGroup]) -> str:
     """The new run that comes closest, and what sets it apart."""
     names = [name for name in KEY if name != "subject"]
-    found = sorted(
-        (one for one in new if one.task),
-        key=lambda one: (one.task != group.task, len(differing(group, one, names))),
-    )
+    asked = [one for one in new if one.task]
+    found = [one for one in asked if one.task == group.task] or asked
     if not found:
         return ""
-    apart = "; ".join(changes(differing(group, found[0], names))) or "only in its seeds"
-    return f"; the nearest, {full_name(found[0])}, differs: {apart}"
+    closest = min(found, key=lambda one: len(differing(group, one, names)))
+    apart = "; ".join(changes(differing(group, closest, names))) or "only in its seeds"
+    return f"; the nearest, {full_name(closest)}, differs: {apart}"

@@ -96,8 +96,8 @@ def tables(source: Source) -> list[Table]:
 
 def _bar(group: RunGroup) -> Bar | None:
     """None where nothing was timed alone, or the phases were not told apart."""
-    totals, firsts = (group.timed[name][1] for name in ("ttea_ms", "ttft_ms"))
-    parts = {name: group.timed[f"{name}_ms"][1] for name in PHASES}
+    totals, firsts = (group.timed(name)[1] for name in ("ttea_ms", "ttft_ms"))
+    parts = {name: group.timed(f"{name}_ms")[1] for name in PHASES}
     if not any(len(values) for values in parts.values()):
         return None
     means = {name: float(values.mean()) if len(values) else 0.0 for name, values in parts.items()}

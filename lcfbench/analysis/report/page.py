@@ -23,7 +23,7 @@ from lcfbench.analysis.report.entries import duration, places_named, plain
 from lcfbench.analysis.report.examples import examples
 from lcfbench.analysis.report.latency import PHASES, stacks
 from lcfbench.analysis.report.provenance import provenance
-from lcfbench.analysis.report.sections import headline, subjects, tasks, verdicts
+from lcfbench.analysis.report.sections import averaged, headline, subjects, tasks, verdicts
 from lcfbench.analysis.report.source import Source
 from lcfbench.analysis.summary import ALONE, SHOWN
 from lcfbench.analysis.tables import SUMMARY_LEGEND
@@ -57,7 +57,7 @@ def html(source: Source) -> str:
         sentences=headline(source),
         verdicts=verdicts(source),
         frontiers=_frontiers(source),
-        tasks=tasks(source),
+        tasks=[*tasks(source), *averaged(source)],
         subjects=subjects(source),
         legend=SUMMARY_LEGEND,
         phases=PHASES,

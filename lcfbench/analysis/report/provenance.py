@@ -58,6 +58,7 @@ def _facts(run_id: str, manifest: Manifest) -> dict[str, str]:
     facts |= {
         "options": identity.get("options"),
         "task options": identity.get("task_options"),
+        "prompt": manifest.prompt,
         "dropped documents": manifest.dropped,
     }
     facts |= {name: identity.get(name) for name in ("dtype", "device", "attention")}

@@ -5,11 +5,12 @@ headline(source)[0].label, verdicts(source).rows, tasks(source)[0].caption
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from lcfbench.analysis.groups import by_group, published_told
 from lcfbench.analysis.orf import DERIVED
 from lcfbench.analysis.report.entries import (
     NONE,
@@ -28,7 +29,7 @@ from lcfbench.analysis.report.entries import (
 )
 from lcfbench.analysis.report.source import Source
 from lcfbench.analysis.summary import ALONE
-from lcfbench.analysis.tables import control_of, mark
+from lcfbench.analysis.tables import control_of, mark, unparsed
 from lcfbench.analysis.verdict import LABELS
 
 LEADS = {
@@ -142,6 +143,25 @@ def tasks(source: Source) -> list[Table]:
     return found
 
 
+def averaged(source: Source) -> list[Table]:
+    """The averages of groups of which two tasks were run, and what was published beside them."""
+    found = []
+    for index, (title, averages, told) in enumerate(by_group(source.averages)):
+        heads = [Head("method"), Head("control"), Head("documents", True), Head("score %", True)]
+        heads += [Head("95 %", True, "the tasks' own intervals, joined"), Head("gain G", True)]
+        heads += [Head("content P", True), Head("published %", True, "the same pair and method")]
+        rows = []
+        for one in averages:
+            entries = [text(one.label), text(one.control), number(one.n), score_of(asdict(one))]
+            entries.append(Entry(f"{percent(one.low).text}–{percent(one.high).text}", one.low))
+            entries += [points(one.gain, one.gain_low, one.gain_high)]
+            entries += [points(one.content, one.content_low, one.content_high)]
+            rows.append(Row([*entries, text(", ".join(published_told(one)))], one.group))
+        caption = " ".join([title, *(f"{sentence[:1].upper()}{sentence[1:]}." for _, sentence in told)])
+        found.append(Table(f"group-{index}", caption, heads, rows))
+    return found
+
+
 def subjects(source: Source) -> list[Table]:
     """Where a task has subjects, the score of each: subjects down, methods across."""
     found = []
@@ -191,9 +211,9 @@ def _verdict(line: dict[Any, Any]) -> Entry:
 
 
 def score_of(line: dict[Any, Any]) -> Entry:
-    """A line's score in percent, marked where it says more of failures than of the method."""
+    """A score in percent, marked where it says more of failures, with the share of unread answers."""
     found = percent(line["score"])
-    return replace(found, text=found.text + mark(line))
+    return replace(found, text=found.text + mark(line) + unparsed(line))
 
 
 def _pair(pair: str) -> Entry:

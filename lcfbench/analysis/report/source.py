@@ -14,11 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcfbench.analysis.groups import Average, averages
 from lcfbench.analysis.run_groups import RunGroup, read_run_groups
 from lcfbench.analysis.summary import summarise
 from lcfbench.analysis.tables import notes
 from lcfbench.results.finding import places
-from lcfbench.results.reader import Reading, read_table
+from lcfbench.results.reader import read_table
 from lcfbench.results.schema import JOURNAL, SAMPLES
 
 if TYPE_CHECKING:
@@ -58,6 +59,25 @@ class Source:
             found.setdefault((line["pair"], line["task"], line["scoring"]), []).append(line)
         return found
 
+    @cached_property
+    def averages(self) -> list[Average]:
+        """Of the groups of which two tasks were run."""
+        return averages(self.groups, self.summary)
+
+    @cached_property
+    def _places(self) -> dict[Path, bool]:
+        """Everything that was read, once, and whether it is a folder."""
+        found = dict.fromkeys(p.resolve() for path in self.paths for p in places(path, []))
+        return {place: place.is_dir() for place in found}
+
+    @cached_property
+    def _folders(self) -> dict[str, set[str]]:
+        """Run id → where its runs were read from."""
+        found: dict[str, set[str]] = {}
+        for run in (run for group in self.groups for run in group.runs):
+            found.setdefault(run.run_id, set()).add(run.manifest.folder)
+        return found
+
     @property
     def cautions(self) -> list[str]:
         """Returns cautions: unusable files, failed documents, unfinished runs."""
@@ -87,15 +107,9 @@ class Source:
 
         runs, wanted = set(run_ids), set(hashes)
         found: list[dict[str, Any]] = []
-        for place in dict.fromkeys(p.resolve() for path in self.paths for p in places(path, [])):
-            if (
-                place.is_dir()
-                and place.name not in runs
-                and str(place)
-                not in {
-                    run.manifest.folder for group in self.groups for run in group.runs if run.run_id in runs
-                }
-            ):
+        folders = {folder for run in runs for folder in self._folders.get(run, ())}
+        for place, is_folder in self._places.items():
+            if is_folder and place.name not in runs and str(place) not in folders:
                 continue
             if place.is_dir() and (place / JOURNAL).exists():
                 table = read_table(place, columns, [])
@@ -121,26 +135,9 @@ def read(paths: Sequence[Path]) -> Source:
     """
     groups = read_run_groups(paths)
     return Source(
-        tuple(map(Path, paths)), summarise(groups.groups), groups.groups, _subjects(paths), groups.warnings
+        tuple(map(Path, paths)),
+        summarise(groups.groups),
+        groups.groups,
+        {run.run_id: run.subjects for group in groups.groups for run in group.runs if run.subjects},
+        groups.warnings,
     )
-
-
-def _subjects(paths: Sequence[Path]) -> dict[str, dict[str, tuple[float, int]]]:
-    """Counted in Arrow: a subject's mean needs no row in Python."""
-    import pyarrow.compute as pc
-
-    found: dict[str, dict[str, tuple[float, int]]] = {}
-    for run_id, table, _ in Reading(paths, ("subject", "score", "error")):
-        if not any(table["subject"].unique().to_pylist()):
-            continue
-        score = pc.if_else(table["error"].is_valid(), 0.0, pc.fill_null(table["score"], 0.0))
-        means = (
-            table.append_column("right", score)
-            .group_by("subject")
-            .aggregate([("right", "mean"), ("right", "count")])
-        )
-        names = zip(
-            *(means[name].to_pylist() for name in ("subject", "right_mean", "right_count")), strict=True
-        )
-        found[run_id] = {subject: (mean, count) for subject, mean, count in names if subject}
-    return found

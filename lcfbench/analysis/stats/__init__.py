@@ -49,6 +49,18 @@ class Difference(NamedTuple):
     p: float
 
 
+class Counts(NamedTuple):
+    """What is left of a `Paired` without its scores: all that power needs. Fields as there."""
+
+    value: float
+    n: int
+    spread: float
+    binary: bool
+    gained: int
+    lost: int
+    few: bool
+
+
 class Paired:
     """Two score vectors of the same documents; `paired` makes one.
 
@@ -69,6 +81,11 @@ class Paired:
         self.binary = _binary(x) and _binary(y)
         self.gained, self.lost = int((self._d > TIE).sum()), int((self._d < -TIE).sum())
         self.few = self.gained + self.lost < FEW
+
+    @property
+    def counts(self) -> Counts:
+        """What may be kept of many pairs at once: it holds no scores."""
+        return Counts(self.value, self.n, self.spread, self.binary, self.gained, self.lost, self.few)
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Returns both ends: Tango's score interval for 0/1 data, else BCa; NaN without documents.

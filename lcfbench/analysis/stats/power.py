@@ -20,13 +20,13 @@ from lcfbench.analysis.stats.proportions import NORMAL
 if TYPE_CHECKING:
     import numpy as np
 
-    from lcfbench.analysis.stats import Paired
+    from lcfbench.analysis.stats import Counts, Paired
 
 NEVER = 10**18  # documents: no number of them would decide
 MANY = 2_000  # changed answers from which the normal approximation will do
 
 
-def smallest_visible(pair: Paired, alpha: float = 0.05, power: float = 0.8) -> float:
+def smallest_visible(pair: Counts | Paired, alpha: float = 0.05, power: float = 0.8) -> float:
     """Returns the smallest difference that as many documents, as noisy as these, would show.
 
     NaN where none would, be it as large as scores can differ. 0/1 data: of the share of answers

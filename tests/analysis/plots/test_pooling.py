@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 
 from lcfbench.analysis.plots import frontier
-from lcfbench.analysis.plots.published import AVERAGED, published
+from lcfbench.analysis.plots.published import TOGETHER, published
 from lcfbench.analysis.pooling import averaged, pool_adapters
 from lcfbench.analysis.run_groups import read_run_groups
 from lcfbench.analysis.stats import mean_interval, paired
 from lcfbench.analysis.stats.proportions import wilson
 from lcfbench.analysis.summary import summarise
 from lcfbench.errors import UserError
+from lcfbench.tasks.groups import find_group
 from tests.analysis.frontier_runs import adapter, answers, record
 from tests.helpers import invoke
 
@@ -165,8 +166,9 @@ def test_the_command_draws_one_panel_and_names_what_it_leaves_out(
 
 def test_published_averages_are_drawn_beside_measured_ones(tmp_path: Path) -> None:
     pair = "qwen3-0.6b:qwen2.5-0.5b"
-    assert len(published(pair, AVERAGED)) == 5 and not published(pair, "openbookqa + arc_challenge")
-    for task in reversed(AVERAGED.split(" + ")):
+    averaged_tasks = TOGETHER.join(find_group("lcf-shared").members)
+    assert len(published(pair, averaged_tasks)) == 5 and not published(pair, "openbookqa + arc_challenge")
+    for task in reversed(averaged_tasks.split(TOGETHER)):
         record(tmp_path, answers(30, 50, task), task=task, pair=pair)
     summary = summarise(averaged(read_run_groups([tmp_path]).groups).groups)
     axes = frontier.draw(summary, published=True).axes[0]

@@ -1,0 +1,1 @@
+"""A pair of models as one model of other harnesses: lm-eval and Inspect."""
