@@ -24,8 +24,10 @@ PLACE = Place("cpu", tiny=True)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _as_the_script_runs(monkeypatch):
     torch.set_num_threads(1)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")  # the script sets it for the rest of its process
 
 
 # -- the steps ------------------------------------------------------------------------------------
