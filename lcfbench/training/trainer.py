@@ -159,8 +159,8 @@ class Trainer:
     """Runs the steps. All that belongs to one adapter is in its `AdapterTraining`.
 
     dev: for each dev task its documents. origin: what else a checkpoint says. kept: whether there is one.
-    whole: whether no step is half done. judged: what the models have read of the dev documents, by task
-    and batch.
+    whole: whether no step, and no record of one, is half done. judged: what the models have read of the
+    dev documents, by task and batch.
     """
 
     recipe: TrainRecipe
@@ -232,9 +232,10 @@ class Trainer:
             while self.learning:
                 self.whole = False
                 self.once(order[self.step])
-                self.step, self.whole = self.step + 1, True
+                self.step += 1
                 seconds = time.perf_counter() - began - evaluating
                 self.report((self.step - first) * r.batch_size / seconds)
+                self.whole = True
                 judged = bool(self.owing)
                 if judged:
                     started = time.perf_counter()
@@ -397,6 +398,7 @@ class Trainer:
                         points, self.scores(trainings, name, task, documents), strict=True
                     ):
                         point |= scores
+            self.whole = False
             for one, point in zip(trainings, points, strict=True):
                 one.adapter.train()
                 if one.failed:
@@ -409,6 +411,7 @@ class Trainer:
                     self._log.add(one.spec.label, self.step, scores)
                     self.track(one.spec.label, scores, self.step)
                     self._log.seal()
+            self.whole = True
         failed = self.group.share([one.failed for one in self.trainings])
         for one, why in zip(self.trainings, failed, strict=True):
             one.failed = why
@@ -460,7 +463,7 @@ class Trainer:
         self.kept = True
 
     def interrupted(self) -> None:
-        """Keeps a checkpoint where no step is half done and no other process needed, and the best states."""
+        """Keeps a checkpoint where nothing is half done and no other process needed, and the best states."""
         if not self.group.first:
             return
         if self.whole and self.step and self.group.count == 1:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -23,6 +25,7 @@ from lcfbench.methods.create import create, method_class
 from lcfbench.models.answering import answer_loss, rank
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock
+from lcfbench.results.training_log import TrainLog
 from lcfbench.sources.models import find_model
 from lcfbench.tasks.document import Document, Step, View
 from lcfbench.tasks.task import load_task
@@ -174,6 +177,31 @@ def test_ctrl_c_keeps_the_best_state(pair, tmp_path):
         read_config(tmp_path / "a").training["dev"][-1]["step"] == 3
         and "best state so far" in watcher.said[-2]
     )
+
+
+@pytest.mark.parametrize("at", range(10))
+def test_an_interruption_beside_a_record_loses_no_row_and_no_best_state(pair, tmp_path, monkeypatch, at):
+    """Of every step two records, of every evaluation one; `at` counts them."""
+
+    def kept(folder):
+        measured = ("examples_per_s", "minutes")
+        rows = pq.read_table(folder / "training.parquet").to_pylist()
+        weights = {name: t.tolist() for name, t in load(folder).state_dict().items()}
+        return [row for row in rows if row["metric"] not in measured], weights
+
+    plain, count = TrainLog.add, itertools.count()
+
+    def add(self, *row):
+        if next(count) == at:
+            raise KeyboardInterrupt
+        plain(self, *row)
+
+    train(recipe(pair, tmp_path / "a", steps=4, eval_every=2), Watcher())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainLog, "add", add)
+        train(recipe(pair, tmp_path / "b", steps=4, eval_every=2), Watcher())
+    train(recipe(pair, tmp_path / "b", steps=4, eval_every=2), Watcher())
+    assert kept(tmp_path / "b") == kept(tmp_path / "a")
 
 
 def test_the_best_state_by_dev_accuracy_is_the_one_that_is_saved(pair, tmp_path, monkeypatch):
