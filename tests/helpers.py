@@ -42,6 +42,7 @@ from lcfbench.adapters import lora
 from lcfbench.adapters.base import build
 from lcfbench.adapters.c2c_files import _shapes
 from lcfbench.adapters.config import AdapterConfig, pair_config
+from lcfbench.adapters.draft_kv import DraftKVAdapter
 from lcfbench.adapters.prefix import PrefixAdapter
 from lcfbench.cli import app as cli
 from lcfbench.cli import main
@@ -739,6 +740,19 @@ def random_prefix(ends, stir: float = 0.3, **options) -> PrefixAdapter:
     return made.requires_grad_(False).eval()
 
 
+def random_draft(ends, stir: float = 0.3, **options) -> DraftKVAdapter:
+    """A small adapter of the last layers, away from its start by `stir`."""
+    torch.manual_seed(3)
+    options = {"draft": 4, "width": 6, "gate": "soft", **options}
+    names = ((e.name, e.geometry) for e in ends)
+    made = build(pair_config("draft_kv", *names, layer_map="proportional", layers=3, options=options))
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(stir * torch.randn_like(p))
+    assert isinstance(made, DraftKVAdapter)
+    return made.requires_grad_(False).eval()
+
+
 def method_of(name: str, kind: str | None, chat: bool):
     """Any method on a tiny pair with a random adapter; `remap` and `c2c-remap` align by translation."""
     if name == "dense":
@@ -747,6 +761,9 @@ def method_of(name: str, kind: str | None, chat: bool):
     if name == "prefix":
         ends = two_models(chat=chat)
         return create("prefix", *ends, random_prefix(ends, place=kind))
+    if name == "draft_kv":
+        ends = two_models(chat=chat)
+        return create("draft_kv", *ends, random_draft(ends))
     if name in ("identical", "single", "lora", "answer_letter", "excerpt"):
         return made_baseline(name, kind, chat=chat)
     options = {}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
@@ -29,6 +30,9 @@ from lcfbench.models.protocol import LanguageModel, State
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document, View
 from lcfbench.tasks.prompts import Prompt, render
+
+# the training's own objective on a state: loss, share of right tokens, supervised tokens
+Judge = Callable[[State], tuple[Tensor, Tensor, int]]
 
 
 @dataclass
@@ -160,6 +164,14 @@ class Method:
 
     def prepare(self, documents: Sequence[Document], say: Callable[[str], None]) -> None:
         """Gives an untrained adapter its input statistics or a closed-form start. `say` reports."""
+
+    def loss(self, batch: Batch, done: float, judge: Judge) -> tuple[Tensor, Tensor, int]:
+        """Returns what training lessens, the share of right tokens, and the number of supervised ones.
+
+        done: the share of the training's steps that has been taken, 0 to 1. judge: the cross-entropy of
+        the documents' answers. A method whose training has stages of its own has its own.
+        """
+        return judge(self.respond(batch))
 
     @property
     def calibration(self) -> int:

@@ -188,6 +188,18 @@ def answer_loss(
     mean: `document`, over the supervised tokens of a document, then over documents: a long answer
     weighs no more than a short one; `token`, over all supervised tokens.
     """
+    nll, rows, hits = supervised_losses(state, targets, supervised)
+    right = hits.sum() / max(len(hits), 1)
+    if mean == "token":
+        return nll.sum() / max(len(hits), 1), right
+    count = torch.tensor([max(sum(row), 1) for row in supervised], device=nll.device)
+    return (nll / count[rows]).sum() / len(targets), right
+
+
+def supervised_losses(
+    state: State, targets: list[list[int]], supervised: list[list[bool]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns of each supervised token (n,): cross-entropy in nats, its row, whether it is predicted."""
     lm, device = state.lm, state.kv.keys.device
     used = state.used.bool()
     left = [row[keep].tolist() for row, keep in zip(state.ids, used, strict=True)]
@@ -206,12 +218,7 @@ def answer_loss(
     ]
     rows, columns, gold = torch.tensor(at, dtype=torch.long, device=device).view(-1, 3).unbind(1)
     logits, _ = lm.forward(state.kv, ids, mask, positions, (rows, columns))
-    nll = F.cross_entropy(logits, gold, reduction="none")
-    right = (logits.argmax(-1) == gold).sum() / max(len(at), 1)
-    if mean == "token":
-        return nll.sum() / max(len(at), 1), right
-    count = torch.tensor([max(sum(row), 1) for row in supervised], device=device)
-    return (nll / count[rows]).sum() / len(targets), right
+    return F.cross_entropy(logits, gold, reduction="none"), rows, logits.argmax(-1) == gold
 
 
 def cut(text: str, until: Sequence[str]) -> str:

@@ -30,7 +30,9 @@ class KV:
     keys, values: (L, B, H, N, D); keys carry their rotary embedding, as the model wrote them.
     mask: (B, N), 1 where an entry is real, 0 where it is padding.
     positions: (B, N), the rotary position of each entry.
-    hidden: (L, B, N) bool, entries that a layer must not attend; None where no entry is hidden.
+    hidden: (L, B, N) bool, entries that a layer must not attend; None where no entry is hidden. Or
+    floats, which a layer adds to the attention logits of its entries: −∞ hides one, log(g) lets it weigh
+    g times as much.
     silent: (B, N) bool, padding inside a prompt (C2C's sections). It keeps its place, and while the
     prompt is read no token attends it.
     layout: of the model, where its layers differ; then H and D are the largest and zeros fill up what a
@@ -57,9 +59,10 @@ class KV:
         assert self.mask.shape == (B, N) == self.positions.shape, (
             f"mask, positions must be {(B, N)}: {shapes}"
         )
-        assert self.hidden is None or (self.hidden.shape == (L, B, N) and self.hidden.dtype == torch.bool), (
-            f"hidden must be bool and {(L, B, N)}"
-        )
+        assert self.hidden is None or (
+            self.hidden.shape == (L, B, N)
+            and (self.hidden.dtype == torch.bool or self.hidden.is_floating_point())
+        ), f"hidden must be bool or floats and {(L, B, N)}"
 
     @property
     def present(self) -> Tensor:

@@ -97,13 +97,17 @@ def hiding(model: Any, hidden: Tensor | None, mask: Tensor, new: int) -> Iterato
     """Hides from every decoder layer its own `hidden` (L, B, n) of the first n cache entries.
 
     mask: (B, N), the cache and the `new` last columns, which run now. Nothing changes without
-    `hidden`.
+    `hidden`. One of floats is added to attention's logits, see `KV`; gradients flow into it.
     """
     if hidden is None:
         yield
         return
     check_maskable(model)
     L, B, n = hidden.shape
+    if hidden.dtype != torch.bool:
+        with weighing(model, hidden, mask, new):
+            yield
+        return
     # few distinct patterns over layers, so few masks
     patterns, which = hidden.reshape(L, -1).unique(dim=0, return_inverse=True)
     columns = F.pad(patterns.view(-1, B, n), (0, mask.shape[1] - n))  # columns that run now are not hidden
@@ -113,10 +117,40 @@ def hiding(model: Any, hidden: Tensor | None, mask: Tensor, new: int) -> Iterato
 
 
 @contextmanager
-def masking(model: Any, keys: Sequence[Key], make: Callable[[Key], Tensor]) -> Iterator[None]:
-    """Gives decoder layer i the mask `make(keys[i])` (B, 1, T, N), bool, instead of its own.
+def weighing(model: Any, added: Tensor, mask: Tensor, new: int) -> Iterator[None]:
+    """Adds to every decoder layer's attention logits its own `added` (L, B, n), see `hiding`.
 
-    Layers of equal keys share one mask.
+    −∞ hides an entry. Layers to which nothing finite is added keep a mask of true and false.
+    """
+    columns = F.pad(added, (0, mask.shape[1] - added.shape[2]))
+    hidden = columns.detach().isneginf()
+    plain = [bool(((layer == 0) | gone).all()) for layer, gone in zip(columns.detach(), hidden, strict=True)]
+    same = hidden.flatten(1).unique(dim=0, return_inverse=True)[1].tolist()
+    # a layer whose logits change has a mask of its own, as its gradient is its own
+    ids = [
+        (pattern, -1) if alone else (pattern, i)
+        for i, (pattern, alone) in enumerate(zip(same, plain, strict=True))
+    ]
+    first = {key: i for i, key in reversed(list(enumerate(ids)))}
+    keys = [(first[key], window) for key, window in zip(ids, windows(model), strict=True)]
+
+    def make(key: tuple[int, int | None]) -> Tensor:
+        layer, window = key
+        see = visible(mask, hidden[layer], new, window)
+        if plain[layer]:
+            return see
+        more = columns[layer].masked_fill(hidden[layer], 0)  # a gradient through −∞ would be no number
+        return more[:, None, None].masked_fill(~see, -torch.inf)
+
+    with masking(model, keys, make):
+        yield
+
+
+@contextmanager
+def masking(model: Any, keys: Sequence[Key], make: Callable[[Key], Tensor]) -> Iterator[None]:
+    """Gives decoder layer i the mask `make(keys[i])` (B, 1, T, N) instead of its own.
+
+    Bool, or what is added to the logits. Layers of equal keys share one mask.
     """
     layers = blocks_of(model)
     assert len(layers) == len(keys), f"masks of {len(keys)} layers, the model has {len(layers)}"
@@ -139,7 +173,12 @@ def masking(model: Any, keys: Sequence[Key], make: Callable[[Key], Tensor]) -> I
 
 
 def as_taken(model: Any, see: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns the mask as attention takes it: bool for sdpa, added to scores for eager."""
+    """Returns the mask as attention takes it: bool for sdpa, added to scores for eager.
+
+    see: bool, or itself what is added to the logits, −∞ where nothing is seen.
+    """
+    if see.dtype != torch.bool:
+        return see.to(dtype).clamp(min=torch.finfo(dtype).min)
     if model.config._attn_implementation == "sdpa":
         return see
     return torch.zeros(see.shape, device=see.device, dtype=dtype).masked_fill(~see, torch.finfo(dtype).min)

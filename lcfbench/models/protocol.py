@@ -211,6 +211,19 @@ class State:
         """The mask (B, T) with silent tokens counted as read."""
         return self.mask if self.silent is None else self.mask | self.silent.long()
 
+    def rows_at(self, index: Tensor) -> State:
+        """Returns rows `index` (b,), repeated or reordered, without a message."""
+        return State(
+            self.lm,
+            self.kv.rows_at(index),
+            self.ids[index],
+            self.mask[index],
+            self.positions[index],
+            [self.prompts[b] for b in index.tolist()],
+            Message.none(len(index)),
+            None if self.silent is None else self.silent[index],
+        )
+
     @classmethod
     def before(
         cls,

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from lcfbench.methods.base import Batch, Method
 from lcfbench.models.answering import answer_loss
 from lcfbench.models.memory import cuda_devices
 from lcfbench.models.prefill_memory import Budget, Memory, Store
-from lcfbench.models.protocol import LanguageModel
+from lcfbench.models.protocol import LanguageModel, State
 from lcfbench.models.timing import Clock, now
 from lcfbench.tasks.document import Document
 from lcfbench.training.processes import Group
@@ -158,12 +159,16 @@ class AdapterTraining:
         self.weight += weight
 
     def forward(self, documents: Sequence[Document]) -> tuple[Tensor, Tensor, int]:
+        """Returns the method's loss, the share of right tokens, and their number, see `Method.loss`."""
+        senders = documents if self.senders is None else [self.senders[d.hash] for d in documents]
+        batch, done = Batch(documents, senders, Clock()), self.steps_done / self.recipe.steps
+        return self.method.loss(batch, done, partial(self.judge_answers, documents))
+
+    def judge_answers(self, documents: Sequence[Document], state: State) -> tuple[Tensor, Tensor, int]:
         """Returns the cross-entropy of the answers, the share of right tokens, and their number.
 
-        Supervised tokens only, on the state that the method's `respond` leaves.
+        Supervised tokens only, on the state that a method leaves.
         """
-        senders = documents if self.senders is None else [self.senders[d.hash] for d in documents]
-        state = self.method.respond(Batch(documents, senders, Clock()))
         lm = state.lm
         gold = [
             target(d, p, lm.tokenizer, lm.tokenizer.eos_token_id, self.spec.supervise)

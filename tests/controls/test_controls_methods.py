@@ -39,6 +39,8 @@ CASES = [
     ("dense", "aware", SPLIT),
     ("prefix", "before", SHARED),
     ("prefix", "after", SPLIT),
+    ("draft_kv", "", SHARED),
+    ("draft_kv", "", SPLIT),
     ("identical", "lcf", SHARED),
     ("identical", "lcfx", SPLIT),
     ("identical", "c2c", SHARED),
@@ -68,6 +70,9 @@ def method_of(name: str, what: str):
     if name == "prefix":
         ends = pair(name)
         return create(name, *ends, helpers.random_prefix(ends, place=what))
+    if name == "draft_kv":
+        ends = pair(name)
+        return create(name, *ends, helpers.random_draft(ends))
     if name in helpers.BASELINES:
         return helpers.made_baseline(name, what or None)
     if name == "kvcomm" and what:
@@ -144,7 +149,8 @@ def test_what_is_sent_is_made_from_the_altered_cache(name, what, documents, cont
 
     monkeypatch.setattr(ReplacedCacheModel, "prefill", prefill)
     _, state, _ = outcomes(load_control(control).wrap(method, seed=0), documents)
-    assert sum(kv.rows for kv in read) == len(documents), (
+    times = 2 if name == "draft_kv" else 1  # what it wrote is read behind the prompt
+    assert sum(kv.rows for kv in read) == times * len(documents), (
         "every document's message comes from a cache that was altered"
     )
     matched, own, _ = outcomes(method, documents)

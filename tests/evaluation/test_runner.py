@@ -398,6 +398,7 @@ OWN_ADAPTERS = {
     "c2c",
     "dense",
     "prefix",
+    "draft_kv",
     "identical",
     "single",
     "lora",
