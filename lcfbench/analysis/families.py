@@ -18,7 +18,7 @@ from lcfbench.analysis.naming import is_digest
 NAMES = {"lcf": "LCF", "lcfx": "LCF-X", "c2c": "C2C", "t2t": "T2T"}
 SIZES = ("width", "hidden", "rank", "slots")  # an adapter's size is the first that its kind has
 BUDGETS = ("budget", "bytes")  # of a method without an adapter
-IDENTITY = ("options", "task_options", "limit", "dtype", "device", "attention", "batch_size")
+IDENTITY = ("options", "task_options", "limit", "dtype", "device", "attention", "batch_size", "wire")
 ON_A_LINE = ("training", "limit", "batch_size")  # points of one line may differ in these
 LARGEST = 1e15  # of a number that orders a line
 Settings = Mapping[str, Any]  # "options.budget" → 50

@@ -35,6 +35,7 @@ EXPLAINS = (
     *"pair revisions mode options adapter_sha256 control".split(),
     *COMPUTED,
     "batch_size",
+    "wire",
     "seed",
     *CODE,
 )

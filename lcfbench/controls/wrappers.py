@@ -144,7 +144,7 @@ class SilentMethod(Method):
     def respond(self, batch: Batch) -> State:
         if self.inner is None:
             return read_alone(self.receiver, [d.receiver for d in batch.documents], batch)
-        state = self.inner.respond(batch)
+        state = self.inner.respond(replace(batch, wire=None))
         state.message = replace(Message.none(len(batch.documents)), adapter_flops=state.message.adapter_flops)
         return state
 

@@ -30,7 +30,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")  # their versions
 # Recipe fields that change an answer, and those that do not. Together they are all fields (tested).
 IDENTITY_FIELDS = frozenset(
     "pair mode task control scoring limit shots prompt seed seeds adapter options task_options batch_size "
-    "dtype device receiver_device sharer_device device_map attention trust_remote_code thinking".split()
+    "dtype device receiver_device sharer_device device_map attention trust_remote_code thinking wire".split()
 )
 OTHER_FIELDS = frozenset(
     "quick latency_documents max_failed require_proof out offline fresh wait train train_options tracker "

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lcfbench.config import WireForm
 from lcfbench.methods.base import Batch
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import Outcome
 
 
-def batch_of(documents: Sequence[Document], senders: Sequence[Document], clock: Clock) -> Batch:
-    """The batch that asks documents, with all parts of each in a row."""
+def batch_of(
+    documents: Sequence[Document], senders: Sequence[Document], clock: Clock, wire: WireForm | None = None
+) -> Batch:
+    """The batch that asks documents, with all parts of each in a row. wire: see `Batch`."""
     if not any(d.parts for d in documents):
-        return Batch(documents, senders, clock)
+        return Batch(documents, senders, clock, wire)
     asked = [part for d in documents for part in d.parts or (d,)]
     theirs = []
     for document, sender in zip(documents, senders, strict=True):
         parts = sender.parts or (sender,)
         theirs += [parts[min(i, len(parts) - 1)] for i in range(len(document.parts or (document,)))]
-    return Batch(asked, theirs, clock)
+    return Batch(asked, theirs, clock, wire)
 
 
 def row_places(documents: Sequence[Document]) -> list[range]:

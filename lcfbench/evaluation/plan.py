@@ -19,7 +19,7 @@ from lcfbench.adapters.files import check_saved
 from lcfbench.adapters.finding import Wanted, find_for, tasks_at_hand
 from lcfbench.adapters.proof import Proof, lacking, read_proofs
 from lcfbench.adapters.select import check_used, find_adapter, pick_adapters, serving
-from lcfbench.config import PLACES, takes_commas
+from lcfbench.config import PLACES, WireForm, takes_commas
 from lcfbench.errors import UserError, unknown
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.variants import ADAPTER, Variant, labelled, read_entry
@@ -157,7 +157,13 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
     """
     given, names = [find_adapter(place) for place in recipe.adapter], split_pair(recipe.pair)
     asked = options_of(recipe.mode, recipe.options)
-    every = [(task, variant, own) for task in tasks for variant, own in asked]
+    forms: list[WireForm | None] = [*recipe.wire] or [None]
+    every = [
+        (task, replace(variant, wire=form), own)
+        for task in tasks
+        for variant, own in asked
+        for form in (forms if method_class(variant.mode).sends else [None])
+    ]
     chosen: list[list[Path]] = []
     at_hand = {wanted: find_for(wanted) for wanted in wanted_by(recipe, tasks)}
     for task, variant, own in every:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from lcfbench.config import MOST, SEEDS, Device, Settings, lists_of_texts, once, several, texts
+from lcfbench.config import MOST, SEEDS, Device, Settings, WireForm, lists_of_texts, once, several, texts
 from lcfbench.controls.names import check_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.evaluation.variants import read_entry, split_modes
@@ -154,6 +154,11 @@ class Recipe(Settings):
     )
     task_options: dict[str, str] = Field({}, description="Settings of the tasks.")
     batch_size: int = Field(16, ge=1, le=MOST, description="Documents in a batch.")
+    wire: list[WireForm] = Field(
+        [],
+        description="Send messages as bytes and read them back before they are used, a run for each form: "
+        "native (exact), bf16, fp8, int8, int4; none: they are handed over, and their size is counted.",
+    )
     latency_documents: int = Field(
         5, ge=0, le=MOST, description="Documents that are also timed alone, warm, for the latency columns."
     )
@@ -229,7 +234,7 @@ class Recipe(Settings):
         None, description="Also log to trackio, wandb or tensorboard, where it is installed."
     )
 
-    _lists = field_validator("adapter", mode="before")(some)
+    _lists = field_validator("adapter", "wire", mode="before")(some)
     _options = field_validator("options", mode="before")(lists_of_texts)
     _shard = field_validator("shard", mode="before")(part_of_a_run)
     _only = field_validator("only", mode="before")(names_of_runs)

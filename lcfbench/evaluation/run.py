@@ -134,6 +134,8 @@ class Run:
             found["shots"] = task.shots
         if task.prompt is not None:
             found["prompt_sha256"] = task.prompt.sha256
+        if self.variant.wire is not None:
+            found["wire"] = self.variant.wire
         if recipe.trust_remote_code:
             found["trust_remote_code"] = True
         if any(quantised := [lm.facts.get("quantisation", "") for lm in self.models]):
@@ -309,7 +311,7 @@ class Run:
             yield self._whole(document, row | timed)
 
     def _batch(self, documents: Sequence[Document], clock: Clock) -> Batch:
-        return batch_of(documents, [self.message_from[d.hash] for d in documents], clock)
+        return batch_of(documents, [self.message_from[d.hash] for d in documents], clock, self.variant.wire)
 
     def _respond(self, documents: Sequence[Document]) -> Answered:
         if self.unable:

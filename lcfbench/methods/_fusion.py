@@ -7,7 +7,7 @@ the prompt runs on the edited cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ from lcfbench.alignment.sections import Chat, in_sections, unpadded
 from lcfbench.alignment.tokens import aligned_positions, turn_ends
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
+from lcfbench.methods._wire import latents_across
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.beside import Beside
 from lcfbench.models.capabilities import Capability
@@ -66,7 +67,8 @@ class Segment:
 class Exchange:
     """A batch as both models read it.
 
-    prompts: the receiver's. shared, theirs: the sharer's prompts and its cache over them. chats, sent:
+    prompts: the receiver's. shared, theirs: the sharer's prompts and its cache over them. carried: the
+    messages (L, T, d) as they were read from bytes, by the ends of their segment. chats, sent:
     the documents, and those whose messages are sent, in C2C's sections, where the adapter was trained
     with their padding.
     """
@@ -75,6 +77,7 @@ class Exchange:
     prompts: list[Prompt]
     shared: list[Prompt]
     theirs: KV
+    carried: Mapping[tuple[int, ...], Tensor] = field(default_factory=dict)
     chats: Sequence[Chat] | None = None
     sent: Sequence[Chat] | None = None
 
@@ -157,7 +160,8 @@ class Fusion(Method):
             prompts = [self.prompt(self.receiver, d.receiver, d) for d in batch.documents]
             if not self.adapter.config.layers:  # every gate is shut: the receiver alone
                 return self.receiver.read(prompts)
-        beside = Beside.of(self.sharer, self.receiver, batch.clock)
+        # bytes are waited for, so nothing is read beside
+        beside = None if batch.wire else Beside.of(self.sharer, self.receiver, batch.clock)
         with batch.clock("sharer") if beside is None else beside.first("sharer"):
             exchange = self.exchange(batch, prompts, check=beside is None)
         return self.edit(exchange, beside)
@@ -178,7 +182,7 @@ class Fusion(Method):
             theirs = self.sharer.prefill([c.sharer for c in sent], real=[c.sharer_real for c in sent])
         if check:
             self.check_sent(theirs)
-        return Exchange(batch, prompts, [c.prompt for c in sent], theirs, chats, sent)
+        return Exchange(batch, prompts, [c.prompt for c in sent], theirs, chats=chats, sent=sent)
 
     def chat(self, document: Document, mine: Prompt) -> Chat:
         """Returns a document in C2C's sections. Raises TooLongError where padding makes it too long."""
@@ -211,7 +215,11 @@ class Fusion(Method):
             if exchange.chats is None
             else Segment.between([c.stops for c in exchange.chats])
         )
-        for part in parts or [Segment.whole(rows)]:
+        parts = parts or [Segment.whole(rows)]
+        if exchange.batch.wire is not None:
+            with clock("fuse"):
+                exchange = replace(exchange, carried=self.carried(exchange, parts))
+        for part in parts:
             with clock("prefill") if kv is not None or beside is None else beside.second("prefill"):
                 kv = self.read(rows, kv, part)
             if part.width:  # a one-token prompt has nothing to fuse
@@ -228,7 +236,7 @@ class Fusion(Method):
         if exchange.chats is not None:
             real = [c.real[stop:] for c, stop in zip(exchange.chats, stops, strict=True)]
         state = State.before(self.receiver, kv, left, torch.tensor(stops), prompts, real)
-        return replace(state, message=self.account(exchange.shared, fused))
+        return replace(state, message=exchange.batch.counted(self.account(exchange.shared, fused)))
 
     def parts(self, prompts: list[Prompt]) -> list[Segment]:
         """Returns the segments, read and edited in turn, later ones on edited earlier ones."""
@@ -274,12 +282,82 @@ class Fusion(Method):
         adapter = self.adapter
         assert isinstance(adapter, Editor)
 
+        carried = exchange.carried.get(tuple(part.stops))
+
         def message(at: slice) -> Tensor:
+            if carried is not None:
+                return carried[at]
             sent = entries(exchange.theirs, adapter.config.layer_map[at], rows, index[rows, columns])
             return adapter.message(sent.to(kv.keys.device, kv.keys.dtype), at)
 
         kv = self.edited(kv, message, rows, columns + kv.length - part.width, self.shortened)
         return kv, (index >= 0).sum(1).tolist()
+
+    def carried(self, exchange: Exchange, parts: Sequence[Segment]) -> dict[tuple[int, ...], Tensor]:
+        """Returns the messages (L, T, d) of the segments as they are read from bytes, by their ends.
+
+        A document's message is its latents, or the distinct entries that they are made of where these are
+        fewer numbers: the receiver knows its own tokens, and which entry each of them reads.
+        """
+        batch, adapter, receiver = exchange.batch, self.adapter, self.receiver
+        assert isinstance(adapter, Editor) and batch.wire is not None
+        index = [self.positions(exchange, part) for part in parts]
+        places = [(i >= 0).nonzero(as_tuple=True) for i in index]
+        columns = [i[at] for i, at in zip(index, places, strict=True)]
+        sources = adapter.config.layer_map
+        read = [
+            entries(exchange.theirs, sources, rows, some).to(receiver.device, receiver.dtype)
+            for (rows, _), some in zip(places, columns, strict=True)
+        ]
+        plain = [self._message(x) for x in read]
+        width, layers = plain[0].shape[2], list(dict.fromkeys(sources))
+        which = torch.tensor([layers.index(s) for s in sources])
+        first = torch.tensor([sources.index(s) for s in layers])
+        sent: list[Tensor | None] = []
+        unique: dict[int, Tensor] = {}
+        for b in range(len(batch.documents)):
+            mine = [rows == b for rows, _ in places]
+            tokens = torch.cat([some[own] for some, own in zip(columns, mine, strict=True)])
+            if not len(tokens):
+                sent.append(None)
+                continue
+            kinds, back = tokens.unique(return_inverse=True)
+            if len(layers) * len(kinds) * read[0].shape[2] <= len(sources) * len(tokens) * width:
+                every = torch.cat([x[:, own] for x, own in zip(read, mine, strict=True)], 1)[first]
+                at = torch.stack([(back == k).nonzero()[0, 0] for k in range(len(kinds))])
+                unique[b] = back
+                sent.append(every[:, at])
+            else:
+                sent.append(torch.cat([x[:, own] for x, own in zip(plain, mine, strict=True)], 1))
+        found = latents_across(batch, sent)
+        for b, x in enumerate(found):  # entries are projected on the receiver's side
+            if x is None or b not in unique:
+                continue
+            whole, start = x[which][:, unique[b]], 0
+            for part, (rows, _) in zip(read, places, strict=True):
+                count = int((rows == b).sum())
+                part[:, rows == b] = whole[:, start : start + count]
+                start += count
+        out = [self._message(x) for x in read] if unique else plain
+        for b, x in enumerate(found):
+            if x is None or b in unique:
+                continue
+            start = 0
+            for part, (rows, _) in zip(out, places, strict=True):
+                count = int((rows == b).sum())
+                part[:, rows == b] = x[:, start : start + count]
+                start += count
+        return {tuple(part.stops): x for part, x in zip(parts, out, strict=True)}
+
+    def _message(self, sent: Tensor) -> Tensor:
+        """Returns the message (L, T, d) of entries (L, T, s), in the stretches in which it is made without
+        bytes: the same numbers to the last bit.
+        """
+        adapter = self.adapter
+        assert isinstance(adapter, Editor)
+        n = sent.shape[1]
+        pieces = adapter.pieces(n + (-n % VECTOR if self.shortened else 0))
+        return torch.cat([adapter.message(sent[at], at) for at in pieces])
 
     def edited(
         self, kv: KV, message: Callable[[slice], Tensor], rows: Tensor, columns: Tensor, whole_vectors: bool

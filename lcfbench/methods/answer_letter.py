@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._note import with_note, with_notes
+from lcfbench.methods._wire import texts_across
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.answering import rank
 from lcfbench.models.protocol import Message, State
@@ -50,7 +51,7 @@ class AnswerLetter(Method):
             ]
             ranked = rank(self.sharer.open(state), choices)
             both = zip(batch.message_from, ranked, strict=True)
-            picks = [picked(s, [ll for ll, _ in row]) for s, row in both]
+            picks = texts_across(batch, [picked(s, [ll for ll, _ in row]) for s, row in both])
         with batch.clock("prefill"):
             notes = [sentence(d, pick) for d, pick in zip(batch.documents, picks, strict=True)]
             out = self.receiver.read(with_notes(self.receiver, batch.documents, notes))
@@ -58,7 +59,7 @@ class AnswerLetter(Method):
         ran = [len(p.ids) + sum(len(ids) - 1 for ids in row) for p, row in zip(asked, choices, strict=True)]
         if thoughts:
             ran = [n + t.tokens + t.added for n, t in zip(ran, thoughts, strict=True)]
-        return replace(out, message=Message(size, size, ran, picks, read=asked))
+        return replace(out, message=batch.counted(Message(size, size, ran, picks, read=asked)))
 
 
 def picked(document: Document, loglikelihoods: list[float]) -> str:

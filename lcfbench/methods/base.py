@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,13 +20,14 @@ from torch import Tensor
 
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
+from lcfbench.config import WireForm
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods.ask import Answer, answer_of, document_of
 from lcfbench.models.capabilities import CAPABILITIES, Capability
 from lcfbench.models.finite import check_cache
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.protocol import LanguageModel, State
+from lcfbench.models.protocol import LanguageModel, Message, State
 from lcfbench.models.timing import Clock
 from lcfbench.tasks.document import Document, View
 from lcfbench.tasks.prompts import Prompt, render
@@ -40,17 +41,27 @@ class Batch:
     """Documents that are answered together.
 
     message_from: for each document the one whose message it gets: itself, or another one under a
-    control. clock: times each phase where it happens.
+    control. clock: times each phase where it happens. wire: the form in which messages cross as bytes;
+    None where they are handed over as they are, as in training. packets: the bytes that crossed, by row.
     """
 
     documents: Sequence[Document]
     message_from: Sequence[Document]
     clock: Clock
+    wire: WireForm | None = None
+    packets: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def own(self) -> list[bool]:
         """Whether each document gets its own message; only then tokens align by text."""
         return [d is s for d, s in zip(self.documents, self.message_from, strict=True)]
+
+    def counted(self, message: Message) -> Message:
+        """Returns a message with the sizes of the bytes that crossed, where any did as bytes."""
+        if self.wire is None:
+            return message
+        packets = [self.packets.get(row, b"") for row in range(len(self.documents))]
+        return replace(message, wire_bytes=[len(data) for data in packets], packets=packets)
 
 
 @dataclass

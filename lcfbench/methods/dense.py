@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from lcfbench.methods._fusion import Exchange, Fusion, Segment
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._prefix import content, read_on_top
 from lcfbench.methods._translate import aligned_tokens, columns_of, entries_at, read_pairs, two_readings
+from lcfbench.methods._wire import cache_across, latents_across
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV
@@ -95,7 +96,14 @@ class Dense(Fusion):
             scheme = adapter.config.token_alignment
             _, read = aligned_tokens(mine, theirs, scheme, self.lead, adapter.last)
             index, mask = columns_of(read, theirs, sent)
-            keys, values = self.translate(sent, index)
+            if batch.wire is None:
+                keys, values = self.translate(sent, index)
+            else:
+                entries_of = self.content(sent)
+                if self.sends_entries:
+                    entries_of = cache_across(batch, entries_of, self.read_layers)
+                [codes] = self.across(batch, [(index, mask.bool())], entries_of)
+                keys, values = self.decoded(codes)
         with clock("prefill"):
             entries = content(keys, values, mask.to(keys.device))
             state = read_on_top(self.receiver, prompts, entries, self.lead)
@@ -104,7 +112,7 @@ class Dense(Fusion):
         # every receiver token attends the entries too
         both = zip(message.adapter_flops or [], prompts, counts, strict=True)
         work = [own + self.receiver.attention_flops(len(p.ids), past=n) for own, p, n in both]
-        return replace(state, message=replace(message, adapter_flops=work))
+        return replace(state, message=batch.counted(replace(message, adapter_flops=work)))
 
     def translate(self, sent: KV, index: Tensor) -> tuple[Tensor, Tensor]:
         """Returns content keys and values (L, B, H, N, D) for the columns `index` (B, N).
@@ -112,18 +120,74 @@ class Dense(Fusion):
         Of many columns some at a time, unless a gradient is wanted: what the adapter makes of an entry
         on the way is many times as large as the entry.
         """
-        adapter, receiver = self.adapter, self.receiver
+        return self.decoded(self.codes(self.content(sent), index))
+
+    def content(self, sent: KV) -> KV:
+        """Returns the sharer's cache with keys that carry no positions; no gradient goes there."""
         with torch.no_grad():
-            content_of = self.sharer.content_keys(sent)
+            return self.sharer.content_keys(sent)
+
+    def codes(self, content_of: KV, index: Tensor) -> Iterator[Tensor]:
+        """Yields the codes (L, B, n, r) of the columns `index` (B, N) of a cache without positions."""
+        adapter, receiver = self.adapter, self.receiver
         size = index.shape[1] if torch.is_grad_enabled() or index.shape[1] <= LONG else AT_ONCE
-        made = []
         for some in index.split(max(size, 1), 1):
             with torch.no_grad():
                 entries = entries_at(content_of, some)
                 entries = adapter.window(entries.to(receiver.device, receiver.dtype))
-            made.append(adapter(adapter.message(entries).unflatten(1, some.shape)))
+            yield adapter.message(entries).unflatten(1, some.shape)
+
+    def decoded(self, codes: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns content keys and values (L, B, H, N, D) of codes (L, B, n, r), stretch by stretch."""
+        made = [self.adapter(code) for code in codes]
         keys, values = made[0] if len(made) == 1 else (torch.cat(x, 3) for x in zip(*made, strict=True))
         return keys, values
+
+    @property
+    def read_layers(self) -> list[int]:
+        """The sharer's layers that the adapter reads."""
+        return sorted({s for window in self.adapter.windows for s in window})
+
+    @property
+    def sends_entries(self) -> bool:
+        """Whether the sharer's entries are fewer numbers a token than their codes."""
+        numbers = sum(map(self.adapter.config.sharer_geometry.numbers, self.read_layers))
+        return numbers < self.adapter.code * len(self.adapter.config.layers)
+
+    def across(
+        self, batch: Batch, parts: Sequence[tuple[Tensor, Tensor]], content_of: KV
+    ) -> list[list[Tensor]]:
+        """Returns the codes of each part, stretch by stretch, as they are read from bytes.
+
+        parts: columns (B, N) of the cache and which of them are real. content_of: a cache without positions;
+        it has crossed already where entries are sent.
+        """
+        made = [list(self.codes(content_of, index)) for index, _ in parts]
+        if self.sends_entries:
+            return made
+        whole = [torch.cat(codes, 2) for codes in made]
+        reals = [real.to(whole[0].device) for _, real in parts]
+        sent: list[Tensor | None] = []
+        for b in range(len(batch.documents)):
+            mine = [x[:, b][:, real[b]] for x, real in zip(whole, reals, strict=True)]
+            joined = torch.cat(mine, 1)
+            sent.append(joined if joined.shape[1] else None)
+        for b, x in enumerate(latents_across(batch, sent)):
+            start = 0
+            for each, real in zip(whole, reals, strict=True):
+                count = int(real[b].sum())
+                if x is not None:
+                    each[:, b, real[b]] = x[:, start : start + count]
+                start += count
+        return [list(x.split([c.shape[2] for c in codes], 2)) for x, codes in zip(whole, made, strict=True)]
+
+    def carried(self, exchange: Exchange, parts: Sequence[Segment]) -> dict[tuple[int, ...], Tensor]:
+        index, sent = [self.positions(exchange, part) for part in parts], self.content(exchange.theirs)
+        if self.sends_entries:
+            sent = cache_across(exchange.batch, sent, self.read_layers)
+        at = [(i.clamp(min=0).to(sent.keys.device), i >= 0) for i in index]
+        found = self.across(exchange.batch, at, sent)
+        return {tuple(p.stops): torch.cat(x, 2) for p, x in zip(parts, found, strict=True) if p.width}
 
     def aware(self, batch: Batch) -> bool:
         """Says whether the receiver's own entries stay in the cache, on shared contexts.
@@ -139,7 +203,13 @@ class Dense(Fusion):
     def fuse(self, exchange: Exchange, kv: KV, part: Segment) -> tuple[KV, list[int]]:
         column, adapter = kv.length - part.width, self.adapter
         index = self.positions(exchange, part)
-        keys, values = self.translate(exchange.theirs, index.clamp(min=0).to(exchange.theirs.keys.device))
+        carried = exchange.carried.get(tuple(part.stops))
+        if carried is None:
+            at = index.clamp(min=0).to(exchange.theirs.keys.device)
+            keys, values = self.translate(exchange.theirs, at)
+        else:
+            size = part.width if part.width <= LONG else AT_ONCE
+            keys, values = self.decoded(carried.split(size, 2))
         keys = self.receiver.rotate(keys, kv.positions[:, column:], adapter.config.layers)
         layers = torch.tensor(adapter.config.layers, device=kv.keys.device)
         (old_k, own_k), (old_v, own_v) = (

@@ -11,6 +11,7 @@ from annotated_types import Ge
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._note import cut_bytes, with_note, with_notes
+from lcfbench.methods._wire import texts_across
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import NOTE, Document
@@ -50,11 +51,12 @@ class Excerpt(Method):
 
     def respond(self, batch: Batch) -> State:
         with batch.clock("message"):
-            texts = [self.excerpt(s) for s in batch.message_from]
+            texts = texts_across(batch, [self.excerpt(s) for s in batch.message_from])
         with batch.clock("prefill"):
             state = self.receiver.read(with_notes(self.receiver, batch.documents, texts))
         size = [len(text.encode()) for text in texts]
-        return replace(state, message=Message(size, size, [0] * len(texts), texts))
+        message = Message(size, size, [0] * len(texts), texts)
+        return replace(state, message=batch.counted(message))
 
 
 def own_text(document: Document) -> str:

@@ -14,6 +14,7 @@ from annotated_types import Ge, Le
 from lcfbench.errors import UserError
 from lcfbench.methods._kvcomm_scores import best, importance, parse_layers, scores
 from lcfbench.methods._lengths import check_room
+from lcfbench.methods._wire import cache_across
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV
@@ -104,11 +105,11 @@ class KVComm(Method):
             shared = [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
             theirs = self.sharer_cache(shared)
         with batch.clock("message"):
-            sent = self.select(theirs)
+            sent = cache_across(batch, self.select(theirs))
         with batch.clock("prefill"):
             prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
-            state = self.receiver.read(prompts, past=sent, start=theirs.mask.sum(1))
-        return replace(state, message=self.account(shared, prompts))
+            state = self.receiver.read(prompts, past=sent, start=sent.mask.sum(1))
+        return replace(state, message=batch.counted(self.account(shared, prompts)))
 
     def select(self, theirs: KV) -> KV:
         """Returns the cache as sent: layers that are not chosen hide all but the first token."""

@@ -19,6 +19,7 @@ from lcfbench.adapters.lcf import LCFAdapter, flat
 from lcfbench.adapters.lcfx import LCFXAdapter
 from lcfbench.alignment.spans import check_spans, membership
 from lcfbench.methods._fusion import Exchange, Fusion, Segment, entries
+from lcfbench.methods._wire import latents_across
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV
@@ -79,10 +80,30 @@ class LCF(Fusion):
         rows, columns = real.nonzero(as_tuple=True)
         row = rows.to(kv.keys.device)
 
+        carried = exchange.carried.get(tuple(part.stops))
+
         def message(at: slice) -> Tensor:
+            if carried is not None:
+                return carried[at][:, row]
             return adapter.message(pool(at).to(kv.keys.device, kv.keys.dtype), at)[:, row]
 
         return self.edited(kv, message, rows, columns, whole_vectors=False), part.lengths
+
+    def carried(self, exchange: Exchange, parts: Sequence[Segment]) -> dict[tuple[int, ...], Tensor]:
+        if self.by_token:
+            return super().carried(exchange, parts)
+        adapter, batch, receiver = self.adapter, exchange.batch, self.receiver
+        assert isinstance(adapter, LCFXAdapter)
+        [part], pool = parts, self.pool(exchange.theirs, exchange.shared)
+        made = [
+            adapter.message(pool(at).to(receiver.device, receiver.dtype), at)
+            for at in adapter.pieces(sum(part.lengths))
+        ]
+        whole = torch.cat(made)
+        told = [x[:, None] if n else None for x, n in zip(whole.unbind(1), part.lengths, strict=True)]
+        found = latents_across(batch, told)
+        read = [old[:, None] if x is None else x for x, old in zip(found, whole.unbind(1), strict=True)]
+        return {tuple(part.stops): torch.cat(read, 1)}
 
     def pool(self, theirs: KV, shared: list[Prompt]) -> Callable[[slice], Tensor]:
         """Returns a function that pools a stretch of the adapter's stack: (L, B, s)."""

@@ -18,6 +18,7 @@ from lcfbench.adapters.config import AdapterConfig
 from lcfbench.adapters.prefix import PrefixAdapter
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._prefix import append, content, read_on_top
+from lcfbench.methods._wire import latents_across
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV
@@ -67,7 +68,11 @@ class Prefix(Method):
             shared = [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
             theirs = self.sharer_cache(shared)
         with clock("fuse"):
-            made = adapter(adapter.message(self.pooled(theirs)))
+            slots = adapter.message(self.pooled(theirs))
+            if batch.wire is not None:
+                sent = latents_across(batch, list(slots.unbind(1)))
+                slots = torch.stack([x for x in sent if x is not None], 1)
+            made = adapter(slots)
             keys, values = (x.to(receiver.device, receiver.dtype) for x in made)
             mask = torch.ones(len(prompts), adapter.slots, dtype=torch.long, device=receiver.device)
             entries = content(keys, values, mask)
@@ -76,7 +81,7 @@ class Prefix(Method):
                 state = read_on_top(receiver, prompts, entries, LEAD)
             else:
                 state = append(receiver.read(prompts), entries)
-        return replace(state, message=self.account(prompts, shared))
+        return replace(state, message=batch.counted(self.account(prompts, shared)))
 
     def pooled(self, theirs: KV) -> Tensor:
         """Returns the input of the slots: (L, B, T, s), on the receiver's device, where the adapter is."""

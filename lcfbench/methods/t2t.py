@@ -10,6 +10,7 @@ from annotated_types import Ge, Le
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._note import cut_bytes, with_note
+from lcfbench.methods._wire import texts_across
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.protocol import Message, State
 from lcfbench.models.thinking import speak, think
@@ -68,13 +69,14 @@ class T2T(Method):
         # own
         whole = [(note or "").strip() for note in notes]
         sent = [(cut_bytes(note, self.bytes) if self.bytes else note).strip() for note in whole]
+        sent = texts_across(batch, sent)
         texts = [f"{d.request.prefix} {note}".strip() for d, note in zip(batch.documents, sent, strict=True)]
         with batch.clock("prefill"):
             shown = [self.noted(d, text) for d, text in zip(batch.documents, texts, strict=True)]
             out = self.receiver.read(shown)
         size = [len(note.encode()) for note in sent]
         ran = [len(p.ids) + n for p, n in zip(asked, written, strict=True)]
-        return replace(out, message=Message(size, size, ran, sent, read=asked))
+        return replace(out, message=batch.counted(Message(size, size, ran, sent, read=asked)))
 
     def noted(self, document: Document, text: str) -> Prompt:
         """Returns the receiver's prompt with the note: an earlier turn of a chat about shared text,

@@ -173,7 +173,8 @@ class Message:
     wire_bytes: bytes of the smallest form that the receiver's side needs. cache_bytes: the same
     before any projection (equal for text). sharer_tokens: tokens that the sharer read or wrote.
     texts: the message, where it is text. adapter_flops: work beside the models' own readings.
-    read: the prompts that the sharer read.
+    read: the prompts that the sharer read. packets: the bytes that crossed, empty where none did; None
+    where nothing was sent as bytes.
     """
 
     wire_bytes: list[int]
@@ -182,6 +183,7 @@ class Message:
     texts: list[str] | None = None
     adapter_flops: list[float] | None = None
     read: list[Prompt] | None = None
+    packets: list[bytes] | None = None
 
     @classmethod
     def none(cls, rows: int) -> Message:

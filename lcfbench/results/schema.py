@@ -79,7 +79,11 @@ _TABLE: dict[str, tuple[type, str]] = {
     "decode_ms": (float, "Part of ttea_ms in which the answer is decoded or ranked, ms."),
     "adapter_params": (int, "Parameters of the adapter as saved."),
     "adapter_bytes": (int, "Size of the adapter's weights as saved, bytes."),
-    "message_bytes": (int, "Size of the message in the smallest form that the receiver's side needs, bytes."),
+    "message_bytes": (
+        int,
+        "Size of the message in the smallest form that the receiver's side needs, bytes; under --wire the "
+        "length of what was read.",
+    ),
     "message_cache_bytes": (int, "Size of the same message before any projection, bytes."),
     "sharer_tokens": (int, "Tokens that the sharer read or wrote."),
     "receiver_tokens": (int, "Tokens of the receiver's prompt."),

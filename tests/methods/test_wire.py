@@ -1,0 +1,204 @@
+"""Messages as bytes: nothing changes under `native`, sizes are those of the bytes, rounding has its bound."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import save as save_tensors
+
+from lcfbench.errors import UserError
+from lcfbench.evaluation.answer import answer
+from lcfbench.evaluation.recipe import Recipe
+from lcfbench.methods.base import Batch
+from lcfbench.methods.create import create
+from lcfbench.models.finite import NotFiniteError
+from lcfbench.models.timing import Clock
+from lcfbench.models.wire import FORMS, pack, unpack
+from tests.helpers import (
+    SHARED,
+    SPLIT,
+    made_method,
+    manifest_of,
+    random_dense,
+    random_prefix,
+    rows,
+    run_recipe,
+    save,
+    tiny_pair,
+)
+
+CASES = [
+    ("t2t", None, SPLIT, {}),
+    ("excerpt", None, SPLIT, {}),
+    ("answer_letter", None, SHARED, {}),
+    ("c2c", "c2c", SHARED, {}),
+    ("c2c", "c2c", SHARED, {"token_alignment": "remap"}),
+    ("lcf", "lcf", SHARED, {}),
+    ("lcf", "lcf", SHARED, {"token_alignment": "remap"}),
+    ("lcf", "lcfx", SPLIT, {}),
+    ("prefix", "prefix", SPLIT, {}),
+    ("dense", "dense", SHARED, {}),
+    ("dense", "dense", SPLIT, {}),
+    ("dense", "dense", SPLIT, {"form": "linear", "rank": 8}),
+    ("dense", "dense", SHARED, {"form": "linear", "rank": 8}),
+    ("kvcomm", None, SPLIT, {}),
+    ("kvcomm", None, SPLIT, {"layers": "0,2"}),
+]
+NAMES = [
+    "-".join([n, k or "", "split" if d is SPLIT else "shared", *map(str, o.values())]) for n, k, d, o in CASES
+]
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def ends():
+    return tiny_pair()
+
+
+def made(ends, name, kind, options):
+    if name == "kvcomm":
+        return create(name, ends[0], ends[0], options=options)
+    if kind in ("dense", "prefix"):
+        adapter = random_dense(ends, **options) if kind == "dense" else random_prefix(ends, **options)
+        return create(name, *ends, adapter.requires_grad_(False).eval())
+    return made_method(name, kind, ends, **options)
+
+
+def asked(method, documents, wire, senders=None):
+    """Log-likelihoods of every document's choices, message sizes, packets."""
+    batch = Batch(documents, senders or documents, Clock(), wire)
+    state = method.respond(batch)
+    outcomes = [[ll for step in o.loglikelihoods for ll, _ in step] for o in answer(state, batch)[0]]
+    return outcomes, state.message
+
+
+@pytest.mark.parametrize(("name", "kind", "documents", "options"), CASES, ids=NAMES)
+def test_native_changes_no_bit(ends, name, kind, documents, options):
+    """Own messages and those of others; sizes are the bytes', and a document's do not depend on its batch."""
+    method = made(ends, name, kind, options)
+    for senders in (documents, [*documents[1:], documents[0]]):
+        without, _ = asked(method, documents, None, senders)
+        crossed, message = asked(method, documents, "native", senders)
+        assert crossed == without
+        assert message.wire_bytes == [len(data) for data in message.packets]
+        assert all(message.packets)
+        for i, (document, sender) in enumerate(zip(documents, senders, strict=True)):
+            alone = asked(method, [document], "native", [sender])[1]
+            assert alone.wire_bytes == message.wire_bytes[i : i + 1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "kind", "documents", "options"), CASES[3:], ids=NAMES[3:])
+def test_rounded_messages_are_read(ends, name, kind, documents, options, form):
+    """What is answered from is what was read: coarse forms change the answers, and are smaller."""
+    method = made(ends, name, kind, options)
+    without, _ = asked(method, documents, None)
+    crossed, message = asked(method, documents, form)
+    native = asked(method, documents, "native")[1]
+    assert all(math.isfinite(ll) for row in crossed for ll in row)
+    assert (crossed == without) == (form == "native")
+    for data, whole in zip(message.packets, native.packets, strict=True):
+        assert unpack(data).keys() == unpack(whole).keys()
+        for part, x in unpack(whole).items():
+            read = unpack(data)[part]
+            assert read.shape == x.shape
+            if x.is_floating_point():
+                assert (read - x).abs().max() <= x.abs().max() * {"native": 0, "bf16": 2**-8}.get(
+                    form, 1 / 13
+                )
+
+
+@pytest.mark.parametrize("tokens", [5, 40])
+@pytest.mark.parametrize(("form", "levels"), [("int8", 127), ("int4", 7)])
+def test_error_bound(form, levels, tokens):
+    """No number is further from the true one than half a step of its scale."""
+    torch.manual_seed(0)
+    x = torch.randn(3, tokens, 7) * torch.rand(3, 1, 7) * 9  # 105 or 840 numbers: an odd count too
+    read = unpack(pack({"keys": x}, form))["keys"]
+    over = 1 if tokens >= 16 else (1, 2)
+    step = x.abs().amax(over, keepdim=True) / levels
+    assert read.shape == x.shape and read.dtype == torch.float32
+    assert bool(((read - x).abs() <= step * 0.5001).all())
+    assert bool(((read / step).round() - read / step).abs().max() < 1e-3)
+
+
+def test_sizes_are_of_the_numbers_and_scales():
+    """Beside the header a file holds the numbers in their width, and a scale a layer and channel."""
+    x = torch.randn(4, 64, 32)
+    sizes = {"native": 4, "bf16": 2, "fp8": 1, "int8": 1, "int4": 0.5}
+    for form, width in sizes.items():
+        data = pack({"keys": x}, form)
+        body = len(data) - 8 - int.from_bytes(data[:8], "little")
+        scales = 0 if form in ("native", "bf16") else 4 * 4 * 32
+        assert body == x.numel() * width + scales
+
+
+def test_round_trip_keeps_every_kind_of_number():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x = torch.tensor([[[0.0, -0.0, float("nan"), float("inf")]]], dtype=dtype)
+        read = unpack(pack({"keys": x, "at": torch.tensor([3, 1])}, "native"))
+        assert read["keys"].dtype == dtype and read["at"].tolist() == [3, 1]
+        same = torch.int32 if dtype is torch.float32 else torch.int16
+        assert torch.equal(read["keys"].view(same), x.view(same))
+    assert unpack(pack({"keys": torch.zeros(2, 20, 3)}, "int4"))["keys"].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("form", ["fp8", "int8", "int4"])
+def test_numbers_that_are_not_finite_have_no_scale(form):
+    with pytest.raises(NotFiniteError, match=f"keys of a message are not finite, and {form}"):
+        pack({"keys": torch.tensor([[[1.0, float("inf")]]])}, form)
+
+
+CUT = save_tensors({"keys": torch.ones(3)})[:-2]
+
+
+@pytest.mark.parametrize("data", [b"", b"12345678", CUT, b"\x02\0\0\0\0\0\0\0{}x", b"\xff" * 40])
+def test_damaged_messages(data):
+    with pytest.raises(UserError, match="a message cannot be read"):
+        unpack(data)
+
+
+def test_an_unknown_form():
+    with pytest.raises(UserError, match="wire"):
+        Recipe.merge(None, {"wire": "int3"})
+    assert Recipe.merge(None, {"wire": "native,int4"}).wire == ["native", "int4"]
+
+
+def test_a_run_for_each_form(one_model, tmp_path):
+    """Only methods that send have one; ids of runs that name none stay; a deranged run has its partner."""
+    folder = tmp_path / "results"
+    given = {"mode": "receiver,t2t,kvcomm", "control": ["matched", "deranged"]}
+    plain = {path.name for path in run_recipe(one_model, folder, **given)}
+    both = run_recipe(one_model, folder, wire=["native", "int8"], **given)
+    receiver = [path for path in both if path.name.startswith("receiver")]
+    assert {path.name for path in receiver} <= plain
+    sent = [path for path in both if path not in receiver]
+    assert len(sent) == 8 and not {path.name for path in sent} & plain
+    by_form = {}
+    for path in sent:
+        identity = manifest_of(path)["identity"]
+        by_form[identity["mode"], identity["control"], identity["wire"]] = rows(path)
+    for control in given["control"]:
+        [same] = [rows(folder / name) for name in plain if name.startswith(f"kvcomm-splitfacts-{control}")]
+        native = by_form["kvcomm", control, "native"]
+        assert [r["choices_loglikelihood"] for r in native] == [r["choices_loglikelihood"] for r in same]
+        assert [r["score"] for r in native] == [r["score"] for r in same]
+        assert all(a["message_bytes"] > b["message_bytes"] > 0 for a, b in zip(native, same, strict=True))
+        small = by_form["kvcomm", control, "int8"]
+        assert all(a["message_bytes"] < b["message_bytes"] for a, b in zip(small, native, strict=True))
+        for row in by_form["t2t", control, "native"]:
+            assert row["message_bytes"] == len(row["message_text"].encode())
+
+
+@pytest.fixture(scope="module")
+def one_model(tmp_path_factory):
+    end = save(tmp_path_factory.mktemp("models") / "one")
+    return f"{end}:{end}"
