@@ -24,6 +24,7 @@ from lcfbench.adapters.draft_kv import DraftKVAdapter, spread
 from lcfbench.adapters.lcf import flat
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._prefix import append, content
+from lcfbench.methods._wire import latents_across
 from lcfbench.methods.base import Batch, Judge, Method, prompt
 from lcfbench.models.answering import answer_loss, supervised_losses, write
 from lcfbench.models.capabilities import Capability
@@ -105,10 +106,24 @@ class DraftKV(Method):
                 return self.receiver.read(prompts)
         with batch.clock("sharer"):
             packet = self.packet(batch.message_from)
+        if batch.wire is not None:
+            with batch.clock("message"):
+                packet = self.across(batch, packet)
         with batch.clock("prefill"):
             state = self.receiver.read(prompts)
         with batch.clock("fuse"):
-            return self.attending(state, packet)
+            state = self.attending(state, packet)
+            return replace(state, message=batch.counted(state.message))
+
+    def across(self, batch: Batch, packet: Packet) -> Packet:
+        """Returns the packet with entries as they are read from bytes: those of the tokens written."""
+        entries, real = torch.zeros_like(packet.entries), packet.mask.bool()
+        both = zip(packet.entries.unbind(1), real, strict=True)
+        sent = [x[:, own] if bool(own.any()) else None for x, own in both]
+        for b, x in enumerate(latents_across(batch, sent)):
+            if x is not None:
+                entries[:, b, real[b]] = x
+        return replace(packet, entries=entries)
 
     def packet(self, senders: Sequence[Document]) -> Packet:
         """Lets the sharer write drafts, greedily, and returns the entries of what it wrote.

@@ -22,6 +22,7 @@ from tests.helpers import (
     made_method,
     manifest_of,
     random_dense,
+    random_draft,
     random_prefix,
     rows,
     run_recipe,
@@ -43,9 +44,12 @@ CASES = [
     ("dense", "dense", SPLIT, {}),
     ("dense", "dense", SPLIT, {"form": "linear", "rank": 8}),
     ("dense", "dense", SHARED, {"form": "linear", "rank": 8}),
+    ("draft_kv", "draft_kv", SPLIT, {}),
+    ("draft_kv", "draft_kv", SHARED, {}),
     ("kvcomm", None, SPLIT, {}),
     ("kvcomm", None, SPLIT, {"layers": "0,2"}),
 ]
+RANDOM = {"dense": random_dense, "prefix": random_prefix, "draft_kv": random_draft}
 NAMES = [
     "-".join([n, k or "", "split" if d is SPLIT else "shared", *map(str, o.values())]) for n, k, d, o in CASES
 ]
@@ -66,9 +70,8 @@ def ends():
 def made(ends, name, kind, options):
     if name == "kvcomm":
         return create(name, ends[0], ends[0], options=options)
-    if kind in ("dense", "prefix"):
-        adapter = random_dense(ends, **options) if kind == "dense" else random_prefix(ends, **options)
-        return create(name, *ends, adapter.requires_grad_(False).eval())
+    if kind in RANDOM:
+        return create(name, *ends, RANDOM[kind](ends, **options))
     return made_method(name, kind, ends, **options)
 
 
