@@ -41,6 +41,12 @@ class UserError(Exception):
         return _again, (type(self), self.args, self.__dict__)
 
 
+class StopRunError(UserError):
+    """An error after which no further document is answered: it says more than of one row."""
+
+    code = Exit.FAILED
+
+
 def _again(kind: type[UserError], args: tuple[Any, ...], attributes: dict[str, Any]) -> UserError:
     """Returns an error that another process raised."""
     error = kind.__new__(kind, *args)

@@ -342,7 +342,8 @@ def _members(folder: Path, group: str) -> list[Path]:
 def _ours(group: str, tasks: Path) -> Iterator[Entry]:
     for file in _members(tasks if group == "tasks" else PACKAGE / group, group):
         if file.stem not in GROUPS[group].helpers.split():
-            yield Entry(file.stem, OURS, file, f"lcfbench.{group}.{file.stem}")
+            name = file.stem.replace("_", "-") if group == "controls" else file.stem  # equal-text
+            yield Entry(name, OURS, file, f"lcfbench.{group}.{file.stem}")
 
 
 def _installed(group: str) -> Iterator[Entry]:

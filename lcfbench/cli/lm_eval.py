@@ -30,7 +30,7 @@ def lm_eval(context: typer.Context) -> None:
     Arguments of the model, each with one value:
       pair       RECEIVER:SHARER, as for `lcfbench run` (needed)
       mode       a method of `lcfbench ls methods` (needed)
-      control    matched, deranged, zero, noise or silent [default: matched]
+      control    matched, deranged or another of `lcfbench ls controls` [default: matched]
       adapter    a folder, or a name of `lcfbench ls adapters`
       seed       of derangements, noise and our tasks [default: 0]
       dtype, device, receiver_device, sharer_device, device_map, attention,

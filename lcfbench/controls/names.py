@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from lcfbench import registry
 
-CONTROLS = ("matched", "deranged", "zero", "noise", "silent")  # ours, in the order of tables
+CONTROLS = (  # ours, in the order of tables
+    "matched",
+    "deranged",
+    "zero",
+    "noise",
+    "silent",
+    "self",
+    "equal-text",
+    "conflict",
+    "plumbing",
+)
+# no content of the document's own crosses: a message that counts is better than each of them
+WITHOUT_CONTENT = ("deranged", "zero", "noise", "silent")
 
 
 def control_names() -> list[str]:

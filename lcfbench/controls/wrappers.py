@@ -1,4 +1,4 @@
-"""Stand-ins for a method's sharer, whose cache holds zeros or noise, and a method to which nothing is sent.
+"""Stand-ins for a method's sharer, and methods to which nothing, text or the receiver's own cache is sent.
 
 A method reaches its sharer through `self.sharer` and makes its message from caches that `prefill` and
 `read` return. The stand-ins change those, so that a new method needs to know nothing of controls.
@@ -16,14 +16,23 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load, save
 from torch import Tensor
 
 from lcfbench.adapters.base import Adapter
-from lcfbench.methods.base import Batch, Method, read_alone
+from lcfbench.errors import StopRunError
+from lcfbench.methods._lengths import check_room
+from lcfbench.methods._note import with_note, with_notes
+from lcfbench.methods.base import Batch, Method, prompt, read_alone
+from lcfbench.methods.excerpt import own_text
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.padding import Real, pad_left, positions_of, silent_at
 from lcfbench.models.protocol import LanguageModel, Message, Opened, State
+from lcfbench.tasks.document import Document
+
+FAITHFUL = 1e-3  # nats: the largest KL divergence of a cache that was sent and put back
 
 # from entries (L, H, n, D) of one document, and a name for them, to the entries in their place
 Change = Callable[[Tensor, str], Tensor]
@@ -154,3 +163,87 @@ def without_message(adapter: Adapter) -> Adapter:
     other, message = copy.copy(adapter), adapter.message
     other.message = lambda sharer, *at: torch.zeros_like(message(sharer, *at))  # type: ignore[method-assign]
     return other
+
+
+class TextMethod(Method):
+    """A method that sends words instead: the part of the sharer's text that its message is made of."""
+
+    roles: ClassVar[tuple[str, ...]] = ("receiver",)
+
+    def __init__(self, method: Method) -> None:
+        super().__init__(method.receiver, method.sharer)
+        self.inner = method
+
+    def check_length(self, document: Document, sender: Document) -> None:
+        check_room(self.receiver, with_note(self.receiver, document, own_text(sender)), document)
+
+    def respond(self, batch: Batch) -> State:
+        with batch.clock("message"):
+            texts = self.inner.words(batch) or [own_text(sender) for sender in batch.message_from]
+        with batch.clock("prefill"):
+            state = self.receiver.read(with_notes(self.receiver, batch.documents, texts))
+        size = [len(text.encode()) for text in texts]
+        return replace(state, message=Message(size, size, [0] * len(texts), texts))
+
+
+class PlumbingMethod(Method):
+    """The receiver alone, whose cache of its own prompt is sent as bytes and put back before it answers."""
+
+    roles: ClassVar[tuple[str, ...]] = ("receiver",)
+
+    def __init__(self, method: Method) -> None:
+        super().__init__(method.receiver, method.sharer)
+
+    def respond(self, batch: Batch) -> State:
+        """Raises StopRunError where the next token's distribution is not the untouched receiver's."""
+        with batch.clock("prefill"):
+            state = self.receiver.read([prompt(self.receiver, d.receiver, d) for d in batch.documents])
+        with batch.clock("message"):
+            sent = as_bytes(state.kv)
+        with batch.clock("fuse"):
+            back = replace(state, kv=put_back(sent, state.kv))
+        untouched, through = (self.receiver.open(s).logits for s in (state, back))
+        for document, kl in zip(batch.documents, divergence(untouched, through), strict=True):
+            if not kl < FAITHFUL:  # NaN neither
+                what = f"control plumbing: on document {document.doc_id} the cache of {self.receiver.name}"
+                raise StopRunError(
+                    f"{what} that was sent and put back predicts another token: KL {kl:.2g} nats, "
+                    f"{FAITHFUL:g} is allowed.",
+                    f"Trust no cache method here; see `lcfbench doctor --model {self.receiver.name}`.",
+                )
+        size = [len(each) for each in sent]
+        return replace(back, message=Message(size, size, [0] * len(size)))
+
+
+def as_bytes(kv: KV) -> list[bytes]:
+    """Returns the entries of each row of a cache as a file of safetensors; padding is left out."""
+    found = []
+    for b, on in enumerate(kv.present.bool()):
+        entries = {"keys": kv.keys[:, b][:, :, on], "values": kv.values[:, b][:, :, on]}
+        entries |= {"mask": kv.mask[b][on], "positions": kv.positions[b][on]}
+        found.append(save({name: x.contiguous().cpu() for name, x in entries.items()}))
+    return found
+
+
+def put_back(sent: Sequence[bytes], kv: KV) -> KV:
+    """Returns a cache of the form of `kv` whose entries are those that were sent; padding is zero.
+
+    Raises StopRunError where entries are lacking.
+    """
+    keys, values, mask, positions = (torch.zeros_like(x) for x in (kv.keys, kv.values, kv.mask, kv.positions))
+    for b, (file, on) in enumerate(zip(sent, kv.present.bool(), strict=True)):
+        at = on.nonzero().flatten()
+        read = {name: x.to(kv.keys.device) for name, x in load(file).items()}
+        if (got := read["keys"].shape[2]) != len(at):
+            what = f"control plumbing: {got} of {len(at)} entries of a cache came through."
+            raise StopRunError(what, "Trust no cache method here.")
+        keys[:, b].index_copy_(2, at, read["keys"])
+        values[:, b].index_copy_(2, at, read["values"])
+        mask[b, at], positions[b, at] = read["mask"], read["positions"]
+    return replace(kv, keys=keys, values=values, mask=mask, positions=positions)
+
+
+def divergence(untouched: Tensor, other: Tensor) -> list[float]:
+    """Returns the KL divergence of logits (B, V) from those of the untouched model, nats, one a row."""
+    p, q = (F.log_softmax(x.double(), dim=-1) for x in (untouched, other))
+    return [float(x) for x in (p.exp() * (p - q)).sum(-1)]

@@ -18,7 +18,7 @@ import torch
 from lcfbench.adapters.config import read_config, weights_sha256
 from lcfbench.adapters.files import check_saved
 from lcfbench.adapters.select import find_adapter, serves, shipped
-from lcfbench.controls.base import load_control
+from lcfbench.controls.base import LACKS, load_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.batching import batches
@@ -78,8 +78,11 @@ class AnsweringPair:
         """Raises UserError for a control, a device or an adapter that cannot be used; loads no model."""
         recipe, mode = self.recipe, self.variant.mode
         if what := load_control(self.control).lacks(self.kind):
-            sentence = f"{mode} sends no {what} that control {self.control} could change."
+            sentence = f"{mode} {LACKS.get(what, what)} that control {self.control} could change."
             raise UserError(sentence, "Give control=matched.")
+        if load_control(self.control).asks_otherwise:
+            what = f"control {self.control} asks other documents than these."
+            raise UserError(what, f"Use `lcfbench run --control {self.control}`.")
         places = recipe.model_dump(include={"device", "receiver_device", "sharer_device", "device_map"})
         for place in places_of(**places):
             if recipe.dtype != "auto":
@@ -179,11 +182,14 @@ class AnsweringPair:
         if any(d.steps for d in documents):
             for lm in (method.receiver, method.sharer):
                 check_ranked(lm.tokenizer)
-        if found := too_long(method, [(d, message_from[d.hash]) for d in documents]):
+        control = load_control(self.control)
+        if refused := control.refuses(method, documents):
+            raise UserError(f"control {self.control}: {refused[0]}.", refused[1])
+        if found := too_long(control.reading(method), [(d, message_from[d.hash]) for d in documents]):
             first = next(d for d in documents if d.hash in found)
             what = f"document {first.doc_id} of {first.task}: {found[first.hash]}"
             raise UserError(f"{len(found):,} of {len(documents):,} documents have no room; {what}")
-        answering = load_control(self.control).wrap(method, self.recipe.seed)
+        answering = control.wrap(method, self.recipe.seed)
         answered: dict[str, Answered] = {}
         with torch.inference_mode(), device_named():
             for group in batches(documents, self.recipe.batch_size):

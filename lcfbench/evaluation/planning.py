@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from lcfbench.controls.base import load_control
+from lcfbench.controls.base import LACKS, load_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.evaluation.batching import batches
 from lcfbench.evaluation.estimates import Estimates, Pace
@@ -224,18 +224,25 @@ def pairings(recipe: Recipe, progress: Progress, modes: Sequence[str]) -> list[t
     """
     every = [(m, c, load_control(c).lacks(method_class(m))) for m in modes for c in recipe.control]
     plan, left = [(mode, control) for mode, control, what in every if not what], []
-    for what in ("message", "cache"):
+    for what in LACKS:
         if without := [each for each in every if each[2] == what]:
             modes, controls = (list(dict.fromkeys(names)) for names in list(zip(*without, strict=True))[:2])
             left.append((", ".join(modes), what, " or ".join(controls)))
     if not plan:
         reasons = "; ".join(
-            f"{names} sends no {what} that {others} could change" for names, what, others in left
+            f"{names} {LACKS[what]} that {others} could change" for names, what, others in left
         )
         raise UserError(f"nothing to run: {reasons}.", "Add --control matched, or a method that sends one.")
     for names, what, others in left if "control" in recipe.model_fields_set else []:
-        progress.say(f"{names}: sends no {what}, so there is no {others} run of it.")
+        progress.say(f"{names}: {LACKS[what]}, so there is no {others} run of it.")
     return plan
+
+
+def refusal(session: Session, task: Task, variant: Variant, control: str) -> tuple[str, str] | None:
+    """Why a variant has no run under a control on a task, and the next step; None where it has one."""
+    method = session.method(variant, task)
+    documents = session.documents(task, method.receiver.has_chat)
+    return load_control(control).refuses(method, documents)
 
 
 def runs_of(
@@ -243,11 +250,16 @@ def runs_of(
 ) -> list[Run]:
     """The runs of variants on a task under all seeds; where nothing is random there is one."""
     seeds = session.recipe.every_seed
-    tasks, once = [first, *(first.reseeded(seed) for seed in seeds[1:])], []
+    tasks, once, refused = [first, *(first.reseeded(seed) for seed in seeds[1:])], [], {}
     runs: dict[str, Run] = {}
     twice: dict[str, None] = {}
     for variant, control in product(variants, session.recipe.control):
-        for task in tasks if (variant.mode, control) in pairs else ():
+        if (variant.mode, control) not in pairs:
+            continue
+        if why := refusal(session, first, variant, control):
+            refused[f"{first.name}: no {control} run of {variant.label}: {why[0]}."] = why[1]
+            continue
+        for task in tasks:
             run = Run(session, task, variant, control)
             known = runs.setdefault(digest(run.identity), run)
             if known is not run:
@@ -258,7 +270,10 @@ def runs_of(
                 once.append(variant.label if control == "matched" else f"{variant.label} ({control})")
             if not run.draws:
                 break
-    for text in twice:
+    if refused and not runs:
+        text, step = next(iter(refused.items()))
+        raise UserError(text, step)
+    for text in [*refused, *twice]:
         session.progress.say(text)
     if once and len(seeds) > 1:
         what = f"{first.name}: {', '.join(once)} draws nothing (every document is asked)"

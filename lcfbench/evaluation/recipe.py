@@ -120,7 +120,7 @@ class Recipe(Settings):
     )
     control: list[str] = Field(
         ["matched", "deranged"],
-        description="Controls: matched, deranged (the message of another document), zero, noise, silent.",
+        description="Controls: matched, deranged (another document's message); others: `ls controls`.",
     )
     quick: bool = Field(
         False, description=f"Only control matched and {QUICK_LIMIT} documents, where nothing else is given."

@@ -26,6 +26,15 @@ class Rows:
     adapter_params: int = 0
     adapter_bytes: int = 0
 
+    def conflict(self, document: Document, outcome: Outcome) -> dict[str, Any]:
+        """Who won where the receiver's own text contradicts the message; nothing on other documents."""
+        if document.rival is None:
+            return {}
+        metric = self.task.metric(document.scoring)
+        both = (("message", document), ("text", document.rival))
+        won = [who for who, asked in both if self.task.score(asked, outcome)[metric] > 0]
+        return {"conflict_winner": won[0] if len(won) == 1 else "neither"}
+
     def row(
         self, document: Document, state: State, outcome: Outcome, answer_tokens: int, at: range
     ) -> dict[str, Any]:

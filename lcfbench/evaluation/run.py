@@ -12,7 +12,7 @@ import torch
 from lcfbench.adapters.config import WEIGHTS, config_sha256, weights_sha256
 from lcfbench.controls.assignment import senders_sha256
 from lcfbench.controls.base import load_control
-from lcfbench.errors import UserError
+from lcfbench.errors import StopRunError, UserError
 from lcfbench.evaluation.answer import answer, answer_texts
 from lcfbench.evaluation.identity import BEHAVIOUR, chat_facts, key_of, plugins_of, prompt_facts, versions
 from lcfbench.evaluation.parts import batch_of, row_places, together
@@ -25,7 +25,7 @@ from lcfbench.methods.base import Batch, Method
 from lcfbench.methods.load_pair import ROLES
 from lcfbench.models.causal_lm import CausalLM, apart
 from lcfbench.models.finite import NotFiniteError, first_place
-from lcfbench.models.memory import DeviceError, device_named, peak_memory_bytes, reset_peak_memory
+from lcfbench.models.memory import device_named, peak_memory_bytes, reset_peak_memory
 from lcfbench.models.protocol import State
 from lcfbench.models.timing import PHASES, Clock
 from lcfbench.sources.models import labels
@@ -54,7 +54,7 @@ class Run:
         self.variant, self.mode = variant, variant.mode
         self.method = session.method(variant, task)
         self.models = session.pair.models_for(self.method.roles)
-        self.documents = session.documents(task, self.models[0].has_chat)
+        self.documents = session.documents(task, self.models[0].has_chat, control)
         self.calibration_documents = session.calibration_documents(self.mode, task, self.method)
         self.folder, self.adapter = variant.adapter, session.adapter(variant, task)
         self.message_from = load_control(control).message_from(self.documents, task.seed)
@@ -92,7 +92,8 @@ class Run:
 
     def _too_long(self) -> dict[str, str]:
         """Why documents have no room in a model, by hash. Raises UserError where none has."""
-        found = too_long(self.method, [(d, self.message_from[d.hash]) for d in self.documents])
+        read = load_control(self.control).reading(self.method)
+        found = too_long(read, [(d, self.message_from[d.hash]) for d in self.documents])
         if len(found) == len(self.documents):
             count = f"all {len(found):,} documents are" if len(found) > 1 else "the document is"
             first = next(iter(found.values()))
@@ -193,7 +194,7 @@ class Run:
         """Answers a document and forgets it: no batch and no timing pays for what happens once."""
         try:
             self._respond([next(d for d in self.documents if d.hash not in self.too_long)])
-        except DeviceError:
+        except StopRunError:
             raise
         except FAILURES:  # its error row is written when its turn comes
             pass
@@ -235,7 +236,7 @@ class Run:
                 if any(p.closing is not None for state in states for p in state.prompts):
                     return  # thoughts are written batch by batch
                 answers = answer_texts(list(zip(states, batches, strict=True)))
-        except DeviceError:
+        except StopRunError:
             raise
         except FAILURES:  # the batch in which it happens fails again, and says so
             self.tally.seconds += time.perf_counter() - began
@@ -275,10 +276,12 @@ class Run:
             rows = [
                 self.rows.row(d, state, outcomes[i], tokens[i], places[i]) for i, d in enumerate(documents)
             ]
+            for row, d, outcome in zip(rows, documents, outcomes, strict=True):
+                row |= self.rows.conflict(d, outcome)
             self.tally.ties += sum(
                 d.hash in todo and tied(o) for d, o in zip(documents, outcomes, strict=True)
             )
-        except DeviceError:
+        except StopRunError:
             raise
         except FAILURES as error:
             reason = reason_of(error)
@@ -343,7 +346,7 @@ class Run:
         with apart((self.answering.receiver, self.answering.sharer)):
             try:
                 clock = self._respond([document])[3]
-            except DeviceError:
+            except StopRunError:
                 raise
             except FAILURES as error:
                 self.tally.untimed.append(reason_of(error))

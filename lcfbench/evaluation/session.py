@@ -12,6 +12,7 @@ from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import WEIGHTS, read_config
 from lcfbench.adapters.files import stored_dtype
 from lcfbench.adapters.proof import COVERED, lacking
+from lcfbench.controls.base import load_control
 from lcfbench.errors import UserError
 from lcfbench.evaluation.identity import prompts_sha256
 from lcfbench.evaluation.plan import check_proven, look_up, proofs_of, variants_of
@@ -64,6 +65,7 @@ class Session:
         self._seen: dict[int, list[Document]] = {}  # validation documents of each method that wants any
         self._asked: dict[tuple[str, int, bool], list[Document]] = {}
         self._documents: dict[tuple[Any, ...], dict[str, Document]] = {}
+        self._otherwise: dict[tuple[str, tuple[int, ...]], list[Document]] = {}
         self._prompts: dict[tuple[Any, ...], str] = {}
         self._calibrations: dict[int, dict[str, Any]] = {}
         self.tasks = look_up(recipe)
@@ -225,7 +227,20 @@ class Session:
             self._methods[key] = made
         return self._methods[key]
 
-    def documents(self, task: Task, receiver_chat: bool) -> list[Document]:
+    def documents(self, task: Task, receiver_chat: bool, control: str = "matched") -> list[Document]:
+        """The documents that are asked under a control: the task's, or those in their place.
+
+        The very same objects each time. Raises UserError where a control has none.
+        """
+        found, how = self._task_documents(task, receiver_chat), load_control(control)
+        if not how.asks_otherwise:
+            return found
+        asked = control, tuple(map(id, found))
+        if asked not in self._otherwise:
+            self._otherwise[asked] = how.documents(found)
+        return self._otherwise[asked]
+
+    def _task_documents(self, task: Task, receiver_chat: bool) -> list[Document]:
         """The documents that are asked, in this task's order.
 
         All methods and seeds that ask the same documents get the very same objects. Raises UserError
@@ -282,6 +297,7 @@ class Session:
             self._adapters,
             self._asked,
             self._documents,
+            self._otherwise,
             self._prompts,
             self._calibrations,
             self._seen,

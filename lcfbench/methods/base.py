@@ -127,6 +127,13 @@ class Method:
         """Does everything up to the first answer token, see the module's docstring."""
         raise NotImplementedError
 
+    def words(self, batch: Batch) -> list[str] | None:
+        """Returns, for each document, the part of the sharer's text that its message is made of.
+
+        None where that is the whole of it, as for most methods.
+        """
+        return None
+
     def ask(
         self,
         question: str,

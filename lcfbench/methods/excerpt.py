@@ -49,6 +49,9 @@ class Excerpt(Method):
         """Returns the text that crosses."""
         return cut_bytes(own_text(document), self.bytes, self.end).strip()
 
+    def words(self, batch: Batch) -> list[str] | None:
+        return [self.excerpt(s) for s in batch.message_from]
+
     def respond(self, batch: Batch) -> State:
         with batch.clock("message"):
             texts = texts_across(batch, [self.excerpt(s) for s in batch.message_from])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from lcfbench.errors import Exit, UserError
+from lcfbench.errors import StopRunError
 
 
 def free_bytes(device: torch.device) -> int:
@@ -71,10 +71,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-class DeviceError(UserError):
+class DeviceError(StopRunError):
     """The device reported an error after which it computes nothing more in this process."""
-
-    code = Exit.FAILED
 
     def __init__(self, error: Exception) -> None:
         why = str(error).strip().partition("\n")[0].rstrip(".")[:300]

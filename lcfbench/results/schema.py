@@ -22,8 +22,9 @@ from lcfbench.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# 2: the prompts as text. 3: manifests say `sessions`, identities library versions. 4: a digest each row
-SCHEMA_VERSION = 4
+# 2: the prompts as text. 3: manifests say `sessions`, identities library versions. 4: a digest each row.
+# 5: who won a conflict
+SCHEMA_VERSION = 5
 DIGESTED = 4  # rows of this version and later ones have a digest
 SAMPLES, JOURNAL = "samples.parquet", "samples.jsonl"
 LARGEST = 1 << 63  # of a column of whole numbers, exclusive
@@ -38,7 +39,7 @@ _TABLE: dict[str, tuple[type, str]] = {
     "mode": (str, "Method, such as receiver, t2t or lcf."),
     "control": (
         str,
-        "matched: the document's own message; deranged: another document's; others see `ls methods`.",
+        "matched: the document's own message; deranged: another document's; others see `ls controls`.",
     ),
     "task": (str, "Task."),
     "subject": (str, "Subject within the task, where it has subjects."),
@@ -60,6 +61,10 @@ _TABLE: dict[str, tuple[type, str]] = {
     ),
     "parsed_by": (str, "Rule by which the answer was found, or why none was; docs/tasks.md names the rules."),
     "gold": (str, "Right answer."),
+    "conflict_winner": (
+        str,
+        "Under control conflict, whose value was answered: message, text (the receiver's) or neither.",
+    ),
     "metric": (str, "Name of the score, such as acc or f1."),
     "score": (float, "Score, 0 to 1."),
     "metrics": (str, "All scores of the document, JSON."),

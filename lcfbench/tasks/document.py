@@ -105,6 +105,8 @@ class Document:
     until, request_until: strings that end the answer, and the note.
     chat: False where the task is plain text even for models with a chat template.
     native: lm-eval's own document, for its `process_results`.
+    rival: where the receiver's own text contradicts the message, the document with the text's answer as
+    the right one.
     parts: where each choice has a prompt of its own, a document a choice with that one choice; () else.
     """
 
@@ -126,6 +128,7 @@ class Document:
     max_new_tokens: int = 64
     native: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     parts: tuple[Document, ...] = ()
+    rival: Document | None = field(default=None, repr=False, compare=False)
 
     @property
     def content(self) -> tuple[View, View, str]:

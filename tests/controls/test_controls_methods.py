@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 
 import pytest
@@ -11,11 +12,14 @@ import torch
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.alignment.tokens import aligned_positions
+from lcfbench.controls import wrappers
 from lcfbench.controls.base import load_control
 from lcfbench.controls.names import CONTROLS
 from lcfbench.controls.wrappers import ReplacedCacheModel, SilentMethod, noised, without_message
+from lcfbench.errors import StopRunError
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create, method_class
+from lcfbench.methods.excerpt import own_text
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock
 from lcfbench.registry import method_names
@@ -83,8 +87,10 @@ def method_of(name: str, what: str):
     return made(name, what or None, pair(name))
 
 
-def controls_of(name: str) -> list[str]:
-    return [c for c in CONTROLS if not load_control(c).lacks(method_class(name))]
+def controls_of(name: str, method, documents) -> list[str]:
+    """Controls of the message; conflict, which asks other documents, is looked at for itself."""
+    able = [c for c in CONTROLS if not load_control(c).lacks(method_class(name)) and c != "conflict"]
+    return [c for c in able if not load_control(c).refuses(method, documents)]
 
 
 def ids_of(end: CausalLM, texts: list[str]):
@@ -100,29 +106,26 @@ TEXTS = [
 
 def test_every_method_that_sends_is_covered_and_knows_of_no_control():
     assert {name for name, _, _ in CASES} == {name for name in method_names() if method_class(name).sends}
-    words = re.compile(rf"\b({'|'.join(CONTROLS)})\b", re.IGNORECASE)
+    named = [c for c in CONTROLS if c != "self"]  # every method says self
+    words = re.compile(rf"\b({'|'.join(named)})\b", re.IGNORECASE)
     files = sorted((ROOT / "lcfbench" / "methods").glob("*.py"))
     assert len(files) > len(method_names())
     assert {f.name: found for f in files if (found := words.findall(f.read_text()))} == {}
 
 
 def test_a_control_needs_what_it_changes():
-    assert [load_control(c).lacks(method_class("receiver")) for c in CONTROLS] == ["", *["message"] * 4]
-    assert [load_control(c).lacks(method_class("excerpt")) for c in CONTROLS] == [
-        "",
-        "",
-        "cache",
-        "cache",
-        "",
-    ]
-    assert not any(load_control(c).lacks(method_class("identical")) for c in CONTROLS)
+    assert [load_control(c).lacks(method_class("receiver")) for c in CONTROLS] == ["", *["message"] * 8]
+    lacking = {c: what for c in CONTROLS if (what := load_control(c).lacks(method_class("excerpt")))}
+    assert lacking == {"zero": "cache", "noise": "cache", "self": "sharer"}
+    lacking = {c: what for c in CONTROLS if (what := load_control(c).lacks(method_class("identical")))}
+    assert lacking == {"self": "sharer"}, "its sharer is the receiver"
 
 
 @EVERY
 def test_under_a_control(name, what, documents):
     method = method_of(name, what)
     before, _, _ = outcomes(method, documents)
-    for control in controls_of(name):
+    for control in controls_of(name, method, documents):
         altered = load_control(control).wrap(method, seed=0)
         assert (altered is method) == (control in ("matched", "deranged"))
         together, state, _ = outcomes(altered, documents)
@@ -340,3 +343,92 @@ def test_gates_as_they_act():
     )
     assert open_for_good.gates_applied() is None
     assert helpers.random_lora(ends[0]).gates_applied() is None
+
+
+@EVERY
+def test_the_receivers_own_model_in_the_sharers_place(name, what, documents):
+    method, control = method_of(name, what), load_control("self")
+    if control.lacks(method_class(name)):
+        assert "sharer" not in method.roles
+        return
+    refused = control.refuses(method, documents)
+    if method.sharer is method.receiver or method.sharer.name == method.receiver.name:
+        assert refused == (
+            f"both models are {method.receiver.name}, so self is matched",
+            "Use a pair of two models.",
+        )
+        return
+    if method.adapter is not None and method.sharer.geometry != method.receiver.geometry:
+        assert refused[0].startswith(f"its adapter reads the cache of {method.sharer.name}, and that of ")
+        return
+    assert refused is None
+    own = control.wrap(method, seed=0)
+    assert own is not method and own.sharer is own.receiver is method.receiver
+    expected = create(name, method.receiver, method.receiver, method.adapter, {})
+    for option, value in method.options().items():
+        setattr(expected, option, value)
+    got, state, _ = outcomes(own, documents)
+    other, wanted, _ = outcomes(expected, documents)
+    assert got == other and state.message.texts == wanted.message.texts
+    if name == "t2t":
+        matched = outcomes(method, documents)[1].message
+        assert matched.texts != state.message.texts and matched.read is not state.message.read
+
+
+@EVERY
+def test_the_words_of_the_message_as_text(name, what, documents):
+    method, control = method_of(name, what), load_control("equal-text")
+    if documents is SHARED:
+        assert "no words to send" in control.refuses(method, documents)[0]
+        return
+    assert control.refuses(method, documents) is None
+    wrapped = control.wrap(method, seed=0)
+    got, state, _ = outcomes(wrapped, documents)
+    whole = [own_text(d) for d in documents]
+    if name == "excerpt":
+        assert got == outcomes(method, documents)[0] and state.message.texts == method.words(
+            Batch(documents, documents, Clock())
+        )
+        return
+    assert method.words(Batch(documents, documents, Clock())) is None
+    assert state.message.texts == whole and all(whole)
+    assert state.message.wire_bytes == [len(text.encode()) for text in whole]
+    for d, text, shown in zip(documents, whole, state.prompts, strict=True):
+        assert text in d.sharer.user and text in shown.text and text not in d.receiver.user
+    assert got != outcomes(create("receiver", method.receiver, method.receiver), documents)[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_plumbing_puts_the_receivers_own_cache_back(family):
+    end = helpers.causal_lm("one", family=family)
+    method = load_control("plumbing").wrap(create("kvcomm", end, end), seed=0)
+    got, state, _ = outcomes(method, SPLIT)
+    alone, base, _ = outcomes(create("receiver", end, end), SPLIT)
+    assert got == alone, "not a bit is lost"
+    entries = base.kv.mask.sum(1) * end.geometry.token_numbers * base.kv.keys.itemsize
+    sent = state.message.wire_bytes
+    assert all(n < size < 1.3 * n + 2048 for n, size in zip(entries.tolist(), sent, strict=True))
+
+
+@pytest.mark.parametrize("damage", ["values", "keys", "layers", "nan", "lost"])
+def test_plumbing_stops_the_run_where_the_cache_is_damaged_on_its_way(damage, monkeypatch):
+    end = helpers.causal_lm("one")
+    method = load_control("plumbing").wrap(create("kvcomm", end, end), seed=0)
+    plain = wrappers.as_bytes
+
+    def damaged(kv):
+        if damage in ("values", "keys"):
+            hurt = getattr(kv, damage).clone()
+            hurt[-1] = hurt[-1].roll(1, dims=2) * 8
+            return plain(dataclasses.replace(kv, **{damage: hurt}))
+        if damage == "lost":
+            return plain(dataclasses.replace(kv, mask=kv.mask * (kv.positions > 0)))
+        return plain(
+            dataclasses.replace(kv, values=kv.values * torch.nan if damage == "nan" else kv.values.flip(0))
+        )
+
+    monkeypatch.setattr(wrappers, "as_bytes", damaged)
+    told = r"entries of a cache came through" if damage == "lost" else r"on document .* KL .* nats, 0.001 is"
+    with pytest.raises(StopRunError, match=f"control plumbing: .*{told}") as found:
+        outcomes(method, SPLIT)
+    assert found.value.code == 1
