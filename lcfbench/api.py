@@ -106,6 +106,19 @@ class Results:
         warn_all(warnings)
         return files
 
+    def plot_rate(self, folder: Path | str = ".", *, task: str = "", pair: str = "") -> list[Path]:
+        """Draws matched − deranged with its interval against message bytes, as the shell does.
+
+        task, pair: names, empty for all. Returns the files. Raises UserError for names that no run has.
+        """
+        from lcfbench.analysis.rate import draw
+        from lcfbench.results.reader import warn_all
+
+        warnings: list[str] = []
+        files = draw(self.folders, Path(folder), task, pair, warnings)
+        warn_all(warnings)
+        return files
+
 
 def run(
     recipe: Recipe | Path | str | None = None, *, progress: bool | Progress = False, **settings: Any

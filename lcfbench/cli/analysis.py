@@ -406,6 +406,33 @@ def draw_frontier(
         _warn(warnings)
 
 
+@plot_app.command("rate")
+def plot_rate(
+    runs: RunsArgument = None,
+    task: Annotated[
+        str, typer.Option("--task", help="Draw this task. [default: each, below one another]")
+    ] = "",
+    pair: Annotated[str, typer.Option("--pair", help="Draw this pair. [default: each]")] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for rate.png and rate.svg. [default: beside the first argument]"),
+    ] = None,
+) -> None:
+    """What messages are worth by their size: matched − deranged with its interval against message bytes.
+
+    The points of one method are joined in order of bytes; `run --wire native,int8,int4` makes several.
+    """
+    from lcfbench.analysis.rate import draw
+
+    paths, warnings = runs or [RESULTS], list[str]()
+    try:
+        files = draw(paths, out or _folder(paths[0]), task, pair, warnings)
+    finally:
+        _warn(warnings)
+    for path in files:
+        echo(path)
+
+
 @plot_app.command("training")
 def plot_training(
     folders: Annotated[list[Path], typer.Argument(help="Folders that `lcfbench train` wrote.")],

@@ -157,12 +157,11 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
     """
     given, names = [find_adapter(place) for place in recipe.adapter], split_pair(recipe.pair)
     asked = options_of(recipe.mode, recipe.options)
-    forms: list[WireForm | None] = [*recipe.wire] or [None]
     every = [
         (task, replace(variant, wire=form), own)
         for task in tasks
         for variant, own in asked
-        for form in (forms if method_class(variant.mode).sends else [None])
+        for form in _forms(recipe, variant.mode)
     ]
     chosen: list[list[Path]] = []
     at_hand = {wanted: find_for(wanted) for wanted in wanted_by(recipe, tasks)}
@@ -192,6 +191,14 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
         these = variants.setdefault(task.name, [])
         these += [replace(variant, adapter=folder, why=why.get(folder, "")) for folder in found] or [variant]
     return {name: labelled(these) for name, these in variants.items()}
+
+
+def _forms(recipe: Recipe, mode: str) -> list[WireForm | None]:
+    """The forms in which a method's messages cross: text has one, and a method that sends nothing none."""
+    kind = method_class(mode)
+    if not recipe.wire or not kind.sends:
+        return [None]
+    return ["native"] if kind.sends_text else [*recipe.wire]
 
 
 def proofs_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
@@ -24,6 +25,8 @@ class AnswerLetter(Method):
     under cloze (choices of one step). Of several steps the first one's pick is sent. Only the pick
     crosses; the sentence round it is the receiver's own.
     """
+
+    sends_text: ClassVar[bool] = True
 
     def check(self, document: Document) -> None:
         if not document.steps:

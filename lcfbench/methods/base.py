@@ -69,6 +69,7 @@ class Method:
     """Base of all methods: two models, perhaps an adapter, and the options as further fields.
 
     sends: whether a message crosses between the models; a control on the message needs one.
+    sends_text: whether that message is text: UTF-8 is the one form in which it crosses.
     uses_sharer_cache: whether the message is made from the cache of `self.sharer`, as its `prefill`
     or `read` returns it; a control that replaces this cache needs that.
     seeded: whether the run's seed changes the answers to the same documents and messages.
@@ -83,6 +84,7 @@ class Method:
     adapter: Adapter | None = None
 
     sends: ClassVar[bool] = True
+    sends_text: ClassVar[bool] = False
     uses_sharer_cache: ClassVar[bool] = True
     seeded: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ("receiver", "sharer")

@@ -29,6 +29,7 @@ class Excerpt(Method):
     end: Literal["first", "last"] = "first"
 
     uses_sharer_cache: ClassVar[bool] = False
+    sends_text: ClassVar[bool] = True
     roles: ClassVar[tuple[str, ...]] = ("receiver",)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Le
 
@@ -32,6 +32,8 @@ class T2T(Method):
     none for all; with the bytes of an adapter's message (`lcfbench show` gives them) text and cache are
     compared at equal size.
     """
+
+    sends_text: ClassVar[bool] = True
 
     budget: Annotated[int, Ge(1), Le(LONGEST_NOTE)] = 50
     bytes: Annotated[int, Ge(1)] | None = None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
 from safetensors.torch import save as save_tensors
 
+import lcfbench
+from lcfbench.analysis.plots.rate import plot, points_of
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.recipe import Recipe
@@ -19,6 +22,7 @@ from lcfbench.models.wire import FORMS, pack, unpack
 from tests.helpers import (
     SHARED,
     SPLIT,
+    invoke,
     made_method,
     manifest_of,
     random_dense,
@@ -176,7 +180,7 @@ def test_an_unknown_form():
 
 
 def test_a_run_for_each_form(one_model, tmp_path):
-    """Only methods that send have one; ids of runs that name none stay; a deranged run has its partner."""
+    """Only methods that send have one, and text has the one form; ids of runs that name none stay."""
     folder = tmp_path / "results"
     given = {"mode": "receiver,t2t,kvcomm", "control": ["matched", "deranged"]}
     plain = {path.name for path in run_recipe(one_model, folder, **given)}
@@ -184,7 +188,7 @@ def test_a_run_for_each_form(one_model, tmp_path):
     receiver = [path for path in both if path.name.startswith("receiver")]
     assert {path.name for path in receiver} <= plain
     sent = [path for path in both if path not in receiver]
-    assert len(sent) == 8 and not {path.name for path in sent} & plain
+    assert len(sent) == 6 and not {path.name for path in sent} & plain
     by_form = {}
     for path in sent:
         identity = manifest_of(path)["identity"]
@@ -205,3 +209,37 @@ def test_a_run_for_each_form(one_model, tmp_path):
 def one_model(tmp_path_factory):
     end = save(tmp_path_factory.mktemp("models") / "one")
     return f"{end}:{end}"
+
+
+def test_worth_by_size(one_model, tmp_path, capsys, monkeypatch):
+    """Each form stands at its median size with its own content; the same runs give the same bytes."""
+    given = {"mode": "receiver,kvcomm,excerpt", "control": ["matched", "deranged"]}
+    run_recipe(one_model, tmp_path / "results", wire=["native", "int8", "int4"], **given)
+    summary = lcfbench.load_summary(tmp_path / "results")
+    points = points_of(summary)
+    assert [(p["mode"], p["label"]) for p in points] == [
+        ("excerpt", "excerpt"),
+        ("kvcomm", "kvcomm wire=int4"),
+        ("kvcomm", "kvcomm wire=int8"),
+        ("kvcomm", "kvcomm wire=native"),
+    ]
+    for point in points:
+        folders = [tmp_path / "results" / point["run_id"]]
+        folders += [tmp_path / "results" / r for r in deranged_of(summary, point)]
+        own, other = ({r["doc_hash"]: r for r in rows(folder)} for folder in folders)
+        assert point["content"] == pytest.approx(
+            sum(own[d]["score"] - other[d]["score"] for d in own) / len(own)
+        )
+        assert point["message_bytes"] == statistics.median(r["message_bytes"] for r in own.values())
+    code, out, _ = invoke(
+        capsys, monkeypatch, "plot", "rate", tmp_path / "results", "--task", "splitfacts", "--out", tmp_path
+    )
+    assert code == 0 and out.split() == [str(tmp_path / f"rate.{kind}") for kind in ("png", "svg")]
+    assert plot(summary, tmp_path / "again")[1].read_bytes() == (tmp_path / "rate.svg").read_bytes()
+    with pytest.raises(UserError, match="no run with a message"):
+        points_of(summary[summary["mode"] == "receiver"])
+
+
+def deranged_of(summary, point):
+    same = (summary["label"] == point["label"]) & (summary["control"] == "deranged")
+    return list(summary[same]["run_id"])

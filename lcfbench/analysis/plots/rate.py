@@ -1,0 +1,116 @@
+"""Draws what a message is worth against its size: content P with its interval over bytes.
+
+    from lcfbench.analysis.plots.rate import plot
+    plot(summarise(read_run_groups(paths).groups), Path("results"))
+
+P is matched − deranged, paired over documents: points that a document's own message adds over another
+one's. The points of one method are joined in order of bytes. The same summary gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcfbench.analysis.plots.figures import COLOURS, GREY, canvas, drawable, save, styled
+from lcfbench.analysis.plots.labels import Line, place
+from lcfbench.analysis.plots.scales import AXES, lay_out
+from lcfbench.analysis.summary import GROUP
+from lcfbench.analysis.tables import known
+from lcfbench.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDE, ROW, TOP, LEFT, FOOT = 9.0, 4.6, 0.5, 0.8, 0.65  # inches
+LABELLED = 14  # with more points only methods are named, in the legend
+NAMED = 28  # characters of a point's name
+
+
+@styled()
+def plot(summary: pd.DataFrame, folder: Path) -> list[Path]:
+    """Writes `rate.png` and `rate.svg` into a folder; returns their paths.
+
+    Raises UserError where no run has a size and a content.
+    """
+    return save(draw(summary), folder, "rate")
+
+
+def points_of(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """Returns the matched lines that sent a message and have a deranged run, in order of bytes.
+
+    Raises UserError where there are none.
+    """
+    records: list[dict[Any, Any]] = summary.to_dict("records")
+    found = [
+        line
+        for line in records
+        if line["control"] == "matched" and known(line["content"]) and (line["message_bytes"] or 0) > 0
+    ]
+    if not found:
+        raise UserError(
+            "no run with a message and a deranged run to compare it with.",
+            "Run methods that send one with --control matched,deranged.",
+        )
+    return sorted(found, key=lambda line: (*(str(line[g]) for g in GROUP), line["message_bytes"]))
+
+
+def draw(summary: pd.DataFrame) -> Figure:
+    """Returns the figure: a panel for each pair, task and scoring."""
+    points = points_of(summary)
+    modes = sorted({line["mode"] for line in points})
+    colours = {mode: COLOURS[i % len(COLOURS)] for i, mode in enumerate(modes)}
+    panels: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for line in points:
+        panels.setdefault(tuple(str(line[name]) for name in GROUP), []).append(line)
+    height = (ROW + TOP) * len(panels)
+    figure = canvas((WIDE, height))
+    for index, (key, lines) in enumerate(panels.items()):
+        top = height - (ROW + TOP) * index
+        box = (LEFT / WIDE, (top - TOP - ROW + FOOT) / height, 1 - 1.0 / WIDE, (ROW - FOOT) / height)
+        axes = figure.add_axes(box)
+        pair, task, scoring = map(drawable, key)
+        receiver, _, sharer = pair.partition(":")
+        head = f"{task}   ({scoring}; receiver {receiver}" + (f", sharer {sharer})" if sharer else ")")
+        axes.set_title(head, loc="left", size=12, weight="bold")
+        _panel(axes, lines, colours)
+    return figure
+
+
+def _panel(axes: Axes, lines: list[dict[str, Any]], colours: dict[str, str]) -> None:
+    axis = lay_out(AXES["bytes"], lines)
+    assert axis is not None, "every line has a size"
+    axes.set_xlim(axis.left, axis.right)
+    axes.set_xticks(axis.ticks, axis.names)
+    axes.axhline(0, color=GREY, ls=(0, (4, 3)), lw=1, zorder=0)
+    axes.yaxis.grid(True, color="#ececec", lw=0.8)
+    axes.set_axisbelow(True)
+    named: list[tuple[float, float, str, Any, bool]] = []
+    bars: list[tuple[float, float, float]] = []
+    drawn: list[Line] = []
+    for mode in dict.fromkeys(line["mode"] for line in lines):
+        own = [line for line in lines if line["mode"] == mode]
+        xs = [math.log10(line["message_bytes"]) for line in own]
+        ys = [100 * line["content"] for line in own]
+        spans = [
+            [y - 100 * line["content_low"] for y, line in zip(ys, own, strict=True)],
+            [100 * line["content_high"] - y for y, line in zip(ys, own, strict=True)],
+        ]
+        look: dict[str, Any] = {"ms": 7, "lw": 1.2, "elinewidth": 1.3, "capsize": 2.5, "zorder": 3}
+        axes.errorbar(xs, ys, yerr=spans, fmt="o-", color=colours[mode], label=drawable(mode), **look)
+        drawn += [(xs, ys)] if len(xs) > 1 else []
+        for x, y, (below, above), line in zip(xs, ys, zip(*spans, strict=True), own, strict=True):
+            bars.append((x, y - below, y + above))
+            if len(lines) <= LABELLED and len(own) > 1:
+                text = drawable(line["label"]).removeprefix(f"{drawable(mode)} ")[:NAMED]
+                named.append((x, y, text, colours[mode], True))
+    axes.set_ylim(axes.get_ylim())  # the limits are settled before names are placed
+    place(axes, named, bars, drawn, 9)
+    count = sorted({int(line["content_n"]) for line in lines})
+    of = f"n={count[0]:,}" if len(count) == 1 else f"n={count[0]:,} to {count[-1]:,}"
+    axes.set_xlabel(f"{AXES['bytes'].label}; bars: 95 % intervals, {of}", size=10)
+    axes.set_ylabel("P: matched − deranged, points")
+    axes.legend(frameon=False, fontsize=10, loc="best")
