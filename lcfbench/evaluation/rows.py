@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,8 @@ class Rows:
             "sharer_prompt_sha256": _sha256(sharer_prompt),
             "message_bytes": sum(message.wire_bytes[k] for k in at),
             "message_cache_bytes": sum(message.cache_bytes[k] for k in at),
+            "request_bytes": _sum(message.request_bytes, at),
+            "message_token_bytes": _sum(message.token_bytes, at),
             "sharer_tokens": sum(message.sharer_tokens[k] for k in at),
             f"{who}_prompt": shown.text + shown.tail,
             f"{who}_prompt_sha256": _sha256(shown.text + shown.tail),
@@ -102,6 +104,11 @@ def predicted(document: Document, outcome: Outcome, metric: str) -> str | None:
         worth = [ll / max(len(c.removeprefix(" ")), 1) for c, (ll, _) in zip(choices, ranked, strict=True)]
         picks[-1] = worth.index(max(worth))
     return " → ".join(s.choices[p].strip() for s, p in zip(document.steps, picks, strict=True))
+
+
+def _sum(sizes: Sequence[int] | None, at: range) -> int | None:
+    """The sum over a document's rows of the batch; None where nothing is counted."""
+    return sum(sizes[k] for k in at) if sizes else None
 
 
 def _sha256(text: str | None) -> str | None:

@@ -27,6 +27,7 @@ from lcfbench.models.dtypes import absent
 from lcfbench.models.kv_cache import BLOCK, KV, growing
 from lcfbench.models.layer_masks import (
     KINDS,
+    attention_seen,
     attention_sums,
     check_maskable,
     hiding,
@@ -518,6 +519,19 @@ class CausalLM:
             self.prefill(rows, past, past.mask.sum(1))
         by_query = [torch.cat([each.to(self.device) for each in layer], -1) for layer in layers]
         return torch.stack([x[..., queries].contiguous().mean() for x in by_query])
+
+    def attention_to(self, ids: Sequence[int], past: KV | None, see: Callable[[int, Tensor], None]) -> None:
+        before = KV.empty(self.layout, 1, self.device, self.dtype) if past is None else past
+        numbers = self.decoder_layers(range(self.geometry.layers))
+        layer_of = {number: layer for layer, number in enumerate(numbers)}
+
+        def shown(number: int, weights: Tensor) -> None:
+            if number in layer_of:
+                see(layer_of[number], weights[0])
+
+        with attention_seen(self.model, shown):
+            # not `prefill`, which may return a reading that was kept, without a forward
+            self.run(*pad_right([ids], self.pad_id), before, before.present.sum(1))
 
     def differentiable(self) -> AbstractContextManager[Any]:
         return allow_mutation_on_saved_tensors() if self.layout.recurrent else nullcontext()

@@ -185,31 +185,42 @@ def as_taken(model: Any, see: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def attention_sums(model: Any, columns: slice) -> Iterator[list[list[Tensor]]]:
-    """Collects the attention (B, heads, T) of each layer's queries to `columns`, an entry a forward.
+def attention_seen(model: Any, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Shows `see` the attention weights (B, heads, T, N) of each decoder layer, layer by layer, a forward.
 
     Only eager attention knows its weights, so the model is switched to it and back: grouped heads,
-    windows and masks are its own.
+    windows and masks are its own. Raises UserError where a layer gives no weights.
     """
-    sums: list[list[Tensor]] = []
 
-    def taken_to(into: list[Tensor]) -> Callable[..., None]:
+    def shown_as(number: int) -> Callable[..., None]:
         def take(module: Any, args: Any, out: tuple[Any, ...]) -> None:
-            weights = out[1]  # (B, heads, T, N)
+            weights = out[1]
             if weights is None or weights.dim() != 4:
                 raise UserError(
-                    f"{type(module).__name__} gives no attention weights.", "Name the layers instead."
+                    f"{type(module).__name__} gives no attention weights.",
+                    "Use a method or an option that does not need them.",
                 )
-            into.append(weights[..., columns].float().sum(-1))
+            see(number, weights)
 
         return take
 
     with ExitStack() as stack:
         stack.callback(model.set_attn_implementation, model.config._attn_implementation)
-        for layer in blocks_of(model):
-            sums.append([])
-            stack.callback(attention_of(layer).register_forward_hook(taken_to(sums[-1])).remove)
+        for number, layer in enumerate(blocks_of(model)):
+            stack.callback(attention_of(layer).register_forward_hook(shown_as(number)).remove)
         model.set_attn_implementation("eager")
+        yield
+
+
+@contextmanager
+def attention_sums(model: Any, columns: slice) -> Iterator[list[list[Tensor]]]:
+    """Collects the attention (B, heads, T) of each layer's queries to `columns`, an entry a forward."""
+    sums: list[list[Tensor]] = [[] for _ in blocks_of(model)]
+
+    def see(number: int, weights: Tensor) -> None:
+        sums[number].append(weights[..., columns].float().sum(-1))
+
+    with attention_seen(model, see):
         yield sums
 
 
@@ -218,4 +229,7 @@ def attention_of(layer: nn.Module) -> nn.Module:
     for module in layer.children():
         if type(module).__name__.endswith("Attention"):
             return module
-    raise UserError(f"{type(layer).__name__} has no attention of its own.", "Name the layers instead.")
+    raise UserError(
+        f"{type(layer).__name__} has no attention of its own.",
+        "Use a method or an option that does not need it.",
+    )

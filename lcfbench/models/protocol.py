@@ -142,6 +142,14 @@ class LanguageModel(Protocol):
     ) -> Tensor:
         """Reads rows on top of `past`; returns each layer's attention to cache `columns`, (L,)."""
 
+    def attention_to(self, ids: Sequence[int], past: KV | None, see: Callable[[int, Tensor], None]) -> None:
+        """Reads one row on top of `past` (one row without padding); shows its attention.
+
+        see: gets a layer of the cache and weights (heads, T, N) of some tokens, in order, to all entries
+        so far; several times a layer where the text is read in stretches. Raises UserError for a model
+        that gives no weights.
+        """
+
     def differentiable(self) -> AbstractContextManager[Any]:
         """Within it a loss and its gradient can be computed: recurrent layers write states in place."""
 
@@ -174,7 +182,8 @@ class Message:
     before any projection (equal for text). sharer_tokens: tokens that the sharer read or wrote.
     texts: the message, where it is text. adapter_flops: work beside the models' own readings.
     read: the prompts that the sharer read. packets: the bytes that crossed, empty where none did; None
-    where nothing was sent as bytes.
+    where nothing was sent as bytes. request_bytes: what the receiver sent first, if it asks.
+    token_bytes: of the ids of the tokens whose entries are sent, from which they could be read anew.
     """
 
     wire_bytes: list[int]
@@ -184,6 +193,8 @@ class Message:
     adapter_flops: list[float] | None = None
     read: list[Prompt] | None = None
     packets: list[bytes] | None = None
+    request_bytes: list[int] | None = None
+    token_bytes: list[int] | None = None
 
     @classmethod
     def none(cls, rows: int) -> Message:

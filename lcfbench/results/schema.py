@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # 2: the prompts as text. 3: manifests say `sessions`, identities library versions. 4: a digest each row.
-# 5: who won a conflict
+# 5: who won a conflict, requests
 SCHEMA_VERSION = 5
 DIGESTED = 4  # rows of this version and later ones have a digest
 SAMPLES, JOURNAL = "samples.parquet", "samples.jsonl"
@@ -90,6 +90,14 @@ _TABLE: dict[str, tuple[type, str]] = {
         "length of what was read.",
     ),
     "message_cache_bytes": (int, "Size of the same message before any projection, bytes."),
+    "message_token_bytes": (
+        int,
+        "Size of the ids of the tokens whose entries are sent, bytes; null where a method does not say.",
+    ),
+    "request_bytes": (
+        int,
+        "Size of the receiver's request before the message, bytes; null for methods that have none.",
+    ),
     "sharer_tokens": (int, "Tokens that the sharer read or wrote."),
     "receiver_tokens": (int, "Tokens of the receiver's prompt."),
     "answer_tokens": (

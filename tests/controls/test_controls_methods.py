@@ -34,6 +34,8 @@ CASES = [
     ("t2t", "", SPLIT),
     ("kvcomm", "", SHARED),
     ("kvcomm", "0,2", SPLIT),
+    ("cacheback", "", SHARED),
+    ("cacheback", "", SPLIT),
     ("lcf", "lcf", SHARED),
     ("lcf", "remap", SHARED),
     ("lcf", "lcfx", SPLIT),

@@ -257,10 +257,12 @@ def test_a_grid_without_weights_tokenizers_data_or_network(no_hub, bench, bare):
         assert row["untrained"] == (row["mode"] in ("lcf", "c2c")) == bool(row["adapter_bytes"])
 
 
-@pytest.mark.parametrize("mode", ["lcf", "c2c", "dense", "prefix", "identical", "single", "lora", "kvcomm"])
+@pytest.mark.parametrize(
+    "mode", ["lcf", "c2c", "dense", "prefix", "identical", "single", "lora", "kvcomm", "cacheback"]
+)
 def test_a_method_gets_an_adapter_of_its_kind(bench, bare, mode):
     one = ":".join([bare.split(":")[0]] * 2)
-    same = mode in ("identical", "single", "lora", "kvcomm")
+    same = mode in ("identical", "single", "lora", "kvcomm", "cacheback")
     code, out, err = bench(
         "--random-weights", "--pair", one if same else bare, "--mode", mode, *QUICK, "--json"
     )

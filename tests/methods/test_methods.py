@@ -39,6 +39,8 @@ CASES = [
     ("t2t", None, SPLIT),
     ("kvcomm", None, SHARED),
     ("kvcomm", None, SPLIT),
+    ("cacheback", None, SHARED),
+    ("cacheback", None, SPLIT),
     ("lcf", "lcf", SHARED),
     ("lcf", "lcfx", SPLIT),
     ("c2c", "c2c", SHARED),

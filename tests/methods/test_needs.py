@@ -18,17 +18,20 @@ from lcfbench.models.conformance import conformance
 from tests import helpers
 from tests.models import zoo
 
-CACHE = {"c2c", "dense", "draft_kv", "identical", "kvcomm", "lcf", "prefix", "single"}
+CACHE = {"c2c", "cacheback", "dense", "draft_kv", "identical", "kvcomm", "lcf", "prefix", "single"}
 # name → methods that are refused with this model on both sides, and a word of the reason
 REFUSED = {
     "llama": (set(), ""),
     "gemma4": (set(), ""),
     "cohere2": (set(), ""),
-    "qwen3.5": ({"kvcomm"}, "layers 0, 2 keep a recurrent state"),
-    "gpt2": ({"dense", "draft_kv", "prefix"}, "layer 0's values change with the position"),
-    "deepseek-v3": ({"dense", "draft_kv", "prefix"}, "layer 0's values carry the position, not its keys"),
-    "falcon-alibi": ({"dense", "draft_kv", "prefix"}, "ALiBi"),
-    "hunyuan": ({"dense", "draft_kv", "prefix"}, "no rotary rule gives the keys of layer 0"),
+    "qwen3.5": ({"cacheback", "kvcomm"}, "layers 0, 2 keep a recurrent state"),
+    "gpt2": ({"cacheback", "dense", "draft_kv", "prefix"}, "layer 0's values change with the position"),
+    "deepseek-v3": (
+        {"cacheback", "dense", "draft_kv", "prefix"},
+        "layer 0's values carry the position, not its keys",
+    ),
+    "falcon-alibi": ({"cacheback", "dense", "draft_kv", "prefix"}, "ALiBi"),
+    "hunyuan": ({"cacheback", "dense", "draft_kv", "prefix"}, "no rotary rule gives the keys of layer 0"),
     "mamba": (CACHE | {"lora"}, "no layer keeps keys and values"),
     "recurrent-gemma": (CACHE, "cannot be trusted"),
 }

@@ -34,6 +34,7 @@ METHODS = (
     "t2t",
     "kvcomm",
     "kvcomm-some",
+    "cacheback",
     "prefix-after",
     "prefix-before",
     "lcf",
@@ -90,7 +91,7 @@ def method_of(name: str, lm: CausalLM) -> tuple[Method, bool]:
     ends = (lm, lm)
     if name.startswith("kvcomm"):
         return create("kvcomm", *ends, None, {"layers": "1,2"} if name == "kvcomm-some" else {}), False
-    if name in ("receiver", "t2t"):
+    if name in ("receiver", "t2t", "cacheback"):
         return create(name, *ends, None, {"budget": "5"} if name == "t2t" else {}), False
     if name == "dense":
         return create("dense", *ends, random_dense(ends)), False

@@ -34,6 +34,7 @@ METHODS = [
     ("prefix", "after"),
     ("prefix", "before"),
     ("kvcomm", None),
+    ("cacheback", None),
     ("identical", "lcf"),
     ("single", "lcf"),
     ("answer_letter", None),
