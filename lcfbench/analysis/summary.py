@@ -25,7 +25,7 @@ from lcfbench.analysis.run_groups import (
 )
 from lcfbench.analysis.stats import DELTA, Paired, mean_interval, paired
 from lcfbench.analysis.verdict import LABELS, Evidence, bounds, judge
-from lcfbench.controls.names import CONTROLS
+from lcfbench.controls.names import CONTROLS, WITHOUT_CONTENT
 from lcfbench.errors import UserError
 from lcfbench.results.reader import Paths, as_paths, warn_all
 
@@ -40,6 +40,7 @@ COLUMNS = tuple(
     low high seeds seed_sd
     chance ttft_ms ttft_n ttea_ms ttea_n docs_per_s adapter_params adapter_mb message_bytes
     gain gain_low gain_high gain_n content content_low content_high content_n matched_score deranged_score
+    worst_control worst_score
     p p_holm p_equivalence detectable family verdict verdict_text note reliable
     flops short series place whole pruned""".split()
 )
@@ -80,6 +81,7 @@ def summarise(groups: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
         content = {"content": got.content.value, "content_low": got.content.low}
         content |= {"content_high": got.content.high, "content_n": got.content.n}
         line |= content | {"matched_score": got.matched, "deranged_score": got.deranged}
+        line |= {"worst_control": got.control if got.compared else "", "worst_score": got.control_score}
         line |= {"verdict": got.label, "verdict_text": got.text, "p_equivalence": got.p_equivalence_holm}
         line |= {name: getattr(got, name) for name in ("p", "p_holm", "detectable", "family")}
     derived = derived_lines(list(zip(groups, lines, strict=True)), _asked, nearest)
@@ -170,6 +172,7 @@ def _evidence(
     """
     receivers = _by(_receiver_key, (group for group in groups if group.mode == ALONE))
     deranged = _by(_twin_key, (group for group in groups if group.control == "deranged"))
+    further = _by(_twin_key, (group for group in groups if group.control in WITHOUT_CONTENT[1:]))
     for group, line in zip(groups, lines, strict=True):
         gain = _gain(group, receivers.get(hashable(_receiver_key(group)), ()))
         low, high = gain.pair.interval() if gain.pair else (math.nan, math.nan)
@@ -185,12 +188,24 @@ def _evidence(
             if note:
                 line["note"] = "; ".join(x for x in (line["note"], f"content: {note}") if x)
             judged.append(line)
-            yield Evidence(own, other, gain.pair, left_out, failed, gain_bounds=gain.ends)
+            others = _others(group, further.get(hashable(_twin_key(group)), ()))
+            yield Evidence(own, other, gain.pair, left_out, failed, gain_bounds=gain.ends, others=others)
         elif group.sends:
             failed = too_many_failed(group, group)
             sole: dict[str, Any] = {"failed": failed, "ambiguous": note, "gain_bounds": gain.ends}
             judged.append(line)
             yield Evidence(group.scores, None, gain.pair, **sole)
+
+
+def _others(group: RunGroup, found: Sequence[RunGroup]) -> list[Evidence]:
+    """The same method under the controls without content beside deranged; none that failed too often."""
+    others = []
+    for control in WITHOUT_CONTENT[1:]:
+        twin, _ = nearest(group, [each for each in found if each.control == control])
+        if twin and not too_many_failed(group, twin):
+            own, other, left_out = comparable_scores(group, twin)
+            others.append(Evidence(own, other, left_out=left_out, control=control))
+    return others
 
 
 def _by(key: Callable[[RunGroup], Any], groups: Iterable[RunGroup]) -> dict[Hashable, list[RunGroup]]:

@@ -36,6 +36,13 @@ Label: TypeAlias = Literal[
 ]
 LABELS: tuple[Label, ...] = get_args(Label)  # best first
 
+SENT = {  # by the control: what stands in the place of the own message
+    "deranged": "another document's message",
+    "zero": "a message of zeros",
+    "noise": "a message of noise",
+    "silent": "no message",
+}
+
 
 class Evidence(NamedTuple):
     """The data of a verdict: scores of the same documents, and the pair matched − receiver alone.
@@ -43,7 +50,8 @@ class Evidence(NamedTuple):
     deranged: None where no run with another document's message exists. gain: None where the
     receiver was not run alone. left_out: how many documents failed in either run and are therefore in
     neither vector. failed: why nothing is judged. ambiguous: why there is no deranged run.
-    gain_bounds: the gain with the documents that failed counted all for and all against it.
+    gain_bounds: the gain with the documents that failed counted all for and all against it. control: the
+    one whose scores `deranged` holds; others: the same of further controls without content, if any.
     """
 
     matched: np.ndarray
@@ -53,6 +61,8 @@ class Evidence(NamedTuple):
     failed: str = ""
     ambiguous: str = ""
     gain_bounds: Sequence[Paired] = ()
+    control: str = "deranged"
+    others: Sequence[Evidence] = ()
 
 
 class Verdict(NamedTuple):
@@ -62,7 +72,8 @@ class Verdict(NamedTuple):
     p_equivalence: of a content of delta or more, either way; gain.p: of no gain; each `…_holm`:
     adjusted over all tests of its kind. matched, deranged: mean scores. detectable: the smallest
     content that is shown with power 0.8 at the strictest step of the correction; NaN where none is.
-    family: how many runs were tested together.
+    family: how many runs were tested together. control: the one that content is held against, the worst
+    of `compared`; control_score: its mean.
     """
 
     label: Label
@@ -78,6 +89,9 @@ class Verdict(NamedTuple):
     deranged: float
     detectable: float
     family: int
+    control: str = "deranged"
+    control_score: float = math.nan
+    compared: int = 1
 
 
 class _Chances(NamedTuple):
@@ -103,6 +117,9 @@ class Weighed(NamedTuple):
     left_out: int
     failed: str
     ambiguous: str
+    control: str
+    control_score: float
+    compared: int
 
 
 def verdict(matched: Scores, deranged: Scores, delta: float = DELTA) -> Verdict:
@@ -134,28 +151,50 @@ def judge(family: Iterable[Evidence], delta: float = DELTA, alpha: float = 0.05)
 
 
 def _weigh(evidence: Evidence, delta: float, alpha: float) -> Weighed:
-    pair = (
-        paired(evidence.matched, evidence.deranged)
-        if evidence.deranged is not None and len(evidence.deranged) and not evidence.failed
-        else None
-    )
+    pair, worst, chances, compared = _against_the_worst(evidence, delta)
     gain = evidence.gain if evidence.gain is not None and evidence.gain.n and not evidence.failed else None
     p_gain = largest_p([gain, *evidence.gain_bounds]) if gain else math.nan
-    own, other = (
+    own, deranged, other = (
         float(x.mean()) if x is not None and len(x) else math.nan
-        for x in (evidence.matched, evidence.deranged)
+        for x in (worst.matched, evidence.deranged, worst.deranged)
     )
     return Weighed(
         pair.counts if pair else None,
         difference(pair, 1 - alpha) if pair else Difference(math.nan, math.nan, math.nan, 0, math.nan),
         difference(gain, 1 - alpha) if gain else None,
-        _Chances(*_bounded(evidence, pair, delta), p_gain),
+        _Chances(*chances, p_gain),
         own,
-        other,
-        evidence.left_out,
+        deranged,
+        worst.left_out,
         evidence.failed,
         evidence.ambiguous,
+        worst.control,
+        other,
+        compared,
     )
+
+
+def _against_the_worst(
+    evidence: Evidence, delta: float
+) -> tuple[Paired | None, Evidence, tuple[float, float], int]:
+    """Returns content against the control that scores best, the p-values, and how many controls there are.
+
+    That content is above 0 is claimed against every control, so its p is the largest (an
+    intersection-union test needs no correction). That it is below 0, or none, is claimed against the one
+    that was picked among k, so p is k times its own.
+    """
+    if evidence.deranged is None or not len(evidence.deranged) or evidence.failed:
+        return None, evidence, (math.nan, math.nan), 0
+    every = [evidence, *(o for o in evidence.others if o.deranged is not None and len(o.deranged))]
+    found = []
+    for each in every:
+        assert each.deranged is not None
+        pair = paired(each.matched, each.deranged)
+        found.append((pair, each, _bounded(each, pair, delta)))
+    pair, worst, (content, equivalence) = min(found, key=lambda one: one[0].value)
+    each_p = [chances[0] for _, _, chances in found]
+    content = max(each_p) if pair.value > 0 else min(1.0, len(found) * content)
+    return pair, worst, (content, min(1.0, len(found) * equivalence)), len(found)
 
 
 def _bounded(evidence: Evidence, pair: Paired | None, delta: float) -> tuple[float, float]:
@@ -186,14 +225,16 @@ def _judge(found: Weighed, adjusted: _Chances, sizes: tuple[int, int], delta: fl
     tests, gain_tests = sizes
     pair, content, gain, single = found.counts, found.content, found.gain, found.alone
     visible = smallest_visible(pair, alpha / tests) if pair else math.nan
-    own, other = found.matched, found.deranged
+    own, other = found.matched, found.control_score
     label: Label = _label(content, gain, adjusted, alpha) if pair else "untested"
     if found.failed:
         label = "not judged"
     if pair:
-        said = _said(label, pair.n, delta, adjusted.equivalence < alpha)
+        said = _said(label, pair.n, delta, adjusted.equivalence < alpha, found.control)
         facts = _facts(label, content, single, adjusted, tests, alpha)
-        text = f"{said}: matched {100 * own:.1f}, deranged {100 * other:.1f} ({facts})"
+        text = f"{said}: matched {100 * own:.1f}, {found.control} {100 * other:.1f} ({facts})"
+        if found.compared > 1:
+            text += f"; {found.control} is the worst of {found.compared} controls"
     elif found.failed:
         text = f"not judged: {found.failed}"
     elif found.ambiguous:
@@ -210,7 +251,12 @@ def _judge(found: Weighed, adjusted: _Chances, sizes: tuple[int, int], delta: fl
     if gain:
         text += f"; {_gain_text(gain, adjusted.gain < alpha)}"
     tested = (single.content, adjusted.content, single.equivalence, adjusted.equivalence, adjusted.gain)
-    return Verdict(label, text, content, gain, *tested, own, other, visible, tests)
+    return Verdict(label, text, content, gain, *tested, own, found.deranged, visible, tests, *_held(found))
+
+
+def _held(found: Weighed) -> tuple[str, float, int]:
+    """The control that content is held against, its score, and how many were compared."""
+    return found.control, found.control_score, found.compared
 
 
 def _label(content: Difference, gain: Difference | None, p: _Chances, alpha: float) -> Label:
@@ -225,13 +271,14 @@ def _label(content: Difference, gain: Difference | None, p: _Chances, alpha: flo
     return "undecided"
 
 
-def _said(label: Label, n: int, delta: float, small: bool) -> str:
+def _said(label: Label, n: int, delta: float, small: bool, control: str) -> str:
+    other = SENT[control]
     within = f"within {_points(delta)}"
     return {
         "communicates": "communicates" + (f", though less than {_points(delta)}" if small else ""),
-        "misleads": "misleads, another document's message serves better"
+        "misleads": f"misleads, {other} serves better"
         + (f", though by less than {_points(delta)}" if small else ""),
-        "adapts only": f"adapts only, another document's message helps as much ({within})",
+        "adapts only": f"adapts only, {other} helps as much ({within})",
         "does not communicate": f"nothing is communicated ({within})",
         "undecided": f"no communication shown, undecided at n={n:,}",
     }[label]
