@@ -28,7 +28,7 @@ from lcfbench.adapters.config import AdapterConfig, Size
 from lcfbench.errors import UserError
 
 CLAMP = 8.0  # deviations beyond which an input is cut
-PUBLISHED = "0.64,0.16,0.2"  # 16,000, 4,000 and 5,000 updates
+PUBLISHED = "0.64+0.16+0.2"  # 16,000, 4,000 and 5,000 updates
 Weight = Annotated[float, Ge(0), Le(1e3)]
 
 
@@ -125,13 +125,13 @@ class DraftKVAdapter(Adapter):
 
 
 def parse_stages(text: str) -> tuple[float, float, float]:
-    """Reads three shares that make 1. Raises UserError for anything else.
+    """Reads three shares that make 1, joined by `+`: commas part values. Raises UserError for anything else.
 
-    >>> parse_stages("0,0.5,0.5")
+    >>> parse_stages("0+0.5+0.5")
     (0.0, 0.5, 0.5)
     """
     try:
-        first, second, third = (float(part) for part in text.split(","))
+        first, second, third = (float(part) for part in text.split("+"))
     except ValueError:
         first, second, third = math.nan, math.nan, math.nan
     if not (min(first, second, third) >= 0 and abs(first + second + third - 1) < 1e-6):

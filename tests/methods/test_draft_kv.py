@@ -19,6 +19,8 @@ from lcfbench.methods.create import create, method_class
 from lcfbench.methods.draft_kv import guarded, options_loss
 from lcfbench.models.answering import answer_loss
 from lcfbench.models.timing import Clock
+from lcfbench.training.options import expanded
+from lcfbench.training.recipe import TrainRecipe
 from tests.helpers import SHARED, SPLIT, outcomes
 from tests.helpers import random_draft as adapter
 from tests.helpers import tiny_pair as pair
@@ -197,10 +199,12 @@ def test_equal_gates_of_two_layers_have_gradients_of_their_own():
 
 
 def test_the_stages_are_shares_of_the_steps():
-    fuser = adapter(pair(), stages="0.5,0.25,0.25")
+    fuser = adapter(pair(), stages="0.5+0.25+0.25")
     assert [fuser.stage(x) for x in (0.0, 0.49, 0.5, 0.74, 0.75, 1.0)] == [1, 1, 2, 2, 3, 3]
-    assert adapter(pair(), stages="0,0,1").stage(0.0) == 3
-    for text in ("1", "a,b,c", "0.5,0.5,0.5", "nan,0,1", "-1,1,1"):
+    assert adapter(pair(), stages="0+0+1").stage(0.0) == 3
+    expanded_text = TrainRecipe(adapters=["draft_kv"], options={"stages": "0.3+0.3+0.4"})
+    assert expanded(expanded_text).specs()[0].mode == "draft_kv"  # one value, not several
+    for text in ("1", "a+b+c", "0.5+0.5+0.5", "nan+0+1", "-1+1+1", "0.6,0.2,0.2"):
         with pytest.raises(UserError, match="three shares"):
             parse_stages(text)
 
