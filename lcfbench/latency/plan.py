@@ -300,4 +300,5 @@ def _short(variant: Variant) -> Variant:
 
 
 def _has_budget(kind: type[Method]) -> bool:
-    return any(f.name == "budget" for f in option_fields(kind))
+    # one that is not set counts by another option of the method
+    return any(f.name == "budget" and f.default is not None for f in option_fields(kind))

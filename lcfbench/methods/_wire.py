@@ -53,7 +53,7 @@ def cache_across(batch: Batch, kv: KV, layers: Sequence[int] | None = None) -> K
     if batch.wire is None:
         return kv
     weighed = kv.hidden is not None and kv.hidden.is_floating_point()
-    if weighed or kv.tokens is not None or kv.silent is not None:
+    if weighed or kv.tokens is not None or kv.present is not kv.mask:
         raise UserError("this cache is no list of entries: no bytes can be made of it.", "Leave out --wire.")
     keys, values = torch.zeros_like(kv.keys), torch.zeros_like(kv.values)
     mask, positions = torch.zeros_like(kv.mask), torch.zeros_like(kv.positions)

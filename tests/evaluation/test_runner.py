@@ -390,7 +390,7 @@ def test_task_options_go_to_the_tasks_that_know_them(pair, tmp_path, mirror):
 # -- every column is accounted for ---------------------------------------------------------------
 
 
-NEVER = {"subject"}  # a task without subjects
+NEVER = {"subject", "conflict_winner"}  # a task without subjects; no text states another value
 MEASURED = {"ttft_ms", "ttea_ms", *(f"{p}_ms" for p in PHASES)}
 
 

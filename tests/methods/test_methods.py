@@ -47,6 +47,7 @@ CASES = [
 ]
 ELSEWHERE = {
     "dense": "helpers.py",
+    "draft_kv": "helpers.py",
     "prefix": "helpers.py",
     **dict.fromkeys(("identical", "single", "lora", "answer_letter", "excerpt"), "helpers.py"),
 }
