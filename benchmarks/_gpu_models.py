@@ -158,7 +158,7 @@ def made(
 ) -> Method:
     """A method between two models, with a random adapter where it has one. own: its own options."""
     models = Pair(*pair, ("receiver", "sharer")).models_for(method_class(mode).roles)
-    if mode == "kvcomm":
+    if mode in ("kvcomm", "latentmas"):
         models = (models[0], models[0])
     adapter = adapter_for(kind, models, options or {}, mode, noise) if kind else None
     return create(mode, *models, adapter, dict(own or {}))

@@ -28,6 +28,7 @@ from lcfbench.methods.base import Batch, Method, prompt, read_alone
 from lcfbench.methods.excerpt import own_text
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.kv_cache import KV
+from lcfbench.models.latent import Thought
 from lcfbench.models.padding import Real, pad_left, positions_of, silent_at
 from lcfbench.models.protocol import LanguageModel, Message, Opened, State
 from lcfbench.tasks.document import Document
@@ -85,20 +86,26 @@ class ReplacedCacheModel(CausalLM):
         start: Tensor | int = 0,
         real: Real | None = None,
     ) -> KV:
-        read = self.real.prefill(rows, past, start, real)
+        return self.changed(self.real.prefill(rows, past, start, real), rows)
+
+    def prefill_latent(self, rows: Sequence[Sequence[int]], thought: Thought) -> KV:
+        return self.changed(self.real.prefill_latent(rows, thought), rows, thought.steps)
+
+    def changed(self, read: KV, rows: Sequence[Sequence[int]], behind: int = 0) -> KV:
+        """The cache with the entries of `rows`, and of as many latent steps `behind`, changed."""
         keys, values = read.keys.clone(), read.values.clone()
         for b, tokens in enumerate(map(list, rows)):
             if not tokens:
                 continue
-            before = int(read.present[b].sum()) - len(tokens)
+            new = len(tokens) + behind
+            before = int(read.present[b].sum()) - new
             for (name, x), layers in itertools.product((("K", keys), ("V", values)), alike(read)):
                 heads, *sizes = read.shapes[layers[0]]
                 size = sizes[name == "V"]
                 own = f"-{layers}" if len(layers) < len(x) else ""
                 # behind the padding and the past; what fills up a smaller layer stays zero
-                fresh = x[layers, b, :heads, -len(tokens) :, :size]
-                new = self.change(fresh, f"{name}-{before}-{tokens}{own}")
-                x[layers, b, :heads, -len(tokens) :, :size] = new
+                fresh = x[layers, b, :heads, -new:, :size]
+                x[layers, b, :heads, -new:, :size] = self.change(fresh, f"{name}-{before}-{tokens}{own}")
         return replace(read, keys=keys, values=values)
 
 

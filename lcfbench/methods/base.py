@@ -24,7 +24,7 @@ from lcfbench.config import WireForm
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods.ask import Answer, answer_of, document_of
-from lcfbench.models.capabilities import CAPABILITIES, Capability
+from lcfbench.models.capabilities import CACHE, Capability
 from lcfbench.models.finite import check_cache
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import LanguageModel, Message, State
@@ -76,7 +76,7 @@ class Method:
     roles: which of the two models the method runs; the other one is not loaded.
     adapter_kinds: kinds of adapter that it runs; empty for methods that need no training.
     needs: the capabilities that a model must have in each role, beside reading and writing text. None
-    means nothing more for a method without adapter, and every capability for one with an adapter.
+    means nothing more for a method without adapter, and all of the cache's for one with an adapter.
     """
 
     receiver: LanguageModel
@@ -106,7 +106,7 @@ class Method:
         """Returns `needs` with an adapter of this config; None: with any adapter."""
         if cls.needs is not None:
             return cls.needs
-        return dict.fromkeys(cls.roles, CAPABILITIES if cls.adapter_kinds else ())
+        return dict.fromkeys(cls.roles, CACHE if cls.adapter_kinds else ())
 
     def check(self, document: Document) -> None:
         """Raises UserError when the method cannot serve this kind of document."""

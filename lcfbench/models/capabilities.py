@@ -3,6 +3,7 @@
 `text`: it reads and writes. `edit`: entries of its cache can be read out and changed in place.
 `prefix`: entries can be put in front of a text. `handover`: its cache is all that it keeps of a text,
 so that another text can follow on a copy of it. `rotate`: keys can be moved to other positions.
+`latent`: its last hidden state can be its next input.
 
 >>> lm.capabilities.lacks("rotate")
 "layer 0's values change with the position (positions are absolute)"
@@ -14,19 +15,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
+from lcfbench.models.latent import lacking
 from lcfbench.models.layout import layers_named
 
 if TYPE_CHECKING:
     from lcfbench.models.causal_lm import CausalLM
 
-Capability = Literal["text", "edit", "prefix", "handover", "rotate"]
+Capability = Literal["text", "edit", "prefix", "handover", "rotate", "latent"]
 CAPABILITIES: tuple[Capability, ...] = get_args(Capability)
+CACHE: tuple[Capability, ...] = ("text", "edit", "prefix", "handover", "rotate")  # of reading and its cache
 MEANING: dict[Capability, str] = {
     "text": "reads and writes text",
     "edit": "entries of its cache can be read out and changed",
     "prefix": "entries can be put in front of a text",
     "handover": "a text can follow on another one's cache",
     "rotate": "keys can be moved to other positions",
+    "latent": "its last hidden state can be its next input",
 }
 
 
@@ -54,4 +58,6 @@ def presumed(lm: CausalLM) -> Capabilities:
         missing["handover"] = f"{layers_named(lm.layout.recurrent)} keep a recurrent state"
     if lm.weights and lm.rotary.reason:  # texts are read to find out
         missing["rotate"] = lm.rotary.reason
+    if why := lacking(lm):
+        missing["latent"] = why
     return Capabilities(missing)

@@ -25,6 +25,7 @@ from lcfbench.models.conformance import Conformance
 from lcfbench.models.conformance_store import known, recorded
 from lcfbench.models.dtypes import absent
 from lcfbench.models.kv_cache import BLOCK, KV, growing
+from lcfbench.models.latent import Realignment, Thought, realignment, think
 from lcfbench.models.layer_masks import (
     KINDS,
     attention_seen,
@@ -45,7 +46,15 @@ from lcfbench.models.protocol import LanguageModel, Opened, State, Step
 from lcfbench.models.ragged import Piece, can_join, joined_forward, joined_run, joined_steps
 from lcfbench.models.rotary import TOKENS, RotaryRules, find_rules, rope_types
 from lcfbench.models.shared_prefill import Held, SharedPrefill
-from lcfbench.models.unpadded import WholeTexts, by_length, equal_forward, equal_run, whole_forward, whole_run
+from lcfbench.models.unpadded import (
+    WholeTexts,
+    by_length,
+    equal_forward,
+    equal_run,
+    in_order,
+    whole_forward,
+    whole_run,
+)
 from lcfbench.sources.model_folder import lacks
 from lcfbench.sources.models import Found, code_digest
 from lcfbench.tasks.prompts import Prompt
@@ -254,6 +263,33 @@ class CausalLM:
         # padding goes to the end, not between what was read and what is read now
         pad = pad_right if past is not None and past.length else pad_left
         return self.run(*pad(rows, self.pad_id), past, start, real)
+
+    def prefill_latent(self, rows: Sequence[Sequence[int]], thought: Thought) -> KV:
+        if not all(rows):
+            raise UserError("an empty text leaves no hidden state to think on.", "Use texts of some tokens.")
+        kv = self.prefill(rows)
+        if not thought.steps:
+            return kv
+        last = [row[-1] for row in rows]
+        with torch.no_grad():
+            if self.reading == "padded":
+                return think(self, kv, last, thought)
+            parts = []
+            for some in by_length(kv.present):
+                own = kv.rows_at(some).flush()
+                parts.append((some, think(self, own, [last[i] for i in some.tolist()], thought)))
+            return in_order(parts)
+
+    def realigned(self, hidden: Tensor, ridge: float) -> Tensor:
+        """Returns input embeddings (B, e) from last hidden states (B, d); W_a is solved once a model."""
+        if ridge not in self.realignments:
+            self.realignments[ridge] = realignment(self, ridge)
+        return self.realignments[ridge](hidden)
+
+    @cached_property
+    def realignments(self) -> dict[float, Realignment]:
+        """W_a by its ridge, as far as it was asked for."""
+        return {}
 
     def run(
         self, ids: Tensor, mask: Tensor, past: KV | None, start: Tensor | int, real: Real | None = None

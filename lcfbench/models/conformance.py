@@ -29,6 +29,7 @@ from lcfbench.models.answering import rank
 from lcfbench.models.capabilities import CAPABILITIES, Capabilities
 from lcfbench.models.choice_tree import branch
 from lcfbench.models.kv_cache import KV
+from lcfbench.models.latent import lacking
 from lcfbench.models.layout import READINGS, Reading, layer_count, layers_named
 from lcfbench.models.memory import DeviceError, device_named, ran_out
 from lcfbench.models.padding import pad_left, pad_right
@@ -60,6 +61,7 @@ FELT = "a change of any layer's entries changes the answer"
 HIDDEN = "masked entries in front = untouched"
 FRONT = "entries in front change the answer"
 AGAIN = "keys un-rotated and rotated again = the keys"
+EMBEDDED = "a text read as embeddings = as tokens"
 PLACE = "content keys of a text = those of it further on"
 Sides = tuple[Tensor, Tensor]
 
@@ -172,12 +174,13 @@ class Checking:
             masks = "" if checks[-1].ok else told(checks[-1])
         if lm.reading == "whole":
             why = untrusted or lm.layout.reason
-            missing |= dict.fromkeys(("edit", "prefix", "handover", "rotate"), why)
+            missing |= dict.fromkeys(("edit", "prefix", "handover", "rotate", "latent"), why)
         else:
             groups = {
                 "edit": [self.compared(SAME, self.same), self.felt()],
                 "prefix": [self.compared(HIDDEN, self.hidden), self.front()],
                 "rotate": self.turned(),
+                "latent": [self.embedded()],
             }
             for name, found in groups.items():
                 checks += found
@@ -347,6 +350,11 @@ class Checking:
         ok = moved > min(self.tolerance, 1e-4)
         return Check(FRONT, ok, None, f"by {moved:.2g}" if ok else "they are not read")
 
+    def embedded(self) -> Check:
+        """Reads a text as embeddings, where the model has what latent steps need."""
+        why, error = attempted(lambda: lacking(self.lm))
+        return Check(EMBEDDED, why == "", None, error or why)
+
     def turned(self) -> list[Check]:
         """Un-rotates the keys of a text that is read at two places."""
         checks, error = attempted(lambda: list(self.at_two_places()))
@@ -427,7 +435,7 @@ def attempted(check: Callable[[], Any]) -> tuple[Any, str]:
 
 def told(check: Check) -> str:
     """A failed check as a reason."""
-    if check.name in (PLACE, FELT) and check.difference is None:
+    if check.name in (PLACE, FELT, EMBEDDED) and check.difference is None:
         return check.detail
     far = "" if check.difference is None else f"off by {check.difference:.2g}"
     return f'"{check.name}" does not hold ({", ".join(filter(None, (far, check.detail)))})'

@@ -18,6 +18,7 @@ from torch import Tensor
 from lcfbench.geometry import Geometry
 from lcfbench.models.capabilities import Capabilities
 from lcfbench.models.kv_cache import KV
+from lcfbench.models.latent import Thought
 from lcfbench.models.layout import Layout, Reading
 from lcfbench.models.padding import Real, pad_left, positions_of, silent_at
 from lcfbench.models.ragged import Piece
@@ -68,6 +69,10 @@ class LanguageModel(Protocol):
         """Rows of the embedding table: a token id must be smaller."""
 
     @property
+    def hidden_size(self) -> int:
+        """Numbers of an input embedding."""
+
+    @property
     def windows(self) -> list[int | None]:
         """The sliding window of each layer in tokens; None where a layer attends everything."""
 
@@ -90,6 +95,13 @@ class LanguageModel(Protocol):
 
         start: rotary position of the first token, a number or (B,). real: False where a token of a row
         is padding, which becomes a silent entry. No logits are computed.
+        """
+
+    def prefill_latent(self, rows: Sequence[Sequence[int]], thought: Thought) -> KV:
+        """Returns the cache after reading each row and `thought.steps` latent steps behind it.
+
+        The rows' entries are those of `prefill`, see `lcfbench.models.latent`. Raises UserError for an
+        empty row.
         """
 
     def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:

@@ -36,6 +36,8 @@ CASES = [
     ("kvcomm", "0,2", SPLIT),
     ("cacheback", "", SHARED),
     ("cacheback", "", SPLIT),
+    ("latentmas", "", SHARED),
+    ("latentmas", "", SPLIT),
     ("lcf", "lcf", SHARED),
     ("lcf", "remap", SHARED),
     ("lcf", "lcfx", SPLIT),
@@ -141,18 +143,22 @@ def test_under_a_control(name, what, documents):
     assert outcomes(method, documents)[0] == before, "the method itself stays as it was"
 
 
+def noting(plain, read):
+    def noted(self, *args):
+        read.append(plain(self, *args))
+        return read[-1]
+
+    return noted
+
+
 @pytest.mark.parametrize("control", ["zero", "noise"])
 @EVERY
 def test_what_is_sent_is_made_from_the_altered_cache(name, what, documents, control, monkeypatch):
     if load_control(control).lacks(method_class(name)):
         pytest.skip("sends no cache")
-    method, read, plain = method_of(name, what), [], ReplacedCacheModel.prefill
-
-    def prefill(self, *args):
-        read.append(plain(self, *args))
-        return read[-1]
-
-    monkeypatch.setattr(ReplacedCacheModel, "prefill", prefill)
+    method, read = method_of(name, what), []
+    for reading in ("prefill", "prefill_latent"):
+        monkeypatch.setattr(ReplacedCacheModel, reading, noting(getattr(ReplacedCacheModel, reading), read))
     _, state, _ = outcomes(load_control(control).wrap(method, seed=0), documents)
     times = 2 if name == "draft_kv" else 1  # what it wrote is read behind the prompt
     assert sum(kv.rows for kv in read) == times * len(documents), (

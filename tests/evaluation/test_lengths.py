@@ -124,6 +124,7 @@ def generated(documents, tokens=9):
 EXACT = [
     *[("receiver", None), ("sharer", None), ("full_context", None), ("kvcomm", None), ("lora", "lora")],
     ("cacheback", None),
+    ("latentmas", None),
     *[("lcf", "lcf"), ("lcf", "remap"), ("c2c", "c2c"), ("c2c", "c2c-remap"), ("single", "lcf")],
     *[("identical", "lcf"), ("prefix", "before"), ("prefix", "after"), ("dense", None)],
 ]
@@ -134,7 +135,7 @@ EXACT = [
 @pytest.mark.parametrize(("name", "kind"), EXACT, ids=[f"{n}-{k}" for n, k in EXACT])
 def test_a_document_fits_into_exactly_the_positions_that_are_run(name, kind, scoring, chat):
     method = method_of(name, kind, chat)
-    shared = name not in ("kvcomm", "cacheback") and not (name == "dense" and not chat)
+    shared = name not in ("kvcomm", "cacheback", "latentmas") and not (name == "dense" and not chat)
     documents = SHARED if shared else SPLIT
     documents = generated(documents) if scoring == "generate" else documents
     for document in documents:
@@ -209,16 +210,16 @@ def test_what_is_read_as_a_note_counts(name):
         method.receiver.model.config.max_position_embeddings = 512
 
 
-@pytest.mark.parametrize("name", ["lcf", "c2c", "kvcomm", "cacheback", "prefix", "dense"])
+@pytest.mark.parametrize("name", ["lcf", "c2c", "kvcomm", "cacheback", "latentmas", "prefix", "dense"])
 def test_the_message_of_another_document_counts(name):
     kind = {"lcf": "lcf", "c2c": "c2c-remap", "prefix": "after"}.get(name)
     method = method_of(name, kind, name == "c2c")
     short, long = SHARED[1], replace(SHARED[0], sharer=replace(SHARED[0].sharer, user="Why? " * 60))
-    if name in ("kvcomm", "cacheback", "dense"):
+    if name in ("kvcomm", "cacheback", "latentmas", "dense"):
         short, long = SPLIT[2], replace(SPLIT[0], sharer=replace(SPLIT[0].sharer, user="Why? " * 60))
     if name == "c2c":  # both models read one text there
         long = replace(long, receiver=long.sharer)
-    lm = method.receiver if name in ("kvcomm", "cacheback", "dense") else method.sharer
+    lm = method.receiver if name in ("kvcomm", "cacheback", "latentmas", "dense") else method.sharer
     lm.model.config.max_position_embeddings = 200
     method.check_length(short, short)
     with pytest.raises(TooLongError):
@@ -401,7 +402,9 @@ def test_bytes_never_let_a_document_pass_that_is_too_long(name, kind, chat):
     """Where tokens are not counted, none is too long: at every limit both ways agree."""
     method = method_of(name, kind, chat)
     documents = (
-        SPLIT if name in ("kvcomm", "cacheback", "excerpt") or (name == "dense" and not chat) else SHARED
+        SPLIT
+        if name in ("kvcomm", "cacheback", "latentmas", "excerpt") or (name == "dense" and not chat)
+        else SHARED
     )
     lms = {id(lm): lm for lm in (method.receiver, method.sharer)}.values()
     pairs = list(zip(documents, documents[1:] + documents[:1], strict=True))

@@ -41,6 +41,8 @@ CASES = [
     ("kvcomm", None, SPLIT),
     ("cacheback", None, SHARED),
     ("cacheback", None, SPLIT),
+    ("latentmas", None, SHARED),
+    ("latentmas", None, SPLIT),
     ("lcf", "lcf", SHARED),
     ("lcf", "lcfx", SPLIT),
     ("c2c", "c2c", SHARED),

@@ -13,18 +13,29 @@ from lcfbench.errors import UserError
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import create
 from lcfbench.methods.needs import check_needs, lacking
-from lcfbench.models.capabilities import CAPABILITIES
+from lcfbench.models.capabilities import CACHE as CACHE_CAPABILITIES
 from lcfbench.models.conformance import conformance
 from tests import helpers
 from tests.models import zoo
 
-CACHE = {"c2c", "cacheback", "dense", "draft_kv", "identical", "kvcomm", "lcf", "prefix", "single"}
+CACHE = {
+    "c2c",
+    "cacheback",
+    "dense",
+    "draft_kv",
+    "identical",
+    "kvcomm",
+    "latentmas",
+    "lcf",
+    "prefix",
+    "single",
+}
 # name → methods that are refused with this model on both sides, and a word of the reason
 REFUSED = {
     "llama": (set(), ""),
     "gemma4": (set(), ""),
     "cohere2": (set(), ""),
-    "qwen3.5": ({"cacheback", "kvcomm"}, "layers 0, 2 keep a recurrent state"),
+    "qwen3.5": ({"cacheback", "kvcomm", "latentmas"}, "layers 0, 2 keep a recurrent state"),
     "gpt2": ({"cacheback", "dense", "draft_kv", "prefix"}, "layer 0's values change with the position"),
     "deepseek-v3": (
         {"cacheback", "dense", "draft_kv", "prefix"},
@@ -106,7 +117,7 @@ def test_a_method_from_elsewhere_that_declares_nothing():
         adapter_kinds: ClassVar[tuple[str, ...]] = ("mine",)
 
     assert Plain.needs_with(None) == {"receiver": (), "sharer": ()}
-    assert Adapted.needs_with(None) == {"receiver": CAPABILITIES}
+    assert Adapted.needs_with(None) == {"receiver": CACHE_CAPABILITIES}
 
 
 def test_a_method_is_not_even_made(checked):

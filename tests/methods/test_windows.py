@@ -35,6 +35,7 @@ METHODS = (
     "kvcomm",
     "kvcomm-some",
     "cacheback",
+    "latentmas",
     "prefix-after",
     "prefix-before",
     "lcf",
@@ -91,6 +92,8 @@ def method_of(name: str, lm: CausalLM) -> tuple[Method, bool]:
     ends = (lm, lm)
     if name.startswith("kvcomm"):
         return create("kvcomm", *ends, None, {"layers": "1,2"} if name == "kvcomm-some" else {}), False
+    if name == "latentmas":
+        return create(name, *ends, None, {"steps": "3"}), False
     if name in ("receiver", "t2t", "cacheback"):
         return create(name, *ends, None, {"budget": "5"} if name == "t2t" else {}), False
     if name == "dense":
