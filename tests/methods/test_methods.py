@@ -51,7 +51,7 @@ ELSEWHERE = {
     "dense": "helpers.py",
     "draft_kv": "helpers.py",
     "prefix": "helpers.py",
-    **dict.fromkeys(("identical", "single", "lora", "answer_letter", "excerpt"), "helpers.py"),
+    **dict.fromkeys(("identical", "single", "lora", "answer_letter", "excerpt", "draft_kv"), "helpers.py"),
 }
 IDS = [f"{m}-{k or 'none'}-{d[0].task}" for m, k, d in CASES]
 
