@@ -13,6 +13,7 @@ from annotated_types import Ge, Le
 
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
+from lcfbench.methods._wire import cache_across
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.latent import Thought
@@ -76,10 +77,12 @@ class LatentMAS(Method):
                 self.check_sent(theirs)
             else:
                 theirs = self.sharer_cache(shared)
+        with batch.clock("message"):
+            sent = cache_across(batch, theirs)
         with batch.clock("prefill"):
             prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
-            state = self.receiver.read(prompts, past=theirs, start=theirs.mask.sum(1))
-        return replace(state, message=self.account(shared, prompts))
+            state = self.receiver.read(prompts, past=sent, start=sent.mask.sum(1))
+        return replace(state, message=batch.counted(self.account(shared, prompts)))
 
     def account(self, shared: list[Prompt], prompts: list[Prompt]) -> Message:
         """Returns the sizes: every entry of the prompt and of the steps, in all layers."""
