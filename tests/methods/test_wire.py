@@ -52,6 +52,7 @@ CASES = [
     ("draft_kv", "draft_kv", SHARED, {}),
     ("kvcomm", None, SPLIT, {}),
     ("kvcomm", None, SPLIT, {"layers": "0,2"}),
+    ("latentmas", None, SPLIT, {"steps": "2"}),
 ]
 RANDOM = {"dense": random_dense, "prefix": random_prefix, "draft_kv": random_draft}
 NAMES = [
@@ -72,7 +73,7 @@ def ends():
 
 
 def made(ends, name, kind, options):
-    if name == "kvcomm":
+    if name in ("kvcomm", "latentmas"):
         return create(name, ends[0], ends[0], options=options)
     if kind in RANDOM:
         return create(name, *ends, RANDOM[kind](ends, **options))
