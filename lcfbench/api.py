@@ -107,7 +107,7 @@ class Results:
         return files
 
     def plot_rate(self, folder: Path | str = ".", *, task: str = "", pair: str = "") -> list[Path]:
-        """Draws matched − deranged with its interval against message bytes, as the shell does.
+        """Draws content P with its interval against message bytes, as the shell does.
 
         task, pair: names, empty for all. Returns the files. Raises UserError for names that no run has.
         """

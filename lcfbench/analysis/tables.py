@@ -38,7 +38,8 @@ SHORT = {  # a term that a table may show → what it says below
     "orf": "orf: right when either model alone is right",
     "95 %": "95 %: interval over documents",
     "gain G": "gain G: points above the receiver alone",
-    "content P": "content P: points above the same method with another document's message",
+    "content P": "content P: points above the same method with another document's message "
+    "(or zeros, noise, none where that was run and scores better)",
     "p": "p: chance of such a P by luck, corrected for all lines",
     "B − A": "B − A: points, on the documents that both have",
     "Holm": "Holm: p corrected for the number of lines",
@@ -57,7 +58,8 @@ SUMMARY_LEGEND = (
 )
 VERDICT_LEGEND = (
     "score: mean with the document's own message. gain G: matched minus the receiver alone. content P: "
-    "matched minus deranged (another document's message). Both in points with 95 % intervals over the "
+    "matched minus deranged (another document's message), or minus zero, noise or silent where that was run "
+    "and scores better. Both in points with 95 % intervals over the "
     "documents that both runs have. p: the chance of such a P, or a larger one, if the message did not "
     "matter; corrected after Holm over all verdicts shown, because among many lines some look good by luck. "
     "communicates: P is surely above 0; misleads: below 0; adapts only, does not communicate: P is surely "

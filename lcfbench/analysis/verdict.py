@@ -3,7 +3,8 @@
     from lcfbench.analysis.verdict import verdict
     verdict([1, 1, 0, 1] * 50, [1, 0, 0, 0] * 50).text
 
-content P: matched − deranged (the same documents with another document's message). gain G: matched
+content P: matched − the worst control: deranged (the same documents with another document's message), or
+zero, noise or silent where that was run too and scores better. gain G: matched
 − the receiver alone. A gain without content is adaptation of the receiver, not communication.
 Content below 0 is a message that misleads: the answers do depend on it. That nothing is
 communicated is said only where content is shown to be equivalent to none.
@@ -105,7 +106,7 @@ class _Chances(NamedTuple):
 class Weighed(NamedTuple):
     """One run's evidence without its scores: of thousands of runs these are in memory together.
 
-    counts: of matched − deranged; None where they were not compared. alone: p-values before correction.
+    counts: of matched − the worst control; None where none was compared. alone: p-values before correction.
     """
 
     counts: Counts | None

@@ -418,7 +418,7 @@ def plot_rate(
         typer.Option("--out", help="Folder for rate.png and rate.svg. [default: beside the first argument]"),
     ] = None,
 ) -> None:
-    """What messages are worth by their size: matched − deranged with its interval against message bytes.
+    """What messages are worth by their size: content P with its interval against message bytes.
 
     The points of one method are joined in order of bytes; `run --wire native,int8,int4` makes several.
     """

@@ -6,7 +6,7 @@ A record lies at `data/<task>/<developer>/<model>/<uuid>.json`, its rows beside 
 alone has its own id. A pair has one of its own, `lcfbench/RECEIVER+SHARER.METHOD`: its score is not the
 receiver's; both models, the method and the adapter stand in `model_info.additional_details`. A run under
 a control is a collection of its own (`<task>-deranged`) and its evaluation is named
-so: it is never the model's score. Content P = matched − deranged stands in `score_details.details`.
+so: it is never the model's score. Content P = matched − the worst control stands in `score_details.details`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,16 @@ ALONE = {"receiver": 0, "full_context": 0, "sharer": 1}  # methods in which one 
 UNKNOWN, RIGHT = "unknown", 1.0
 UNPORTABLE = re.compile(r'[<>:"/\\|?*\x00-\x1f]+')
 OF_A_ROW = (*"mode control sharer message_from message_text message_bytes sharer_prompt".split(),)
-CONTENT = ("content", "content_low", "content_high", "content_n", "matched_score", "deranged_score")
+CONTENT = (
+    "content",
+    "content_low",
+    "content_high",
+    "content_n",
+    "matched_score",
+    "deranged_score",
+    "worst_control",
+    "worst_score",
+)
 
 
 @dataclass(frozen=True)

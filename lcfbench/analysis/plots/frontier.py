@@ -24,7 +24,7 @@ from lcfbench.analysis.plots.published import published as published_numbers
 from lcfbench.analysis.plots.scales import PANELS, Panel, Point, counts, front, joined, positions
 from lcfbench.analysis.summary import ALONE, GROUP, SHOWN
 from lcfbench.analysis.tables import known, reliable, to_csv
-from lcfbench.analysis.verdict import LABELS
+from lcfbench.analysis.verdict import LABELS, SENT
 from lcfbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -279,8 +279,13 @@ def _sentences(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:
     found = []
     tested = [line for line in lines if line["verdict"] in SENTENCES]
     for line in tested if len(tested) <= CROWD else ():
-        own, other = (f"{100 * line[f'{name}_score']:.1f} %" for name in ("matched", "deranged"))
-        facts = f"{own} with its own message, {other} with another document's"
+        control = line.get("worst_control") or "deranged"
+        own, other = (
+            f"{100 * x:.1f} %"
+            for x in (line["matched_score"], line.get("worst_score", line["deranged_score"]))
+        )
+        with_other = "another document's" if control == "deranged" else SENT[control]
+        facts = f"{own} with its own message, {other} with {with_other}"
         words = {"label": line["short"], "n": f"n={line['content_n']:.0f}", "facts": facts}
         words["text"] = line["verdict_text"]
         found.append((line["verdict"], SENTENCES[line["verdict"]].format(**words)))

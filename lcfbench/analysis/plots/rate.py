@@ -3,8 +3,9 @@
     from lcfbench.analysis.plots.rate import plot
     plot(summarise(read_run_groups(paths).groups), Path("results"))
 
-P is matched − deranged, paired over documents: points that a document's own message adds over another
-one's. The points of one method are joined in order of bytes. The same summary gives the same bytes.
+P is that of the verdict, paired over documents: points that a document's own message adds over another
+one's, or over zeros, noise or none where that scores better. The points of one method are joined in order
+of bytes. The same summary gives the same bytes.
 """
 
 from __future__ import annotations
@@ -112,5 +113,5 @@ def _panel(axes: Axes, lines: list[dict[str, Any]], colours: dict[str, str]) -> 
     count = sorted({int(line["content_n"]) for line in lines})
     of = f"n={count[0]:,}" if len(count) == 1 else f"n={count[0]:,} to {count[-1]:,}"
     axes.set_xlabel(f"{AXES['bytes'].label}; bars: 95 % intervals, {of}", size=10)
-    axes.set_ylabel("P: matched − deranged, points")
+    axes.set_ylabel("content P, points")
     axes.legend(frameon=False, fontsize=10, loc="best")

@@ -84,7 +84,11 @@ def verdicts(source: Source) -> Table:
         Head("deranged %", True, "score with the message of another document"),
         Head("receiver %", True, "score of the receiver alone"),
         Head("gain G", True, "matched − receiver alone, points, with its 95 % interval"),
-        Head("content P", True, "matched − deranged, points, with its 95 % interval"),
+        Head(
+            "content P",
+            True,
+            "matched − the best of deranged, zero, noise and silent, points, with its 95 % interval",
+        ),
         Head("p (Holm)", True, "of content, corrected over all verdicts shown"),
         Head("adapter MB", True, "size of the trained module as saved, 10⁶ bytes"),
         Head("message bytes", True, "median over documents"),
