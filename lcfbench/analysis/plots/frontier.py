@@ -279,12 +279,12 @@ def _sentences(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:
     found = []
     tested = [line for line in lines if line["verdict"] in SENTENCES]
     for line in tested if len(tested) <= CROWD else ():
-        control = line.get("worst_control") or "deranged"
+        control = str(line.get("worst_control"))
         own, other = (
             f"{100 * x:.1f} %"
             for x in (line["matched_score"], line.get("worst_score", line["deranged_score"]))
         )
-        with_other = "another document's" if control == "deranged" else SENT[control]
+        with_other = SENT[control] if control in SENT and control != "deranged" else "another document's"
         facts = f"{own} with its own message, {other} with {with_other}"
         words = {"label": line["short"], "n": f"n={line['content_n']:.0f}", "facts": facts}
         words["text"] = line["verdict_text"]
