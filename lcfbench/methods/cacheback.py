@@ -17,6 +17,7 @@ from annotated_types import Ge
 from lcfbench.errors import UserError
 from lcfbench.methods import _cacheback_scores as scored
 from lcfbench.methods._lengths import check_room
+from lcfbench.methods._one_model import check_one_model
 from lcfbench.methods._wire import cache_across
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.capabilities import Capability
@@ -54,12 +55,7 @@ class CacheBack(Method):
     }
 
     def __post_init__(self) -> None:
-        mine, theirs = self.receiver, self.sharer
-        if theirs is not mine and (mine.geometry != theirs.geometry or mine.revision != theirs.revision):
-            raise UserError(
-                f"cacheback needs one model on both sides, not {mine.name} and {theirs.name}.",
-                f"Use --pair {mine.name}:{mine.name}.",
-            )
+        check_one_model("cacheback", self.receiver, self.sharer)
         if self.ratio is not None and self.budget is not None:
             raise UserError(
                 f"ratio={self.ratio:g} and budget={self.budget} both say how much is kept.",

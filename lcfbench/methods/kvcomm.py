@@ -14,6 +14,7 @@ from annotated_types import Ge, Le
 from lcfbench.errors import UserError
 from lcfbench.methods._kvcomm_scores import best, importance, parse_layers, scores
 from lcfbench.methods._lengths import check_room
+from lcfbench.methods._one_model import check_one_model
 from lcfbench.methods._wire import cache_across
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.capabilities import Capability
@@ -51,12 +52,8 @@ class KVComm(Method):
     }
 
     def __post_init__(self) -> None:
-        mine, theirs = self.receiver, self.sharer
-        if theirs is not mine and (mine.geometry != theirs.geometry or mine.revision != theirs.revision):
-            raise UserError(
-                f"kvcomm needs one model on both sides, not {mine.name} and {theirs.name}.",
-                f"Use --pair {mine.name}:{mine.name}.",
-            )
+        check_one_model("kvcomm", self.receiver, self.sharer)
+        mine = self.receiver
         if not 0 <= self.alpha <= 1 or self.prior_width <= 0 or self.last < 0:
             raise UserError(
                 f"alpha={self.alpha}, prior_width={self.prior_width}, last={self.last}.",

@@ -13,6 +13,7 @@ from annotated_types import Ge, Le
 
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
+from lcfbench.methods._one_model import check_one_model
 from lcfbench.methods._wire import cache_across
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.capabilities import Capability
@@ -44,12 +45,7 @@ class LatentMAS(Method):
     }
 
     def __post_init__(self) -> None:
-        mine, theirs = self.receiver, self.sharer
-        if theirs is not mine and (mine.geometry != theirs.geometry or mine.revision != theirs.revision):
-            raise UserError(
-                f"latentmas needs one model on both sides, not {mine.name} and {theirs.name}.",
-                f"Use --pair {mine.name}:{mine.name}.",
-            )
+        check_one_model("latentmas", self.receiver, self.sharer)
         if not 0 <= self.steps <= MOST_STEPS or not 1e-12 <= self.ridge <= 1e6:
             raise UserError(
                 f"steps={self.steps}, ridge={self.ridge}.",

@@ -68,7 +68,7 @@ def unpack(data: bytes) -> dict[str, Tensor]:
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(
             f"a message cannot be read ({' '.join(str(error).split())[:120]}).",
-            "Its file was changed or cut; run again with --keep-messages.",
+            "Its bytes were changed or cut on the way; run again.",
         ) from error
 
 
