@@ -235,7 +235,6 @@ class Trainer:
                 self.step += 1
                 seconds = time.perf_counter() - began - evaluating
                 self.report((self.step - first) * r.batch_size / seconds)
-                self.whole = True
                 judged = bool(self.owing)
                 if judged:
                     started = time.perf_counter()
@@ -369,16 +368,21 @@ class Trainer:
             ) from error
 
     def report(self, rate: float) -> None:
-        """Reports one step: means over the adapters. rate: examples per second."""
+        """Records one step, which is whole then, and reports it: means over the adapters.
+
+        rate: examples per second.
+        """
         if self._log is None:
+            self.whole = True
             return
         some = [one for one in self.trainings if one.steps_done == self.step] or self.trainings
         gates = [one.adapter.gate_logit for one in some]
         opened, count = sum(int((g > 0).sum()) for g in gates), sum(g.numel() for g in gates)
         loss, right = (sum(one.last[name] for one in some) / len(some) for name in ("loss", "tokens_right"))
-        self.progress.step(self.step, self.steps, loss, right, opened, count, rate)
         values = {"examples_per_s": rate, "gates_open": opened, "processes": self.group.count}
         self._log.add("", self.step, values)
+        self.whole = True
+        self.progress.step(self.step, self.steps, loss, right, opened, count, rate)
 
     # -- choosing and keeping ---------------------------------------------------------------------
 
@@ -398,7 +402,7 @@ class Trainer:
                         points, self.scores(trainings, name, task, documents), strict=True
                     ):
                         point |= scores
-            self.whole = False
+            self.whole, said = False, []
             for one, point in zip(trainings, points, strict=True):
                 one.adapter.train()
                 if one.failed:
@@ -406,12 +410,14 @@ class Trainer:
                 one.judge(point)
                 scores = {k: v for k, v in point.items() if "/" in k}
                 shown = ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
-                self.progress.say(f"step {self.step}, dev, {one.spec.label}: {shown}")
+                said.append(f"step {self.step}, dev, {one.spec.label}: {shown}")
                 if self._log is not None:
                     self._log.add(one.spec.label, self.step, scores)
                     self.track(one.spec.label, scores, self.step)
                     self._log.seal()
             self.whole = True
+            for text in said:
+                self.progress.say(text)
         failed = self.group.share([one.failed for one in self.trainings])
         for one, why in zip(self.trainings, failed, strict=True):
             one.failed = why
