@@ -60,6 +60,7 @@ LINES = [
     Line("report results journals -o out/r.html", RUNS, slow=False),
     Line("report results --markdown -o out/r.md", "results/{lcf}", slow=False),
     Line("plot frontier results journals --out out", RUNS, slow=False),
+    Line("plot rate results --out out", RUNS, slow=False),
     Line("plot training adapters/lcf --out out", "adapters/lcf", slow=False),
     Line(f"bench {GRID} --out out/b.json", "models/sharer adapters/lcf"),
     Line("ls runs --out results", "results/{lcf}", good="receiver", slow=False),
