@@ -34,7 +34,7 @@ IDENTITY_FIELDS = frozenset(
 )
 OTHER_FIELDS = frozenset(
     "quick latency_documents max_failed require_proof out offline fresh wait train train_options tracker "
-    "processes on gpus_per_worker only shard".split()
+    "processes on gpus_per_worker only shard keep_messages".split()
 )
 # Parts of an identity that depend on the machine, or on the day; a run's key has none of them.
 OF_THE_MACHINE = frozenset("dtype device attention quantisation versions prompts_sha256 date".split())

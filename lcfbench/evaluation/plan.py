@@ -155,6 +155,9 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
 
     Raises UserError where an adapter is missing, cannot be read, or has no use.
     """
+    if recipe.keep_messages and not any(method_class(name).sends for name in recipe.methods):
+        what = f"--keep-messages: {', '.join(recipe.methods)} sends no message, so none can be kept."
+        raise UserError(what, "Leave it out, or add a method that sends one (`lcfbench ls methods`).")
     given, names = [find_adapter(place) for place in recipe.adapter], split_pair(recipe.pair)
     asked = options_of(recipe.mode, recipe.options)
     every = [

@@ -159,6 +159,11 @@ class Recipe(Settings):
         description="Send messages as bytes and read them back before they are used, a run for each form: "
         "native (exact), bf16, fp8, int8, int4; none: they are handed over, and their size is counted.",
     )
+    keep_messages: bool = Field(
+        False,
+        description="Store every message that crossed beside the rows, in RUN/messages; without --wire they "
+        "cross as native.",
+    )
     latency_documents: int = Field(
         5, ge=0, le=MOST, description="Documents that are also timed alone, warm, for the latency columns."
     )
@@ -266,6 +271,14 @@ class Recipe(Settings):
         if given.get("quick") is True:
             return {"control": ["matched"], "limit": QUICK_LIMIT, **given}
         return {"control": ["matched"], **given} if str(given.get("limit")) == "1" else given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bytes(cls, given: Any) -> Any:
+        """Messages that are kept cross as bytes, exactly where no form is named."""
+        if isinstance(given, dict) and given.get("keep_messages") is True and not given.get("wire"):
+            return {**given, "wire": ["native"]}
+        return given
 
     @model_validator(mode="after")
     def _training(self) -> Recipe:

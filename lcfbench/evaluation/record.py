@@ -14,10 +14,13 @@ from lcfbench.errors import UserError
 from lcfbench.evaluation.gathering import summary_of
 from lcfbench.evaluation.identity import why_another
 from lcfbench.evaluation.recipe import Recipe
+from lcfbench.evaluation.rows import MESSAGE
+from lcfbench.files import check_room
 from lcfbench.ownership import HeldError, when_free
 from lcfbench.progress import Follower, Progress
 from lcfbench.results.gathering import drop_shards, gather, is_sealed, remove_shards
 from lcfbench.results.manifest import Manifest
+from lcfbench.results.messages import KeptMessage
 from lcfbench.results.shards import Shard, shards_of
 from lcfbench.results.validation import documents_sha256
 from lcfbench.results.writer import RunWriter, run_id_of
@@ -111,6 +114,7 @@ class Record:
         self.asked, self.recipe, self.progress = asked, recipe, progress
         self.title, self.tally, self.finished = asked.title, Tally(), False
         self.shard = Shard.parse(recipe.shard) if recipe.shard else None
+        self._has_room = False  # for the messages that are kept
 
     def open(self, later: bool = False) -> None:
         """Begins the run's folder, or goes on with it where it was. Raises UserError.
@@ -129,6 +133,10 @@ class Record:
         self._timed = (
             set((asked.whole or asked.documents)[: recipe.latency_documents]) & self.todo if later else set()
         )
+        if recipe.keep_messages and (gone := self.writer.lacking_messages()):
+            self.writer.close()
+            what = f"{asked.run_id}: {gone:,} documents have answers from messages that were not kept."
+            raise UserError(what, "Add --fresh to answer them again, or leave out --keep-messages.")
         if asked.too_long and not self.writer.complete:
             first = next(iter(asked.too_long.values()))
             count = f"{len(asked.too_long):,} of {len(asked.documents):,}"
@@ -187,12 +195,24 @@ class Record:
             self.progress.follow(self.title, self.writer.folder)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Writes a document's row. Raises UserError where it cannot be written."""
+        """Writes a document's row, its message first. Raises UserError where one cannot be written."""
+        row = dict(row)
+        if (message := row.pop(MESSAGE, None)) is not None:
+            self._keep(message)
         self.writer.append(row)
         self.todo.discard(row["doc_hash"])
         self.score, self.count = self.score + float(row["score"]), self.count + 1
         if row["doc_hash"] in self._timed and row.get("error") is None:
             self.kept[row["doc_hash"]] = row
+
+    def _keep(self, message: KeptMessage) -> None:
+        """Stores a message. Raises UserError, at the first, where the disk has no room for those of all."""
+        if not self._has_room:  # the longest documents come first
+            need = len(self.todo) * sum(map(len, message.packets))
+            what = f"keeping the messages of {len(self.todo):,} documents (--keep-messages)"
+            check_room(self.writer.folder, need, what, "give --limit, or --out")
+            self._has_room = True
+        self.writer.keep(message)
 
     def complete_row(self, name: str, latency: Mapping[str, float]) -> None:
         """Writes a kept row again, with its latency: the later row of a document counts."""

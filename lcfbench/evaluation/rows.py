@@ -7,10 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lcfbench.errors import StopRunError
 from lcfbench.methods.base import Method
 from lcfbench.models.protocol import State
+from lcfbench.results.messages import KeptMessage, spans_of
 from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt
 from lcfbench.tasks.task import Outcome, Task
+
+MESSAGE = "kept_message"  # beside the columns of a row, a `KeptMessage` on its way to the run's folder
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,34 @@ class Rows:
         both = (("message", document), ("text", document.rival))
         won = [who for who, asked in both if self.task.score(asked, outcome)[metric] > 0]
         return {"conflict_winner": won[0] if len(won) == 1 else "neither"}
+
+    def kept(self, document: Document, sender: Document, state: State, at: range) -> KeptMessage | None:
+        """A document's message as it is stored; None where nothing was sent.
+
+        Raises StopRunError where it is sent and not as bytes.
+        """
+        message = state.message
+        if message.packets is None:
+            if not any(message.wire_bytes[k] for k in at):
+                return None
+            what = f"method {type(self.method).__name__} hands its message over and makes no bytes of it"
+            raise StopRunError(f"{what}, so --keep-messages has none to store.", "Leave it out.")
+        about: dict[str, Any] = {
+            "doc_id": document.doc_id,
+            "doc_hash": document.hash,
+            "message_from": sender.hash,
+            "text": message.texts is not None,
+        }
+        if message.kept is not None and message.read is not None:
+            about["spans"] = [self._spans(message.read[k], message.kept[k]) for k in at]
+        return KeptMessage(tuple(message.packets[k] for k in at), about)
+
+    def _spans(self, read: Prompt, kept: Sequence[int]) -> list[dict[str, Any]]:
+        """The spans of the sharer's prompt whose entries are sent, as places of tokens and as text."""
+        tokenizer = self.method.sharer.tokenizer
+        return [
+            {"start": a, "stop": b, "text": tokenizer.decode(list(read.ids[a:b]))} for a, b in spans_of(kept)
+        ]
 
     def row(
         self, document: Document, state: State, outcome: Outcome, answer_tokens: int, at: range

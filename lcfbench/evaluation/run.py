@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from lcfbench.evaluation.answer import answer, answer_texts
 from lcfbench.evaluation.identity import BEHAVIOUR, chat_facts, key_of, plugins_of, prompt_facts, versions
 from lcfbench.evaluation.parts import batch_of, row_places, together
 from lcfbench.evaluation.record import Asked, Tally
-from lcfbench.evaluation.rows import Rows
+from lcfbench.evaluation.rows import MESSAGE, Rows
 from lcfbench.evaluation.session import Session
 from lcfbench.evaluation.variants import Variant
 from lcfbench.methods._lengths import too_long
@@ -28,6 +29,7 @@ from lcfbench.models.finite import NotFiniteError, first_place
 from lcfbench.models.memory import device_named, peak_memory_bytes, reset_peak_memory
 from lcfbench.models.protocol import State
 from lcfbench.models.timing import PHASES, Clock
+from lcfbench.results.messages import KeptMessage
 from lcfbench.sources.models import labels
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.stock import StockTask
@@ -278,6 +280,9 @@ class Run:
             ]
             for row, d, outcome in zip(rows, documents, outcomes, strict=True):
                 row |= self.rows.conflict(d, outcome)
+            if self.session.recipe.keep_messages:
+                for row, d, at in zip(rows, documents, places, strict=True):
+                    row[MESSAGE] = self._kept(d, state, at)
             self.tally.ties += sum(
                 d.hash in todo and tied(o) for d, o in zip(documents, outcomes, strict=True)
             )
@@ -312,6 +317,13 @@ class Run:
         for document, row in sorted(new, key=lambda pair: pair[0].hash in self.timed):  # the untimed first
             timed = self.latency(document) if document.hash in self.timed else {}
             yield self._whole(document, row | timed)
+
+    def _kept(self, document: Document, state: State, at: range) -> KeptMessage | None:
+        found = self.rows.kept(document, self.message_from[document.hash], state, at)
+        if found is None:
+            return None
+        own = {name: self.identity[name] for name in ("mode", "task", "control", "seed", "wire")}
+        return replace(found, about={**own, **found.about})
 
     def _batch(self, documents: Sequence[Document], clock: Clock) -> Batch:
         return batch_of(documents, [self.message_from[d.hash] for d in documents], clock, self.variant.wire)

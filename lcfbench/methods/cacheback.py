@@ -179,6 +179,7 @@ class CacheBack(Method):
             read=shared,
             request_bytes=[len(question_of(d).encode()) * self.asks for d in batch.documents],
             token_bytes=[k * width for k in kept],
+            kept=[list(each) for each in places],
         )
 
 

@@ -196,6 +196,7 @@ class Message:
     read: the prompts that the sharer read. packets: the bytes that crossed, empty where none did; None
     where nothing was sent as bytes. request_bytes: what the receiver sent first, if it asks.
     token_bytes: of the ids of the tokens whose entries are sent, from which they could be read anew.
+    kept: which tokens of the sharer's prompts have entries in the message, where it is a choice of them.
     """
 
     wire_bytes: list[int]
@@ -207,6 +208,7 @@ class Message:
     packets: list[bytes] | None = None
     request_bytes: list[int] | None = None
     token_bytes: list[int] | None = None
+    kept: list[list[int]] | None = None
 
     @classmethod
     def none(cls, rows: int) -> Message:

@@ -23,6 +23,7 @@ from lcfbench.ownership import HeldError
 from lcfbench.provenance import digest
 from lcfbench.results.finding import is_run
 from lcfbench.results.manifest import Manifest, read_manifest
+from lcfbench.results.messages import copy_message
 from lcfbench.results.reader import read_place
 from lcfbench.results.schema import COLUMNS, SAMPLES
 from lcfbench.results.shards import SHARDS, is_shard, shards_of
@@ -242,7 +243,8 @@ def _merge(out: Path, parts: Sequence[Part], covered: bool, summary: Summary) ->
         begun = [part.manifest.started_at for part in parts if part.manifest.started_at]
         ordered = sorted(sessions.values(), key=lambda s: str(s.get("at")))
         writer.record(sessions=ordered, together=together, **({"started_at": min(begun)} if begun else {}))
-        for row in _best(parts, writer.folder, writer.done):
+        for row, folder in _best(parts, writer.folder, writer.done):
+            copy_message(folder, writer.folder, row["doc_hash"])
             writer.adopt(row)
         if not covered:
             writer.interrupt()
@@ -274,18 +276,26 @@ def _sessions(part: Part) -> list[dict[str, Any]]:
     return [session.model_dump(mode="json", exclude_unset=True) for session in part.manifest.sessions]
 
 
-def _best(parts: Sequence[Part], target: Path, done: set[str]) -> list[dict[str, Any]]:
-    """The rows that a run's folder lacks: of each document the first with an answer, else the first."""
-    best: dict[str, dict[str, Any]] = {}
+def _best(parts: Sequence[Part], target: Path, done: set[str]) -> list[tuple[dict[str, Any], Path]]:
+    """The rows that a run's folder lacks: of each document the first with an answer, else the first.
+
+    With the folder that each comes from.
+    """
+    best: dict[str, tuple[dict[str, Any], Path]] = {}
     failed = set()
     for part in parts:
         for row in part.table.to_pylist():
             name = row["doc_hash"]
             if part.folder == target:
                 failed.add(name)
-            elif name not in done and (name not in best or best[name]["error"] is not None is row["error"]):
-                best[name] = row
-    return [row for name, row in best.items() if row["error"] is None or name not in failed]
+            elif name not in done and (name not in best or _better(row, best[name][0])):
+                best[name] = row, part.folder
+    return [each for name, each in best.items() if each[0]["error"] is None or name not in failed]
+
+
+def _better(row: Mapping[str, Any], than: Mapping[str, Any]) -> bool:
+    """Whether a row has an answer and another one of its document has none."""
+    return than["error"] is not None and row["error"] is None
 
 
 def drop_shards(run: Path) -> None:

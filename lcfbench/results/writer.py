@@ -33,6 +33,7 @@ from lcfbench.errors import UserError
 from lcfbench.files import LOCK, now, remove_stale, write, writing
 from lcfbench.provenance import digest as digest_of
 from lcfbench.results.manifest import MANIFEST, Manifest, read_manifest
+from lcfbench.results.messages import forget_messages, keep_message, kept_names
 from lcfbench.results.reader import READ_ERRORS, check_scores, has_journal, read_table
 from lcfbench.results.schema import (
     COLUMNS,
@@ -52,6 +53,7 @@ from lcfbench.results.validation import altered_rows, columns_sha256, damage, do
 
 if TYPE_CHECKING:
     from lcfbench.ownership import Owner
+    from lcfbench.results.messages import KeptMessage
 
 SYNC_SECONDS = 1.0  # a killed process loses nothing; a power cut at most this much
 
@@ -142,6 +144,7 @@ class RunWriter:
                 manifest.write(folder)
                 if fresh:
                     (folder / SAMPLES).unlink(missing_ok=True)
+                    forget_messages(folder)
                 journal = _open_journal(owner, folder / JOURNAL, fresh)
             writer = cls(folder, manifest, (owner, journal), found.scores)
             writer.warnings, writer._documents = found.warnings, asked
@@ -201,6 +204,24 @@ class RunWriter:
                 self._synced = time.monotonic()
         if whole.get("error") is None:
             self.done.add(whole["doc_hash"])
+
+    def keep(self, message: KeptMessage) -> None:
+        """Stores a document's message, before its row. Raises UserError where it cannot be written."""
+        assert self._owned is not None, "this run is closed"
+        self._owned[0].confirm()
+        keep_message(self.folder, message)
+
+    def lacking_messages(self) -> int:
+        """Counts the documents that have an answer from a message that is not kept."""
+        if not self.done:
+            return 0
+        names = ("doc_hash", "message_bytes", "error")
+        rows = read_table(self.folder, names, [], self.run_id).to_pylist()
+        kept = kept_names(self.folder)
+        return sum(
+            bool(row["message_bytes"]) and row["error"] is None and row["doc_hash"] not in kept
+            for row in rows
+        )
 
     def metrics(self) -> list[dict[str, Any] | None]:
         """The recorded scores of every document in order; None for one that failed.
