@@ -40,7 +40,7 @@ def derived_lines(
 
     together: dict[str, dict[str, list[tuple[RunGroup, dict[str, Any]]]]] = {}
     for group, line in found:
-        if group.mode in ("receiver", "sharer"):
+        if group.mode in ("receiver", "sharer") and group.control == "matched":
             key = repr([group.pair, group.task, group.scoring, asked(group)])
             together.setdefault(key, {}).setdefault(group.mode, []).append((group, line))
     lines = []
@@ -71,7 +71,7 @@ def derived_lines(
                 "reliable": other is not None,
             }
             | {"n": got.n, "errors": 0, "sends": False, "score": got.value, "low": got.low, "high": got.high}
-            | {"ttft_n": 0, "ttea_n": 0, "adapter_params": 0, "message_bytes": math.nan}
+            | {"ttft_n": 0, "ttea_n": 0, "won_n": 0, "adapter_params": 0, "message_bytes": math.nan}
             | {"gain": gain.value, "gain_low": low, "gain_high": high, "gain_n": gain.n}
             | {"verdict": DERIVED, "verdict_text": f"{EITHER}; not computed: {why}" if why else EITHER}
         )

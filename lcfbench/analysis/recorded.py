@@ -33,7 +33,8 @@ TYPICAL = tuple(
 )
 ROLES = ("receiver", "sharer")
 PROMPTS = (*(f"{role}_prompt_sha256" for role in ROLES), "message_text")
-COLUMNS = (*NAMES, "doc_hash", "score", "error", "parsed", *TIMED, *TYPICAL)
+WINNERS = ("message", "text", "neither")  # whose value was answered under control conflict
+COLUMNS = (*NAMES, "doc_hash", "score", "error", "parsed", "conflict_winner", *TIMED, *TYPICAL)
 
 
 _ARRAYS: WeakValueDictionary[bytes, np.ndarray] = WeakValueDictionary()
@@ -120,7 +121,8 @@ class Recorded:
     codes: (n,) uint64, one a row, equal where the document is; scores: (n,), failed ones 0; failed:
     (n,) bool; hashes: (n,) strings. usable: whether no more failed than the run's --max-failed.
     unparsed: answers that could not be read, None where the rows do not say. sends: whether its method
-    sends anything. timed: column → (codes, milliseconds) of the documents timed alone. subjects: mean
+    sends anything. won: (n,) the place in `WINNERS` of who won a conflict, −1 where the row does not say;
+    None where none does. timed: column → (codes, milliseconds) of the documents timed alone. subjects: mean
     score and number of documents of each, where the task has subjects.
     """
 
@@ -133,6 +135,7 @@ class Recorded:
     usable: bool
     unparsed: int | None
     sends: bool
+    won: np.ndarray | None
     timed: Mapping[str, tuple[np.ndarray, np.ndarray]]
     typical: Mapping[str, float]
     mean_amortized_ms: float
@@ -222,12 +225,24 @@ def read_run(run_id: str, table: pa.Table, manifest: Manifest, subject: str = ""
         not manifest.too_many(*counts),
         unparsed,
         sends,
+        _winners(table),
         timed,
         typical,
         amortized,
         prompts,
         _subjects(table),
     )
+
+
+def _winners(table: pa.Table) -> np.ndarray | None:
+    """(n,) int8, the place in `WINNERS` of who won, −1 where a row does not say; None where none does."""
+    import numpy as np
+
+    if table["conflict_winner"].null_count == table.num_rows:
+        return None
+    places = {name: place for place, name in enumerate(WINNERS)}
+    told = table["conflict_winner"].to_pylist()
+    return shared(np.array([places.get(name, -1) for name in told], dtype=np.int8))
 
 
 def _subjects(table: pa.Table) -> dict[str, tuple[float, int]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.naming import labels
-from lcfbench.analysis.recorded import COLUMNS, NAMES, PROMPTS, Packed, Recorded, read_run, shared
+from lcfbench.analysis.recorded import COLUMNS, NAMES, PROMPTS, WINNERS, Packed, Recorded, read_run, shared
 from lcfbench.analysis.recorded import by_subject as subjects_of
 from lcfbench.provenance import digest
 from lcfbench.results.manifest import Manifest
@@ -145,6 +145,20 @@ class RunGroup:
 
         codes, values = zip(*(run.timed[column] for run in self.runs), strict=True)
         return _means(np.concatenate(codes), np.concatenate(values))
+
+    def won(self, winner: str) -> np.ndarray:
+        """Returns (n,) for each document that says who won its conflict, how often `winner` did.
+
+        winner: one of `WINNERS`. Under several seeds a document's is the mean; empty where none says.
+        """
+        import numpy as np
+
+        codes, values = [np.zeros(0, np.uint64)], [np.zeros(0)]
+        for run in self.runs:
+            if run.won is not None:
+                codes.append(run.codes[run.won >= 0])
+                values.append((run.won[run.won >= 0] == WINNERS.index(winner)).astype(float))
+        return _means(np.concatenate(codes), np.concatenate(values))[1]
 
     def prompts(self, role: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns codes of documents and of their prompts, where they were read and recorded."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lcfbench.analysis.families import members
 from lcfbench.analysis.orf import DERIVED, derived_lines
+from lcfbench.analysis.recorded import WINNERS
 from lcfbench.analysis.run_groups import (
     OF_THE_SEED,
     RunGroup,
@@ -42,6 +43,8 @@ COLUMNS = tuple(
     gain gain_low gain_high gain_n content content_low content_high content_n matched_score deranged_score
     worst_control worst_score
     p p_holm p_equivalence detectable family verdict verdict_text note reliable
+    won_message won_message_low won_message_high won_text won_text_low won_text_high
+    won_neither won_neither_low won_neither_high won_n
     flops short series place whole pruned""".split()
 )
 # what may change a computed number without changing the question
@@ -66,9 +69,11 @@ def summarise(groups: Sequence[RunGroup], delta: float = DELTA) -> pd.DataFrame:
     (over the deranged run): paired over the documents both have. `verdict`, `verdict_text`: see
     verdict.py, "" where nothing is sent; `p_holm` is corrected over the `family` of all verdicts in
     this summary. `reliable`: false where more than `MOST_FAILED` of the documents failed, so that the
-    score says little of the method. `flops`: median over documents. `short`, `series`, `place`, `whole`,
-    `pruned`: the line that the group belongs to in a figure (families.py). delta:
-    contents smaller than this count as none.
+    score says little of the method. `won_message`, `won_text`, `won_neither`: under control conflict the
+    shares of the `won_n` documents whose answer is the message's, the receiver's own text's, or neither's
+    value, each with its 95 % interval; NaN under other controls. `flops`: median over
+    documents. `short`, `series`, `place`, `whole`, `pruned`: the line that the group belongs to in a
+    figure (families.py). delta: contents smaller than this count as none.
     """
     import pandas as pd
 
@@ -109,7 +114,17 @@ def _figures(group: RunGroup) -> dict[str, Any]:
     found |= {"chance": math.nan if chance is None else chance, "docs_per_s": group.documents_per_s}
     found |= {name: group.median(name) for name in ("adapter_params", "message_bytes", "flops")}
     found |= {"adapter_mb": size / 1e6 if size > 0 else math.nan}
-    return {**found, **_timed(group, "ttft"), **_timed(group, "ttea")}
+    return {**found, **_won(group), **_timed(group, "ttft"), **_timed(group, "ttea")}
+
+
+def _won(group: RunGroup) -> dict[str, Any]:
+    """Who won where the message and the receiver's text disagree: shares with their intervals."""
+    found: dict[str, Any] = {}
+    for winner in WINNERS:
+        got = mean_interval(group.won(winner))
+        name = f"won_{winner}"
+        found |= {name: got.value, f"{name}_low": got.low, f"{name}_high": got.high, "won_n": got.n}
+    return found
 
 
 def _timed(group: RunGroup, name: str) -> dict[str, Any]:

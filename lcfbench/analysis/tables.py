@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcfbench.analysis.matching import first_few
 from lcfbench.analysis.orf import DERIVED
+from lcfbench.analysis.recorded import WINNERS
 from lcfbench.analysis.run_groups import MOST_FAILED
 from lcfbench.analysis.summary import GROUP, judged
 from lcfbench.tables import Cell, Column, Table, csv_cell
@@ -31,10 +32,19 @@ FEW_HASHES = 3
 STYLES = {"communicates": "green", "undecided": "yellow", "untested": "dim"}
 STYLES |= {"not judged": "bold yellow"}
 STYLES |= dict.fromkeys(("adapts only", "does not communicate", "misleads"), "red")
+WON = {  # who won a conflict, said in a sentence
+    "message": "the message's value",
+    "text": "its own text's",
+    "neither": "neither",
+}
 CHECK_STYLES = {"ok": "green", "surely worse": "bold red"}
 CHECK_STYLES |= {"inconclusive": "yellow", "incomplete": "bold yellow"}
 SHORT = {  # a term that a table may show → what it says below
     "deranged": "deranged: with the message of another document, so what stays is no communication",
+    "self": "self: the receiver's own model makes the message",
+    "equal-text": "equal-text: the message's words as text",
+    "conflict": "conflict: the receiver's text states another value; the score counts the message's",
+    "plumbing": "plumbing: the receiver's own cache, sent and put back",
     "orf": "orf: right when either model alone is right",
     "95 %": "95 %: interval over documents",
     "gain G": "gain G: points above the receiver alone",
@@ -109,7 +119,7 @@ def summary_tables(summary: pd.DataFrame, explain: bool = False) -> list[Table]:
         records = lines.to_dict("records")
         styles = ["" if line["control"] in ("matched", DERIVED) else "dim" for line in records]
         rows = [summary_cells(line) for line in records]
-        found.append(Table(title, heads, rows, styles, [*sentences(lines), *_cautions(lines)]))
+        found.append(Table(title, heads, rows, styles, [*sentences(lines), *_won(lines), *_cautions(lines)]))
     rows_of_all = [row for table in found for row in table.rows]
     found[-1].legend = SUMMARY_LEGEND if explain else short_legend(heads, rows_of_all)
     return found
@@ -133,6 +143,22 @@ def control_of(line: Mapping[Any, Any]) -> str:
     """Returns the control of a summary line, empty for a method that sends nothing."""
     silent = line["control"] == "matched" and not line["sends"] and not line["verdict"]
     return "" if silent else str(line["control"])
+
+
+def winners(lines: pd.DataFrame) -> list[str]:
+    """Returns a sentence for every line that says who won where message and text disagree."""
+    found = []
+    for line in lines.to_dict("records"):
+        if not (known(line["won_n"]) and line["won_n"]):
+            continue
+        shares = [f"{WON[w]} {percent(line[f'won_{w}'])} % ({_ends(line, f'won_{w}')})" for w in WINNERS]
+        name = f"{line['label']} ({line['control']})"
+        found.append(f"{name}: answered {', '.join(shares)}; 95 %, n={int(line['won_n']):,}")
+    return found
+
+
+def _ends(line: Mapping[Any, Any], name: str) -> str:
+    return f"{percent(line[f'{name}_low'])}–{percent(line[f'{name}_high'])}"
 
 
 def sentences(lines: pd.DataFrame) -> list[tuple[str, str]]:
@@ -170,6 +196,10 @@ def notes(lines: pd.DataFrame) -> list[str]:
     return found
 
 
+def _won(lines: pd.DataFrame) -> list[tuple[str, str]]:
+    return [("", sentence) for sentence in winners(lines)]
+
+
 def _cautions(lines: pd.DataFrame) -> list[tuple[str, str]]:
     return [("yellow", f"note: {note}") for note in notes(lines)]
 
@@ -187,7 +217,7 @@ def verdict_tables(summary: pd.DataFrame, delta: float, explain: bool = False) -
     for key, lines in judged(summary).groupby(GROUP, sort=False):
         title = "{1} ({2}, {metric}): {0}".format(*key, metric=lines["metric"].iloc[0])
         whole = summary[(summary[GROUP] == list(key)).all(axis=1)]  # also lines that have no verdict
-        remarks = [*sentences(lines), *_cautions(whole)]
+        remarks = [*sentences(lines), *_won(whole), *_cautions(whole)]
         found.append(Table(title, heads, [*map(verdict_cells, lines.to_dict("records"))], [], remarks))
     rows = [row for table in found for row in table.rows]
     found[-1].legend = VERDICT_LEGEND.format(delta=100 * delta) if explain else short_legend(heads, rows)

@@ -1,8 +1,9 @@
 """Conflicting variants of documents: the receiver's text states another value of the fact asked for.
 
-A variant has the sharer's view and the right answer of its document. The receiver's notes get a sentence
-more, the sharer's own about the key with the word of another box; the answer that follows from it is
-`Document.rival`'s.
+A variant has the sharer's view and the right answer of its document. In splitfacts the receiver's notes get
+a sentence more, the sharer's own about the key with the word of another box; in planted, where a sharer
+knows the town by heart, the receiver alone reads a note that names another of the ranked towns. The answer
+that follows from it is `Document.rival`'s.
 
 >>> from lcfbench.tasks.task import load_task
 >>> document = load_task("splitfacts").documents(limit=1)[0]
@@ -20,10 +21,11 @@ from dataclasses import replace
 from typing import Any
 
 from lcfbench.errors import UserError
-from lcfbench.tasks.document import Document, Step, View
+from lcfbench.tasks.document import NOTE, Document, Step, View
 from lcfbench.tasks.splitfacts import CITIES
 
-TASKS = ("splitfacts", "splitfacts_heldout")  # whose documents have a variant
+SPLIT = ("splitfacts", "splitfacts_heldout")
+TASKS = (*SPLIT, "planted", "planted_heldout")  # whose documents have a variant
 _NOTES = re.compile(r"Notes: (.*)\nQuestion: ", re.DOTALL)
 
 
@@ -40,6 +42,47 @@ def conflicting(document: Document) -> Document:
     if not has_conflicts(document):
         what = f"task {document.task} has no conflicting variant."
         raise UserError(what, f"Use --task {' or '.join(TASKS)}.")
+    return _split(document) if document.task in SPLIT else _planted(document)
+
+
+def undisputed(variant: Document) -> Document:
+    """Returns the document whose message a variant gets: one that says nothing of the other value.
+
+    That is the variant itself where the sharer reads a text of its own, else the document before.
+    """
+    if not variant.shared:
+        return variant
+    return replace(variant, receiver=variant.sharer, full=variant.sharer, rival=None)
+
+
+def _planted(document: Document) -> Document:
+    """The receiver reads a note that names another ranked town; the sharer reads the question alone."""
+    row = document.native
+    rng = random.Random(f"conflict-{document.doc_id}")  # the same for any seed of the run
+    gold = row["answers"].index(row["answer"])
+    other = rng.choice([i for i in range(len(row["answers"])) if i != gold])
+    claim = f"{row['stem']} {row['answers'][other]}."
+    note = f"Notes: {claim}\n{row['receiver']}"
+    both = [NOTE, claim] if rng.random() < 0.5 else [claim, NOTE]
+    receiver = _shown(document, document.receiver, row["receiver"], note)
+    noted = f"Notes: {' '.join(both)}\n{row['receiver']}"
+    views: Any = {"receiver": receiver, "full": receiver}
+    views |= {"noted": _shown(document, document.noted, row["noted"], noted)}
+    made = replace(document, **views)
+    return replace(made, rival=replace(_rival(document, [row["answers"][other]]), **views))
+
+
+def _shown(document: Document, view: View, before: str, after: str) -> View:
+    """A view with a part of its text exchanged. Raises UserError where it does not hold that part."""
+    head, found, tail = view.user.rpartition(before)
+    if not found:
+        what = f"{document.task}, document {document.doc_id}: this wording does not show the notes"
+        raise UserError(f"{what} as they are, so nothing can contradict them.", "Leave --prompt out.")
+    return replace(view, user=head + after + tail)
+
+
+def _split(document: Document) -> Document:
+    """The receiver's notes name another box for the key."""
     mine, theirs = (sentences(document.native[role]) for role in ("receiver", "sharer"))
     told = {word_of(s): s for s in mine if word_of(s)}  # the box's word → where it is
     first = document.native["steps"][0]
@@ -50,16 +93,11 @@ def conflicting(document: Document) -> Document:
     claim = key.replace(f" {word} box", f" {other} box")
     at = rng.randrange(len(mine) + 1)
     before, after = " ".join(mine), " ".join([*mine[:at], claim, *mine[at:]])
-
-    def shown(view: View) -> View:
-        head, found, tail = view.user.rpartition(before)
-        if not found:
-            what = f"{document.task}, document {document.doc_id}: this wording does not show the notes"
-            raise UserError(f"{what} as they are, so nothing can contradict them.", "Leave --prompt out.")
-        return replace(view, user=head + after + tail)
-
     rival = _rival(document, _chain(other, told, mine))
-    views: Any = {role: shown(getattr(document, role)) for role in ("receiver", "full", "noted")}
+    views: Any = {
+        role: _shown(document, getattr(document, role), before, after)
+        for role in ("receiver", "full", "noted")
+    }
     made = replace(document, **views)
     return replace(made, rival=replace(rival, **views))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 
 from lcfbench.errors import UserError
-from lcfbench.tasks.conflicts import conflicting
-from lcfbench.tasks.document import NOTE
+from lcfbench.tasks.conflicts import conflicting, undisputed
+from lcfbench.tasks.document import NOTE, View
 from lcfbench.tasks.splitfacts import CITIES
 from lcfbench.tasks.task import load_task
 
@@ -80,6 +81,45 @@ def test_the_place_of_the_claim_and_the_box_it_names_are_drawn():
 
 
 def test_a_task_without_variants_is_refused():
-    d = load_task("planted").documents(limit=1)[0]
-    with pytest.raises(UserError, match=r"planted has no conflicting variant\. Use --task splitfacts"):
+    d = replace(load_task("planted").documents(limit=1)[0], task="mine")
+    with pytest.raises(UserError, match=r"mine has no conflicting variant\. Use --task splitfacts"):
         conflicting(d)
+
+
+@pytest.mark.parametrize("task", ["planted", "planted_heldout"])
+@pytest.mark.parametrize("options", [{}, {"phrasing": "mixed", "choices": "2"}, {"phrasing": "city"}])
+@pytest.mark.parametrize("scoring", ["cloze", "generate"])
+def test_planted_the_receiver_alone_is_told_another_town(task, options, scoring):
+    documents = load_task(task, options=options, seed=3).documents(limit=40, scoring=scoring)
+    orders = set()
+    for d in documents:
+        made = conflicting(d)
+        assert made == conflicting(d) and made.hash != d.hash and made.shared
+        assert made.sharer == d.sharer and made.request == d.request and made.gold == d.gold
+        town = made.rival.gold
+        assert town != d.gold and town in d.native["answers"] and made.rival.native["answer"] == town
+        claim = f"{d.receiver.prefix} {town}."
+        assert made.receiver.user == f"Notes: {claim}\n{d.receiver.user}" and made.full == made.receiver
+        assert d.gold not in made.receiver.user and made.receiver.prefix == d.receiver.prefix
+        [notes, *rest] = made.noted.user.split("\n")
+        orders.add(notes.removeprefix("Notes: "))
+        assert sorted(notes.removeprefix("Notes: ").replace(claim, "C").split()) == sorted(["C", NOTE])
+        assert rest == d.receiver.user.split("\n")
+        if d.steps:
+            [step], [rival] = made.steps, made.rival.steps
+            assert rival.choices == step.choices == d.steps[0].choices
+            assert rival.choices[rival.gold[0]].strip() == town
+        sender = undisputed(made)
+        assert sender.hash == d.hash and sender.receiver == d.receiver and sender.rival is None
+    assert {o.startswith(NOTE) for o in orders} == {True, False}, "the note stands on either side"
+
+
+def test_the_message_of_a_split_document_is_made_from_its_own_text():
+    made = conflicting(load_task("splitfacts").documents(limit=1)[0])
+    assert undisputed(made) is made
+
+
+def test_a_wording_that_hides_the_question_is_refused():
+    d = load_task("planted").documents(limit=1)[0]
+    with pytest.raises(UserError, match=r"nothing can contradict them\. Leave --prompt out"):
+        conflicting(replace(d, receiver=View("Where?")))

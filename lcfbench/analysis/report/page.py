@@ -23,7 +23,7 @@ from lcfbench.analysis.report.entries import duration, places_named, plain
 from lcfbench.analysis.report.examples import examples
 from lcfbench.analysis.report.latency import PHASES, stacks
 from lcfbench.analysis.report.provenance import provenance
-from lcfbench.analysis.report.sections import averaged, headline, subjects, tasks, verdicts
+from lcfbench.analysis.report.sections import averaged, conflicts, headline, subjects, tasks, verdicts
 from lcfbench.analysis.report.source import Source
 from lcfbench.analysis.summary import ALONE, SHOWN
 from lcfbench.analysis.tables import SUMMARY_LEGEND
@@ -56,6 +56,7 @@ def html(source: Source) -> str:
         rows_read=plain(sum(len(run.codes) for group in source.groups for run in group.runs)),
         sentences=headline(source),
         verdicts=verdicts(source),
+        conflicts=conflicts(source),
         frontiers=_frontiers(source),
         tasks=[*tasks(source), *averaged(source)],
         subjects=subjects(source),

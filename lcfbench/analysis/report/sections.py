@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from lcfbench.analysis.groups import by_group, published_told
 from lcfbench.analysis.orf import DERIVED
+from lcfbench.analysis.recorded import WINNERS
 from lcfbench.analysis.report.entries import (
     NONE,
     Entry,
@@ -113,6 +114,33 @@ def verdicts(source: Source) -> Table:
         entries += [_pair(str(line["pair"]))] if pairs else []
         rows.append(Row(entries, line["task"], line["mode"], _slug(line["verdict"])))
     return Table("verdicts", "Every method that sends a message, best first", heads, rows)
+
+
+def conflicts(source: Source) -> list[Table]:
+    """Who won where the receiver's own text states another value than the message: a table, or none."""
+    lines = [line for line in source.lines if known(line["won_n"]) and line["won_n"]]
+    if not lines:
+        return []
+    pairs = len({line["pair"] for line in lines}) > 1
+    heads = [Head("method"), Head("task"), Head("documents", True)]
+    heads += [
+        Head(f"{winner} %", True, f"answered {whose}, with its 95 % interval over documents")
+        for winner, whose in (
+            ("message", "with the message's value"),
+            ("text", "with the value of the receiver's own text"),
+            ("neither", "with neither"),
+        )
+    ]
+    heads += [Head("pair", title="receiver ← sharer")] if pairs else []
+    rows = []
+    for line in lines:
+        entries = [text(line["label"]), text(line["task"], line["scoring"]), number(line["won_n"])]
+        for winner in WINNERS:
+            low, high = (percent(line[f"won_{winner}_{end}"]).text for end in ("low", "high"))
+            entries.append(percent(line[f"won_{winner}"], f"[{low}, {high}]"))
+        entries += [_pair(str(line["pair"]))] if pairs else []
+        rows.append(Row(entries, line["task"], line["mode"]))
+    return [Table("conflicts", "Who wins where message and text disagree", heads, rows)]
 
 
 def tasks(source: Source) -> list[Table]:
@@ -235,7 +263,7 @@ def _receiver(line: dict[Any, Any], source: Source) -> float | None:
     """Returns the receiver's own score on this line's documents, or on all where few are shared."""
     if known(line["gain"]) and line["gain_n"] == line["n"]:
         return float(line["score"]) - float(line["gain"])
-    same = [other for other in source.lines if other["mode"] == ALONE]
+    same = [other for other in source.lines if other["mode"] == ALONE and other["control"] == line["control"]]
     same = [
         other for other in same if all(other[name] == line[name] for name in ("receiver", "task", "scoring"))
     ]

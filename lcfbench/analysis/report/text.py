@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from lcfbench.analysis.report import latency
 from lcfbench.analysis.report.entries import Table
 from lcfbench.analysis.report.provenance import provenance
-from lcfbench.analysis.report.sections import averaged, headline, subjects, tasks, verdicts
+from lcfbench.analysis.report.sections import averaged, conflicts, headline, subjects, tasks, verdicts
 from lcfbench.analysis.report.source import Source
 from lcfbench.analysis.tables import SUMMARY_LEGEND, to_csv
 from lcfbench.tables import markdown as plain
@@ -29,7 +29,10 @@ def markdown(source: Source) -> str:
     for said in headline(source):
         more = f", and {said.more} more" if said.more else ""
         out.append(f"- **{plain(said.lead)}**: {'; '.join(map(plain, said.items))}{more}.")
-    out += ["", *_table(verdicts(source)), "## Tables by task", ""]
+    out += ["", *_table(verdicts(source))]
+    for table in conflicts(source):
+        out += _table(table)
+    out += ["## Tables by task", ""]
     for table in [*tasks(source), *averaged(source), *subjects(source)]:
         out += _table(table)
     out += [plain(SUMMARY_LEGEND), "", "## Where the time goes", ""]
