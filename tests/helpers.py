@@ -744,8 +744,8 @@ def random_draft(ends, stir: float = 0.3, **options) -> DraftKVAdapter:
     """A small adapter of the last layers, away from its start by `stir`."""
     torch.manual_seed(3)
     options = {"draft": 4, "width": 6, "gate": "soft", **options}
-    names = ((e.name, e.geometry) for e in ends)
-    made = build(pair_config("draft_kv", *names, layer_map="proportional", layers=3, options=options))
+    names, layers = [(e.name, e.geometry) for e in ends], min(3, ends[0].geometry.layers)
+    made = build(pair_config("draft_kv", *names, layer_map="proportional", layers=layers, options=options))
     with torch.no_grad():
         for p in made.parameters():
             p.add_(stir * torch.randn_like(p))

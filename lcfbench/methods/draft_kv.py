@@ -22,6 +22,7 @@ from torch import Tensor
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.adapters.draft_kv import DraftKVAdapter, spread
 from lcfbench.adapters.lcf import flat
+from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._prefix import append, content
 from lcfbench.methods._wire import latents_across
@@ -78,7 +79,10 @@ class DraftKV(Method):
     def __post_init__(self) -> None:
         assert isinstance(self.adapter, DraftKVAdapter), "draft_kv needs a draft_kv adapter"
         self.adapter.config.check_fits(self.receiver.geometry, self.sharer.geometry, "")
-        self.receiver.check_layer_masks()
+        try:
+            self.receiver.check_layer_masks()
+        except UserError as refused:  # the memory is shown to some layers alone
+            raise UserError(refused.what, "Use another receiver, or a method such as dense or lcf.") from None
 
     @classmethod
     def configure(

@@ -198,6 +198,7 @@ CASES = [
     *[("c2c", "c2c-remap", SHARED), ("single", "lcf", SHARED), ("identical", "lcf", SHARED)],
     *[("prefix", "before", SPLIT), ("prefix", "after", SHARED), ("dense", None, SPLIT)],
     *[("dense", None, SHARED), ("lora", "lora", SHARED)],
+    *[("draft_kv", None, SHARED), ("draft_kv", None, SPLIT)],
 ]
 
 

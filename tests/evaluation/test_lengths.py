@@ -127,6 +127,7 @@ EXACT = [
     ("latentmas", None),
     *[("lcf", "lcf"), ("lcf", "remap"), ("c2c", "c2c"), ("c2c", "c2c-remap"), ("single", "lcf")],
     *[("identical", "lcf"), ("prefix", "before"), ("prefix", "after"), ("dense", None)],
+    ("draft_kv", None),
 ]
 
 
@@ -210,7 +211,9 @@ def test_what_is_read_as_a_note_counts(name):
         method.receiver.model.config.max_position_embeddings = 512
 
 
-@pytest.mark.parametrize("name", ["lcf", "c2c", "kvcomm", "cacheback", "latentmas", "prefix", "dense"])
+@pytest.mark.parametrize(
+    "name", ["lcf", "c2c", "kvcomm", "cacheback", "latentmas", "prefix", "dense", "draft_kv"]
+)
 def test_the_message_of_another_document_counts(name):
     kind = {"lcf": "lcf", "c2c": "c2c-remap", "prefix": "after"}.get(name)
     method = method_of(name, kind, name == "c2c")

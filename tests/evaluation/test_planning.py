@@ -22,6 +22,7 @@ from tests.helpers import (
     invoke,
     random_adapter,
     random_dense,
+    random_draft,
     random_lora,
     random_prefix,
     run_recipe,
@@ -44,6 +45,7 @@ def adapters(pair, tmp_path_factory) -> dict[str, Path]:
         "identical": random_adapter("c2c", alone),
         "dense": random_dense(ends),
         "prefix": random_prefix(ends),
+        "draft_kv": random_draft(ends),
         "lora": random_lora(opened.receiver),
     }
     home = tmp_path_factory.mktemp("kinds")
@@ -62,6 +64,7 @@ CASES = {
     "text": {"mode": ["receiver", "sharer", "full_context", "t2t", "excerpt"], "control": ALL},
     "adapters": {"mode": ["lcf", "dense", "prefix"], "adapter": ["lcfx", "dense", "prefix"], "control": ALL},
     "shared": {"mode": ["lcf", "c2c"], "adapter": ["lcf", "c2c"], "task": ["planted"], "control": ALL},
+    "draft": {"mode": ["draft_kv"], "adapter": ["draft_kv"], "task": ["splitfacts"], "control": ALL},
     "twice": {"mode": ["kvcomm:layers=0.5", "kvcomm:layers=1,2"], "same": True, "task": ["splitfacts"]},
     "lora": {"mode": ["lora"], "adapter": ["lora"], "same": True},
     "number": {"mode": ["receiver", "t2t:budget=4,budget=6"], "dtype": "bfloat16", "seeds": [0, 3]},

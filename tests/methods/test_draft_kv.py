@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -21,7 +22,8 @@ from lcfbench.models.answering import answer_loss
 from lcfbench.models.timing import Clock
 from lcfbench.training.options import expanded
 from lcfbench.training.recipe import TrainRecipe
-from tests.helpers import SHARED, SPLIT, outcomes
+from lcfbench.training.trainer import train
+from tests.helpers import SHARED, SPLIT, Watcher, outcomes, save_pair
 from tests.helpers import random_draft as adapter
 from tests.helpers import tiny_pair as pair
 
@@ -330,3 +332,53 @@ def test_a_sharer_that_writes_nothing_leaves_the_receiver_alone(monkeypatch):
         got, state, _ = outcomes(method, SPLIT)
         assert got == outcomes(create("receiver", *lms), SPLIT)[0]
     assert state.message.wire_bytes == [0] * len(SPLIT) and min(state.message.sharer_tokens) > 0
+
+
+class Stopped(Watcher):
+    """Interrupts a training after some of its steps, each once, before their evaluation."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = set(steps)
+
+    def step(self, step, *rest):
+        super().step(step, *rest)
+        if step in self.steps:
+            raise KeyboardInterrupt
+
+
+def test_a_training_that_stops_in_each_stage_ends_as_the_uninterrupted_one(tmp_path, monkeypatch):
+    """Steps 1–3 are of the first stage, 4–6 of the second, 7–9 of the third, whose guard compares."""
+    models = save_pair(tmp_path / "models")
+    chosen = {"draft": "4", "width": "8", "stages": "0.33+0.33+0.34", "guard": "0.5", "margin": "0"}
+    more = {"steps": 9, "batch_size": 4, "dev_documents": 4, "eval_every": 3, "save_every": 3, "lr": 3e-3}
+    hops = {"task_options": {"hops": "1"}}  # one step of options
+    seen = []
+    plain = DraftKVAdapter.stage
+
+    def stage(self, done):
+        seen.append(plain(self, done))
+        return seen[-1]
+
+    monkeypatch.setattr(DraftKVAdapter, "stage", stage)
+
+    def recipe(out):
+        given = {"adapters": ["draft_kv"], "options": chosen, "warmup": 1, "dtype": "float32"}
+        return TrainRecipe(pair=models, out=tmp_path / out, **given, **more, **hops)
+
+    [whole] = train(recipe("whole"), Watcher())
+    stages = list(seen)
+    assert stages[-9:] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    for stop in (2, 5, 8):
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe("parts"), Stopped([stop]))
+    seen.clear()
+    [parts] = train(recipe("parts"), Watcher())
+    assert seen[-1:] == [3] and len(seen) < 9  # it went on from the last stop
+    files = [(folder / "adapter.safetensors").read_bytes() for folder in (whole, parts)]
+    assert files[0] == files[1]
+    losses = [
+        pd.read_parquet(folder / "training.parquet").query("metric == 'loss'").value.tolist()
+        for folder in (whole, parts)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 9

@@ -23,7 +23,7 @@ from lcfbench.models.timing import Clock
 from lcfbench.sources.models import find_model
 from lcfbench.tasks.document import NOTE, Document, Step, View
 from lcfbench.tasks.prompts import continuations
-from tests.helpers import causal_lm, random_adapter, random_dense, random_prefix
+from tests.helpers import causal_lm, random_adapter, random_dense, random_draft, random_prefix
 
 NOTES = (
     "The key of Kafi is in the orange box. Zona works as a farmer in the next town. The brown box is in "
@@ -41,6 +41,7 @@ METHODS = (
     "lcf",
     "lcfx",
     "dense",
+    "draft_kv",
 )
 
 
@@ -98,6 +99,8 @@ def method_of(name: str, lm: CausalLM) -> tuple[Method, bool]:
         return create(name, *ends, None, {"budget": "5"} if name == "t2t" else {}), False
     if name == "dense":
         return create("dense", *ends, random_dense(ends)), False
+    if name == "draft_kv":
+        return create("draft_kv", *ends, random_draft(ends)), False
     if name.startswith("prefix"):
         return create("prefix", *ends, random_prefix(ends, place=name.partition("-")[2])), False
     return create("lcf", *ends, random_adapter(name, ends)), name == "lcf"

@@ -34,6 +34,7 @@ from tests.helpers import (
     outcomes,
     random_adapter,
     random_dense,
+    random_draft,
     random_lora,
     random_prefix,
     shared_document,
@@ -58,6 +59,7 @@ ADAPTERS: dict[str, Callable[[Ends], Any]] = {
     "lcfx": lambda ends: random_adapter("lcfx", ends),
     "dense": random_dense,
     "prefix": random_prefix,
+    "draft_kv": random_draft,
     "lora": lambda ends: random_lora(ends[0]),
 }
 # method → kind of adapter, documents
@@ -68,6 +70,7 @@ FUSED: dict[str, tuple[str, str | None, Sequence[Document]]] = {
     "lcfx": ("lcf", "lcfx", SPLIT[:2]),
     "dense": ("dense", "dense", DOCUMENTS),
     "prefix": ("prefix", "prefix", DOCUMENTS),
+    "draft_kv": ("draft_kv", "draft_kv", DOCUMENTS),
     "lora": ("lora", "lora", DOCUMENTS),
 }
 METHODS = (*TEXT, *FUSED)
@@ -185,7 +188,7 @@ def fused(name: str, method: str, kind: str | None, documents: Sequence[Document
     asked = made("sdpa")
     got, state, _ = outcomes(asked, twice, senders if asked.sends else twice)
     assert not asked.sends or different(got[:n], got[n:]), f"{method}: the message moves no score"
-    if method in ("c2c", "dense"):
+    if method in ("c2c", "dense", "draft_kv"):
         alone = outcomes(asked, twice[-2:-1], senders[-2:-1])[0]
         same(alone, got[-2:-1], f"{method}: one document = a batch")
     if method == "kvcomm":

@@ -32,6 +32,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "dense": ("dense",),
     "kvcomm": ("kvcomm",),
     "lora": ("lora",),
+    "draft_kv": ("draft_kv",),
 }
 CAPABLE = "\n".join(f"- **{name}**: {MEANING[name]}." for name in CACHE)
 INTRO = f"""# Which models work
@@ -67,10 +68,11 @@ capabilities that it needs; here both are of the row's architecture.
   log-likelihoods and the written text are those of lm-eval's `hf` model, in a batch and alone. For minimax,
   roberta, nemotron-h and zamba2 transformers itself writes another text with its cache than without:
   there the text is that of the model without a cache.
-- *c2c, lcf* (lcfx, identical and single need the same), *dense*, *prefix*, *lora*: **exact**: the scores are
-  the same with eager attention and with sdpa, in a batch and alone, with a document's own message and with
-  another document's. An adapter changes entries of attention layers alone; a recurrent state stays the
-  receiver's own. (falcon-alibi: sdpa alone; transformers' eager attention adds its bias twice.)
+- *c2c, lcf* (lcfx, identical and single need the same), *dense*, *prefix*, *lora*, *draft_kv*: **exact**:
+  the scores are the same with eager attention and with sdpa, in a batch and alone, with a document's own
+  message and with another document's. An adapter changes entries of attention layers alone; a recurrent
+  state stays the receiver's own. (falcon-alibi: sdpa alone; transformers' eager attention adds its bias
+  twice.) *draft_kv* also needs layers whose masks can differ.
 - *kvcomm*: besides, the scores are those of the plain model that reads both texts in a row.
 - **no**: the method is refused; the number is that of the reason below the table.
 

@@ -183,6 +183,7 @@ MADE = {
     "lcf": lambda ends: create("lcf", *ends, helpers.random_adapter("lcf", ends)),
     "lcfx": lambda ends: create("lcf", *ends, helpers.random_adapter("lcfx", ends)),
     "dense": lambda ends: create("dense", *ends, helpers.random_dense(ends)),
+    "draft_kv": lambda ends: create("draft_kv", *ends, helpers.random_draft(ends)),
     "kvcomm": lambda ends: create("kvcomm", ends[0], ends[0]),
     "kvcomm, some layers": lambda ends: create("kvcomm", ends[1], ends[1], None, {"layers": "0,2"}),
     "prefix behind": lambda ends: create("prefix", *ends, helpers.random_prefix(ends, place="after")),
