@@ -188,6 +188,16 @@ def _evidence(
     receivers = _by(_receiver_key, (group for group in groups if group.mode == ALONE))
     deranged = _by(_twin_key, (group for group in groups if group.control == "deranged"))
     further = _by(_twin_key, (group for group in groups if group.control in WITHOUT_CONTENT[1:]))
+    settings = {hashable(_twin_key(group)) for group in groups if group.control == "matched"}
+    # runs under a control whose settings no matched run has, by method
+    strays = _by(
+        _method_key,
+        (
+            group
+            for group in groups
+            if group.control in WITHOUT_CONTENT and hashable(_twin_key(group)) not in settings
+        ),
+    )
     for group, line in zip(groups, lines, strict=True):
         gain = _gain(group, receivers.get(hashable(_receiver_key(group)), ()))
         low, high = gain.pair.interval() if gain.pair else (math.nan, math.nan)
@@ -196,31 +206,81 @@ def _evidence(
         line |= {"verdict": "", "verdict_text": ""}
         if group.control != "matched":
             continue
-        twin, note = nearest(group, deranged.get(hashable(_twin_key(group)), ()))
+        mine = deranged.get(hashable(_twin_key(group)), [])
+        stray = strays.get(hashable(_method_key(group)), [])
+        twin, note = nearest(group, mine)
         if twin:
             own, other, left_out = comparable_scores(group, twin)
             failed = too_many_failed(group, twin)
-            if note:
-                line["note"] = "; ".join(x for x in (line["note"], f"content: {note}") if x)
+            others, notes = _others(group, further.get(hashable(_twin_key(group)), []), stray)
+            notes = [f"content: {note}"] * bool(note) + notes + _inapplicable(group)
+            line["note"] = "; ".join(x for x in (line["note"], *notes) if x)
             judged.append(line)
-            others = _others(group, further.get(hashable(_twin_key(group)), ()))
             yield Evidence(own, other, gain.pair, left_out, failed, gain_bounds=gain.ends, others=others)
         elif group.sends:
             failed = too_many_failed(group, group)
+            note = note or _unfit(group, "deranged", mine, stray)
             sole: dict[str, Any] = {"failed": failed, "ambiguous": note, "gain_bounds": gain.ends}
+            line["note"] = "; ".join(x for x in (line["note"], *_inapplicable(group)) if x)
             judged.append(line)
             yield Evidence(group.scores, None, gain.pair, **sole)
 
 
-def _others(group: RunGroup, found: Sequence[RunGroup]) -> list[Evidence]:
-    """The same method under the controls without content beside deranged; none that failed too often."""
-    others = []
+def _others(
+    group: RunGroup, found: Sequence[RunGroup], stray: Sequence[RunGroup]
+) -> tuple[list[Evidence], list[str]]:
+    """The same method under the controls without content beside deranged, and what must be said of them.
+
+    Of those that were run and are not compared a sentence says why. stray: runs of the method whose
+    settings no matched run has.
+    """
+    others, notes = [], []
     for control in WITHOUT_CONTENT[1:]:
-        twin, _ = nearest(group, [each for each in found if each.control == control])
-        if twin and not too_many_failed(group, twin):
+        same = [each for each in found if each.control == control]
+        twin, note = nearest(group, same)
+        if twin is None:
+            why = note or _unfit(group, control, same, stray)
+            notes += [f"{control} is not compared: {why}"] if why else []
+        elif why := too_many_failed(group, twin):
+            notes.append(f"{control} is not compared: {why}")
+        else:
             own, other, left_out = comparable_scores(group, twin)
             others.append(Evidence(own, other, left_out=left_out, control=control))
-    return others
+            notes += [f"{control}: {note}"] if note else []
+    return others, notes
+
+
+def _unfit(group: RunGroup, control: str, same: Sequence[RunGroup], stray: Sequence[RunGroup]) -> str:
+    """Why no run under a control is held against this one although the method has some; "" without any.
+
+    same: those of equal settings, none of which shares a document. stray: those of other settings.
+    """
+    if same:
+        return f"its {control} run has none of these documents"
+    differing = [_differing(group, each) for each in stray if each.control == control]
+    if not differing:
+        return ""
+    fewest = min(differing, key=len)
+    return f"its {control} run differs in {', '.join(fewest)}"
+
+
+def _differing(a: RunGroup, b: RunGroup) -> list[str]:
+    """Names of the parts of the identity in which two runs of a method differ, those of `_twin_key`."""
+    (_, code, first), (_, other, second) = _twin_key(a), _twin_key(b)
+    names = sorted({*first, *second})
+    found = [name for name in names if first.get(name) != second.get(name)]
+    return found + ["plugins"] * (code != other)
+
+
+def _inapplicable(group: RunGroup) -> list[str]:
+    """A sentence for the controls that were asked for and cannot be run of the method, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for control, why in (group.manifest.controls_left_out or {}).items():
+        reasons.setdefault(why, []).append(control)
+    return [
+        f"{', '.join(names)} {'do' if len(names) > 1 else 'does'} not apply: {why}"
+        for why, names in reasons.items()
+    ]
 
 
 def _by(key: Callable[[RunGroup], Any], groups: Iterable[RunGroup]) -> dict[Hashable, list[RunGroup]]:
@@ -247,6 +307,11 @@ def twins_of(group: RunGroup, groups: Sequence[RunGroup], control: str) -> list[
     """Returns all runs of the same method under another control."""
     key = _twin_key(group)
     return [c for c in groups if c.control == control and _twin_key(c) == key]
+
+
+def _method_key(group: RunGroup) -> Any:
+    """What two runs of one method on one task share, whatever their settings."""
+    return [getattr(group, name) for name in (*GROUP, "mode")]
 
 
 def _twin_key(group: RunGroup) -> Any:

@@ -81,8 +81,10 @@ class AnsweringPair:
             sentence = f"{mode} {LACKS.get(what, what)} that control {self.control} could change."
             raise UserError(sentence, "Give control=matched.")
         if load_control(self.control).asks_otherwise:
-            what = f"control {self.control} asks other documents than these."
-            raise UserError(what, f"Use `lcfbench run --control {self.control}`.")
+            what = (
+                f"control {self.control} asks other texts than the harness, which builds and scores its own."
+            )
+            raise UserError(what, f"Use `lcfbench run --control {self.control}`, which says who won.")
         places = recipe.model_dump(include={"device", "receiver_device", "sharer_device", "device_map"})
         for place in places_of(**places):
             if recipe.dtype != "auto":

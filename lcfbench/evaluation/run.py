@@ -12,7 +12,7 @@ import torch
 
 from lcfbench.adapters.config import WEIGHTS, config_sha256, weights_sha256
 from lcfbench.controls.assignment import senders_sha256
-from lcfbench.controls.base import load_control
+from lcfbench.controls.base import LACKS, load_control
 from lcfbench.errors import StopRunError, UserError
 from lcfbench.evaluation.answer import answer, answer_texts
 from lcfbench.evaluation.identity import BEHAVIOUR, chat_facts, key_of, plugins_of, prompt_facts, versions
@@ -167,9 +167,23 @@ class Run:
             "sources": {role: lm.source for role, lm in zip(ROLES, self.models, strict=True)},
             "models": {role: about(lm) for role, lm in zip(ROLES, self.models, strict=True)},
             **({"message_from_sha256": senders_sha256(self.message_from)} if moved else {}),
+            **({"controls_left_out": left_out} if (left_out := self._controls_left_out()) else {}),
             **({"gates": gates} if gates is not None else {}),
             **prompt_facts(self.documents, self.models),
         }
+
+    def _controls_left_out(self) -> dict[str, str]:
+        """Why further controls that are asked for cannot be run; of a matched run that sends something."""
+        found: dict[str, str] = {}
+        if self.control != "matched" or not self.method.sends:
+            return found
+        for name in self.session.recipe.control:
+            control = load_control(name)
+            if lack := control.lacks(type(self.method)):
+                found[name] = f"{self.mode} {LACKS[lack]}"
+            elif why := control.refuses(self.method, self.documents):
+                found[name] = why[0]
+        return found
 
     # -- answering --------------------------------------------------------------------------------
 

@@ -196,6 +196,9 @@ class Manifest(_Open):
         validation_alias=AliasChoices("message_from_sha256", "senders_sha256"),
         description="SHA-256 of which document got whose message, where that was not its own.",
     )
+    controls_left_out: dict[str, str] | None = Field(
+        default=None, description="Controls that were asked for and cannot be run of this method: why not."
+    )
     gates: Gates | None = Field(default=None, description="Gates of the adapter, as they act in this run.")
     special_text: dict[str, dict[str, int]] | None = Field(
         default=None,

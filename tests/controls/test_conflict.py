@@ -69,3 +69,20 @@ def test_the_message_is_made_without_the_other_value():
         for d in asked:
             assert d.rival.gold not in senders[d.hash].sharer.user
             assert senders[d.hash].receiver == (senders[d.hash].sharer if d.shared else d.receiver)
+
+
+def test_a_run_remembers_the_controls_that_do_not_apply(pair, tmp_path):
+    controls = ["matched", "deranged", "zero", "conflict", "silent"]
+    found = {}
+    for folder in run_recipe(pair, tmp_path, mode=["t2t", "receiver"], control=controls, limit=2):
+        manifest = read_manifest(folder)
+        key = (manifest["identity"]["mode"], manifest["identity"]["control"])
+        found[key] = manifest.get("controls_left_out")
+    assert found.pop(("t2t", "matched")) is None, "its sharer reads a cache, so all of them apply"
+    assert set(found.values()) == {None}
+    [excerpt] = [
+        read_manifest(folder)
+        for folder in run_recipe(pair, tmp_path, mode=["excerpt"], control=controls, limit=2)
+        if folder.name.startswith("excerpt-") and "-matched-" in folder.name
+    ]
+    assert excerpt["controls_left_out"] == {"zero": "excerpt sends no cache"}
