@@ -44,6 +44,7 @@ from lcfbench.adapters.c2c_files import _shapes
 from lcfbench.adapters.config import AdapterConfig, pair_config
 from lcfbench.adapters.draft_kv import DraftKVAdapter
 from lcfbench.adapters.prefix import PrefixAdapter
+from lcfbench.adapters.xkv import XKVAdapter
 from lcfbench.cli import app as cli
 from lcfbench.cli import main
 from lcfbench.evaluation import runner
@@ -753,6 +754,19 @@ def random_draft(ends, stir: float = 0.3, **options) -> DraftKVAdapter:
     return made.requires_grad_(False).eval()
 
 
+def random_xkv(ends, stir: float = 0.3, **options) -> XKVAdapter:
+    """A small adapter, away from its zeros by `stir`."""
+    torch.manual_seed(3)
+    options = {"slots": 3, "width": 6, **options}
+    names = ((e.name, e.geometry) for e in ends)
+    made = build(pair_config("xkv", *names, layer_map="proportional", options=options))
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(stir * torch.randn_like(p))
+    assert isinstance(made, XKVAdapter)
+    return made.requires_grad_(False).eval()
+
+
 def method_of(name: str, kind: str | None, chat: bool):
     """Any method on a tiny pair with a random adapter; `remap` and `c2c-remap` align by translation."""
     if name == "dense":
@@ -764,6 +778,9 @@ def method_of(name: str, kind: str | None, chat: bool):
     if name == "draft_kv":
         ends = two_models(chat=chat)
         return create("draft_kv", *ends, random_draft(ends))
+    if name == "xkv":
+        ends = two_models(chat=chat)
+        return create("xkv", *ends, random_xkv(ends))
     if name in ("identical", "single", "lora", "answer_letter", "excerpt"):
         return made_baseline(name, kind, chat=chat)
     options = {}

@@ -48,7 +48,14 @@ MAKING = (
 )
 ITEMS: dict[str, type] = {"dev": dict, "results": dict, "beside": str, "contexts": str}  # of lists
 
-PLAIN = ("dense", "draft_kv", "lcfx", "lora", "prefix")  # kinds that read no chat in C2C's padded sections
+PLAIN = (
+    "dense",
+    "draft_kv",
+    "lcfx",
+    "lora",
+    "prefix",
+    "xkv",
+)  # kinds that read no chat in C2C's padded sections
 
 
 class AdapterConfig(BaseModel):

@@ -8,7 +8,6 @@ learned and starts as the receiver's own last entries. The method decides where 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -17,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lcfbench.adapters._layers import gated, linear, rms_norm, stacked
+from lcfbench.adapters._pool import last_first, pooled
 from lcfbench.adapters.base import Adapter, GateMode
 from lcfbench.adapters.config import AdapterConfig, Size
 from lcfbench.adapters.lcf import CLAMP, flat
 from lcfbench.errors import UserError
 
-TAIL = 64  # distances from the end that have a bias of their own with `pool_start="last"`
 Place = Literal["after", "before"]
 
 
@@ -72,9 +71,7 @@ class PrefixAdapter(Adapter):
         scale = 0.1 if pool_start == "last" else 1.0
         self.query = nn.Parameter(scale * torch.randn(L, S.kv_heads, T, S.head_dim))
         if pool_start == "last":
-            self.token_bias = nn.Parameter(torch.zeros(L, T, TAIL))
-            with torch.no_grad():
-                self.token_bias[:, range(T), [min(t, TAIL - 1) for t in range(T)]] = 6.0
+            self.token_bias = nn.Parameter(last_first(L, T))
         if standardise:  # a scale a slot times one a channel: 15 times smaller than one for each of both
             self.register_buffer("mean", torch.zeros(L, T, 2 * S.kv_width))
             self.register_buffer("slot_scale", torch.ones(L, T, 1))
@@ -89,14 +86,8 @@ class PrefixAdapter(Adapter):
 
     def pool(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Pools sharer layers (L, B, H, M, D) under mask (B, M) into slots (L, B, T, s)."""
-        score = torch.einsum("lhtd,lbhmd->lbhtm", self.query.float(), keys.float())
-        score = score / math.sqrt(keys.shape[-1])
-        if self.pool_start == "last":
-            from_end = mask.flip(1).cumsum(1).flip(1).sub(1).clamp(0, TAIL - 1)  # (B, M), 0 at the last token
-            score = score + self.token_bias.float()[:, :, from_end].transpose(1, 2)[:, :, None]
-        score = score.masked_fill(~mask.bool()[None, :, None, None], torch.finfo(score.dtype).min)
-        weight = score.softmax(-1).to(keys.dtype)
-        return torch.cat([flat(weight @ keys), flat(weight @ values)], -1)
+        bias = self.token_bias if self.pool_start == "last" else None
+        return pooled(self.query, bias, keys, values, mask)
 
     def message(self, sharer: Tensor) -> Tensor:
         """Returns the message (L, B, T, d) of the pooled slots (L, B, T, s)."""

@@ -25,9 +25,12 @@ def untrained(config: AdapterConfig, device: torch.device, dtype: torch.dtype) -
         made = build(config)
     weights = {name for name, _ in one.named_parameters()} - {"gate_logit"}
     state = {}
-    for name, tensor in made.state_dict().items():
+    source, shapes = one.state_dict(), {name: t.shape for name, t in made.state_dict().items()}
+    if any(source[name].shape[1:] != shape[1:] for name, shape in shapes.items()):
+        source = build(config).state_dict()  # a layer's weights that depend on how many layers there are
+    for name, wanted in shapes.items():
         number = dtype if name in weights else torch.float32  # as a saved one is loaded
-        state[name] = one.state_dict()[name].to(device, number).expand(tensor.shape).contiguous()
+        state[name] = source[name].to(device, number).expand(wanted).contiguous()
     made.load_state_dict(state, assign=True)
     with torch.no_grad():
         made.gate_logit.fill_(1.0)

@@ -47,6 +47,8 @@ CASES = [
     ("dense", "aware", SPLIT),
     ("prefix", "before", SHARED),
     ("prefix", "after", SPLIT),
+    ("xkv", "", SHARED),
+    ("xkv", "", SPLIT),
     ("draft_kv", "", SHARED),
     ("draft_kv", "", SPLIT),
     ("identical", "lcf", SHARED),
@@ -81,6 +83,9 @@ def method_of(name: str, what: str):
     if name == "draft_kv":
         ends = pair(name)
         return create(name, *ends, helpers.random_draft(ends))
+    if name == "xkv":
+        ends = pair(name)
+        return create(name, *ends, helpers.random_xkv(ends))
     if name in helpers.BASELINES:
         return helpers.made_baseline(name, what or None)
     if name == "kvcomm" and what:

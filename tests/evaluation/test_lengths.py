@@ -128,6 +128,7 @@ EXACT = [
     *[("lcf", "lcf"), ("lcf", "remap"), ("c2c", "c2c"), ("c2c", "c2c-remap"), ("single", "lcf")],
     *[("identical", "lcf"), ("prefix", "before"), ("prefix", "after"), ("dense", None)],
     ("draft_kv", None),
+    ("xkv", None),
 ]
 
 
@@ -212,7 +213,7 @@ def test_what_is_read_as_a_note_counts(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["lcf", "c2c", "kvcomm", "cacheback", "latentmas", "prefix", "dense", "draft_kv"]
+    "name", ["lcf", "c2c", "kvcomm", "cacheback", "latentmas", "prefix", "dense", "draft_kv", "xkv"]
 )
 def test_the_message_of_another_document_counts(name):
     kind = {"lcf": "lcf", "c2c": "c2c-remap", "prefix": "after"}.get(name)

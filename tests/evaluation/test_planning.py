@@ -25,6 +25,7 @@ from tests.helpers import (
     random_draft,
     random_lora,
     random_prefix,
+    random_xkv,
     run_recipe,
     small_recipe,
 )
@@ -46,6 +47,7 @@ def adapters(pair, tmp_path_factory) -> dict[str, Path]:
         "dense": random_dense(ends),
         "prefix": random_prefix(ends),
         "draft_kv": random_draft(ends),
+        "xkv": random_xkv(ends),
         "lora": random_lora(opened.receiver),
     }
     home = tmp_path_factory.mktemp("kinds")
@@ -65,6 +67,7 @@ CASES = {
     "adapters": {"mode": ["lcf", "dense", "prefix"], "adapter": ["lcfx", "dense", "prefix"], "control": ALL},
     "shared": {"mode": ["lcf", "c2c"], "adapter": ["lcf", "c2c"], "task": ["planted"], "control": ALL},
     "draft": {"mode": ["draft_kv"], "adapter": ["draft_kv"], "task": ["splitfacts"], "control": ALL},
+    "xkv": {"mode": ["xkv"], "adapter": ["xkv"], "task": ["splitfacts"], "control": ALL},
     "twice": {"mode": ["kvcomm:layers=0.5", "kvcomm:layers=1,2"], "same": True, "task": ["splitfacts"]},
     "lora": {"mode": ["lora"], "adapter": ["lora"], "same": True},
     "number": {"mode": ["receiver", "t2t:budget=4,budget=6"], "dtype": "bfloat16", "seeds": [0, 3]},

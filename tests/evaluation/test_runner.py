@@ -399,6 +399,7 @@ OWN_ADAPTERS = {
     "dense",
     "prefix",
     "draft_kv",
+    "xkv",
     "identical",
     "single",
     "lora",

@@ -259,7 +259,19 @@ def test_a_grid_without_weights_tokenizers_data_or_network(no_hub, bench, bare):
 
 @pytest.mark.parametrize(
     "mode",
-    ["lcf", "c2c", "dense", "prefix", "identical", "single", "lora", "kvcomm", "cacheback", "latentmas"],
+    [
+        "lcf",
+        "c2c",
+        "dense",
+        "prefix",
+        "xkv",
+        "identical",
+        "single",
+        "lora",
+        "kvcomm",
+        "cacheback",
+        "latentmas",
+    ],
 )
 def test_a_method_gets_an_adapter_of_its_kind(bench, bare, mode):
     one = ":".join([bare.split(":")[0]] * 2)

@@ -51,6 +51,7 @@ ELSEWHERE = {
     "dense": "helpers.py",
     "draft_kv": "helpers.py",
     "prefix": "helpers.py",
+    "xkv": "helpers.py",
     **dict.fromkeys(("identical", "single", "lora", "answer_letter", "excerpt", "draft_kv"), "helpers.py"),
 }
 IDS = [f"{m}-{k or 'none'}-{d[0].task}" for m, k, d in CASES]

@@ -29,6 +29,7 @@ CACHE = {
     "lcf",
     "prefix",
     "single",
+    "xkv",
 }
 # name → methods that are refused with this model on both sides, and a word of the reason
 REFUSED = {
@@ -36,13 +37,19 @@ REFUSED = {
     "gemma4": (set(), ""),
     "cohere2": (set(), ""),
     "qwen3.5": ({"cacheback", "kvcomm", "latentmas"}, "layers 0, 2 keep a recurrent state"),
-    "gpt2": ({"cacheback", "dense", "draft_kv", "prefix"}, "layer 0's values change with the position"),
+    "gpt2": (
+        {"cacheback", "dense", "draft_kv", "prefix", "xkv"},
+        "layer 0's values change with the position",
+    ),
     "deepseek-v3": (
-        {"cacheback", "dense", "draft_kv", "prefix"},
+        {"cacheback", "dense", "draft_kv", "prefix", "xkv"},
         "layer 0's values carry the position, not its keys",
     ),
-    "falcon-alibi": ({"cacheback", "dense", "draft_kv", "prefix"}, "ALiBi"),
-    "hunyuan": ({"cacheback", "dense", "draft_kv", "prefix"}, "no rotary rule gives the keys of layer 0"),
+    "falcon-alibi": ({"cacheback", "dense", "draft_kv", "prefix", "xkv"}, "ALiBi"),
+    "hunyuan": (
+        {"cacheback", "dense", "draft_kv", "prefix", "xkv"},
+        "no rotary rule gives the keys of layer 0",
+    ),
     "mamba": (CACHE | {"lora"}, "no layer keeps keys and values"),
     "recurrent-gemma": (CACHE, "cannot be trusted"),
 }

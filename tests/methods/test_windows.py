@@ -23,7 +23,7 @@ from lcfbench.models.timing import Clock
 from lcfbench.sources.models import find_model
 from lcfbench.tasks.document import NOTE, Document, Step, View
 from lcfbench.tasks.prompts import continuations
-from tests.helpers import causal_lm, random_adapter, random_dense, random_draft, random_prefix
+from tests.helpers import causal_lm, random_adapter, random_dense, random_draft, random_prefix, random_xkv
 
 NOTES = (
     "The key of Kafi is in the orange box. Zona works as a farmer in the next town. The brown box is in "
@@ -42,6 +42,7 @@ METHODS = (
     "lcfx",
     "dense",
     "draft_kv",
+    "xkv",
 )
 
 
@@ -99,6 +100,8 @@ def method_of(name: str, lm: CausalLM) -> tuple[Method, bool]:
         return create(name, *ends, None, {"budget": "5"} if name == "t2t" else {}), False
     if name == "dense":
         return create("dense", *ends, random_dense(ends)), False
+    if name == "xkv":
+        return create("xkv", *ends, random_xkv(ends)), False
     if name == "draft_kv":
         return create("draft_kv", *ends, random_draft(ends)), False
     if name.startswith("prefix"):

@@ -28,6 +28,7 @@ from tests.helpers import (
     random_dense,
     random_draft,
     random_prefix,
+    random_xkv,
     rows,
     run_recipe,
     save,
@@ -48,13 +49,15 @@ CASES = [
     ("dense", "dense", SPLIT, {}),
     ("dense", "dense", SPLIT, {"form": "linear", "rank": 8}),
     ("dense", "dense", SHARED, {"form": "linear", "rank": 8}),
+    ("xkv", "xkv", SPLIT, {}),
+    ("xkv", "xkv", SHARED, {}),
     ("draft_kv", "draft_kv", SPLIT, {}),
     ("draft_kv", "draft_kv", SHARED, {}),
     ("kvcomm", None, SPLIT, {}),
     ("kvcomm", None, SPLIT, {"layers": "0,2"}),
     ("latentmas", None, SPLIT, {"steps": "2"}),
 ]
-RANDOM = {"dense": random_dense, "prefix": random_prefix, "draft_kv": random_draft}
+RANDOM = {"dense": random_dense, "prefix": random_prefix, "draft_kv": random_draft, "xkv": random_xkv}
 NAMES = [
     "-".join([n, k or "", "split" if d is SPLIT else "shared", *map(str, o.values())]) for n, k, d, o in CASES
 ]

@@ -33,6 +33,7 @@ METHODS = [
     ("dense", None),
     ("prefix", "after"),
     ("prefix", "before"),
+    ("xkv", None),
     ("kvcomm", None),
     ("cacheback", None),
     ("identical", "lcf"),

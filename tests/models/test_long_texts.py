@@ -187,6 +187,7 @@ MADE = {
     "kvcomm": lambda ends: create("kvcomm", ends[0], ends[0]),
     "kvcomm, some layers": lambda ends: create("kvcomm", ends[1], ends[1], None, {"layers": "0,2"}),
     "prefix behind": lambda ends: create("prefix", *ends, helpers.random_prefix(ends, place="after")),
+    "xkv": lambda ends: create("xkv", *ends, helpers.random_xkv(ends)),
     "prefix before": lambda ends: create("prefix", *ends, helpers.random_prefix(ends, place="before")),
 }
 BY_TOKEN = ("c2c", "c2c, by turn", "lcf")
