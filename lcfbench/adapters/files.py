@@ -75,7 +75,7 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = 
     parameters = dict(adapter.named_parameters())
     for name, tensor in adapter.state_dict().items():
         wide = name == "gate_logit" or name not in parameters
-        narrow = tensor.data.to(device, torch.float32 if wide else dtype)
+        narrow = tensor.data.to(torch.float32 if wide else dtype)
         if not bool(torch.isfinite(narrow).all()):
             shown = str(narrow.dtype).removeprefix("torch.")
             raise UserError(f"{path}: {name} overflows in {shown}.", "Use --dtype bfloat16 or float32.")
@@ -85,7 +85,7 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = 
             f"{folder} was imported before padded positions were read: it does not answer as C2C's own code "
             f"does. Import it again: lcfbench adapter import-c2c"
         )
-    return adapter.requires_grad_(False).eval()
+    return adapter.to(device).requires_grad_(False).eval()
 
 
 def check_saved(folder: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch._lazy.ts_backend
 from accelerate import cpu_offload, disk_offload, dispatch_model
 
+from lcfbench.adapters.files import load, save
 from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.loading import check_weights
@@ -34,6 +35,7 @@ CASES = [
     ("c2c", "c2c", SHARED),
     ("dense", "dense", SHARED),
     ("prefix", "prefix", SHARED),
+    ("xkv", "xkv", SPLIT),
 ]
 IDS = [f"{name}-{documents[0].task}" for name, _, documents in CASES]
 
@@ -55,6 +57,8 @@ def method_of(name: str, what, ends):
         return create(name, *ends, helpers.random_dense(ends, form="linear", sources=2, residual=6), {})
     if what == "prefix":
         return create(name, *ends, helpers.random_prefix(ends))
+    if what == "xkv":
+        return create(name, *ends, helpers.random_xkv(ends))
     if isinstance(what, dict):
         return create(name, *ends, None, what)
     return helpers.made_method(name, what, ends)
@@ -82,6 +86,12 @@ def moved(lm: CausalLM) -> CausalLM:
     return remade(lm, copy.deepcopy(lm.model).to(OTHER))
 
 
+def test_a_saved_adapter_is_loaded_onto_the_device(tmp_path):
+    save(helpers.random_prefix(helpers.tiny_pair()), tmp_path / "a", "card")
+    loaded = load(tmp_path / "a", OTHER, torch.float32)
+    assert {t.device for t in loaded.state_dict().values()} == {OTHER}
+
+
 WAYS = {
     "the receiver is spread": lambda r, s: (spread(r), s),
     "the sharer is spread": lambda r, s: (r, spread(s)),
@@ -89,7 +99,7 @@ WAYS = {
 }
 
 
-CANNOT_ITERATE = {"sharer", "t2t", "dense", "prefix"}  # nor add to the parts that one gets
+CANNOT_ITERATE = {"sharer", "t2t", "dense", "prefix", "xkv"}  # nor add to the parts that one gets
 
 
 @pytest.mark.parametrize("way", WAYS)
