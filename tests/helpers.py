@@ -431,7 +431,7 @@ SPLIT = [
 
 def tiny_pair(method: str = "lcf", attention: str = "sdpa", chat: bool = False) -> tuple[CausalLM, CausalLM]:
     receiver = causal_lm("tiny-a", chat=chat, attention=attention, layers=4)
-    if method in ("kvcomm", "cacheback", "latentmas"):
+    if method in ("kvcomm", "cacheback", "latentmas", "activation"):
         return receiver, receiver
     return receiver, causal_lm(
         "tiny-b",

@@ -91,6 +91,13 @@ class ReplacedCacheModel(CausalLM):
     def prefill_latent(self, rows: Sequence[Sequence[int]], thought: Thought) -> KV:
         return self.changed(self.real.prefill_latent(rows, thought), rows, thought.steps)
 
+    def hidden_states(
+        self, rows: Sequence[Sequence[int]], layers: Sequence[int], counts: Sequence[int]
+    ) -> list[Tensor]:
+        read = self.real.hidden_states(rows, layers, counts)
+        named = zip(read, rows, strict=True)
+        return [self.change(x[:, None], f"H-{list(layers)}-{list(row)}")[:, 0] for x, row in named]
+
     def changed(self, read: KV, rows: Sequence[Sequence[int]], behind: int = 0) -> KV:
         """The cache with the entries of `rows`, and of as many latent steps `behind`, changed."""
         keys, values = read.keys.clone(), read.values.clone()

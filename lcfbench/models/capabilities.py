@@ -3,7 +3,8 @@
 `text`: it reads and writes. `edit`: entries of its cache can be read out and changed in place.
 `prefix`: entries can be put in front of a text. `handover`: its cache is all that it keeps of a text,
 so that another text can follow on a copy of it. `rotate`: keys can be moved to other positions.
-`latent`: its last hidden state can be its next input.
+`latent`: its last hidden state can be its next input. `activations`: hidden states between its layers
+can be read and changed.
 
 >>> lm.capabilities.lacks("rotate")
 "layer 0's values change with the position (positions are absolute)"
@@ -15,13 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
+from lcfbench.models import activations
 from lcfbench.models.latent import lacking
 from lcfbench.models.layout import layers_named
 
 if TYPE_CHECKING:
     from lcfbench.models.causal_lm import CausalLM
 
-Capability = Literal["text", "edit", "prefix", "handover", "rotate", "latent"]
+Capability = Literal["text", "edit", "prefix", "handover", "rotate", "latent", "activations"]
 CAPABILITIES: tuple[Capability, ...] = get_args(Capability)
 CACHE: tuple[Capability, ...] = ("text", "edit", "prefix", "handover", "rotate")  # of reading and its cache
 MEANING: dict[Capability, str] = {
@@ -31,6 +33,7 @@ MEANING: dict[Capability, str] = {
     "handover": "a text can follow on another one's cache",
     "rotate": "keys can be moved to other positions",
     "latent": "its last hidden state can be its next input",
+    "activations": "hidden states between its layers can be read and changed",
 }
 
 
@@ -60,4 +63,6 @@ def presumed(lm: CausalLM) -> Capabilities:
         missing["rotate"] = lm.rotary.reason
     if why := lacking(lm):
         missing["latent"] = why
+    if why := activations.lacking(lm):
+        missing["activations"] = why
     return Capabilities(missing)

@@ -20,6 +20,7 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from lcfbench.errors import UserError
 from lcfbench.geometry import Geometry
+from lcfbench.models.activations import editing, hidden_states
 from lcfbench.models.capabilities import Capabilities, presumed
 from lcfbench.models.conformance import Conformance
 from lcfbench.models.conformance_store import known, recorded
@@ -280,6 +281,11 @@ class CausalLM:
                 parts.append((some, think(self, own, [last[i] for i in some.tolist()], thought)))
             return in_order(parts)
 
+    def hidden_states(
+        self, rows: Sequence[Sequence[int]], layers: Sequence[int], counts: Sequence[int]
+    ) -> list[Tensor]:
+        return hidden_states(self, rows, layers, counts)
+
     def realigned(self, hidden: Tensor, ridge: float) -> Tensor:
         """Returns input embeddings (B, e) from last hidden states (B, d); W_a is solved once a model."""
         if ridge not in self.realignments:
@@ -331,7 +337,10 @@ class CausalLM:
         after = before.widened(full, at, silent) if in_place else before
         cache = after.written_from(n, self.cut_windows(after)) if in_place else before.to_cache()
         for a, b in pairwise([*range(0, more, width), more]):
-            with hiding(self.model, before.hidden, full[:, : n + b], b - a):
+            with (
+                hiding(self.model, before.hidden, full[:, : n + b], b - a),
+                editing(self.model, before.edits, positions[:, a:b], mask[:, a:b]),
+            ):
                 decoder_of(self.model)(
                     input_ids=ids[:, a:b],
                     attention_mask=full[:, : n + b],
@@ -461,7 +470,10 @@ class CausalLM:
         in_place = kv.length > LONG and self.layout.plain and not torch.is_grad_enabled()
         after = kv.widened(full, columns) if in_place else kv
         cache = after.written_from(kv.length) if in_place else kv.to_cache()
-        with hiding(self.model, kv.hidden, full, ids.shape[1]):
+        with (
+            hiding(self.model, kv.hidden, full, ids.shape[1]),
+            editing(self.model, kv.edits, positions, mask),
+        ):
             logits = self.logits_of(
                 ids, at, attention_mask=full, past_key_values=cache, use_cache=True, **self.places(positions)
             )
@@ -474,7 +486,8 @@ class CausalLM:
     def forward_pieces(
         self, pieces: Sequence[Piece], at: Sequence[tuple[Tensor, Tensor]]
     ) -> list[tuple[Tensor, Callable[[], KV]]]:
-        if self.joins and all(piece.kv is not None and piece.kv.length <= LONG for piece in pieces):
+        kvs = [piece.kv for piece in pieces]
+        if self.joins and all(kv is not None and kv.length <= LONG and kv.edits is None for kv in kvs):
             return joined_forward(self, pieces, at)
         found = []
         for piece, where in zip(pieces, at, strict=True):

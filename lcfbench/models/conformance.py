@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from lcfbench.models import activations
+from lcfbench.models.activations import Edits
 from lcfbench.models.answering import rank
 from lcfbench.models.capabilities import CAPABILITIES, Capabilities
 from lcfbench.models.choice_tree import branch
@@ -62,6 +64,8 @@ HIDDEN = "masked entries in front = untouched"
 FRONT = "entries in front change the answer"
 AGAIN = "keys un-rotated and rotated again = the keys"
 EMBEDDED = "a text read as embeddings = as tokens"
+READ_BACK = "hidden states that are put back change nothing"
+STATES = "other hidden states change the answer"
 PLACE = "content keys of a text = those of it further on"
 Sides = tuple[Tensor, Tensor]
 
@@ -174,13 +178,14 @@ class Checking:
             masks = "" if checks[-1].ok else told(checks[-1])
         if lm.reading == "whole":
             why = untrusted or lm.layout.reason
-            missing |= dict.fromkeys(("edit", "prefix", "handover", "rotate", "latent"), why)
+            missing |= dict.fromkeys(CAPABILITIES[1:], why)
         else:
             groups = {
                 "edit": [self.compared(SAME, self.same), self.felt()],
                 "prefix": [self.compared(HIDDEN, self.hidden), self.front()],
                 "rotate": self.turned(),
                 "latent": [self.embedded()],
+                "activations": self.between_layers(),
             }
             for name, found in groups.items():
                 checks += found
@@ -355,6 +360,32 @@ class Checking:
         why, error = attempted(lambda: lacking(self.lm))
         return Check(EMBEDDED, why == "", None, error or why)
 
+    def between_layers(self) -> list[Check]:
+        """Puts the last token's state behind each layer back in place, then turns it round."""
+        lm, row = self.lm, self.longest
+        why, error = attempted(lambda: activations.lacking(lm))
+        if why != "":
+            return [Check(STATES, False, None, error or why)]
+        layers = range(lm.geometry.layers)
+        answers, error = attempted(lambda: [self.with_state(row, i, s) for i in layers for s in (1.0, -1.0)])
+        if answers is None:
+            return [Check(STATES, False, None, error)]
+        plain = self.plain_last()
+        same = max(difference(x, plain) for x in answers[::2])
+        moved = min(difference(x, plain) for x in answers[1::2])
+        return [
+            Check(READ_BACK, same <= self.tolerance, same if math.isfinite(same) else None),
+            Check(STATES, moved > min(self.tolerance, 1e-4), None, f"by {moved:.2g} at least"),
+        ]
+
+    def with_state(self, row: Sequence[int], layer: int, sign: float) -> Tensor:
+        """Returns logits after a row whose last state behind a layer is `sign` times itself."""
+        lm = self.lm
+        [state] = lm.hidden_states([row], [layer], [1])
+        at = torch.tensor([[len(row) - 1]], device=lm.device)
+        edits = Edits(tuple(lm.decoder_layers([layer])), at, sign * state[:, None], "replace")
+        return self.after(replace(self.own, edits=edits), [row])
+
     def turned(self) -> list[Check]:
         """Un-rotates the keys of a text that is read at two places."""
         checks, error = attempted(lambda: list(self.at_two_places()))
@@ -435,7 +466,7 @@ def attempted(check: Callable[[], Any]) -> tuple[Any, str]:
 
 def told(check: Check) -> str:
     """A failed check as a reason."""
-    if check.name in (PLACE, FELT, EMBEDDED) and check.difference is None:
+    if check.name in (PLACE, FELT, EMBEDDED, STATES) and check.difference is None:
         return check.detail
     far = "" if check.difference is None else f"off by {check.difference:.2g}"
     return f'"{check.name}" does not hold ({", ".join(filter(None, (far, check.detail)))})'

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from lcfbench.models.activations import Edits
 from lcfbench.models.layout import Layout, States, put_states, states_of
 
 
@@ -38,6 +39,7 @@ class KV:
     layout: of the model, where its layers differ; then H and D are the largest and zeros fill up what a
     layer lacks. states: what recurrent layers have kept of the rows; None before the first token.
     tokens: (B, N) ids, of a model that has no cache to be used (L is 0) and reads whole texts anew.
+    edits: what becomes of hidden states of the tokens that are run next; the longer cache has none.
     """
 
     keys: Tensor
@@ -49,6 +51,7 @@ class KV:
     layout: Layout | None = None
     states: States | None = None
     tokens: Tensor | None = None
+    edits: Edits | None = None
 
     def __post_init__(self) -> None:
         L, B, H, N, D = self.keys.shape
@@ -191,6 +194,7 @@ class KV:
             if self.states is None
             else {key: x[index.to(x.device)] for key, x in self.states.items()},
             tokens=None if self.tokens is None else self.tokens[index],
+            edits=None if self.edits is None else self.edits.rows_at(index),
         )
 
     def then(self, other: KV) -> KV:

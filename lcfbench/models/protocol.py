@@ -104,6 +104,17 @@ class LanguageModel(Protocol):
         empty row.
         """
 
+    def hidden_states(
+        self, rows: Sequence[Sequence[int]], layers: Sequence[int], counts: Sequence[int]
+    ) -> list[Tensor]:
+        """Returns the hidden states (l, n, d) behind layers of the last n = `counts[b]` tokens of each row.
+
+        See `lcfbench.models.activations`. Raises UserError for an empty row.
+        """
+
+    def decoder_layers(self, layers: Sequence[int]) -> list[int]:
+        """Returns the decoder blocks that layers of the cache belong to."""
+
     def read(self, prompts: Sequence[Prompt], past: KV | None = None, start: Tensor | int = 0) -> State:
         """Prefills all but the last token of each prompt; the last is left to run on the cache."""
 

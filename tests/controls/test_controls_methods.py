@@ -38,6 +38,8 @@ CASES = [
     ("cacheback", "", SPLIT),
     ("latentmas", "", SHARED),
     ("latentmas", "", SPLIT),
+    ("activation", "", SHARED),
+    ("activation", "", SPLIT),
     ("lcf", "lcf", SHARED),
     ("lcf", "remap", SHARED),
     ("lcf", "lcfx", SPLIT),

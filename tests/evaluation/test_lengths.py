@@ -125,6 +125,7 @@ EXACT = [
     *[("receiver", None), ("sharer", None), ("full_context", None), ("kvcomm", None), ("lora", "lora")],
     ("cacheback", None),
     ("latentmas", None),
+    ("activation", None),
     *[("lcf", "lcf"), ("lcf", "remap"), ("c2c", "c2c"), ("c2c", "c2c-remap"), ("single", "lcf")],
     *[("identical", "lcf"), ("prefix", "before"), ("prefix", "after"), ("dense", None)],
     ("draft_kv", None),

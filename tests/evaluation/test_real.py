@@ -141,7 +141,7 @@ def test_a_handful_of_every_task_under_every_method(tmp_path, monkeypatch, task,
     chosen = {"mode": [mode], "task": [task], "control": ["matched"], "limit": limit}
     if task in SHORT:
         chosen["task_options"] = SHORT[task]
-    if mode in ("kvcomm", "cacheback", "latentmas"):
+    if mode in ("kvcomm", "cacheback", "latentmas", "activation"):
         chosen["pair"] = f"{RECEIVER}:{RECEIVER}"
     if mode == "t2t":
         chosen["options"] = {"budget": "8"}

@@ -408,7 +408,7 @@ OWN_ADAPTERS = {
 
 @pytest.mark.parametrize("mode", [m for m in method_names() if m not in OWN_ADAPTERS])
 def test_every_column_is_accounted_for(pair, adapter, tmp_path, mode):
-    if mode in ("kvcomm", "cacheback", "latentmas"):
+    if mode in ("kvcomm", "cacheback", "latentmas", "activation"):
         pair = f"{pair.split(':')[0]}:{pair.split(':')[0]}"
     [folder] = go(pair, tmp_path, mode=[mode], adapter=[adapter], latency_documents=3)
     kind = method_class(mode)

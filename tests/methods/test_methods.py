@@ -43,6 +43,8 @@ CASES = [
     ("cacheback", None, SPLIT),
     ("latentmas", None, SHARED),
     ("latentmas", None, SPLIT),
+    ("activation", None, SHARED),
+    ("activation", None, SPLIT),
     ("lcf", "lcf", SHARED),
     ("lcf", "lcfx", SPLIT),
     ("c2c", "c2c", SHARED),

@@ -36,6 +36,7 @@ METHODS = (
     "kvcomm-some",
     "cacheback",
     "latentmas",
+    "activation",
     "prefix-after",
     "prefix-before",
     "lcf",
@@ -96,7 +97,7 @@ def method_of(name: str, lm: CausalLM) -> tuple[Method, bool]:
         return create("kvcomm", *ends, None, {"layers": "1,2"} if name == "kvcomm-some" else {}), False
     if name == "latentmas":
         return create(name, *ends, None, {"steps": "3"}), False
-    if name in ("receiver", "t2t", "cacheback"):
+    if name in ("receiver", "t2t", "cacheback", "activation"):
         return create(name, *ends, None, {"budget": "5"} if name == "t2t" else {}), False
     if name == "dense":
         return create("dense", *ends, random_dense(ends)), False

@@ -56,6 +56,7 @@ CASES = [
     ("kvcomm", None, SPLIT, {}),
     ("kvcomm", None, SPLIT, {"layers": "0,2"}),
     ("latentmas", None, SPLIT, {"steps": "2"}),
+    ("activation", None, SPLIT, {}),
 ]
 RANDOM = {"dense": random_dense, "prefix": random_prefix, "draft_kv": random_draft, "xkv": random_xkv}
 NAMES = [
@@ -76,7 +77,7 @@ def ends():
 
 
 def made(ends, name, kind, options):
-    if name in ("kvcomm", "latentmas"):
+    if name in ("kvcomm", "latentmas", "activation"):
         return create(name, ends[0], ends[0], options=options)
     if kind in RANDOM:
         return create(name, *ends, RANDOM[kind](ends, **options))
