@@ -47,7 +47,15 @@ def test_the_json_of_a_model(models, name, capsys, monkeypatch):
     names += " token_bytes state_bytes steady capabilities methods seconds"
     assert set(found) == set(names.split())
     assert all(set(check) == {"name", "ok", "difference", "detail"} for check in found["checks"])
-    assert set(found["capabilities"]) == {"text", "edit", "prefix", "handover", "rotate", "latent"}
+    assert set(found["capabilities"]) == {
+        "text",
+        "edit",
+        "prefix",
+        "handover",
+        "rotate",
+        "latent",
+        "activations",
+    }
     kvcomm = found["methods"]["kvcomm"]
     assert kvcomm is True if name == "llama" else "keep a recurrent state" in kvcomm
     assert found["seconds"]["check"] > found["seconds"]["check_again"] >= 0

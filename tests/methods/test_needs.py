@@ -19,6 +19,7 @@ from tests import helpers
 from tests.models import zoo
 
 CACHE = {
+    "activation",
     "c2c",
     "cacheback",
     "dense",

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from lcfbench.models.capabilities import CACHE, MEANING
+from lcfbench.models.capabilities import CAPABILITIES, MEANING
 from tests.models import cells, zoo
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -34,7 +34,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "lora": ("lora",),
     "draft_kv": ("draft_kv",),
 }
-CAPABLE = "\n".join(f"- **{name}**: {MEANING[name]}." for name in CACHE)
+CAPABLE = "\n".join(f"- **{name}**: {MEANING[name]}." for name in CAPABILITIES)
 INTRO = f"""# Which models work
 
 Any causal language model that transformers loads can be named in `--pair`. What can be done with it
@@ -56,8 +56,8 @@ here. A checkpoint can differ from its family in its config: `doctor` reads the 
 bfloat16 and float16 a fault smaller than rounding is not seen: nemotron-h and zamba2, whose cached path
 differs by some ten-thousandths of the logits' spread, are then read on their cache.
 
-The first columns are the **capabilities** that `doctor` reports (`latent`, which
-latentmas needs, is not in the table):
+The first columns are the **capabilities** that `doctor` reports; latentmas needs `latent` of its sharer,
+activation needs `activations` of both models:
 
 {CAPABLE}
 
@@ -121,10 +121,10 @@ def page(rows: Sequence[Row]) -> str:
         numbers = sorted([*reasons].index(kind) + 1 for kind in kinds_of(lines))
         return f"no ({', '.join(map(str, numbers))})" if numbers else cells.EXACT
 
-    heads = ["model", "model type", *CACHE, *(f"*{column}*" for column in COLUMNS)]
+    heads = ["model", "model type", *CAPABILITIES, *(f"*{column}*" for column in COLUMNS)]
     table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for r in rows:
-        able = ["–" if c in r.missing else "yes" for c in CACHE]
+        able = ["–" if c in r.missing else "yes" for c in CAPABILITIES]
         methods = [entry([r.cells[m] for m in some]) for some in COLUMNS.values()]
         table.append("| " + " | ".join([r.name, f"`{zoo.ZOO[r.name][0]}`", *able, *methods]) + " |")
     why = [f"{n}. {html.escape(reason, False)}." for n, reason in enumerate(reasons.values(), 1)]
@@ -139,8 +139,8 @@ def read_page() -> dict[str, tuple[set[str], dict[str, set[str]]]]:
     found = {}
     for line in re.findall(r"^\| (.*`.*) \|$", text, re.M):
         name, _, *rest = line.split(" | ")
-        able = {c for c, word in zip(CACHE, rest, strict=False) if word == "yes"}
-        shown = zip(COLUMNS, rest[len(CACHE) :], strict=True)
+        able = {c for c, word in zip(CAPABILITIES, rest, strict=False) if word == "yes"}
+        shown = zip(COLUMNS, rest[len(CAPABILITIES) :], strict=True)
         found[name] = able, {c: {reasons[n] for n in re.findall(r"\d+", cell)} for c, cell in shown}
     return found
 

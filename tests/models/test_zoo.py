@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from lcfbench.models.capabilities import CACHE
+from lcfbench.models.capabilities import CAPABILITIES
 from tests.models import cells, table, zoo
 
 USABLE = "these work: |Text methods only: |Use |No method works"  # what does work is said too
@@ -45,7 +45,7 @@ def page():
 
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_capabilities_are_those_of_the_page(name, page):
-    assert set(CACHE) - set(cells.found(name).missing) == page[name][0]
+    assert set(CAPABILITIES) - set(cells.found(name).missing) == page[name][0]
 
 
 @pytest.mark.parametrize(("name", "column"), [(name, column) for name in zoo.ZOO for column in table.COLUMNS])
