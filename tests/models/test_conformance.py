@@ -34,7 +34,7 @@ def failed(lm) -> set[str]:
 @pytest.mark.parametrize("bos", [False, True])
 def test_right_models_pass_every_check(family, bos):
     found = conformance(helpers.causal_lm(family, bos=bos, family=family))
-    assert len(found.checks) == 14 and all(check.ok for check in found.checks), found
+    assert len(found.checks) == 16 and all(check.ok for check in found.checks), found
     assert not found.missing and found.reading == "padded"
     assert all(check.record()["name"] == check.name for check in found.checks)
     assert Conformance.model_validate_json(found.model_dump_json()) == found
