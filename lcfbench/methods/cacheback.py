@@ -18,12 +18,13 @@ from lcfbench.errors import UserError
 from lcfbench.methods import _cacheback_scores as scored
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._one_model import check_one_model
+from lcfbench.methods._request import RequestForm, Requests, check_request, least, requests
 from lcfbench.methods._wire import cache_across
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV, stacked
 from lcfbench.models.protocol import Message, State
-from lcfbench.tasks.document import NOTE, Document
+from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt, continuation
 
 RATIO = 4.0  # as published: three quarters are dropped
@@ -33,21 +34,23 @@ RATIO = 4.0  # as published: three quarters are dropped
 class CacheBack(Method):
     """Sends the entries of some of the sharer's tokens, in a row, in front of the receiver's prompt.
 
-    The request is the receiver's question, as text. The sharer reads it on top of its context's
-    cache, and its attention tells which entries are sent. They are moved to positions 0..k−1; the receiver
-    starts at k. All entries kept are `kvcomm` with all layers, bit for bit.
+    The request is text: the receiver's question, or what the receiver writes when it has read its own
+    text. The sharer reads it on top of its context's cache, and its attention tells which entries are sent.
+    They are moved to positions 0..k−1; the receiver starts at k. All entries kept are `kvcomm` with all
+    layers, bit for bit.
 
     selector: `support` (as published); `snapkv`, the same attention without the weight of single rows;
     `h2o`, attention within the context alone; `streaming`, the first and the last tokens; `random`
     spans; `first` tokens. The last four need no request. `support` and `random` keep spans of 16 tokens.
     ratio: keeps one of so many tokens, 4 where nothing is given. budget: tokens that are kept, instead.
-    seed: of `random`.
+    seed: of `random`. request: `question`, or `written` by the receiver, a turn of its own.
     """
 
     selector: Literal["support", "snapkv", "h2o", "streaming", "random", "first"] = "support"
     ratio: Annotated[float, Ge(1)] | None = None
     budget: Annotated[int, Ge(1)] | None = None
     seed: Annotated[int, Ge(0)] = 0
+    request: RequestForm = "question"
 
     needs: ClassVar[dict[str, tuple[Capability, ...]]] = {
         "receiver": ("handover",),
@@ -77,7 +80,8 @@ class CacheBack(Method):
         """Only those that change the answer."""
         size = {"ratio": self.ratio or RATIO} if self.budget is None else {"budget": self.budget}
         seed = {"seed": self.seed} if self.selector == "random" else {}
-        return {"selector": self.selector, **size, **seed}
+        asked = {"request": self.request} if self.asks and self.request != "question" else {}
+        return {"selector": self.selector, **size, **seed, **asked}
 
     def kept(self, tokens: int) -> int:
         """Returns how many of so many entries are sent; 1 at least."""
@@ -86,14 +90,15 @@ class CacheBack(Method):
     def check_length(self, document: Document, sender: Document) -> None:
         sent = prompt(self.sharer, sender.sharer, sender)
         if self.asks:
-            asked = self.request(sent, document)
-            check_room(self.sharer, sent, sender, beside=len(asked), written=0)
+            check_request(self.receiver, document, self.request)
+            known, more = least(document, self.request)
+            check_room(self.sharer, sent, sender, beside=len(self.behind(sent, known)) + more, written=0)
         shown = prompt(self.receiver, document.receiver, document)
         check_room(self.receiver, shown, document, beside=self.kept(len(sent.ids)))
 
-    def request(self, sent: Prompt, document: Document) -> list[int]:
-        """Returns the document's question as the sharer's tokens behind its own text."""
-        return continuation(sent, f"\n{question_of(document)}", self.sharer.tokenizer)
+    def behind(self, sent: Prompt, request: str) -> list[int]:
+        """Returns a request as the sharer's tokens behind its own text."""
+        return continuation(sent, f"\n{request}", self.sharer.tokenizer)
 
     def respond(self, batch: Batch) -> State:
         with batch.clock("sharer"):
@@ -101,15 +106,17 @@ class CacheBack(Method):
             theirs = self.sharer_cache(shared)
         with batch.clock("message"):
             asked: list[list[int]] = [[] for _ in shared]
+            request = None
             if self.asks:
-                asked = [self.request(p, d) for p, d in zip(shared, batch.documents, strict=True)]
+                request = requests(self.receiver, batch.documents, self.request)
+                asked = [self.behind(p, text) for p, text in zip(shared, request.texts, strict=True)]
             with torch.no_grad():
                 places = [self.chosen(theirs, b, p, asked[b]) for b, p in enumerate(shared)]
                 sent = cache_across(batch, self.moved(theirs, places))
         with batch.clock("prefill"):
             prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
             state = self.receiver.read(prompts, past=sent, start=sent.mask.sum(1))
-        message = self.account(batch, shared, asked, places, prompts)
+        message = self.account(shared, request, asked, places, prompts)
         return replace(state, message=batch.counted(message))
 
     def chosen(self, theirs: KV, row: int, shared: Prompt, asked: Sequence[int]) -> list[int]:
@@ -156,8 +163,8 @@ class CacheBack(Method):
 
     def account(
         self,
-        batch: Batch,
         shared: list[Prompt],
+        request: Requests | None,
         asked: Sequence[Sequence[int]],
         places: Sequence[Sequence[int]],
         prompts: Sequence[Prompt],
@@ -170,6 +177,8 @@ class CacheBack(Method):
         ]
         if self.selector == "h2o":  # the context is read again for its attention
             extra = [x + self.sharer.flops(n) * (k < n) for x, n, k in zip(extra, tokens, kept, strict=True)]
+        if request:
+            extra = [x + self.receiver.flops(n) * (n > 0) for x, n in zip(extra, request.ran, strict=True)]
         width = 2 if self.sharer.vocabulary_size <= 1 << 16 else 4
         return Message(
             wire_bytes=[k * size for k in kept],
@@ -177,22 +186,7 @@ class CacheBack(Method):
             sharer_tokens=[n + len(ids) for n, ids in zip(tokens, asked, strict=True)],
             adapter_flops=extra,
             read=shared,
-            request_bytes=[len(question_of(d).encode()) * self.asks for d in batch.documents],
+            request_bytes=request.bytes if request else [0] * len(shared),
             token_bytes=[k * width for k in kept],
             kept=[list(each) for each in places],
         )
-
-
-def question_of(document: Document) -> str:
-    """Returns what the receiver asks: the end of its text, behind its own notes.
-
-    These are the last lines that its text has with a note and without; all of its text where it has no
-    notes of its own, or where a task says nowhere that it has.
-    """
-    mine, noted = (text.split("\n") for text in (document.receiver.user, document.noted.user))
-    if any(NOTE in line for line in noted):
-        noted = noted[max(i for i, line in enumerate(noted) if NOTE in line) + 1 :]
-    count = 0
-    while count < min(len(mine), len(noted)) and mine[-1 - count] == noted[-1 - count]:
-        count += 1
-    return "\n".join(mine[len(mine) - count :]).strip() or document.receiver.user.strip()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._note import cut_bytes, with_note
+from lcfbench.methods._request import RequestForm, check_request, least, requests
 from lcfbench.methods._wire import texts_across
 from lcfbench.methods.base import Batch, Method, prompt
 from lcfbench.models.protocol import Message, State
@@ -30,13 +31,16 @@ class T2T(Method):
 
     budget: tokens the sharer may write, greedily. bytes: UTF-8 bytes of the note that may cross,
     none for all; with the bytes of an adapter's message (`lcfbench show` gives them) text and cache are
-    compared at equal size.
+    compared at equal size. request: a turn before the note: the receiver sends its `question`, or one
+    `written` when it has read its own text, and the sharer reads it behind its own. None sends nothing: the
+    sharer knows what the task shows it.
     """
 
     sends_text: ClassVar[bool] = True
 
     budget: Annotated[int, Ge(1), Le(LONGEST_NOTE)] = 50
     bytes: Annotated[int, Ge(1)] | None = None
+    request: RequestForm | None = None
 
     def __post_init__(self) -> None:
         if self.budget < 1:
@@ -48,16 +52,28 @@ class T2T(Method):
     def added(self) -> int:
         return self.budget
 
+    def options(self) -> dict[str, Any]:
+        """Without a request that is not sent."""
+        return {name: x for name, x in super().options().items() if name != "request" or x}
+
     def check_length(self, document: Document, sender: Document) -> None:
         """The note counts as long as it may become."""
-        asked = prompt(self.sharer, sender.request, replace(sender, steps=()))
-        check_room(self.sharer, asked, sender, written=self.budget)
+        known, more = "", 0
+        if self.request:
+            check_request(self.receiver, document, self.request)
+            known, more = least(document, self.request)
+        check_room(self.sharer, self.asked(sender, known), sender, beside=more, written=self.budget)
         shown = self.noted(document, document.request.prefix)
         check_room(self.receiver, shown, document, beside=self.budget)
 
     def respond(self, batch: Batch) -> State:
+        request = None
+        if self.request:
+            with batch.clock("message"):
+                request = requests(self.receiver, batch.documents, self.request)
+        known = request.texts if request else [""] * len(batch.documents)
         with batch.clock("sharer"):
-            asked = [prompt(self.sharer, s.request, replace(s, steps=())) for s in batch.message_from]
+            asked = [self.asked(s, text) for s, text in zip(batch.message_from, known, strict=True)]
             state = self.sharer.read(asked)
         with batch.clock("message"):
             state, thoughts = think(state, choices=False)
@@ -78,7 +94,18 @@ class T2T(Method):
             out = self.receiver.read(shown)
         size = [len(note.encode()) for note in sent]
         ran = [len(p.ids) + n for p, n in zip(asked, written, strict=True)]
-        return replace(out, message=batch.counted(Message(size, size, ran, sent, read=asked)))
+        message = Message(size, size, ran, sent, read=asked)
+        if request:
+            flops = [self.receiver.flops(n) if n else 0.0 for n in request.ran]
+            message = replace(message, request_bytes=request.bytes, adapter_flops=flops)
+        return replace(out, message=batch.counted(message))
+
+    def asked(self, sender: Document, request: str) -> Prompt:
+        """Returns what the sharer reads before it writes: its own text, and the receiver's request."""
+        view = sender.request
+        if request:
+            view = replace(view, user=f"{view.user.rstrip()}\n{request}\n")
+        return prompt(self.sharer, view, replace(sender, steps=()))
 
     def noted(self, document: Document, text: str) -> Prompt:
         """Returns the receiver's prompt with the note: an earlier turn of a chat about shared text,

@@ -9,8 +9,8 @@ import torch
 
 from lcfbench.errors import UserError
 from lcfbench.methods import _cacheback_scores as scored
+from lcfbench.methods._request import question_of
 from lcfbench.methods.base import Batch, prompt
-from lcfbench.methods.cacheback import question_of
 from lcfbench.methods.create import create
 from lcfbench.models.finite import NotFiniteError
 from lcfbench.models.timing import Clock
@@ -44,7 +44,7 @@ def places(method, documents: list[Document], senders: list[Document] | None = N
     senders = senders or documents
     shared = [prompt(method.sharer, s.sharer, s) for s in senders]
     theirs = method.sharer_cache(shared)
-    asked = [method.request(p, d) for p, d in zip(shared, documents, strict=True)]
+    asked = [method.behind(p, question_of(d)) for p, d in zip(shared, documents, strict=True)]
     return [method.chosen(theirs, b, p, asked[b]) for b, p in enumerate(shared)]
 
 
@@ -166,7 +166,7 @@ def test_scores_are_the_formula(family, attention):
     lm = helpers.causal_lm(family=family, layers=4, attention=attention)
     method = made(lm)
     shared = prompt(lm, LONG.sharer, LONG)
-    context, request = list(shared.ids), method.request(shared, LONG)
+    context, request = list(shared.ids), method.behind(shared, question_of(LONG))
     layers = [i for i, w in enumerate(lm.windows) if w is None]
     assert scored.global_layers(lm) == layers and (len(layers) < 4) == (family == "gemma3")
     expected = slow_scores(lm, context, request, layers)
@@ -288,8 +288,8 @@ def test_the_cache_is_another_document_s_and_the_question_the_receiver_s(selecto
     method = made(lm, selector=selector, budget=12)
     other = replace(LONG, receiver=replace(LONG.receiver, user="Notes: none.\nQuestion: Who?\nAnswer:"))
     other = replace(other, noted=replace(other.noted, user=other.receiver.user))
-    asked = method.request(prompt(lm, LONG.sharer, LONG), other)
-    assert asked != method.request(prompt(lm, LONG.sharer, LONG), LONG)
+    asked = method.behind(prompt(lm, LONG.sharer, LONG), question_of(other))
+    assert asked != method.behind(prompt(lm, LONG.sharer, LONG), question_of(LONG))
     _, state, _ = outcomes(method, [LONG], [SPLIT[1]])
     _, own, _ = outcomes(method, [SPLIT[1]])
     assert state.message.request_bytes == [len(question_of(LONG).encode())]
@@ -304,7 +304,7 @@ def test_what_is_counted():
     assert m.wire_bytes == [10 * entry] * 4 and m.cache_bytes == [n * entry for n in sizes]
     assert m.token_bytes == [20] * 4
     assert m.request_bytes == [len(question_of(d).encode()) for d in DOCUMENTS]
-    asked = [made(lm).request(prompt(lm, d.sharer, d), d) for d in DOCUMENTS]
+    asked = [made(lm).behind(prompt(lm, d.sharer, d), question_of(d)) for d in DOCUMENTS]
     assert m.sharer_tokens == [n + len(ids) for n, ids in zip(sizes, asked, strict=True)]
     for selector in ("h2o", "streaming", "random", "first"):
         _, silent, _ = outcomes(made(lm, selector=selector, budget=10), DOCUMENTS)
