@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lcfbench.adapters.base import Adapter
     from lcfbench.analysis.summary import load_summary, verdicts
-    from lcfbench.api import Results, create, gather, plan, probe, run, train
+    from lcfbench.api import Results, create, gather, plan, probe, replay, run, train
     from lcfbench.controls.base import Control
     from lcfbench.errors import UserError
     from lcfbench.evaluation.recipe import Recipe
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from lcfbench.methods.load_pair import Pair, load_pair
     from lcfbench.models.protocol import Message, State
     from lcfbench.results.reader import load_samples
+    from lcfbench.results.recorded_run import load_messages
     from lcfbench.training.recipe import TrainRecipe
 
 _HOME = {
     "lcfbench.adapters.base": ("Adapter",),
     "lcfbench.analysis.summary": ("load_summary", "verdicts"),
-    "lcfbench.api": ("Results", "create", "gather", "plan", "probe", "run", "teach", "train"),
+    "lcfbench.api": ("Results", "create", "gather", "plan", "probe", "replay", "run", "teach", "train"),
     "lcfbench.controls.base": ("Control",),
     "lcfbench.errors": ("UserError",),
     "lcfbench.evaluation.recipe": ("Recipe",),
@@ -42,6 +43,7 @@ _HOME = {
     "lcfbench.methods.load_pair": ("Pair", "load_pair"),
     "lcfbench.models.protocol": ("Message", "State"),
     "lcfbench.results.reader": ("load_samples",),
+    "lcfbench.results.recorded_run": ("load_messages",),
     "lcfbench.training.recipe": ("TrainRecipe",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -61,11 +63,13 @@ __all__ = [
     "__version__",
     "create",
     "gather",
+    "load_messages",
     "load_pair",
     "load_samples",
     "load_summary",
     "plan",
     "probe",
+    "replay",
     "run",
     "teach",
     "train",

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,19 @@ if TYPE_CHECKING:
     from lcfbench.probing.probe import Probe
     from lcfbench.results.reader import Paths
 
-__all__ = ["Results", "create", "gather", "load_pair", "plan", "planned", "probe", "run", "teach", "train"]
+__all__ = [
+    "Results",
+    "create",
+    "gather",
+    "load_pair",
+    "plan",
+    "planned",
+    "probe",
+    "replay",
+    "run",
+    "teach",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -178,6 +190,32 @@ def gather(folders: Paths, out: Path | str = "results") -> pd.DataFrame:
     warn_all([text for each in found for text in each.warnings])
     columns = ["run_id", "state", "rows", "documents"]
     return pd.DataFrame([{name: getattr(each, name) for name in columns} for each in found], columns=columns)
+
+
+def replay(
+    run: Path | str,
+    documents: Sequence[str] = (),
+    *,
+    adapter: Path | str | None = None,
+    progress: bool | Progress = False,
+) -> pd.DataFrame:
+    """Answers documents of a run again from the messages that it kept, as `lcfbench message replay` does.
+
+    The sharer is not run. run, documents: as `load_messages` takes them. adapter: where the run's adapter
+    is now. A row a document: the answer and score of the row and those now, and whether they are `equal`.
+    Raises UserError where models, adapter, task or prompts are not those of the run.
+    """
+    import pandas as pd
+
+    from lcfbench.evaluation.replay import Replayed
+    from lcfbench.evaluation.replay import replay as replay_run
+    from lcfbench.results.recorded_run import run_with_messages
+
+    quiet_libraries()
+    place = Path(adapter) if adapter is not None else None
+    found = replay_run(run_with_messages(Path(run)), _shown(progress), documents, place)
+    columns = [*(f.name for f in fields(Replayed)), "equal"]
+    return pd.DataFrame([{**asdict(each), "equal": each.equal} for each in found], columns=columns)
 
 
 def planned(recipe: Recipe, progress: Progress) -> Plan:

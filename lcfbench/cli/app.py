@@ -21,6 +21,7 @@ from lcfbench.cli.console import echo
 from lcfbench.cli.latency import bench
 from lcfbench.cli.lists import doctor, ls
 from lcfbench.cli.lm_eval import PASSED_ON, lm_eval
+from lcfbench.cli.message import message_app
 from lcfbench.cli.options import group
 from lcfbench.cli.oracle import oracle_app
 from lcfbench.cli.plan import gather, plan
@@ -49,6 +50,7 @@ app = group(
     completion=True,
 )
 app.add_typer(adapter_app, name="adapter")
+app.add_typer(message_app, name="message")
 app.add_typer(oracle_app, name="oracle")
 app.add_typer(task_app, name="task")
 app.command()(run)

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from lcfbench.adapters.base import Adapter
 from lcfbench.errors import StopRunError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._note import with_note, with_notes
+from lcfbench.methods._wire import cache_across, texts_across
 from lcfbench.methods.base import Batch, Method, prompt, read_alone
 from lcfbench.methods.excerpt import own_text
 from lcfbench.models.causal_lm import CausalLM
@@ -32,6 +33,7 @@ from lcfbench.models.latent import Thought
 from lcfbench.models.padding import Real, pad_left, positions_of, silent_at
 from lcfbench.models.protocol import LanguageModel, Message, Opened, State
 from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt
 
 FAITHFUL = 1e-3  # nats: the largest KL divergence of a cache that was sent and put back
 
@@ -144,8 +146,36 @@ class SkippedModel(CausalLM):
         read = KV(none, none, shown, positions_of(mask, start), silent=silent, layout=layout)
         return past.then(read).flush() if past is not None else read.flush()
 
+    def prefill_latent(self, rows: Sequence[Sequence[int]], thought: Thought) -> KV:
+        return self.prefill([[*row, *[self.pad_id] * thought.steps] for row in rows])
+
+    def hidden_states(
+        self, rows: Sequence[Sequence[int]], layers: Sequence[int], counts: Sequence[int]
+    ) -> list[Tensor]:
+        shape = len(layers), self.hidden_size
+        return [torch.zeros(shape[0], n, shape[1], device=self.device, dtype=self.dtype) for n in counts]
+
     def open(self, state: State) -> Opened:
         raise AssertionError("a sharer that is not run cannot answer")
+
+    def forward(self, *args: Any, **given: Any) -> Any:
+        raise AssertionError("a sharer that is not run computes nothing")
+
+    def run(self, *args: Any, **given: Any) -> Any:
+        raise AssertionError("a sharer that is not run computes nothing")
+
+    def attention_to(self, *args: Any, **given: Any) -> Any:
+        raise AssertionError("a sharer that is not run attends nothing")
+
+
+def without_sharer(method: Method) -> Method:
+    """The method, a control's wrapper included, with a sharer that is never run: for replays."""
+    return with_sharer(method, SkippedModel(method.sharer))
+
+
+def read_as_zeros(lm: LanguageModel, prompts: list[Prompt]) -> State:
+    """The state of prompts whose cache is to come from elsewhere: only their last tokens will be run."""
+    return replace(SkippedModel(lm).read(prompts), lm=lm)
 
 
 class SilentMethod(Method):
@@ -194,14 +224,20 @@ class TextMethod(Method):
     def respond(self, batch: Batch) -> State:
         with batch.clock("message"):
             texts = self.inner.words(batch) or [own_text(sender) for sender in batch.message_from]
+            texts = texts_across(batch, texts)
         with batch.clock("prefill"):
             state = self.receiver.read(with_notes(self.receiver, batch.documents, texts))
         size = [len(text.encode()) for text in texts]
-        return replace(state, message=Message(size, size, [0] * len(texts), texts))
+        message = Message(size, size, [0] * len(texts), texts)
+        return replace(state, message=batch.counted(message))
 
 
 class PlumbingMethod(Method):
-    """The receiver alone, whose cache of its own prompt is sent as bytes and put back before it answers."""
+    """The receiver alone, whose cache of its own prompt is sent as bytes and put back before it answers.
+
+    Under `--wire` the cache crosses in the form that is asked. A form that rounds may predict another
+    token: what it costs is then the score, and only an exact one stops the run.
+    """
 
     roles: ClassVar[tuple[str, ...]] = ("receiver",)
 
@@ -211,11 +247,25 @@ class PlumbingMethod(Method):
     def respond(self, batch: Batch) -> State:
         """Raises StopRunError where the next token's distribution is not the untouched receiver's."""
         with batch.clock("prefill"):
-            state = self.receiver.read([prompt(self.receiver, d.receiver, d) for d in batch.documents])
+            prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
+            state = read_as_zeros(self.receiver, prompts) if batch.replays else self.receiver.read(prompts)
+        if batch.wire is not None:
+            with batch.clock("message"):
+                back = replace(state, kv=cache_across(batch, state.kv))
+            if batch.wire == "native" and not batch.replays:
+                self.check_faithful(batch, state, back)
+            size = [0] * len(prompts)
+            return replace(back, message=batch.counted(Message(size, list(size), list(size))))
         with batch.clock("message"):
             sent = as_bytes(state.kv)
         with batch.clock("fuse"):
             back = replace(state, kv=put_back(sent, state.kv))
+        self.check_faithful(batch, state, back)
+        size = [len(each) for each in sent]
+        return replace(back, message=Message(size, size, [0] * len(size)))
+
+    def check_faithful(self, batch: Batch, state: State, back: State) -> None:
+        """Raises StopRunError where a cache that came back predicts another token."""
         untouched, through = (self.receiver.open(s).logits for s in (state, back))
         for document, kl in zip(batch.documents, divergence(untouched, through), strict=True):
             if not kl < FAITHFUL:  # NaN neither
@@ -225,8 +275,6 @@ class PlumbingMethod(Method):
                     f"{FAITHFUL:g} is allowed.",
                     f"Trust no cache method here; see `lcfbench doctor --model {self.receiver.name}`.",
                 )
-        size = [len(each) for each in sent]
-        return replace(back, message=Message(size, size, [0] * len(size)))
 
 
 def as_bytes(kv: KV) -> list[bytes]:

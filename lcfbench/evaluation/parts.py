@@ -7,7 +7,7 @@ the document that sends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lcfbench.config import WireForm
 from lcfbench.methods.base import Batch
@@ -17,17 +17,21 @@ from lcfbench.tasks.task import Outcome
 
 
 def batch_of(
-    documents: Sequence[Document], senders: Sequence[Document], clock: Clock, wire: WireForm | None = None
+    documents: Sequence[Document],
+    senders: Sequence[Document],
+    clock: Clock,
+    wire: WireForm | None = None,
+    stored: Mapping[int, bytes] | None = None,
 ) -> Batch:
-    """The batch that asks documents, with all parts of each in a row. wire: see `Batch`."""
+    """The batch that asks documents, with all parts of each in a row. wire, stored: see `Batch`."""
     if not any(d.parts for d in documents):
-        return Batch(documents, senders, clock, wire)
+        return Batch(documents, senders, clock, wire, stored=stored)
     asked = [part for d in documents for part in d.parts or (d,)]
     theirs = []
     for document, sender in zip(documents, senders, strict=True):
         parts = sender.parts or (sender,)
         theirs += [parts[min(i, len(parts) - 1)] for i in range(len(document.parts or (document,)))]
-    return Batch(asked, theirs, clock, wire)
+    return Batch(asked, theirs, clock, wire, stored=stored)
 
 
 def row_places(documents: Sequence[Document]) -> list[range]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from lcfbench.adapters.config import WEIGHTS, config_sha256, weights_sha256
 from lcfbench.controls.assignment import senders_sha256
 from lcfbench.controls.base import LACKS, load_control
+from lcfbench.controls.wrappers import without_sharer
 from lcfbench.errors import StopRunError, UserError
 from lcfbench.evaluation.answer import answer, answer_texts
 from lcfbench.evaluation.identity import BEHAVIOUR, chat_facts, key_of, plugins_of, prompt_facts, versions
@@ -77,6 +78,7 @@ class Run:
         self._index = {d.hash: i for i, d in enumerate(self.documents)}
         self.timed = {d.hash for d in self.documents[: recipe.latency_documents]}
         self.unable = ""  # why no document can be answered
+        self._stored: Mapping[str, Sequence[bytes]] | None = None  # messages of an earlier run, in a replay
         self._written: dict[tuple[str, ...], tuple[Answered, float, int]] = {}
         self.tally = Tally()
 
@@ -205,6 +207,19 @@ class Run:
         size = (self.folder / WEIGHTS).stat().st_size if self.folder else 0
         self.rows = Rows(self.task, self.answering, params, size)
         return facts | {"sends": self.answering.sends}
+
+    def replay(self, stored: Mapping[str, Sequence[bytes]], settled: Mapping[str, Any]) -> None:
+        """Puts the method in place to answer from messages that crossed before; the sharer is never run.
+
+        stored: the messages of the documents that will be asked, by hash. settled: what its calibration
+        returned.
+        """
+        if self.calibration_documents:
+            self.method.recall(settled)
+        wrapped = load_control(self.control).wrap(self.method, self.task.seed)
+        self.answering = without_sharer(wrapped)
+        self.rows = Rows(self.task, self.answering)
+        self._stored, self.timed = stored, set()
 
     def warm_up(self) -> None:
         """Answers a document and forgets it: no batch and no timing pays for what happens once."""
@@ -340,7 +355,11 @@ class Run:
         return replace(found, about={**own, **found.about})
 
     def _batch(self, documents: Sequence[Document], clock: Clock) -> Batch:
-        return batch_of(documents, [self.message_from[d.hash] for d in documents], clock, self.variant.wire)
+        senders, stored = [self.message_from[d.hash] for d in documents], None
+        if self._stored is not None:
+            every = (data for d in documents for data in self._stored[d.hash])
+            stored = dict(enumerate(every))
+        return batch_of(documents, senders, clock, self.variant.wire, stored)
 
     def _respond(self, documents: Sequence[Document]) -> Answered:
         if self.unable:

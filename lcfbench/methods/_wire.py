@@ -27,21 +27,35 @@ def texts_across(batch: Batch, texts: Sequence[str]) -> list[str]:
     if batch.wire is None:
         return list(texts)
     for row, text in enumerate(texts):
-        batch.packets[row] = text.encode("utf-8", "replace")
+        batch.packets[row] = _stored(batch, row) if batch.replays else text.encode("utf-8", "replace")
     return [batch.packets[row].decode() for row in range(len(texts))]
 
 
-def latents_across(batch: Batch, latents: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Returns the latents (L, T, d) of each document as they are read; None where none are sent."""
-    if batch.wire is None:
+def _stored(batch: Batch, row: int) -> bytes:
+    """Returns the bytes that crossed before for a row; none where nothing did."""
+    return (batch.stored or {}).get(row, b"")
+
+
+def latents_across(
+    batch: Batch, latents: Sequence[Tensor | None], like: Tensor | None = None
+) -> list[Tensor | None]:
+    """Returns the latents (L, T, d) of each document as they are read; None where none are sent.
+
+    like: has their dtype and device, where a replay may read some in the place of None.
+    """
+    form = batch.wire
+    if form is None:
         return list(latents)
     found: list[Tensor | None] = []
     for row, x in enumerate(latents):
-        if x is None:
+        new = b"" if x is None or batch.replays else pack({LATENTS: x}, form)
+        data = _stored(batch, row) if batch.replays else new
+        near = like if x is None else x
+        if not data or near is None:
             found.append(None)
             continue
-        batch.packets[row] = pack({LATENTS: x}, batch.wire)
-        found.append(unpack(batch.packets[row])[LATENTS].to(x.device, x.dtype))
+        batch.packets[row] = data
+        found.append(unpack(data)[LATENTS].to(near.device, near.dtype))
     return found
 
 
@@ -50,7 +64,8 @@ def cache_across(batch: Batch, kv: KV, layers: Sequence[int] | None = None) -> K
 
     layers: those that are sent; None for all. Raises UserError for a cache that holds more than entries.
     """
-    if batch.wire is None:
+    form = batch.wire
+    if form is None:
         return kv
     weighed = kv.hidden is not None and kv.hidden.is_floating_point()
     if weighed or kv.tokens is not None or kv.present is not kv.mask:
@@ -59,8 +74,9 @@ def cache_across(batch: Batch, kv: KV, layers: Sequence[int] | None = None) -> K
     mask, positions = torch.zeros_like(kv.mask), torch.zeros_like(kv.positions)
     hidden = None if kv.hidden is None else kv.mask.bool().expand(len(kv.keys), -1, -1).clone()
     for row in range(kv.rows):
-        batch.packets[row] = pack(_entries(kv, row, layers), batch.wire)
-        _put(unpack(batch.packets[row]), kv, row, (keys, values, mask, positions, hidden))
+        data = _stored(batch, row) if batch.replays else pack(_entries(kv, row, layers), form)
+        batch.packets[row] = data
+        _put(unpack(data), kv, row, (keys, values, mask, positions, hidden))
     return replace(kv, keys=keys, values=values, mask=mask, positions=positions, hidden=hidden, states=None)
 
 

@@ -14,7 +14,7 @@ from lcfbench.models.answering import rank
 from lcfbench.models.protocol import Message, State
 from lcfbench.models.thinking import think
 from lcfbench.tasks.document import Document
-from lcfbench.tasks.prompts import continuation
+from lcfbench.tasks.prompts import Prompt, continuation
 
 
 @dataclass
@@ -42,9 +42,25 @@ class AnswerLetter(Method):
         check_room(self.receiver, shown, document)
 
     def respond(self, batch: Batch) -> State:
-        tokenizer = self.sharer.tokenizer
         with batch.clock("sharer"):
             asked = [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
+        picks, ran = self.picks(batch, asked)
+        picks = texts_across(batch, picks)
+        with batch.clock("prefill"):
+            notes = [sentence(d, pick) for d, pick in zip(batch.documents, picks, strict=True)]
+            out = self.receiver.read(with_notes(self.receiver, batch.documents, notes))
+        size = [len(pick.encode()) for pick in picks]
+        return replace(out, message=batch.counted(Message(size, size, ran, picks, read=asked)))
+
+    def picks(self, batch: Batch, asked: list[Prompt]) -> tuple[list[str], list[int]]:
+        """Lets the sharer rank the choices; returns its picks and the number of tokens it ran for each.
+
+        In a replay it ranks nothing: the picks that it made before are read.
+        """
+        tokenizer = self.sharer.tokenizer
+        if batch.replays:
+            return [""] * len(asked), [len(p.ids) for p in asked]
+        with batch.clock("sharer"):
             state = self.sharer.read(asked)
         with batch.clock("message"):
             state, thoughts = think(state, choices=True)
@@ -54,15 +70,11 @@ class AnswerLetter(Method):
             ]
             ranked = rank(self.sharer.open(state), choices)
             both = zip(batch.message_from, ranked, strict=True)
-            picks = texts_across(batch, [picked(s, [ll for ll, _ in row]) for s, row in both])
-        with batch.clock("prefill"):
-            notes = [sentence(d, pick) for d, pick in zip(batch.documents, picks, strict=True)]
-            out = self.receiver.read(with_notes(self.receiver, batch.documents, notes))
-        size = [len(pick.encode()) for pick in picks]
+            picks = [picked(s, [ll for ll, _ in row]) for s, row in both]
         ran = [len(p.ids) + sum(len(ids) - 1 for ids in row) for p, row in zip(asked, choices, strict=True)]
         if thoughts:
             ran = [n + t.tokens + t.added for n, t in zip(ran, thoughts, strict=True)]
-        return replace(out, message=batch.counted(Message(size, size, ran, picks, read=asked)))
+        return picks, ran
 
 
 def picked(document: Document, loglikelihoods: list[float]) -> str:

@@ -43,6 +43,8 @@ class Batch:
     message_from: for each document the one whose message it gets: itself, or another one under a
     control. clock: times each phase where it happens. wire: the form in which messages cross as bytes;
     None where they are handed over as they are, as in training. packets: the bytes that crossed, by row.
+    stored: bytes that crossed before, by row, which are read in the place of new ones: a replay, in which
+    the sharer computes nothing.
     """
 
     documents: Sequence[Document]
@@ -50,6 +52,12 @@ class Batch:
     clock: Clock
     wire: WireForm | None = None
     packets: dict[int, bytes] = field(default_factory=dict)
+    stored: Mapping[int, bytes] | None = None
+
+    @property
+    def replays(self) -> bool:
+        """Whether messages are read that crossed before, so that none need be made."""
+        return self.stored is not None
 
     @property
     def own(self) -> list[bool]:
@@ -201,6 +209,9 @@ class Method:
     def calibrate(self, documents: Sequence[Document]) -> dict[str, Any]:
         """Settles what a method takes from validation documents; returns it for the manifest."""
         return {}
+
+    def recall(self, settled: Mapping[str, Any]) -> None:
+        """Settles the method as `calibrate` did, from what that returned: nothing is computed."""
 
     def options(self) -> dict[str, Any]:
         """Returns the method's own settings, as they go into a run's identity."""

@@ -111,7 +111,10 @@ class CacheBack(Method):
                 request = requests(self.receiver, batch.documents, self.request)
                 asked = [self.behind(p, text) for p, text in zip(shared, request.texts, strict=True)]
             with torch.no_grad():
-                places = [self.chosen(theirs, b, p, asked[b]) for b, p in enumerate(shared)]
+                if batch.replays:  # they were chosen before: only their number counts
+                    places = [list(range(self.kept(len(p.ids)))) for p in shared]
+                else:
+                    places = [self.chosen(theirs, b, p, asked[b]) for b, p in enumerate(shared)]
                 sent = cache_across(batch, self.moved(theirs, places))
         with batch.clock("prefill"):
             prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]

@@ -109,7 +109,7 @@ class DraftKV(Method):
             if not self.adapter.training and not self.adapter.open_layers():  # the receiver alone
                 return self.receiver.read(prompts)
         with batch.clock("sharer"):
-            packet = self.packet(batch.message_from)
+            packet = self.empty(batch.message_from) if batch.replays else self.packet(batch.message_from)
         if batch.wire is not None:
             with batch.clock("message"):
                 packet = self.across(batch, packet)
@@ -121,13 +121,27 @@ class DraftKV(Method):
 
     def across(self, batch: Batch, packet: Packet) -> Packet:
         """Returns the packet with entries as they are read from bytes: those of the tokens written."""
-        entries, real = torch.zeros_like(packet.entries), packet.mask.bool()
-        both = zip(packet.entries.unbind(1), real, strict=True)
+        both = zip(packet.entries.unbind(1), packet.mask.bool(), strict=True)
         sent = [x[:, own] if bool(own.any()) else None for x, own in both]
-        for b, x in enumerate(latents_across(batch, sent)):
+        read = latents_across(batch, sent, packet.entries)
+        counts = [0 if x is None else x.shape[1] for x in read]
+        layers, rows, _, numbers = packet.entries.shape
+        numbers = max([numbers, *(x.shape[2] for x in read if x is not None)])
+        entries = packet.entries.new_zeros(layers, rows, max(counts), numbers)
+        mask = packet.mask.new_zeros(rows, max(counts))
+        for b, (x, n) in enumerate(zip(read, counts, strict=True)):
             if x is not None:
-                entries[:, b, real[b]] = x
-        return replace(packet, entries=entries)
+                entries[:, b, max(counts) - n :], mask[b, max(counts) - n :] = x, 1
+        ids = packet.ids if not batch.replays else [[0] * n for n in counts]  # ids are not sent
+        return replace(packet, entries=entries, mask=mask, ids=ids)
+
+    def empty(self, senders: Sequence[Document]) -> Packet:
+        """Returns a packet of drafts without tokens: what it holds was written before, in a replay."""
+        receiver, asked = self.receiver, [self.asked(s) for s in senders]
+        shape = len(self.adapter.config.layer_map), len(asked), 0, 0
+        none = torch.zeros(shape, device=receiver.device, dtype=receiver.dtype)
+        mask = torch.zeros(len(asked), 0, device=receiver.device, dtype=torch.long)
+        return Packet(none, [[] for _ in asked], mask, asked, [len(p.ids) for p in asked])
 
     def packet(self, senders: Sequence[Document]) -> Packet:
         """Lets the sharer write drafts, greedily, and returns the entries of what it wrote.

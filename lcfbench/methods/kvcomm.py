@@ -87,6 +87,9 @@ class KVComm(Method):
         importances, totals = ([round(v, 6) for v in x.tolist()] for x in (found, ranked))
         return {"layers": self.chosen, "importance": importances, "scores": totals}
 
+    def recall(self, settled: Mapping[str, Any]) -> None:
+        self.chosen = list(settled["layers"])
+
     def check_length(self, document: Document, sender: Document) -> None:
         sent = prompt(self.sharer, sender.sharer, sender)
         shown = prompt(self.receiver, document.receiver, document)

@@ -74,15 +74,7 @@ class T2T(Method):
         known = request.texts if request else [""] * len(batch.documents)
         with batch.clock("sharer"):
             asked = [self.asked(s, text) for s, text in zip(batch.message_from, known, strict=True)]
-            state = self.sharer.read(asked)
-        with batch.clock("message"):
-            state, thoughts = think(state, choices=False)
-            opened = self.sharer.open(state)
-            until = sorted({u for s in batch.message_from for u in s.request_until})
-            notes, written = speak(opened, self.budget, until)
-            if thoughts:  # an unfinished one has no note behind it
-                notes = [note if t.closed else None for note, t in zip(notes, thoughts, strict=True)]
-                written = [n + t.tokens + t.added for n, t in zip(written, thoughts, strict=True)]
+        notes, written = self.notes(batch, asked)
         # only what the sharer wrote crosses; the words it was made to begin with are the receiver's
         # own
         whole = [(note or "").strip() for note in notes]
@@ -106,6 +98,25 @@ class T2T(Method):
         if request:
             view = replace(view, user=f"{view.user.rstrip()}\n{request}\n")
         return prompt(self.sharer, view, replace(sender, steps=()))
+
+    def notes(self, batch: Batch, asked: list[Prompt]) -> tuple[list[str | None], list[int]]:
+        """Lets the sharer write; returns its notes and the number of tokens of each, thoughts included.
+
+        In a replay it writes nothing: the notes that it wrote before are read.
+        """
+        if batch.replays:
+            return [None] * len(asked), [0] * len(asked)
+        with batch.clock("sharer"):
+            state = self.sharer.read(asked)
+        with batch.clock("message"):
+            state, thoughts = think(state, choices=False)
+            opened = self.sharer.open(state)
+            until = sorted({u for s in batch.message_from for u in s.request_until})
+            notes, written = speak(opened, self.budget, until)
+            if thoughts:  # an unfinished one has no note behind it
+                notes = [note if t.closed else None for note, t in zip(notes, thoughts, strict=True)]
+                written = [n + t.tokens + t.added for n, t in zip(written, thoughts, strict=True)]
+        return notes, written
 
     def noted(self, document: Document, text: str) -> Prompt:
         """Returns the receiver's prompt with the note: an earlier turn of a chat about shared text,

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from itertools import pairwise
 
 import pytest
-from safetensors.torch import load
+from safetensors.torch import load, save_file
+from safetensors.torch import save as save_tensors
 
+import lcfbench
 from lcfbench.errors import UserError
 from lcfbench.evaluation.gathering import gather
 from lcfbench.evaluation.recipe import Recipe
+from lcfbench.models.causal_lm import CausalLM
 from lcfbench.results import messages as kept
 from lcfbench.results.messages import kept_names, read_message, tensors_of
 from lcfbench.results.reader import list_runs
 from lcfbench.results.writer import RunWriter
-from tests.helpers import invoke, manifest_of, rows, run_recipe, save
+from lcfbench.sources.models import find_model
+from tests.helpers import ROOT, invoke, manifest_of, process, rows, run_recipe, save
 
 ASKED = {"mode": "receiver,t2t,cacheback,kvcomm", "control": ["matched", "silent"], "limit": 6}
 
@@ -189,3 +197,142 @@ def test_on_the_command_line(one_model, tmp_path, capsys, monkeypatch):
     assert len(messages_of(tmp_path)) == 2 * 2 * 2
     code, _, err = invoke(capsys, monkeypatch, "run", *given[:3], "receiver", *given[4:], "--keep-messages")
     assert code == 2 and "receiver sends no message" in err
+
+
+# -- show and replay ------------------------------------------------------------------------------
+
+
+def message(capsys, monkeypatch, *args):
+    return invoke(capsys, monkeypatch, "message", *args)
+
+
+def run_of(whole, begin):
+    [found] = whole.glob(f"{begin}-*")
+    return found
+
+
+@pytest.mark.parametrize("mode", ["t2t", "cacheback", "kvcomm"])
+def test_replays_answer_as_the_rows_and_run_no_sharer(one_model, whole, mode, monkeypatch, capsys):
+    """All of a run, some of its documents, and as JSON."""
+    run = run_of(whole, f"{mode}-splitfacts-matched")
+    read = []
+    plain = CausalLM.prefill
+
+    def counted(self, rows, *args, **given):
+        read.extend(map(tuple, rows))
+        return plain(self, rows, *args, **given)
+
+    monkeypatch.setattr(CausalLM, "prefill", counted)
+    found = lcfbench.replay(run)
+    monkeypatch.undo()
+    assert list(found["equal"]) == [True] * 6 and found["difference"].max() == 0
+    end = CausalLM.load(find_model(one_model.split(":")[0]))
+    texts = {end.tokenizer.decode(ids) for ids in read}
+    whole_rows = rows(run)
+    assert len(texts) == 6 and not texts & {row["sharer_prompt"] for row in whole_rows}
+    first, last = whole_rows[0]["doc_hash"], whole_rows[5]["doc_index"]
+    code, out, _ = message(capsys, monkeypatch, "replay", run, "-d", first[:8], "-d", last, "--json")
+    told = json.loads(out)
+    assert code == 0 and told["equal"] and [d["number"] for d in told["documents"]] == [0, 5]
+
+
+def test_replay_tells_a_message_that_says_something_else(whole, tmp_path, capsys, monkeypatch):
+    """Bytes that were changed together with their digest are read, and another answer comes of them."""
+    shutil.copytree(run_of(whole, "kvcomm-splitfacts-matched"), tmp_path / "run")
+    run = tmp_path / "run"
+    name = rows(run)[2]["doc_hash"]
+    stored = read_message(run, name)
+    parts = {n: -x if x.is_floating_point() else x for n, x in load(stored.packets[0]).items()}
+    about = {k: v for k, v in stored.about.items() if k != "packets"}
+    kept.keep_message(run, kept.KeptMessage((save_tensors(parts),), about))
+    code, out, _ = message(capsys, monkeypatch, "replay", run, "-d", "2")
+    assert code == 1 and "0 of 1 answers" in out
+    damaged = run / "messages" / f"{rows(run)[3]['doc_hash']}.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    code, out, err = message(capsys, monkeypatch, "replay", run)
+    assert code == 1 and "4 of 6 answers" in out and "is damaged" in err
+
+
+def test_show(whole, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for mode in ("t2t", "cacheback", "kvcomm"):
+        run = run_of(whole, f"{mode}-splitfacts-matched")
+        code, out, _ = message(capsys, monkeypatch, "show", run)
+        assert code == 0 and max(map(len, out.splitlines())) <= 80
+        assert all(row["doc_hash"][:12] in out for row in rows(run))
+        code, out, _ = message(capsys, monkeypatch, "show", run, "--document", "1")
+        row = rows(run)[1]
+        assert code == 0 and max(map(len, out.splitlines())) <= 80
+        assert f"native, {row['message_bytes']:,} bytes" in out and "itself" in out
+        code, out, _ = message(capsys, monkeypatch, "show", run.name, "--out", whole, "-d", "1", "--json")
+        [told] = json.loads(out)["messages"]
+        assert told["bytes"] == row["message_bytes"] and told["doc_hash"] == row["doc_hash"]
+        if mode == "t2t":
+            assert told["text"] == [row["message_text"]]
+        else:
+            assert set(told["tensors"][0]) >= {"keys", "values"}
+        assert (mode == "cacheback") == ("spans" in told)
+
+
+@pytest.mark.parametrize("verb", ["show", "replay"])
+def test_odd_inputs_are_one_line(whole, tmp_path, capsys, monkeypatch, verb):
+    run = run_of(whole, "t2t-splitfacts-matched")
+    (tmp_path / "empty").mkdir()
+    cases = {
+        (tmp_path / "nowhere",): "no run is at",
+        (tmp_path / "empty",): "keeps messages",
+        (whole,): "3 runs at .* keep messages",
+        (run_of(whole, "receiver"),): "keeps no messages.*--keep-messages",
+        (run, "-d", "6"): "no document 6 is in .* It has 0 to 5",
+        (run, "-d", "abc"): "no document 'abc' is among the 6",
+        (run, "-d", "zzzz"): "no document 'zzzz' is among the 6",
+    }
+    for args, said in cases.items():
+        code, out, err = message(capsys, monkeypatch, verb, *args)
+        assert (code, out) == (2, "") and err.count("\n") == 1
+        assert re.search(said, err), err
+
+
+def test_another_adapter_since(pair, adapter, tmp_path, capsys, monkeypatch):
+    """The adapter of the run is asked for; where it lies elsewhere it is named."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    given = {"mode": "lcf", "adapter": [folder], "limit": 4}
+    [run] = run_recipe(pair, tmp_path / "out", keep_messages=True, **given)
+    assert all(lcfbench.replay(run)["equal"])
+    weights = load((folder / "adapter.safetensors").read_bytes())
+    save_file({n: x * 2 for n, x in weights.items()}, folder / "adapter.safetensors")
+    code, out, err = message(capsys, monkeypatch, "replay", run)
+    assert (code, out) == (2, "") and "--adapter" in err
+    code, out, _ = message(capsys, monkeypatch, "replay", run, "--adapter", adapter)
+    assert code == 0 and "4 of 4" in out
+
+
+def test_the_shell_shows_without_torch(whole):
+    """Looking at messages loads no model, nor the library of models."""
+    run = str(run_of(whole, "kvcomm-splitfacts-matched"))
+    code = f"import sys, lcfbench; assert lcfbench.load_messages({run!r}); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("mode", "pair", "said"),
+    [
+        ("t2t", "smollm2-135m:gemma3-270m", "text"),
+        ("lcf", "smollm2-135m:gemma3-270m", "latents"),
+        ("cacheback", "smollm2-135m:smollm2-135m", "keys"),
+    ],
+)
+def test_real_models_answer_again_in_another_process(mode, pair, said, tmp_path):
+    """Kept, shown and answered from: three processes, one answer."""
+    given = ("--mode", mode, "--pair", pair, "--task", "splitfacts", "--limit", "6")
+    code, _, err = process("run", *given, "--keep-messages", "--out", tmp_path)
+    assert code == 0, err
+    for run in sorted(tmp_path.iterdir()):
+        code, out, err = process("message", "show", run, "-d", "0")
+        assert code == 0 and said in out, err
+        code, out, err = process("message", "replay", run, "--json")
+        told = json.loads(out)
+        assert code == 0 and told["equal"], err
+        assert len(told["documents"]) == 6 and {d["difference"] for d in told["documents"]} == {0.0}

@@ -91,6 +91,9 @@ LINES = [
     Line(f"adapter prune adapters/lcf {PRUNE} --out out/p", "adapters/lcf models/receiver"),
     Line("adapter push adapters/lcf org/new", "adapters/lcf", slow=False),
     Line("adapter pull org/tiny --out out/tiny", "mirror/adapters", slow=False),
+    Line("message show kept", "kept/{kept}", slow=False),
+    Line("message show kept/{kept} --document 1 --json", "kept/{kept}", slow=False),
+    Line("message replay kept", "kept/{kept} adapters/lcf models/receiver"),
     Line(f"oracle enrich {ENRICH} --out oracle", "oracle/{oracle} models/receiver", "oracle"),
     Line(f"oracle transform {PAIR} {TEXT} --out out", "text.txt models/sharer"),
 ]

@@ -205,6 +205,8 @@ class World:
         for path in sorted((work / "results").iterdir()):
             mode, _, control = path.name.split("-")[:3]
             self.names[f"{mode}_{control}" if control != "matched" else mode] = path.name
+        self._good("run --recipe run.yaml --control matched --keep-messages --out kept")
+        self.names["kept"] = next(p.name for p in (work / "kept").iterdir() if p.name.startswith("lcf-"))
         self.names["oracle"] = next(p.name for p in sorted((work / "oracle").iterdir()) if p.is_dir())
         self._make_journal(work)
         shutil.move(self.now, self.box)

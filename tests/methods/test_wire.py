@@ -11,11 +11,14 @@ from safetensors.torch import save as save_tensors
 
 import lcfbench
 from lcfbench.analysis.plots.rate import plot, points_of
+from lcfbench.controls.base import load_control
+from lcfbench.controls.wrappers import without_sharer
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create
+from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.finite import NotFiniteError
 from lcfbench.models.timing import Clock
 from lcfbench.models.wire import FORMS, pack, unpack
@@ -57,6 +60,8 @@ CASES = [
     ("kvcomm", None, SPLIT, {"layers": "0,2"}),
     ("latentmas", None, SPLIT, {"steps": "2"}),
     ("activation", None, SPLIT, {}),
+    ("cacheback", None, SPLIT, {}),
+    ("cacheback", None, SPLIT, {"selector": "h2o", "budget": "5"}),
 ]
 RANDOM = {"dense": random_dense, "prefix": random_prefix, "draft_kv": random_draft, "xkv": random_xkv}
 NAMES = [
@@ -77,7 +82,7 @@ def ends():
 
 
 def made(ends, name, kind, options):
-    if name in ("kvcomm", "latentmas", "activation"):
+    if name in ("kvcomm", "latentmas", "activation", "cacheback"):
         return create(name, ends[0], ends[0], options=options)
     if kind in RANDOM:
         return create(name, *ends, RANDOM[kind](ends, **options))
@@ -105,6 +110,50 @@ def test_native_changes_no_bit(ends, name, kind, documents, options):
         for i, (document, sender) in enumerate(zip(documents, senders, strict=True)):
             alone = asked(method, [document], "native", [sender])[1]
             assert alone.wire_bytes == message.wire_bytes[i : i + 1]
+
+
+@pytest.mark.parametrize("form", ["native", "int8"])
+@pytest.mark.parametrize(("name", "kind", "documents", "options"), CASES, ids=NAMES)
+def test_what_crossed_is_all_that_the_receiver_needs(ends, name, kind, documents, options, form):
+    """From stored bytes a method answers the same to the bit, beside a sharer that is never run."""
+    method = made(ends, name, kind, options)
+    assert isinstance(method.sharer, CausalLM)
+    for senders in (documents, [*documents[1:], documents[0]]):
+        crossed, message = asked(method, documents, form, senders)
+        batch = Batch(documents, senders, Clock(), form, stored=dict(enumerate(message.packets)))
+        state = without_sharer(method).respond(batch)
+        again = [[ll for step in o.loglikelihoods for ll, _ in step] for o in answer(state, batch)[0]]
+        assert again == crossed
+        assert state.message.packets == message.packets
+        assert state.message.wire_bytes == message.wire_bytes
+        if method.sends_text:
+            assert state.message.texts == message.texts
+
+
+@pytest.mark.parametrize("control", ["plumbing", "equal-text", "noise", "zero", "self"])
+@pytest.mark.parametrize("name", ["t2t", "kvcomm", "excerpt"])
+def test_controls_cross_as_bytes_too(ends, name, control):
+    """Nothing changes under native, and a control's message can be read again."""
+    inner = create(name, ends[0], ends[1 if name == "t2t" else 0])
+    method = load_control(control).wrap(inner, 0)
+    if load_control(control).lacks(type(inner)):
+        pytest.skip("means nothing for it")
+    without, _ = asked(method, SPLIT, None)
+    crossed, message = asked(method, SPLIT, "native")
+    assert crossed == without
+    assert message.wire_bytes == [len(data) for data in message.packets]
+    assert all(message.packets)
+    batch = Batch(SPLIT, SPLIT, Clock(), "native", stored=dict(enumerate(message.packets)))
+    state = without_sharer(method).respond(batch)
+    assert [[ll for s in o.loglikelihoods for ll, _ in s] for o in answer(state, batch)[0]] == crossed
+
+
+def test_plumbing_in_a_coarse_form_is_measured_and_does_not_stop(ends):
+    method = load_control("plumbing").wrap(create("kvcomm", ends[0], ends[0]), 0)
+    exact, whole = asked(method, SPLIT, "native")
+    coarse, small = asked(method, SPLIT, "int4")
+    assert coarse != exact and all(math.isfinite(ll) for row in coarse for ll in row)
+    assert all(a < b / 4 for a, b in zip(small.wire_bytes, whole.wire_bytes, strict=True))
 
 
 @pytest.mark.parametrize("form", FORMS)
