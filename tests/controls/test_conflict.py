@@ -8,7 +8,9 @@ import pytest
 
 from lcfbench.controls.base import load_control
 from lcfbench.controls.conflict import Conflict
+from lcfbench.controls.names import CONTROLS
 from lcfbench.results.manifest import read_manifest
+from lcfbench.results.messages import read_message
 from lcfbench.tasks.task import load_task
 from tests.helpers import LIMIT, Watcher, invoke, rows, run_recipe, save_pair
 
@@ -86,3 +88,20 @@ def test_a_run_remembers_the_controls_that_do_not_apply(pair, tmp_path):
         if folder.name.startswith("excerpt-") and "-matched-" in folder.name
     ]
     assert excerpt["controls_left_out"] == {"zero": "excerpt sends no cache"}
+
+
+def test_the_messages_of_all_controls_are_kept(pair, tmp_path):
+    folders = run_recipe(
+        pair, tmp_path, mode=["t2t"], control=list(CONTROLS), limit=3, wire=["native"], keep_messages=True
+    )
+    kept = {}
+    for folder in folders:
+        control = read_manifest(folder)["identity"]["control"]
+        table = rows(folder)
+        assert all(row["error"] is None for row in table)
+        found = [read_message(folder, row["doc_hash"]).packets for row in table if row["message_bytes"]]
+        assert [sum(map(len, packets)) for packets in found] == [
+            row["message_bytes"] for row in table if row["message_bytes"]
+        ]
+        kept[control] = len(found)
+    assert set(kept) == set(CONTROLS) and kept["equal-text"] == kept["plumbing"] == 3 and kept["silent"] == 0
