@@ -11,6 +11,7 @@ of bytes. The same summary gives the same bytes.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 WIDE, ROW, TOP, LEFT, FOOT = 9.0, 4.6, 0.5, 0.8, 0.65  # inches
 LABELLED = 14  # with more points only methods are named, in the legend
 NAMED = 28  # characters of a point's name
+WIRE = re.compile(r"\bwire=(\S+)")  # in a label: the form in which messages crossed
+DASHES = ("-", "--", ":", "-.")  # of a method's wire forms, in turn
 
 
 @styled()
@@ -81,6 +84,27 @@ def draw(summary: pd.DataFrame) -> Figure:
     return figure
 
 
+def _joined(lines: list[dict[str, Any]]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
+    """Returns the points that a line joins: the method, the name in the legend, the dash, the points.
+
+    A method's points in several wire forms are one line where the form is all that varies; with other
+    sizes beside it each form has its own, for the sizes of two forms cross.
+    """
+    found = []
+    for mode in dict.fromkeys(line["mode"] for line in lines):
+        own = [line for line in lines if line["mode"] == mode]
+        forms: dict[str, list[dict[str, Any]]] = {}
+        for line in own:
+            wire = WIRE.search(line["label"])
+            forms.setdefault(wire[1] if wire else "", []).append(line)
+        if len(forms) == 1 or all(len(points) == 1 for points in forms.values()):
+            found.append((mode, mode, "-", own))
+            continue
+        for number, (form, points) in enumerate(forms.items()):
+            found.append((mode, f"{mode} {form}".rstrip(), DASHES[number % len(DASHES)], points))
+    return found
+
+
 def _panel(axes: Axes, lines: list[dict[str, Any]], colours: dict[str, str]) -> None:
     axis = lay_out(AXES["bytes"], lines)
     assert axis is not None, "every line has a size"
@@ -92,8 +116,7 @@ def _panel(axes: Axes, lines: list[dict[str, Any]], colours: dict[str, str]) -> 
     named: list[tuple[float, float, str, Any, bool]] = []
     bars: list[tuple[float, float, float]] = []
     drawn: list[Line] = []
-    for mode in dict.fromkeys(line["mode"] for line in lines):
-        own = [line for line in lines if line["mode"] == mode]
+    for mode, form, dash, own in _joined(lines):
         xs = [math.log10(line["message_bytes"]) for line in own]
         ys = [100 * line["content"] for line in own]
         spans = [
@@ -101,7 +124,7 @@ def _panel(axes: Axes, lines: list[dict[str, Any]], colours: dict[str, str]) -> 
             [100 * line["content_high"] - y for y, line in zip(ys, own, strict=True)],
         ]
         look: dict[str, Any] = {"ms": 7, "lw": 1.2, "elinewidth": 1.3, "capsize": 2.5, "zorder": 3}
-        axes.errorbar(xs, ys, yerr=spans, fmt="o-", color=colours[mode], label=drawable(mode), **look)
+        axes.errorbar(xs, ys, yerr=spans, fmt="o", ls=dash, color=colours[mode], label=drawable(form), **look)
         drawn += [(xs, ys)] if len(xs) > 1 else []
         for x, y, (below, above), line in zip(xs, ys, zip(*spans, strict=True), own, strict=True):
             bars.append((x, y - below, y + above))

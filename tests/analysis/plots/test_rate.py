@@ -1,0 +1,34 @@
+"""Which points of the rate figure a line joins."""
+
+from __future__ import annotations
+
+from lcfbench.analysis.plots.rate import DASHES, _joined
+
+
+def lines(*labels: str) -> list[dict]:
+    return [{"mode": label.split()[0], "label": label} for label in labels]
+
+
+def told(*labels: str) -> list[tuple[str, str, list[str]]]:
+    return [(form, dash, [x["label"] for x in own]) for _, form, dash, own in _joined(lines(*labels))]
+
+
+def test_wire_forms_alone_are_the_points_of_one_line() -> None:
+    labels = ["lcf wire=int4", "lcf wire=int8", "lcf wire=native"]
+    assert told(*labels) == [("lcf", "-", labels)]
+
+
+def test_other_sizes_beside_them_give_each_form_a_line() -> None:
+    found = told(
+        "cacheback budget=2 wire=int4",
+        "cacheback budget=2 wire=native",
+        "cacheback budget=8 wire=int4",
+        "t2t bytes=4",
+        "t2t bytes=8",
+        "cacheback budget=8 wire=native",
+    )
+    assert found == [
+        ("cacheback int4", DASHES[0], ["cacheback budget=2 wire=int4", "cacheback budget=8 wire=int4"]),
+        ("cacheback native", DASHES[1], ["cacheback budget=2 wire=native", "cacheback budget=8 wire=native"]),
+        ("t2t", "-", ["t2t bytes=4", "t2t bytes=8"]),
+    ]
