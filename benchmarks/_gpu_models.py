@@ -159,7 +159,7 @@ def made(
 ) -> Method:
     """A method between two models, with a random adapter where it has one. own: its own options."""
     models = Pair(*pair, ("receiver", "sharer")).models_for(method_class(mode).roles)
-    if mode in ("kvcomm", "latentmas", "activation"):
+    if mode in ("kvcomm", "latentmas", "activation", "sde"):
         models = (models[0], models[0])
     adapter = adapter_for(kind, models, options or {}, mode, noise) if kind else None
     return create(mode, *models, adapter, dict(own or {}))

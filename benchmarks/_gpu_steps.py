@@ -83,7 +83,12 @@ def answers(
     mode: str, kind: str | None, shared: bool, pair: tuple[CausalLM, CausalLM]
 ) -> dict[str, Outcome] | None:
     """What a method answers; None where it serves no such documents."""
-    own = {"t2t": {"budget": "6"}, "excerpt": {"bytes": "20"}, "latentmas": {"steps": "2"}}
+    own = {
+        "t2t": {"budget": "6"},
+        "sde": {"budget": "6"},
+        "excerpt": {"bytes": "20"},
+        "latentmas": {"steps": "2"},
+    }
     try:
         method = made(mode, pair, kind, OPTIONS.get(kind or "", {}), own.get(mode), noise=0.3)
     except UserError:

@@ -431,7 +431,7 @@ SPLIT = [
 
 def tiny_pair(method: str = "lcf", attention: str = "sdpa", chat: bool = False) -> tuple[CausalLM, CausalLM]:
     receiver = causal_lm("tiny-a", chat=chat, attention=attention, layers=4)
-    if method in ("kvcomm", "cacheback", "latentmas", "activation"):
+    if method in ("kvcomm", "cacheback", "latentmas", "activation", "sde"):
         return receiver, receiver
     return receiver, causal_lm(
         "tiny-b",
@@ -468,7 +468,7 @@ def made_method(name: str, kind: str | None, ends: tuple[CausalLM, CausalLM], **
         name,
         *ends,
         random_adapter(kind, ends, **options) if kind else None,
-        {"t2t": {"budget": "6"}, "latentmas": {"steps": "2"}}.get(name, {}),
+        {"t2t": {"budget": "6"}, "sde": {"budget": "6"}, "latentmas": {"steps": "2"}}.get(name, {}),
     )
 
 

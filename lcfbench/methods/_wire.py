@@ -59,6 +59,27 @@ def latents_across(
     return found
 
 
+def deltas_across(
+    batch: Batch, notes: Sequence[str], ends: Sequence[Sequence[int]], deltas: Sequence[Tensor]
+) -> list[tuple[str, list[int], Tensor]]:
+    """Returns notes, characters at which their tokens end, and the tokens' vectors (l, T, d), as read.
+
+    An empty note has no bytes.
+    """
+    found = []
+    for row, (note, at, x) in enumerate(zip(notes, ends, deltas, strict=True)):
+        if batch.wire is None or not note:
+            found.append((note, list(at), x))
+            continue
+        data = torch.frombuffer(bytearray(note.encode("utf-8", "replace")), dtype=torch.uint8)
+        parts = {"note": data, "ends": torch.tensor(list(at), dtype=torch.int32), "deltas": x}
+        batch.packets[row] = pack(parts, batch.wire)
+        read = unpack(batch.packets[row])
+        text = bytes(read["note"].tolist()).decode()
+        found.append((text, read["ends"].tolist(), read["deltas"].to(x.device, x.dtype)))
+    return found
+
+
 def cache_across(batch: Batch, kv: KV, layers: Sequence[int] | None = None) -> KV:
     """Returns a cache as it is read: the entries that are real and not hidden; all others are zeros.
 

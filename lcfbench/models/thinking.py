@@ -106,6 +106,17 @@ def speak(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> Spo
     return speak_together([(opened, max_new_tokens, until)])[0]
 
 
+def speak_tokens(
+    opened: Opened, max_new_tokens: int, until: Sequence[str] = ()
+) -> tuple[list[str | None], list[list[int]]]:
+    """Returns what `speak` does, with the tokens written in the place of their number."""
+    tokenizer = opened.lm.tokenizer
+    chat = chat_of(tokenizer)
+    ends = chat.thought.ends if chat and chat.thought else ()
+    written = write(opened, max_new_tokens, (*until, *ends))
+    return [spoken(tokenizer, ids, until) for ids in written], written
+
+
 def speak_together(asked: Sequence[tuple[Opened, int, Sequence[str]]]) -> list[Spoken]:
     """Returns what `speak` does for each of several batches of one model, which write side by side."""
     tokenizer = asked[0][0].lm.tokenizer

@@ -40,6 +40,8 @@ CASES = [
     ("latentmas", "", SPLIT),
     ("activation", "", SHARED),
     ("activation", "", SPLIT),
+    ("sde", "", SHARED),
+    ("sde", "", SPLIT),
     ("lcf", "lcf", SHARED),
     ("lcf", "remap", SHARED),
     ("lcf", "lcfx", SPLIT),
@@ -172,7 +174,7 @@ def test_what_is_sent_is_made_from_the_altered_cache(name, what, documents, cont
     for reading in ("prefill", "prefill_latent", "hidden_states"):
         monkeypatch.setattr(ReplacedCacheModel, reading, noting(getattr(ReplacedCacheModel, reading), read))
     _, state, _ = outcomes(load_control(control).wrap(method, seed=0), documents)
-    times = 2 if name == "draft_kv" else 1  # what it wrote is read behind the prompt
+    times = 2 if name in ("draft_kv", "sde") else 1  # what it wrote is read behind the prompt
     assert sum(len(x) if isinstance(x, list) else x.rows for x in read) == times * len(documents), (
         "every document's message comes from a cache that was altered"
     )

@@ -141,9 +141,9 @@ def test_a_handful_of_every_task_under_every_method(tmp_path, monkeypatch, task,
     chosen = {"mode": [mode], "task": [task], "control": ["matched"], "limit": limit}
     if task in SHORT:
         chosen["task_options"] = SHORT[task]
-    if mode in ("kvcomm", "cacheback", "latentmas", "activation"):
+    if mode in ("kvcomm", "cacheback", "latentmas", "activation", "sde"):
         chosen["pair"] = f"{RECEIVER}:{RECEIVER}"
-    if mode == "t2t":
+    if mode in ("t2t", "sde"):
         chosen["options"] = {"budget": "8"}
     if task in ALIKE:
         monkeypatch.setattr(Run, "warm_up", lambda self: None)
@@ -162,7 +162,7 @@ def test_a_handful_of_every_task_under_every_method(tmp_path, monkeypatch, task,
             "sharer" in kind.roles or mode == "identical"
         )  # there the receiver's own model reads the sharer's text
         assert (row["sharer_tokens"] > 0) == reads and (row["message_text"] is not None) == (
-            mode in {"t2t", "excerpt", "answer_letter"}
+            mode in {"t2t", "sde", "excerpt", "answer_letter"}
         )
         assert (row["message_bytes"] > 0) == kind.sends or row[
             "message_text"

@@ -408,7 +408,7 @@ OWN_ADAPTERS = {
 
 @pytest.mark.parametrize("mode", [m for m in method_names() if m not in OWN_ADAPTERS])
 def test_every_column_is_accounted_for(pair, adapter, tmp_path, mode):
-    if mode in ("kvcomm", "cacheback", "latentmas", "activation"):
+    if mode in ("kvcomm", "cacheback", "latentmas", "activation", "sde"):
         pair = f"{pair.split(':')[0]}:{pair.split(':')[0]}"
     [folder] = go(pair, tmp_path, mode=[mode], adapter=[adapter], latency_documents=3)
     kind = method_class(mode)
@@ -417,7 +417,7 @@ def test_every_column_is_accounted_for(pair, adapter, tmp_path, mode):
     sends -= (
         {"sharer_prompt", "sharer_prompt_sha256"} if mode == "excerpt" else set()
     )  # the sharer's text goes over unread
-    text = {"message_text"} if mode in {"t2t", "answer_letter", "excerpt"} else set()
+    text = {"message_text"} if mode in {"t2t", "sde", "answer_letter", "excerpt"} else set()
     for row in table:
         empty = {k for k in COLUMNS if row[k] in (None, "")}
         may = (

@@ -45,6 +45,8 @@ CASES = [
     ("latentmas", None, SPLIT),
     ("activation", None, SHARED),
     ("activation", None, SPLIT),
+    ("sde", None, SHARED),
+    ("sde", None, SPLIT),
     ("lcf", "lcf", SHARED),
     ("lcf", "lcfx", SPLIT),
     ("c2c", "c2c", SHARED),

@@ -29,6 +29,7 @@ CACHE = {
     "latentmas",
     "lcf",
     "prefix",
+    "sde",
     "single",
     "xkv",
 }

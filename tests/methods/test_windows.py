@@ -37,6 +37,7 @@ METHODS = (
     "cacheback",
     "latentmas",
     "activation",
+    "sde",
     "prefix-after",
     "prefix-before",
     "lcf",
@@ -97,8 +98,8 @@ def method_of(name: str, lm: CausalLM) -> tuple[Method, bool]:
         return create("kvcomm", *ends, None, {"layers": "1,2"} if name == "kvcomm-some" else {}), False
     if name == "latentmas":
         return create(name, *ends, None, {"steps": "3"}), False
-    if name in ("receiver", "t2t", "cacheback", "activation"):
-        return create(name, *ends, None, {"budget": "5"} if name == "t2t" else {}), False
+    if name in ("receiver", "t2t", "cacheback", "activation", "sde"):
+        return create(name, *ends, None, {"budget": "5"} if name in ("t2t", "sde") else {}), False
     if name == "dense":
         return create("dense", *ends, random_dense(ends)), False
     if name == "xkv":

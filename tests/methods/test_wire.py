@@ -62,6 +62,7 @@ CASES = [
     ("activation", None, SPLIT, {}),
     ("cacheback", None, SPLIT, {}),
     ("cacheback", None, SPLIT, {"selector": "h2o", "budget": "5"}),
+    ("sde", None, SPLIT, {"budget": "6"}),
 ]
 RANDOM = {"dense": random_dense, "prefix": random_prefix, "draft_kv": random_draft, "xkv": random_xkv}
 NAMES = [
@@ -83,6 +84,7 @@ def ends():
 
 def made(ends, name, kind, options):
     if name in ("kvcomm", "latentmas", "activation", "cacheback"):
+    if name in ("kvcomm", "latentmas", "activation", "sde"):
         return create(name, ends[0], ends[0], options=options)
     if kind in RANDOM:
         return create(name, *ends, RANDOM[kind](ends, **options))
