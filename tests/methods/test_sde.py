@@ -101,9 +101,8 @@ def test_deltas_are_differences_of_the_plainest_forward_and_act_at_their_tokens(
         where = {start + end: n for n, end in ends.items()}
         mine = {t: where[z] for t, (a, z) in enumerate(shown.offsets) if z > a and z in where}
         assert len(mine) > 2
-        handles = []
-        for layer in (0, 2):
-            after = states_of(lm, [*asked, *ids], layer)[len(asked) - 1 :]
+        handles, every = [], [states_of(lm, [*asked, *ids], layer)[len(asked) - 1 :] for layer in (0, 2)]
+        for layer, after in zip((0, 2), every, strict=True):
             deltas = after[1:] - after[:-1]
             last = {n: t for t, n in mine.items()}  # of tokens that end alike the last
 

@@ -57,7 +57,7 @@ bfloat16 and float16 a fault smaller than rounding is not seen: nemotron-h and z
 differs by some ten-thousandths of the logits' spread, are then read on their cache.
 
 The first columns are the **capabilities** that `doctor` reports; latentmas needs `latent` of its sharer,
-activation needs `activations` of both models:
+activation and sde need `activations` of both models:
 
 {CAPABLE}
 
