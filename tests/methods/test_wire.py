@@ -83,8 +83,7 @@ def ends():
 
 
 def made(ends, name, kind, options):
-    if name in ("kvcomm", "latentmas", "activation", "cacheback"):
-    if name in ("kvcomm", "latentmas", "activation", "sde"):
+    if name in ("kvcomm", "latentmas", "activation", "cacheback", "sde"):
         return create(name, ends[0], ends[0], options=options)
     if kind in RANDOM:
         return create(name, *ends, RANDOM[kind](ends, **options))
