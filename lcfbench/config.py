@@ -41,6 +41,7 @@ def _device(text: str) -> str:
 
 
 Device = Annotated[str, AfterValidator(_device)]
+Join = Literal["row", "free", "parallel", "sequential"]  # how the messages of several sharers are joined
 WireForm = Literal["native", "bf16", "fp8", "int8", "int4"]  # in which a message crosses as bytes
 PLACES = {"device", "receiver_device", "sharer_device", "device_map"}  # settings: where models run
 

@@ -59,7 +59,7 @@ class Group:
 
 GROUPS = {
     "methods": Group(
-        "method", "lcfbench ls methods", "Method", ("respond",), "base create load_pair ask needs"
+        "method", "lcfbench ls methods", "Method", ("respond", "send"), "base create load_pair ask needs"
     ),
     "adapters": Group(
         "adapter kind",

@@ -7,6 +7,7 @@ from lcfbench import registry
 CONTROLS = (  # ours, in the order of tables
     "matched",
     "deranged",
+    "deranged-one",
     "zero",
     "noise",
     "silent",

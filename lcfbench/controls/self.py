@@ -22,7 +22,7 @@ class OwnModel(Control):
 
     def refuses(self, method: Method, documents: Sequence[Document]) -> tuple[str, str] | None:
         mine, theirs = method.receiver, method.sharer
-        if mine is theirs or (mine.name, mine.revision) == (theirs.name, theirs.revision):
+        if all(lm is mine or (lm.name, lm.revision) == (mine.name, mine.revision) for lm in method.sharers):
             return f"both models are {mine.name}, so self is matched", "Use a pair of two models."
         if method.adapter is None:
             return None
@@ -33,9 +33,9 @@ class OwnModel(Control):
         return None
 
     def wrap(self, method: Method, seed: int) -> Method:
-        from lcfbench.controls.wrappers import with_sharer  # it imports torch
+        from lcfbench.controls.wrappers import each, with_sharer  # it imports torch
 
-        return with_sharer(method, method.receiver)
+        return each(method, lambda one: with_sharer(one, method.receiver))
 
     def reading(self, method: Method) -> Method:
         return self.wrap(method, 0)

@@ -24,6 +24,7 @@ from lcfbench.adapters.base import Adapter
 from lcfbench.errors import StopRunError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._note import with_note, with_notes
+from lcfbench.methods._several import SeveralSharers
 from lcfbench.methods._wire import cache_across, texts_across
 from lcfbench.methods.base import Batch, Method, prompt, read_alone
 from lcfbench.methods.excerpt import own_text
@@ -43,13 +44,22 @@ Change = Callable[[Tensor, str], Tensor]
 
 def emptied(method: Method) -> Method:
     """The method with a sharer whose cache is all zeros."""
-    return with_sharer(method, ReplacedCacheModel(method.sharer, lambda x, name: torch.zeros_like(x)))
+    return with_caches(method, lambda x, name: torch.zeros_like(x))
 
 
 def noised(method: Method, seed: int) -> Method:
     """The method with a sharer whose cache is noise, see `noise_like`."""
-    replaced = ReplacedCacheModel(method.sharer, lambda x, name: noise_like(x, f"noise-{seed}-{name}"))
-    return with_sharer(method, replaced)
+    return with_caches(method, lambda x, name: noise_like(x, f"noise-{seed}-{name}"))
+
+
+def with_caches(method: Method, change: Change) -> Method:
+    """The method with every sharer's cache changed."""
+    return each(method, lambda one: with_sharer(one, ReplacedCacheModel(one.sharer, change)))
+
+
+def each(method: Method, change: Callable[[Method], Method]) -> Method:
+    """The method changed; where it takes several sharers, that of each of them."""
+    return method.each(change) if isinstance(method, SeveralSharers) else change(method)
 
 
 def with_sharer(method: Method, sharer: LanguageModel) -> Method:
@@ -191,8 +201,7 @@ class SilentMethod(Method):
         super().__init__(method.receiver, method.sharer, method.adapter)
         self.inner: Method | None = None
         if method.adapter is not None and method.adapter.own_cache:
-            self.inner = with_sharer(method, SkippedModel(method.sharer))
-            self.inner.adapter = without_message(method.adapter)
+            self.inner = each(method, unheard)
 
     def respond(self, batch: Batch) -> State:
         if self.inner is None:
@@ -200,6 +209,14 @@ class SilentMethod(Method):
         state = self.inner.respond(replace(batch, wire=None))
         state.message = replace(Message.none(len(batch.documents)), adapter_flops=state.message.adapter_flops)
         return state
+
+
+def unheard(method: Method) -> Method:
+    """A method with an adapter whose sharer is not run and whose message is zeros."""
+    other = with_sharer(method, SkippedModel(method.sharer))
+    assert method.adapter is not None
+    other.adapter = without_message(method.adapter)
+    return other
 
 
 def without_message(adapter: Adapter) -> Adapter:

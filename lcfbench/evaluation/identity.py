@@ -30,7 +30,8 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")  # their versions
 # Recipe fields that change an answer, and those that do not. Together they are all fields (tested).
 IDENTITY_FIELDS = frozenset(
     "pair mode task control scoring limit shots prompt seed seeds adapter options task_options batch_size "
-    "dtype device receiver_device sharer_device device_map attention trust_remote_code thinking wire".split()
+    "dtype device receiver_device sharer_device device_map attention trust_remote_code thinking wire "
+    "join".split()
 )
 OTHER_FIELDS = frozenset(
     "quick latency_documents max_failed require_proof out offline fresh wait train train_options tracker "
@@ -64,11 +65,13 @@ def versions(more: Iterable[str] = ()) -> dict[str, str]:
     return {name: version(name) for name in (*LIBRARIES, *more)}
 
 
-def prompts_sha256(documents: Iterable[Document], receiver: CausalLM, sharer: CausalLM) -> str:
-    """Digest of the prompts as text, both models' views under their own chat templates."""
+def prompts_sha256(documents: Iterable[Document], receiver: CausalLM, *sharers: CausalLM) -> str:
+    """Digest of the prompts as text, all models' views under their own chat templates."""
     found = hashlib.sha256()
     for d in documents:
-        for view, lm in ((d.receiver, receiver), (d.sharer, sharer)):
+        alone = (d.sharer,) * len(sharers)
+        theirs = d.sharers if len(sharers) > 1 and d.sharers else alone
+        for view, lm in ((d.receiver, receiver), *zip(theirs, sharers, strict=True)):
             found.update(rendered(view, lm.tokenizer, d.chat and lm.has_chat).encode() + b"\0")
     return found.hexdigest()
 

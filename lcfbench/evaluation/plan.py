@@ -19,7 +19,7 @@ from lcfbench.adapters.files import check_saved
 from lcfbench.adapters.finding import Wanted, find_for, tasks_at_hand
 from lcfbench.adapters.proof import Proof, lacking, read_proofs
 from lcfbench.adapters.select import check_used, find_adapter, pick_adapters, serving
-from lcfbench.config import PLACES, WireForm, takes_commas
+from lcfbench.config import PLACES, Join, WireForm, takes_commas
 from lcfbench.errors import UserError, unknown
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.variants import ADAPTER, Variant, labelled, read_entry
@@ -28,7 +28,8 @@ from lcfbench.methods.create import method_class, parse_options, sides
 from lcfbench.methods.load_pair import places_of
 from lcfbench.models.dtypes import pick_device, pick_dtype
 from lcfbench.models.layout import geometry_named
-from lcfbench.sources.models import split_pair
+from lcfbench.registry import method_names
+from lcfbench.sources.models import first_pair, split_sharers
 from lcfbench.tasks.task import Task, load_task
 from lcfbench.tasks.yaml_files import options_for
 
@@ -104,7 +105,7 @@ def options_of(
 
 def _depth(recipe: Recipe) -> int:
     """The number of the receiver's layers, before it is loaded."""
-    name, trusted = split_pair(recipe.pair)[0], recipe.trust_remote_code
+    name, trusted = first_pair(recipe.pair)[0], recipe.trust_remote_code
     return geometry_named(name, offline=recipe.offline, trust_remote_code=trusted).layers
 
 
@@ -122,7 +123,7 @@ def wanted_by(recipe: Recipe, tasks: Sequence[Task]) -> list[Wanted]:
         kind = method_class(variant.mode)
         if own or not kind.adapter_kinds:
             continue
-        pair = sides(kind, *split_pair(recipe.pair))
+        pair = sides(kind, *first_pair(recipe.pair))
         kinds = tuple(kind.adapter_kinds)
         found += [Wanted(variant.mode, kinds, pair, t.name, t.shared, recipe.offline) for t in tasks]
     return list(dict.fromkeys(found))
@@ -142,7 +143,7 @@ def with_tasks(recipe: Recipe) -> Recipe:
         kind = method_class(variant.mode)
         if not kind.adapter_kinds:
             continue
-        pair = sides(kind, *split_pair(recipe.pair))
+        pair = sides(kind, *first_pair(recipe.pair))
         if made_for := tasks_at_hand(variant.mode, tuple(kind.adapter_kinds), pair, own or given):
             if recipe.task[0] not in [name for names in made_for for name in names]:
                 return recipe.model_copy(update={"task": made_for[0]})
@@ -158,13 +159,17 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
     if recipe.keep_messages and not any(method_class(name).sends for name in recipe.methods):
         what = f"--keep-messages: {', '.join(recipe.methods)} sends no message, so none can be kept."
         raise UserError(what, "Leave it out, or add a method that sends one (`lcfbench ls methods`).")
-    given, names = [find_adapter(place) for place in recipe.adapter], split_pair(recipe.pair)
+    if recipe.keep_messages and len(split_sharers(recipe.pair)[1]) > 1:
+        what = "--keep-messages keeps the message of one sharer, and --pair names several."
+        raise UserError(what, "Leave it out, or name one sharer.")
+    given, names = [find_adapter(place) for place in recipe.adapter], first_pair(recipe.pair)
     asked = options_of(recipe.mode, recipe.options)
     every = [
-        (task, replace(variant, wire=form), own)
+        (task, replace(variant, wire=form, join=join), own)
         for task in tasks
         for variant, own in asked
         for form in _forms(recipe, variant.mode)
+        for join in _joins(recipe, variant.mode, task)
     ]
     chosen: list[list[Path]] = []
     at_hand = {wanted: find_for(wanted) for wanted in wanted_by(recipe, tasks)}
@@ -202,6 +207,26 @@ def _forms(recipe: Recipe, mode: str) -> list[WireForm | None]:
     if not recipe.wire or not kind.sends:
         return [None]
     return ["native"] if kind.sends_text else [*recipe.wire]
+
+
+def _joins(recipe: Recipe, mode: str, task: Task) -> list[Join | None]:
+    """The ways in which the messages of several sharers are joined; None alone with one sharer.
+
+    Raises UserError for methods that take the message of one, and for adapters between other models.
+    """
+    (_, sharers), kind = split_sharers(recipe.pair), method_class(mode)
+    if len(sharers) < 2 or (not kind.sends and "sharer" not in kind.roles):
+        return [None]
+    if not (ways := kind.ways(task.shared)):
+        able = [name for name in method_names() if method_class(name).ways(task.shared)]
+        what = f"{mode} takes the message of one sharer, and --pair names {len(sharers)}."
+        raise UserError(what, f"Name one, or use --mode {', '.join(able)}.")
+    if kind.adapter_kinds and len(set(sharers)) > 1:
+        what = (
+            f"an adapter of {mode} is for one sharer, and --pair names {', '.join(dict.fromkeys(sharers))}."
+        )
+        raise UserError(what, "Name the same sharer several times, or use a method without adapter.")
+    return [each for each in recipe.join if each in ways] or [ways[0]]
 
 
 def proofs_of(

@@ -11,7 +11,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from lcfbench.config import MOST, SEEDS, Device, Settings, WireForm, lists_of_texts, once, several, texts
+from lcfbench.config import (
+    MOST,
+    SEEDS,
+    Device,
+    Join,
+    Settings,
+    WireForm,
+    lists_of_texts,
+    once,
+    several,
+    texts,
+)
 from lcfbench.controls.names import check_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.evaluation.variants import read_entry, split_modes
@@ -19,7 +30,7 @@ from lcfbench.registry import add_paths, method_names
 from lcfbench.results.manifest import HALF, most_failed
 from lcfbench.results.shards import Shard
 from lcfbench.sources.cache import EMBEDDED_PAIR
-from lcfbench.sources.models import split_pair
+from lcfbench.sources.models import split_sharers
 from lcfbench.tasks.chat_template import Thinking, parse_thinking
 from lcfbench.tasks.document import Scoring
 from lcfbench.tasks.groups import expand, find_group, group_names
@@ -35,7 +46,7 @@ DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 
 def check_known(pair: str, modes: list[str], tasks: list[str]) -> None:
     """Checks the names of a pair, methods and tasks. Raises UserError with the nearest names."""
-    split_pair(pair)
+    split_sharers(pair)
     for kind, names, known in (("method", modes, method_names()), ("task", tasks, task_names())):
         for name in names:
             if kind == "task" and is_stock(name):
@@ -107,7 +118,9 @@ class Recipe(Settings):
     """Says which methods answer which tasks under which controls, and how."""
 
     pair: str = Field(
-        EMBEDDED_PAIR, description="RECEIVER:SHARER: aliases, Hub ids (NAME@REVISION) or local folders."
+        EMBEDDED_PAIR,
+        description="RECEIVER:SHARER: aliases, Hub ids (NAME@REVISION) or local folders; several sharers as "
+        "RECEIVER:SHARER,SHARER.",
     )
     mode: list[str] = Field(
         ["receiver", "lcf"],
@@ -163,6 +176,11 @@ class Recipe(Settings):
         False,
         description="Store every message that crossed beside the rows, in RUN/messages; without --wire they "
         "cross as native.",
+    )
+    join: list[Join] = Field(
+        [],
+        description="How messages of several sharers are joined, a run for each way that a method has: row, "
+        "free (without an order), parallel, sequential; none: each method's first way.",
     )
     latency_documents: int = Field(
         5, ge=0, le=MOST, description="Documents that are also timed alone, warm, for the latency columns."
@@ -239,7 +257,7 @@ class Recipe(Settings):
         None, description="Also log to trackio, wandb or tensorboard, where it is installed."
     )
 
-    _lists = field_validator("adapter", "wire", mode="before")(some)
+    _lists = field_validator("adapter", "wire", "join", mode="before")(some)
     _options = field_validator("options", mode="before")(lists_of_texts)
     _shard = field_validator("shard", mode="before")(part_of_a_run)
     _only = field_validator("only", mode="before")(names_of_runs)
@@ -303,6 +321,8 @@ class Recipe(Settings):
     def check_names(self) -> None:
         """Checks every name before anything heavy is imported or loaded. Raises UserError."""
         check_known(self.pair, self.methods, self.task)
+        if self.join and len(split_sharers(self.pair)[1]) < 2:
+            raise UserError("--join has no effect with one sharer.", "Leave it out, or name several.")
         check_tracker(self.tracker)
         for control in self.control:
             check_control(control)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lcfbench.errors import StopRunError
 from lcfbench.methods.base import Method
-from lcfbench.models.protocol import State
+from lcfbench.models.protocol import Message, State
 from lcfbench.results.messages import KeptMessage, spans_of
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import Prompt
@@ -85,8 +85,10 @@ class Rows:
         flops = state.lm.flops(read[0] + answer_tokens) + sum(map(state.lm.flops, read[1:]))
         flops += sum(message.adapter_flops[k] for k in at) if message.adapter_flops else 0.0
         if self.method.sends:  # an adapter's count also where nothing is sent
-            flops += sum(self.method.sharer.flops(message.sharer_tokens[k]) for k in at)
-        sharer_prompt = message.read[i].text + message.read[i].tail if message.read else None
+            each = list(zip(self.method.sharers, message.parts or [message], strict=True))
+            flops += sum(lm.flops(part.sharer_tokens[k]) for lm, part in each for k in at)
+        read_by = [part.read[i] for part in message.parts or [message] if part.read]
+        sharer_prompt = "\n\n".join(p.text + p.tail for p in read_by) if read_by else None
         return {
             "metric": metric,
             "score": metrics[metric],
@@ -102,6 +104,8 @@ class Rows:
             "message_cache_bytes": sum(message.cache_bytes[k] for k in at),
             "request_bytes": _sum(message.request_bytes, at),
             "message_token_bytes": _sum(message.token_bytes, at),
+            "each_message_bytes": _each(message, "wire_bytes", at),
+            "each_sharer_tokens": _each(message, "sharer_tokens", at),
             "sharer_tokens": sum(message.sharer_tokens[k] for k in at),
             f"{who}_prompt": shown.text + shown.tail,
             f"{who}_prompt_sha256": _sha256(shown.text + shown.tail),
@@ -137,6 +141,11 @@ def predicted(document: Document, outcome: Outcome, metric: str) -> str | None:
         worth = [ll / max(len(c.removeprefix(" ")), 1) for c, (ll, _) in zip(choices, ranked, strict=True)]
         picks[-1] = worth.index(max(worth))
     return " → ".join(s.choices[p].strip() for s, p in zip(document.steps, picks, strict=True))
+
+
+def _each(message: Message, name: str, at: range) -> list[int] | None:
+    """The sum over a document's rows of the batch for each of several sharers; None with one."""
+    return [sum(getattr(part, name)[k] for k in at) for part in message.parts] if message.parts else None
 
 
 def _sum(sizes: Sequence[int] | None, at: range) -> int | None:

@@ -23,7 +23,9 @@ from lcfbench.evaluation.rows import MESSAGE, Rows
 from lcfbench.evaluation.session import Session
 from lcfbench.evaluation.variants import Variant
 from lcfbench.methods._lengths import too_long
+from lcfbench.methods._several import SeveralSharers
 from lcfbench.methods.base import Batch, Method
+from lcfbench.methods.create import method_class
 from lcfbench.methods.load_pair import ROLES
 from lcfbench.models.causal_lm import CausalLM, apart
 from lcfbench.models.finite import NotFiniteError, first_place
@@ -31,7 +33,6 @@ from lcfbench.models.memory import device_named, peak_memory_bytes, reset_peak_m
 from lcfbench.models.protocol import State
 from lcfbench.models.timing import PHASES, Clock
 from lcfbench.results.messages import KeptMessage
-from lcfbench.sources.models import labels
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.stock import StockTask
 from lcfbench.tasks.task import Outcome, Task
@@ -56,7 +57,7 @@ class Run:
         self.session, self.task, self.control = session, task, control
         self.variant, self.mode = variant, variant.mode
         self.method = session.method(variant, task)
-        self.models = session.pair.models_for(self.method.roles)
+        self.models = session.models(variant)
         self.documents = session.documents(task, self.models[0].has_chat, control)
         self.calibration_documents = session.calibration_documents(self.mode, task, self.method)
         self.folder, self.adapter = variant.adapter, session.adapter(variant, task)
@@ -107,7 +108,7 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """Everything that changes an answer."""
         session, recipe, task, folder = self.session, self.session.recipe, self.task, self.folder
-        receiver, sharer = labels(session.names)
+        receiver, sharer = session.labels()
         data, split_manifest = session.digests(task)
         found: dict[str, Any] = {
             "pair": f"{receiver}:{sharer}",
@@ -141,6 +142,8 @@ class Run:
             found["prompt_sha256"] = task.prompt.sha256
         if self.variant.wire is not None:
             found["wire"] = self.variant.wire
+        if self.variant.join is not None:
+            found["join"] = self.variant.join
         if recipe.trust_remote_code:
             found["trust_remote_code"] = True
         if any(quantised := [lm.facts.get("quantisation", "") for lm in self.models]):
@@ -157,6 +160,7 @@ class Run:
         """The manifest beside the identity."""
         steps = [d.steps[-1] for d in self.documents if d.steps]
         gates = self.adapter.gates_applied() if self.adapter is not None else None
+        roles = [*ROLES, *(f"sharer {k}" for k in range(2, len(self.models)))]
         moved = any(sender.hash != to for to, sender in self.message_from.items())
         return {
             "recipe": self.session.recipe.model_dump(mode="json"),
@@ -166,12 +170,12 @@ class Run:
             "chance": sum(len(s.gold) / len(s.choices) for s in steps) / len(steps) if steps else None,
             "adapter": self.folder.name if self.folder else None,
             **({"adapter_facts": self.adapter.config.facts} if self.adapter is not None else {}),
-            "sources": {role: lm.source for role, lm in zip(ROLES, self.models, strict=True)},
-            "models": {role: about(lm) for role, lm in zip(ROLES, self.models, strict=True)},
+            "sources": {role: lm.source for role, lm in zip(roles, self.models, strict=True)},
+            "models": {role: about(lm) for role, lm in zip(roles, self.models, strict=True)},
             **({"message_from_sha256": senders_sha256(self.message_from)} if moved else {}),
             **({"controls_left_out": left_out} if (left_out := self._controls_left_out()) else {}),
             **({"gates": gates} if gates is not None else {}),
-            **prompt_facts(self.documents, self.models),
+            **prompt_facts(self.documents, (self.models[0], self.models[1])),
         }
 
     def _controls_left_out(self) -> dict[str, str]:
@@ -181,7 +185,7 @@ class Run:
             return found
         for name in self.session.recipe.control:
             control = load_control(name)
-            if lack := control.lacks(type(self.method)):
+            if lack := control.lacks(method_class(self.mode)):
                 found[name] = f"{self.mode} {LACKS[lack]}"
             elif why := control.refuses(self.method, self.documents):
                 found[name] = why[0]
@@ -257,7 +261,7 @@ class Run:
         if self.unable or len(asked) < 2:
             return
         reset_peak_memory(device)
-        readings = {lm.shared for lm in (self.answering.receiver, self.answering.sharer)}
+        readings = {lm.shared for lm in (self.answering.receiver, *self.answering.sharers)}
         for each in readings:
             each.start_accounting()
         try:
@@ -294,7 +298,7 @@ class Run:
                 yield self._whole(document, {"error": reason, "score": 0.0})
         if not (documents := [d for d in documents if d.hash not in self.too_long]):
             return
-        readings = {lm.shared for lm in (self.answering.receiver, self.answering.sharer)}
+        readings = {lm.shared for lm in (self.answering.receiver, *self.answering.sharers)}
         for each in readings:
             each.start_accounting()
         began, device = time.perf_counter(), self.answering.receiver.device
@@ -388,7 +392,7 @@ class Run:
 
         Empty where the document fails.
         """
-        with apart((self.answering.receiver, self.answering.sharer)):
+        with apart((self.answering.receiver, *self.answering.sharers)):
             try:
                 clock = self._respond([document])[3]
             except StopRunError:
@@ -411,6 +415,8 @@ class Run:
             "metric": self.task.metric(document.scoring),
             "message_from": sender.hash if self.answering.sends else None,
         }
+        if isinstance(self.answering, SeveralSharers):
+            fixed["each_message_from"] = [d.hash for d in self.answering.senders(document, sender)]
         return fixed | row
 
 

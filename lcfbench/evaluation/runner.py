@@ -24,7 +24,7 @@ from lcfbench.models.dtypes import choose, pick_device
 from lcfbench.models.memory import free_bytes
 from lcfbench.progress import Progress
 from lcfbench.provenance import usable_cpus
-from lcfbench.sources.models import find_model, split_pair
+from lcfbench.sources.models import find_model, split_sharers
 
 ROWS_THAT_PAY = 2000  # below, the start of a second process saves little
 UNLIMITED = 500  # documents of a task, about, where no limit is given
@@ -64,7 +64,8 @@ def processes_that_pay(recipe: Recipe) -> int:
     if rows < ROWS_THAT_PAY or usable_cpus() < 2 or on_gpu(recipe):
         return 1
     recipe.check_names()
-    folders = {find_model(name, offline=recipe.offline).path for name in split_pair(recipe.pair)}
+    receiver, sharers = split_sharers(recipe.pair)
+    folders = {find_model(name, offline=recipe.offline).path for name in (receiver, *sharers)}
     size = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
     return 2 if 2 * AS_LOADED * size < free_bytes(torch.device("cpu")) else 1
 
@@ -92,8 +93,9 @@ def run_pooled(recipe: Recipe, progress: Progress) -> Iterator[str]:
             gpus = 0.0 if recipe.device == "cpu" else recipe.gpus_per_worker
             workers = RayWorkers(recipe.on, recipe.processes, gpus)
         else:
-            for role, name in zip(ROLES, split_pair(recipe.pair), strict=True):
-                if role in roles_of(recipe.methods):
+            receiver, sharers = split_sharers(recipe.pair)
+            for role, names in zip(ROLES, ([receiver], sharers), strict=True):
+                for name in names if role in roles_of(recipe.methods) else ():
                     find_model(name, offline=recipe.offline)  # fetched once
             workers = Processes(recipe.processes or 2, on_cpu=not gpu)
         stack.callback(workers.stop)

@@ -18,6 +18,7 @@ from lcfbench.evaluation.identity import prompts_sha256
 from lcfbench.evaluation.plan import check_proven, look_up, proofs_of, variants_of
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.variants import Variant
+from lcfbench.methods._several import SeveralSharers
 from lcfbench.methods.base import Method
 from lcfbench.methods.create import create, method_class, sides
 from lcfbench.methods.load_pair import (
@@ -37,7 +38,7 @@ from lcfbench.models.memory import free_bytes
 from lcfbench.models.tokenizers import load_tokenizer
 from lcfbench.progress import Progress
 from lcfbench.provenance import environment
-from lcfbench.sources.models import find_tokenizer, split_pair
+from lcfbench.sources.models import find_tokenizer, first_pair, labels, split_sharers
 from lcfbench.tasks.chat_template import check_thinking
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import check_ranked
@@ -57,7 +58,8 @@ class Session:
     def __init__(
         self, recipe: Recipe, progress: Progress, variants: Variants | None = None, weights: bool = True
     ) -> None:
-        self.recipe, self.progress, self.names = recipe, progress, split_pair(recipe.pair)
+        self.recipe, self.progress, self.names = recipe, progress, first_pair(recipe.pair)
+        self.sharers = split_sharers(recipe.pair)[1]
         self._digests: dict[tuple[str, int], tuple[str, str | None]] = {}
         self._methods: dict[tuple[Variant, str, int], Method] = {}
         self._adapters: dict[tuple[Path, CausalLM], Adapter] = {}
@@ -86,8 +88,8 @@ class Session:
             check_thinking(
                 [
                     load_tokenizer(find_tokenizer(name, offline=offline), trusted, recipe.thinking)
-                    for name, role in zip(self.names, ROLES, strict=True)
-                    if role in roles
+                    for role, names in zip(ROLES, (self.names[:1], self.sharers), strict=True)
+                    for name in (names if role in roles else ())
                 ],
                 {task.name: task.chat for task in self.tasks},
             )
@@ -99,6 +101,7 @@ class Session:
             roles=roles_of(self.modes),
             thinking=recipe.thinking,
             weights=weights,
+            several=True,
             **recipe.model_dump(include=CONDITIONS),
         )
         self._check_variants()
@@ -145,12 +148,12 @@ class Session:
         """Raises UserError for the first method or adapter that these models do not allow."""
         for variants in self.variants.values():
             for variant in variants:
-                receiver, sharer = self.pair.models_for(method_class(variant.mode).roles)
-                config = None
-                if (folder := variant.adapter) is not None:
-                    config = read_config(folder)
-                    config.check_fits(receiver.geometry, sharer.geometry, str(folder))
-                check_needs(variant.mode, receiver, sharer, config)
+                for receiver, sharer in self.pair.rivals_for(method_class(variant.mode).roles):
+                    config = None
+                    if (folder := variant.adapter) is not None:
+                        config = read_config(folder)
+                        config.check_fits(receiver.geometry, sharer.geometry, str(folder))
+                    check_needs(variant.mode, receiver, sharer, config)
 
     def portions(self, task: Task, share: int = 1) -> list[list[Variant]]:
         """The variants of a task in portions whose adapters fit into half of the free memory together.
@@ -217,8 +220,10 @@ class Session:
         """A variant on a task, made once for all controls. Raises UserError where it cannot serve it."""
         key = variant, task.name, task.seed
         if key not in self._methods:
-            models = self.pair.models_for(method_class(variant.mode).roles)
-            made = create(variant.mode, *models, self.adapter(variant, task), dict(variant.options))
+            models, adapter = self.models(variant), self.adapter(variant, task)
+            receiver, *sharers = models
+            each = [create(variant.mode, receiver, lm, adapter, dict(variant.options)) for lm in sharers]
+            made = each[0] if variant.join is None else SeveralSharers(each, variant.join)
             documents = self.documents(task, models[0].has_chat)
             for document in documents:
                 made.check(document)
@@ -226,6 +231,19 @@ class Session:
                 check_ranked(lm.tokenizer)
             self._methods[key] = made
         return self._methods[key]
+
+    def labels(self) -> tuple[str, str]:
+        """The names of both sides in runs; of several sharers all, with commas between them."""
+        every = [labels((self.names[0], name)) for name in self.sharers]
+        receivers, sharers = zip(*every, strict=True)
+        return max(receivers, key=len), ",".join(sharers)
+
+    def models(self, variant: Variant) -> tuple[CausalLM, ...]:
+        """The receiver and the sharer of a variant, or all sharers where it takes several."""
+        pairs = self.pair.rivals_for(method_class(variant.mode).roles)
+        if variant.join is None:
+            return pairs[0]
+        return (pairs[0][0], *(sharer for _, sharer in pairs))
 
     def documents(self, task: Task, receiver_chat: bool, control: str = "matched") -> list[Document]:
         """The documents that are asked under a control: the task's, or those in their place.
@@ -257,7 +275,7 @@ class Session:
             self._asked[asked] = [known[d.hash] for d in found]
         return self._asked[asked]
 
-    def prompts_sha256(self, documents: list[Document], models: tuple[CausalLM, CausalLM]) -> str:
+    def prompts_sha256(self, documents: list[Document], models: tuple[CausalLM, ...]) -> str:
         """Digest of all prompts, computed once for the methods that share models and documents."""
         key = *models, tuple(sorted(map(id, documents)))
         if key not in self._prompts:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lcfbench.config import WireForm, check_text, parse_several
+from lcfbench.config import Join, WireForm, check_text, parse_several
 from lcfbench.registry import PYTHON, add_path, method_names
 
 ADAPTER = "adapter"  # in an entry: its own adapters, in place of those of `--adapter`
@@ -25,7 +25,8 @@ ADAPTER = "adapter"  # in an entry: its own adapters, in place of those of `--ad
 class Variant:
     """A method with the options that were given for it, as texts, and its adapter's folder.
 
-    wire: the form in which its messages cross as bytes; None where they are handed over. entry: where it
+    wire: the form in which its messages cross as bytes; None where they are handed over. join: how those of
+    several sharers are joined; None with one sharer. entry: where it
     was asked for, for messages. label: the method and what tells the variant from the others of its
     method. why: the reason for an adapter that was not given.
     """
@@ -34,6 +35,7 @@ class Variant:
     options: tuple[tuple[str, str], ...] = ()
     adapter: Path | None = None
     wire: WireForm | None = None
+    join: Join | None = None
     entry: str = field(default="", compare=False)
     label: str = field(default="", compare=False)
     why: str = field(default="", compare=False)
@@ -93,6 +95,8 @@ def labelled(variants: Sequence[Variant]) -> list[Variant]:
             parts.insert(0, _told(variant.adapter, folders))
         if variant.wire is not None and len({each.wire for each in rivals}) > 1:
             parts.append(f"wire={variant.wire}")
+        if variant.join is not None and len({each.join for each in rivals}) > 1:
+            parts.append(f"join={variant.join}")
         out.append(replace(variant, label=" ".join([variant.mode, *parts])))
     return out
 

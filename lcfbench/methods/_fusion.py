@@ -18,10 +18,11 @@ from lcfbench.adapters.base import Adapter, Editor
 from lcfbench.alignment.remap import remap_prompt
 from lcfbench.alignment.sections import Chat, in_sections, unpadded
 from lcfbench.alignment.tokens import aligned_positions, turn_ends
+from lcfbench.config import Join
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._wire import latents_across
-from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.methods.base import Batch, Method, Sent, prompt
 from lcfbench.models.beside import Beside
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV, put
@@ -93,6 +94,7 @@ class Fusion(Method):
 
     adapter: Adapter
 
+    joins: ClassVar[tuple[Join, ...]] = ("parallel", "sequential")
     needs: ClassVar[Mapping[str, tuple[Capability, ...]]] = {"receiver": ("edit",), "sharer": ("edit",)}
 
     def __post_init__(self) -> None:
@@ -166,6 +168,28 @@ class Fusion(Method):
             exchange = self.exchange(batch, prompts, check=beside is None)
         return self.edit(exchange, beside)
 
+    def send(self, batch: Batch) -> Sent:
+        """Lets the sharer read; its message is made where the receiver's cache is edited."""
+        prompts = [self.prompt(self.receiver, d.receiver, d) for d in batch.documents]
+        if not self.adapter.config.layers:
+            return Sent(None, lambda prompts: Message.none(len(prompts)))
+        with batch.clock("sharer"):
+            exchange = self.exchange(batch, prompts)
+        return Sent((self, exchange), lambda prompts: Message.none(len(prompts)))
+
+    def receive(self, batch: Batch, sent: Sequence[Sent], join: Join) -> State:
+        """Edits the receiver's cache with every sharer's (C2C's multi-source fusion).
+
+        `sequential`: each edits what those before it have left. `parallel`: each edits the cache as it was
+        read, and what they change is added up.
+        """
+        if not self.adapter.config.layers:
+            with batch.clock("prefill"):
+                prompts = [self.prompt(self.receiver, d.receiver, d) for d in batch.documents]
+                return self.receiver.read(prompts)
+        editors, exchanges = zip(*(each.content for each in sent), strict=True)
+        return self.edit_all(exchanges, editors, join)
+
     def exchange(self, batch: Batch, prompts: list[Prompt], check: bool = True) -> Exchange:
         """Lets the sharer read the documents whose messages are sent.
 
@@ -208,8 +232,19 @@ class Fusion(Method):
 
         beside: the sharer's reading, where it has only been queued: the first segment is read beside it.
         """
+        return self.edit_all([exchange], [self], "sequential", beside)
+
+    def edit_all(
+        self,
+        exchanges: Sequence[Exchange],
+        editors: Sequence[Fusion],
+        join: Join,
+        beside: Beside | None = None,
+    ) -> State:
+        """As `edit` with the exchanges of several sharers, each by its own editor, see `receive`."""
+        exchange = exchanges[0]
         prompts, rows, clock, kv = exchange.prompts, exchange.rows, exchange.batch.clock, None
-        stops, fused = [0] * len(prompts), [0] * len(prompts)
+        stops, fused = [0] * len(prompts), [[0] * len(prompts) for _ in exchanges]
         parts = (
             self.parts(prompts)
             if exchange.chats is None
@@ -218,14 +253,18 @@ class Fusion(Method):
         parts = parts or [Segment.whole(rows)]
         if exchange.batch.wire is not None:
             with clock("fuse"):
-                exchange = replace(exchange, carried=self.carried(exchange, parts))
+                exchanges = [
+                    replace(each, carried=editor.carried(each, parts))
+                    for editor, each in zip(editors, exchanges, strict=True)
+                ]
         for part in parts:
             with clock("prefill") if kv is not None or beside is None else beside.second("prefill"):
                 kv = self.read(rows, kv, part)
             if part.width:  # a one-token prompt has nothing to fuse
                 with clock("fuse"):
-                    kv, edited = self.fuse(exchange, kv, part)
-                fused = [a + b for a, b in zip(fused, edited, strict=True)]
+                    kv, edited = fused_all(editors, exchanges, kv, part, join)
+                both = zip(fused, edited, strict=True)
+                fused = [[a + b for a, b in zip(before, new, strict=True)] for before, new in both]
             stops = part.stops
         assert kv is not None
         if beside is not None:  # only now: all that is known without the GPU is queued
@@ -236,7 +275,11 @@ class Fusion(Method):
         if exchange.chats is not None:
             real = [c.real[stop:] for c, stop in zip(exchange.chats, stops, strict=True)]
         state = State.before(self.receiver, kv, left, torch.tensor(stops), prompts, real)
-        return replace(state, message=exchange.batch.counted(self.account(exchange.shared, fused)))
+        told = [
+            each.batch.counted(editor.account(each.shared, counts))
+            for editor, each, counts in zip(editors, exchanges, fused, strict=True)
+        ]
+        return replace(state, message=Message.joined(told))
 
     def parts(self, prompts: list[Prompt]) -> list[Segment]:
         """Returns the segments, read and edited in turn, later ones on edited earlier ones."""
@@ -419,6 +462,23 @@ class Fusion(Method):
             adapter_flops=[adapter.flops(n) for n in fused],
             read=shared,
         )
+
+
+def fused_all(
+    editors: Sequence[Fusion], exchanges: Sequence[Exchange], kv: KV, part: Segment, join: Join
+) -> tuple[KV, list[list[int]]]:
+    """Returns the cache with a segment edited by every sharer's message, and the edited positions of each."""
+    if len(editors) == 1:
+        kv, edited = editors[0].fuse(exchanges[0], kv, part)
+        return kv, [edited]
+    read, counts = kv, []
+    keys, values = kv.keys, kv.values
+    for editor, exchange in zip(editors, exchanges, strict=True):
+        new, edited = editor.fuse(exchange, kv if join == "sequential" else read, part)
+        counts.append(edited)
+        keys, values = keys + (new.keys - read.keys), values + (new.values - read.values)
+        kv = new
+    return kv if join == "sequential" else replace(read, keys=keys, values=values), counts
 
 
 def in_proportion(mine: Chat, sent: Chat) -> list[int]:

@@ -55,7 +55,7 @@ def too_long(method: Method, pairs: Sequence[tuple[Document, Document]]) -> dict
     pairs: each document and the one whose message it gets. Tokens are counted only where the bytes of the
     texts are too many.
     """
-    lms = (method.receiver, method.sharer)
+    lms = (method.receiver, *method.sharers)
     limits = [lm.max_positions for lm in lms if lm.max_positions is not None]
     if not limits:
         return {}
@@ -65,7 +65,7 @@ def too_long(method: Method, pairs: Sequence[tuple[Document, Document]]) -> dict
     found = {}
     for d, sender in pairs:
         (mine, theirs), sent = size[d.hash], size[sender.hash][1]
-        if mine + max(theirs, sent) + method.added + thought > min(limits):
+        if mine + len(method.sharers) * max(theirs, sent) + method.added + thought > min(limits):
             try:
                 method.check_length(d, sender)
             except TooLongError as error:

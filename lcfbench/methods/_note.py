@@ -25,6 +25,12 @@ def with_notes(lm: LanguageModel, documents: Sequence[Document], texts: Sequence
     return [with_note(lm, d, text) for d, text in zip(documents, texts, strict=True)]
 
 
+def in_one(document: Document, notes: Sequence[str]) -> str:
+    """Returns the notes of several sharers as one: a line each where the task's note has its own line."""
+    own_line = NOTE in document.noted.user.split("\n")
+    return ("\n" if own_line else " ").join(note for note in notes if note) if len(notes) > 1 else notes[0]
+
+
 def cut_bytes(text: str, limit: int, end: str = "first") -> str:
     """Returns at most `limit` UTF-8 bytes of the text, never half a character.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lcfbench.adapters.base import Adapter
 from lcfbench.adapters.config import AdapterConfig
-from lcfbench.config import WireForm
+from lcfbench.config import Join, WireForm
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods.ask import Answer, answer_of, document_of
@@ -72,6 +72,18 @@ class Batch:
         return replace(message, wire_bytes=[len(data) for data in packets], packets=packets)
 
 
+@dataclass(frozen=True)
+class Sent:
+    """One sharer's message of a batch as the receiver's side has it, before the receiver takes it in.
+
+    content: texts or entries, as the method's `receive` knows them. account: from the receiver's prompts to
+    the message's sizes.
+    """
+
+    content: Any
+    account: Callable[[list[Prompt]], Message]
+
+
 @dataclass
 class Method:
     """Base of all methods: two models, perhaps an adapter, and the options as further fields.
@@ -83,6 +95,8 @@ class Method:
     seeded: whether the run's seed changes the answers to the same documents and messages.
     roles: which of the two models the method runs; the other one is not loaded.
     adapter_kinds: kinds of adapter that it runs; empty for methods that need no training.
+    joins: ways in which the messages of several sharers are joined, the default first; () for methods that
+    take the message of one, and define `respond` instead of `send` and `receive`.
     needs: the capabilities that a model must have in each role, beside reading and writing text. None
     means nothing more for a method without adapter, and all of the cache's for one with an adapter.
     """
@@ -97,6 +111,7 @@ class Method:
     seeded: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ("receiver", "sharer")
     adapter_kinds: ClassVar[tuple[str, ...]] = ()
+    joins: ClassVar[tuple[Join, ...]] = ()
     needs: ClassVar[Mapping[str, tuple[Capability, ...]] | None] = None
 
     def __post_init__(self) -> None:
@@ -133,8 +148,30 @@ class Method:
         if self.sends and self.sharer is not self.receiver:
             prompt(self.sharer, sender.sharer, sender)
 
+    @classmethod
+    def ways(cls, shared: bool) -> tuple[Join, ...]:
+        """Returns `joins` on shared or on different contexts."""
+        return cls.joins
+
+    @property
+    def sharers(self) -> Sequence[LanguageModel]:
+        """The models that make the message, in their order; mostly one."""
+        return [self.sharer]
+
+    def beside(self, document: Document, sender: Document) -> int:
+        """Returns the positions that a message takes in the receiver at most, beside the prompt's own."""
+        return 0
+
     def respond(self, batch: Batch) -> State:
         """Does everything up to the first answer token, see the module's docstring."""
+        return self.receive(batch, [self.send(batch)], "row")
+
+    def send(self, batch: Batch) -> Sent:
+        """Makes the message of `self.sharer` for each document; the receiver reads nothing yet."""
+        raise NotImplementedError
+
+    def receive(self, batch: Batch, sent: Sequence[Sent], join: Join) -> State:
+        """Lets the receiver read its prompts with the messages of all sharers, joined in one of `joins`."""
         raise NotImplementedError
 
     def words(self, batch: Batch) -> list[str] | None:

@@ -14,13 +14,15 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from annotated_types import Ge
 
+from lcfbench.config import Join
 from lcfbench.errors import UserError
 from lcfbench.methods import _cacheback_scores as scored
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._one_model import check_one_model
+from lcfbench.methods._prefix import read_behind
 from lcfbench.methods._request import RequestForm, Requests, check_request, least, requests
 from lcfbench.methods._wire import cache_across
-from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.methods.base import Batch, Method, Sent, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV, stacked
 from lcfbench.models.protocol import Message, State
@@ -52,6 +54,7 @@ class CacheBack(Method):
     seed: Annotated[int, Ge(0)] = 0
     request: RequestForm = "question"
 
+    joins: ClassVar[tuple[Join, ...]] = ("row", "free")
     needs: ClassVar[dict[str, tuple[Capability, ...]]] = {
         "receiver": ("handover",),
         "sharer": ("handover", "rotate"),
@@ -100,7 +103,10 @@ class CacheBack(Method):
         """Returns a request as the sharer's tokens behind its own text."""
         return continuation(sent, f"\n{request}", self.sharer.tokenizer)
 
-    def respond(self, batch: Batch) -> State:
+    def beside(self, document: Document, sender: Document) -> int:
+        return self.kept(len(prompt(self.sharer, sender.sharer, sender).ids))
+
+    def send(self, batch: Batch) -> Sent:
         with batch.clock("sharer"):
             shared = [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
             theirs = self.sharer_cache(shared)
@@ -116,11 +122,12 @@ class CacheBack(Method):
                 else:
                     places = [self.chosen(theirs, b, p, asked[b]) for b, p in enumerate(shared)]
                 sent = cache_across(batch, self.moved(theirs, places))
-        with batch.clock("prefill"):
-            prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
-            state = self.receiver.read(prompts, past=sent, start=sent.mask.sum(1))
-        message = self.account(shared, request, asked, places, prompts)
-        return replace(state, message=batch.counted(message))
+        return Sent(
+            sent, lambda prompts: batch.counted(self.account(shared, request, asked, places, prompts))
+        )
+
+    def receive(self, batch: Batch, sent: Sequence[Sent], join: Join) -> State:
+        return read_behind(self.receiver, batch, sent, join)
 
     def chosen(self, theirs: KV, row: int, shared: Prompt, asked: Sequence[int]) -> list[int]:
         """Returns which of a document's tokens are sent, in order.

@@ -12,17 +12,19 @@ from annotated_types import Ge
 from torch import Tensor
 
 from lcfbench.adapters.dense import DenseAdapter
+from lcfbench.config import Join
 from lcfbench.errors import UserError
 from lcfbench.methods._fusion import Exchange, Fusion, Segment
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._prefix import content, read_on_top
 from lcfbench.methods._translate import aligned_tokens, columns_of, entries_at, read_pairs, two_readings
 from lcfbench.methods._wire import cache_across, latents_across
-from lcfbench.methods.base import Batch, prompt
+from lcfbench.methods.base import Batch, Sent, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.protocol import State
+from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import Document
+from lcfbench.tasks.prompts import Prompt
 
 LONG, AT_ONCE = 2048, 512  # columns up to which all are translated at once, and how many then
 
@@ -80,15 +82,30 @@ class Dense(Fusion):
         shown = prompt(self.receiver, document.receiver, document)
         check_room(self.receiver, shown, document, beside=min(self.lead, len(shown.ids)) + len(read))
 
+    @classmethod
+    def ways(cls, shared: bool) -> tuple[Join, ...]:
+        return cls.joins if shared else ("row", "free")
+
+    def beside(self, document: Document, sender: Document) -> int:
+        config = self.adapter.config
+        if document.shared or not config.layers:
+            return 0
+        mine, theirs = two_readings(self.receiver, self.sharer, [sender], config)
+        _, [read] = aligned_tokens(mine, theirs, config.token_alignment, self.lead, self.adapter.last)
+        return len(read)
+
     def respond(self, batch: Batch) -> State:
         if all(d.shared for d in batch.documents):
             return super().respond(batch)
+        return self.receive(batch, [self.send(batch)], "row")
+
+    def send(self, batch: Batch) -> Sent:
+        if all(d.shared for d in batch.documents):
+            return super().send(batch)
         self.check(batch.documents[0])
         adapter, clock = self.adapter, batch.clock
-        with clock("prefill"):
-            prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
-            if not adapter.config.layers:  # every gate is shut: the receiver alone
-                return self.receiver.read(prompts)
+        if not adapter.config.layers:  # every gate is shut: the receiver alone
+            return Sent(None, lambda prompts: Message.none(len(prompts)))
         with clock("sharer"):
             mine, theirs = two_readings(self.receiver, self.sharer, batch.message_from, adapter.config)
             sent = self.sharer_cache(theirs)
@@ -104,15 +121,27 @@ class Dense(Fusion):
                     entries_of = cache_across(batch, entries_of, self.read_layers)
                 [codes] = self.across(batch, [(index, mask.bool())], entries_of)
                 keys, values = self.decoded(codes)
-        with clock("prefill"):
-            entries = content(keys, values, mask.to(keys.device))
-            state = read_on_top(self.receiver, prompts, entries, self.lead)
         counts = [len(row) for row in read]
-        message = self.account(theirs, counts)
-        # every receiver token attends the entries too
-        both = zip(message.adapter_flops or [], prompts, counts, strict=True)
-        work = [own + self.receiver.attention_flops(len(p.ids), past=n) for own, p, n in both]
-        return replace(state, message=batch.counted(replace(message, adapter_flops=work)))
+
+        def sizes(prompts: list[Prompt]) -> Message:
+            message = self.account(theirs, counts)
+            # every receiver token attends the entries too
+            both = zip(message.adapter_flops or [], prompts, counts, strict=True)
+            work = [own + self.receiver.attention_flops(len(p.ids), past=n) for own, p, n in both]
+            return batch.counted(replace(message, adapter_flops=work))
+
+        return Sent(content(keys, values, mask.to(keys.device)), sizes)
+
+    def receive(self, batch: Batch, sent: Sequence[Sent], join: Join) -> State:
+        if all(d.shared for d in batch.documents):
+            return super().receive(batch, sent, join)
+        parts = [each.content for each in sent if each.content is not None]
+        with batch.clock("prefill"):
+            prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
+            if not parts:
+                return self.receiver.read(prompts)
+            state = read_on_top(self.receiver, prompts, parts, self.lead, join)
+        return replace(state, message=Message.joined([each.account(prompts) for each in sent]))
 
     def translate(self, sent: KV, index: Tensor) -> tuple[Tensor, Tensor]:
         """Returns content keys and values (L, B, H, N, D) for the columns `index` (B, N).

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
+from lcfbench.config import Join
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
-from lcfbench.methods._note import cut_bytes, with_note, with_notes
+from lcfbench.methods._note import cut_bytes, in_one, with_note, with_notes
 from lcfbench.methods._wire import texts_across
-from lcfbench.methods.base import Batch, Method
+from lcfbench.methods.base import Batch, Method, Sent
 from lcfbench.models.protocol import Message, State
 from lcfbench.tasks.document import NOTE, Document
 
@@ -30,6 +32,7 @@ class Excerpt(Method):
 
     uses_sharer_cache: ClassVar[bool] = False
     sends_text: ClassVar[bool] = True
+    joins: ClassVar[tuple[Join, ...]] = ("row",)
     roles: ClassVar[tuple[str, ...]] = ("receiver",)
 
     def __post_init__(self) -> None:
@@ -53,14 +56,22 @@ class Excerpt(Method):
     def words(self, batch: Batch) -> list[str] | None:
         return [self.excerpt(s) for s in batch.message_from]
 
-    def respond(self, batch: Batch) -> State:
+    def beside(self, document: Document, sender: Document) -> int:
+        return len(self.receiver.tokenizer(self.excerpt(sender))["input_ids"])
+
+    def send(self, batch: Batch) -> Sent:
         with batch.clock("message"):
             texts = texts_across(batch, [self.excerpt(s) for s in batch.message_from])
-        with batch.clock("prefill"):
-            state = self.receiver.read(with_notes(self.receiver, batch.documents, texts))
         size = [len(text.encode()) for text in texts]
         message = Message(size, size, [0] * len(texts), texts)
-        return replace(state, message=batch.counted(message))
+        return Sent(texts, lambda prompts: batch.counted(message))
+
+    def receive(self, batch: Batch, sent: Sequence[Sent], join: Join) -> State:
+        both = zip(batch.documents, zip(*(each.content for each in sent), strict=True), strict=True)
+        texts = [in_one(d, notes) for d, notes in both]
+        with batch.clock("prefill"):
+            state = self.receiver.read(with_notes(self.receiver, batch.documents, texts))
+        return replace(state, message=Message.joined([each.account(state.prompts) for each in sent]))
 
 
 def own_text(document: Document) -> str:

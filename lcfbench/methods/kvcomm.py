@@ -11,12 +11,14 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
+from lcfbench.config import Join
 from lcfbench.errors import UserError
 from lcfbench.methods._kvcomm_scores import best, importance, parse_layers, scores
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._one_model import check_one_model
+from lcfbench.methods._prefix import read_behind
 from lcfbench.methods._wire import cache_across
-from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.methods.base import Batch, Method, Sent, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import Message, State
@@ -46,6 +48,7 @@ class KVComm(Method):
     prior_mean: Annotated[float, Ge(-10), Le(10)] = 0.5
     prior_width: Annotated[float, Ge(1e-3), Le(1e3)] = 1 / 3
 
+    joins: ClassVar[tuple[Join, ...]] = ("row", "free")
     needs: ClassVar[Mapping[str, tuple[Capability, ...]]] = {
         "receiver": ("handover",),
         "sharer": ("handover",),
@@ -95,7 +98,10 @@ class KVComm(Method):
         shown = prompt(self.receiver, document.receiver, document)
         check_room(self.receiver, shown, document, beside=len(sent.ids))
 
-    def respond(self, batch: Batch) -> State:
+    def beside(self, document: Document, sender: Document) -> int:
+        return len(prompt(self.sharer, sender.sharer, sender).ids)
+
+    def send(self, batch: Batch) -> Sent:
         if self.chosen is None:
             raise UserError(
                 f"kvcomm with layers={self.layers} chooses them on validation documents, and has seen none.",
@@ -106,10 +112,10 @@ class KVComm(Method):
             theirs = self.sharer_cache(shared)
         with batch.clock("message"):
             sent = cache_across(batch, self.select(theirs))
-        with batch.clock("prefill"):
-            prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
-            state = self.receiver.read(prompts, past=sent, start=sent.mask.sum(1))
-        return replace(state, message=batch.counted(self.account(shared, prompts)))
+        return Sent(sent, lambda prompts: batch.counted(self.account(shared, prompts)))
+
+    def receive(self, batch: Batch, sent: Sequence[Sent], join: Join) -> State:
+        return read_behind(self.receiver, batch, sent, join)
 
     def select(self, theirs: KV) -> KV:
         """Returns the cache as sent: layers that are not chosen hide all but the first token."""

@@ -5,17 +5,19 @@ Both must be the same model (LatentMAS, arXiv 2511.20639). Nothing is trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
+from lcfbench.config import Join
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._one_model import check_one_model
+from lcfbench.methods._prefix import read_behind
 from lcfbench.methods._wire import cache_across
-from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.methods.base import Batch, Method, Sent, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.latent import Thought
 from lcfbench.models.protocol import Message, State
@@ -39,6 +41,7 @@ class LatentMAS(Method):
     steps: Annotated[int, Ge(0), Le(MOST_STEPS)] = 10
     ridge: Annotated[float, Ge(1e-12), Le(1e6)] = 1e-5
 
+    joins: ClassVar[tuple[Join, ...]] = ("row", "free")
     needs: ClassVar[Mapping[str, tuple[Capability, ...]]] = {
         "receiver": ("handover",),
         "sharer": ("handover", "latent"),
@@ -65,7 +68,10 @@ class LatentMAS(Method):
         shown = prompt(self.receiver, document.receiver, document)
         check_room(self.receiver, shown, document, beside=len(sent.ids) + self.steps)
 
-    def respond(self, batch: Batch) -> State:
+    def beside(self, document: Document, sender: Document) -> int:
+        return len(prompt(self.sharer, sender.sharer, sender).ids) + self.steps
+
+    def send(self, batch: Batch) -> Sent:
         with batch.clock("sharer"):
             shared = [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
             if self.steps:
@@ -75,10 +81,10 @@ class LatentMAS(Method):
                 theirs = self.sharer_cache(shared)
         with batch.clock("message"):
             sent = cache_across(batch, theirs)
-        with batch.clock("prefill"):
-            prompts = [prompt(self.receiver, d.receiver, d) for d in batch.documents]
-            state = self.receiver.read(prompts, past=sent, start=sent.mask.sum(1))
-        return replace(state, message=batch.counted(self.account(shared, prompts)))
+        return Sent(sent, lambda prompts: batch.counted(self.account(shared, prompts)))
+
+    def receive(self, batch: Batch, sent: Sequence[Sent], join: Join) -> State:
+        return read_behind(self.receiver, batch, sent, join)
 
     def account(self, shared: list[Prompt], prompts: list[Prompt]) -> Message:
         """Returns the sizes: every entry of the prompt and of the steps, in all layers."""

@@ -22,7 +22,7 @@ from lcfbench.models.dtypes import pick_device
 from lcfbench.models.loading import How, WeightsNeededError
 from lcfbench.models.random_weights import random_lm
 from lcfbench.progress import quiet_libraries
-from lcfbench.sources.models import ALIASES, find_model, split_pair
+from lcfbench.sources.models import ALIASES, Found, find_model, split_pair, split_sharers
 from lcfbench.tasks.chat_template import Thinking
 
 ROLES = ("receiver", "sharer")
@@ -31,7 +31,7 @@ CONDITIONS = {*PLACES, "dtype", "attention", "offline", "trust_remote_code"}  # 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two loaded models. names: as they were asked for, receiver first.
+    """Two loaded models. names: as they were asked for, receiver first. more: further sharers.
 
     A pair that was loaded for one role alone holds that model on both sides.
     """
@@ -39,6 +39,17 @@ class Pair:
     receiver: CausalLM
     sharer: CausalLM
     names: tuple[str, str]
+    more: tuple[CausalLM, ...] = ()
+
+    @property
+    def sharers(self) -> tuple[CausalLM, ...]:
+        """All sharers, in the order in which they were named."""
+        return (self.sharer, *self.more)
+
+    def rivals_for(self, roles: Sequence[str]) -> list[tuple[CausalLM, CausalLM]]:
+        """The models on both sides of a method with these `roles`, for each sharer in turn."""
+        pairs = (Pair(self.receiver, sharer, self.names) for sharer in self.sharers)
+        return [pair.models_for(roles) for pair in pairs]
 
     def models_for(self, roles: Sequence[str]) -> tuple[CausalLM, CausalLM]:
         """The models on the receiver's and on the sharer's side of a method with these `roles`.
@@ -67,6 +78,7 @@ def load_pair(
     thinking: Thinking = "off",
     weights: bool = True,
     random_weights: bool = False,
+    several: bool = False,
 ) -> Pair:
     """Loads RECEIVER:SHARER (aliases, Hub ids or folders); a model named twice is loaded once.
 
@@ -76,19 +88,24 @@ def load_pair(
     run code of the models' folders. thinking: off, on, or a budget of tokens, for models that write a
     thought first. weights: without them models are `Outline`s, for which no weights are fetched either.
     random_weights: models of these shapes with random weights, which only tell how long they take.
+    several: whether RECEIVER:SHARER,SHARER may name several sharers.
     Raises UserError where a name, a model, a dtype or a device is not there.
     """
     quiet_libraries()
-    names, wanted = split_pair(pair), set(roles)
+    wanted = set(roles)
+    receiver_name, sharers = split_sharers(pair)
+    if not several:
+        split_pair(pair)  # it says what is wrong with several
+    names, more = (receiver_name, sharers[0]), sharers[1:] if "sharer" in wanted else ()
 
     places = places_of(device, receiver_device, sharer_device, device_map)
 
-    def load(side: int) -> CausalLM:
+    def load(found: Found, side: int, name: str) -> CausalLM:
         how: dict[str, Any] = {"dtype": dtype, "attention": attention, "thinking": thinking, **places[side]}
         try:
-            return CausalLM.load(found[side], trust_remote_code=trust_remote_code, weights=weights, **how)
+            return CausalLM.load(found, trust_remote_code=trust_remote_code, weights=weights, **how)
         except WeightsNeededError:
-            whole = find_model(names[side], offline=offline)
+            whole = find_model(name, offline=offline)
             return CausalLM.load(whole, trust_remote_code=trust_remote_code, **how)
 
     needed = [side for side, role in enumerate(ROLES) if role in wanted]
@@ -96,12 +113,20 @@ def load_pair(
         how = How(dtype, attention=attention, trust_remote_code=trust_remote_code, thinking=thinking)
         return _random_pair(names, [(side, places[side]) for side in needed], how, offline)
     # all, before the first is loaded
-    found = {side: find_model(names[side], offline=offline, weights=weights) for side in needed}
-    first, *others = needed
-    # one revision, perhaps named in two ways
-    same = not others or (places[0] == places[1] and replace(found[0], name="") == replace(found[1], name=""))
-    receiver = load(first)
-    return Pair(receiver, receiver if same else load(others[0]), names)
+    asked = [(side, names[side]) for side in needed] + [(1, name) for name in more]
+    found = [(side, name, find_model(name, offline=offline, weights=weights)) for side, name in asked]
+    loaded: list[tuple[Any, CausalLM]] = []
+    models: list[CausalLM] = []
+    for side, name, each in found:
+        key = places[side], replace(each, name="")  # one revision, perhaps named in two ways
+        lm = next((lm for known, lm in loaded if known == key), None)
+        if lm is None:
+            lm = load(each, side, name)
+            loaded.append((key, lm))
+        models.append(lm)
+    if len(needed) == 1:
+        return Pair(models[0], models[0], names, tuple(models[1:]))
+    return Pair(models[0], models[1], names, tuple(models[2:]))
 
 
 def _random_pair(

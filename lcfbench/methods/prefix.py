@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.adapters.prefix import PrefixAdapter
+from lcfbench.config import Join
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._prefix import append, content, read_on_top
 from lcfbench.methods._wire import latents_across
-from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.methods.base import Batch, Method, Sent, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import Message, State
@@ -39,6 +41,7 @@ class Prefix(Method):
     adapter: PrefixAdapter
 
     adapter_kinds: ClassVar[tuple[str, ...]] = ("prefix",)
+    joins: ClassVar[tuple[Join, ...]] = ("row", "free")
 
     @classmethod
     def needs_with(cls, config: AdapterConfig | None) -> Mapping[str, tuple[Capability, ...]]:
@@ -58,12 +61,13 @@ class Prefix(Method):
         shown = prompt(self.receiver, document.receiver, document)
         check_room(self.receiver, shown, document, beside=self.added)
 
-    def respond(self, batch: Batch) -> State:
+    def beside(self, document: Document, sender: Document) -> int:
+        return self.adapter.slots
+
+    def send(self, batch: Batch) -> Sent:
         adapter, receiver, clock = self.adapter, self.receiver, batch.clock
-        with clock("prefill"):
-            prompts = [prompt(receiver, d.receiver, d) for d in batch.documents]
-            if not adapter.training and not adapter.open_layers():  # every gate is shut: the receiver alone
-                return receiver.read(prompts)
+        if not adapter.training and not adapter.open_layers():  # every gate is shut: the receiver alone
+            return Sent(None, lambda prompts: Message.none(len(prompts)))
         with clock("sharer"):
             shared = [prompt(self.sharer, s.sharer, s) for s in batch.message_from]
             theirs = self.sharer_cache(shared)
@@ -74,14 +78,19 @@ class Prefix(Method):
                 slots = torch.stack([x for x in sent if x is not None], 1)
             made = adapter(slots)
             keys, values = (x.to(receiver.device, receiver.dtype) for x in made)
-            mask = torch.ones(len(prompts), adapter.slots, dtype=torch.long, device=receiver.device)
+            mask = torch.ones(len(shared), adapter.slots, dtype=torch.long, device=receiver.device)
             entries = content(keys, values, mask)
-        with clock("prefill"):
-            if adapter.place == "before":
-                state = read_on_top(receiver, prompts, entries, LEAD)
-            else:
-                state = append(receiver.read(prompts), entries)
-        return replace(state, message=batch.counted(self.account(prompts, shared)))
+        return Sent(entries, lambda prompts: batch.counted(self.account(prompts, shared)))
+
+    def receive(self, batch: Batch, sent: Sequence[Sent], join: Join) -> State:
+        receiver, parts = self.receiver, [each.content for each in sent if each.content is not None]
+        with batch.clock("prefill"):
+            prompts = [prompt(receiver, d.receiver, d) for d in batch.documents]
+            if parts and self.adapter.place == "before":
+                state = read_on_top(receiver, prompts, parts, LEAD, join)
+            else:  # behind the prompt all entries stand at one position, in any order
+                state = reduce(append, parts, receiver.read(prompts))
+        return replace(state, message=Message.joined([each.account(prompts) for each in sent]))
 
     def pooled(self, theirs: KV) -> Tensor:
         """Returns the input of the slots: (L, B, T, s), on the receiver's device, where the adapter is."""

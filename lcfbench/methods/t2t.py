@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
+from lcfbench.config import Join
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
-from lcfbench.methods._note import cut_bytes, with_note
+from lcfbench.methods._note import cut_bytes, in_one, with_note
 from lcfbench.methods._request import RequestForm, check_request, least, requests
 from lcfbench.methods._wire import texts_across
-from lcfbench.methods.base import Batch, Method, prompt
+from lcfbench.methods.base import Batch, Method, Sent, prompt
 from lcfbench.models.protocol import Message, State
 from lcfbench.models.thinking import speak, think
 from lcfbench.tasks.document import Document
@@ -37,6 +39,7 @@ class T2T(Method):
     """
 
     sends_text: ClassVar[bool] = True
+    joins: ClassVar[tuple[Join, ...]] = ("row",)
 
     budget: Annotated[int, Ge(1), Le(LONGEST_NOTE)] = 50
     bytes: Annotated[int, Ge(1)] | None = None
@@ -66,7 +69,10 @@ class T2T(Method):
         shown = self.noted(document, document.request.prefix)
         check_room(self.receiver, shown, document, beside=self.budget)
 
-    def respond(self, batch: Batch) -> State:
+    def beside(self, document: Document, sender: Document) -> int:
+        return self.budget + len(self.receiver.tokenizer(document.request.prefix)["input_ids"])
+
+    def send(self, batch: Batch) -> Sent:
         request = None
         if self.request:
             with batch.clock("message"):
@@ -80,17 +86,21 @@ class T2T(Method):
         whole = [(note or "").strip() for note in notes]
         sent = [(cut_bytes(note, self.bytes) if self.bytes else note).strip() for note in whole]
         sent = texts_across(batch, sent)
-        texts = [f"{d.request.prefix} {note}".strip() for d, note in zip(batch.documents, sent, strict=True)]
-        with batch.clock("prefill"):
-            shown = [self.noted(d, text) for d, text in zip(batch.documents, texts, strict=True)]
-            out = self.receiver.read(shown)
         size = [len(note.encode()) for note in sent]
         ran = [len(p.ids) + n for p, n in zip(asked, written, strict=True)]
         message = Message(size, size, ran, sent, read=asked)
         if request:
             flops = [self.receiver.flops(n) if n else 0.0 for n in request.ran]
             message = replace(message, request_bytes=request.bytes, adapter_flops=flops)
-        return replace(out, message=batch.counted(message))
+        return Sent(sent, lambda prompts: batch.counted(message))
+
+    def receive(self, batch: Batch, sent: Sequence[Sent], join: Join) -> State:
+        both = zip(batch.documents, zip(*(each.content for each in sent), strict=True), strict=True)
+        texts = [in_one(d, [f"{d.request.prefix} {note}".strip() for note in notes]) for d, notes in both]
+        with batch.clock("prefill"):
+            shown = [self.noted(d, text) for d, text in zip(batch.documents, texts, strict=True)]
+            out = self.receiver.read(shown)
+        return replace(out, message=Message.joined([each.account(shown) for each in sent]))
 
     def asked(self, sender: Document, request: str) -> Prompt:
         """Returns what the sharer reads before it writes: its own text, and the receiver's request."""

@@ -208,6 +208,7 @@ class Message:
     where nothing was sent as bytes. request_bytes: what the receiver sent first, if it asks.
     token_bytes: of the ids of the tokens whose entries are sent, from which they could be read anew.
     kept: which tokens of the sharer's prompts have entries in the message, where it is a choice of them.
+    parts: the messages of several sharers, in their order, of which this one is the sum.
     """
 
     wire_bytes: list[int]
@@ -220,10 +221,27 @@ class Message:
     request_bytes: list[int] | None = None
     token_bytes: list[int] | None = None
     kept: list[list[int]] | None = None
+    parts: list[Message] | None = None
 
     @classmethod
     def none(cls, rows: int) -> Message:
         return cls([0] * rows, [0] * rows, [0] * rows)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Message]) -> Message:
+        """Returns the messages of all sharers as one: sizes are sums, texts stand one a line."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def total(name: str) -> Any:
+            told = [getattr(part, name) for part in parts]
+            return None if any(x is None for x in told) else [sum(row) for row in zip(*told, strict=True)]
+
+        texts = None
+        if all(part.texts is not None for part in parts):
+            texts = ["\n".join(row) for row in zip(*(part.texts or [] for part in parts), strict=True)]
+        sums = ("wire_bytes", "cache_bytes", "sharer_tokens", "adapter_flops", "request_bytes", "token_bytes")
+        return cls(texts=texts, parts=list(parts), **{name: total(name) for name in sums})
 
 
 @dataclass

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # 2: the prompts as text. 3: manifests say `sessions`, identities library versions. 4: a digest each row.
-# 5: who won a conflict, requests
-SCHEMA_VERSION = 5
+# 5: who won a conflict, requests. 6: the messages of several sharers
+SCHEMA_VERSION = 6
 DIGESTED = 4  # rows of this version and later ones have a digest
 SAMPLES, JOURNAL = "samples.parquet", "samples.jsonl"
 LARGEST = 1 << 63  # of a column of whole numbers, exclusive
@@ -88,6 +88,18 @@ _TABLE: dict[str, tuple[type, str]] = {
         int,
         "Size of the message in the smallest form that the receiver's side needs, bytes; under --wire the "
         "length of what was read.",
+    ),
+    "each_message_bytes": (
+        str,
+        "message_bytes of each of several sharers, in their order, JSON; null with one sharer.",
+    ),
+    "each_sharer_tokens": (
+        str,
+        "sharer_tokens of each of several sharers, in their order, JSON; null with one sharer.",
+    ),
+    "each_message_from": (
+        str,
+        "message_from of each of several sharers, in their order, JSON; null with one sharer.",
     ),
     "message_cache_bytes": (int, "Size of the same message before any projection, bytes."),
     "message_token_bytes": (

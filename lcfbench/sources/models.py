@@ -22,7 +22,15 @@ from lcfbench.geometry import Geometry
 from lcfbench.sources import gguf as gguf_models
 from lcfbench.sources import hub, model_folder, taught
 from lcfbench.sources.cache import EMBEDDED_PAIR, mirror, not_found
-from lcfbench.sources.names import is_folder, is_path, path_of, same_revision, sides, split_revision
+from lcfbench.sources.names import (
+    is_folder,
+    is_path,
+    path_of,
+    same_revision,
+    sides,
+    split_names,
+    split_revision,
+)
 
 # of a weights file, evenly spaced: 1 MB tells checkpoints apart, whatever their size
 SAMPLES, SAMPLE_BYTES = 256, 4096
@@ -105,6 +113,21 @@ def hub_id(name: str) -> str | None:
 
 def split_pair(text: str) -> tuple[str, str]:
     """Splits `RECEIVER:SHARER` into two names: aliases, Hub ids or local folders. Raises UserError."""
+    receiver, sharers = split_sharers(text)
+    if len(sharers) > 1:
+        what = f"--pair {text!r} names {len(sharers)} sharers, and one is taken here."
+        raise UserError(what, "Name one. Several sharers are for `lcfbench run`.")
+    return receiver, sharers[0]
+
+
+def split_sharers(text: str) -> tuple[str, tuple[str, ...]]:
+    """Splits `RECEIVER:SHARER,SHARER,…` into the receiver's name and those of all sharers.
+
+    Raises UserError.
+
+    >>> split_sharers("smollm2-135m:gemma3-270m,gemma3-270m")
+    ('smollm2-135m', ('gemma3-270m', 'gemma3-270m'))
+    """
     found = sides(text)
     if not found:
         step = f"Two names, one colon, for instance {EMBEDDED_PAIR}."
@@ -112,7 +135,18 @@ def split_pair(text: str) -> tuple[str, str]:
     if len(found) > 1:
         ways = " or ".join(f"{receiver} and {sharer}" for receiver, sharer in found)
         raise UserError(f"--pair {text!r} may be {ways}.", "Rename a folder, or name it by another path.")
-    return canonical(found[0][0]), canonical(found[0][1])
+    (receiver, sharers), *_ = found
+    names = split_names(sharers)
+    if not all(names):
+        what = f"--pair {text!r} has a comma and no sharer beside it."
+        raise UserError(what, "Write RECEIVER:SHARER,SHARER.")
+    return canonical(receiver), tuple(map(canonical, names))
+
+
+def first_pair(text: str) -> tuple[str, str]:
+    """As `split_pair`; of several sharers the first one's name."""
+    receiver, sharers = split_sharers(text)
+    return receiver, sharers[0]
 
 
 def look(name: str) -> tuple[Found | None, list[str]]:

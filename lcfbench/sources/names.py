@@ -1,6 +1,7 @@
 """The grammar of a model's name: `NAME[@REVISION][+LORA[@REVISION]]`, two of them with a colon between.
 
-A folder that is there wins over every other reading: its name may have `@`, `+` and `:` in it.
+Several sharers stand behind the colon with commas between them. A folder that is there wins over every
+other reading: its name may have `@`, `+`, `:` and `,` in it.
 
 >>> from lcfbench.sources.names import split_revision, sides
 >>> split_revision("Qwen/Qwen3-0.6B@c1899de"), sides(r"C:\\models\\a:D:\\b")
@@ -82,9 +83,24 @@ def sides(text: str) -> list[tuple[str, str]]:
     return [pair for folders, pair in found if folders == most]
 
 
+def split_names(text: str) -> list[str]:
+    """Splits names with commas between them; the comma in the name of a folder that is there is none.
+
+    >>> split_names("gemma3-270m, qwen3-0.6b")
+    ['gemma3-270m', 'qwen3-0.6b']
+    """
+    parts, found, start = text.split(","), list[str](), 0
+    while start < len(parts):
+        joined = ((end, ",".join(parts[start:end])) for end in range(len(parts), start, -1))
+        end, name = next((e, n) for e, n in joined if e == start + 1 or any(map(_there, n.split("+"))))
+        found.append(name.strip())
+        start = end
+    return found
+
+
 def _one(name: str) -> bool:
-    """Returns whether a text may be the name of one model: it has no colon but a drive's or a folder's."""
-    parts = [name] if is_folder(name) else name.split("+")
+    """Returns whether a text may be the names of models: each has no colon but a drive's or a folder's."""
+    parts = [name] if is_folder(name) else re.split("[+,]", name)
     return all(":" not in part[2 if _DRIVE.match(part) else 0 :] or _there(part) for part in parts)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -108,6 +108,8 @@ class Document:
     rival: where the receiver's own text contradicts the message, the document with the text's answer as
     the right one.
     parts: where each choice has a prompt of its own, a document a choice with that one choice; () else.
+    sharers, requests: what each of several sharers reads, where a task deals the sharer's text to several,
+    and the question to each; () else. Together they say what `sharer` does, so they are not in the hash.
     """
 
     task: str
@@ -129,11 +131,20 @@ class Document:
     native: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     parts: tuple[Document, ...] = ()
     rival: Document | None = field(default=None, repr=False, compare=False)
+    sharers: tuple[View, ...] = ()
+    requests: tuple[View, ...] = ()
 
     @property
     def content(self) -> tuple[View, View, str]:
         """Both models' views and the right answer: equal for documents that ask the same."""
         return self.receiver, self.sharer, self.gold
+
+    @cached_property
+    def dealt(self) -> tuple[Document, ...]:
+        """The document as each of its sharers meets it, with the same receiver; () where it has one."""
+        alone: dict[str, Any] = {"sharers": (), "requests": ()}
+        both = zip(self.sharers, self.requests, strict=True)
+        return tuple(replace(self, sharer=view, request=asked, **alone) for view, asked in both)
 
     @cached_property
     def hash(self) -> str:

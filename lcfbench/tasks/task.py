@@ -450,7 +450,14 @@ class Task:
             request_until=tuple(self._extra.get("request_until", ())),
             max_new_tokens=written.get("max_gen_toks", self._extra.get("max_new_tokens", 64)),
             native=row,
+            sharers=self._dealt("sharer", row, views),
+            requests=self._dealt("request", row, views),
         )
+
+    def _dealt(self, role: str, row: Row, views: Mapping[str, View]) -> tuple[View, ...]:
+        """The views of several sharers: the texts of the column that `metadata.several.<role>` names."""
+        column = self._extra.get("several", {}).get(role)
+        return tuple(replace(views[role], user=text) for text in row[column]) if column else ()
 
     def _with_examples(
         self, task: ConfigurableTask, receiver: View, views: dict[str, View]
