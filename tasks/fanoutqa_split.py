@@ -71,7 +71,8 @@ def row(
     mine = {"none": [], "half": held[0], "full": [notes[i] for i in order]}[receiver_context]
     theirs = [block(f"Notes of worker {n}:", part) for n, part in enumerate(held[1:], 1)]
     whole = [block("Notes:", [notes[i] for i in order])]
-    parts = Parts([block("Notes:", mine)] if mine else [], theirs, whole)
+    first, sees = [block("Notes:", mine)] if mine else [], sharer_question == "yes"
+    each = [prompts(raw["question"], Parts(first, [part], whole), sees, WORDING) for part in theirs]
     return {
         "id": raw["id"],
         "question": raw["question"],
@@ -80,8 +81,10 @@ def row(
         "order": places(order),
         "sides": sides,
         "sharer_parts": theirs,
+        "sharers": [views["sharer"] for views in each],
+        "requests": [views["request"] for views in each],
         "subject": (raw.get("categories") or [""])[0],
-        **prompts(raw["question"], parts, sharer_question == "yes", WORDING),
+        **prompts(raw["question"], Parts(first, theirs, whole), sees, WORDING),
     }
 
 

@@ -455,8 +455,11 @@ class Task:
         )
 
     def _dealt(self, role: str, row: Row, views: Mapping[str, View]) -> tuple[View, ...]:
-        """The views of several sharers: the texts of the column that `metadata.several.<role>` names."""
-        column = self._extra.get("several", {}).get(role)
+        """The views of several sharers: the texts of the column that `metadata.several.<role>` names.
+
+        None in another wording than the task's own, which has one text for the sharer.
+        """
+        column = self._extra.get("several", {}).get(role) if self.prompt is None else None
         return tuple(replace(views[role], user=text) for text in row[column]) if column else ()
 
     def _with_examples(

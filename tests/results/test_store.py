@@ -237,7 +237,7 @@ def test_older_and_newer_schemas_open(tmp_path: Path) -> None:
     newer = table.append_column("entropy", pa.array([0.1, 0.2]))
     pq.write_table(newer, folder / "samples.parquet")
     runs = read_runs([folder])
-    assert len(runs.rows) == 2 and "entropy" in runs.warnings[0] and SCHEMA_VERSION == 5
+    assert len(runs.rows) == 2 and "entropy" in runs.warnings[0] and SCHEMA_VERSION == 6
 
 
 def test_a_run_named_twice_is_read_once(tmp_path: Path) -> None:

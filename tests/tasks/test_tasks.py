@@ -36,6 +36,7 @@ COUNTS = {
     "mmlu_redux": 5700,
     "splitfacts": 500,
     "splitfacts_heldout": 500,
+    "splitfacts_several": 500,
 }
 
 
