@@ -240,9 +240,12 @@ class Session:
 
     def models(self, variant: Variant) -> tuple[CausalLM, ...]:
         """The receiver and the sharer of a variant, or all sharers where it takes several."""
-        pairs = self.pair.rivals_for(method_class(variant.mode).roles)
+        roles = method_class(variant.mode).roles
+        pairs = self.pair.rivals_for(roles)
         if variant.join is None:
             return pairs[0]
+        if "sharer" not in roles:  # the receiver's model stands for every sharer
+            pairs = pairs[:1] * len(self.sharers)
         return (pairs[0][0], *(sharer for _, sharer in pairs))
 
     def documents(self, task: Task, receiver_chat: bool, control: str = "matched") -> list[Document]:
