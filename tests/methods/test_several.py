@@ -74,7 +74,6 @@ def test_the_methods_that_take_one_sharer_are_known():
         "activation",
         "answer_letter",
         "draft_kv",
-        "xkv",
     }
 
 
