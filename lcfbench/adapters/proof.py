@@ -30,7 +30,9 @@ EXACT = 1e-9  # by which a mean may differ from that of its documents
 # of a run's identity: what a proof stands for
 SETTINGS = (*"pair receiver sharer revisions mode options task task_options task_sha256".split(),)
 SETTINGS += (*"data_sha256 scoring adapter_sha256 adapter_config versions behaviour".split(),)
-WORDING = ("shots", "prompt_sha256")  # stand only in an identity with examples, or another wording
+# stand only in an identity with examples, another wording, or messages that cross as bytes
+WORDING = ("shots", "prompt_sha256", "wire")
+EXACT_FORM = "native"  # messages in it are those that are handed over, bit for bit
 # those in which a run must agree for the proof to speak of it
 COVERED = ("task", "task_options", *WORDING, "scoring", "mode", "options", "revisions")
 MEND = "Delete it, or prove the adapter again: lcfbench adapter prove"
@@ -68,6 +70,7 @@ class Proof(BaseModel):
     task_options: dict[str, Any]
     shots: int | None = None
     prompt_sha256: str | None = None
+    wire: str | None = None
     task_sha256: str
     data_sha256: str
     scoring: str
@@ -223,6 +226,8 @@ def apart(proof: Proof, asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     found = {}
     for name, now in asked.items():
         was = getattr(proof, name)
+        if name == "wire" and now == EXACT_FORM:
+            now = None
         if name == "prompt_sha256":
             was, now = (found and found[:12] for found in (was, now))
         if name == "revisions":

@@ -33,6 +33,7 @@ def lm_eval(context: typer.Context) -> None:
       control    matched, deranged or another of `lcfbench ls controls` [default: matched]
       adapter    a folder, or a name of `lcfbench ls adapters`
       seed       of derangements, noise and our tasks [default: 0]
+      wire       native, bf16, fp8, int8 or int4: messages cross as bytes
       dtype, device, receiver_device, sharer_device, device_map, attention,
       thinking, offline, trust_remote_code
                  as the flags of `lcfbench run`

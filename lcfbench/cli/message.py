@@ -43,10 +43,12 @@ def show(
 
     A line a document; with --document all of it. No model is loaded.
     """
-    from lcfbench.results.recorded_run import load_messages, run_with_messages
+    from lcfbench.results.recorded_run import RecordedRun, load_messages, run_with_messages
 
-    kept = load_messages(run_with_messages(run, out or Path("results")), document or ())
-    facts = [_facts(each) for each in kept]
+    folder = run_with_messages(run, out or Path("results"))
+    kept = load_messages(folder, document or ())
+    number = {row["doc_hash"]: row["doc_index"] for row in RecordedRun.open(folder).rows}
+    facts = [{"number": number[each.about["doc_hash"]], **_facts(each)} for each in kept]
     if as_json:
         echo(json.dumps({"messages": facts}, indent=1, ensure_ascii=False))
         return
@@ -56,13 +58,17 @@ def show(
         show_tables(*[_page(each) for each in facts])
     else:
         columns = [
+            Column("#", right=True),
             Column("document"),
             Column("form"),
             Column("bytes", right=True),
             Column("message", wrap=True),
         ]
-        rows = [[_name(each), each["form"], f"{each['bytes']:,}", _line(each)] for each in facts]
-        show_tables(Table("", columns, rows, remarks=[("", "--document NUMBER shows all of one.")]))
+        rows = [
+            [str(each["number"]), _name(each), each["form"], f"{each['bytes']:,}", _line(each)]
+            for each in facts
+        ]
+        show_tables(Table("", columns, rows, remarks=[("", "--document # shows all of one.")]))
 
 
 @message_app.command("replay")
@@ -159,7 +165,7 @@ def _page(facts: dict[str, Any]) -> Table:
     remarks = []
     if facts.get("spans"):
         remarks = [("", "numbers are places of tokens in the sharer's prompt, the first is 0.")]
-    title = f"document {facts['doc_id']} ({_name(facts)}), {facts['mode']} {facts['control']}"
+    title = f"document {facts['number']} ({_name(facts)}), {facts['mode']} {facts['control']}"
     return Table(title, [Column("what"), Column("message", wrap=True)], rows, remarks=remarks)
 
 

@@ -18,12 +18,13 @@ import torch
 from lcfbench.adapters.config import read_config, weights_sha256
 from lcfbench.adapters.files import check_saved
 from lcfbench.adapters.select import find_adapter, serves, shipped
+from lcfbench.config import WireForm
 from lcfbench.controls.base import LACKS, load_control
 from lcfbench.errors import UserError, unknown
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.batching import batches
 from lcfbench.evaluation.identity import BEHAVIOUR
-from lcfbench.evaluation.plan import options_of
+from lcfbench.evaluation.plan import forms_of, options_of
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.variants import Variant
 from lcfbench.methods._lengths import too_long
@@ -44,7 +45,10 @@ from lcfbench.tasks.document import Document
 from lcfbench.tasks.prompts import check_ranked
 from lcfbench.tasks.task import Outcome
 
-ARGUMENTS = ("pair", "mode", "control", "adapter", "seed", "batch_size", "thinking", *sorted(CONDITIONS))
+ARGUMENTS = (
+    *("pair", "mode", "control", "adapter", "seed", "batch_size", "thinking", "wire"),
+    *sorted(CONDITIONS),
+)
 LISTING = "lcfbench lm-eval --help"
 SEVERAL = "`lcfbench run` compares several; here each is an evaluation of its own."
 
@@ -146,6 +150,7 @@ class AnsweringPair:
             "dtypes": [str(lm.dtype).removeprefix("torch.") for lm in models],
             "attention": [lm.attention for lm in models],
             "devices": ["+".join(map(str, lm.devices)) for lm in models],
+            **({"wire": self.variant.wire} if self.variant.wire else {}),
             "seed": self.recipe.seed,
             "pair_batch_size": self.recipe.batch_size,
             "thinking": self.recipe.thinking,
@@ -195,7 +200,8 @@ class AnsweringPair:
         answered: dict[str, Answered] = {}
         with torch.inference_mode(), device_named():
             for group in batches(documents, self.recipe.batch_size):
-                batch = Batch(group, [message_from[d.hash] for d in group], Clock(method.receiver.device))
+                senders, clock = [message_from[d.hash] for d in group], Clock(method.receiver.device)
+                batch = Batch(group, senders, clock, self.variant.wire)
                 with sharing((method.receiver, method.sharer)):
                     state = answering.respond(batch)
                     outcomes, tokens = answer(state, batch)
@@ -232,7 +238,7 @@ def _read(given: Mapping[str, Any]) -> tuple[Recipe, Variant]:
         if given.get(name) in (None, ""):
             step = "For example pair=smollm2-135m:gemma3-270m,mode=t2t."
             raise UserError(f"the model lcfbench needs {name}=.", step)
-    for name in ("pair", "mode", "control", "adapter"):
+    for name in ("pair", "mode", "control", "adapter", "wire"):
         if isinstance(value := given.get(name, ""), list | tuple | dict):
             raise UserError(f"the model lcfbench takes one {name}, not {value!r}.", SEVERAL)
     fields = {"control": "matched", **{k: _plain(k, v) for k, v in given.items() if k in ARGUMENTS}}
@@ -259,7 +265,17 @@ def _read(given: Mapping[str, Any]) -> tuple[Recipe, Variant]:
         what = ", ".join(" ".join(f"{k}={v}" for k, v in each.options) for each, _ in found)
         raise UserError(f"the model lcfbench takes one value of each option, not {what}.", "Give one.")
     ((variant, own),) = found
+    variant = replace(variant, wire=_form(recipe, variant.mode))
     return recipe, _with_adapter(variant, own or [find_adapter(place) for place in recipe.adapter])
+
+
+def _form(recipe: Recipe, mode: str) -> WireForm | None:
+    """The one form in which messages cross as bytes. Raises UserError for several, and where none is sent."""
+    if len(recipe.wire) > 1:
+        raise UserError(f"the model lcfbench takes one wire, not {', '.join(recipe.wire)}.", SEVERAL)
+    if recipe.wire and not method_class(mode).sends:
+        raise UserError(f"{mode} sends no message, so wire={recipe.wire[0]} has no use.", "Leave it out.")
+    return forms_of(recipe, mode)[0]
 
 
 def _with_adapter(variant: Variant, folders: Sequence[Path]) -> Variant:

@@ -168,7 +168,7 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
         (task, replace(variant, wire=form, join=join), own)
         for task in tasks
         for variant, own in asked
-        for form in _forms(recipe, variant.mode)
+        for form in forms_of(recipe, variant.mode)
         for join in _joins(recipe, variant.mode, task)
     ]
     chosen: list[list[Path]] = []
@@ -201,7 +201,7 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
     return {name: labelled(these) for name, these in variants.items()}
 
 
-def _forms(recipe: Recipe, mode: str) -> list[WireForm | None]:
+def forms_of(recipe: Recipe, mode: str) -> list[WireForm | None]:
     """The forms in which a method's messages cross: text has one, and a method that sends nothing none."""
     kind = method_class(mode)
     if not recipe.wire or not kind.sends:
@@ -249,7 +249,7 @@ def proofs_of(
             asked: dict[str, Any] = {"task": task.name, "task_options": task.options, "scoring": scoring}
             asked |= {"shots": task.shots or None, "prompt_sha256": wording}
             if recipe.require_proof:
-                check_proven(folder, found[folder], asked | {"mode": variant.mode})
+                check_proven(folder, found[folder], asked | {"mode": variant.mode, "wire": variant.wire})
     return found
 
 

@@ -49,6 +49,7 @@ class Measured(BaseModel):
     dtype: str
     attention: str
     random_weights: bool
+    wire: str | None = None
     machine: dict[str, Any]
     models: dict[str, dict[str, str]]
     matmul_ms: dict[str, Ms] | None = None
@@ -62,6 +63,7 @@ class Measured(BaseModel):
             "pair": self.pair,
             "dtype": self.dtype,
             "attention": self.attention,
+            "wire": self.wire or "none",
             **{name: str(self.machine.get(name, "none")) for name in ("cpu", "gpu", "device", "threads")},
         }
 

@@ -34,6 +34,7 @@ from lcfbench.models.timing import PHASES, now
 from lcfbench.provenance import environment
 
 NAMES = (*PHASES, "ttft", "tpot", "itl", "ttea")
+SETTINGS = {"pair", "random_weights", "attention", "repeats", "warm_up", "drift", "wire"}  # in a result
 TAILS = {"p95": 20, "p99": 100}  # percentile → repeats from which it is given
 
 
@@ -128,7 +129,7 @@ def once(cell: Cell) -> Took:
     spent = time.process_time()
     with unstopped(method), stepped(method.receiver) as steps:
         clock = clock_for(method.receiver.device, *(d for lm in models_of(method) for d in lm.devices))
-        batch = Batch([cell.document], [cell.document], clock)
+        batch = Batch([cell.document], [cell.document], clock, cell.variant.wire)
         state = method.respond(batch)
         written = answer(state, batch)[1][0]
         total = clock.total_ms()
@@ -226,7 +227,7 @@ def result(bench: Bench, interrupted: bool = False) -> dict[str, Any]:
         "partial": interrupted or any(len(times) < recipe.repeats for *_, times in cells),
         "machine": environment(str(device), torch.get_num_threads(), gpu),
         "dtype": str(bench.dtype).removeprefix("torch."),
-        **recipe.model_dump(include={"pair", "random_weights", "attention", "repeats", "warm_up", "drift"}),
+        **recipe.model_dump(include=SETTINGS),
         "models": {
             role: {"name": lm.name, "revision": lm.revision, **lm.facts}
             for role, lm in (("receiver", bench.pair.receiver), ("sharer", bench.pair.sharer))

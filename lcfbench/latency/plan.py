@@ -18,7 +18,7 @@ from lcfbench.adapters.config import pair_config, read_config
 from lcfbench.adapters.options import adapter_options
 from lcfbench.adapters.select import check_used, find_adapter, kinds_for, pick_adapters, serves, shipped
 from lcfbench.adapters.untrained import untrained
-from lcfbench.config import convert
+from lcfbench.config import WireForm, convert
 from lcfbench.errors import UserError, unknown
 from lcfbench.evaluation.plan import options_of
 from lcfbench.evaluation.variants import Variant, labelled, read_entry
@@ -288,7 +288,15 @@ def _add_blocks(bench: Bench, task: Texts, asked: Sequence[tuple[Variant, Sequen
                 except UserError as error:
                     bench.leave_out(variant.label, task.name, error)
                     continue
-                block.cells.append(Cell(variant, budget, method, own))
+                sent = replace(variant, wire=_form(bench.recipe, type(method)))
+                block.cells.append(Cell(sent, budget, method, own))
+
+
+def _form(recipe: BenchRecipe, kind: type[Method]) -> WireForm | None:
+    """The form in which a method's messages cross: text has one, and a method that sends nothing none."""
+    if recipe.wire is None or not kind.sends:
+        return None
+    return "native" if kind.sends_text else recipe.wire
 
 
 def _short(variant: Variant) -> Variant:

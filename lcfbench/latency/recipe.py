@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from lcfbench.config import MOST, Device, Settings, lists_of_texts, several
+from lcfbench.config import MOST, Device, Settings, WireForm, lists_of_texts, several
 from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Attention, DeviceMap, Dtype, Recipe, check_known, names_or_files
 from lcfbench.evaluation.variants import read_entry, split_modes
@@ -72,6 +72,11 @@ class BenchRecipe(Settings):
         "that shape (lcf:width=128,layers=9).",
     )
     options: dict[str, list[str]] = SAME["options"]
+    wire: WireForm | None = Field(
+        None,
+        description="Form in which messages cross as bytes, making and reading which is then timed; none: "
+        "they are handed over.",
+    )
     dtype: Dtype = SAME["dtype"]
     device: Device = SAME["device"]
     receiver_device: Device | None = SAME["receiver_device"]

@@ -20,6 +20,7 @@ from lcfbench import __version__
 from lcfbench.adapters.config import weights_sha256
 from lcfbench.adapters.proof import (
     COVERED,
+    EXACT_FORM,
     SETTINGS,
     WORDING,
     Proof,
@@ -213,6 +214,8 @@ def _proof(group: RunGroup, groups: Sequence[RunGroup], rows: dict[str, Rows]) -
         raise UserError(f"{group.run_ids[0]} does not record its {absent[0]}.", "Run it again.")
     settings: dict[str, Any] = {name: identity[name] for name in SETTINGS}
     settings |= {name: identity.get(name) for name in WORDING}
+    if settings["wire"] == EXACT_FORM:
+        settings["wire"] = None
     proof = Proof(
         **settings,
         **_data(group.task),

@@ -58,7 +58,8 @@ class RecordedRun:
             found = [row["doc_hash"] for row in self.rows if row["doc_index"] == int(name)]
             if not found:
                 last = max((row["doc_index"] for row in self.rows), default=0)
-                raise UserError(f"no document {name} is in {self.folder}.", f"It has 0 to {last}.")
+                step = f"The numbers of its documents go to {last}."
+                raise UserError(f"no document {name} has a row in {self.folder}.", step)
             return str(found[0])
         found = [row["doc_hash"] for row in self.rows if row["doc_hash"].startswith(name)]
         if len(name) < SHORTEST or not found:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # 2: the prompts as text. 3: manifests say `sessions`, identities library versions. 4: a digest each row.
-# 5: who won a conflict, requests. 6: the messages of several sharers
+# 5: who won a conflict, requests. 6: the messages of several sharers, the form of messages
 SCHEMA_VERSION = 6
 DIGESTED = 4  # rows of this version and later ones have a digest
 SAMPLES, JOURNAL = "samples.parquet", "samples.jsonl"
@@ -84,6 +84,10 @@ _TABLE: dict[str, tuple[type, str]] = {
     "decode_ms": (float, "Part of ttea_ms in which the answer is decoded or ranked, ms."),
     "adapter_params": (int, "Parameters of the adapter as saved."),
     "adapter_bytes": (int, "Size of the adapter's weights as saved, bytes."),
+    "wire": (
+        str,
+        "Form in which the message crossed as bytes, such as native or int8; null where it was handed over.",
+    ),
     "message_bytes": (
         int,
         "Size of the message in the smallest form that the receiver's side needs, bytes; under --wire the "

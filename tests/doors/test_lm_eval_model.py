@@ -281,6 +281,22 @@ def test_the_config_says_what_decided(stock, plain_pair, adapters):
     assert config["dtypes"] == ["float32", "float32"]
 
 
+@pytest.mark.parametrize(("mode", "form"), [("t2t", "int8"), ("lcf", "int8"), ("lcf", "native")])
+def test_messages_cross_as_bytes_as_in_run(tmp_path, plain_pair, adapters, mode, form):
+    """Answers and sizes are those of `run --wire`; text has its one form."""
+    given = {"adapter": adapters["lcfx"]} if mode == "lcf" else {}
+    lm = PairLM(pair=plain_pair, mode=mode, wire=form, **given, **SAME)
+    _, samples = evaluated(lm, "lcfbench_splitfacts")
+    more = {"adapter": [given["adapter"]]} if given else {}
+    rows, _ = recorded(tmp_path, plain_pair, "splitfacts", None, mode, "matched", **more, wire=[form])
+    for sample in samples:
+        row = rows[str(sample["doc"]["id"])]
+        assert [r[0][0] for r in sample["resps"]] == json.loads(row["choices_loglikelihood"])[-1]
+        assert sample["arguments"][0][-1]["lcfbench"]["message_bytes"] == row["message_bytes"] > 0
+        assert row["wire"] == ("native" if mode == "t2t" else form)
+    assert lm.get_model_info()["wire"] == ("native" if mode == "t2t" else form)
+
+
 # -- refusals ----------------------------------------------------------------------------------------
 
 WRONG = [
@@ -307,6 +323,10 @@ WRONG = [
     ({"thinking": "maybe"}, "thinking"),
     ({"attention": "fast"}, "attention"),
     ({"limit": 4}, "'limit'"),
+    ({"wire": "int3"}, "wire"),
+    ({"wire": ["native", "int8"]}, "takes one wire"),
+    ({"wire": "native,int8"}, "takes one wire"),
+    ({"mode": "receiver", "wire": "int8"}, "receiver sends no message, so wire=int8 has no use"),
     ({"model": "a:b"}, "differ"),
 ]
 

@@ -283,7 +283,7 @@ def test_odd_inputs_are_one_line(whole, tmp_path, capsys, monkeypatch, verb):
         (tmp_path / "empty",): "keeps messages",
         (whole,): "3 runs at .* keep messages",
         (run_of(whole, "receiver"),): "keeps no messages.*--keep-messages",
-        (run, "-d", "6"): "no document 6 is in .* It has 0 to 5",
+        (run, "-d", "6"): "no document 6 has a row in .* go to 5",
         (run, "-d", "abc"): "no document 'abc' is among the 6",
         (run, "-d", "zzzz"): "no document 'zzzz' is among the 6",
     }

@@ -390,7 +390,8 @@ def test_task_options_go_to_the_tasks_that_know_them(pair, tmp_path, mirror):
 # -- every column is accounted for ---------------------------------------------------------------
 
 
-NEVER = {"subject", "conflict_winner"}  # a task without subjects; no text states another value
+# a task without subjects; no text states another value; messages that are handed over
+NEVER = {"subject", "conflict_winner", "wire"}
 MEASURED = {"ttft_ms", "ttea_ms", *(f"{p}_ms" for p in PHASES)}
 
 

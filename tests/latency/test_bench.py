@@ -15,6 +15,7 @@ from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import save as save_adapter
 from lcfbench.errors import UserError
 from lcfbench.latency import grid
+from lcfbench.latency.compare import check_comparable, read_table
 from lcfbench.latency.documents import exactly, of_length, unstopped
 from lcfbench.latency.plan import Took
 from lcfbench.latency.recipe import BenchRecipe
@@ -175,6 +176,18 @@ def test_a_grid_of_methods_lengths_and_budgets(bench, adapters, tmp_path):
     shown = [line.split() for line in table]
     for name in ("receiver", "t2t", "lcf", "dense"):
         assert any(line[:1] == [name] for line in shown)
+
+
+def test_messages_as_bytes_are_timed_in_their_form(bench, adapters, tmp_path):
+    """Tables of different forms are not compared."""
+    modes = ("--mode", "receiver,t2t,lcf", "--adapter", adapters["lcfx"], "--budget", 2)
+    for name, more in (("bytes", ("--wire", "int8")), ("plain", ())):
+        code, _, err = bench(*QUICK, *modes, *more, "--out", tmp_path / name)
+        assert code == 0, err
+    found = {name: json.loads((tmp_path / name).read_text()) for name in ("bytes", "plain")}
+    assert (found["bytes"]["wire"], found["plain"]["wire"]) == ("int8", None)
+    with pytest.raises(UserError, match="these tables are not comparable: wire int8 against none"):
+        check_comparable(*(read_table(tmp_path / name) for name in ("bytes", "plain")))
 
 
 def test_each_adapter_reads_the_task_it_was_made_for(bench, adapters, mirror):

@@ -248,6 +248,7 @@ def test_a_run_for_each_form(one_model, tmp_path):
     for path in sent:
         identity = manifest_of(path)["identity"]
         by_form[identity["mode"], identity["control"], identity["wire"]] = rows(path)
+        assert {row["wire"] for row in rows(path)} == {identity["wire"]}
     for control in given["control"]:
         [same] = [rows(folder / name) for name in plain if name.startswith(f"kvcomm-splitfacts-{control}")]
         native = by_form["kvcomm", control, "native"]

@@ -294,6 +294,29 @@ def test_a_proof_of_another_setting_is_none(world, proven, tmp_path, asked, says
     assert not list(tmp_path.glob("*/manifest.json"))
 
 
+def test_a_proof_speaks_of_one_form_of_messages(world, proven, tmp_path):
+    """Exact bytes are messages that are handed over; a form that rounds is another setting, with its own."""
+    asked = {"mode": ["lcf"], "task": ["splitfacts"], "adapter": [proven]}
+    assert run_recipe(world.pair, tmp_path / "exact", **asked, wire=["native"], require_proof=True)
+    with pytest.raises(UserError, match=r"proven for other settings \(wire None, here int8\)"):
+        run_recipe(world.pair, tmp_path / "out", **asked, wire=["int8"], require_proof=True)
+    both = {**asked, "control": ["matched", "deranged"]}
+    run_recipe(world.pair, tmp_path / "runs", **both, wire=["int8"])
+    copy = shutil.copytree(proven, tmp_path / "mine")
+    [made] = prove(copy, [tmp_path / "runs"]).proofs
+    assert made.wire == "int8" and len(read_proofs(copy)) == 2
+    asked["adapter"] = [copy]
+    assert run_recipe(world.pair, tmp_path / "out", **asked, wire=["int8"], require_proof=True)
+    [exact] = prove(world.copy(tmp_path / "exactly"), [exact_runs(world, tmp_path)]).proofs
+    assert exact.wire is None
+
+
+def exact_runs(world, tmp_path):
+    both = {"mode": ["lcf"], "task": ["splitfacts"], "control": ["matched", "deranged"]}
+    run_recipe(world.pair, tmp_path / "native", **both, adapter=[world.adapter], wire=["native"])
+    return tmp_path / "native"
+
+
 def test_a_proof_of_another_wording_is_none(world, proven, tmp_path):
     wording = tmp_path / "mine.jinja"
     wording.write_text("{{receiver}} Say it.")
