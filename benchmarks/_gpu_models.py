@@ -127,6 +127,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "c2c": {"hidden": 24, "intermediate": 20},
     "prefix": {"slots": 4, "width": 6},
     "xkv": {"slots": 3, "width": 6},
+    "codec": {"width": 6},
     "dense": {"multiple": 2},
 }
 

@@ -41,6 +41,7 @@ from transformers import (
 from lcfbench.adapters import lora
 from lcfbench.adapters.base import build
 from lcfbench.adapters.c2c_files import _shapes
+from lcfbench.adapters.codec import CodecAdapter
 from lcfbench.adapters.config import AdapterConfig, pair_config
 from lcfbench.adapters.draft_kv import DraftKVAdapter
 from lcfbench.adapters.prefix import PrefixAdapter
@@ -754,6 +755,18 @@ def random_draft(ends, stir: float = 0.3, **options) -> DraftKVAdapter:
     return made.requires_grad_(False).eval()
 
 
+def random_codec(ends, stir: float = 0.3, **options) -> CodecAdapter:
+    """A small adapter, away from its start by `stir`."""
+    torch.manual_seed(3)
+    names = ((e.name, e.geometry) for e in ends)
+    made = build(pair_config("codec", *names, layer_map="proportional", options={"width": 6, **options}))
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(stir * torch.randn_like(p))
+    assert isinstance(made, CodecAdapter)
+    return made.requires_grad_(False).eval()
+
+
 def random_xkv(ends, stir: float = 0.3, **options) -> XKVAdapter:
     """A small adapter, away from its zeros by `stir`."""
     torch.manual_seed(3)
@@ -778,6 +791,9 @@ def method_of(name: str, kind: str | None, chat: bool):
     if name == "draft_kv":
         ends = two_models(chat=chat)
         return create("draft_kv", *ends, random_draft(ends))
+    if name == "hub":
+        ends = two_models(chat=chat)
+        return create("hub", *ends, random_codec(ends))
     if name == "xkv":
         ends = two_models(chat=chat)
         return create("xkv", *ends, random_xkv(ends))

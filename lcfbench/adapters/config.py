@@ -49,6 +49,8 @@ MAKING = (
 ITEMS: dict[str, type] = {"dev": dict, "results": dict, "beside": str, "contexts": str}  # of lists
 
 PLAIN = (
+    "codec",
+    "codec",
     "dense",
     "draft_kv",
     "lcfx",

@@ -219,6 +219,26 @@ def adapter_import(
     echo(f"saved {out}: {adapter.params:,} parameters for {c.receiver}:{c.sharer}")
 
 
+@adapter_app.command("compose")
+def adapter_compose(
+    hub: Annotated[Path, typer.Argument(help="A folder of codecs, as `train --mode hub -o hub=` makes it.")],
+    pair: Annotated[str, typer.Option(help="RECEIVER:SHARER, two models of the hub.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new adapter.")],
+    force: ForceOption = False,
+    offline: OfflineOption = None,
+) -> None:
+    """Make a pair's adapter of two codecs of a hub: the sharer's encoder, the receiver's decoder.
+
+    The two need never have been trained together.
+    """
+    from lcfbench.methods.hub import compose
+
+    quiet_libraries()
+    adapter = compose(hub, pair, out, force=force, offline=bool(offline))
+    test = f"lcfbench run --mode hub --pair {shlex.quote(pair)} --adapter {shlex.quote(str(out))}"
+    echo(f"saved {out}: {adapter.params:,} parameters; use it with: {test}")
+
+
 @adapter_app.command("prune")
 @options.flags("lcfbench.training.recipe:PruneRecipe")
 def adapter_prune(adapter: AdapterArgument, as_json: JsonOption = False, **given: Any) -> None:

@@ -238,6 +238,9 @@ class Method:
         """
         return judge(self.respond(batch))
 
+    def finished(self, say: Callable[[str], None]) -> None:
+        """Is called once when a training has ended and the adapter is saved with its best weights."""
+
     @property
     def calibration(self) -> int:
         """Validation documents that `calibrate` needs before the first `respond`; mostly 0."""

@@ -121,6 +121,8 @@ def _train(recipe: TrainRecipe, progress: TrainProgress, accelerator: Accelerato
     if group.first:
         for one in trainings:
             one.save()
+            if not one.failed:
+                one.method.finished(progress.say)
         with writing(recipe.out), still(place):
             place.unlink(missing_ok=True)
     if failed := [one for one in trainings if one.failed]:

@@ -51,6 +51,8 @@ CASES = [
     ("dense", "aware", SPLIT),
     ("prefix", "before", SHARED),
     ("prefix", "after", SPLIT),
+    ("hub", "", SHARED),
+    ("hub", "", SPLIT),
     ("xkv", "", SHARED),
     ("xkv", "", SPLIT),
     ("draft_kv", "", SHARED),
@@ -87,6 +89,9 @@ def method_of(name: str, what: str):
     if name == "draft_kv":
         ends = pair(name)
         return create(name, *ends, helpers.random_draft(ends))
+    if name == "hub":
+        ends = pair(name)
+        return create(name, *ends, helpers.random_codec(ends))
     if name == "xkv":
         ends = pair(name)
         return create(name, *ends, helpers.random_xkv(ends))

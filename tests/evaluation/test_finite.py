@@ -199,7 +199,7 @@ CASES = [
     *[("prefix", "before", SPLIT), ("prefix", "after", SHARED), ("dense", None, SPLIT)],
     *[("dense", None, SHARED), ("lora", "lora", SHARED)],
     *[("draft_kv", None, SHARED), ("draft_kv", None, SPLIT)],
-    *[("xkv", None, SHARED), ("xkv", None, SPLIT)],
+    *[("xkv", None, SHARED), ("xkv", None, SPLIT), ("hub", None, SPLIT)],
 ]
 
 

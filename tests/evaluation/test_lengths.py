@@ -130,6 +130,7 @@ EXACT = [
     *[("identical", "lcf"), ("prefix", "before"), ("prefix", "after"), ("dense", None)],
     ("draft_kv", None),
     ("xkv", None),
+    ("hub", None),
 ]
 
 

@@ -21,6 +21,7 @@ from tests.helpers import (
     Watcher,
     invoke,
     random_adapter,
+    random_codec,
     random_dense,
     random_draft,
     random_lora,
@@ -48,6 +49,7 @@ def adapters(pair, tmp_path_factory) -> dict[str, Path]:
         "prefix": random_prefix(ends),
         "draft_kv": random_draft(ends),
         "xkv": random_xkv(ends),
+        "codec": random_codec(ends),
         "lora": random_lora(opened.receiver),
     }
     home = tmp_path_factory.mktemp("kinds")
@@ -68,6 +70,7 @@ CASES = {
     "shared": {"mode": ["lcf", "c2c"], "adapter": ["lcf", "c2c"], "task": ["planted"], "control": ALL},
     "draft": {"mode": ["draft_kv"], "adapter": ["draft_kv"], "task": ["splitfacts"], "control": ALL},
     "xkv": {"mode": ["xkv"], "adapter": ["xkv"], "task": ["splitfacts"], "control": ALL},
+    "hub": {"mode": ["hub"], "adapter": ["codec"], "task": ["splitfacts"], "control": ALL},
     "twice": {"mode": ["kvcomm:layers=0.5", "kvcomm:layers=1,2"], "same": True, "task": ["splitfacts"]},
     "lora": {"mode": ["lora"], "adapter": ["lora"], "same": True},
     "number": {"mode": ["receiver", "t2t:budget=4,budget=6"], "dtype": "bfloat16", "seeds": [0, 3]},

@@ -401,6 +401,7 @@ OWN_ADAPTERS = {
     "prefix",
     "draft_kv",
     "xkv",
+    "hub",
     "identical",
     "single",
     "lora",

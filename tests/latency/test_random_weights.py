@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lcfbench.adapters.base import build
+from lcfbench.adapters.base import build, own_method
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.files import load, save
 from lcfbench.adapters.untrained import untrained
@@ -118,7 +118,7 @@ def test_an_untrained_adapter_is_as_one_that_was_saved_and_loaded(kind, pair, tm
     ends = [CausalLM.load(find_model(name), dtype="float32") for name in pair.split(":")]
     if kind == "lora":
         ends = ends[:1] * 2
-    method = helpers.method_class("lora" if kind == "lora" else "lcf" if kind == "lcfx" else kind)
+    method = helpers.method_class(own_method(kind))
     named = ((e.name, e.geometry) for e in ends)
     config = method.configure(pair_config(kind, *named), *ends)
     save(build(config), tmp_path / "kept", "")
@@ -265,6 +265,7 @@ def test_a_grid_without_weights_tokenizers_data_or_network(no_hub, bench, bare):
         "dense",
         "prefix",
         "xkv",
+        "hub",
         "identical",
         "single",
         "lora",

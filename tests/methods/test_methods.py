@@ -56,6 +56,7 @@ ELSEWHERE = {
     "draft_kv": "helpers.py",
     "prefix": "helpers.py",
     "xkv": "helpers.py",
+    "hub": "helpers.py",
     **dict.fromkeys(("identical", "single", "lora", "answer_letter", "excerpt", "draft_kv"), "helpers.py"),
 }
 IDS = [f"{m}-{k or 'none'}-{d[0].task}" for m, k, d in CASES]

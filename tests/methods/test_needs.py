@@ -24,6 +24,7 @@ CACHE = {
     "cacheback",
     "dense",
     "draft_kv",
+    "hub",
     "identical",
     "kvcomm",
     "latentmas",
@@ -40,16 +41,16 @@ REFUSED = {
     "cohere2": (set(), ""),
     "qwen3.5": ({"cacheback", "kvcomm", "latentmas"}, "layers 0, 2 keep a recurrent state"),
     "gpt2": (
-        {"cacheback", "dense", "draft_kv", "prefix", "xkv"},
+        {"cacheback", "dense", "draft_kv", "hub", "prefix", "xkv"},
         "layer 0's values change with the position",
     ),
     "deepseek-v3": (
-        {"cacheback", "dense", "draft_kv", "prefix", "xkv"},
+        {"cacheback", "dense", "draft_kv", "hub", "prefix", "xkv"},
         "layer 0's values carry the position, not its keys",
     ),
-    "falcon-alibi": ({"cacheback", "dense", "draft_kv", "prefix", "xkv"}, "ALiBi"),
+    "falcon-alibi": ({"cacheback", "dense", "draft_kv", "hub", "prefix", "xkv"}, "ALiBi"),
     "hunyuan": (
-        {"cacheback", "dense", "draft_kv", "prefix", "xkv"},
+        {"cacheback", "dense", "draft_kv", "hub", "prefix", "xkv"},
         "no rotary rule gives the keys of layer 0",
     ),
     "mamba": (CACHE | {"lora"}, "no layer keeps keys and values"),

@@ -23,7 +23,15 @@ from lcfbench.models.timing import Clock
 from lcfbench.sources.models import find_model
 from lcfbench.tasks.document import NOTE, Document, Step, View
 from lcfbench.tasks.prompts import continuations
-from tests.helpers import causal_lm, random_adapter, random_dense, random_draft, random_prefix, random_xkv
+from tests.helpers import (
+    causal_lm,
+    random_adapter,
+    random_codec,
+    random_dense,
+    random_draft,
+    random_prefix,
+    random_xkv,
+)
 
 NOTES = (
     "The key of Kafi is in the orange box. Zona works as a farmer in the next town. The brown box is in "
@@ -45,6 +53,7 @@ METHODS = (
     "dense",
     "draft_kv",
     "xkv",
+    "hub",
 )
 
 
@@ -102,6 +111,8 @@ def method_of(name: str, lm: CausalLM) -> tuple[Method, bool]:
         return create(name, *ends, None, {"budget": "5"} if name in ("t2t", "sde") else {}), False
     if name == "dense":
         return create("dense", *ends, random_dense(ends)), False
+    if name == "hub":
+        return create("hub", *ends, random_codec(ends)), False
     if name == "xkv":
         return create("xkv", *ends, random_xkv(ends)), False
     if name == "draft_kv":

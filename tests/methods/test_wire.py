@@ -28,6 +28,7 @@ from tests.helpers import (
     invoke,
     made_method,
     manifest_of,
+    random_codec,
     random_dense,
     random_draft,
     random_prefix,
@@ -52,6 +53,8 @@ CASES = [
     ("dense", "dense", SPLIT, {}),
     ("dense", "dense", SPLIT, {"form": "linear", "rank": 8}),
     ("dense", "dense", SHARED, {"form": "linear", "rank": 8}),
+    ("hub", "codec", SPLIT, {}),
+    ("hub", "codec", SHARED, {}),
     ("xkv", "xkv", SPLIT, {}),
     ("xkv", "xkv", SHARED, {}),
     ("draft_kv", "draft_kv", SPLIT, {}),
@@ -64,7 +67,13 @@ CASES = [
     ("cacheback", None, SPLIT, {"selector": "h2o", "budget": "5"}),
     ("sde", None, SPLIT, {"budget": "6"}),
 ]
-RANDOM = {"dense": random_dense, "prefix": random_prefix, "draft_kv": random_draft, "xkv": random_xkv}
+RANDOM = {
+    "dense": random_dense,
+    "prefix": random_prefix,
+    "draft_kv": random_draft,
+    "xkv": random_xkv,
+    "codec": random_codec,
+}
 NAMES = [
     "-".join([n, k or "", "split" if d is SPLIT else "shared", *map(str, o.values())]) for n, k, d, o in CASES
 ]
