@@ -114,17 +114,16 @@ def test_a_pair_never_trained_together_evaluates(hub, models, tmp_path, order):
             assert torch.equal(tensor.float(), kept[name].float())
 
 
-def test_the_command_composes_and_names_what_lacks(hub, models, tmp_path):
+def test_the_command_composes_and_names_what_lacks(hub, models, tmp_path, capsys, monkeypatch):
     home, _ = hub
     a, _, c = models
     given = ["adapter", "compose", str(home / "hub"), "--pair", f"{a}:{c}", "--out", str(tmp_path / "x")]
-    code, out, _ = invoke(*given)
+    code, out, _ = invoke(capsys, monkeypatch, *given)
     assert code == 0 and "lcfbench run --mode hub" in out
     assert read_config(tmp_path / "x").kind == "codec"
     (tmp_path / "empty").mkdir()
-    code, _, err = invoke(
-        *[str(tmp_path / "empty") if g == str(home / "hub") else g for g in given], "--force"
-    )
+    given[2] = str(tmp_path / "empty")
+    code, _, err = invoke(capsys, monkeypatch, *given, "--force")
     assert code == 2 and "has no codec of" in err
 
 
