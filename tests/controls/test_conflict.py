@@ -104,4 +104,5 @@ def test_the_messages_of_all_controls_are_kept(pair, tmp_path):
             row["message_bytes"] for row in table if row["message_bytes"]
         ]
         kept[control] = len(found)
-    assert set(kept) == set(CONTROLS) and kept["equal-text"] == kept["plumbing"] == 3 and kept["silent"] == 0
+    assert set(kept) == set(CONTROLS) - {"deranged-one"}, "which takes several sharers"
+    assert kept["equal-text"] == kept["plumbing"] == 3 and kept["silent"] == 0
