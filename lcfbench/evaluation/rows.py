@@ -55,7 +55,8 @@ class Rows:
             "doc_id": document.doc_id,
             "doc_hash": document.hash,
             "message_from": sender.hash,
-            "text": message.texts is not None,
+            "text": message.texts is not None
+            and all(message.packets[k] == message.texts[k].encode("utf-8", "replace") for k in at),
         }
         if message.kept is not None and message.read is not None:
             about["spans"] = [self._spans(message.read[k], message.kept[k]) for k in at]

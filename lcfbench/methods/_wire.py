@@ -68,12 +68,13 @@ def deltas_across(
     """
     found = []
     for row, (note, at, x) in enumerate(zip(notes, ends, deltas, strict=True)):
-        if batch.wire is None or not note:
+        stored = _stored(batch, row)
+        if batch.wire is None or not (stored if batch.replays else note):
             found.append((note, list(at), x))
             continue
-        data = torch.frombuffer(bytearray(note.encode("utf-8", "replace")), dtype=torch.uint8)
+        data = torch.tensor(list(note.encode("utf-8", "replace")), dtype=torch.uint8)
         parts = {"note": data, "ends": torch.tensor(list(at), dtype=torch.int32), "deltas": x}
-        batch.packets[row] = pack(parts, batch.wire)
+        batch.packets[row] = stored if batch.replays else pack(parts, batch.wire)
         read = unpack(batch.packets[row])
         text = bytes(read["note"].tolist()).decode()
         found.append((text, read["ends"].tolist(), read["deltas"].to(x.device, x.dtype)))

@@ -68,9 +68,31 @@ class SDE(T2T):
         return super().options() | {"layers": "+".join(map(str, self.at))}
 
     def respond(self, batch: Batch) -> State:
-        """Raises UserError for a sharer that writes thoughts."""
         with batch.clock("sharer"):
             asked = [prompt(self.sharer, s.request, replace(s, steps=())) for s in batch.message_from]
+        if batch.replays:
+            ids: list[list[int]] = [[] for _ in asked]
+            like = torch.zeros(len(self.at), 0, self.sharer.hidden_size, dtype=self.sharer.dtype)
+            like = like.to(self.sharer.device)
+            sent = deltas_across(batch, [""] * len(ids), ids, [like] * len(ids))
+        else:
+            ids, sent = self.written(batch, asked)
+        with batch.clock("prefill"):
+            both = list(zip(batch.documents, (note for note, *_ in sent), strict=True))
+            shown = [self.noted(d, text_of(d, note)) for d, note in both]
+            starts = [self.start_of(p, *each) for p, each in zip(shown, both, strict=True)]
+            out = self.reading(shown, starts, sent)
+        message = self.account(asked, ids, sent)
+        return replace(out, message=batch.counted(message))
+
+    def written(
+        self, batch: Batch, asked: list[Prompt]
+    ) -> tuple[list[list[int]], list[tuple[str, list[int], Tensor]]]:
+        """Lets the sharer write; returns its tokens, and notes, places and deltas as they are read.
+
+        Raises UserError for a sharer that writes thoughts.
+        """
+        with batch.clock("sharer"):
             state = self.sharer.read(asked)
         with batch.clock("message"):
             state, thoughts = think(state, choices=False)
@@ -83,14 +105,7 @@ class SDE(T2T):
             notes = [(cut_bytes(note, self.bytes) if self.bytes else note).strip() for note in notes]
             places = [token_ends(self.sharer.tokenizer, *row) for row in zip(ids, notes, strict=True)]
             deltas = self.deltas(asked, ids, [list(row) for row in places])
-            sent = deltas_across(batch, notes, [list(row.values()) for row in places], deltas)
-        with batch.clock("prefill"):
-            both = list(zip(batch.documents, (note for note, *_ in sent), strict=True))
-            shown = [self.noted(d, text_of(d, note)) for d, note in both]
-            starts = [self.start_of(p, *each) for p, each in zip(shown, both, strict=True)]
-            out = self.reading(shown, starts, sent)
-        message = self.account(asked, ids, sent)
-        return replace(out, message=batch.counted(message))
+            return ids, deltas_across(batch, notes, [list(row.values()) for row in places], deltas)
 
     def deltas(
         self, asked: Sequence[Prompt], ids: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]
