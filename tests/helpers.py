@@ -793,7 +793,7 @@ def method_of(name: str, kind: str | None, chat: bool):
         return create("draft_kv", *ends, random_draft(ends))
     if name == "hub":
         ends = two_models(chat=chat)
-        return create("hub", *ends, random_codec(ends))
+        return create("hub", *ends, random_codec(ends, whole=False))
     if name == "xkv":
         ends = two_models(chat=chat)
         return create("xkv", *ends, random_xkv(ends))
