@@ -273,12 +273,11 @@ def test_a_grid_without_weights_tokenizers_data_or_network(no_hub, bench, bare):
         "cacheback",
         "latentmas",
         "activation",
-        "sde",
     ],
 )
 def test_a_method_gets_an_adapter_of_its_kind(bench, bare, mode):
     one = ":".join([bare.split(":")[0]] * 2)
-    same = mode in ("identical", "single", "lora", "kvcomm", "cacheback", "latentmas", "activation", "sde")
+    same = mode in ("identical", "single", "lora", "kvcomm", "cacheback", "latentmas", "activation")
     code, out, err = bench(
         "--random-weights", "--pair", one if same else bare, "--mode", mode, *QUICK, "--json"
     )

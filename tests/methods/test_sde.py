@@ -179,7 +179,7 @@ def test_mistakes_are_named_in_one_line():
     for options, word in (
         ({"layers": "4"}, "layers=4"),
         ({"layers": "a"}, "layers=a"),
-        ({"budget": "0"}, ""),
+        ({"budget": "0"}, "budget=0"),
     ):
         with pytest.raises(UserError, match=word) as error:
             create("sde", lm, lm, None, options)
