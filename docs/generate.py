@@ -22,6 +22,21 @@ REFERENCE = ROOT / "docs" / "reference"
 NOTE = "<!-- written by docs/generate.py: change the code, then run `make docs` -->\n"
 
 
+CLAIMS = """# What papers claim, and what holds here
+
+Each paper's headline claim, the measurement here that is closest to it, and a verdict. The rows are in
+`results/claims`, each folder with its `recipe.yaml`; this page is made from them. The same verdicts of your
+own runs, on your models and tasks:
+
+```bash
+lcfbench run --recipe results/claims/split/recipe.yaml --out my-claims/split
+lcfbench claims my-claims
+```
+
+The models here are small (135 and 270 million parameters), one seed: that a claim does not hold here says
+nothing of the models that its paper used, and that one is not measured says nothing at all."""
+
+
 def pages() -> dict[str, str]:
     """The text of every reference page, by file name."""
     made = {
@@ -43,7 +58,19 @@ def every_page() -> dict[Path, str]:
     import benchmark_pages
 
     made = {REFERENCE / name: text for name, text in pages().items()}
+    made |= {ROOT / "docs" / "claims.md": f"{NOTE}\n{claims().strip()}\n"}
     return made | {path: f"{NOTE}\n{text.strip()}\n" for path, text in benchmark_pages.pages().items()}
+
+
+def claims() -> str:
+    """What papers claim, held against the runs of `results/claims`."""
+    from lcfbench.analysis.claims import judge_claims, page
+    from lcfbench.analysis.run_groups import read_run_groups
+
+    found = read_run_groups([ROOT / "results" / "claims"])
+    if found.warnings:
+        raise SystemExit("\n".join(found.warnings))
+    return "\n\n".join([CLAIMS, page(judge_claims(found.groups))])
 
 
 def stale() -> list[str]:

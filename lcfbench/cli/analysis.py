@@ -46,7 +46,7 @@ plot_app = group("Figures from recorded runs.")
 
 def register(app: typer.Typer) -> None:
     """Adds the verbs to the command line."""
-    for verb in (show, verdict, compare, check, report):
+    for verb in (show, verdict, compare, check, claims, report):
         app.command()(verb)
     app.add_typer(plot_app, name="plot")
 
@@ -207,6 +207,35 @@ def _form(as_json: bool, as_csv: bool, as_markdown: bool) -> str:
 def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
         warn(warning)
+
+
+def claims(
+    runs: RunsArgument = None,
+    delta: Annotated[
+        str, typer.Option(help="Advantages smaller than this count as none: 2pt are two percentage points.")
+    ] = "2pt",
+    every: Annotated[
+        bool, typer.Option("--all", help="Also the claims of which no run says anything here.")
+    ] = False,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
+    as_markdown: MarkdownOption = False,
+) -> None:
+    """Hold what papers claim against recorded runs: holds here, does not hold here, or undecided.
+
+    A line a claim, pair and task; the intervals are corrected for all lines. JSON and CSV also have the
+    command that repeats the runs.
+    """
+    from lcfbench.analysis.claims import claims_table, judge_claims, some
+    from lcfbench.analysis.run_groups import read_run_groups
+
+    least = _share(delta, "--delta", "2pt")
+    read = read_run_groups(list(runs or [RESULTS]))
+    _warn(read.warnings)
+    judged = judge_claims(read.groups, least)
+    shown = judged if every else some(judged)
+    form = _form(as_json, as_csv, as_markdown)
+    _print([line.record() for line in shown], lambda: [claims_table(shown, least)], form)
 
 
 # -- check ----------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ LINES = [
     Line("verdict results", "results/{lcf}", slow=False),
     Line("verdict --csv journals", "journals/{lcf}", slow=False),
     Line("compare results journals", RUNS, slow=False),
+    Line("claims results journals --all", RUNS, slow=False),
     Line("check results journals --junit out/junit.xml", RUNS, slow=False),
     Line("report results journals -o out/r.html", RUNS, slow=False),
     Line("report results --markdown -o out/r.md", "results/{lcf}", slow=False),
