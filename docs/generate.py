@@ -19,6 +19,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
+WHOLE = ("reference", "benchmarks")  # folders that hold nothing else
 NOTE = "<!-- written by docs/generate.py: change the code, then run `make docs` -->\n"
 
 
@@ -495,7 +496,7 @@ def main() -> int:
     for folder in {path.parent for path in made}:
         folder.mkdir(exist_ok=True)
         for path in folder.glob("*.md"):
-            if path not in made:
+            if path not in made and folder.name in WHOLE:
                 path.unlink()
     for path, text in made.items():
         if _read(path) != text:
