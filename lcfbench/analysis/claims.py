@@ -316,8 +316,8 @@ def measured(line: Judged) -> tuple[str, ...]:
 
 def page(judged: Sequence[Judged], delta: float = DELTA) -> str:
     """All claims as a page of Markdown: a table of verdicts, then each claim with its lines and command."""
-    rows = [[line.claim.paper, line.task, verdict_told(line)] for line in judged]
-    heads = [Column("paper", wrap=True), Column("task", wrap=True), Column("verdict", wrap=True)]
+    rows = [[x.claim.paper, x.claim.claim, x.task or "–", verdict_told(x)] for x in judged]
+    heads = [Column(name) for name in ("paper", "claim", "task", "verdict")]
     legend = LEGEND.replace("{delta}", f"{100 * delta:g}")
     parts = [Table("", heads, rows).markdown().rstrip(), legend]
     for paper, of_paper in groupby(judged, lambda line: line.claim.paper):

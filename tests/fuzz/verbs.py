@@ -87,6 +87,7 @@ LINES = [
     Line(f"teach --model models/sharer {TEACH} --out out/t", "models/sharer"),
     Line(f"adapter find {PAIR} --mode lcf --task splitfacts", "adapters/lcf", slow=False),
     Line(f"adapter size {PAIR}", "models/receiver models/sharer", slow=False),
+    Line(f"adapter compose adapters/lcf {PAIR} --out out/composed", "adapters/lcf", slow=False),
     Line("adapter info adapters/lcf", "adapters/lcf", slow=False),
     Line("adapter import-c2c fuser --out out/c2c", "fuser", slow=False),
     Line(f"adapter prune adapters/lcf {PRUNE} --out out/p", "adapters/lcf models/receiver"),
