@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lcfbench.config import Join
 from lcfbench.errors import UserError
 from lcfbench.methods._note import cut_bytes
 from lcfbench.methods._one_model import check_one_model
@@ -47,6 +48,7 @@ class SDE(T2T):
 
     layers: str = ""
 
+    joins: ClassVar[tuple[Join, ...]] = ()
     sends_text: ClassVar[bool] = False
     needs: ClassVar[Mapping[str, tuple[Capability, ...]]] = {
         "receiver": ("activations",),

@@ -74,6 +74,8 @@ def test_the_methods_that_take_one_sharer_are_known():
         "activation",
         "answer_letter",
         "draft_kv",
+        "hub",
+        "sde",
     }
 
 
