@@ -10,6 +10,7 @@ the verdicts is an accident.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,9 +263,18 @@ def _command(runs: Sequence[RunGroup]) -> str:
 def _spec(run: RunGroup) -> str:
     """A method with its adapter and all its options, as `--mode` takes it."""
     options: Mapping[str, Any] = run.identity.get("options") or {}
-    adapter = {"adapter": run.manifest.adapter} if run.manifest.adapter else {}
+    adapter = {"adapter": _adapter(run)} if run.manifest.adapter else {}
     told = [f"{name}={value}" for name, value in {**adapter, **options}.items() if value is not None]
     return f"{run.mode}:{','.join(told)}" if told else run.mode
+
+
+def _adapter(run: RunGroup) -> str:
+    """The adapter as the run was given it, a folder or a name; one that was found for it by its name."""
+    name, recipe = str(run.manifest.adapter), run.manifest.recipe or {}
+    given = [str(path) for path in recipe.get("adapter") or []]
+    for spec in recipe.get("mode") or []:
+        given += re.findall(r"adapter=([^,]+)", str(spec))
+    return next((path for path in given if Path(path).name == name), name)
 
 
 # -- as tables ------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def lm_eval(context: typer.Context) -> None:
     Arguments of the model, each with one value:
       pair       RECEIVER:SHARER, as for `lcfbench run` (needed)
       mode       a method of `lcfbench ls methods` (needed)
-      control    matched, deranged or another of `lcfbench ls controls` [default: matched]
+      control    one of `lcfbench ls controls` [default: matched]
       adapter    a folder, or a name of `lcfbench ls adapters`
       seed       of derangements, noise and our tasks [default: 0]
       wire       native, bf16, fp8, int8 or int4: messages cross as bytes

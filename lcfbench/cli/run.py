@@ -162,6 +162,7 @@ def print_prompts(recipe: Recipe) -> None:
     from lcfbench.evaluation.plan import look_up, proofs_of, variants_of, wanted_by, with_tasks
     from lcfbench.methods.load_pair import CONDITIONS, load_pair, roles_of
     from lcfbench.models.tokenizers import load_tokenizers
+    from lcfbench.sources.models import split_sharers
     from lcfbench.tasks.chat_template import check_thinking
     from lcfbench.tasks.preview import preview
 
@@ -169,11 +170,12 @@ def print_prompts(recipe: Recipe) -> None:
     tasks = look_up(recipe)
     if recipe.attention != "auto":  # only the model's own code says whether it has that one
         conditions = recipe.model_dump(include=CONDITIONS | {"thinking"})
-        load_pair(recipe.pair, roles=roles_of(recipe.methods), weights=False, **conditions)
-    receiver, sharer = load_tokenizers(
-        recipe.pair, **recipe.model_dump(include={"offline", "trust_remote_code", "thinking"})
-    )
-    check_thinking([receiver, sharer], {task.name: task.chat for task in tasks})
+        load_pair(recipe.pair, roles=roles_of(recipe.methods), weights=False, several=True, **conditions)
+    name, sharer_names = split_sharers(recipe.pair)
+    conditions = recipe.model_dump(include={"offline", "trust_remote_code", "thinking"})
+    ends = [load_tokenizers(f"{name}:{sharer}", **conditions) for sharer in sharer_names]
+    receiver, sharers = ends[0][0], [sharer for _, sharer in ends]
+    check_thinking([receiver, *sharers], {task.name: task.chat for task in tasks})
     later = [str(place) for place in recipe.adapter if len(place.parts) > 1 and not place.exists()]
     missing = [each for each in wanted_by(recipe, tasks) if not isinstance(on_this_disk(each), Found)]
     if later:
@@ -190,7 +192,7 @@ def print_prompts(recipe: Recipe) -> None:
         documents = task.documents(
             scoring=recipe.scoring, limit=recipe.limit or 1, receiver_chat=bool(receiver.chat_template)
         )
-        for entry in preview(documents, receiver, sharer):
+        for entry in preview(documents, receiver, *sharers):
             echo(json.dumps(entry, indent=1))
 
 

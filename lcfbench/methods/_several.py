@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 from lcfbench.config import Join
-from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._note import in_one
 from lcfbench.methods.base import Batch, Method, prompt
@@ -84,12 +83,7 @@ class SeveralSharers(Method):
 
     def check(self, document: Document) -> None:
         """Raises UserError where the task deals its text to another number of sharers."""
-        count = len(self.methods)
-        if not document.shared and len(document.dealt) != count:
-            what = f"task {document.task} deals the sharer's text to {max(len(document.dealt), 1)}"
-            step = f"Use --task-option sharers={count} where the task has it, or splitfacts_several."
-            raise UserError(f"{what}, and --pair names {count} sharers.", step)
-        for method, mine in zip(self.methods, self.dealt(document), strict=True):
+        for method, mine in zip(self.methods, document.met_by(len(self.methods)), strict=True):
             method.check(mine)
 
     def check_length(self, document: Document, sender: Document) -> None:

@@ -146,6 +146,19 @@ class Document:
         both = zip(self.sharers, self.requests, strict=True)
         return tuple(replace(self, sharer=view, request=asked, **alone) for view, asked in both)
 
+    def met_by(self, count: int) -> tuple[Document, ...]:
+        """The document as each sharer meets it: its own part, or what all read on shared contexts.
+
+        Raises UserError where the task deals its text to another number.
+        """
+        if count == 1:
+            return (self,)
+        if not self.shared and len(self.dealt) != count:
+            what = f"task {self.task} deals the sharer's text to {max(len(self.dealt), 1)}"
+            step = f"Use --task-option sharers={count} where the task has it, or splitfacts_several."
+            raise UserError(f"{what}, and --pair names {count} sharers.", step)
+        return self.dealt or (self,) * count
+
     @cached_property
     def hash(self) -> str:
         """16 hex digits over all that a model could see or be scored on: the key that joins runs."""

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.tasks.document import Document, View
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 def preview(
     documents: Iterable[Document],
     receiver_tokenizer: PreTrainedTokenizerBase,
-    sharer_tokenizer: PreTrainedTokenizerBase,
+    *sharer_tokenizers: PreTrainedTokenizerBase,
 ) -> Iterator[dict[str, Any]]:
-    """Yields one JSON-ready row a document.
+    """Yields one JSON-ready row a document. sharer_tokenizers: one for each sharer.
 
     receiver, full, noted (read by the receiver), sharer, request (read by the sharer): {prompt, tokens},
     and, where there is any, `tail`, whitespace that is scored with each choice (lm-eval's rule),
     `behind_thought`, the text behind the thought that the model writes first, `special_text`, the special
     tokens that stand in it as text, `adapted`, how it was changed for the chat template.
+    With several sharers `sharer` and `request` are lists, an entry for each.
     steps: {lead, choices: [{text, tokens}], gold}; leads are filled in with the right choices of
     the steps before.
     """
@@ -43,6 +44,7 @@ def preview(
             ranked = [{"text": t, "tokens": n} for t, n in zip(step.choices, lengths, strict=True)]
             steps.append({"lead": lead, "choices": ranked, "gold": list(step.gold)})
             picked.append(step.choices[step.gold[0]])
+        parts = document.met_by(len(sharer_tokenizers))
         yield {
             "task": document.task,
             "doc_id": document.doc_id,
@@ -50,14 +52,24 @@ def preview(
             "scoring": document.scoring,
             "gold": document.gold,
             "receiver": _seen(document, document.receiver, receiver_tokenizer),
-            "sharer": _seen(document, document.sharer, sharer_tokenizer),
+            "sharer": _each(parts, "sharer", sharer_tokenizers),
             "full": _seen(document, document.full, receiver_tokenizer),
-            "request": _seen(document, document.request, sharer_tokenizer, writes=True),
+            "request": _each(parts, "request", sharer_tokenizers, writes=True),
             "noted": _seen(document, document.noted, receiver_tokenizer),
             "steps": steps,
             "until": list(document.until),
             "max_new_tokens": document.max_new_tokens,
         }
+
+
+def _each(
+    parts: Sequence[Document], role: str, tokenizers: Sequence[PreTrainedTokenizerBase], writes: bool = False
+) -> Any:
+    seen = [
+        _seen(part, getattr(part, role), tokenizer, writes)
+        for part, tokenizer in zip(parts, tokenizers, strict=True)
+    ]
+    return seen if len(seen) > 1 else seen[0]
 
 
 def _seen(

@@ -132,3 +132,17 @@ def test_join_has_no_effect_with_one_sharer(tmp_path, capsys, monkeypatch):
     args = ("--pair", save_pair(tmp_path), "--mode", "t2t", "--join", "row", "--out", tmp_path / "out")
     code, _, err = invoke(capsys, monkeypatch, "run", *args)
     assert code == 2 and "--join has no effect with one sharer" in " ".join(err.split())
+
+
+def test_a_dry_run_shows_what_each_sharer_reads(tmp_path, capsys, monkeypatch):
+    receiver, sharer = save_pair(tmp_path).split(":")
+    words = ["run", "--dry-run", "--mode", "receiver,t2t", "--limit", 1, "--task", "splitfacts_several"]
+    pair = f"{receiver}:{sharer},{receiver}"
+    code, out, _ = invoke(capsys, monkeypatch, *words, "--task-option", "sharers=2", "--pair", pair)
+    entry = json.loads(out)
+    [document] = load_task("splitfacts_several", options={"sharers": "2"}).documents(limit=1)
+    assert code == 0 and len(entry["sharer"]) == len(entry["request"]) == 2
+    for seen, view in zip(entry["sharer"], document.sharers, strict=True):
+        assert view.user in seen["prompt"] and seen["tokens"] > 0
+    code, _, err = invoke(capsys, monkeypatch, *words, "--task-option", "sharers=3", "--pair", pair)
+    assert code == 2 and "deals the sharer's text to 3, and --pair names 2" in err and err.count("\n") == 1
