@@ -390,8 +390,9 @@ def test_task_options_go_to_the_tasks_that_know_them(pair, tmp_path, mirror):
 # -- every column is accounted for ---------------------------------------------------------------
 
 
-# a task without subjects; no text states another value; messages that are handed over
+# a task without subjects; no text states another value; messages that are handed over; one sharer
 NEVER = {"subject", "conflict_winner", "wire"}
+NEVER |= {"each_message_bytes", "each_sharer_tokens", "each_message_from"}
 MEASURED = {"ttft_ms", "ttea_ms", *(f"{p}_ms" for p in PHASES)}
 
 
