@@ -190,11 +190,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH") or str(helpers.ROOT), **own}
 
 
-FULL = 'mount -t tmpfs -o size=$SIZE tmpfs out && { "$@"; echo $? > code; cp -r out kept; }'
+FULL = 'mount -t tmpfs -o size=$SIZE tmpfs out && { "$@"; echo $? > code; cp -r out saved; }'
 
 
 def on_a_small_disk(world: World, size: str, argv: list[str]) -> subprocess.CompletedProcess[str]:
-    """The command with `out` on a disk of this size; what is there afterwards is kept in `kept`."""
+    """The command with `out` on a disk of this size; what is there afterwards is kept in `saved`."""
     own = ["unshare", "--map-root-user", "--mount", "sh", "-c", FULL, "sh"]
     return subprocess.run(
         [*own, sys.executable, "-m", "lcfbench", *argv],
@@ -216,10 +216,10 @@ def test_a_disk_that_is_full_in_the_middle_of_a_run_loses_no_row(world, alone):
     code = int((work / "code").read_text())
     check(Outcome([], code, False, 0.0, done.stdout, done.stderr), Exit.USER)
     assert "No space left" in done.stderr
-    journals = [line for p in (work / "kept").rglob("*.jsonl") for line in p.read_text().splitlines()]
+    journals = [line for p in (work / "saved").rglob("*.jsonl") for line in p.read_text().splitlines()]
     assert len(journals) > 2 and all(json.loads(line)["doc_hash"] for line in journals)
     shutil.rmtree(work / "out")
-    (work / "kept").rename(work / "out")
+    (work / "saved").rename(work / "out")
     check(world.run(WRITING["run"].split()), Exit.OK)
     assert differs(content(world), want) == []
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lcfbench.errors import UserError
+from lcfbench.evaluation.variants import Variant
 from lcfbench.latency import grid
 from lcfbench.latency.compare import compared, read_table
 from lcfbench.latency.plan import Bench, Block, Cell, Took
@@ -123,7 +124,9 @@ def test_tails_are_given_where_there_are_repeats_enough():
 def test_times_between_tokens_add_up_to_what_follows_the_first():
     lm = helpers.causal_lm()
     document = helpers.SHARED[0]
-    cell = Cell(None, None, create("receiver", lm, lm), replace(document, max_new_tokens=6, **OPEN))
+    cell = Cell(
+        Variant("receiver"), None, create("receiver", lm, lm), replace(document, max_new_tokens=6, **OPEN)
+    )
     took = grid.once(cell)
     assert cell.tokens["answer"] == 6 and len(took.gaps) == 5 and all(gap > 0 for gap in took.gaps)
     rest = took.ms["ttea"] - took.ms["ttft"]
