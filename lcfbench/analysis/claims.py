@@ -254,8 +254,9 @@ def _command(runs: Sequence[RunGroup]) -> str:
     words += ["--mode", ",".join(modes), "--control", ",".join(controls)]
     for name, value in (recipe.get("task_options") or {}).items():
         words += ["--task-option", f"{name}={value}"]
-    for name in ("limit", "seed", "dtype"):
-        value = first.identity.get(name)
+    asked = {name: first.identity.get(name) for name in ("limit", "seed", "dtype", "wire", "join")}
+    asked |= {name: recipe.get(name) for name in ("scoring", "shots", "prompt")}
+    for name, value in asked.items():
         words += [f"--{name}", str(value)] if value not in (None, 0) else []
     return shlex.join(words)
 

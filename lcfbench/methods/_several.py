@@ -65,7 +65,7 @@ class SeveralSharers(Method):
 
     def dealt(self, document: Document) -> tuple[Document, ...]:
         """Returns the document as each sharer meets it: its own part, or what all read on shared contexts."""
-        return document.dealt or (document,) * len(self.methods)
+        return document.met_by(len(self.methods))
 
     def batches(self, batch: Batch) -> list[Batch]:
         """Returns the batch as each sharer meets it."""
@@ -83,7 +83,7 @@ class SeveralSharers(Method):
 
     def check(self, document: Document) -> None:
         """Raises UserError where the task deals its text to another number of sharers."""
-        for method, mine in zip(self.methods, document.met_by(len(self.methods)), strict=True):
+        for method, mine in zip(self.methods, self.dealt(document), strict=True):
             method.check(mine)
 
     def check_length(self, document: Document, sender: Document) -> None:

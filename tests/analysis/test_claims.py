@@ -163,3 +163,12 @@ def test_scores_are_of_the_documents_that_all_runs_have(tmp_path):
     put(tmp_path, "t2t", "matched", 50, n=200)
     [line] = verdicts(tmp_path, "lcf", "above")
     assert line.n == 100
+
+
+def test_the_command_says_in_which_form_messages_crossed(tmp_path):
+    put(tmp_path, "lcf", "matched", 90, wire="int8", dtype="float32")
+    put(tmp_path, "t2t", "matched", 50, wire="int8", dtype="float32")
+    [line] = verdicts(tmp_path, "lcf", "above")
+    words = shlex.split(line.command)
+    assert words[words.index("--wire") + 1] == "int8" and words[words.index("--dtype") + 1] == "float32"
+    assert "--join" not in words and "--limit" not in words
