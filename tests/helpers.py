@@ -730,16 +730,21 @@ def random_dense(ends, logit: float = 1.0, alignment: str = "span", **options):
     return adapter.requires_grad_(False).eval()
 
 
+def stirred(made, kind: type, stir: float):
+    """A new adapter of this class, away from its start by `stir`, ready to be used."""
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(stir * torch.randn_like(p))
+    assert isinstance(made, kind)
+    return made.requires_grad_(False).eval()
+
+
 def random_prefix(ends, stir: float = 0.3, **options) -> PrefixAdapter:
     """A small adapter, away from its zeros by `stir`."""
     torch.manual_seed(3)
     options = {"slots": 4, "width": 6, "gate": "soft", **options}
     made = build(pair_config("prefix", *((e.name, e.geometry) for e in ends), options=options))
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(stir * torch.randn_like(p))
-    assert isinstance(made, PrefixAdapter)
-    return made.requires_grad_(False).eval()
+    return stirred(made, PrefixAdapter, stir)
 
 
 def random_draft(ends, stir: float = 0.3, **options) -> DraftKVAdapter:
@@ -748,11 +753,7 @@ def random_draft(ends, stir: float = 0.3, **options) -> DraftKVAdapter:
     options = {"draft": 4, "width": 6, "gate": "soft", **options}
     names, layers = [(e.name, e.geometry) for e in ends], min(3, ends[0].geometry.layers)
     made = build(pair_config("draft_kv", *names, layer_map="proportional", layers=layers, options=options))
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(stir * torch.randn_like(p))
-    assert isinstance(made, DraftKVAdapter)
-    return made.requires_grad_(False).eval()
+    return stirred(made, DraftKVAdapter, stir)
 
 
 def random_codec(ends, stir: float = 0.3, **options) -> CodecAdapter:
@@ -760,11 +761,7 @@ def random_codec(ends, stir: float = 0.3, **options) -> CodecAdapter:
     torch.manual_seed(3)
     names = ((e.name, e.geometry) for e in ends)
     made = build(pair_config("codec", *names, layer_map="proportional", options={"width": 6, **options}))
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(stir * torch.randn_like(p))
-    assert isinstance(made, CodecAdapter)
-    return made.requires_grad_(False).eval()
+    return stirred(made, CodecAdapter, stir)
 
 
 def random_xkv(ends, stir: float = 0.3, **options) -> XKVAdapter:
@@ -773,11 +770,7 @@ def random_xkv(ends, stir: float = 0.3, **options) -> XKVAdapter:
     options = {"slots": 3, "width": 6, **options}
     names = ((e.name, e.geometry) for e in ends)
     made = build(pair_config("xkv", *names, layer_map="proportional", options=options))
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(stir * torch.randn_like(p))
-    assert isinstance(made, XKVAdapter)
-    return made.requires_grad_(False).eval()
+    return stirred(made, XKVAdapter, stir)
 
 
 def method_of(name: str, kind: str | None, chat: bool):
