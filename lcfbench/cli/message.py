@@ -115,6 +115,10 @@ def _facts(message: KeptMessage) -> dict[str, Any]:
     about = {k: v for k, v in message.about.items() if k not in ("packets", "wire", "text")}
     found: dict[str, Any] = {**about, "form": message.about.get("wire", "native")}
     found["bytes"] = sum(map(len, message.packets))
+    if message.sharers > 1:
+        own = ("message_from", "bytes", "text", "tensors", "spans")
+        told = [{k: v for k, v in _facts(part).items() if k in own} for part in message.of_each()]
+        return {k: v for k, v in found.items() if k not in own[2:]} | {"each": told}
     if message.is_text:
         found["text"] = [data.decode(errors="replace") for data in message.packets]
         return found
@@ -139,6 +143,8 @@ def _name(facts: dict[str, Any]) -> str:
 
 def _line(facts: dict[str, Any]) -> str:
     """A message in few words."""
+    if "each" in facts:
+        return "; ".join(f"{k}: {_line(part)}" for k, part in enumerate(facts["each"], 1))
     if "text" in facts:
         text = " | ".join(" ".join(each.split()) for each in facts["text"])
         return (text if len(text) <= EXCERPT else f"{text[:EXCERPT]} …") or "(empty text)"
@@ -154,19 +160,30 @@ def _tensor(name: str, x: dict[str, Any]) -> str:
 
 def _page(facts: dict[str, Any]) -> Table:
     """All of a message, a line a fact."""
-    sender = "itself" if facts["message_from"] == facts["doc_hash"] else facts["message_from"][:HASH]
-    rows = [["from", sender], ["form", f"{facts['form']}, {facts['bytes']:,} bytes"]]
+    rows = [["form", f"{facts['form']}, {facts['bytes']:,} bytes"]]
+    parts = facts.get("each", [facts])
+    for number, part in enumerate(parts, 1):
+        if len(parts) > 1:
+            rows.append(["sharer", f"{number}, {part['bytes']:,} bytes"])
+        rows += _contents(part, facts["doc_hash"])
+    remarks = []
+    if any(part.get("spans") for part in parts):
+        remarks = [("", "numbers are places of tokens in the sharer's prompt, the first is 0.")]
+    title = f"document {facts['number']} ({_name(facts)}), {facts['mode']} {facts['control']}"
+    return Table(title, [Column("what"), Column("message", wrap=True)], rows, remarks=remarks)
+
+
+def _contents(facts: dict[str, Any], name: str) -> list[list[str]]:
+    """The document that a sharer's message comes from, and what it holds. name: the hash of its own."""
+    sender = "itself" if facts["message_from"] == name else facts["message_from"][:HASH]
+    rows = [["from", sender]]
     for text in facts.get("text", []):
         rows.append(["text", text or "(empty)"])
     for each in facts.get("tensors", []):
         rows += [["tensor", _tensor(name, x)] for name, x in each.items()]
     for each in facts.get("spans", []):
         rows += [[f"{span['start']}–{span['stop'] - 1}", span["text"]] for span in each]
-    remarks = []
-    if facts.get("spans"):
-        remarks = [("", "numbers are places of tokens in the sharer's prompt, the first is 0.")]
-    title = f"document {facts['number']} ({_name(facts)}), {facts['mode']} {facts['control']}"
-    return Table(title, [Column("what"), Column("message", wrap=True)], rows, remarks=remarks)
+    return rows
 
 
 def _compared(found: list[Replayed], unequal: int) -> Table:

@@ -180,7 +180,7 @@ class SkippedModel(CausalLM):
 
 def without_sharer(method: Method) -> Method:
     """The method, a control's wrapper included, with a sharer that is never run: for replays."""
-    return with_sharer(method, SkippedModel(method.sharer))
+    return each(method, lambda one: with_sharer(one, SkippedModel(one.sharer)))
 
 
 def read_as_zeros(lm: LanguageModel, prompts: list[Prompt]) -> State:

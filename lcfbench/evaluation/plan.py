@@ -159,9 +159,6 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
     if recipe.keep_messages and not any(method_class(name).sends for name in recipe.methods):
         what = f"--keep-messages: {', '.join(recipe.methods)} sends no message, so none can be kept."
         raise UserError(what, "Leave it out, or add a method that sends one (`lcfbench ls methods`).")
-    if recipe.keep_messages and len(split_sharers(recipe.pair)[1]) > 1:
-        what = "--keep-messages keeps the message of one sharer, and --pair names several."
-        raise UserError(what, "Leave it out, or name one sharer.")
     given, names = [find_adapter(place) for place in recipe.adapter], first_pair(recipe.pair)
     asked = options_of(recipe.mode, recipe.options)
     every = [

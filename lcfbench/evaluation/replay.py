@@ -206,6 +206,7 @@ def recipe_of(manifest: Manifest, folder: Path, adapter: Path | None = None) -> 
         "seed": identity["seed"],
         "options": options,
         "wire": [identity["wire"]] if identity.get("wire") else [],
+        "join": [identity["join"]] if identity.get("join") else [],
         "adapter": _adapter_of(identity, [] if own else given.get("adapter") or [], adapter),
         "latency_documents": 0,
         "processes": 1,

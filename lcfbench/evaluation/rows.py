@@ -45,29 +45,30 @@ class Rows:
 
         Raises StopRunError where it is sent and not as bytes.
         """
-        message = state.message
-        if message.packets is None:
-            if not any(message.wire_bytes[k] for k in at):
-                return None
+        parts = state.message.parts or [state.message]
+        if all(part.packets is None and not any(part.wire_bytes[k] for k in at) for part in parts):
+            return None
+        if any(part.packets is None and any(part.wire_bytes[k] for k in at) for part in parts):
             what = f"method {type(self.method).__name__} hands its message over and makes no bytes of it"
             raise StopRunError(f"{what}, so --keep-messages has none to store.", "Leave it out.")
         about: dict[str, Any] = {
             "doc_id": document.doc_id,
             "doc_hash": document.hash,
             "message_from": sender.hash,
-            "text": message.texts is not None
-            and all(message.packets[k] == message.texts[k].encode("utf-8", "replace") for k in at),
+            "text": all(is_text(part, at) for part in parts),
         }
-        if message.kept is not None and message.read is not None:
-            about["spans"] = [self._spans(message.read[k], message.kept[k]) for k in at]
-        return KeptMessage(tuple(message.packets[k] for k in at), about)
-
-    def _spans(self, read: Prompt, kept: Sequence[int]) -> list[dict[str, Any]]:
-        """The spans of the sharer's prompt whose entries are sent, as places of tokens and as text."""
-        tokenizer = self.method.sharer.tokenizer
-        return [
-            {"start": a, "stop": b, "text": tokenizer.decode(list(read.ids[a:b]))} for a, b in spans_of(kept)
-        ]
+        if len(parts) > 1:
+            about["sharers"] = len(parts)
+        if all(part.kept is not None and part.read is not None for part in parts):
+            tokenizers = [lm.tokenizer for lm in self.method.sharers[: len(parts)]]
+            about["spans"] = [
+                spans_in(tokenizer, part.read[k], part.kept[k])
+                for tokenizer, part in zip(tokenizers, parts, strict=True)
+                for k in at
+                if part.read is not None and part.kept is not None
+            ]
+        packets = (b"" if part.packets is None else part.packets[k] for part in parts for k in at)
+        return KeptMessage(tuple(packets), about)
 
     def row(
         self, document: Document, state: State, outcome: Outcome, answer_tokens: int, at: range
@@ -118,6 +119,18 @@ class Rows:
             "adapter_params": self.adapter_params,
             "adapter_bytes": self.adapter_bytes,
         }
+
+
+def is_text(message: Message, at: range) -> bool:
+    """Whether the bytes that crossed are a message's text in UTF-8."""
+    if message.texts is None or message.packets is None:
+        return False
+    return all(message.packets[k] == message.texts[k].encode("utf-8", "replace") for k in at)
+
+
+def spans_in(tokenizer: Any, read: Prompt, kept: Sequence[int]) -> list[dict[str, Any]]:
+    """The spans of a sharer's prompt whose entries are sent, as places of tokens and as text."""
+    return [{"start": a, "stop": b, "text": tokenizer.decode(list(read.ids[a:b]))} for a, b in spans_of(kept)]
 
 
 def parsed(outcome: Outcome, metrics: Mapping[str, Any]) -> bool | None:

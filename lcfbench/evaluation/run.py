@@ -356,13 +356,16 @@ class Run:
         if found is None:
             return None
         own = {name: self.identity[name] for name in ("mode", "task", "control", "seed", "wire")}
+        if isinstance(self.answering, SeveralSharers) and found.sharers > 1:
+            senders = self.answering.senders(document, self.message_from[document.hash])
+            own["each_message_from"] = [d.hash for d in senders]
         return replace(found, about={**own, **found.about})
 
     def _batch(self, documents: Sequence[Document], clock: Clock) -> Batch:
         senders, stored = [self.message_from[d.hash] for d in documents], None
         if self._stored is not None:
-            every = (data for d in documents for data in self._stored[d.hash])
-            stored = dict(enumerate(every))
+            count = len(self.answering.methods) if isinstance(self.answering, SeveralSharers) else 1
+            stored = crossed([self._stored[d.hash] for d in documents], count)
         return batch_of(documents, senders, clock, self.variant.wire, stored)
 
     def _respond(self, documents: Sequence[Document]) -> Answered:
@@ -418,6 +421,21 @@ class Run:
         if isinstance(self.answering, SeveralSharers):
             fixed["each_message_from"] = [d.hash for d in self.answering.senders(document, sender)]
         return fixed | row
+
+
+def crossed(packets: Sequence[Sequence[bytes]], sharers: int) -> dict[int, bytes]:
+    """Returns what crossed by the rows of a batch: all rows of the first sharer, then those of the second.
+
+    packets: of each document, those of the first sharer before those of the second.
+    """
+    sizes = [len(each) // sharers for each in packets]
+    every = (
+        data
+        for k in range(sharers)
+        for each, size in zip(packets, sizes, strict=True)
+        for data in each[k * size : (k + 1) * size]
+    )
+    return dict(enumerate(every))
 
 
 def reason_of(error: Exception) -> str:

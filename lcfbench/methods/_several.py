@@ -8,7 +8,7 @@ A method that says `joins` makes the message of one sharer in `send` and reads t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,6 +77,7 @@ class SeveralSharers(Method):
                 [self.dealt(row[k])[k] for row in senders],
                 batch.clock,
                 batch.wire,
+                stored=_stored_by(k, batch),
             )
             for k in range(len(self.methods))
         ]
@@ -122,7 +123,19 @@ class SeveralSharers(Method):
         ]
         return {"sharers": found}
 
+    def recall(self, settled: Mapping[str, Any]) -> None:
+        for method, found in zip(self.methods, settled["sharers"], strict=True):
+            method.recall(found)
+
     def respond(self, batch: Batch) -> State:
         pairs = zip(self.methods, self.batches(batch), strict=True)
         sent = [method.send(each) for method, each in pairs]
         return self.methods[0].receive(replace(batch), sent, self.join)
+
+
+def _stored_by(sharer: int, batch: Batch) -> dict[int, bytes] | None:
+    """Returns what crossed before from one of the sharers, by row; None where nothing is replayed."""
+    if batch.stored is None:
+        return None
+    rows = len(batch.documents)
+    return {row: batch.stored.get(sharer * rows + row, b"") for row in range(rows)}

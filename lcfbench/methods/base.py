@@ -44,7 +44,7 @@ class Batch:
     control. clock: times each phase where it happens. wire: the form in which messages cross as bytes;
     None where they are handed over as they are, as in training. packets: the bytes that crossed, by row.
     stored: bytes that crossed before, by row, which are read in the place of new ones: a replay, in which
-    the sharer computes nothing.
+    the sharer computes nothing; those of a second sharer have the rows behind the first one's.
     """
 
     documents: Sequence[Document]

@@ -2,7 +2,8 @@
 
 `<out>/<run_id>/messages/<doc_hash>.json` says what a document's message is; `<doc_hash>.safetensors` (text:
 `.txt`) beside it holds the bytes. A document whose choices have prompts of their own has several:
-`<doc_hash>.0.safetensors`, `<doc_hash>.1.safetensors`, …
+`<doc_hash>.0.safetensors`, `<doc_hash>.1.safetensors`, … With several sharers each has its own:
+`<doc_hash>.sharer1.safetensors`, `<doc_hash>.sharer2.safetensors`, …
 
 >>> read_message(folder, doc_hash).packets[0][:8]                                # doctest: +SKIP
 """
@@ -39,7 +40,8 @@ class KeptMessage:
 
     about: doc_id, doc_hash, message_from (a document's hash), form, text (whether it is UTF-8), and
     `spans`, where some tokens of the sharer's prompt were chosen: [start, stop) and their text, a list for
-    each prompt.
+    each prompt. With several sharers `sharers` is their number, packets and spans are those of the first,
+    then those of the second, and so on, and `each_message_from` names a document for each.
     """
 
     packets: tuple[bytes, ...]
@@ -49,6 +51,25 @@ class KeptMessage:
     def is_text(self) -> bool:
         return bool(self.about.get("text"))
 
+    @property
+    def sharers(self) -> int:
+        """The number of sharers whose messages these are."""
+        return int(self.about.get("sharers", 1))
+
+    def of_each(self) -> list[KeptMessage]:
+        """Returns the message of each sharer, in their order."""
+        count, parts = self.sharers, []
+        each, senders = len(self.packets) // count, self.about.get("each_message_from")
+        for k in range(count):
+            at = slice(k * each, (k + 1) * each)
+            about = {x: v for x, v in self.about.items() if x not in ("sharers", "each_message_from")}
+            if "spans" in about:
+                about["spans"] = about["spans"][at]
+            if senders:
+                about["message_from"] = senders[k]
+            parts.append(KeptMessage(self.packets[at], about))
+        return parts
+
 
 def keep_message(run: Path, message: KeptMessage) -> None:
     """Stores a document's message in the folder of its run: bytes first, then what is said about them.
@@ -56,7 +77,7 @@ def keep_message(run: Path, message: KeptMessage) -> None:
     Raises UserError where the disk is full or read-only; LostError where another process took over.
     """
     name, folder = str(message.about["doc_hash"]), run / MESSAGES
-    files = names_of(name, len(message.packets), message.is_text)
+    files = names_of(name, len(message.packets), message.is_text, message.sharers)
     told = [
         {"file": file, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for file, data in zip(files, message.packets, strict=True)
@@ -68,8 +89,11 @@ def keep_message(run: Path, message: KeptMessage) -> None:
         write_json(folder / f"{name}.json", {**message.about, "packets": told})
 
 
-def names_of(name: str, count: int, text: bool) -> list[str]:
-    """The names of the files of a document's message."""
+def names_of(name: str, count: int, text: bool, sharers: int = 1) -> list[str]:
+    """The names of the files of a document's message, those of several sharers one after another."""
+    if sharers > 1:
+        parts = (names_of(f"{name}.sharer{k + 1}", count // sharers, text) for k in range(sharers))
+        return [file for part in parts for file in part]
     end = "txt" if text else "safetensors"
     return [f"{name}.{end}"] if count == 1 else [f"{name}.{i}.{end}" for i in range(count)]
 
@@ -102,6 +126,9 @@ def about_message(run: Path, name: str) -> dict[str, Any]:
             if Path(each["file"]).name != each["file"] or not isinstance(each["bytes"], int):
                 raise ValueError("it names a file that is not beside it")
             str(each["sha256"])
+        sharers = found.get("sharers", 1)
+        if type(sharers) is not int or sharers < 1 or len(found["packets"]) % sharers:
+            raise ValueError("its files are not those of its sharers")
         return found
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error

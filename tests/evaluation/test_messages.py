@@ -315,6 +315,108 @@ def test_the_shell_shows_without_torch(whole):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+# -- several sharers ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(one_model, tmp_path_factory):
+    """The folder of runs with two sharers."""
+    out, end = tmp_path_factory.mktemp("several"), one_model.split(":")[0]
+    asked = {"mode": "t2t,cacheback,kvcomm", "control": ["matched", "deranged-one", "equal-text"]}
+    asked |= {"task": ["splitfacts_several"], "task_options": {"sharers": "2"}, "limit": 6}
+    run_recipe(f"{end}:{end},{end}", out, keep_messages=True, **asked)
+    return out
+
+
+@pytest.mark.parametrize("mode", ["t2t", "cacheback", "kvcomm"])
+@pytest.mark.parametrize("control", ["matched", "deranged-one"])
+def test_the_message_of_each_sharer_is_kept(several, mode, control):
+    run = run_of(several, f"{mode}-splitfacts_several-{control}")
+    for row in rows(run):
+        message = read_message(run, row["doc_hash"])
+        sizes, senders = (json.loads(row[f"each_message_{name}"]) for name in ("bytes", "from"))
+        assert message.sharers == 2 and list(map(len, message.packets)) == sizes
+        each = message.of_each()
+        assert [part.about["message_from"] for part in each] == senders
+        assert [part.packets for part in each] == [(data,) for data in message.packets]
+        assert each[0].packets != each[1].packets
+        files = {path.name for path in (run / "messages").glob(f"{row['doc_hash']}.sharer*")}
+        end = "txt" if mode == "t2t" else "safetensors"
+        assert files == {f"{row['doc_hash']}.sharer{k}.{end}" for k in (1, 2)}
+        if mode == "t2t":
+            assert "\n".join(data.decode() for data in message.packets) == row["message_text"]
+        for part, text in zip(each, row["sharer_prompt"].split("\n\n"), strict=True):
+            for span in part.about.get("spans", [[]])[0]:
+                assert span["text"] in text
+
+
+@pytest.mark.parametrize("mode", ["t2t", "cacheback", "kvcomm"])
+@pytest.mark.parametrize("control", ["matched", "deranged-one", "equal-text"])
+def test_replays_of_several_sharers(several, mode, control, monkeypatch):
+    run = run_of(several, f"{mode}-splitfacts_several-{control}")
+    read, plain = [], CausalLM.prefill
+    monkeypatch.setattr(
+        CausalLM,
+        "prefill",
+        lambda self, rows, *args, **given: (read.extend(rows), plain(self, rows, *args, **given))[1],
+    )
+    found = lcfbench.replay(run)
+    monkeypatch.undo()
+    assert list(found["equal"]) == [True] * 6 and found["difference"].max() == 0
+    assert 6 <= len(set(map(tuple, read))) <= 7, "the receiver's prompts, and a batch's padding at most"
+
+
+def test_replays_hear_each_sharer(several, tmp_path):
+    """Bytes of one sharer that were changed with their digest change the answer, and so do swapped ones."""
+    for name, change in (
+        (
+            "negated",
+            lambda a, b: (
+                a,
+                save_tensors({n: -x if x.is_floating_point() else x for n, x in load(b).items()}),
+            ),
+        ),
+        ("swapped", lambda a, b: (b, a)),
+    ):
+        run = tmp_path / name
+        shutil.copytree(run_of(several, "kvcomm-splitfacts_several-matched"), run)
+        stored = read_message(run, rows(run)[2]["doc_hash"])
+        about = {k: v for k, v in stored.about.items() if k != "packets"}
+        kept.keep_message(run, kept.KeptMessage(change(*stored.packets), about))
+        assert list(lcfbench.replay(run)["equal"]) == [True, True, False, True, True, True]
+
+
+def test_damaged_messages_of_several_sharers(several, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(run_of(several, "t2t-splitfacts_several-matched"), run)
+    name = rows(run)[0]["doc_hash"]
+    about = run / "messages" / f"{name}.json"
+    plain = about.read_text()
+    for wrong in ('"two"', "0", "3", "true"):
+        about.write_text(re.sub(r'"sharers": ?2', f'"sharers": {wrong}', plain))
+        with pytest.raises(kept.DamagedMessageError, match="its files are not those of its sharers"):
+            read_message(run, name)
+
+
+def test_show_several_sharers(several, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for mode in ("t2t", "cacheback", "kvcomm"):
+        run = run_of(several, f"{mode}-splitfacts_several-deranged-one")
+        code, out, _ = message(capsys, monkeypatch, "show", run)
+        assert code == 0 and max(map(len, out.splitlines())) <= 80 and "1: " in out and "2: " in out
+        row = rows(run)[1]
+        sizes = json.loads(row["each_message_bytes"])
+        code, out, _ = message(capsys, monkeypatch, "show", run, "--document", "1")
+        assert code == 0 and max(map(len, out.splitlines())) <= 80
+        for number, size in enumerate(sizes, 1):
+            assert f"{number}, {size:,} bytes" in out
+        assert "itself" in out and row["message_from"][:12] in out
+        code, out, _ = message(capsys, monkeypatch, "show", run, "-d", "1", "--json")
+        [told] = json.loads(out)["messages"]
+        assert told["bytes"] == sum(sizes) and [part["bytes"] for part in told["each"]] == sizes
+        assert all(("text" in part) == (mode == "t2t") for part in told["each"])
+
+
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("mode", "pair", "said"),

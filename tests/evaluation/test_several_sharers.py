@@ -110,7 +110,6 @@ def test_rows_of_two_sharers(tmp_path):
         (("--mode", "draft_kv"), "draft_kv takes the message of one sharer"),
         (("--mode", "sharer"), "sharer takes the message of one sharer"),
         (("--mode", "t2t", "--task", "splitfacts"), "deals the sharer's text to 1, and --pair names 2"),
-        (("--mode", "t2t", "--keep-messages"), "--keep-messages keeps the message of one sharer"),
     ],
 )
 def test_what_a_run_refuses(tmp_path, capsys, monkeypatch, args, said):
