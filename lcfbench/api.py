@@ -131,6 +131,27 @@ class Results:
         warn_all(warnings)
         return files
 
+    def plot_length(
+        self, folder: Path | str = ".", *, data: Path | str | None = None, **chosen: str
+    ) -> list[Path]:
+        """Draws score and time to answer by the length of the sharer's context, as the shell does.
+
+        chosen: task, pair, dial (the task option that makes contexts longer). data: also a .csv of the
+        numbers. Returns the files. Raises UserError for names that no run has.
+        """
+        from lcfbench.analysis.length import Choice, draw
+        from lcfbench.results.reader import warn_all
+
+        if strange := sorted(chosen.keys() - {f.name for f in fields(Choice)}):
+            raise unknown(
+                "choice", strange[0], [f.name for f in fields(Choice)], "lcfbench plot length --help"
+            )
+        warnings: list[str] = []
+        to = Path(data) if data is not None else None
+        _, files = draw(self.folders, Path(folder), Choice(**chosen), to, warnings)
+        warn_all(warnings)
+        return files
+
 
 def run(
     recipe: Recipe | Path | str | None = None, *, progress: bool | Progress = False, **settings: Any

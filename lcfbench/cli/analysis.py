@@ -462,6 +462,49 @@ def plot_rate(
         echo(path)
 
 
+@plot_app.command("length")
+def plot_length(
+    runs: RunsArgument = None,
+    task: Annotated[
+        str, typer.Option("--task", help="Draw this task. [default: each, below one another]")
+    ] = "",
+    pair: Annotated[str, typer.Option("--pair", help="Draw this pair. [default: each]")] = "",
+    dial: Annotated[
+        str,
+        typer.Option(
+            "--dial", metavar="OPTION", help="Task option that makes contexts longer. [default: distractors]"
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Folder for length.png and length.svg. [default: beside the first argument]"
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Also write the numbers of the figure: NAME.csv.")
+    ] = None,
+) -> None:
+    """Score and time to answer by the length of the sharer's context, a line a method; and their table.
+
+    Run a task once for each length, as `--task-option distractors=70`; contexts are as long as the sharer
+    reads, in tokens.
+    """
+    from lcfbench.analysis.length import DIAL, Choice, draw
+    from lcfbench.cli.tables import show as show_tables
+
+    paths, warnings = runs or [RESULTS], list[str]()
+    try:
+        tables, files = draw(
+            paths, out or _folder(paths[0]), Choice(task, pair, dial or DIAL), data, warnings
+        )
+    finally:
+        _warn(warnings)
+    show_tables(*tables)
+    for path in files:
+        echo(path)
+
+
 @plot_app.command("training")
 def plot_training(
     folders: Annotated[list[Path], typer.Argument(help="Folders that `lcfbench train` wrote.")],

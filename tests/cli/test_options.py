@@ -123,6 +123,8 @@ def test_an_option_that_stands_twice_has_both_values(given):
         "oracle transform --out @",
         "task new mine --out @",
         "plot frontier results --data @",
+        "plot length results --data @",
+        "plot length results --dial @",
         "plot training x --out @",
         "export jsonl -o @",
         "export eee -o @",

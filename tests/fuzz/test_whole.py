@@ -43,6 +43,7 @@ WRITING = {
     "report": "report results -o out/report.html",
     "frontier": "plot frontier results --out out",
     "rate": "plot rate results --out out",
+    "length": "plot length results --out out --data out/length.csv",
     "training": "plot training adapters/lcf --out out",
 }
 RESUMED = ("run", "train", "import-c2c", "prune", "enrich", "pull")

@@ -62,6 +62,7 @@ LINES = [
     Line("report results --markdown -o out/r.md", "results/{lcf}", slow=False),
     Line("plot frontier results journals --out out", RUNS, slow=False),
     Line("plot rate results --out out", RUNS, slow=False),
+    Line("plot length results journals --out out --data out/l.csv", RUNS, slow=False),
     Line("plot training adapters/lcf --out out", "adapters/lcf", slow=False),
     Line(f"bench {GRID} --out out/b.json", "models/sharer adapters/lcf"),
     Line("ls runs --out results", "results/{lcf}", good="receiver", slow=False),
