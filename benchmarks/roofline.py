@@ -31,6 +31,7 @@ from lcfbench.latency.plan import Cell, plan
 from lcfbench.latency.recipe import BenchRecipe
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.layout import blocks_of
 from lcfbench.models.timing import PHASES, Clock
 from lcfbench.tasks.document import Document
 
@@ -165,11 +166,16 @@ def forward(lm: CausalLM, phase: str, new: int, past: int, logits: int, by_first
     hidden and body = all other parameters that tokens are multiplied with. bytes = itemsize · (body
     + [logits > 0]·head + new·hidden + 2·kv_width·(Σ_layers entries read + layers·new) +
     logits·vocabulary): weights once, rows of the embedding table, the cache read and written (K and
-    V), logits written. A layer with a window reads no more of the cache than that.
+    V), logits written. A layer with a window reads no more of the cache than that. Without logits the
+    last layer makes its keys and values alone.
     """
     g, head = lm.geometry, head_params(lm)
     body, spans = lm.matmul_params - head, lm.windows
     seen = sum(pairs(new, past, w) for w in spans) / len(spans)  # a layer, on average
+    if not logits and lm.ends_early:
+        last = sum(p.numel() for p in blocks_of(lm.model)[-1].parameters())
+        body -= last - 2 * lm.hidden_size * g.kv_width
+        seen = sum(pairs(new, past, w) for w in spans[:-1]) / len(spans)
     read = sum(past if w is None else min(past, max(w - 1, 0)) for w in spans)
     cache = 2 * g.kv_width * (read + g.layers * new)
     numbers = body + (head if logits else 0) + new * lm.hidden_size + cache + logits * lm.vocabulary_size

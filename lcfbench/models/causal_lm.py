@@ -25,6 +25,7 @@ from lcfbench.models.capabilities import Capabilities, presumed
 from lcfbench.models.conformance import Conformance
 from lcfbench.models.conformance_store import known, recorded
 from lcfbench.models.dtypes import absent
+from lcfbench.models.entries import ending, ends_early, may_end, until_written
 from lcfbench.models.kv_cache import BLOCK, KV, growing
 from lcfbench.models.latent import Realignment, Thought, realignment, think
 from lcfbench.models.layer_masks import (
@@ -260,10 +261,10 @@ class CausalLM:
             with torch.no_grad() if self.shared.frozen else nullcontext():
                 short = max(map(len, rows), default=0) <= LONG
                 join = partial(joined_run, self) if short and self.joins else None
-                return self.shared.read(rows, self.run, join)
+                return self.shared.read(rows, partial(self.run, entries=True), join)
         # padding goes to the end, not between what was read and what is read now
         pad = pad_right if past is not None and past.length else pad_left
-        return self.run(*pad(rows, self.pad_id), past, start, real)
+        return self.run(*pad(rows, self.pad_id), past, start, real, entries=True)
 
     def prefill_latent(self, rows: Sequence[Sequence[int]], thought: Thought) -> KV:
         if not all(rows):
@@ -298,16 +299,25 @@ class CausalLM:
         return {}
 
     def run(
-        self, ids: Tensor, mask: Tensor, past: KV | None, start: Tensor | int, real: Real | None = None
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        past: KV | None,
+        start: Tensor | int,
+        real: Real | None = None,
+        entries: bool = False,
     ) -> KV:
-        """Runs the decoder over ids (B, N), right-padded where `past` holds something."""
+        """Runs the decoder over ids (B, N), right-padded where `past` holds something.
+
+        entries: nobody looks at what the last layer makes of its entries, see `models.entries`.
+        """
         ids, mask = ids.to(self.device), mask.to(self.device)
         start = start.to(self.device) if isinstance(start, Tensor) else start
         begins = past is None or (not past.length and past.states is None)
         # padding in front of a recurrent layer's text would reach into several stretches
         left = self.reading == "left" and begins and (ids.shape[1] <= LONG or bool(mask.all()))
         if self.reading == "padded" or (left and real is None):
-            return self.run_padded(ids, mask, past, start, real)
+            return self.run_padded(ids, mask, past, start, real, entries)
         if real is not None and not all(map(all, real)):
             raise UserError(
                 f"{self.name} cannot read prompts with padding inside: {self.unpadded_because}.",
@@ -317,7 +327,13 @@ class CausalLM:
         return run(self, ids, mask, past, start)
 
     def run_padded(
-        self, ids: Tensor, mask: Tensor, past: KV | None, start: Tensor | int, real: Real | None = None
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        past: KV | None,
+        start: Tensor | int,
+        real: Real | None = None,
+        entries: bool = False,
     ) -> KV:
         """Runs the decoder over ids, padding and all: at once, or a long text stretch by stretch."""
         before = KV.empty(self.layout, ids.shape[0], self.device, self.dtype) if past is None else past
@@ -336,10 +352,13 @@ class CausalLM:
         in_place = width < more and self.layout.plain
         after = before.widened(full, at, silent) if in_place else before
         cache = after.written_from(n, self.cut_windows(after)) if in_place else before.to_cache()
+        if entries and may_end(self):
+            cache = ending(cache, self.geometry.layers - 1)
         for a, b in pairwise([*range(0, more, width), more]):
             with (
                 hiding(self.model, before.hidden, full[:, : n + b], b - a),
                 editing(self.model, before.edits, positions[:, a:b], mask[:, a:b]),
+                until_written(),
             ):
                 decoder_of(self.model)(
                     input_ids=ids[:, a:b],
@@ -384,6 +403,11 @@ class CausalLM:
         if not (cut and own and kinds and kinds <= KINDS):
             return ()
         return [self.windows[layer] for layer in self.decoder_layers(range(len(kv.keys)))]
+
+    @cached_property
+    def ends_early(self) -> bool:
+        """Whether a reading of a prompt may end before the model does, see `models.entries`."""
+        return ends_early(self)
 
     @property
     def joins(self) -> bool:

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lcfbench.models.entries import may_end, until_written, written
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.layer_masks import attention_of, visible, windows
 from lcfbench.models.layout import blocks_of, decoder_of
@@ -63,10 +64,13 @@ class Piece:
 
 
 class Attention:
-    """What stands in for a model's attention during one forward. keys, values: (1, H, T, D) a layer."""
+    """What stands in for a model's attention during one forward. keys, values: (1, H, T, D) a layer.
 
-    def __init__(self, pieces: Sequence[Piece], windows: Sequence[int | None]) -> None:
-        self.pieces, self.windows = pieces, windows
+    last: the layer behind whose entries the forward ends, see `models.entries`.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], windows: Sequence[int | None], last: int | None) -> None:
+        self.pieces, self.windows, self.last = pieces, windows, last
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._masks: dict[int | None, list[Tensor | None]] = {}
@@ -83,6 +87,8 @@ class Attention:
         layer, window = len(self.keys), self.windows[len(self.keys)]
         self.keys.append(key)
         self.values.append(value)
+        if layer == self.last:
+            written()
         if window not in self._masks:
             self._masks[window] = [piece.see(window) for piece in self.pieces]
         rows = [x.transpose(1, 2)[0] for x in (query, key, value)]  # (T, H, D)
@@ -142,9 +148,9 @@ def can_join(lm: CausalLM) -> bool:
 
 
 @contextmanager
-def joined(model: Any, pieces: Sequence[Piece]) -> Iterator[Attention]:
+def joined(model: Any, pieces: Sequence[Piece], last: int | None = None) -> Iterator[Attention]:
     """Within it one forward of the model, on `tokens(pieces)` and without a cache, attends by pieces."""
-    config, attention = decoder_of(model).config, Attention(pieces, windows(model))
+    config, attention = decoder_of(model).config, Attention(pieces, windows(model), last)
     before, token = config._attn_implementation, _running.set(attention)
     config._attn_implementation = KERNEL
     try:
@@ -180,7 +186,8 @@ def joined_run(
         see = partial(visible, full, torch.zeros_like(full, dtype=torch.bool), ids.shape[1])
         pieces.append(Piece(first, ids, mask, positions_of(mask, begun), see))
     ids, positions = tokens(pieces)
-    with joined(lm.model, pieces) as ran:
+    last = lm.geometry.layers - 1 if may_end(lm) else None
+    with joined(lm.model, pieces, last) as ran, until_written():
         decoder_of(lm.model)(input_ids=ids, use_cache=False, **lm.places(positions))
     mask = pad_left(rows, lm.pad_id, lm.device)[1]
     ends = mask.shape[1] - mask.sum(1)

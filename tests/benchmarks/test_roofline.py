@@ -70,14 +70,21 @@ def asked(shared: bool = True, answer_tokens: int = 5) -> Document:
 def square(lm, new: int, past: int, logits: int) -> float:
     """Operations as they are really run.
 
-    Attention is a full rectangle, of which half is masked away.
+    Attention is a full rectangle, of which half is masked away. Without logits the last layer projects its
+    queries, keys and values, and no more.
     """
     head = head_params(lm)
-    return (
-        2 * (lm.matmul_params - head) * new
-        + 2 * head * logits
-        + lm.attention_flops(new, past=past, tokens=new)
-    )
+    body, attention = lm.matmul_params - head, lm.attention_flops(new, past=past, tokens=new)
+    if not logits:
+        body -= of_last(lm) - of_last(lm, "q_proj") - of_last(lm, "k_proj") - of_last(lm, "v_proj")
+        attention *= 1 - 1 / lm.geometry.layers
+    return 2 * body * new + 2 * head * logits + attention
+
+
+def of_last(lm, name: str = "") -> int:
+    """Parameters of the last layer, or of one of its projections."""
+    layer = lm.model.get_decoder().layers[-1]
+    return sum(p.numel() for p in (getattr(layer.self_attn, name) if name else layer).parameters())
 
 
 def test_a_forward_by_hand():
@@ -92,19 +99,21 @@ def test_a_forward_by_hand():
     assert work.bytes == 4 * (body + head + 5 * 32 + 2 * 16 * 3 * (7 + 5) + 400)
     assert work.flops == 2 * body * 5 + 2 * head + 4 * 3 * 4 * 8 * (5 * 7 + 15)
     without = forward(end, "prefill", new=5, past=7, logits=0)
-    assert work.bytes - without.bytes == 4 * (head + 400) and work.flops - without.flops == 2 * head
+    # the last layer's K and V alone
+    last = layer - 2 * 32 * 16
+    assert work.bytes - without.bytes == 4 * (head + 400 + last)
+    assert work.flops - without.flops == 2 * head + 2 * last * 5 + 4 * 4 * 8 * (5 * 7 + 15)
 
 
 def test_an_untied_head_is_counted_as_a_tied_one_is():
     end = helpers.causal_lm(family="qwen3")
     assert not end.model.config.tie_word_embeddings
-    work = [forward(end, "prefill", new=4, past=0, logits=n) for n in (0, 1)]
+    work = [forward(end, "prefill", new=4, past=0, logits=n) for n in (1, 2)]
     assert work[1].flops - work[0].flops == 2 * end.model.get_output_embeddings().weight.numel()
     table = end.model.get_input_embeddings().weight.numel()
     weights = sum(p.numel() for p in end.model.parameters())
-    assert (
-        work[0].bytes < 4 * (weights - 2 * table) * 1.5
-    )  # neither table nor head are in a forward without logits
+    # neither table nor head are in a forward without logits
+    assert forward(end, "prefill", new=4, past=0, logits=0).bytes < 4 * (weights - 2 * table) * 1.5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -119,13 +128,15 @@ def test_operations_are_those_pytorch_counts(family, new, past, logits):
         if logits:
             end.model(ids, past_key_values=cache, logits_to_keep=logits)
         else:
-            end.model.get_decoder()(ids, past_key_values=cache)
+            end.run(ids, torch.ones_like(ids), None, 0, entries=True)
     assert square(end, new, past, logits) == pytest.approx(
         counter.get_total_flops(), rel=0.03
     )  # norms are no matmuls
-    masked = end.attention_flops(1, past=new * (new - 1) / 2)
+    unneeded = end.attention_flops(1, past=new * (new - 1) / 2)  # masked away
+    if not logits:
+        unneeded = unneeded * (1 - 1 / end.geometry.layers) + 2 * of_last(end, "q_proj") * new
     assert forward(end, "prefill", new, past, logits).flops == pytest.approx(
-        square(end, new, past, logits) - masked
+        square(end, new, past, logits) - unneeded
     )
 
 
