@@ -118,18 +118,39 @@ class Results:
         warn_all(warnings)
         return files
 
-    def plot_rate(self, folder: Path | str = ".", *, task: str = "", pair: str = "") -> list[Path]:
+    def plot_rate(self, folder: Path | str = ".", **chosen: Any) -> list[Path]:
         """Draws content P with its interval against message bytes, as the shell does.
 
-        task, pair: names, empty for all. Returns the files. Raises UserError for names that no run has.
+        chosen: fields of `lcfbench.analysis.rate.Choice` (task, pair, aim, data). Returns the files. Raises
+        UserError for names that no run has.
         """
-        from lcfbench.analysis.rate import draw
+        from lcfbench.analysis.rate import Choice, draw
         from lcfbench.results.reader import warn_all
 
+        if strange := sorted(chosen.keys() - {f.name for f in fields(Choice)}):
+            raise unknown("choice", strange[0], [f.name for f in fields(Choice)], "lcfbench plot rate --help")
         warnings: list[str] = []
-        files = draw(self.folders, Path(folder), task, pair, warnings)
+        if chosen.get("data") is not None:
+            chosen["data"] = Path(chosen["data"])
+        drawn = draw(self.folders, Path(folder), Choice(**chosen), warnings)
         warn_all(warnings)
-        return files
+        return drawn.files
+
+    def kept(self, whole: str, share: float = 0.8, share_of_bytes: float = 0.01) -> pd.DataFrame:
+        """Returns what each message keeps of a whole one's content and bytes, a line each.
+
+        whole: its label or method, as kvcomm. Columns: fields of `lcfbench.analysis.kept.Kept`. Raises
+        UserError where no run is of it.
+        """
+        import pandas as pd
+
+        from lcfbench.analysis.kept import Aim, Kept, kept
+        from lcfbench.analysis.run_groups import read_run_groups
+        from lcfbench.results.reader import warn_all
+
+        found = read_run_groups(self.folders)
+        warn_all(found.warnings)
+        return pd.DataFrame(kept(found.groups, Aim(whole, share, share_of_bytes)), columns=Kept._fields)
 
     def plot_length(
         self, folder: Path | str = ".", *, data: Path | str | None = None, **chosen: str

@@ -17,21 +17,18 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from lcfbench.analysis.kept import share_test, shared_scores, without_content
 from lcfbench.analysis.matching import REFUSED, differing
 from lcfbench.analysis.run_groups import RunGroup, too_many_failed
 from lcfbench.analysis.stats import DELTA, Paired, paired
-from lcfbench.analysis.summary import GROUP, hashable, twin_of
-from lcfbench.controls.names import WITHOUT_CONTENT
+from lcfbench.analysis.summary import GROUP, hashable
 from lcfbench.errors import UserError
 from lcfbench.parsing import load_yaml
 from lcfbench.tables import Cell, Column, Table
-
-if TYPE_CHECKING:
-    import numpy as np
 
 Label: TypeAlias = Literal["holds here", "does not hold here", "undecided", "not measured"]
 ALPHA = 0.05
@@ -174,7 +171,7 @@ def _line(claim: Claim, a: RunGroup, b: RunGroup | None, groups: Sequence[RunGro
 
     if b is not None and (apart := differing(a, b, REFUSED)):
         return unfit(f"not comparable: they differ in {', '.join(apart)}")
-    empty_a, empty_b = (_without_content(g, groups) if g else [] for g in (a, b))
+    empty_a, empty_b = (without_content(g, groups) if g else [] for g in (a, b))
     needed = {"content": [empty_a], "share": [empty_a, empty_b]}.get(claim.test, [])
     if not all(needed):
         return unfit("no run without content: add --control deranged")
@@ -182,7 +179,7 @@ def _line(claim: Claim, a: RunGroup, b: RunGroup | None, groups: Sequence[RunGro
     failed = next((why for g in runs if (why := too_many_failed(a, g))), "")
     if failed:
         return unfit(failed)
-    scores = _shared(runs)
+    scores = shared_scores(runs)
     if not len(scores[0]):
         return unfit("no document in common")
     own = scores[0]
@@ -193,31 +190,9 @@ def _line(claim: Claim, a: RunGroup, b: RunGroup | None, groups: Sequence[RunGro
     other, means = scores[1], (float(own.mean()), float(scores[1].mean()))
     if claim.test != "share":
         return _Line(claim, runs, b.label, means, [paired(own, other)])
-    s = claim.share  # content a − s · content b, as the difference of two means that lie between 0 and 1
     split = 2 + len(empty_a)
-    worst_a, worst_b = (
-        max(part, key=lambda x: float(x.mean())) for part in (scores[2:split], scores[split:])
-    )
-    test = paired((own + s * worst_b) / (1 + s), (worst_a + s * other) / (1 + s))
-    return _Line(claim, runs, b.label, means, [test], 1 + s, paired(other, worst_b))
-
-
-def _without_content(group: RunGroup, groups: Sequence[RunGroup]) -> list[RunGroup]:
-    """The same method under every control without content that was run; deranged must be among them."""
-    found = [twin for control in WITHOUT_CONTENT if (twin := twin_of(group, groups, control))]
-    return found if any(twin.control == "deranged" for twin in found) else []
-
-
-def _shared(runs: Sequence[RunGroup]) -> list[np.ndarray]:
-    """Scores of each on the documents that all have and that failed in none, in the same order."""
-    import numpy as np
-
-    codes = runs[0].codes
-    for run in runs[1:]:
-        codes = np.intersect1d(codes, run.codes, assume_unique=True)
-    for run in runs:
-        codes = codes[~np.isin(codes, run.failed)]
-    return [run.scores[np.searchsorted(run.codes, codes)] for run in runs]
+    test = share_test((own, scores[2:split]), (other, scores[split:]), claim.share)
+    return _Line(claim, runs, b.label, means, [test.pair], test.scale, test.whole_pair)
 
 
 def _judge(line: _Line, confidence: float, delta: float) -> Judged:

@@ -446,19 +446,40 @@ def plot_rate(
         Path | None,
         typer.Option("--out", help="Folder for rate.png and rate.svg. [default: beside the first argument]"),
     ] = None,
+    whole: Annotated[
+        str,
+        typer.Option(
+            "--whole",
+            metavar="METHOD",
+            help="Say what each message keeps of this one's P and bytes, as kvcomm: a label or a method.",
+        ),
+    ] = "",
+    share: Annotated[float, typer.Option("--share", help="Share of its P that shall be kept.")] = 0.8,
+    share_of_bytes: Annotated[
+        float, typer.Option("--share-of-bytes", help="Share of its bytes that may be spent.")
+    ] = 0.01,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Also write the numbers, NAME.csv; in place of runs it is drawn again."),
+    ] = None,
 ) -> None:
     """What messages are worth by their size: content P with its interval against message bytes.
 
     The points of one method are joined in order of bytes; `run --wire native,int8,int4` makes several.
     """
-    from lcfbench.analysis.rate import draw
+    from lcfbench.analysis.kept import Aim, kept_tables
+    from lcfbench.analysis.rate import Choice, draw
+    from lcfbench.cli.tables import show
 
     paths, warnings = runs or [RESULTS], list[str]()
+    aim = Aim(whole, share, share_of_bytes) if whole else None
     try:
-        files = draw(paths, out or _folder(paths[0]), task, pair, warnings)
+        drawn = draw(paths, out or _folder(paths[0]), Choice(task, pair, aim, data), warnings)
     finally:
         _warn(warnings)
-    for path in files:
+    if aim is not None:
+        show(*kept_tables(drawn.kept, aim))
+    for path in drawn.files:
         echo(path)
 
 

@@ -42,7 +42,7 @@ WRITING = {
     "bench": f"{BENCH} --drift 0 --warm-up 1 --dtype float32 --out out/bench.json",
     "report": "report results -o out/report.html",
     "frontier": "plot frontier results --out out",
-    "rate": "plot rate results --out out",
+    "rate": "plot rate results --out out --data out/rate.csv",
     "length": "plot length results --out out --data out/length.csv",
     "training": "plot training adapters/lcf --out out",
 }

@@ -300,7 +300,7 @@ def test_worth_by_size(one_model, tmp_path, capsys, monkeypatch):
         capsys, monkeypatch, "plot", "rate", tmp_path / "results", "--task", "splitfacts", "--out", tmp_path
     )
     assert code == 0 and out.split() == [str(tmp_path / f"rate.{kind}") for kind in ("png", "svg")]
-    assert plot(summary, tmp_path / "again")[1].read_bytes() == (tmp_path / "rate.svg").read_bytes()
+    assert plot(points, tmp_path / "again")[1].read_bytes() == (tmp_path / "rate.svg").read_bytes()
     with pytest.raises(UserError, match="no run with a message"):
         points_of(summary[summary["mode"] == "receiver"])
 

@@ -1,17 +1,19 @@
 """Draws what a message is worth against its size: content P with its interval over bytes.
 
-    from lcfbench.analysis.plots.rate import plot
-    plot(summarise(read_run_groups(paths).groups), Path("results"))
+    from lcfbench.analysis.plots.rate import plot, points_of
+    plot(points_of(summarise(read_run_groups(paths).groups)), Path("results"))
 
 P is that of the verdict, paired over documents: points that a document's own message adds over another
 one's, or over zeros, noise or none where that scores better. The points of one method are joined in order
-of bytes. The same summary gives the same bytes.
+of bytes. Where points say what they keep of a whole message (kept.py), two thin lines bound what was aimed
+at: above the one, left of the other. The same points give the same bytes.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +33,33 @@ WIDE, ROW, TOP, LEFT, FOOT = 9.0, 4.6, 0.5, 0.8, 0.65  # inches
 LABELLED = 14  # with more points only methods are named, in the legend
 NAMED = 28  # characters of a point's name
 WIRE = re.compile(r"\bwire=(\S+)")  # in a label: the form in which messages crossed
+MADE = "`lcfbench plot rate RUNS --data NAME.csv` makes one."
 DASHES = ("-", "--", ":", "-.")  # of a method's wire forms, in turn
+# of a file of points: those of the summary, then what is kept of a whole message (kept.py)
+SUMMARY = (
+    *GROUP,
+    *"mode label control n metric score low high message_bytes".split(),
+    *"content content_low content_high content_n matched_score deranged_score".split(),
+)
+KEPT = tuple("kept_of of_bytes whole_content of_content above above_low above_high reached".split())
+COLUMNS = (*SUMMARY, *KEPT, "share", "share_of_bytes")
+NUMBERS = ("message_bytes", "content", "content_low", "content_high", "content_n")  # every point has them
 
 
 @styled()
-def plot(summary: pd.DataFrame, folder: Path) -> list[Path]:
-    """Writes `rate.png` and `rate.svg` into a folder; returns their paths.
+def plot(points: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """Writes `rate.png` and `rate.svg` into a folder; returns their paths."""
+    return save(draw(points), folder, "rate")
 
-    Raises UserError where no run has a size and a content.
-    """
-    return save(draw(summary), folder, "rate")
+
+def key(point: dict[str, Any]) -> tuple[str, ...]:
+    """What tells a point from others: pair, task, scoring, label."""
+    return tuple(str(point[name]) for name in (*GROUP, "label"))
+
+
+def in_order(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By pair, task and scoring, in order of bytes."""
+    return sorted(points, key=lambda point: (*(str(point[g]) for g in GROUP), point["message_bytes"]))
 
 
 def points_of(summary: pd.DataFrame) -> list[dict[str, Any]]:
@@ -59,12 +78,37 @@ def points_of(summary: pd.DataFrame) -> list[dict[str, Any]]:
             "no run with a message and a deranged run to compare it with.",
             "Run methods that send one with --control matched,deranged.",
         )
-    return sorted(found, key=lambda line: (*(str(line[g]) for g in GROUP), line["message_bytes"]))
+    return in_order(found)
 
 
-def draw(summary: pd.DataFrame) -> Figure:
+def read(path: Path, task: str = "", pair: str = "") -> list[dict[str, Any]]:
+    """Returns the points that a figure wrote into a .csv, those of a task and pair where one is named.
+
+    Raises UserError where the file is none of a figure, or has no such points.
+    """
+    import pandas as pd
+
+    text = dict.fromkeys((*GROUP, "mode", "label", "control", "metric", "kept_of", "reached"), str)
+    try:
+        lines = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={n: [""] for n in COLUMNS})
+        for name in NUMBERS:
+            lines[name] = lines[name].astype(float)
+        missing = [name for name in COLUMNS if name not in lines]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as the numbers of a figure.", MADE) from error
+    whole = not missing and bool(lines[[*GROUP, "mode", "label", "control", *NUMBERS]].notna().all(axis=None))
+    if not len(lines) or not whole or not (lines["message_bytes"] > 0).all():
+        raise UserError(f"{path} does not hold the numbers of a figure.", MADE)
+    records: list[dict[Any, Any]] = lines.to_dict("records")
+    found = [x for x in records if task in ("", x["task"]) and pair in ("", x["pair"])]
+    if not found:
+        asked = " and ".join(name for name in (task, pair) if name)
+        raise UserError(f"{path} has no points of {asked}.", "Leave --task and --pair out, or name others.")
+    return in_order(found)
+
+
+def draw(points: Sequence[dict[str, Any]]) -> Figure:
     """Returns the figure: a panel for each pair, task and scoring."""
-    points = points_of(summary)
     modes = sorted({line["mode"] for line in points})
     colours = {mode: COLOURS[i % len(COLOURS)] for i, mode in enumerate(modes)}
     panels: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -72,11 +116,11 @@ def draw(summary: pd.DataFrame) -> Figure:
         panels.setdefault(tuple(str(line[name]) for name in GROUP), []).append(line)
     height = (ROW + TOP) * len(panels)
     figure = canvas((WIDE, height))
-    for index, (key, lines) in enumerate(panels.items()):
+    for index, (group, lines) in enumerate(panels.items()):
         top = height - (ROW + TOP) * index
         box = (LEFT / WIDE, (top - TOP - ROW + FOOT) / height, 1 - 1.0 / WIDE, (ROW - FOOT) / height)
         axes = figure.add_axes(box)
-        pair, task, scoring = map(drawable, key)
+        pair, task, scoring = map(drawable, group)
         receiver, _, sharer = pair.partition(":")
         head = f"{task}   ({scoring}; receiver {receiver}" + (f", sharer {sharer})" if sharer else ")")
         axes.set_title(head, loc="left", size=12, weight="bold")
@@ -113,6 +157,12 @@ def _panel(axes: Axes, lines: list[dict[str, Any]], colours: dict[str, str]) -> 
     axes.axhline(0, color=GREY, ls=(0, (4, 3)), lw=1, zorder=0)
     axes.yaxis.grid(True, color="#ececec", lw=0.8)
     axes.set_axisbelow(True)
+    aimed = ""
+    for line in [line for line in lines if line["label"] == line.get("kept_of")][:1]:
+        aimed = f"; lines: {line['share']:.0%} of P and {100 * line['share_of_bytes']:.3g} % of the bytes"
+        aimed += f" of {drawable(line['mode'])}"
+        axes.axhline(100 * line["share"] * line["content"], color=GREY, lw=0.9, zorder=1)
+        axes.axvline(math.log10(line["share_of_bytes"] * line["message_bytes"]), color=GREY, lw=0.9, zorder=1)
     named: list[tuple[float, float, str, Any, bool]] = []
     bars: list[tuple[float, float, float]] = []
     drawn: list[Line] = []
@@ -135,6 +185,6 @@ def _panel(axes: Axes, lines: list[dict[str, Any]], colours: dict[str, str]) -> 
     place(axes, named, bars, drawn, 9)
     count = sorted({int(line["content_n"]) for line in lines})
     of = f"n={count[0]:,}" if len(count) == 1 else f"n={count[0]:,} to {count[-1]:,}"
-    axes.set_xlabel(f"{AXES['bytes'].label}; bars: 95 % intervals, {of}", size=10)
+    axes.set_xlabel(f"{AXES['bytes'].label}; bars: 95 % intervals, {of}{aimed}", size=10)
     axes.set_ylabel("content P, points")
     axes.legend(frameon=False, fontsize=10, loc="best")
