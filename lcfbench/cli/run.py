@@ -170,7 +170,7 @@ def print_prompts(recipe: Recipe) -> None:
     tasks = look_up(recipe)
     if recipe.attention != "auto":  # only the model's own code says whether it has that one
         conditions = recipe.model_dump(include=CONDITIONS | {"thinking"})
-        load_pair(recipe.pair, roles=roles_of(recipe.methods), weights=False, several=True, **conditions)
+        load_pair(recipe.pair, roles=roles_of(recipe.methods), weights=(), several=True, **conditions)
     name, sharer_names = split_sharers(recipe.pair)
     conditions = recipe.model_dump(include={"offline", "trust_remote_code", "thinking"})
     ends = [load_tokenizers(f"{name}:{sharer}", **conditions) for sharer in sharer_names]

@@ -135,10 +135,14 @@ def alike(kv: KV) -> list[list[int]]:
 
 
 class SkippedModel(CausalLM):
-    """A model that is never run: its cache of a text is all zeros."""
+    """A model that is never run: its cache of a text is all zeros. It needs no weights."""
 
     def __init__(self, real: LanguageModel) -> None:
         vars(self).update(vars(real))
+
+    @property
+    def device(self) -> torch.device:
+        return self.devices[0]  # one without weights is on the meta device
 
     def prefill(
         self,
@@ -164,6 +168,12 @@ class SkippedModel(CausalLM):
     ) -> list[Tensor]:
         shape = len(layers), self.hidden_size
         return [torch.zeros(shape[0], n, shape[1], device=self.device, dtype=self.dtype) for n in counts]
+
+    def rotate(
+        self, keys: Tensor, positions: Tensor, layers: Sequence[int] | None = None, inverse: bool = False
+    ) -> Tensor:
+        """Returns zeros as they are."""
+        return keys
 
     def open(self, state: State) -> Opened:
         raise AssertionError("a sharer that is not run cannot answer")

@@ -172,7 +172,7 @@ def _remarks(recipe: Recipe) -> list[str]:
 
 def looked_up(recipe: Recipe, progress: Progress) -> Iterator[Run]:
     """Yields the runs of a recipe in their order, as they would be; they cannot be opened."""
-    session = Session(recipe, progress, weights=False)
+    session = Session(recipe, progress, weights=())
     pairs = pairings(recipe, progress, session.modes)
     for task in session.tasks:
         yield from runs_of(session, task, session.variants[task.name], pairs)

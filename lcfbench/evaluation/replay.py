@@ -1,7 +1,8 @@
-"""Answers a recorded run's documents again from the messages that it kept, without running the sharer.
+"""Answers a recorded run's documents again from the messages that it kept, without the sharer.
 
 The receiving side is the method's own, under the run's control, in the batches of the run. What the sharer
-did is not repeated: it is replaced by a model that is never run, and the stored bytes are read.
+did is not repeated: it is replaced by a model without weights that is never run, and the stored bytes are
+read.
 
 >>> for each in replay(Path("results/t2t-splitfacts-matched-0123456789"), Silent()): ...   # doctest: +SKIP
 """
@@ -25,7 +26,7 @@ from lcfbench.evaluation.record import Asked
 from lcfbench.evaluation.run import Run
 from lcfbench.evaluation.variants import read_entry
 from lcfbench.evaluation.worker import Worker
-from lcfbench.methods.base import option_fields
+from lcfbench.methods.base import Method, option_fields
 from lcfbench.methods.create import method_class
 from lcfbench.progress import Progress, Silent
 from lcfbench.results.manifest import Manifest
@@ -100,11 +101,14 @@ def replay(
             messages[name] = read_message(folder, name).packets
         except DamagedMessageError as error:
             found[name] = _failed(rows[name], error.what)
-    settled = recorded.manifest.calibration
-    run.replay(messages, settled.model_dump() if settled is not None else {})
-    known = {d.hash: d for d in run.documents}
+    try:
+        run.replay(messages, settled_of(recorded.manifest, run))
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"the manifest of {folder} does not say how {run.mode} was calibrated"
+        raise UserError(f"{what}.", "Run it again with --fresh --keep-messages.") from error
+    documents_of = {d.hash: d for d in run.documents}
     for group in groups:
-        asking = [known[name] for name in group if name in messages]
+        asking = [documents_of[name] for name in group if name in messages]
         todo = {name for name in group if name in messages and name in wanted}
         with torch.inference_mode():
             for row in run.answer(asking, todo):
@@ -156,8 +160,34 @@ def opened(
 
     Raises UserError where it would be another one: other models, adapter, task, data or prompts.
     """
+    recipe = recipe_of(manifest, folder, adapter)
+    run, asked = _nearest(manifest, folder, Worker(recipe, _Mute(), weights=("receiver",)))
+    if run.calibration_documents and settled_of(manifest, run) is None:
+        del run, asked  # one receiver at a time
+        run, asked = _nearest(manifest, folder, Worker(recipe, _Mute()))
+        what = "its run does not keep what was settled, so both models are loaded"
+        progress.warn(f"{run.mode} is calibrated again: {what}.")
     recorded = json.loads(json.dumps(manifest.identity))
-    worker = Worker(recipe_of(manifest, folder, adapter), _Mute())
+    differing = _differing(recorded, run.identity)
+    if others := [name for name in differing if name not in MAY_DIFFER]:
+        what = f"{folder.name} was made with another {others[0]}: {recorded.get(others[0])!s:.60}, here "
+        what += f"{run.identity.get(others[0])!s:.60}."
+        step = "Give the adapter of the run with --adapter." if "adapter" in others[0] else "Run it again."
+        raise UserError(what, step)
+    for name in differing:
+        progress.warn(f"{name} differ from those of the run, so answers may too.")
+    return run, asked
+
+
+def settled_of(manifest: Manifest, run: Run) -> dict[str, Any] | None:
+    """What settles the method of a recorded run without computing anything; None where nothing does."""
+    settled, recalls = manifest.calibration, type(run.method).recall is not Method.recall
+    return settled.model_dump(exclude_none=True) if settled is not None and recalls else None
+
+
+def _nearest(manifest: Manifest, folder: Path, worker: Worker) -> tuple[Run, Asked]:
+    """The run of a worker that is most like a recorded one, and what it asks. Raises UserError."""
+    recorded = json.loads(json.dumps(manifest.identity))
     nearest: tuple[int, str, Any] | None = None
     for group in worker.groups:
         for asked in worker.open(group):
@@ -168,16 +198,7 @@ def opened(
         raise UserError(f"{folder} cannot be asked again here.", "Run it again.")
     _, run_id, group = nearest
     [asked] = [each for each in worker.open(group) if each.run_id == run_id]
-    run = worker.runs[run_id]
-    differing = _differing(recorded, run.identity)
-    if others := [name for name in differing if name not in MAY_DIFFER]:
-        what = f"{folder.name} was made with another {others[0]}: {recorded.get(others[0])!s:.60}, here "
-        what += f"{run.identity.get(others[0])!s:.60}."
-        step = "Give the adapter of the run with --adapter." if "adapter" in others[0] else "Run it again."
-        raise UserError(what, step)
-    for name in differing:
-        progress.warn(f"{name} differ from those of the run, so answers may too.")
-    return run, asked
+    return worker.runs[run_id], asked
 
 
 def _differing(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:

@@ -212,14 +212,17 @@ class Run:
         self.rows = Rows(self.task, self.answering, params, size)
         return facts | {"sends": self.answering.sends}
 
-    def replay(self, stored: Mapping[str, Sequence[bytes]], settled: Mapping[str, Any]) -> None:
+    def replay(self, stored: Mapping[str, Sequence[bytes]], settled: Mapping[str, Any] | None) -> None:
         """Puts the method in place to answer from messages that crossed before; the sharer is never run.
 
         stored: the messages of the documents that will be asked, by hash. settled: what its calibration
-        returned.
+        returned; None where that does not settle it: it is calibrated again, with both models.
         """
-        if self.calibration_documents:
+        if self.calibration_documents and settled is not None:
             self.method.recall(settled)
+        elif self.calibration_documents:
+            with torch.inference_mode():
+                self.session.calibrate(self.method, self.calibration_documents)
         wrapped = load_control(self.control).wrap(self.method, self.task.seed)
         self.answering = without_sharer(wrapped)
         self.rows = Rows(self.task, self.answering)

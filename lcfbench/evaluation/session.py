@@ -50,13 +50,17 @@ Variants = Mapping[str, Collection[Variant]]
 class Session:
     """Opens what a recipe needs: names, data and adapters first, then the models.
 
-    variants: those to be run, by the names of their tasks; none: all. weights: without them the models
-    are `Outline`s, with which runs are planned and not made. Raises UserError for anything that is not
+    variants: those to be run, by the names of their tasks; none: all. weights: the roles whose
+    weights are loaded; with `Outline`s on both sides runs are planned and not made. Raises UserError for anything that is not
     there.
     """
 
     def __init__(
-        self, recipe: Recipe, progress: Progress, variants: Variants | None = None, weights: bool = True
+        self,
+        recipe: Recipe,
+        progress: Progress,
+        variants: Variants | None = None,
+        weights: Collection[str] = ROLES,
     ) -> None:
         self.recipe, self.progress, self.names = recipe, progress, first_pair(recipe.pair)
         self.sharers = split_sharers(recipe.pair)[1]

@@ -19,6 +19,7 @@ from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.record import Asked
 from lcfbench.evaluation.run import Row, Run
 from lcfbench.evaluation.session import Session
+from lcfbench.methods.load_pair import ROLES
 from lcfbench.models.causal_lm import sharing
 from lcfbench.models.memory import free_bytes
 from lcfbench.progress import Progress
@@ -40,15 +41,17 @@ class Group:
 class Worker:
     """Opens a recipe's models once; then `open` a group of runs, `begin` some of them, `answer` batches.
 
-    share: number of workers among which the memory is divided. groups: all that the recipe asks, in its
+    share: number of workers among which the memory is divided. weights: see `Session`. groups: all that the recipe asks, in its
     order. opened: the group whose `runs` (by id) can be answered. Raises UserError: names, options, data
     and adapters are looked up before a model is loaded.
     """
 
-    def __init__(self, recipe: Recipe, progress: Progress, share: int = 1) -> None:
+    def __init__(
+        self, recipe: Recipe, progress: Progress, share: int = 1, weights: Collection[str] = ROLES
+    ) -> None:
         self.recipe, self.progress = recipe, progress
         self.chosen = choose(recipe)
-        self.session = Session(recipe, progress, self.chosen.variants if self.chosen else None)
+        self.session = Session(recipe, progress, self.chosen.variants if self.chosen else None, weights)
         self.plan = pairings(recipe, progress, self.session.modes)
         portions = [(t, part) for t in self.session.tasks for part in self.session.portions(t, share)]
         self.groups = [Group(t.name, tuple(v.label for v in part)) for t, part in portions]

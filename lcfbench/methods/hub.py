@@ -244,7 +244,7 @@ def compose(hub: Path, pair: str, out: Path, force: bool = False, offline: bool 
 
     Raises UserError where the hub lacks one of the models.
     """
-    loaded = load_pair(pair, weights=False, offline=offline)
+    loaded = load_pair(pair, weights=(), offline=offline)
     models: dict[Side, Any] = {"sharer": loaded.sharer, "receiver": loaded.receiver}
     files = {side: codec_file(hub, revision(lm)) for side, lm in models.items()}
     if lacking := [models[side].name for side, file in files.items() if not file.is_file()]:

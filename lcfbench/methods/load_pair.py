@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def load_pair(
     offline: bool = False,
     trust_remote_code: bool = False,
     thinking: Thinking = "off",
-    weights: bool = True,
+    weights: Collection[str] = ROLES,
     random_weights: bool = False,
     several: bool = False,
 ) -> Pair:
@@ -86,7 +86,8 @@ def load_pair(
     "auto" chooses what is fastest here. receiver_device, sharer_device: of one side alone. device_map:
     spreads each model that has no device of its own, see `lcfbench.models.placement`. trust_remote_code:
     run code of the models' folders. thinking: off, on, or a budget of tokens, for models that write a
-    thought first. weights: without them models are `Outline`s, for which no weights are fetched either.
+    thought first. weights: the roles whose weights are loaded; other models are `Outline`s, for which no
+    weights are fetched either, unless one is the receiver itself.
     random_weights: models of these shapes with random weights, which only tell how long they take.
     several: whether RECEIVER:SHARER,SHARER may name several sharers.
     Raises UserError where a name, a model, a dtype or a device is not there.
@@ -100,13 +101,17 @@ def load_pair(
 
     places = places_of(device, receiver_device, sharer_device, device_map)
 
+    def whole(side: int, name: str) -> bool:
+        twin = "receiver" in weights and (name, places[side]) == (receiver_name, places[0])
+        return ROLES[side] in weights or twin
+
     def load(found: Found, side: int, name: str) -> CausalLM:
         how: dict[str, Any] = {"dtype": dtype, "attention": attention, "thinking": thinking, **places[side]}
+        trusted = trust_remote_code
         try:
-            return CausalLM.load(found, trust_remote_code=trust_remote_code, weights=weights, **how)
+            return CausalLM.load(found, trust_remote_code=trusted, weights=whole(side, name), **how)
         except WeightsNeededError:
-            whole = find_model(name, offline=offline)
-            return CausalLM.load(whole, trust_remote_code=trust_remote_code, **how)
+            return CausalLM.load(find_model(name, offline=offline), trust_remote_code=trusted, **how)
 
     needed = [side for side, role in enumerate(ROLES) if role in wanted]
     if random_weights:
@@ -114,7 +119,9 @@ def load_pair(
         return _random_pair(names, [(side, places[side]) for side in needed], how, offline)
     # all, before the first is loaded
     asked = [(side, names[side]) for side in needed] + [(1, name) for name in more]
-    found = [(side, name, find_model(name, offline=offline, weights=weights)) for side, name in asked]
+    found = [
+        (side, name, find_model(name, offline=offline, weights=whole(side, name))) for side, name in asked
+    ]
     loaded: list[tuple[Any, CausalLM]] = []
     models: list[CausalLM] = []
     for side, name, each in found:

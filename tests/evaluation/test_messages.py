@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load, save_file
@@ -23,6 +24,7 @@ from lcfbench.results import messages as kept
 from lcfbench.results.messages import kept_names, read_message, tensors_of
 from lcfbench.results.reader import list_runs
 from lcfbench.results.writer import RunWriter
+from lcfbench.sources import models
 from lcfbench.sources.models import find_model
 from tests.helpers import ROOT, invoke, manifest_of, process, rows, run_recipe, save
 
@@ -234,6 +236,26 @@ def test_replays_answer_as_the_rows_and_run_no_sharer(one_model, whole, mode, mo
     code, out, _ = message(capsys, monkeypatch, "replay", run, "-d", first[:8], "-d", last, "--json")
     told = json.loads(out)
     assert code == 0 and told["equal"] and [d["number"] for d in told["documents"]] == [0, 5]
+
+
+def test_replay_reads_no_weights_of_the_sharer(pair, adapter, tmp_path, monkeypatch):
+    """They are not a number when it answers: whatever loads them is refused, and a run is."""
+    receiver, sharer = map(Path, pair.split(":"))
+    shutil.copytree(sharer, tmp_path / "sharer")
+    pair = f"{receiver}:{tmp_path / 'sharer'}"
+    given = {"mode": "t2t,lcf", "adapter": [adapter], "control": ["matched", "noise", "self"], "limit": 4}
+    run_recipe(pair, tmp_path / "out", keep_messages=True, **given)
+    digests = {folder.resolve(): models._folder_digest(folder) for folder in (receiver, tmp_path / "sharer")}
+    file = tmp_path / "sharer" / "model.safetensors"
+    save_file({n: x * float("nan") for n, x in load(file.read_bytes()).items()}, file, {"format": "pt"})
+    monkeypatch.setattr(models, "_folder_digest", lambda folder: digests[folder.resolve()])
+    with pytest.raises(UserError, match="hold NaN"):
+        run_recipe(pair, tmp_path / "again", mode="t2t")
+    runs = sorted((tmp_path / "out").iterdir())
+    assert len(runs) == 5  # t2t has no cache for noise
+    for run in runs:
+        found = lcfbench.replay(run)
+        assert list(found["equal"]) == [True] * 4 and found["difference"].max() == 0, run
 
 
 def test_replay_tells_a_message_that_says_something_else(whole, tmp_path, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 
@@ -16,12 +17,13 @@ from lcfbench.controls.wrappers import without_sharer
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.recipe import Recipe
-from lcfbench.methods.base import Batch
-from lcfbench.methods.create import create
-from lcfbench.models.causal_lm import CausalLM
+from lcfbench.methods.base import Batch, option_fields
+from lcfbench.methods.create import create, method_class
+from lcfbench.models.causal_lm import CausalLM, Outline
 from lcfbench.models.finite import NotFiniteError
 from lcfbench.models.timing import Clock
 from lcfbench.models.wire import FORMS, pack, unpack
+from lcfbench.registry import method_names
 from tests.helpers import (
     SHARED,
     SPLIT,
@@ -99,6 +101,12 @@ def made(ends, name, kind, options):
     return made_method(name, kind, ends, **options)
 
 
+def test_every_method_that_sends_is_among_the_cases():
+    """identical is lcf or c2c of one model."""
+    sending = {name for name in method_names() if method_class(name).sends}
+    assert sending - {"identical"} == {name for name, *_ in CASES}
+
+
 def asked(method, documents, wire, senders=None):
     """Log-likelihoods of every document's choices, message sizes, packets."""
     batch = Batch(documents, senders or documents, Clock(), wire)
@@ -122,16 +130,27 @@ def test_native_changes_no_bit(ends, name, kind, documents, options):
             assert alone.wire_bytes == message.wire_bytes[i : i + 1]
 
 
-@pytest.mark.parametrize("form", ["native", "int8"])
+def without_weights(lm):
+    """The model as it is opened where its weights stay on the disk."""
+    found = Outline(lm.name, copy.deepcopy(lm.model).to("meta"), lm.tokenizer, lm.revision)
+    found.devices = list(lm.devices)
+    return found
+
+
+@pytest.mark.parametrize("form", ["native", "fp8", "int8", "int4"])
 @pytest.mark.parametrize(("name", "kind", "documents", "options"), CASES, ids=NAMES)
 def test_what_crossed_is_all_that_the_receiver_needs(ends, name, kind, documents, options, form):
-    """From stored bytes a method answers the same to the bit, beside a sharer that is never run."""
+    """From stored bytes a method answers the same to the bit, beside a sharer without weights."""
     method = made(ends, name, kind, options)
     assert isinstance(method.sharer, CausalLM)
+    bare = ends[0], ends[0] if method.sharer is ends[0] else without_weights(ends[1])
+    own = {f.name: str(getattr(method, f.name)) for f in option_fields(type(method))}
+    there = create(name, *bare, method.adapter, own)
+    assert there.options() == method.options()
     for senders in (documents, [*documents[1:], documents[0]]):
         crossed, message = asked(method, documents, form, senders)
         batch = Batch(documents, senders, Clock(), form, stored=dict(enumerate(message.packets)))
-        state = without_sharer(method).respond(batch)
+        state = without_sharer(there).respond(batch)
         again = [[ll for step in o.loglikelihoods for ll, _ in step] for o in answer(state, batch)[0]]
         assert again == crossed
         assert state.message.packets == message.packets
