@@ -51,8 +51,8 @@ class Session:
     """Opens what a recipe needs: names, data and adapters first, then the models.
 
     variants: those to be run, by the names of their tasks; none: all. weights: the roles whose
-    weights are loaded; with `Outline`s on both sides runs are planned and not made. Raises UserError for anything that is not
-    there.
+    weights are loaded; with `Outline`s on both sides runs are planned and not made. Raises UserError
+    for anything that is not there.
     """
 
     def __init__(

@@ -41,9 +41,9 @@ class Group:
 class Worker:
     """Opens a recipe's models once; then `open` a group of runs, `begin` some of them, `answer` batches.
 
-    share: number of workers among which the memory is divided. weights: see `Session`. groups: all that the recipe asks, in its
-    order. opened: the group whose `runs` (by id) can be answered. Raises UserError: names, options, data
-    and adapters are looked up before a model is loaded.
+    share: number of workers among which the memory is divided. weights: see `Session`. groups: all that
+    the recipe asks, in its order. opened: the group whose `runs` (by id) can be answered. Raises UserError:
+    names, options, data and adapters are looked up before a model is loaded.
     """
 
     def __init__(
