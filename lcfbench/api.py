@@ -239,12 +239,14 @@ def replay(
     documents: Sequence[str] = (),
     *,
     adapter: Path | str | None = None,
+    files: Sequence[Path | str] = (),
     progress: bool | Progress = False,
 ) -> pd.DataFrame:
     """Answers documents of a run again from the messages that it kept, as `lcfbench message replay` does.
 
     The sharer is not run. run, documents: as `load_messages` takes them. adapter: where the run's adapter
-    is now. A row a document: the answer and score of the row and those now, and whether they are `equal`.
+    is now. files: where files of methods, tasks and controls are now that the run was given by their paths.
+    A row a document: the answer and score of the row and those now, and whether they are `equal`.
     Raises UserError where models, adapter, task or prompts are not those of the run.
     """
     import pandas as pd
@@ -255,7 +257,9 @@ def replay(
 
     quiet_libraries()
     place = Path(adapter) if adapter is not None else None
-    found = replay_run(run_with_messages(Path(run)), _shown(progress), documents, place)
+    found = replay_run(
+        run_with_messages(Path(run)), _shown(progress), documents, place, list(map(Path, files))
+    )
     columns = [*(f.name for f in fields(Replayed)), "equal"]
     return pd.DataFrame([{**asdict(each), "equal": each.equal} for each in found], columns=columns)
 

@@ -179,14 +179,14 @@ def add_paths(group: str, text: str) -> list[str]:
 def _add(group: str, path: Path, text: str) -> str:
     _given[path.resolve()] = group, text
     try:
-        return find(group, _name(group, path)).name
+        return find(group, name_of(group, path)).name
     except UserError:
         del _given[path.resolve()]  # the name stays with its first owner
         raise
 
 
-def _name(group: str, file: Path) -> str:
-    """The name of a file's member. A task's is short and of plain letters: it names folders too."""
+def name_of(group: str, file: Path) -> str:
+    """Returns the name of a file's member. A task's is short and of plain letters: it names folders too."""
     if group != "tasks":
         return file.stem
     plain = unicodedata.normalize("NFKD", file.stem).encode("ascii", "ignore").decode()
@@ -327,7 +327,7 @@ def _scan(
 ) -> dict[str, tuple[Entry, ...]]:
     found: dict[str, dict[Path, Entry]] = {}
     by_path = [
-        Entry(_name(group, f), text, f) for f, (of, text) in given if group == of or group in _groups(f)
+        Entry(name_of(group, f), text, f) for f, (of, text) in given if group == of or group in _groups(f)
     ]
     for entry in [*_ours(group, tasks), *_installed(group), *_named(group, named), *by_path]:
         found.setdefault(entry.name, {}).setdefault(entry.file.resolve(), entry)
@@ -355,7 +355,7 @@ def _installed(group: str) -> Iterator[Entry]:
             yield Entry(point.name, source, Path(point.module), problem=problem)
         elif group == "tasks":
             files = _members(place if place.is_dir() else place.parent, group)
-            yield from (Entry(_name(group, file), source, file) for file in files)
+            yield from (Entry(name_of(group, file), source, file) for file in files)
         else:
             yield Entry(point.name, source, place, point.module, point.attr)
 
@@ -379,7 +379,7 @@ def _named(group: str, named: Sequence[tuple[str, str]]) -> Iterator[Entry]:
         problem = None
         if place.is_dir():
             files = [f for f in _members(place, group) if group == "tasks" or group in _groups(f)]
-            yield from (Entry(_name(group, f), f"{variable} ({f})", f) for f in files)
+            yield from (Entry(name_of(group, f), f"{variable} ({f})", f) for f in files)
             continue
         if not place.exists():
             problem = f"{variable} names {text}, which is not there.", "Correct the path, or leave it out."
@@ -393,7 +393,7 @@ def _named(group: str, named: Sequence[tuple[str, str]]) -> Iterator[Entry]:
         if not place.exists() and not place.suffix:  # a folder that is not there
             suffixes = ("",)
         if mine and place.suffix.lower() in suffixes:
-            yield Entry(_name(group, place), f"{variable} ({text})", place, problem=problem)
+            yield Entry(name_of(group, place), f"{variable} ({text})", place, problem=problem)
 
 
 def _groups(file: Path) -> set[str]:

@@ -158,6 +158,11 @@ def check_used(given: Sequence[Path], used: Iterable[Path | None], modes: Sequen
         )
 
 
+def named(folder: Path) -> str:
+    """Returns what `find_adapter` finds an adapter by: its folder, or the name of one that ships."""
+    return folder.name if folder.parent == FOLDER else str(folder)
+
+
 def find_adapter(place: Path) -> Path:
     """Returns an adapter's folder: `place`, or the shipped adapter of that name.
 

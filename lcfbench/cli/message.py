@@ -78,6 +78,13 @@ def replay(
     adapter: Annotated[
         Path | None, typer.Option(help="Where the run's adapter is now; none: where the run found it.")
     ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Where a file of a method, task or control is now that the run was given by its path; "
+            "again for more. None: where it was."
+        ),
+    ] = None,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -92,7 +99,7 @@ def replay(
     from lcfbench.cli.progress import RunProgress
     from lcfbench.evaluation.replay import replay as replay_run
 
-    found = replay_run(folder, RunProgress(), document or (), adapter)
+    found = replay_run(folder, RunProgress(), document or (), adapter, file or ())
     unequal = [each for each in found if not each.equal]
     if as_json:
         told = [{**asdict(each), "equal": each.equal} for each in found]

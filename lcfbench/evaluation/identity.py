@@ -108,14 +108,8 @@ def prompt_facts(documents: Sequence[Document], models: tuple[CausalLM, CausalLM
     return {k: v for k, v in {"special_text": special, "chat_adapted": adapted}.items() if v}
 
 
-def plugins_of(mode: str, task: str, control: str, kind: str | None) -> dict[str, str]:
-    """Digests of the plugin modules that a run uses; empty where all code ships with the package."""
-    used = [
-        ("methods", mode),
-        ("tasks", task),
-        ("controls", control),
-        *([("adapters", kind)] if kind else []),
-    ]
+def plugins_of(used: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Digests of the plugin modules behind names (group, name); none for what ships with the package."""
     return {f"{group}/{name}": found for group, name in used if (found := source_digest(group, name))}
 
 

@@ -21,6 +21,7 @@ from lcfbench.adapters.config import weights_sha256
 from lcfbench.adapters.select import find_adapter
 from lcfbench.errors import UserError
 from lcfbench.evaluation.identity import OF_THE_MACHINE
+from lcfbench.evaluation.own_files import register
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.record import Asked
 from lcfbench.evaluation.run import Run
@@ -74,13 +75,18 @@ class Replayed:
 
 
 def replay(
-    folder: Path, progress: Progress, documents: Sequence[str] = (), adapter: Path | None = None
+    folder: Path,
+    progress: Progress,
+    documents: Sequence[str] = (),
+    adapter: Path | None = None,
+    files: Sequence[Path] = (),
 ) -> list[Replayed]:
     """Returns what becomes of a run's documents, in the run's order.
 
     documents: hashes, their beginnings or numbers; none: all whose messages are kept. adapter: where the
-    run's adapter is now. Raises UserError where there is no such run or document, where it keeps no
-    messages, and where models, adapter, task or prompts are not those of the run.
+    run's adapter is now. files: of methods, tasks and controls, where they are now. Raises UserError where
+    there is no such run or document, where it keeps no messages, and where models, adapter, task or prompts
+    are not those of the run.
     """
     recorded = RecordedRun.open(folder)
     chosen = recorded.chosen(documents)
@@ -92,6 +98,7 @@ def replay(
         what = f"document {without[0][:12]} of {folder} has no message: it failed, or none was kept."
         raise UserError(what, "Leave it out.")
     wanted = [name for name in chosen if name in rows]
+    register(recorded.manifest, files)
     run, asked = opened(recorded.manifest, folder, progress, adapter)
     found: dict[str, Replayed] = {}
     messages: dict[str, tuple[bytes, ...]] = {}

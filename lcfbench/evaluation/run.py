@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from lcfbench.adapters.config import WEIGHTS, config_sha256, weights_sha256
+from lcfbench.adapters.select import named
 from lcfbench.controls.assignment import senders_sha256
 from lcfbench.controls.base import LACKS, load_control
 from lcfbench.controls.wrappers import without_sharer
 from lcfbench.errors import StopRunError, UserError
 from lcfbench.evaluation.answer import answer, answer_texts
 from lcfbench.evaluation.identity import BEHAVIOUR, chat_facts, key_of, plugins_of, prompt_facts, versions
+from lcfbench.evaluation.own_files import used
 from lcfbench.evaluation.parts import batch_of, row_places, together
 from lcfbench.evaluation.record import Asked, Tally
 from lcfbench.evaluation.rows import MESSAGE, Rows
@@ -149,12 +151,16 @@ class Run:
         if any(quantised := [lm.facts.get("quantisation", "") for lm in self.models]):
             found["quantisation"] = quantised
         found |= chat_facts(self.documents, self.models)
-        kind = self.adapter.config.kind if self.adapter else None
-        if plugins := plugins_of(self.mode, task.name, self.control, kind):
+        if plugins := plugins_of(self._names()):
             found["plugins"] = plugins
         if seen := self.calibration_documents:
             found["calibration_sha256"] = hashlib.sha256("".join(d.hash for d in seen).encode()).hexdigest()
         return found
+
+    def _names(self) -> list[tuple[str, str]]:
+        """The groups and names of what may come from a plugin."""
+        kind = [("adapters", self.adapter.config.kind)] if self.adapter else []
+        return [("methods", self.mode), ("tasks", self.task.name), ("controls", self.control), *kind]
 
     def _facts(self) -> dict[str, Any]:
         """The manifest beside the identity."""
@@ -169,6 +175,8 @@ class Run:
             **({"prompt": self.task.prompt.text} if self.task.prompt is not None else {}),
             "chance": sum(len(s.gold) / len(s.choices) for s in steps) / len(steps) if steps else None,
             "adapter": self.folder.name if self.folder else None,
+            **({"adapter_folder": named(self.folder)} if self.folder else {}),
+            **({"files": files} if (files := used(self._names())) else {}),
             **({"adapter_facts": self.adapter.config.facts} if self.adapter is not None else {}),
             "sources": {role: lm.source for role, lm in zip(roles, self.models, strict=True)},
             "models": {role: about(lm) for role, lm in zip(roles, self.models, strict=True)},

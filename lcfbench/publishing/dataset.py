@@ -132,7 +132,7 @@ def _keep(part: Part, place: Path, prompts: bool) -> None:
     kinds = schema()
     table = part.table.cast(kinds)
     asked = {k: v for k, v in (part.manifest.recipe or {}).items() if k not in PLACES}
-    manifest = part.manifest.update(recipe=asked)
+    manifest = part.manifest.update(recipe=asked, files=None, adapter_folder=None)
     if not prompts:
         table, manifest = without_texts(table, manifest)
     if (place / SAMPLES).is_file():

@@ -179,6 +179,14 @@ class Manifest(_Open):
         default=None, description="Expected score of guessing, 0 to 1; null for free text."
     )
     adapter: str | None = Field(default=None, description="Name of the adapter's folder.")
+    adapter_folder: str | None = Field(
+        default=None,
+        description="The adapter's folder as the run was given it or found it; the name of one that ships.",
+    )
+    files: dict[str, str] | None = Field(
+        default=None,
+        description="Files of methods, tasks and controls that no package offers, by group and name.",
+    )
     adapter_facts: AdapterFacts | None = Field(
         default=None, description="Shape and making of the adapter; no part of the identity."
     )
