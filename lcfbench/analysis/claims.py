@@ -109,7 +109,8 @@ class _Line:
     """What can be judged.
 
     runs: all that are read, a first. b: what a is held against, in words. scores: means of both. tests:
-    differences of which each must be above 0, divided by `scale`. given: what must be above 0 too.
+    differences of which each must be above 0, divided by `scale`. given: what must be above 0 too. note:
+    which runs were chosen, where several fit.
     """
 
     claim: Claim
@@ -119,6 +120,7 @@ class _Line:
     tests: Sequence[Paired]
     scale: float = 1.0
     given: Paired | None = None
+    note: str = ""
 
 
 def claims() -> list[Claim]:
@@ -171,11 +173,12 @@ def _line(claim: Claim, a: RunGroup, b: RunGroup | None, groups: Sequence[RunGro
 
     if b is not None and (apart := differing(a, b, REFUSED)):
         return unfit(f"not comparable: they differ in {', '.join(apart)}")
-    empty_a, empty_b = (without_content(g, groups) if g else [] for g in (a, b))
-    needed = {"content": [empty_a], "share": [empty_a, empty_b]}.get(claim.test, [])
-    if not all(needed):
-        return unfit("no run without content: add --control deranged")
-    runs = [a, *([b] if b else []), *(g for several in needed for g in several)]
+    about = [a] if claim.test == "content" else [a, b] if claim.test == "share" else []
+    found = [without_content(g, groups) for g in about if g is not None]
+    if lacking := [note for several, note in found if not several]:
+        return unfit(lacking[0])
+    note = "; ".join(dict.fromkeys(note for _, note in found if note))
+    runs = [a, *([b] if b else []), *(g for several, _ in found for g in several)]
     failed = next((why for g in runs if (why := too_many_failed(a, g))), "")
     if failed:
         return unfit(failed)
@@ -186,13 +189,14 @@ def _line(claim: Claim, a: RunGroup, b: RunGroup | None, groups: Sequence[RunGro
     if b is None:
         worst = max(range(1, len(runs)), key=lambda at: float(scores[at].mean()))
         means = float(own.mean()), float(scores[worst].mean())
-        return _Line(claim, runs, runs[worst].control, means, [paired(own, other) for other in scores[1:]])
+        tests = [paired(own, other) for other in scores[1:]]
+        return _Line(claim, runs, runs[worst].control, means, tests, note=note)
     other, means = scores[1], (float(own.mean()), float(scores[1].mean()))
     if claim.test != "share":
         return _Line(claim, runs, b.label, means, [paired(own, other)])
-    split = 2 + len(empty_a)
+    split = 2 + len(found[0][0])
     test = share_test((own, scores[2:split]), (other, scores[split:]), claim.share)
-    return _Line(claim, runs, b.label, means, [test.pair], test.scale, test.whole_pair)
+    return _Line(claim, runs, b.label, means, [test.pair], test.scale, test.whole_pair, note)
 
 
 def _judge(line: _Line, confidence: float, delta: float) -> Judged:
@@ -209,9 +213,9 @@ def _judge(line: _Line, confidence: float, delta: float) -> Judged:
         if high + margin < advantage
         else "undecided"
     )
-    note = ""
+    note = line.note
     if any(run.state != "complete" for run in line.runs):
-        note = "some of its runs are not complete"
+        note = "; ".join(filter(None, ["some of its runs are not complete", note]))
     if line.given is not None and line.given.interval(confidence)[0] <= 0:
         label, note = "undecided", "no content is shown of which this could be a share"
     return Judged(
@@ -245,7 +249,9 @@ def _spec(run: RunGroup) -> str:
 
 
 def _adapter(run: RunGroup) -> str:
-    """The adapter as the run was given it, a folder or a name; one that was found for it by its name."""
+    """The adapter as `--adapter` takes it; of an older run as its recipe names it, or its name."""
+    if run.manifest.adapter_folder:
+        return run.manifest.adapter_folder
     name, recipe = str(run.manifest.adapter), run.manifest.recipe or {}
     given = [str(path) for path in recipe.get("adapter") or []]
     for spec in recipe.get("mode") or []:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from lcfbench.analysis.matching import REFUSED, differing
 from lcfbench.analysis.run_groups import RunGroup
 from lcfbench.analysis.stats import Paired, paired
-from lcfbench.analysis.summary import GROUP, hashable, twin_of
+from lcfbench.analysis.summary import GROUP, hashable, nearest, set_apart, twins_of
 from lcfbench.controls.names import WITHOUT_CONTENT
 from lcfbench.errors import UserError, unknown
 from lcfbench.tables import Cell, Column, Table
@@ -100,7 +100,7 @@ def kept(groups: Sequence[RunGroup], aim: Aim) -> list[Kept]:
 
 
 def _kept(group: RunGroup, whole: RunGroup, groups: Sequence[RunGroup], aim: Aim) -> Kept | None:
-    own_empty, whole_empty = without_content(group, groups), without_content(whole, groups)
+    own_empty, whole_empty = without_content(group, groups)[0], without_content(whole, groups)[0]
     if not own_empty or not whole_empty or differing(group, whole, REFUSED):
         return None
     scores = shared_scores([group, whole, *own_empty, *whole_empty])
@@ -152,10 +152,39 @@ def share_test(own: Arms, whole: Arms, share: float) -> ShareTest:
     )  # fmt: skip
 
 
-def without_content(group: RunGroup, groups: Sequence[RunGroup]) -> list[RunGroup]:
-    """The same method under every control without content that was run; none where deranged is not."""
-    found = [twin for control in WITHOUT_CONTENT if (twin := twin_of(group, groups, control))]
-    return found if any(twin.control == "deranged" for twin in found) else []
+def without_content(group: RunGroup, groups: Sequence[RunGroup]) -> tuple[list[RunGroup], str]:
+    """Returns the same method under every control without content that was run, and what must be said of it.
+
+    Deranged must be among them: else there are none, and what is said is why.
+    """
+    found: list[RunGroup] = []
+    said: list[str] = []
+    for control in WITHOUT_CONTENT:
+        fitting = twins_of(group, groups, control)
+        twin, why = nearest(group, fitting)
+        if twin is not None:
+            found.append(twin)
+            if len(fitting) > 1:
+                said.append(f"{control}: {'+'.join(twin.run_ids)} is the nearest of {len(fitting)} that fit")
+        elif control == "deranged":
+            return [], _lacking(group, groups, fitting, why)
+        elif why:
+            said.append(f"{control} is left out: {why}")
+    return found, "; ".join(said)
+
+
+def _lacking(group: RunGroup, groups: Sequence[RunGroup], fitting: Sequence[RunGroup], why: str) -> str:
+    """Why no deranged run stands beside a run. fitting: those of its settings. why: what `nearest` says."""
+    if why:
+        return f"which deranged run counts is open: {why}"
+    if fitting:
+        return f"its deranged run {'+'.join(fitting[0].run_ids)} has no document in common with it"
+    place = _place(group)
+    others = [g for g in groups if (g.control, g.mode, _place(g)) == ("deranged", group.mode, place)]
+    if others:
+        names = ", ".join(set_apart(group, others))
+        return f"the deranged runs of {group.mode} differ from it in {names}: run it with the same settings"
+    return "no run without content: add --control deranged"
 
 
 def shared_scores(runs: Sequence[RunGroup]) -> list[np.ndarray]:

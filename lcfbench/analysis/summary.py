@@ -322,6 +322,18 @@ def _twin_key(group: RunGroup) -> Any:
     return head, code, {name: value for name, value in group.identity.items() if name not in apart}
 
 
+def set_apart(group: RunGroup, others: Sequence[RunGroup]) -> list[str]:
+    """Returns the settings in which the most alike of these runs differs from a run: why it is no twin."""
+    _, code, own = _twin_key(group)
+
+    def names(other: RunGroup) -> list[str]:
+        _, theirs, settings = _twin_key(other)
+        found = [name for name in {**own, **settings} if own.get(name) != settings.get(name)]
+        return found + (["plugins"] if code != theirs else [])
+
+    return min(map(names, others), key=len, default=[])
+
+
 def nearest(group: RunGroup, others: Sequence[RunGroup]) -> tuple[RunGroup | None, str]:
     """Returns the run that a group is measured against, and what must be said of the choice.
 

@@ -39,16 +39,16 @@ def answers(n: int, percent: float, seed: str) -> list[float]:
 def record(out: Path, scores: list[float], **more: Any) -> str:
     """One finished run.
 
-    more: identity's fields; `facts` of the adapter, `row` of every document, `errors`: documents that
-    failed, `first`: number of the first document, `named`: beginning of their hashes, `chance`.
+    more: identity's fields; `facts` of the adapter, `told`: further keys of the manifest, `row` of every
+    document, `errors`: documents that failed, `first`: number of the first document, `named`: beginning of their hashes, `chance`.
     """
-    facts, row = more.pop("facts", None), more.pop("row", {})
+    facts, row, told = more.pop("facts", None), more.pop("row", {}), more.pop("told", {})
     errors, chance = set(more.pop("errors", ())), more.pop("chance", 0.25)
     first, named = more.pop("first", 0), more.pop("named", None)
     identity = {"mode": "receiver", "control": "matched", "task": "planted", "pair": PAIR, "options": {}}
     identity |= {"receiver": PAIR.partition(":")[0], "scoring": "cloze", "seed": 0, **more}
     manifest = {"chance": chance, "sends": identity["mode"] != "receiver"}
-    manifest |= {"adapter_facts": facts} if facts else {}
+    manifest |= told | ({"adapter_facts": facts} if facts else {})
     writer = RunWriter.open(out, identity, manifest)
     for i, score in enumerate(scores):
         own = {

@@ -21,6 +21,10 @@ def put(out: Path, mode: str, control: str, right: float, n: int = 200, **more) 
     record(out, answers(n, right, f"{mode}{control}{more}"), mode=mode, control=control, **{**SPLIT, **more})
 
 
+def manifest(run: Path):
+    return json.loads((run / "manifest.json").read_text())
+
+
 def verdicts(out: Path, mode: str, test: str):
     found = judge_claims(read_run_groups([out]).groups)
     return [line for line in found if line.claim.a.mode == mode and line.claim.test == test]
@@ -65,6 +69,46 @@ def test_content_is_held_against_the_worst_control_and_needs_a_deranged_run(tmp_
     put(tmp_path, "latentmas", "noise", 79)
     [line] = verdicts(tmp_path, "latentmas", "content")
     assert line.label == "undecided" and line.b == "noise"
+
+
+def test_what_is_said_of_deranged_runs_that_are_there(tmp_path):
+    """`--control deranged` is asked for only where none was run of these settings."""
+
+    def note(out):
+        [line] = verdicts(out, "latentmas", "content")
+        return line.label, line.note
+
+    put(tmp_path, "latentmas", "matched", 80, options={"steps": 10}, batch_size=4)
+    put(tmp_path, "latentmas", "deranged", 40, options={"steps": 9}, task_sha256="b", batch_size=4)
+    label, said = note(tmp_path)
+    assert label == "undecided" and "--control" not in said
+    assert "differ from it in options, task_sha256: run it with the same settings" in said
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out in (one, two):
+        put(out, "latentmas", "matched", 80, batch_size=4)
+    put(one, "latentmas", "deranged", 40, batch_size=4, named="else")
+    assert "has no document in common" in note(one)[1] and "--control" not in note(one)[1]
+    put(two, "latentmas", "deranged", 40, batch_size=1, limit=200)
+    put(two, "latentmas", "deranged", 42, batch_size=2, limit=200)
+    label, said = note(two)
+    assert label == "undecided" and "2 runs fit equally well (latentmas-splitfacts-deranged-" in said
+    assert "--control" not in said
+    put(two, "latentmas", "deranged", 40, batch_size=4)
+    label, said = note(two)
+    assert label == "holds here" and "is the nearest of 3 that fit" in said
+    nearest = next(p for p in two.glob("*-deranged-*") if manifest(p)["identity"]["batch_size"] == 4)
+    assert nearest.name in said
+
+
+def test_the_command_names_the_folder_of_an_adapter(tmp_path):
+    """As the manifest has it, whatever the recipe's text says; of older runs as the recipe has it."""
+    recipe = {"mode": ["lcf:adapter=there/x"]}
+    for folder, told in (("new", {"adapter_folder": "here/x"}), ("old", {})):
+        own = {"told": {"adapter": "x", "recipe": recipe, **told}}
+        put(tmp_path / folder, "lcf", "matched", 90, **own)
+        put(tmp_path / folder, "t2t", "matched", 50)
+        [line] = verdicts(tmp_path / folder, "lcf", "above")
+        assert f"lcf:adapter={'here' if told else 'there'}/x,t2t" in shlex.split(line.command)
 
 
 @pytest.mark.parametrize(("part", "label"), [(88, "holds here"), (45, "does not hold here")])
