@@ -120,7 +120,8 @@ def replay(
         with torch.inference_mode():
             for row in run.answer(asking, todo):
                 found[row["doc_hash"]] = _compared(rows[row["doc_hash"]], row)
-    return [found[name] for name in wanted]
+    gone = "it is not asked any more: it is longer than a model reads, or no document of the task"
+    return [found.get(name) or _failed(rows[name], gone) for name in wanted]
 
 
 def _groups(run: Run, asked: Asked, rows: Mapping[str, Any]) -> list[list[str]]:

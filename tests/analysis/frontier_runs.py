@@ -40,7 +40,8 @@ def record(out: Path, scores: list[float], **more: Any) -> str:
     """One finished run.
 
     more: identity's fields; `facts` of the adapter, `told`: further keys of the manifest, `row` of every
-    document, `errors`: documents that failed, `first`: number of the first document, `named`: beginning of their hashes, `chance`.
+    document, `errors`: documents that failed, `first`: number of the first document, `named`: beginning
+    of their hashes, `chance`.
     """
     facts, row, told = more.pop("facts", None), more.pop("row", {}), more.pop("told", {})
     errors, chance = set(more.pop("errors", ())), more.pop("chance", 0.25)
