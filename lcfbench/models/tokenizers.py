@@ -24,6 +24,7 @@ from lcfbench.tasks.chat_template import Thinking, parse_thinking
 
 PLAIN = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 LARGE_BYTES = 4_000_000  # of a tokenizer.json; looking for a copy of a smaller one takes as long as it
+FORM = "merges as one string"  # of the copy
 FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "config.json"),
@@ -36,7 +37,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False, thinking: Thinki
     thinking: whether prompts that it makes leave room for a thought.
 
     A large vocabulary that its class would rebuild from the file (Gemma's: 4 s) comes from a copy
-    in the cache that is read as it is (1 s), made and compared at the first time. Raises UserError.
+    in the cache that is read as it is (0.9 s), made and compared at the first time. Raises UserError.
     """
     made = _loaded(path, trust_remote_code)
     try:
@@ -101,7 +102,7 @@ def _key(path: Path) -> str:
 
     found = [(name, (path / name).stat()) for name in FILES if (path / name).is_file()]
     stats = [(name, s.st_size, s.st_mtime_ns) for name, s in found]
-    about = [str(path.resolve()), stats, transformers.__version__, tokenizers.__version__]
+    about = [FORM, str(path.resolve()), stats, transformers.__version__, tokenizers.__version__]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
 
@@ -115,7 +116,7 @@ def _keep(made: Any, place: Path, path: Path) -> None:
     try:
         made.save_pretrained(part)
         backend = made.backend_tokenizer.to_str()
-        (part / "tokenizer.json").write_text(backend)
+        (part / "tokenizer.json").write_text(_quick(backend))
         config = json.loads((part / "tokenizer_config.json").read_text())
         # without these it parses the whole file for them
         added = {str(i): token.__getstate__() for i, token in made.added_tokens_decoder.items()}
@@ -127,6 +128,18 @@ def _keep(made: Any, place: Path, path: Path) -> None:
             os.replace(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _quick(backend: str) -> str:
+    """Returns a tokenizer.json in the form that is parsed in the least time.
+
+    Each merge is one string, where no token holds the space that parts it (Gemma's: 0.8 s against 1.1 s).
+    """
+    whole = json.loads(backend)
+    merges = whole["model"].get("merges")
+    if merges and not any(" " in token for merge in merges for token in merge):
+        whole["model"]["merges"] = [" ".join(merge) for merge in merges]
+    return json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
 
 
 def _copied(place: Path, path: Path) -> Any:

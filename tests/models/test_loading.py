@@ -52,6 +52,16 @@ def test_the_copy_is_the_tokenizer(folder, monkeypatch):
     assert second.name_or_path == str(folder)
 
 
+def test_the_copy_has_a_merge_as_one_string_where_no_token_holds_a_space(folder):
+    loading.load_tokenizer(folder)
+    [name] = copies(folder)
+    kept = json.loads((folder.parent / "cache" / "tokenizers" / name / "tokenizer.json").read_text())
+    assert kept["model"]["merges"] == ["s a", "n d", "sa nd"]
+    parted = json.dumps({"model": {"merges": [["a ", "b"], ["a", "b"]]}})
+    assert json.loads(loading._quick(parted)) == json.loads(parted)
+    assert json.loads(loading._quick('{"model": {"vocab": {"é": 1}}}')) == {"model": {"vocab": {"é": 1}}}
+
+
 @pytest.mark.parametrize("changed", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
 def test_a_changed_file_makes_another_copy(folder, changed):
     loading.load_tokenizer(folder)
