@@ -220,7 +220,8 @@ def options() -> str:
             *_options(kind, {f.name: (f.type, _default(f)) for f in option_fields(kind)}),
         ]
         if kind.adapter_kinds:
-            parts.append(f"Adapter: {', '.join(f'`{k}`' for k in kind.adapter_kinds)}.")
+            may = " It runs without one too." if kind.adapter_optional else ""
+            parts.append(f"Adapter: {', '.join(f'`{k}`' for k in kind.adapter_kinds)}.{may}")
     parts += ["## Adapters", "The defaults are the papers'; `train` starts from the small-scale settings."]
     parts.append(_prose(Adapter.__doc__))
     for name in _ours("adapters"):

@@ -331,7 +331,7 @@ def create(
     """
     kind = method_class(mode)
     folder = find_adapter(Path(adapter)) if adapter is not None else None
-    if folder is None:
+    if folder is None and not kind.adapter_optional:
         shared = describe(task)["context"] == "shared"
         names = sides(kind, *pair.names)
         folder = pick_adapter([], kind.adapter_kinds, names, shared=shared, mode=mode, task=task)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import forkserver
@@ -39,25 +39,32 @@ from transformers import (
 )
 
 from lcfbench.adapters import lora
-from lcfbench.adapters.base import build
+from lcfbench.adapters.activation import ActivationAdapter
+from lcfbench.adapters.base import Adapter, build
 from lcfbench.adapters.c2c_files import _shapes
 from lcfbench.adapters.codec import CodecAdapter
 from lcfbench.adapters.config import AdapterConfig, pair_config
 from lcfbench.adapters.draft_kv import DraftKVAdapter
+from lcfbench.adapters.files import load as load_adapter
+from lcfbench.adapters.files import save as save_adapter
 from lcfbench.adapters.prefix import PrefixAdapter
 from lcfbench.adapters.xkv import XKVAdapter
 from lcfbench.cli import app as cli
 from lcfbench.cli import main
+from lcfbench.errors import UserError
 from lcfbench.evaluation import runner
 from lcfbench.evaluation.answer import answer
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create, method_class
 from lcfbench.models.causal_lm import CausalLM
+from lcfbench.models.finite import NotFiniteError
 from lcfbench.models.timing import Clock
 from lcfbench.results.writer import RunWriter
 from lcfbench.tasks.document import NOTE, Document, Step, View
 from lcfbench.tasks.prompts import render
+from lcfbench.training.recipe import TrainRecipe
+from lcfbench.training.trainer import train
 
 TEXT = [
     "Question: In which city is the key of Kafi? Answer: The key of Kafi is in the orange box. "
@@ -229,6 +236,78 @@ class Watcher:
 
     def step(self, step, steps, loss, right, gates_open, gates, examples_per_s):
         self.losses.append(loss)
+
+
+class Stopped(Watcher):
+    """Presses Ctrl-C after some steps of a training, before what would follow them."""
+
+    def __init__(self, *steps: int) -> None:
+        super().__init__()
+        self.stops = set(steps)
+
+    def step(self, step, *rest):
+        super().step(step, *rest)
+        if step in self.stops:
+            raise KeyboardInterrupt
+
+
+def whole_and_resumed(
+    whole: TrainRecipe, parts: TrainRecipe, *stops: int, between: Callable[[], None] = lambda: None
+) -> tuple[Path, Path]:
+    """Trains once whole, and once with a Ctrl-C after each of `stops`: both adapters have the same bytes.
+
+    parts: as `whole`, with another place. between: is called after the first training and after the last
+    Ctrl-C.
+    """
+    [one] = train(whole, Watcher())
+    between()
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            train(parts, Stopped(stop))
+    between()
+    [other] = train(parts, Watcher())
+    assert (one / "adapter.safetensors").read_bytes() == (other / "adapter.safetensors").read_bytes()
+    records = [json.loads((folder / "config.json").read_text()) for folder in (one, other)]
+    for record in records:
+        record["training"].pop("minutes")
+    assert records[0] == records[1]
+    return one, other
+
+
+def saved_and_loaded(made: Adapter, folder: Path, mode: str, ends, within: float = 1e-4) -> Adapter:
+    """Saves an adapter and loads it: every tensor is the same, and so are the answers, within so much.
+
+    Where a tensor begins in memory decides last digits. `made` takes the numbers that are stored.
+    """
+    with torch.no_grad():
+        for p in () if made.full_precision else made.parameters():
+            p.copy_(p.bfloat16())
+    save_adapter(made, folder, "card")
+    again = load_adapter(folder, ends[0].device, ends[0].dtype)
+    assert type(again) is type(made) and again.config == made.config
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name].float()), name
+    with torch.no_grad():
+        first, second = (outcomes(create(mode, *ends, one), SPLIT)[0] for one in (made, again))
+    for x, y in zip(first, second, strict=True):
+        assert x == pytest.approx(y, abs=within, rel=0)
+    return again
+
+
+def refused_in_one_line(mode: str, ends, mistakes: Mapping[str, dict[str, str]], adapter=None) -> None:
+    """Each of these options, by what the line says of it, is refused in one line."""
+    for word, options in mistakes.items():
+        with pytest.raises(UserError) as error:
+            create(mode, *ends, adapter, options)
+        assert word in str(error.value) and "\n" not in str(error.value)
+
+
+def names_states_that_are_not_finite(method, documents, says: str) -> None:
+    """A hidden state of the sharer that is NaN ends the answer, and is named; it stays NaN."""
+    sharer, real = method.sharer, method.sharer.hidden_states
+    sharer.hidden_states = lambda *asked: [torch.full_like(x, torch.nan) for x in real(*asked)]
+    with pytest.raises(NotFiniteError, match=says):
+        method.respond(Batch(documents, documents, Clock()))
 
 
 def invoke(capsys, monkeypatch, *args: object) -> tuple[int, str, str]:
@@ -773,6 +852,13 @@ def random_xkv(ends, stir: float = 0.3, **options) -> XKVAdapter:
     return stirred(made, XKVAdapter, stir)
 
 
+def random_activation(ends, stir: float = 0.03, **options) -> ActivationAdapter:
+    """A map between the models' hidden states, away from its start by `stir`."""
+    torch.manual_seed(3)
+    config = pair_config("activation", *((e.name, e.geometry) for e in ends), options=options)
+    return stirred(build(method_class("activation").configure(config, *ends)), ActivationAdapter, stir)
+
+
 def method_of(name: str, kind: str | None, chat: bool):
     """Any method on a tiny pair with a random adapter; `remap` and `c2c-remap` align by translation."""
     if name == "dense":
@@ -790,6 +876,9 @@ def method_of(name: str, kind: str | None, chat: bool):
     if name == "xkv":
         ends = two_models(chat=chat)
         return create("xkv", *ends, random_xkv(ends))
+    if name == "activation" and kind == "map":
+        ends = two_models(chat=chat)
+        return create("activation", *ends, random_activation(ends))
     if name in ("identical", "single", "lora", "answer_letter", "excerpt"):
         return made_baseline(name, kind, chat=chat)
     options = {}
@@ -814,7 +903,8 @@ def small_recipe(pair: str, out: Path, **more) -> Recipe:
     if "t2t" not in more.get("mode", []):
         chosen.pop("options")
     if not any(
-        method_class(name).adapter_kinds for name in Recipe(mode=more.get("mode", ["receiver"])).methods
+        method_class(name).adapter_kinds and not method_class(name).adapter_optional
+        for name in Recipe(mode=more.get("mode", ["receiver"])).methods
     ):
         more.pop("adapter", None)  # it would be refused
     return Recipe.model_validate({**chosen, "pair": pair, "out": out, **more})

@@ -47,6 +47,8 @@ class Adapter(nn.Module):
     default_gate_init: ClassVar[float] = 0.0
     own_cache: ClassVar[bool] = False
     """Whether the message is a separate term: without it the rest still edits the cache."""
+    full_precision: ClassVar[bool] = False
+    """Whether the weights are stored and used in fp32, and not in the models' dtype."""
 
     def __init__(
         self, config: AdapterConfig, gate: GateMode = "gumbel", gate_init: float | None = None

@@ -125,11 +125,20 @@ def _trained(t: dict[str, Any], tasks: list[str]) -> list[str]:
     """The training in a few lines: settings, all that differs from the plain training, machine."""
     others = t.get("data_seed", t.get("seed")) != t.get("seed")
     seed = f"seed {t.get('seed')}" + (f" (of the examples: {t['data_seed']})" if others else "")
+    on = f"on the train split of {', '.join(map(str, t['tasks']))}"
     facts = [
-        f"trained on the train split of {', '.join(map(str, t['tasks']))}: {t.get('steps')} steps of "
+        f"trained {on}: {t.get('steps')} steps of "
         f"{t.get('batch_size')}, AdamW, lr {t.get('lr')}, warm-up {t.get('warmup')}, clip {t.get('clip')}, "
         f"weight decay {t.get('weight_decay')}, {seed}"
+        if t.get("steps") != 0
+        else f"fitted {on}, {seed}; no step was trained"
     ]
+    if fit := t.get("fit"):
+        judged = f", R² {fit['r2']} on every tenth document, which was held out" if "r2" in fit else ""
+        facts.append(
+            f"closed form from {fit.get('tokens')} tokens of {fit.get('documents')} documents{judged}; "
+            f"sha256 of the documents {str(fit.get('documents_sha256'))[:12]}"
+        )
     if t.get("failed"):
         facts.append(f"the training stopped early: its {t['failed']} was not finite")
     if t.get("contexts"):
@@ -194,7 +203,7 @@ def _dev(t: dict[str, Any]) -> str:
     if not curve:
         return ""
     names = [k for k in curve[0] if k not in {"step", "loss"}]
-    rows = [[str(p["step"]), *(f"{p[k]:.3f}" for k in ("loss", *names))] for p in curve]
+    rows = [[str(p["step"]), *(_number(p.get(k), ".3f") for k in ("loss", *names))] for p in curve]
     table = Table("", [Column(name, right=True) for name in ("step", "loss", *names)], rows).markdown()
     whole = ", of the whole adapter" if t.get("pruned") else ""
     return (

@@ -40,16 +40,17 @@ TRAINING: dict[str, type] = {
     "dev": list,
     "revisions": dict,
     "pruned": dict,
+    "fit": dict,
 }  # read, not only shown
 # of `training`: how it was made, without what came of it
 MAKING = (
     *"method method_options tasks task_options contexts senders supervise targets loss_mean steps".split(),
-    *"batch_size lr warmup weight_decay clip seed data_seed".split(),
+    *"batch_size lr warmup weight_decay clip seed data_seed fit".split(),
 )
 ITEMS: dict[str, type] = {"dev": dict, "results": dict, "beside": str, "contexts": str}  # of lists
 
 PLAIN = (
-    "codec",
+    "activation",
     "codec",
     "dense",
     "draft_kv",

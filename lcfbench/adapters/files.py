@@ -37,7 +37,7 @@ def save(
     """
     if (folder / WEIGHTS).exists() and not replace:
         raise UserError(f"{folder} already holds an adapter.", "Name another --out, or pass --force.")
-    matrices = {name for name, p in adapter.named_parameters() if p.dim() > 2}
+    matrices = {n for n, p in adapter.named_parameters() if p.dim() > 2 and not adapter.full_precision}
     tensors = {  # statistics and gates stay in fp32: they are small, and the gates decide
         name: t.detach().cpu().to(dtype if name in matrices else torch.float32).contiguous()
         for name, t in adapter.state_dict().items()
@@ -74,7 +74,7 @@ def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = 
         raise UserError(f"{path} does not match its config ({last}).", MEND) from error
     parameters = dict(adapter.named_parameters())
     for name, tensor in adapter.state_dict().items():
-        wide = name == "gate_logit" or name not in parameters
+        wide = name == "gate_logit" or name not in parameters or adapter.full_precision
         narrow = tensor.data.to(torch.float32 if wide else dtype)
         if not bool(torch.isfinite(narrow).all()):
             shown = str(narrow.dtype).removeprefix("torch.")

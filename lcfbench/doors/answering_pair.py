@@ -283,7 +283,7 @@ def _with_adapter(variant: Variant, folders: Sequence[Path]) -> Variant:
     kind, mode = method_class(variant.mode), variant.mode
     if not kind.adapter_kinds and folders:
         raise UserError(f"{mode} runs no adapter, so adapter={folders[0]} has no use.", "Leave it out.")
-    if kind.adapter_kinds and len(folders) != 1:
+    if kind.adapter_kinds and len(folders) != 1 and not (kind.adapter_optional and not folders):
         names = ", ".join(f.name for f in shipped())
         step = f"Give adapter=FOLDER or a name; these ship: {names}."
         raise UserError(f"{mode} needs {'an' if not folders else 'one'} adapter.", step)

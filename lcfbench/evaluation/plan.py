@@ -121,7 +121,7 @@ def wanted_by(recipe: Recipe, tasks: Sequence[Task]) -> list[Wanted]:
     found = []
     for variant, own in options_of(recipe.mode, recipe.options) if not recipe.adapter else ():
         kind = method_class(variant.mode)
-        if own or not kind.adapter_kinds:
+        if own or not kind.adapter_kinds or kind.adapter_optional:
             continue
         pair = sides(kind, *first_pair(recipe.pair))
         kinds = tuple(kind.adapter_kinds)
@@ -141,7 +141,7 @@ def with_tasks(recipe: Recipe) -> Recipe:
     given = [find_adapter(place) for place in recipe.adapter]
     for variant, own in options_of(recipe.mode, recipe.options):
         kind = method_class(variant.mode)
-        if not kind.adapter_kinds:
+        if not kind.adapter_kinds or (kind.adapter_optional and not (own or given)):
             continue
         pair = sides(kind, *first_pair(recipe.pair))
         if made_for := tasks_at_hand(variant.mode, tuple(kind.adapter_kinds), pair, own or given):
@@ -173,6 +173,11 @@ def variants_of(recipe: Recipe, tasks: Sequence[Task]) -> dict[str, list[Variant
     for task, variant, own in every:
         mode, kind = variant.mode, method_class(variant.mode)
         rivals, pair = own or given, sides(kind, *names)
+        if kind.adapter_optional and not own:  # no adapter of its kind is given: it runs without one
+            rivals = [*serving(given, kind.adapter_kinds, shared=task.shared, mode=mode)]
+            if not rivals:
+                chosen.append([])
+                continue
         if kind.adapter_kinds and not rivals:
             chosen += [[f.folder] for w, f in at_hand.items() if (w.mode, w.task) == (mode, task.name)]
             continue

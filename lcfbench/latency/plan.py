@@ -145,7 +145,7 @@ def tasks_of(recipe: BenchRecipe, mode: str, given: Sequence[Path]) -> list[str]
     given: its adapters. [] for a method without adapter, which runs on all tasks there are.
     """
     kind = method_class(mode)
-    if recipe.task or not kind.adapter_kinds:
+    if recipe.task or not kind.adapter_kinds or (kind.adapter_optional and not _used(given, mode)):
         return recipe.task
     names = sides(kind, *recipe.names)
     shapes = [Shape.read(place, shared=True) for place in given if _is_for(place, mode)]
@@ -217,13 +217,20 @@ def _is_for(place: Path, mode: str) -> bool:
     return is_spec(place) and read_entry(str(place))[0] == mode
 
 
+def _used(given: Sequence[Path], mode: str) -> bool:
+    """Returns whether any of the given adapters is for a method."""
+    kinds = method_class(mode).adapter_kinds
+    folders = [place for place in given if not is_spec(place)]
+    return any(_is_for(place, mode) for place in given) or any(read_config(f).kind in kinds for f in folders)
+
+
 def _adapters(bench: Bench, mode: str, given: Sequence[Path], task: Texts) -> list[Path | None]:
     """The adapters of a method on a task; one None for a method without. Raises UserError.
 
     With random weights, one as the method's kind of adapter begins where none is given.
     """
     kind = method_class(mode)
-    if not kind.adapter_kinds:
+    if not kind.adapter_kinds or (kind.adapter_optional and not _used(given, mode)):
         return [None]
     shapes: list[Path | None] = [place for place in given if _is_for(place, mode)]
     given = [place for place in given if not is_spec(place)]

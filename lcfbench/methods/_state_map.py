@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lcfbench.adapters.ridge import Held, LinearMap, Ridge, Scale
+from lcfbench.adapters.activation import StateMap
+from lcfbench.adapters.ridge import Held, Ridge, Scale
 from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._translate import aligned_tokens
@@ -27,24 +26,6 @@ HELD_OUT = 10  # every tenth document judges the map
 AT_ONCE = 16  # documents that are read together
 
 Side = tuple[LanguageModel, Sequence[int]]  # a model, and layers of its cache
-
-
-@dataclass(frozen=True)
-class StateMap:
-    """Standardises states and maps them. scale, linear: see `lcfbench.adapters.ridge`."""
-
-    scale: Scale
-    linear: LinearMap
-
-    def __call__(self, states: Tensor) -> Tensor:
-        """Returns states (…, d) of the receiver, in fp32, from states (…, s) of the sharer."""
-        x = self.scale(states.to(self.linear.weight.device))
-        return self.linear(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
-
-    @property
-    def sha256(self) -> str:
-        parts = (self.scale.mean, self.scale.std, self.linear.weight, self.linear.bias)
-        return hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in parts)).hexdigest()
 
 
 def aligned_states(

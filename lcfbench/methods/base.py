@@ -95,6 +95,9 @@ class Method:
     seeded: whether the run's seed changes the answers to the same documents and messages.
     roles: which of the two models the method runs; the other one is not loaded.
     adapter_kinds: kinds of adapter that it runs; empty for methods that need no training.
+    adapter_optional: whether it runs without an adapter too; one is used where it is given.
+    starts_fitted: whether `prepare` alone gives an adapter that can be used, so that a training may have no
+    steps.
     joins: ways in which the messages of several sharers are joined, the default first; () for methods that
     take the message of one, and define `respond` instead of `send` and `receive`.
     needs: the capabilities that a model must have in each role, beside reading and writing text. None
@@ -111,6 +114,8 @@ class Method:
     seeded: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ("receiver", "sharer")
     adapter_kinds: ClassVar[tuple[str, ...]] = ()
+    adapter_optional: ClassVar[bool] = False
+    starts_fitted: ClassVar[bool] = False
     joins: ClassVar[tuple[Join, ...]] = ()
     needs: ClassVar[Mapping[str, tuple[Capability, ...]] | None] = None
 

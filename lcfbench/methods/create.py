@@ -53,7 +53,7 @@ def create(
     where the adapter is missing or of another kind, and where a model lacks what the method needs.
     """
     kind = method_class(name)
-    if kind.adapter_kinds and adapter is None:
+    if kind.adapter_kinds and adapter is None and not kind.adapter_optional:
         raise UserError(
             f"method {name} needs an adapter and none ships for {receiver.name}:{sharer.name}.",
             "Pass --adapter FOLDER, or make one with `lcfbench train`.",

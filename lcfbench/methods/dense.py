@@ -44,6 +44,7 @@ class Dense(Fusion):
     context: Literal["auto", "aware", "unaware"] = "auto"
 
     adapter_kinds: ClassVar[tuple[str, ...]] = ("dense",)
+    starts_fitted: ClassVar[bool] = True
     needs: ClassVar[Mapping[str, tuple[Capability, ...]]] = {
         "receiver": ("edit", "prefix", "rotate"),
         "sharer": ("edit", "rotate"),

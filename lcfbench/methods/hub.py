@@ -53,6 +53,7 @@ class Hub(Method):
     hub: str = ""
 
     adapter_kinds: ClassVar[tuple[str, ...]] = ("codec",)
+    starts_fitted: ClassVar[bool] = True
     needs: ClassVar[Mapping[str, tuple[Capability, ...]]] = {
         "receiver": ("edit", "prefix", "rotate"),
         "sharer": ("edit", "rotate"),

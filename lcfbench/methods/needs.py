@@ -34,7 +34,9 @@ def lacking(
     """Returns what a method needs and does not find: the capability, the role, the reason."""
     kind: type[Method] = registry.load("methods", mode)
     models, needs = {"receiver": receiver, "sharer": sharer}, kind.needs_with(config)
-    if kind.adapter_kinds:  # the shape of its cache says which layers an adapter is for
+    if kind.adapter_kinds and not (
+        config is None and kind.adapter_optional
+    ):  # the shape of its cache says which layers an adapter is for
         bare = [role for role in kind.roles if not models[role].geometry.layers]
         if bare:
             return [("edit", bare[0], models[bare[0]].capabilities.lacks("edit"))]

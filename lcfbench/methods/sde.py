@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lcfbench.config import Join
 from lcfbench.errors import UserError
+from lcfbench.methods._lengths import check_room
 from lcfbench.methods._note import cut_bytes
 from lcfbench.methods._one_model import check_one_model
 from lcfbench.methods._wire import deltas_across
@@ -68,6 +69,16 @@ class SDE(T2T):
     def options(self) -> dict[str, Any]:
         """The layers as they are counted here."""
         return super().options() | {"layers": "+".join(map(str, self.at))}
+
+    @property
+    def added(self) -> int:
+        return super().added + 1
+
+    def check_length(self, document: Document, sender: Document) -> None:
+        """As t2t's; of a note the last token is read too, for its state."""
+        super().check_length(document, sender)
+        asked = prompt(self.sharer, sender.request, replace(sender, steps=()))
+        check_room(self.sharer, asked, sender, beside=1, written=self.budget)
 
     def respond(self, batch: Batch) -> State:
         with batch.clock("sharer"):

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 DEV_SHARE = 0.25  # of the bytes for readings: those of the dev documents
 FLOOR = 0.02  # of the peak learning rate: the last steps still learn
-KEPT = ("curve", "best", "failed", "steps_done", "seconds", "last")  # in a checkpoint, as they are
+KEPT = ("curve", "best", "failed", "steps_done", "seconds", "last", "noted")  # in a checkpoint, as they are
 RECORDED = {*OWN, "task_options", "targets", "batch_size", "dev_documents"}
 
 
@@ -94,6 +94,15 @@ class AdapterTraining:
         )
 
     @property
+    def noted(self) -> dict[str, Any]:
+        """What the method has noted in the adapter's config before the first step."""
+        return self.adapter.config.training
+
+    @noted.setter
+    def noted(self, training: dict[str, Any]) -> None:
+        self.adapter.config = self.adapter.config.model_copy(update={"training": training})
+
+    @property
     def folder(self) -> Path:
         """Where the adapter is saved."""
         return folder_of(self.recipe, self.spec)
@@ -119,8 +128,9 @@ class AdapterTraining:
 
     def owes(self, step: int) -> bool:
         """Whether its dev evaluation after so many steps is due and not done."""
-        due = step == self.recipe.steps or (step < self.recipe.steps and step % self.recipe.eval_every == 0)
-        return due and step > 0 and not self.failed and (not self.curve or self.curve[-1]["step"] < step)
+        r = self.recipe
+        due = step == r.steps or (0 < step < r.steps and step % r.eval_every == 0)
+        return due and not self.failed and (not self.curve or self.curve[-1]["step"] < step)
 
     def plan(self, order: Sequence[Sequence[Document]], stores: Mapping[LanguageModel, Store]) -> None:
         """Keeps readings from now on, where examples come again in these batches.

@@ -63,7 +63,12 @@ class TrainRecipe(Settings):
         None,
         description="Tasks whose validation split chooses the saved state; without it, those trained on.",
     )
-    steps: int = Field(200, ge=1, le=MOST, description="Optimiser steps.")
+    steps: int = Field(
+        200,
+        ge=0,
+        le=MOST,
+        description="Optimiser steps; 0 saves what the method fits before them (activation, dense, hub).",
+    )
     batch_size: int = Field(16, ge=1, le=MOST, description="Examples a step.")
     accumulate: int = Field(
         1,
@@ -177,7 +182,7 @@ class TrainRecipe(Settings):
     def drawn(self) -> int:
         """Examples that are drawn: those of whole blocks, so that more steps go on with the same ones."""
         block = BLOCK * self.batch_size
-        return self.train_documents or -(-self.steps * self.batch_size // block) * block
+        return self.train_documents or max(-(-self.steps * self.batch_size // block), 1) * block
 
     def specs(self) -> list[AdapterSpec]:
         """Returns the adapters to train. Raises UserError for a wrong entry, or one named twice."""
@@ -195,7 +200,7 @@ class TrainRecipe(Settings):
         if not self.trust_remote_code:
             other.add("trust_remote_code")
         other |= {name for name in ("shots", "prompt") if getattr(self, name) is None}
-        return digest({"checkpoint": 4, **self.model_dump(mode="json", exclude=other)})[:16]
+        return digest({"checkpoint": 5, **self.model_dump(mode="json", exclude=other)})[:16]
 
 
 def _named(group: str, text: Any, sign: str) -> list[Any]:

@@ -229,6 +229,10 @@ def check_adapters(recipe: TrainRecipe) -> None:
     contexts = {describe(s.name)["context"] if s.kind == "task" else "shared" for s in sources}
     used = set[str]()
     for spec in recipe.specs():
+        if spec.recipe(recipe).steps == 0 and not trainable(spec).starts_fitted:
+            able = [name for name in method_names() if method_class(name).starts_fitted]
+            what = f"steps=0: {spec.mode} learns in steps alone, and its adapter would stay as it is made."
+            raise UserError(what, f"Give 1 or more; without any {', '.join(able)} are fitted.")
         kind = adapter_kind(trainable(spec), contexts, spec)
         used |= chosen_options(recipe, spec, kind)[3]
     check_used(recipe, used)

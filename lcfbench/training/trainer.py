@@ -395,7 +395,9 @@ class Trainer:
         """
         if self.group.first:
             trainings = self.owing
-            points: list[dict[str, Any]] = [{"step": self.step, "loss": o.last["loss"]} for o in trainings]
+            points: list[dict[str, Any]] = [
+                {"step": self.step, **({"loss": one.last["loss"]} if self.step else {})} for one in trainings
+            ]
             for one in trainings:
                 one.adapter.eval()
             with torch.inference_mode(), self.memory_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -77,6 +78,37 @@ def test_a_poisoned_sharer_sends_nothing(pair, adapter, tmp_path, poisoned, mode
         assert all(row["error"] is None and row["choices_loglikelihood"] for row in found)
         return
     assert all("layer 1" in row["error"] and row["score"] == 0 for row in found)
+
+
+@pytest.mark.parametrize("control", ["matched", "deranged", "noise"])
+@pytest.mark.parametrize("mode", ["activation", "sde"])
+@pytest.mark.parametrize("poison", POISONS)
+def test_a_poisoned_state_is_no_message(pair, tmp_path, poisoned, mode, poison, control):
+    """One model on both sides: its states are read behind layers after the poison."""
+    one = pair.split(":")[0]
+    poisoned("receiver", "layers.1.mlp.down_proj.weight", POISONS[poison])
+    more = {"options": {"budget": "6"}} if mode == "sde" else {}
+    watcher = Watcher()
+    [folder] = run_recipe(
+        f"{one}:{one}", tmp_path / "out", watcher, mode=[mode], control=[control], limit=4, **more
+    )
+    assert all(row["score"] == 0 and "after layer 1 at position" in row["error"] for row in rows(folder))
+    assert all(row["choices_loglikelihood"] is None for row in rows(folder))
+    assert any("4 of 4 documents failed" in text for text in watcher.warned)
+
+
+@pytest.mark.parametrize("poison", POISONS)
+def test_no_map_is_fitted_to_poisoned_states(pair, tmp_path, poisoned, poison):
+    """Of two models; huge states leave a finite map: it standardises them."""
+    poisoned("sharer", "layers.1.mlp.down_proj.weight", POISONS[poison])
+    [folder] = run_recipe(pair, tmp_path / "out", mode=["activation"], limit=4)
+    for row in rows(folder):
+        if poison == "huge":
+            assert row["error"] is None and all(
+                math.isfinite(ll) for step in json.loads(row["choices_loglikelihood"]) for ll in step
+            )
+        else:
+            assert row["score"] == 0 and "cannot be calibrated" in row["error"]
 
 
 @pytest.mark.parametrize("scale", [1e12, 1e20, 1e30])
@@ -200,6 +232,7 @@ CASES = [
     *[("dense", None, SHARED), ("lora", "lora", SHARED)],
     *[("draft_kv", None, SHARED), ("draft_kv", None, SPLIT)],
     *[("xkv", None, SHARED), ("xkv", None, SPLIT), ("hub", None, SPLIT)],
+    *[("activation", "map", SHARED), ("activation", "map", SPLIT)],
 ]
 
 

@@ -18,11 +18,12 @@ from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
 from lcfbench.latency.documents import unstopped
 from lcfbench.methods._lengths import TooLongError, too_long
-from lcfbench.methods.base import Batch
+from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.lengths import longest
 from lcfbench.models.timing import Clock
+from lcfbench.tasks.document import View
 from tests.chat_templates import THINKING
 from tests.helpers import SHARED, SPLIT, TEXTS, Watcher, invoke, method_of, rows, run_recipe, tokenizer
 
@@ -126,6 +127,7 @@ EXACT = [
     ("cacheback", None),
     ("latentmas", None),
     ("activation", None),
+    ("activation", "map"),
     *[("lcf", "lcf"), ("lcf", "remap"), ("c2c", "c2c"), ("c2c", "c2c-remap"), ("single", "lcf")],
     *[("identical", "lcf"), ("prefix", "before"), ("prefix", "after"), ("dense", None)],
     ("draft_kv", None),
@@ -200,6 +202,28 @@ def test_a_note_counts_as_long_as_it_may_become(documents, chat):
         receiver.model.config.max_position_embeddings = 512
 
 
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("documents", [SHARED, SPLIT], ids=["shared", "split"])
+def test_the_states_of_a_note_need_room_for_all_its_tokens(documents, chat):
+    """sde, one model on both sides: the sharer's text and note, without the receiver's."""
+    method = method_of("sde", None, chat)
+    lm = method.sharer
+    for document in generated(documents):
+        batch = Batch([document], [document], Clock())
+        with torch.inference_mode(), unstopped(method), highest(lm) as used:
+            asked = [prompt(lm, document.request, replace(document, steps=()))]
+            method.written(batch, asked)
+        assert used[lm.name] == len(asked[0].ids) + method.budget - 1
+        [brief] = generated(SPLIT[:1], 1)
+        brief = replace(brief, receiver=View("Why?"), noted=View("Why?"))
+        lm.model.config.max_position_embeddings = used[lm.name] + 1
+        method.check_length(brief, document)
+        lm.model.config.max_position_embeddings = used[lm.name]
+        with pytest.raises(TooLongError, match=f"and a text of up to {method.budget} tokens"):
+            method.check_length(brief, document)
+        lm.model.config.max_position_embeddings = 512
+
+
 @pytest.mark.parametrize("name", ["answer_letter", "excerpt"])
 def test_what_is_read_as_a_note_counts(name):
     method = method_of(name, None, False)
@@ -215,10 +239,11 @@ def test_what_is_read_as_a_note_counts(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["lcf", "c2c", "kvcomm", "cacheback", "latentmas", "prefix", "dense", "draft_kv", "xkv"]
+    "name",
+    ["lcf", "c2c", "kvcomm", "cacheback", "latentmas", "prefix", "dense", "draft_kv", "xkv", "activation"],
 )
 def test_the_message_of_another_document_counts(name):
-    kind = {"lcf": "lcf", "c2c": "c2c-remap", "prefix": "after"}.get(name)
+    kind = {"lcf": "lcf", "c2c": "c2c-remap", "prefix": "after", "activation": "map"}.get(name)
     method = method_of(name, kind, name == "c2c")
     short, long = SHARED[1], replace(SHARED[0], sharer=replace(SHARED[0].sharer, user="Why? " * 60))
     if name in ("kvcomm", "cacheback", "latentmas", "dense"):

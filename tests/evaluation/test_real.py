@@ -129,7 +129,8 @@ def test_a_handful_of_every_task_under_every_method(tmp_path, monkeypatch, task,
         pytest.skip("the receiver reads the sharer's text already")
     if mode == "answer_letter" and describe(task)["default_scoring"] == "generate":
         pytest.skip("no choices to pick from")
-    if kind.adapter_kinds and adapter_of(mode, task) is None:
+    needs = bool(kind.adapter_kinds) and not kind.adapter_optional
+    if needs and adapter_of(mode, task) is None:
         pytest.skip(f"no {mode} adapter ships for tasks with {'shared' if shared else 'different'} contexts")
     if task in ALIKE and mode not in ("receiver", "sharer", "t2t", "full_context", "lcf"):
         pytest.skip(f"{mode} is asked on {ALIKE[task]}, a task of the same form")
@@ -167,7 +168,7 @@ def test_a_handful_of_every_task_under_every_method(tmp_path, monkeypatch, task,
         assert (row["message_bytes"] > 0) == kind.sends or row[
             "message_text"
         ] == ""  # a sharer may have nothing to say
-        assert (row["adapter_params"] > 0) == bool(kind.adapter_kinds)
+        assert (row["adapter_params"] > 0) == needs
         read = row["receiver_tokens"] or row["sharer_tokens"]  # `sharer` shows the receiver nothing
         assert row["flops"] > 2 * 1e8 * read and read > 5
         if row["choices_loglikelihood"] is not None:

@@ -457,7 +457,8 @@ def test_every_column_is_accounted_for(pair, adapter, tmp_path, mode):
         )
         assert (row["message_bytes"] > 0) == kind.sends
         assert (row["sharer_tokens"] > 0) == ("sharer" in kind.roles)
-        assert (row["adapter_params"] > 0) == bool(kind.adapter_kinds) == (row["adapter_bytes"] > 0)
+        needs = bool(kind.adapter_kinds) and not kind.adapter_optional
+        assert (row["adapter_params"] > 0) == needs == (row["adapter_bytes"] > 0)
         assert row["message_cache_bytes"] >= (row["message_bytes"] > 0)
         assert len(json.loads(row["choices_loglikelihood"])) == 2
     timed = [r for r in table if r["ttea_ms"] is not None]

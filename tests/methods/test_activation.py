@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
+from lcfbench.adapters.base import build
+from lcfbench.adapters.config import read_config, weights_sha256
+from lcfbench.adapters.files import load
 from lcfbench.controls.base import load_control
 from lcfbench.controls.wrappers import emptied, noised
 from lcfbench.errors import UserError
+from lcfbench.evaluation import runner
 from lcfbench.evaluation.answer import answer
-from lcfbench.methods._state_map import fit_map
-from lcfbench.methods.activation import CALIBRATION, Activation
+from lcfbench.methods._state_map import aligned_states, fit_map
+from lcfbench.methods.activation import DOCUMENTS, Activation
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create
 from lcfbench.models.activations import Edits, editing, hidden_states, lacking
 from lcfbench.models.answering import answer_loss
 from lcfbench.models.conformance import conformance
-from lcfbench.models.finite import NotFiniteError
 from lcfbench.models.timing import Clock
+from lcfbench.training.recipe import TrainRecipe
+from lcfbench.training.trainer import train
 from tests import helpers
-from tests.helpers import SHARED, SPLIT, outcomes, same_bits, tiny_pair
+from tests.helpers import SHARED, SPLIT, manifest_of, outcomes, run_recipe, same_bits, tiny_pair
 from tests.models import zoo
 
 FAMILIES = ["llama", "qwen3", "gemma3"]
@@ -231,7 +238,7 @@ def test_two_models_are_bridged_by_a_map_that_is_fitted_first():
     receiver, sharer = tiny_pair()
     assert receiver.hidden_size != sharer.hidden_size or receiver.geometry != sharer.geometry
     method = made(receiver, sharer)
-    assert method.calibration == CALIBRATION and method.options()["bridge"] == "ridge"
+    assert method.calibration == DOCUMENTS and method.options()["bridge"] == "ridge"
     with pytest.raises(UserError, match="has seen none"):
         method.respond(Batch(SPLIT, SPLIT, Clock()))
     facts = method.calibrate(SPLIT + SHARED)
@@ -248,6 +255,159 @@ def test_two_models_are_bridged_by_a_map_that_is_fitted_first():
     )
 
 
+# -- the map as an adapter -------------------------------------------------------------------------
+
+
+def fitted(ends, documents=SPLIT + SHARED, **options):
+    """An adapter as a training without steps makes it, and what was said of it."""
+    said = []
+    adapter = helpers.random_activation(ends, **options)
+    create("activation", *ends, adapter).prepare(documents, said.append)
+    return adapter, said
+
+
+@pytest.mark.parametrize("combine", ["replace", "sum", "mean"])
+def test_an_adapter_answers_as_the_map_that_the_run_fits_on_the_same_documents(combine, tmp_path):
+    ends = tiny_pair()
+    by_run = made(*ends, combine=combine)
+    facts = by_run.calibrate(SPLIT + SHARED)
+    adapter, [said] = fitted(ends)
+    method = create("activation", *ends, adapter, {"combine": combine})
+    assert method.calibration == 0 and method.map.sha256 == facts["map_sha256"] == by_run.map.sha256
+    assert method.options() == by_run.options()
+    fit = adapter.config.training["fit"]
+    assert {k: fit[k] for k in facts} == facts and fit["documents"] == len(SPLIT + SHARED)
+    assert f"{facts['tokens']:,} tokens of {fit['documents']} documents" in said
+    again = helpers.saved_and_loaded(adapter, tmp_path / "a", "activation", ends, within=0)
+    for one in (adapter, again):
+        got, state, _ = outcomes(create("activation", *ends, one, {"combine": combine}), SPLIT)
+        expected, other, _ = outcomes(by_run, SPLIT)
+        assert got == expected and same_bits(state.kv.edits.vectors, other.kv.edits.vectors)
+        assert state.message == other.message
+    assert again.map.sha256 == facts["map_sha256"]
+    assert again.params == (ends[1].hidden_size + 1) * ends[0].hidden_size
+
+
+def test_the_fitted_map_is_the_closed_form_on_held_rows():
+    """Solved here by the normal equations of all rows, in doubles."""
+    receiver, sharer = ends = tiny_pair()
+    documents = SPLIT * 5
+    adapter, _ = fitted(ends, documents)
+    method = create("activation", *ends, adapter)
+    parts = aligned_states((sharer, [method.source]), (receiver, [method.into]), documents)
+    x, y, held = (torch.cat(p, d) for p, d in zip(zip(*parts, strict=True), (1, 1, 0), strict=True))
+    x, y = x[0].double(), y[0].double()
+    mean, std = x[~held].mean(0), x[~held].std(0, correction=0)
+    rows = torch.cat([((x - mean) / std).clamp(-8, 8), torch.ones(len(x), 1).double()], 1)
+    penalty = 1e-2 * int((~held).sum()) * torch.eye(rows.shape[1]).double()
+    penalty[-1, -1] = 0  # not of the bias
+    own = rows[~held]
+    solved = torch.linalg.solve(own.T @ own + penalty, own.T @ y[~held])
+    assert int(held.sum()) > 10
+    torch.testing.assert_close(adapter(x[held].float()).double(), rows[held] @ solved, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("documents", [SHARED, SPLIT], ids=["shared", "split"])
+def test_a_map_of_zeros_that_is_added_is_the_receiver(documents):
+    ends = tiny_pair()
+    adapter = helpers.random_activation(ends)
+    method = create("activation", *ends, adapter, {"combine": "sum"})
+    alone = create("receiver", *ends).respond(Batch(documents, documents, Clock()))
+    some = method.respond(Batch(documents, documents, Clock()))
+    assert not same_bits(ends[0].open(some).logits, ends[0].open(alone).logits)
+    for p in adapter.parameters():
+        p.zero_()
+    none = method.respond(Batch(documents, documents, Clock()))
+    assert same_bits(ends[0].open(none).logits, ends[0].open(alone).logits)
+
+
+def test_an_adapter_is_of_its_pair_its_layers_and_its_method():
+    ends = tiny_pair()
+    adapter = helpers.random_activation(ends, receiver_layer=1, sharer_layer=0)
+    method = create("activation", *ends, adapter)
+    layers = {"sharer_layer": 0, "receiver_layer": 1}
+    assert method.options() == layers | {"combine": "replace", "bridge": "ridge"}
+    create("activation", *ends, adapter, {"receiver_layer": "1", "bridge": "ridge"})
+    mistakes = {
+        "receiver_layer=2: the adapter's map is fitted for receiver_layer 1": {"receiver_layer": "2"},
+        "sharer_layer=1: the adapter's map is fitted for sharer_layer 0": {"sharer_layer": "1"},
+        "bridge=none": {"bridge": "none"},
+    }
+    helpers.refused_in_one_line("activation", ends, mistakes, adapter)
+    helpers.refused_in_one_line("activation", ends[::-1], {"does not fit this pair": {}}, adapter)
+    helpers.refused_in_one_line("activation", ends, {"runs activation": {}}, helpers.random_xkv(ends))
+    helpers.refused_in_one_line("xkv", ends, {"runs xkv": {}}, adapter)
+    wide = adapter.config.model_copy(update={"options": adapter.config.options | {"receiver_size": 48}})
+    helpers.refused_in_one_line("activation", ends, {"the receiver's have 48 numbers": {}}, build(wide))
+    for update, says in (
+        ({"options": {}}, "depends on the width"),
+        ({"layers": (1, 2)}, "of one layer, not 2"),
+    ):
+        with pytest.raises(UserError, match=says):
+            build(adapter.config.model_copy(update=update))
+
+
+def test_one_model_on_both_sides_may_have_a_map_and_self_uses_none():
+    lm = helpers.causal_lm(layers=4)
+    adapter, _ = fitted((lm, lm))
+    method = create("activation", lm, lm, adapter)
+    assert outcomes(method, SPLIT)[0] != outcomes(made(lm), SPLIT)[0]
+    receiver, sharer = tiny_pair()
+    of_two = create("activation", receiver, sharer, fitted((receiver, sharer))[0])
+    assert outcomes(load_control("self").wrap(of_two, 0), SPLIT)[0] == outcomes(made(receiver), SPLIT)[0]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return helpers.save_pair(tmp_path_factory.mktemp("models"))
+
+
+def trained(models, out, steps, **more):
+    small = {"batch_size": 4, "dev_documents": 6, "eval_every": 3, "save_every": 2, "warmup": 1}
+    given = {"adapters": ["activation"], "pair": models, "out": out, "dtype": "float32", "lr": 3e-3}
+    return TrainRecipe.model_validate({**small, **given, "steps": steps, **more})
+
+
+def test_a_training_of_no_steps_saves_the_fit_and_a_run_names_it(models, tmp_path, capsys, monkeypatch):
+    with torch.enable_grad():
+        [folder] = train(trained(models, tmp_path / "a", 0), helpers.Watcher())
+    record = read_config(folder).training
+    assert record["steps"] == 0 and record["fit"]["documents"] == 32
+    [point] = record["dev"]
+    assert point["step"] == 0 and {"splitfacts/matched", "splitfacts/deranged"} < set(point)
+    assert load(folder).map.sha256 == record["fit"]["map_sha256"] and not (folder / "checkpoint.pt").exists()
+    text = (folder / "README.md").read_text()
+    assert "no step was trained" in text and f"{record['fit']['tokens']} tokens of 32 documents" in text
+    code, out, _ = helpers.invoke(capsys, monkeypatch, "adapter", "info", folder)
+    assert code == 0 and f"training fit: documents 32, tokens {record['fit']['tokens']}" in out
+    more = {"mode": ["activation"], "limit": 4, "task": ["splitfacts"]}
+    [plain] = run_recipe(models, tmp_path / "runs", **more)
+    recipe = helpers.small_recipe(models, tmp_path / "runs", **more).model_copy(update={"adapter": [folder]})
+    [run] = runner.run(recipe, helpers.Watcher())
+    with_adapter, without = manifest_of(tmp_path / "runs" / run), manifest_of(plain)
+    assert with_adapter["adapter"] == "a" and without["adapter"] is None
+    mine, other = with_adapter["identity"], without["identity"]
+    assert mine["adapter_sha256"] == weights_sha256(folder) and other["adapter_sha256"] is None
+    assert other["calibration_sha256"] and "calibration_sha256" not in mine
+    assert with_adapter["adapter_facts"]["training"]["fit"] == record["fit"]
+
+
+def test_steps_go_on_from_the_fit_and_a_resumed_training_ends_as_the_uninterrupted_one(models, tmp_path):
+    with torch.enable_grad():
+        recipes = (trained(models, tmp_path / out, 6, options={"documents": "8"}) for out in ("w", "a"))
+        whole, _ = helpers.whole_and_resumed(*recipes, 4)
+    record = read_config(whole).training
+    assert record["fit"]["documents"] == 8 and load(whole).map.sha256 != record["fit"]["map_sha256"]
+    log = pd.read_parquet(whole / "training.parquet").query("metric == 'loss'")
+    assert len(log) == 6 and log.value.map(math.isfinite).all()
+
+
+def test_no_steps_are_for_methods_that_are_fitted_first(models, tmp_path):
+    recipe = trained(models, tmp_path / "a", 0, adapters=["lcf"])
+    with pytest.raises(UserError, match="steps=0: lcf learns in steps alone"):
+        train(recipe, helpers.Watcher())
+
+
 def test_self_needs_no_map_and_one_model_neither():
     receiver, sharer = tiny_pair()
     method = made(receiver, sharer, sharer_layer=0)
@@ -260,15 +420,13 @@ def test_self_needs_no_map_and_one_model_neither():
 
 def test_mistakes_are_named_in_one_line():
     receiver, sharer = tiny_pair()
-    for options, word in (
-        ({"sharer_layer": "3"}, "sharer_layer=3 of tiny-b, which has 3"),
-        ({"receiver_layer": "4"}, "receiver_layer=4 of tiny-a, which has 4"),
-        ({"receiver_layer": "-1"}, "receiver_layer"),
-        ({"combine": "max"}, "combine"),
-    ):
-        with pytest.raises(UserError) as error:
-            create("activation", receiver, sharer, None, options)
-        assert word in str(error.value) and "\n" not in str(error.value)
+    mistakes = {
+        "sharer_layer=3 of tiny-b, which has 3": {"sharer_layer": "3"},
+        "receiver_layer=4 of tiny-a, which has 4": {"receiver_layer": "4"},
+        "receiver_layer": {"receiver_layer": "-1"},
+        "combine": {"combine": "max"},
+    }
+    helpers.refused_in_one_line("activation", (receiver, sharer), mistakes)
     with pytest.raises(UserError, match="receiver_layer=9 of the receiver, which has 4"):
         Activation.check_depth({"receiver_layer": "9"}, lambda: 4)
     Activation.check_depth({"receiver_layer": "3"}, lambda: 4)
@@ -278,13 +436,8 @@ def test_mistakes_are_named_in_one_line():
 
 
 def test_states_that_are_not_finite_are_named():
-    lm = helpers.causal_lm(layers=4)
-    method = made(lm)
-    lm.hidden_states = lambda rows, layers, counts: (
-        [torch.full((1, 1, lm.hidden_size), torch.nan)] * len(rows)
-    )
-    with pytest.raises(NotFiniteError, match="the hidden state of tiny-receiver behind layer 2"):
-        method.respond(Batch(SPLIT, SPLIT, Clock()))
+    says = "the hidden state of tiny-receiver behind layer 2"
+    helpers.names_states_that_are_not_finite(made(helpers.causal_lm(layers=4)), SPLIT, says)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3.5", "mamba", "gemma3n", "recurrent-gemma"])

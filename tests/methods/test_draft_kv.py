@@ -11,7 +11,6 @@ import torch
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
 from lcfbench.adapters.draft_kv import DraftKVAdapter, parse_stages, spread
-from lcfbench.adapters.files import load, save
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import target
 from lcfbench.geometry import Geometry
@@ -22,8 +21,7 @@ from lcfbench.models.answering import answer_loss
 from lcfbench.models.timing import Clock
 from lcfbench.training.options import expanded
 from lcfbench.training.recipe import TrainRecipe
-from lcfbench.training.trainer import train
-from tests.helpers import SHARED, SPLIT, Watcher, outcomes, save_pair
+from tests.helpers import SHARED, SPLIT, outcomes, save_pair, saved_and_loaded, whole_and_resumed
 from tests.helpers import random_draft as adapter
 from tests.helpers import tiny_pair as pair
 
@@ -287,18 +285,8 @@ def test_the_layers_are_spread_over_the_upper_half():
 def test_an_adapter_is_the_same_after_saving_and_a_shut_layer_may_go(tmp_path):
     lms = pair()
     fuser = adapter(lms)
+    saved_and_loaded(fuser, tmp_path / "a", "draft_kv", lms)
     with torch.no_grad():
-        for p in fuser.parameters():
-            p.copy_(p.bfloat16())  # as weights are saved
-    save(fuser, tmp_path / "a", "card")
-    again = load(tmp_path / "a", lms[0].device, lms[0].dtype)
-    assert isinstance(again, DraftKVAdapter)
-    with torch.no_grad():
-        first = outcomes(create("draft_kv", *lms, fuser), SPLIT)[0]
-        for name, tensor in fuser.state_dict().items():
-            assert torch.equal(tensor, again.state_dict()[name].float()), name
-        for x, y in zip(outcomes(create("draft_kv", *lms, again), SPLIT)[0], first, strict=True):
-            assert x == pytest.approx(y, abs=1e-4)  # where a tensor begins in memory decides last digits
         fuser.gate_logit[0] = -torch.inf
         shut = outcomes(create("draft_kv", *lms, fuser), SPLIT)[0]
         shorter = fuser.select(fuser.open_layers())
@@ -334,19 +322,6 @@ def test_a_sharer_that_writes_nothing_leaves_the_receiver_alone(monkeypatch):
     assert state.message.wire_bytes == [0] * len(SPLIT) and min(state.message.sharer_tokens) > 0
 
 
-class Stopped(Watcher):
-    """Interrupts a training after some of its steps, each once, before their evaluation."""
-
-    def __init__(self, steps):
-        super().__init__()
-        self.steps = set(steps)
-
-    def step(self, step, *rest):
-        super().step(step, *rest)
-        if step in self.steps:
-            raise KeyboardInterrupt
-
-
 def test_a_training_that_stops_in_each_stage_ends_as_the_uninterrupted_one(tmp_path, monkeypatch):
     """Steps 1–3 are of the first stage, 4–6 of the second, 7–9 of the third, whose guard compares."""
     models = save_pair(tmp_path / "models")
@@ -366,17 +341,12 @@ def test_a_training_that_stops_in_each_stage_ends_as_the_uninterrupted_one(tmp_p
         given = {"adapters": ["draft_kv"], "options": chosen, "warmup": 1, "dtype": "float32"}
         return TrainRecipe(pair=models, out=tmp_path / out, **given, **more, **hops)
 
-    [whole] = train(recipe("whole"), Watcher())
-    stages = list(seen)
-    assert stages[-9:] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
-    for stop in (2, 5, 8):
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe("parts"), Stopped([stop]))
-    seen.clear()
-    [parts] = train(recipe("parts"), Watcher())
-    assert seen[-1:] == [3] and len(seen) < 9  # it went on from the last stop
-    files = [(folder / "adapter.safetensors").read_bytes() for folder in (whole, parts)]
-    assert files[0] == files[1]
+    counts = []
+    stopped = lambda: counts.append(len(seen))  # noqa: E731
+    whole, parts = whole_and_resumed(recipe("whole"), recipe("parts"), 2, 5, 8, between=stopped)
+    first, last = counts
+    assert seen[:first][-9:] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert seen[-1:] == [3] and len(seen) - last < 9  # it went on from the last stop
     losses = [
         pd.read_parquet(folder / "training.parquet").query("metric == 'loss'").value.tolist()
         for folder in (whole, parts)

@@ -9,7 +9,7 @@ import lcfbench
 from lcfbench.adapters.base import build
 from lcfbench.adapters.codec import codec_file, put_codec, read_codec, ridge, save_codec
 from lcfbench.adapters.config import pair_config, read_config
-from lcfbench.adapters.files import load, save
+from lcfbench.adapters.files import load
 from lcfbench.errors import UserError
 from lcfbench.methods.base import Batch
 from lcfbench.methods.create import create
@@ -144,20 +144,14 @@ def test_hubs_that_do_not_fit_are_refused(hub, models, tmp_path):
 
 
 def test_a_resumed_training_ends_as_the_uninterrupted_one(models, tmp_path):
-    class Impatient(Watcher):
-        def step(self, step, *rest):
-            super().step(step, *rest)
-            if step == 3:
-                raise KeyboardInterrupt
-
     names = ":".join(models[:2])
-    [whole] = train(recipe(names, tmp_path / "w", options={"hub": str(tmp_path / "one")}), Watcher())
-    more = {"options": {"hub": str(tmp_path / "two")}}
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe(names, tmp_path / "a", **more), Impatient())
-    assert not (tmp_path / "two").exists()  # nothing half trained is in the hub
-    [resumed] = train(recipe(names, tmp_path / "a", **more), Watcher())
-    assert (resumed / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
+    pairs = (("w", "one"), ("a", "two"))
+    whole, parts = (recipe(names, tmp_path / out, options={"hub": str(tmp_path / n)}) for out, n in pairs)
+
+    def no_hub():
+        assert not (tmp_path / "two").exists()  # nothing half trained is in the hub
+
+    helpers.whole_and_resumed(whole, parts, 3, between=no_hub)
     both = [{f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("one", "two")]
     assert both[0] == both[1] and len(both[0]) == 2
 
@@ -253,7 +247,7 @@ def test_a_codec_survives_its_file_and_an_adapter_its_folder(tmp_path):
     made = adapter(lms)
     with torch.no_grad():
         for p in made.parameters():
-            p.copy_(p.bfloat16())
+            p.copy_(p.bfloat16())  # as codecs are saved
     for side in ("sharer", "receiver"):
         save_codec(made, side, tmp_path / "h" / f"{side}.safetensors", side, "1")
     other = adapter(lms, stir=0.1)
@@ -261,9 +255,4 @@ def test_a_codec_survives_its_file_and_an_adapter_its_folder(tmp_path):
         put_codec(other, side, tmp_path / "h" / f"{side}.safetensors")
     for name, tensor in made.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
-    save(made, tmp_path / "a", "card")
-    again = load(tmp_path / "a", lms[0].device, lms[0].dtype)
-    with torch.no_grad():
-        first, second = (outcomes(create("hub", *lms, m), SPLIT)[0] for m in (made, again))
-    for x, y in zip(first, second, strict=True):
-        assert x == pytest.approx(y, abs=1e-4)
+    helpers.saved_and_loaded(made, tmp_path / "a", "hub", lms)

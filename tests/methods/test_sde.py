@@ -13,7 +13,6 @@ from lcfbench.methods import sde
 from lcfbench.methods.base import Batch, prompt
 from lcfbench.methods.create import create
 from lcfbench.methods.sde import SDE, parse_layers, token_ends
-from lcfbench.models.finite import NotFiniteError
 from lcfbench.models.timing import Clock
 from lcfbench.models.wire import unpack
 from tests import helpers
@@ -176,21 +175,11 @@ def test_a_note_without_text_is_t2t_s():
 
 def test_mistakes_are_named_in_one_line():
     lm = helpers.causal_lm(layers=4)
-    for options, word in (
-        ({"layers": "4"}, "layers=4"),
-        ({"layers": "a"}, "layers=a"),
-        ({"budget": "0"}, "budget=0"),
-    ):
-        with pytest.raises(UserError, match=word) as error:
-            create("sde", lm, lm, None, options)
-        assert "\n" not in str(error.value)
+    mistakes = {"layers=4": {"layers": "4"}, "layers=a": {"layers": "a"}, "budget=0": {"budget": "0"}}
+    helpers.refused_in_one_line("sde", (lm, lm), mistakes)
     with pytest.raises(UserError, match="sde needs one model on both sides"):
         create("sde", *tiny_pair())
     with pytest.raises(UserError, match="layers=9"):
         SDE.check_depth({"layers": "9"}, lambda: 4)
     assert parse_layers("", 32) == (17, 20) and parse_layers("", 1) == (0,)
-    lm.hidden_states = lambda rows, layers, counts: [
-        torch.full((len(layers), n, lm.hidden_size), torch.nan) for n in counts
-    ]
-    with pytest.raises(NotFiniteError, match="a hidden state of tiny-receiver"):
-        made(lm).respond(Batch(SPLIT, SPLIT, Clock()))
+    helpers.names_states_that_are_not_finite(made(lm), SPLIT, "a hidden state of tiny-receiver")

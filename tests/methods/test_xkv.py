@@ -7,9 +7,7 @@ import torch
 
 from lcfbench.adapters.base import build
 from lcfbench.adapters.config import pair_config
-from lcfbench.adapters.files import load, save
 from lcfbench.adapters.lcf import flat
-from lcfbench.adapters.xkv import XKVAdapter
 from lcfbench.evaluation.answer import target
 from lcfbench.geometry import Geometry
 from lcfbench.methods.base import Batch
@@ -18,9 +16,8 @@ from lcfbench.models.answering import answer_loss
 from lcfbench.models.timing import Clock
 from lcfbench.models.wire import unpack
 from lcfbench.training.recipe import TrainRecipe
-from lcfbench.training.trainer import train
 from tests import helpers
-from tests.helpers import SHARED, SPLIT, Watcher, outcomes
+from tests.helpers import SHARED, SPLIT, outcomes
 from tests.helpers import random_xkv as adapter
 from tests.helpers import tiny_pair as pair
 
@@ -207,17 +204,8 @@ def test_an_adapter_is_the_same_after_saving_and_a_shut_layer_may_go(tmp_path):
     made.gate_logit.fill_(1.0)
     with torch.no_grad():
         create("xkv", *lms, made).prepare(SPLIT, lambda _: None)
-        for p in made.parameters():
-            p.copy_(p.bfloat16())  # as weights are saved
-    save(made, tmp_path / "a", "card")
-    again = load(tmp_path / "a", lms[0].device, lms[0].dtype)
-    assert isinstance(again, XKVAdapter)
+    helpers.saved_and_loaded(made, tmp_path / "a", "xkv", lms)
     with torch.no_grad():
-        first = outcomes(create("xkv", *lms, made), SPLIT)[0]
-        for name, tensor in made.state_dict().items():
-            assert torch.equal(tensor, again.state_dict()[name].float()), name
-        for x, y in zip(outcomes(create("xkv", *lms, again), SPLIT)[0], first, strict=True):
-            assert x == pytest.approx(y, abs=1e-4)  # where a tensor begins in memory decides last digits
         made.gate_logit[1] = -1.0
         shut = made(*inputs(made))
         shorter = made.select(made.open_layers())
@@ -254,12 +242,6 @@ def test_input_statistics_are_those_of_slots_and_entries():
 
 
 def test_a_resumed_training_ends_as_the_uninterrupted_one(tmp_path):
-    class Impatient(Watcher):
-        def step(self, step, *rest):
-            super().step(step, *rest)
-            if step == 4:
-                raise KeyboardInterrupt
-
     names = helpers.save_pair(tmp_path / "models")
 
     def recipe(out):
@@ -267,8 +249,4 @@ def test_a_resumed_training_ends_as_the_uninterrupted_one(tmp_path):
         more = {"warmup": 1, "lr": 3e-3, "dtype": "float32", "options": {"width": "8", "slots": "2"}}
         return TrainRecipe(adapters=["xkv"], pair=names, out=tmp_path / out, **small, **more)
 
-    [whole] = train(recipe("whole"), Watcher())
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe("a"), Impatient())
-    [resumed] = train(recipe("a"), Watcher())
-    assert (resumed / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
+    helpers.whole_and_resumed(recipe("whole"), recipe("a"), 4)

@@ -32,11 +32,14 @@ from tests.helpers import (
     SHARED,
     SPLIT,
     outcomes,
+    random_activation,
     random_adapter,
+    random_codec,
     random_dense,
     random_draft,
     random_lora,
     random_prefix,
+    random_xkv,
     shared_document,
 )
 from tests.models import zoo
@@ -60,6 +63,9 @@ ADAPTERS: dict[str, Callable[[Ends], Any]] = {
     "dense": random_dense,
     "prefix": random_prefix,
     "draft_kv": random_draft,
+    "xkv": random_xkv,
+    "codec": lambda ends: random_codec(ends, whole=False),
+    "activation": random_activation,
     "lora": lambda ends: random_lora(ends[0]),
 }
 # method → kind of adapter, documents
@@ -71,10 +77,17 @@ FUSED: dict[str, tuple[str, str | None, Sequence[Document]]] = {
     "dense": ("dense", "dense", DOCUMENTS),
     "prefix": ("prefix", "prefix", DOCUMENTS),
     "draft_kv": ("draft_kv", "draft_kv", DOCUMENTS),
+    "xkv": ("xkv", "xkv", DOCUMENTS),
+    "hub": ("hub", "codec", DOCUMENTS),
+    "cacheback": ("cacheback", None, SPLIT[:2]),
+    "latentmas": ("latentmas", None, SPLIT[:2]),
+    "activation": ("activation", "activation", DOCUMENTS),
+    "sde": ("sde", None, SPLIT[:2]),
     "lora": ("lora", "lora", DOCUMENTS),
 }
 METHODS = (*TEXT, *FUSED)
-TWICE = ("kvcomm", "lora")  # one model on both sides
+TWICE = ("kvcomm", "cacheback", "latentmas", "sde", "lora")  # one model on both sides
+OPTIONS = {"sde": {"budget": "6"}, "latentmas": {"steps": "2"}, "cacheback": {"budget": "8"}}
 
 
 @lru_cache(maxsize=8)
@@ -183,7 +196,7 @@ def fused(name: str, method: str, kind: str | None, documents: Sequence[Document
 
     def made(attention: str) -> Method:
         ends = ends_of(name, attention, method in TWICE)
-        return create(method, *ends, ADAPTERS[kind](ends) if kind else None)
+        return create(method, *ends, ADAPTERS[kind](ends) if kind else None, OPTIONS.get(method, {}))
 
     asked = made("sdpa")
     got, state, _ = outcomes(asked, twice, senders if asked.sends else twice)

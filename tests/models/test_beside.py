@@ -34,6 +34,7 @@ METHODS = [
     ("prefix", "after"),
     ("prefix", "before"),
     ("xkv", None),
+    ("activation", "map"),
     ("kvcomm", None),
     ("cacheback", None),
     ("identical", "lcf"),

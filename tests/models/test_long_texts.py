@@ -188,6 +188,12 @@ MADE = {
     "kvcomm, some layers": lambda ends: create("kvcomm", ends[1], ends[1], None, {"layers": "0,2"}),
     "prefix behind": lambda ends: create("prefix", *ends, helpers.random_prefix(ends, place="after")),
     "xkv": lambda ends: create("xkv", *ends, helpers.random_xkv(ends)),
+    "hub": lambda ends: create("hub", *ends, helpers.random_codec(ends, whole=False)),
+    "cacheback": lambda ends: create("cacheback", ends[0], ends[0]),
+    "latentmas": lambda ends: create("latentmas", ends[0], ends[0], None, {"steps": "3"}),
+    "activation": lambda ends: create("activation", ends[0], ends[0]),
+    "activation, mapped": lambda ends: create("activation", *ends, helpers.random_activation(ends)),
+    "sde": lambda ends: create("sde", ends[0], ends[0], None, {"budget": "6"}),
     "prefix before": lambda ends: create("prefix", *ends, helpers.random_prefix(ends, place="before")),
 }
 BY_TOKEN = ("c2c", "c2c, by turn", "lcf")

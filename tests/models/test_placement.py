@@ -36,6 +36,7 @@ CASES = [
     ("dense", "dense", SHARED),
     ("prefix", "prefix", SHARED),
     ("xkv", "xkv", SPLIT),
+    ("activation", "activation", SPLIT),
 ]
 IDS = [f"{name}-{documents[0].task}" for name, _, documents in CASES]
 
@@ -59,6 +60,8 @@ def method_of(name: str, what, ends):
         return create(name, *ends, helpers.random_prefix(ends))
     if what == "xkv":
         return create(name, *ends, helpers.random_xkv(ends))
+    if what == "activation":
+        return create(name, *ends, helpers.random_activation(ends))
     if isinstance(what, dict):
         return create(name, *ends, None, what)
     return helpers.made_method(name, what, ends)

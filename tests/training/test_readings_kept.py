@@ -17,7 +17,7 @@ from lcfbench.models.shared_prefill import SharedPrefill
 from lcfbench.training.recipe import TrainRecipe
 from lcfbench.training.trainer import train
 from tests import helpers
-from tests.helpers import Watcher
+from tests.helpers import Stopped, Watcher
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +47,10 @@ def whole(pair, tmp_path_factory) -> tuple[Path, Watcher]:
     return folder, watcher
 
 
-def interrupted_at(last: int) -> Watcher:
-    class Impatient(Watcher):
-        def step(self, step, *rest):
-            super().step(step, *rest)
-            if step == last:
-                raise KeyboardInterrupt
-
-    return Impatient()
-
-
 @pytest.mark.parametrize("last", [7, 13, 19])
 def test_interrupted_in_any_pass_it_ends_as_the_uninterrupted_one(pair, whole, tmp_path, last):
     with pytest.raises(KeyboardInterrupt):
-        train(recipe(pair, tmp_path / "a"), interrupted_at(last))
+        train(recipe(pair, tmp_path / "a"), Stopped(last))
     [resumed] = train(recipe(pair, tmp_path / "a"), watcher := Watcher())
     assert weights(resumed) == weights(whole[0])
     assert losses(watcher) == losses(whole[1])[last:]

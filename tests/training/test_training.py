@@ -35,7 +35,7 @@ from lcfbench.training.setup import accelerator_of
 from lcfbench.training.trainer import Trainer
 from lcfbench.training.trainer import train as train_all
 from tests import helpers
-from tests.helpers import Watcher
+from tests.helpers import Stopped, Watcher
 
 COLOURS = (" orange", " brown", " purple box")
 
@@ -165,12 +165,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(pair, tmp
 
 
 def test_ctrl_c_keeps_the_best_state(pair, tmp_path):
-    class Impatient(Watcher):
-        def step(self, step, *rest):
-            if step == 5:
-                raise KeyboardInterrupt
-
-    watcher = Impatient()
+    watcher = Stopped(5)
     with pytest.raises(KeyboardInterrupt):
         train(recipe(pair, tmp_path / "a"), watcher)
     assert (
