@@ -32,7 +32,7 @@ DIAL = "distractors"
 OF_THE_METHOD = ("options", "adapter_sha256", "adapter_config", "wire", "join", "dtype", "attention")
 NUMBERS = tuple(
     """pair task scoring setting method label tokens documents score low high content content_low content_high
-    ttea_ms ttea_n message_bytes flops run_id""".split()
+    ttea_ms after_ms ttea_n message_bytes flops run_id""".split()
 )
 
 
@@ -69,7 +69,8 @@ def draw(
 def points_of(found: RunGroups, chosen: Choice, warnings: list[str]) -> list[dict[Any, Any]]:
     """Returns a summary line for every method at every length, with `tokens` and `setting` beside it.
 
-    setting: the task's options but the dial, where runs of the task differ in them. In order of pair, task,
+    setting: the task's options but the dial, where runs of the task differ in them. `after_ms`: the part of
+    `ttea_ms` that is left once the sharer has read its text. In order of pair, task,
     scoring, setting, method (the receiver alone first) and length. Raises UserError where no run tells how
     long its context was.
     """
@@ -92,6 +93,7 @@ def points_of(found: RunGroups, chosen: Choice, warnings: list[str]) -> list[dic
             continue
         line = lines["+".join(group.run_ids)]
         line |= {"tokens": tokens, "setting": setting, "method": name, "documents": group.n}
+        line["after_ms"] = _after_reading(group)
         place = (*(line[key] for key in GROUP), setting, _series(group), _asked(group))
         other = points.get(place)
         if other is not None:
@@ -108,6 +110,17 @@ def points_of(found: RunGroups, chosen: Choice, warnings: list[str]) -> list[dic
         return (*head, line["mode"] != ALONE, line["mode"], line["method"], line["tokens"])
 
     return sorted(points.values(), key=order)
+
+
+def _after_reading(group: RunGroup) -> float:
+    """Milliseconds from the end of the sharer's reading to that of the answer, the median; NaN where no
+    document was timed."""
+    import numpy as np
+
+    codes, whole = group.timed("ttea_ms")
+    read, sharer = group.timed("sharer_ms")
+    _, ours, theirs = np.intersect1d(codes, read, assume_unique=True, return_indices=True)
+    return float(np.median(whole[ours] - sharer[theirs])) if len(ours) else math.nan
 
 
 def _weight(line: Mapping[Any, Any]) -> tuple[int, int]:
@@ -178,7 +191,8 @@ def tables(points: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Returns a table for each panel of the figure: a line for each method and length."""
     heads = [Column("method", wrap=True)]
     heads += [Column(name, right=True) for name in ("tokens", "score %", "95 %", "content P")]
-    heads += [Column("answer s", right=True), Column("docs", right=True, optional=True)]
+    heads += [Column(f"{name}\ns", right=True) for name in ("answer", "then")]
+    heads += [Column("docs", right=True, optional=True)]
     heads += [Column("bytes", right=True, optional=True), Column("GFLOP", right=True, optional=True)]
     found = []
     for title, lines in figure.panels(points).items():
@@ -190,6 +204,7 @@ def tables(points: Sequence[Mapping[str, Any]]) -> list[Table]:
                 f"{percent(line['low'])}–{percent(line['high'])}",
                 _content(line),
                 number(line["ttea_ms"] / 1000, 1),
+                number(line["after_ms"] / 1000, 1),
                 number(line["documents"]),
                 number(line["message_bytes"] or None),
                 number(line["flops"] / 1e9),
@@ -197,8 +212,11 @@ def tables(points: Sequence[Mapping[str, Any]]) -> list[Table]:
             for line in lines
         ]
         legend = short_legend(heads, rows)
-        legend += " tokens: that the sharer reads, median. answer s: to the end of the answer, alone, warm."
-        found.append(Table(title, heads, rows, legend=legend.strip()))
+        legend += (
+            " tokens: that the sharer reads, median. answer s: to the end of the answer, alone and warm;"
+        )
+        legend += " then s: the part of it that is left once the sharer has read."
+        found.append(Table(f"{title}; {figure.count(lines)}", heads, rows, legend=legend.strip()))
     return found
 
 

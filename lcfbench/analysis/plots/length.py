@@ -4,7 +4,8 @@
     plot(points_of(read_run_groups(paths), Choice(), warnings), Path("results"))
 
 Two panels side by side for each pair, task, scoring and setting; the points of a method are joined in
-order of length, both axes of the times are decimal logs. The same points give the same bytes.
+order of length, both axes of the times are decimal logs. Dashed: the part of a time that is left once the
+sharer has read its text. The same points give the same bytes.
 """
 
 from __future__ import annotations
@@ -72,6 +73,12 @@ def _title(title: str) -> str:
     return " ".join(drawable(word) for word in title.split(" "))
 
 
+def count(lines: Sequence[Line]) -> str:
+    """How many documents stand behind the points: `n=8 to 32`."""
+    counts = sorted({int(line["documents"]) for line in lines})
+    return f"n={counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "")
+
+
 def _by_method(lines: Sequence[Line]) -> dict[str, list[Line]]:
     found: dict[str, list[Line]] = {}
     for line in lines:
@@ -112,19 +119,25 @@ def _scores(axes: Axes, lines: Sequence[Line], colours: Mapping[str, str]) -> No
         axes.errorbar(xs, ys, yerr=spans, fmt="o-", color=colours[name], label=drawable(name), **look)
     if known(chance := lines[0]["chance"]):
         axes.axhline(100 * chance, color=GREY, ls=(0, (4, 3)), lw=1, zorder=0)
-    counts = sorted({int(line["documents"]) for line in lines})
-    of = f"n={counts[0]:,}" if len(counts) == 1 else f"n={counts[0]:,} to {counts[-1]:,}"
-    axes.set_title(f"{of}; matched" + ("; dashed: guessing" if known(chance) else ""), loc="left", size=9)
+    axes.set_title(
+        f"{count(lines)}; matched" + ("; dashed: guessing" if known(chance) else ""), loc="left", size=9
+    )
     axes.set_ylim(0, 102)
 
 
 def _times(axes: Axes, lines: Sequence[Line], colours: Mapping[str, str]) -> None:
     _look(axes, lines, "time to the end of the answer, s")
     timed = [line for line in lines if known(line["ttea_ms"]) and line["ttea_ms"] > 0]
+    dashed = False
     for name, own in _by_method(timed).items():
         xs = [math.log10(line["tokens"]) for line in own]
         ys = [line["ttea_ms"] / 1000 for line in own]
         axes.plot(xs, ys, "o-", color=colours[name], ms=5.5, lw=1.4)
+        after = [line["after_ms"] / 1000 for line in own]
+        if own[0]["sends"] and all(known(y) and y > 0 for y in after):
+            hollow: dict[str, Any] = {"mfc": "white", "ms": 5, "lw": 1.2}
+            axes.plot(xs, after, "o", ls=(0, (3, 2)), color=colours[name], **hollow)
+            dashed = True
     if not timed:
         axes.set_title("no document was timed alone", loc="left", size=9)
         axes.set_yticks([])
@@ -137,4 +150,5 @@ def _times(axes: Axes, lines: Sequence[Line], colours: Mapping[str, str]) -> Non
     axes.yaxis.set_minor_formatter(NullFormatter())
     counts = sorted({int(line["ttea_n"]) for line in timed})
     of = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    axes.set_title(f"one document alone, warm; median of {of}", loc="left", size=9)
+    head = f"one document alone, warm; median of {of}" + "; dashed: once the sharer has read" * dashed
+    axes.set_title(head, loc="left", size=9)

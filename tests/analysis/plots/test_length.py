@@ -53,8 +53,9 @@ def test_a_point_is_what_its_rows_say(runs: Path) -> None:
     for line in points(runs)[0]:
         own = pq.read_table(runs / line["run_id"] / "samples.parquet").to_pylist()
         assert line["score"] == pytest.approx(sum(r["score"] for r in own) / len(own))
-        (timed,) = (r["ttea_ms"] for r in own if r["ttea_ms"] is not None)
-        assert (line["ttea_ms"], line["ttea_n"]) == (pytest.approx(timed), 1)
+        (timed,) = (r for r in own if r["ttea_ms"] is not None)
+        assert (line["ttea_ms"], line["ttea_n"]) == (pytest.approx(timed["ttea_ms"]), 1)
+        assert line["after_ms"] == pytest.approx(timed["ttea_ms"] - timed["sharer_ms"])
         assert (line["content"] == line["content"]) == (line["mode"] in ("kvcomm", "t2t"))
         if line["mode"] == "kvcomm":
             assert line["tokens"] == statistics.median(r["sharer_tokens"] for r in own)
@@ -122,7 +123,7 @@ def test_the_verb_draws_and_prints(runs: Path, tmp_path: Path, capsys, monkeypat
 def test_a_terminal_of_80_columns_shows_the_table(runs: Path, capsys, monkeypatch) -> None:
     shown = printed(capsys, monkeypatch, 80, *tables(points(runs)[0]))
     assert max(map(len, shown.splitlines())) <= 80
-    assert "content P" in shown and "answer s" in shown
+    assert all(word in shown for word in ("content P", "answer", "then s:", "n=4"))
 
 
 @pytest.mark.parametrize(
