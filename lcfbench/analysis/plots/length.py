@@ -150,5 +150,5 @@ def _times(axes: Axes, lines: Sequence[Line], colours: Mapping[str, str]) -> Non
     axes.yaxis.set_minor_formatter(NullFormatter())
     counts = sorted({int(line["ttea_n"]) for line in timed})
     of = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    head = f"one document alone, warm; median of {of}" + "; dashed: once the sharer has read" * dashed
+    head = f"alone, warm, median of {of}" + "; dashed: once the sharer has read" * dashed
     axes.set_title(head, loc="left", size=9)

@@ -15,7 +15,7 @@ from lcfbench.analysis.plots import length as figure
 from lcfbench.analysis.run_groups import read_run_groups
 from lcfbench.api import Results
 from lcfbench.errors import UserError
-from tests.helpers import invoke, printed, run_recipe, save
+from tests.helpers import ROOT, invoke, printed, run_recipe, save
 
 LENGTHS = (0, 4, 9)
 METHODS = {"receiver": [{}], "full_context": [{}], "kvcomm": [{}], "t2t": [{"budget": 2}, {"budget": 3}]}
@@ -118,6 +118,18 @@ def test_the_verb_draws_and_prints(runs: Path, tmp_path: Path, capsys, monkeypat
     assert {p.name: p.read_bytes() for p in again.plot_length(tmp_path / "again")} == drawn
     with pytest.raises(UserError, match="dail"):
         again.plot_length(tmp_path, dail="hops")
+
+
+def test_the_numbers_beside_the_figure_are_those_of_its_rows() -> None:
+    found, warnings = points(ROOT / "results" / "length")
+    with (ROOT / "results" / "length.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert not warnings and [line["run_id"] for line in found] == [line["run_id"] for line in written]
+    for line, kept in zip(found, written, strict=True):
+        for name in ("tokens", "documents", "score", "content", "ttea_ms", "after_ms", "message_bytes"):
+            assert (float(kept[name]) if kept[name] else None) == (
+                pytest.approx(line[name]) if line[name] == line[name] else None
+            ), (line["run_id"], name)
 
 
 def test_a_terminal_of_80_columns_shows_the_table(runs: Path, capsys, monkeypatch) -> None:
