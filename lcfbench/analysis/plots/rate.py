@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ LABELLED = 14  # with more points only methods are named, in the legend
 NAMED = 28  # characters of a point's name
 WIRE = re.compile(r"\bwire=(\S+)")  # in a label: the form in which messages crossed
 MADE = "`lcfbench plot rate RUNS --data NAME.csv` makes one."
+WORD = re.compile(r"\b(?!wire=)\w+=([A-Za-z]\S*)")  # in a label: a setting that is no number
 DASHES = ("-", "--", ":", "-.")  # of a method's wire forms, in turn
 # of a file of points: those of the summary, then what is kept of a whole message (kept.py)
 SUMMARY = (
@@ -131,21 +132,32 @@ def draw(points: Sequence[dict[str, Any]]) -> Figure:
 def _joined(lines: list[dict[str, Any]]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
     """Returns the points that a line joins: the method, the name in the legend, the dash, the points.
 
-    A method's points in several wire forms are one line where the form is all that varies; with other
-    sizes beside it each form has its own, for the sizes of two forms cross.
+    Settings that are words (a selector, a request) tell lines apart, those that are numbers are points of
+    one. Several wire forms are one line where the form is all that varies; with other sizes beside it each
+    form has its own, for the sizes of two forms cross.
     """
     found = []
     for mode in dict.fromkeys(line["mode"] for line in lines):
-        own = [line for line in lines if line["mode"] == mode]
-        forms: dict[str, list[dict[str, Any]]] = {}
-        for line in own:
-            wire = WIRE.search(line["label"])
-            forms.setdefault(wire[1] if wire else "", []).append(line)
-        if len(forms) == 1 or all(len(points) == 1 for points in forms.values()):
-            found.append((mode, mode, "-", own))
-            continue
-        for number, (form, points) in enumerate(forms.items()):
-            found.append((mode, f"{mode} {form}".rstrip(), DASHES[number % len(DASHES)], points))
+        lined: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for kind, own in _by_word(line for line in lines if line["mode"] == mode).items():
+            wires: dict[str, list[dict[str, Any]]] = {}
+            for line in own:
+                wire = WIRE.search(line["label"])
+                wires.setdefault(wire[1] if wire else "", []).append(line)
+            if len(wires) == 1 or all(len(points) == 1 for points in wires.values()):
+                lined[kind] = own
+            else:
+                lined |= {(*kind, form): points for form, points in wires.items()}
+        for number, (words, points) in enumerate(lined.items()):
+            found.append((mode, " ".join((mode, *words)).rstrip(), DASHES[number % len(DASHES)], points))
+    return found
+
+
+def _by_word(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """The points by the settings in their labels that are words, wire forms left out."""
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        found.setdefault(tuple(WORD.findall(line["label"])), []).append(line)
     return found
 
 

@@ -32,3 +32,20 @@ def test_other_sizes_beside_them_give_each_form_a_line() -> None:
         ("cacheback native", DASHES[1], ["cacheback budget=2 wire=native", "cacheback budget=8 wire=native"]),
         ("t2t", "-", ["t2t bytes=4", "t2t bytes=8"]),
     ]
+
+
+def test_settings_that_are_words_tell_lines_apart() -> None:
+    found = told(
+        "t2t budget=8",
+        "t2t budget=32",
+        "t2t budget=32 request=question",
+        "cacheback selector=snapkv budget=8",
+        "cacheback selector=h2o budget=8",
+        "cacheback selector=h2o budget=16",
+    )
+    assert found == [
+        ("t2t", DASHES[0], ["t2t budget=8", "t2t budget=32"]),
+        ("t2t question", DASHES[1], ["t2t budget=32 request=question"]),
+        ("cacheback snapkv", DASHES[0], ["cacheback selector=snapkv budget=8"]),
+        ("cacheback h2o", DASHES[1], ["cacheback selector=h2o budget=8", "cacheback selector=h2o budget=16"]),
+    ]
