@@ -204,7 +204,7 @@ def kept_tables(lines: Sequence[Kept], aim: Aim) -> list[Table]:
     columns = [
         Column("method"), Column("bytes", right=True), Column("of its bytes", right=True),
         Column("P", right=True), Column("of its P", right=True),
-        Column(f"P − {aim.content:.0%} of its P, 95 %", right=True), Column("reached"),
+        Column(f"P − {100 * aim.content:.3g} % of its P, 95 %", right=True), Column("reached"),
     ]  # fmt: skip
     tables = []
     for place in dict.fromkeys((x.pair, x.task, x.scoring) for x in lines):

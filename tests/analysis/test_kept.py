@@ -92,7 +92,7 @@ def test_the_table_and_a_figure_that_is_drawn_again_from_its_numbers(runs, tmp_p
     code, out, _ = plot(numbers, "--out", tmp_path / "again")
     svg = (tmp_path / "again" / "rate.svg").read_bytes()
     assert code == 0 and svg == (tmp_path / "rate.svg").read_bytes()
-    assert b"80% of P and 1 % of the bytes of kvcomm" in svg
+    assert b"80 % of P and 1 % of the bytes of kvcomm" in svg
     # a run takes the place of its point; others stay
     put(tmp_path / "more", "t2t", 75, 60)
     data = tmp_path / "both.csv"

@@ -171,7 +171,9 @@ def _panel(axes: Axes, lines: list[dict[str, Any]], colours: dict[str, str]) -> 
     axes.set_axisbelow(True)
     aimed = ""
     for line in [line for line in lines if line["label"] == line.get("kept_of")][:1]:
-        aimed = f"; lines: {line['share']:.0%} of P and {100 * line['share_of_bytes']:.3g} % of the bytes"
+        aimed = (
+            f"; lines: {100 * line['share']:.3g} % of P and {100 * line['share_of_bytes']:.3g} % of the bytes"
+        )
         aimed += f" of {drawable(line['mode'])}"
         axes.axhline(100 * line["share"] * line["content"], color=GREY, lw=0.9, zorder=1)
         axes.axvline(math.log10(line["share_of_bytes"] * line["message_bytes"]), color=GREY, lw=0.9, zorder=1)
