@@ -56,6 +56,18 @@ def test_the_face_is_lazy_complete_and_typed():
         lcfbench.nothing_here  # noqa: B018
 
 
+def test_wire_is_a_form_for_each_run(pair, tmp_path):
+    """`wire=` changes the bytes that crossed, and is a column."""
+    same = f"{pair.split(':')[0]}:{pair.split(':')[0]}"
+    given = {"pair": same, "mode": "kvcomm", "control": ["matched"], "limit": 3, "dtype": "float32"}
+    found = lcfbench.run(**given, wire=["native", "int8"], latency_documents=0, out=tmp_path)
+    sizes = found.samples.groupby("wire")["message_bytes"].mean()
+    assert set(sizes.index) == {"native", "int8"} and len(found.folders) == 2
+    assert 0 < sizes["int8"] < sizes["native"] / 2
+    [counted] = lcfbench.run(**given, latency_documents=0, out=tmp_path).folders
+    assert lcfbench.load_samples(counted)["wire"].isna().all()
+
+
 def test_rows_runs_and_claims_are_data_frames(found):
     assert len(found.folders) == 3 and found.run_ids[0].startswith("receiver-splitfacts")
     assert len(found.samples) == 18 and set(found.samples["run_id"]) == set(found.run_ids)

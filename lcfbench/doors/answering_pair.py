@@ -224,6 +224,8 @@ class AnsweringPair:
             "sharer_prompt": sent.read[i].text + sent.read[i].tail if sent.read else None,
             "receiver_prompt": shown.text + shown.tail,
         }
+        if sends and batch.wire is not None:
+            found |= {"wire": batch.wire}
         if len(outcome.picks) > 1:
             steps = zip(batch.documents[i].steps, outcome.picks, strict=True)
             found |= {"picked": [step.choices[pick].strip() for step, pick in steps]}

@@ -110,6 +110,22 @@ def test_controls_change_the_message(tmp_path, plain_pair, adapters, samples, co
     assert found["matched"] != found[control]
 
 
+def test_messages_cross_as_bytes_in_a_form(tmp_path, plain_pair, adapters, samples):
+    """The form is that of each sample's message, its size is theirs; without one it is counted."""
+    sizes = {}
+    for form in (None, "native", "int8"):
+        given = {"mode": "lcf", "adapter": str(adapters["lcf"]), **SAME, **({"wire": form} if form else {})}
+        model = get_model(f"lcfbench/{plain_pair}", memoize=False, **given)
+        log = logged(tmp_path / str(form), asked(samples), model)
+        assert log.status == "success"
+        crossed = [s.output.metadata["lcfbench"] for s in log.samples]
+        assert {message.get("wire") for message in crossed} == {form}
+        assert log.eval.model_args.get("wire") == form
+        sizes[form] = [message["message_bytes"] for message in crossed]
+    both = zip(sizes["int8"], sizes["native"], sizes[None], strict=True)
+    assert all(0 < small < whole != counted for small, whole, counted in both)
+
+
 def test_samples_that_wait_are_answered_together_as_alone(tmp_path, plain_pair):
     many = [Sample(input=f"{q} {i}", target="the", id=i) for i, q in enumerate(QUESTIONS * 4)]
     found = []

@@ -281,6 +281,21 @@ def test_the_config_says_what_decided(stock, plain_pair, adapters):
     assert config["dtypes"] == ["float32", "float32"]
 
 
+def test_a_form_changes_what_crosses_and_is_recorded(plain_pair, adapters):
+    """In each sample and in the config."""
+    sizes = {}
+    for form in (None, "native", "int8"):
+        given = {"adapter": adapters["lcfx"], **({"wire": form} if form else {})}
+        lm = PairLM(pair=plain_pair, mode="lcf", **given, **SAME)
+        got, samples = evaluated(lm, "lcfbench_splitfacts", limit=3)
+        assert got["config"].get("wire") == form
+        crossed = [sample["arguments"][0][-1]["lcfbench"] for sample in samples]
+        assert {message.get("wire") for message in crossed} == {form}
+        sizes[form] = [message["message_bytes"] for message in crossed]
+    both = zip(sizes["int8"], sizes["native"], sizes[None], strict=True)
+    assert all(0 < small < whole != counted for small, whole, counted in both)
+
+
 @pytest.mark.parametrize(("mode", "form"), [("t2t", "int8"), ("lcf", "int8"), ("lcf", "native")])
 def test_messages_cross_as_bytes_as_in_run(tmp_path, plain_pair, adapters, mode, form):
     """Answers and sizes are those of `run --wire`; text has its one form."""
