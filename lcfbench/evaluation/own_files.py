@@ -56,7 +56,9 @@ def _wanted(manifest: Manifest) -> dict[str, Path | None]:
     """What a run used by `group/name`, and the files; None where none is recorded, as for what ships."""
     identity = manifest.identity
     known = [*(identity.get("plugins") or {}), f"tasks/{identity.get('task')}"]
-    return dict.fromkeys(known) | {key: Path(file) for key, file in (manifest.files or {}).items()}
+    return dict.fromkeys(known) | {
+        key: Path(file) for key, file in (manifest.files or {}).items() if key.partition("/")[0] in GROUPS
+    }
 
 
 def _keys(file: Path, wanted: Mapping[str, Any]) -> list[str]:

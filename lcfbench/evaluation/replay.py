@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lcfbench.adapters.config import weights_sha256
+from lcfbench.adapters.config import WEIGHTS, weights_sha256
 from lcfbench.adapters.select import find_adapter
 from lcfbench.errors import UserError
 from lcfbench.evaluation.identity import OF_THE_MACHINE
@@ -25,7 +25,7 @@ from lcfbench.evaluation.own_files import register
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.record import Asked
 from lcfbench.evaluation.run import Run
-from lcfbench.evaluation.variants import read_entry
+from lcfbench.evaluation.variants import ADAPTER, entry_of, read_entry
 from lcfbench.evaluation.worker import Worker
 from lcfbench.methods.base import Method, option_fields
 from lcfbench.methods.create import method_class
@@ -98,6 +98,10 @@ def replay(
         what = f"document {without[0][:12]} of {folder} has no message: it failed, or none was kept."
         raise UserError(what, "Leave it out.")
     wanted = [name for name in chosen if name in rows]
+    if count := len(chosen) - len(wanted):
+        progress.warn(
+            f"{count:,} of {len(chosen):,} documents have no message: they failed, or none was kept."
+        )
     register(recorded.manifest, files)
     run, asked = opened(recorded.manifest, folder, progress, adapter)
     found: dict[str, Replayed] = {}
@@ -220,43 +224,55 @@ def recipe_of(manifest: Manifest, folder: Path, adapter: Path | None = None) -> 
     Raises UserError where that is not recorded, and where its adapter is not there as it was.
     """
     identity, given = manifest.identity, manifest.recipe or {}
-    if not isinstance(given.get("mode"), list):
-        raise UserError(f"the manifest of {folder} does not say how it was made.", "Run it again.")
-    mode = str(identity["mode"])
-    entries = [entry for entry in given["mode"] if read_entry(entry)[0] == mode]
-    names = {f.name for f in option_fields(method_class(mode))}
-    options = {key: value for key, value in (given.get("options") or {}).items() if key in names}
-    fields = {name: given.get(name) for name in SAME}
-    own = any("adapter" in read_entry(entry)[1] for entry in entries)
-    fields |= {
-        "mode": entries,
-        "task": [identity["task"]],
-        "control": [identity["control"]],
-        "seed": identity["seed"],
-        "options": options,
-        "wire": [identity["wire"]] if identity.get("wire") else [],
-        "join": [identity["join"]] if identity.get("join") else [],
-        "adapter": _adapter_of(identity, [] if own else given.get("adapter") or [], adapter),
-        "latency_documents": 0,
-        "processes": 1,
-        "out": folder.parent,
-    }
+    try:
+        mode = str(identity["mode"])
+        read = [own for name, own in map(read_entry, given["mode"]) if name == mode]
+        adapters = [place for own in read for text in own.pop(ADAPTER, []) for place in text.split(",")]
+        names = {f.name for f in option_fields(method_class(mode))}
+        options = {key: value for key, value in (given.get("options") or {}).items() if key in names}
+        named = adapters or given.get("adapter") or []
+        fields = {name: given.get(name) for name in SAME}
+        fields |= {
+            "mode": [entry_of(mode, own) for own in read],
+            "task": [identity["task"]],
+            "control": [identity["control"]],
+            "seed": identity["seed"],
+            "options": options,
+            "wire": [identity["wire"]] if identity.get("wire") else [],
+            "join": [identity["join"]] if identity.get("join") else [],
+            "latency_documents": 0,
+            "processes": 1,
+            "out": folder.parent,
+        }
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the manifest of {folder} does not say how it was made.", "Run it again.") from error
+    fields["adapter"] = _adapter_of(manifest, [Path(str(place).strip()) for place in named], adapter)
     recipe: Recipe = Recipe.merge(None, fields)
     recipe.check_names()
     return recipe
 
 
-def _adapter_of(identity: Mapping[str, Any], named: Sequence[str], given: Path | None) -> list[Path]:
+def _adapter_of(manifest: Manifest, named: Sequence[Path], given: Path | None) -> list[Path]:
     """The adapter of a run: as it is given, or where the run found it; none where a run looks for it."""
-    wanted = identity.get("adapter_sha256")
+    wanted = manifest.identity.get("adapter_sha256")
     if wanted is None:
         if given is not None:
-            what = f"{identity['mode']} ran no adapter, so --adapter {given} has no use."
+            what = f"{manifest.identity['mode']} ran no adapter, so --adapter {given} has no use."
             raise UserError(what, "Leave it out.")
         return []
-    places = [find_adapter(Path(place)) for place in ([given] if given is not None else named)]
-    same = [place for place in places if weights_sha256(place) == wanted]
-    if places and not same:
-        what = f"the adapter of this run ({wanted[:12]}) is not at {', '.join(map(str, places))} any more"
-        raise UserError(f"{what}: other weights are.", "Name the folder where it is with --adapter.")
+    found = [Path(manifest.adapter_folder)] if manifest.adapter_folder else []
+    same = [place for name in ([given] if given else [*named, *found]) for place in _same(name, wanted)]
+    if not same and (given or named):
+        places = ", ".join(map(str, [given] if given else named))
+        what = f"the adapter of this run ({wanted!s:.12}) is not at {places}"
+        raise UserError(f"{what}: other weights are, or none.", "Name the folder where it is with --adapter.")
     return same[:1]
+
+
+def _same(name: Path, wanted: str) -> list[Path]:
+    """The adapter of a folder or name, where its weights have this digest."""
+    try:
+        place = find_adapter(name)
+    except UserError:  # neither a folder nor one that ships
+        return []
+    return [place] if (place / WEIGHTS).is_file() and weights_sha256(place) == wanted else []

@@ -77,6 +77,12 @@ def read_entry(text: str) -> tuple[str, dict[str, list[str]]]:
     return mode, parse_several(pieces, f"--mode {mode}:")
 
 
+def entry_of(mode: str, options: Mapping[str, Sequence[str]]) -> str:
+    """The entry that `read_entry` reads as this method with these options."""
+    told = ",".join(f"{key}={text}" for key, texts in options.items() for text in texts)
+    return f"{mode}:{told}" if told else mode
+
+
 def labelled(variants: Sequence[Variant]) -> list[Variant]:
     """The variants of one task with labels: adapters by their folders, options by what differs."""
     out = []

@@ -28,7 +28,11 @@ def texts_across(batch: Batch, texts: Sequence[str]) -> list[str]:
         return list(texts)
     for row, text in enumerate(texts):
         batch.packets[row] = _stored(batch, row) if batch.replays else text.encode("utf-8", "replace")
-    return [batch.packets[row].decode() for row in range(len(texts))]
+    try:
+        return [batch.packets[row].decode() for row in range(len(texts))]
+    except UnicodeDecodeError as error:
+        what = "a message cannot be read: it is no UTF-8."
+        raise UserError(what, "Its bytes were changed or cut on the way; run again.") from error
 
 
 def _stored(batch: Batch, row: int) -> bytes:

@@ -127,11 +127,28 @@ def about_message(run: Path, name: str) -> dict[str, Any]:
                 raise ValueError("it names a file that is not beside it")
             str(each["sha256"])
         sharers = found.get("sharers", 1)
-        if type(sharers) is not int or sharers < 1 or len(found["packets"]) % sharers:
+        if type(sharers) is not int or sharers < 1 or not found["packets"] or len(found["packets"]) % sharers:
             raise ValueError("its files are not those of its sharers")
+        _check_told(found, sharers)
         return found
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error
+
+
+def _check_told(about: Mapping[str, Any], sharers: int) -> None:
+    """Raises ValueError, LookupError or TypeError where what is said of a message is of another shape."""
+    texts = [about[name] for name in ("message_from", "mode", "control")]
+    texts += [about.get("wire", ""), *about.get("each_message_from", ())]
+    spans = [span for prompt in about.get("spans", ()) for span in prompt]
+    numbers = [span[name] for span in spans for name in ("start", "stop")]
+    if not all(isinstance(text, str) for text in [*texts, *(span["text"] for span in spans)]):
+        raise ValueError("it names no document, method or control")
+    if not all(type(number) is int for number in numbers):
+        raise ValueError("its spans have no places")
+    if "spans" in about and len(about["spans"]) != len(about["packets"]):
+        raise ValueError("its spans are not those of its prompts")
+    if "each_message_from" in about and len(about["each_message_from"]) != sharers:
+        raise ValueError("its files are not those of its sharers")
 
 
 def read_message(run: Path, name: str) -> KeptMessage:
@@ -159,7 +176,10 @@ def tensors_of(data: bytes) -> dict[str, tuple[str, list[int]]]:
     Raises ValueError for bytes that are no file of safetensors.
     """
     size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
+    try:
+        header = json.loads(data[8 : 8 + size])
+    except RecursionError as error:
+        raise ValueError("no header") from error
     if not isinstance(header, dict):
         raise ValueError("no header")
     return {
