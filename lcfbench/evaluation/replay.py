@@ -29,6 +29,7 @@ from lcfbench.evaluation.variants import ADAPTER, entry_of, read_entry
 from lcfbench.evaluation.worker import Worker
 from lcfbench.methods.base import Method, option_fields
 from lcfbench.methods.create import method_class
+from lcfbench.models.dtypes import pick_device
 from lcfbench.progress import Progress, Silent
 from lcfbench.results.manifest import Manifest
 from lcfbench.results.messages import DamagedMessageError, kept_names, read_message
@@ -231,7 +232,7 @@ def recipe_of(manifest: Manifest, folder: Path, adapter: Path | None = None) -> 
         names = {f.name for f in option_fields(method_class(mode))}
         options = {key: value for key, value in (given.get("options") or {}).items() if key in names}
         named = adapters or given.get("adapter") or []
-        fields = {name: given.get(name) for name in SAME}
+        fields = {name: given.get(name) for name in SAME} | _here(identity, given)
         fields |= {
             "mode": [entry_of(mode, own) for own in read],
             "task": [identity["task"]],
@@ -250,6 +251,20 @@ def recipe_of(manifest: Manifest, folder: Path, adapter: Path | None = None) -> 
     recipe: Recipe = Recipe.merge(None, fields)
     recipe.check_names()
     return recipe
+
+
+def _here(identity: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Where models are put and in which numbers they compute: as in the run, where that is possible here."""
+    found = {}
+    for name in ("device", "receiver_device", "sharer_device"):
+        try:
+            pick_device(str(given.get(name) or "auto"))
+        except UserError:  # answers are compared, and a warning says that it is another one
+            found[name] = "auto"
+    number = str(identity.get("dtype"))
+    if given.get("dtype") in ("auto", None) and ":" not in number and not identity.get("quantisation"):
+        found["dtype"] = number  # "auto" may be another one here
+    return found
 
 
 def _adapter_of(manifest: Manifest, named: Sequence[Path], given: Path | None) -> list[Path]:

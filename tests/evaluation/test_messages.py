@@ -192,6 +192,97 @@ def test_damaged_messages(whole, tmp_path):
         read_message(run, "beef")
 
 
+TOLD = {  # what is said about a message, changed
+    "nothing is said of whose it is": lambda about: about.pop("message_from"),
+    "a number for a document": lambda about: about.update(message_from=7),
+    "no method": lambda about: about.pop("mode"),
+    "no files": lambda about: about.update(packets=[]),
+    "spans are a number": lambda about: about.update(spans=3),
+    "spans without places": lambda about: about.update(spans=[[{"start": "a", "stop": 2, "text": ""}]]),
+    "spans of two prompts": lambda about: about.update(spans=[[], []]),
+}
+
+
+@pytest.mark.parametrize("change", TOLD.values(), ids=TOLD)
+def test_what_is_said_about_a_message_has_its_shape(whole, tmp_path, capsys, monkeypatch, change):
+    shutil.copytree(run_of(whole, "cacheback-splitfacts-matched"), tmp_path / "run")
+    first, *_ = sorted(kept_names(tmp_path / "run"))
+    file = tmp_path / "run" / "messages" / f"{first}.json"
+    about = json.loads(file.read_text())
+    change(about)
+    file.write_text(json.dumps(about))
+    for more in ((), ("-d", first)):
+        code, out, err = message(capsys, monkeypatch, "show", tmp_path / "run", *more)
+        assert (code, out) == (2, "") and err.count("\n") == 1 and f"{first}.json is damaged" in err, err
+
+
+def test_messages_with_odd_headers_are_one_line(whole, tmp_path, capsys, monkeypatch):
+    """Their digests are right: somebody wrote them so."""
+    shutil.copytree(run_of(whole, "kvcomm-splitfacts-matched"), tmp_path / "run")
+    first, *_ = sorted(kept_names(tmp_path / "run"))
+    stored = read_message(tmp_path / "run", first)
+    about = {k: v for k, v in stored.about.items() if k != "packets"}
+    for data in (b"\xff" * 16, (9000).to_bytes(8, "little") + b"[" * 9000, (2).to_bytes(8, "little") + b"[]"):
+        kept.keep_message(tmp_path / "run", kept.KeptMessage((data,), about))
+        code, out, err = message(capsys, monkeypatch, "show", tmp_path / "run")
+        assert (code, out) == (2, "") and err.count("\n") == 1 and "has no header" in err, err
+
+
+ODD = {
+    "no recipe": lambda manifest: manifest.pop("recipe"),
+    "a list for it": lambda manifest: manifest.update(recipe=[]),
+    "a number for methods": lambda manifest: manifest["recipe"].update(mode=[3]),
+    "a list for options": lambda manifest: manifest["recipe"].update(options=["a"]),
+    "no identity": lambda manifest: manifest.update(identity={}),
+}
+
+
+@pytest.mark.parametrize("change", ODD.values(), ids=ODD)
+def test_manifests_of_another_shape_are_one_line(whole, tmp_path, capsys, monkeypatch, change):
+    shutil.copytree(run_of(whole, "kvcomm-splitfacts-matched"), tmp_path / "run")
+    manifest = manifest_of(tmp_path / "run")
+    change(manifest)
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    code, out, err = message(capsys, monkeypatch, "replay", tmp_path / "run")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "does not say how it was made" in err, err
+
+
+def test_messages_that_are_not_there_are_counted(whole, tmp_path, capsys, monkeypatch):
+    shutil.copytree(run_of(whole, "kvcomm-splitfacts-matched"), tmp_path / "run")
+    (tmp_path / "run" / "messages" / f"{rows(tmp_path / 'run')[1]['doc_hash']}.json").unlink()
+    code, out, err = message(capsys, monkeypatch, "replay", tmp_path / "run")
+    assert code == 0 and "5 of 5" in out and "1 of 6 documents have no message" in err
+
+
+def test_a_run_of_a_device_that_is_not_here(whole, tmp_path, capsys, monkeypatch):
+    """Its answers are compared on this one."""
+    shutil.copytree(run_of(whole, "kvcomm-splitfacts-matched"), tmp_path / "run")
+    manifest = manifest_of(tmp_path / "run")
+    manifest["recipe"] |= {"device": "cuda:99", "dtype": "auto"}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    code, out, err = message(capsys, monkeypatch, "replay", tmp_path / "run")
+    assert code == 0 and "6 of 6" in out and not err
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_a_run_does_not_keep_is_calibrated_again(pair, one_model, tmp_path, monkeypatch, capsys, cut):
+    """A map between two models is in no manifest; a run that was cut has not said its layers."""
+    given = {"mode": "kvcomm", "options": {"layers": "0.5"}} if cut else {"mode": "activation"}
+    models = one_model if cut else pair
+
+    def go():
+        run_recipe(models, tmp_path / "out", keep_messages=True, limit=4, **given)
+
+    if cut:
+        killed_after(3, monkeypatch, "append", go)
+    else:
+        go()
+    [run] = (tmp_path / "out").iterdir()
+    code, out, err = message(capsys, monkeypatch, "replay", run)
+    assert code == 0 and ("3 of 3" if cut else "4 of 4") in out
+    assert f"{given['mode']} is calibrated again" in err
+
+
 def test_on_the_command_line(one_model, tmp_path, capsys, monkeypatch):
     given = ("--pair", one_model, "--mode", "t2t", "--limit", "2", "--out", tmp_path)
     code, _, err = invoke(capsys, monkeypatch, "run", *given, "--keep-messages")
@@ -327,6 +418,22 @@ def test_another_adapter_since(pair, adapter, tmp_path, capsys, monkeypatch):
     code, out, err = message(capsys, monkeypatch, "replay", run)
     assert (code, out) == (2, "") and "--adapter" in err
     code, out, _ = message(capsys, monkeypatch, "replay", run, "--adapter", adapter)
+    assert code == 0 and "4 of 4" in out
+    shutil.rmtree(folder)
+    for more in ((), ("--adapter", tmp_path / "nowhere"), ("--adapter", "nosuch")):
+        code, out, err = message(capsys, monkeypatch, "replay", run, *more)
+        assert (code, out) == (2, "") and "is not at" in err and "--adapter" in err
+
+
+def test_an_adapter_that_stood_in_the_entry_of_its_method(pair, adapter, tmp_path, capsys, monkeypatch):
+    shutil.copytree(adapter, tmp_path / "here")
+    entry = f"lcf:adapter={tmp_path / 'here'}"
+    [run] = run_recipe(pair, tmp_path / "out", keep_messages=True, mode=[entry], limit=4)
+    assert manifest_of(run)["adapter_folder"] == str(tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    code, out, err = message(capsys, monkeypatch, "replay", run)
+    assert (code, out) == (2, "") and f"is not at {tmp_path / 'here'}" in err
+    code, out, _ = message(capsys, monkeypatch, "replay", run, "--adapter", tmp_path / "there")
     assert code == 0 and "4 of 4" in out
 
 
