@@ -26,6 +26,7 @@ from lcfbench.results.shards import shards_of
 from lcfbench.results.validation import altered_rows, damage, foreign
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import pyarrow as pa
 
@@ -36,7 +37,7 @@ HELD = (*NEEDED, "score", "error", "schema_version")  # what a run is always hel
 # of pyarrow on hostile files, beside its own
 READ_ERRORS = (OSError, ArithmeticError, LookupError, TypeError, ValueError)
 SEALED = ("complete", "interrupted")
-AT_ONCE = 5000  # rows of a journal that become a table together
+AT_ONCE = 1000  # rows of a journal that become a table together
 FEW_VALUES = (*"run_id pair receiver sharer mode control task subject scoring metric error".split(),)
 
 
@@ -141,13 +142,9 @@ def read_table(
 
     names = tuple(dict.fromkeys((*columns, *NEEDED)))
     samples = place / SAMPLES if place.is_dir() else place
-    if (
-        not place.is_dir()
-        or not (place / JOURNAL).exists()
-        or (os.path.lexists(samples) and not has_journal(place))
-    ):
-        return _parquet(samples, place, names, warnings)
-    parts = [_parquet(samples, place, names, warnings)] if os.path.lexists(samples) else []
+    if not place.is_dir() or is_sealed_alone(place):
+        return read_parquet(samples, place, names, warnings)
+    parts = [read_parquet(samples, place, names, warnings)] if os.path.lexists(samples) else []
     kinds = pa.schema([(name, schema().field(name).type) for name in names])
     parts = [part.cast(kinds) for part in parts]
     odd: list[int] = []
@@ -155,13 +152,28 @@ def read_table(
     if odd:
         warnings.append(f"{place / JOURNAL}: {odd[0]:,} lines are no rows of this run (left out)")
     table = pa.concat_tables(parts) if parts else kinds.empty_table()
-    again = table["doc_hash"].to_pandas().duplicated(keep="last").to_numpy()
-    if again.any() and {"score", "error"} <= set(names):
-        _check_answers(table)
-    return table.filter(pa.array(~again)) if again.any() else table
+    if (last := is_last(table["doc_hash"])) is None:
+        return table
+    if {"score", "error"} <= set(names):
+        check_answers(table)
+    return table.filter(pa.array(last))
 
 
-def _check_answers(table: pa.Table) -> None:
+def is_sealed_alone(folder: Path) -> bool:
+    """Says whether a run's rows are to be read from its parquet file alone: its journal has none."""
+    return not (folder / JOURNAL).exists() or (os.path.lexists(folder / SAMPLES) and not has_journal(folder))
+
+
+def is_last(names: pa.ChunkedArray) -> np.ndarray | None:
+    """Says of each row whether it is the last of its document; None where no document has several."""
+    import pyarrow.compute as pc
+
+    if pc.count_distinct(names).as_py() == len(names):
+        return None
+    return ~names.to_pandas().duplicated(keep="last").to_numpy()
+
+
+def check_answers(table: pa.Table) -> None:
     """Raises ValueError where a document has several answers that differ; failures are no answers."""
     rows = table.select(["doc_hash", "score", "error"]).to_pandas()
     scores = rows[rows["error"].isna()].groupby("doc_hash")["score"].nunique()
@@ -169,7 +181,8 @@ def _check_answers(table: pa.Table) -> None:
         raise ValueError(f"{count:,} documents have several answers that differ")
 
 
-def _parquet(path: Path, place: Path, names: Sequence[str], warnings: list[str]) -> pa.Table:
+def read_parquet(path: Path, place: Path, names: Sequence[str], warnings: list[str]) -> pa.Table:
+    """Returns these columns of a parquet file of rows, nulls where it has none. Raises as `read_table`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

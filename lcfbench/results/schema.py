@@ -186,18 +186,26 @@ def journal_rows(path: Path, run_id: str | None = None) -> Iterator[dict[str, An
     hold its digest, or belongs to another run. A last line that is not whole (a kill) is left out.
     Raises OSError.
     """
+    return (row for row, _, _ in placed_rows(path, run_id))
+
+
+def placed_rows(path: Path, run_id: str | None = None) -> Iterator[tuple[dict[str, Any] | None, int, int]]:
+    """As `journal_rows`, with the bytes at which each line begins and ends."""
     if not path.exists():
         return
     check_regular(path)
+    end = 0
     with open(path, "rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 return
+            begin, end = end, end + len(line)
             try:
                 row = json.loads(line)
-                yield row if is_row(row, run_id) else None
+                found = row if is_row(row, run_id) else None
             except (ValueError, TypeError, ArithmeticError, RecursionError):
-                yield None
+                found = None
+            yield found, begin, end
 
 
 def is_row(row: Any, run_id: str | None) -> bool:

@@ -20,6 +20,7 @@ from lcfbench.results.manifest import Manifest
 from lcfbench.results.schema import DIGESTED, as_written, schema
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 AT_ONCE = 10_000  # values of a column that are hashed together
@@ -108,23 +109,61 @@ def foreign(table: pa.Table, manifest: Manifest) -> str:
 def _column_sha256(column: pa.ChunkedArray) -> str:
     """Digest of a column's values and of where it has none; chunks and encoding do not matter."""
     import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
-    whole = hashlib.sha256(np.packbits(np.asarray(column.is_valid())).tobytes())
-    if pa.types.is_dictionary(column.type):
-        column = column.cast("string")
-    elif pa.types.is_boolean(column.type):
-        column = column.cast("int8")
-    if not pa.types.is_string(column.type):
-        whole.update(np.asarray(pc.fill_null(column, 0)).tobytes())
-        return whole.hexdigest()[:16]
+    digest = ColumnDigest(np.asarray(column.is_valid()))
     for begin in range(0, len(column), AT_ONCE):
-        values = pc.fill_null(column.slice(begin, AT_ONCE), "")
-        whole.update(np.asarray(pc.binary_length(values)).astype(np.int64).tobytes())
-        for chunk in values.chunks:
-            whole.update(_text(chunk))
-    return whole.hexdigest()[:16]
+        digest.values(column.slice(begin, AT_ONCE))
+        digest.texts(column.slice(begin, AT_ONCE))
+    return digest.hexdigest()
+
+
+class ColumnDigest:
+    """Digest of a column whose rows come in portions of `AT_ONCE`, each whole or in pieces.
+
+    Of every portion it takes the `values` of all pieces, then the `texts` of all. valid: whether each
+    row of the column has a value.
+    """
+
+    def __init__(self, valid: np.ndarray) -> None:
+        import numpy as np
+
+        self._found = hashlib.sha256(np.packbits(valid).tobytes())
+
+    def values(self, piece: pa.ChunkedArray) -> None:
+        """Takes numbers, or the lengths of texts."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        piece = _plain(piece)
+        if pa.types.is_string(piece.type):
+            lengths = pc.binary_length(pc.fill_null(piece, ""))
+            self._found.update(np.asarray(lengths).astype(np.int64).tobytes())
+        else:
+            self._found.update(np.asarray(pc.fill_null(piece, 0)).tobytes())
+
+    def texts(self, piece: pa.ChunkedArray) -> None:
+        """Takes texts; nothing of numbers."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        piece = _plain(piece)
+        if pa.types.is_string(piece.type):
+            for chunk in pc.fill_null(piece, "").chunks:
+                self._found.update(_text(chunk))
+
+    def hexdigest(self) -> str:
+        """The digest, 16 hex digits."""
+        return self._found.hexdigest()[:16]
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of texts or numbers as it is digested."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        return column.cast("string")
+    return column.cast("int8") if pa.types.is_boolean(column.type) else column
 
 
 def _text(values: pa.StringArray) -> memoryview:

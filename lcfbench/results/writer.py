@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from lcfbench import ownership
 from lcfbench.errors import UserError
-from lcfbench.files import LOCK, now, remove_stale, write, writing
+from lcfbench.files import LOCK, now, remove_stale, whole, writing
 from lcfbench.provenance import digest as digest_of
 from lcfbench.results.manifest import MANIFEST, Manifest, read_manifest
 from lcfbench.results.messages import forget_messages, keep_message, kept_names
@@ -45,11 +45,10 @@ from lcfbench.results.schema import (
     fit,
     journal_end,
     row_sha256,
-    schema,
     unreadable,
 )
 from lcfbench.results.shards import Shard
-from lcfbench.results.validation import altered_rows, columns_sha256, damage, documents_sha256, foreign
+from lcfbench.results.validation import altered_rows, damage, documents_sha256, foreign
 
 if TYPE_CHECKING:
     from lcfbench.ownership import Owner
@@ -266,22 +265,22 @@ class RunWriter:
 
     def _seal_rows(self, owner: Owner, state: str, facts: Mapping[str, Any]) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
+
+        from lcfbench.results.sealing import RecordedRows  # numpy
 
         try:
-            rows = read_table(self.folder, tuple(COLUMNS), [], self.run_id).cast(schema())
+            rows = RecordedRows.find(self.folder, self.run_id)
+            digests = rows.columns_sha256()
         except (*READ_ERRORS, pa.ArrowException) as error:
             raise unreadable(_at_fault(self.folder), error) from error
         if state == "complete" and self._documents is not None and len(rows) < len(self._documents):
             state = "interrupted"  # a document that has no row was not asked
-        rows = rows.sort_by([("doc_index", "ascending"), ("doc_hash", "ascending")])
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd")
-        counts: dict[str, Any] = {"documents": len(rows), "errors": len(rows) - rows["error"].null_count}
-        counts |= {"columns_sha256": columns_sha256(rows), "samples_bytes": sink.tell()}
-        self.manifest = self.manifest.update(**facts, **counts, state=state, finished_at=now())
+        counts: dict[str, Any] = {"documents": len(rows), "errors": rows.errors, "columns_sha256": digests}
+        manifest = self.manifest.update(**facts, **counts, state=state, finished_at=now())
         with writing(self.folder):
-            write(self.folder / SAMPLES, sink.getvalue())
+            with whole(self.folder / SAMPLES) as file:
+                size = rows.write(file)
+            self.manifest = manifest.update(samples_bytes=size)
             self.manifest.write(self.folder)
             owner.remove(self.folder / JOURNAL)
 

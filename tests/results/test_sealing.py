@@ -9,9 +9,13 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from lcfbench.results.reader import read_runs
+from lcfbench.results import sealing, validation
+from lcfbench.results.reader import read_runs, read_table
+from lcfbench.results.schema import COLUMNS, SAMPLES, schema
+from lcfbench.results.validation import columns_sha256
 from lcfbench.results.writer import RunWriter
 from tests.fuzz.kills import ENDS, Disturbance, disturb, recorded
 from tests.helpers import IDENTITY, sample_row
@@ -85,3 +89,78 @@ def test_an_end_at_any_step_loses_no_row_and_leaves_no_litter(tmp_path, before, 
         if not died:
             break
     assert step > 10
+
+
+def rows_of_two_sessions(out: Path) -> RunWriter:
+    """A parquet file of an earlier session, and a journal that is newer: failures, gaps, other orders."""
+    first = opened(out)
+    for i in (2, 0, 5, 1):
+        first.append(sample_row(i, prediction="ä" * i, message_bytes=i or None))
+    first.append(sample_row(9, score=0.0, error="out of memory"))
+    first.interrupt()
+    second = opened(out)
+    for i in (9, 7, 3, 8, 4, 6):
+        second.append(sample_row(i, doc_id=f"d{i}", parsed=bool(i % 2), gold=None if i % 3 else "gold"))
+    second.append(sample_row(7, score=0.0, error="it failed again"))
+    return second
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("rows, size", [(1000, 1 << 24), (3, 1 << 24), (1, 1 << 24), (1000, 1500), (1000, 1)])
+def test_a_run_sealed_in_pieces_is_the_table_of_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, size: int, both: bool
+) -> None:
+    """Held against all rows as one table, with the digests that a table has."""
+    for module in (sealing, validation):
+        monkeypatch.setattr(module, "AT_ONCE", 4)
+    monkeypatch.setattr(sealing, "ROWS", rows)
+    monkeypatch.setattr(sealing, "BYTES", size)
+    writer = rows_of_two_sessions(tmp_path)
+    if not both:
+        (writer.folder / SAMPLES).unlink()
+    whole = read_table(writer.folder, tuple(COLUMNS), [], writer.run_id).cast(schema())
+    expected = whole.sort_by([("doc_index", "ascending"), ("doc_hash", "ascending")])
+    parts: list[int] = []
+    read = sealing.RecordedRows._read
+    monkeypatch.setattr(
+        sealing.RecordedRows, "_read", lambda self, numbers: parts.append(len(numbers)) or read(self, numbers)
+    )
+    writer.finish()
+    sealed = pq.read_table(writer.folder / SAMPLES)
+    assert sealed.schema.equals(schema(), check_metadata=True) and sealed.equals(expected)
+    assert writer.manifest.columns_sha256 == columns_sha256(expected)
+    assert writer.manifest.documents == len(expected) == (10 if both else 6)
+    assert writer.manifest.errors == 1
+    assert writer.manifest.samples_bytes == (writer.folder / SAMPLES).stat().st_size
+    assert max(parts) <= rows and (size > 1 or max(parts) <= 5), "rows in memory have no length"
+    if (rows, size) == (1000, 1 << 24):
+        assert len(parts) == 1
+        with open(tmp_path / "at-once", "wb") as file:
+            pq.write_table(expected, file, compression="zstd")
+        assert (tmp_path / "at-once").read_bytes() == (writer.folder / SAMPLES).read_bytes()
+
+
+def test_memory_of_sealing_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """Python's and pyarrow's, beside some bytes a row; the rows have 4 kB each."""
+    import tracemalloc
+
+    import pyarrow as pa
+
+    def most(count: int) -> float:
+        writer = RunWriter.open(tmp_path, IDENTITY | {"limit": count}, {})
+        line = sample_row(0, receiver_prompt="x" * 4000)
+        for i in range(count):
+            writer.append(line | {"doc_hash": f"h{i:05}", "doc_index": i})
+        pool = pa.proxy_memory_pool(pa.default_memory_pool())
+        before = pa.default_memory_pool()
+        pa.set_memory_pool(pool)
+        tracemalloc.start()
+        try:
+            writer.finish()
+            return pool.max_memory() + tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            pa.set_memory_pool(before)
+
+    few, many = most(1500), most(4500)
+    assert (many - few) / 3000 < 800, (few, many)

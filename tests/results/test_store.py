@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -362,27 +361,3 @@ def test_scores_recorded_before_come_without_a_second_reading(
     assert sorted(third.before) == [0.0, 0.25, 1.0, 1.0] and third.done == {"h001", "h002", "h003", "h004"}
     third.finish()
     assert third.manifest.documents == 5 and third.manifest.errors == 1
-
-
-def test_a_run_is_sealed_without_its_rows_in_python_all_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lcfbench.results import reader as reading
-
-    most = []
-    journal = reading._journal
-
-    def watched(*arguments: object) -> Iterator[list[dict]]:
-        for rows in journal(*arguments):  # type: ignore[arg-type]
-            most.append(len(rows))
-            yield rows
-
-    monkeypatch.setattr(reading, "AT_ONCE", 3)
-    monkeypatch.setattr(reading, "_journal", watched)
-    writer = start(tmp_path)
-    for index in (*range(9, -1, -1), 5):
-        writer.append(row(index, prediction=f"{index}"))
-    writer.finish()
-    table = pq.read_table(writer.folder / "samples.parquet")
-    assert max(most) == 3 and len(most) == 4
-    assert table.schema.equals(schema()) and table["doc_index"].to_pylist() == list(range(10))

@@ -1,0 +1,191 @@
+"""Makes a run's parquet file of its recorded rows, a few of which are in memory at a time.
+
+>>> found = RecordedRows.find(Path("results/receiver-splitfacts-matched-0123456789"))  # doctest: +SKIP
+>>> found.columns_sha256(); found.write(file)                                    # doctest: +SKIP
+
+A first reading of the journal finds which rows count, and keeps 60 bytes or so of each. The digests take
+the rows in the order of their documents' hashes, the file in the order of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from lcfbench.results.reader import check_answers, is_last, is_sealed_alone, read_parquet
+from lcfbench.results.schema import COLUMNS, JOURNAL, SAMPLES, placed_rows, schema
+from lcfbench.results.validation import AT_ONCE, ColumnDigest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+ROWS, BYTES = 1000, 16 << 20  # of the journal that are in memory together, and that a row group holds
+KEYS = ["doc_hash", "doc_index", "score", "error"]
+
+
+@dataclass(frozen=True)
+class RecordedRows:
+    """The rows of a run that count, the last of each document, where they lie.
+
+    journal: the file of lines. earlier: rows of a parquet file that an earlier session sealed, or None.
+    keys: their `KEYS`, a row each of N. places (N, 2): where a line begins and ends in the journal, or the
+    number of a row in `earlier` and -1. empty (N, bytes): a bit for each column that has no value.
+    """
+
+    journal: Path
+    earlier: pa.Table | None
+    keys: pa.Table
+    places: np.ndarray
+    empty: np.ndarray
+
+    @classmethod
+    def find(cls, folder: Path, run_id: str | None = None) -> RecordedRows:
+        """Looks through the rows of a run's folder.
+
+        Raises OSError, ValueError or pyarrow's errors; ValueError too for two answers of one document
+        that differ.
+        """
+        import numpy as np
+        import pyarrow as pa
+
+        kinds = pa.schema([(name, schema().field(name).type) for name in KEYS])
+        parts, places, empty = [kinds.empty_table()], [np.empty((0, 2), np.int64)], [_bits([])]
+        earlier = None
+        if (alone := is_sealed_alone(folder)) or os.path.lexists(folder / SAMPLES):
+            earlier = read_parquet(folder / SAMPLES, folder, tuple(COLUMNS), []).cast(schema())
+            parts.append(earlier.select(KEYS).cast(kinds))
+            places.append(np.stack([np.arange(len(earlier)), np.full(len(earlier), -1)], axis=1))
+            empty.append(_bits(np.stack([np.asarray(earlier[name].is_null()) for name in COLUMNS], axis=1)))
+        for rows, at in () if alone else _portions(folder / JOURNAL, run_id):
+            keys = [{name: row.get(name) for name in KEYS} for row in rows]
+            parts.append(pa.Table.from_pylist(keys, kinds))
+            places.append(np.array(at, np.int64))
+            empty.append(_bits([[row.get(name) is None for name in COLUMNS] for row in rows]))
+        found, where, lacking = pa.concat_tables(parts), np.concatenate(places), np.concatenate(empty)
+        if (last := is_last(found["doc_hash"])) is not None:
+            check_answers(found)
+            found, where, lacking = found.filter(pa.array(last)), where[last], lacking[last]
+        return cls(folder / JOURNAL, earlier, found.combine_chunks(), where, lacking)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def errors(self) -> int:
+        """The number of documents that failed."""
+        return len(self) - int(self.keys["error"].null_count)
+
+    def columns_sha256(self) -> dict[str, str]:
+        """Digest of each column that is not empty, as `validation.columns_sha256` has it."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        order = np.asarray(pc.sort_indices(self.keys["doc_hash"]))
+        lacking = np.unpackbits(self.empty[order], axis=1, count=len(COLUMNS)).astype(bool)
+        found = {
+            name: ColumnDigest(~lacking[:, i]) for i, name in enumerate(COLUMNS) if not lacking[:, i].all()
+        }
+        for begin in range(0, len(self), AT_ONCE):
+            portion = order[begin : begin + AT_ONCE]
+            for table in self._tables(portion):
+                for name, digest in found.items():
+                    digest.values(table[name])
+            for table in self._tables(portion):
+                for name, digest in found.items():
+                    digest.texts(table[name])
+        return {name: digest.hexdigest() for name, digest in found.items()}
+
+    def write(self, file: IO[bytes]) -> int:
+        """Writes the parquet file, rows in the order of the run; returns its size in bytes."""
+        import numpy as np
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        keys = [("doc_index", "ascending"), ("doc_hash", "ascending")]
+        order = np.asarray(pc.sort_indices(self.keys, sort_keys=keys))
+        with pq.ParquetWriter(file, schema(), compression="zstd") as writer:
+            for table in self._tables(order):
+                writer.write_table(table)
+        return file.tell()
+
+    def _tables(self, order: np.ndarray) -> Iterator[pa.Table]:
+        """The rows of these numbers, in this order, some at a time."""
+        import numpy as np
+
+        if len(self) <= ROWS and self._bytes.sum() <= BYTES:
+            yield self._whole.take(order)
+            return
+        sizes = np.cumsum(self._bytes[order])
+        begin = 0
+        while begin < len(order):
+            before = sizes[begin - 1] if begin else 0
+            end = int(np.searchsorted(sizes, before + BYTES, side="right"))
+            end = min(max(end, begin + 1), begin + ROWS)
+            yield self._read(order[begin:end])
+            begin = end
+
+    @property
+    def _bytes(self) -> np.ndarray:
+        """The length of each row's line; 0 for rows that are in memory."""
+        import numpy as np
+
+        return np.maximum(self.places[:, 1] - self.places[:, 0], 0)
+
+    @cached_property
+    def _whole(self) -> pa.Table:
+        """All rows, where they are few."""
+        import numpy as np
+
+        return self._read(np.arange(len(self)))
+
+    def _read(self, numbers: np.ndarray) -> pa.Table:
+        """The rows of these numbers, in this order."""
+        import numpy as np
+        import pyarrow as pa
+
+        places = self.places[numbers]
+        lines = places[:, 1] >= 0
+        rows = []
+        if lines.any():
+            with open(self.journal, "rb") as file:
+                for begin, end in places[lines].tolist():
+                    file.seek(begin)
+                    rows.append(json.loads(file.read(end - begin)))
+        kinds = pa.schema([(field.name, field.type) for field in schema()])
+        table = pa.Table.from_pylist(rows, kinds).cast(schema())
+        if self.earlier is None or lines.all():
+            return table
+        table = pa.concat_tables([table, self.earlier.take(places[~lines, 0])])
+        order = np.argsort(np.concatenate([np.flatnonzero(lines), np.flatnonzero(~lines)]))
+        return table.take(order)
+
+
+def _portions(
+    journal: Path, run_id: str | None
+) -> Iterator[tuple[list[dict[str, Any]], list[tuple[int, int]]]]:
+    """The rows of a journal and where each begins and ends, some at a time."""
+    rows, places, size = list[dict[str, Any]](), list[tuple[int, int]](), 0
+    for row, begin, end in placed_rows(journal, run_id):
+        if row is None:
+            continue
+        if rows and (len(rows) == ROWS or size + end - begin > BYTES):
+            yield rows, places
+            rows, places, size = [], [], 0
+        rows.append(row)
+        places.append((begin, end))
+        size += end - begin
+    if rows:
+        yield rows, places
+
+
+def _bits(lacking: Any) -> np.ndarray:
+    """Truth values (N, columns) as bits (N, bytes)."""
+    import numpy as np
+
+    return np.packbits(np.array(lacking, bool).reshape(-1, len(COLUMNS)), axis=1)
