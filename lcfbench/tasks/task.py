@@ -17,7 +17,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -31,6 +31,7 @@ from lcfbench.sources.local_data import read_split
 from lcfbench.tasks.columns import Problem
 from lcfbench.tasks.columns import documents as documents_of
 from lcfbench.tasks.document import NOTE, Document, Phrasing, Scoring, Step, View
+from lcfbench.tasks.folded import FoldedRows, Store, folded
 from lcfbench.tasks.lm_eval import choices_step, filled, own_steps, seconds, shown, task_class
 from lcfbench.tasks.own_files import SHARE
 from lcfbench.tasks.process_docs import Row, Rows, keep, part_of
@@ -161,7 +162,8 @@ class Task:
         self.yaml_sha256 = file_digest(name)
         self._config, self._extra = config, extra
         self._tables: dict[str, Dataset | list[Row]] = {}
-        self._rows: dict[str, Rows] = {}
+        self._rows: dict[str, FoldedRows] = {}
+        self._store = Store()
         self._lm_eval: dict[str, ConfigurableTask] = {}
         self._examples: list[Row] | None = None
 
@@ -188,9 +190,9 @@ class Task:
             what = f"prompt {self.prompt.name} has a parse rule, but {self.name} is scored by {chosen}."
             raise UserError(what, "Use --scoring generate, or leave its block parse out.")
         task, rows = self._task_of(chosen), self._asked_rows(split, limit)
-        if self.prompt is None:
-            return [self._document(task, row, chosen, receiver_chat) for row in rows]
-        return [self._in_wording(task, row, chosen, receiver_chat) for row in rows]
+        make = self._document if self.prompt is None else self._in_wording
+        made = (make(task, row, chosen, receiver_chat) for row in rows)
+        return [folded(document, self._store) for document in made] if split == "test" else list(made)
 
     def _in_wording(self, task: ConfigurableTask, row: Row, chosen: Scoring, receiver_chat: bool) -> Document:
         """A document in the wording of `prompt`. Raises UserError where that gives no text."""
@@ -235,7 +237,7 @@ class Task:
         """Whether the documents are generated, not read."""
         return "generator" in self._extra
 
-    def _asked_rows(self, split: str, limit: int | None) -> list[Row]:
+    def _asked_rows(self, split: str, limit: int | None) -> Iterable[Row]:
         """The rows that become documents: no worked example, which stands in front of them answered."""
         if not self.shots or split == "test":  # examples are no rows of the test split
             return self._rows_of(split, limit)
@@ -243,22 +245,24 @@ class Task:
         rows = self._rows_of(split, None if limit is None else limit + len(examples))
         return [row for row in rows if row not in examples][:limit]
 
-    def _rows_of(self, split: str, limit: int | None) -> list[Row]:
+    def _rows_of(self, split: str, limit: int | None) -> Iterable[Row]:
+        """The rows in the order of the seed, each in memory when its turn comes."""
         self._check(split)
         if self.generated:
-            return self._generated(split, limit)
-        rows = self._natural(split)
-        order = list(range(len(rows)))
+            rows = self._generated(split, limit)
+            return islice(rows, limit)
+        natural = self._natural(split)
+        order = list(range(len(natural)))
         random.Random(f"{self.name}/{self.seed}/{split}").shuffle(order)
-        return [rows[i] for i in order[:limit]]
+        return (natural[i] for i in order[:limit])
 
-    def _generated(self, split: str, n: int | None) -> Rows:
+    def _generated(self, split: str, n: int | None) -> Sequence[Row]:
         """The first `n` rows. Those of the test split are made once: digest and documents need the same."""
         if split != "test":
             return self._made(split, n)
         if split not in self._rows:
-            self._rows[split] = self._made(split, None)
-        return self._rows[split] if n is None else Rows(self._rows[split][:n])
+            self._rows[split] = FoldedRows(self._made(split, None), self._store)
+        return self._rows[split]
 
     def _made(self, split: str, n: int | None) -> Rows:
         generate = self._extra["generator"]
@@ -271,12 +275,12 @@ class Task:
             raise UserError(f"{who} failed: {said(error)}.", "Mend the function.") from error
         return self._kept(split, as_rows(made, who), Counter(), [])
 
-    def _natural(self, split: str) -> Rows:
+    def _natural(self, split: str) -> FoldedRows:
         if split not in self._rows:
             rows, dropped = self._documented(split)
             if not rows:
                 raise self._none_usable(split, dropped)
-            self._rows[split] = rows
+            self._rows[split] = FoldedRows(rows, self._store)
             if split == "test":
                 self.dropped |= dict(sorted(dropped.items()))
         return self._rows[split]
@@ -593,7 +597,7 @@ class Task:
         """As `lm_eval_task`, a new one, with the rows in the order in which a limit takes them."""
         return self._for_lm_eval(self._scoring(scoring), Rows(self._rows_of("test", None)))
 
-    def _for_lm_eval(self, scoring: Scoring, rows: Rows) -> ConfigurableTask:
+    def _for_lm_eval(self, scoring: Scoring, rows: Sequence[Row]) -> ConfigurableTask:
         made: Any = task_class(self.shared)(self._merged(scoring), rows, self._view)
         made.document = lambda row, chat: self._document(made, row, scoring, chat)
         made.validation = lambda limit, chat: self.documents(
@@ -633,8 +637,12 @@ class Task:
     def data_sha256(self) -> str:
         """Digest of the test split's rows as generated, or as loaded (and cut into turns or parts)."""
         if self.generated:
-            rows = json.dumps(self._generated("test", None), sort_keys=True, ensure_ascii=False)
-            return hashlib.sha256(rows.encode()).hexdigest()
+            digest = hashlib.sha256(b"[")  # of a list as JSON, whose rows are in memory one by one
+            for number, row in enumerate(self._generated("test", None)):
+                text = json.dumps(row, sort_keys=True, ensure_ascii=False)
+                digest.update((", " if number else "").encode() + text.encode())
+            digest.update(b"]")
+            return digest.hexdigest()
         from lcfbench.sources.datasets import data_digest
 
         return data_digest(self._natural("test") if self.foreign else self._table("test"))

@@ -93,12 +93,13 @@ def test_an_end_at_any_step_loses_no_row_and_leaves_no_litter(tmp_path, before, 
 
 def rows_of_two_sessions(out: Path) -> RunWriter:
     """A parquet file of an earlier session, and a journal that is newer: failures, gaps, other orders."""
-    first = opened(out)
+    asked = [f"h{i:03}" for i in range(10)]
+    first = RunWriter.open(out, IDENTITY, {}, documents=asked)
     for i in (2, 0, 5, 1):
         first.append(sample_row(i, prediction="ä" * i, message_bytes=i or None))
     first.append(sample_row(9, score=0.0, error="out of memory"))
     first.interrupt()
-    second = opened(out)
+    second = RunWriter.open(out, IDENTITY, {}, documents=asked)
     for i in (9, 7, 3, 8, 4, 6):
         second.append(sample_row(i, doc_id=f"d{i}", parsed=bool(i % 2), gold=None if i % 3 else "gold"))
     second.append(sample_row(7, score=0.0, error="it failed again"))
@@ -140,11 +141,15 @@ def test_a_run_sealed_in_pieces_is_the_table_of_its_rows(
         assert (tmp_path / "at-once").read_bytes() == (writer.folder / SAMPLES).read_bytes()
 
 
-def test_memory_of_sealing_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+def test_memory_of_sealing_does_not_grow_with_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Python's and pyarrow's, beside some bytes a row; the rows have 4 kB each."""
     import tracemalloc
 
     import pyarrow as pa
+
+    monkeypatch.setattr(sealing, "ROWS", 200)
 
     def most(count: int) -> float:
         writer = RunWriter.open(tmp_path, IDENTITY | {"limit": count}, {})
@@ -162,5 +167,5 @@ def test_memory_of_sealing_does_not_grow_with_the_rows(tmp_path: Path) -> None:
             tracemalloc.stop()
             pa.set_memory_pool(before)
 
-    few, many = most(1500), most(4500)
-    assert (many - few) / 3000 < 800, (few, many)
+    few, many = most(500), most(1700)
+    assert (many - few) / 1200 < 800, (few, many)
