@@ -128,6 +128,25 @@ class FoldedRows(Sequence[Row]):
         return dict.fromkeys(self[0])
 
 
+class Picked(Sequence[Row]):
+    """Some rows of a table in an order of their own, each in memory when its turn comes."""
+
+    def __init__(self, rows: Sequence[Row], places: Iterable[int]) -> None:
+        self._table, self._places = rows, array("q", places)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Picked: ...
+    def __getitem__(self, index: int | slice) -> Row | Picked:
+        if isinstance(index, slice):
+            return Picked(self._table, self._places[index])
+        return self._table[self._places[index]]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 def folded(document: Document, store: Store) -> Document:
     """Returns a document equal to this one whose texts and row lie in a store.
 

@@ -17,7 +17,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -31,7 +31,7 @@ from lcfbench.sources.local_data import read_split
 from lcfbench.tasks.columns import Problem
 from lcfbench.tasks.columns import documents as documents_of
 from lcfbench.tasks.document import NOTE, Document, Phrasing, Scoring, Step, View
-from lcfbench.tasks.folded import FoldedRows, Store, folded
+from lcfbench.tasks.folded import FoldedRows, Picked, Store, folded
 from lcfbench.tasks.lm_eval import choices_step, filled, own_steps, seconds, shown, task_class
 from lcfbench.tasks.own_files import SHARE
 from lcfbench.tasks.process_docs import Row, Rows, keep, part_of
@@ -237,7 +237,7 @@ class Task:
         """Whether the documents are generated, not read."""
         return "generator" in self._extra
 
-    def _asked_rows(self, split: str, limit: int | None) -> Iterable[Row]:
+    def _asked_rows(self, split: str, limit: int | None) -> Sequence[Row]:
         """The rows that become documents: no worked example, which stands in front of them answered."""
         if not self.shots or split == "test":  # examples are no rows of the test split
             return self._rows_of(split, limit)
@@ -245,16 +245,16 @@ class Task:
         rows = self._rows_of(split, None if limit is None else limit + len(examples))
         return [row for row in rows if row not in examples][:limit]
 
-    def _rows_of(self, split: str, limit: int | None) -> Iterable[Row]:
+    def _rows_of(self, split: str, limit: int | None) -> Sequence[Row]:
         """The rows in the order of the seed, each in memory when its turn comes."""
         self._check(split)
         if self.generated:
             rows = self._generated(split, limit)
-            return islice(rows, limit)
+            return Picked(rows, range(len(rows))[:limit])
         natural = self._natural(split)
         order = list(range(len(natural)))
         random.Random(f"{self.name}/{self.seed}/{split}").shuffle(order)
-        return (natural[i] for i in order[:limit])
+        return Picked(natural, order[:limit])
 
     def _generated(self, split: str, n: int | None) -> Sequence[Row]:
         """The first `n` rows. Those of the test split are made once: digest and documents need the same."""

@@ -11,7 +11,7 @@ import pytest
 
 from lcfbench.tasks import folded
 from lcfbench.tasks.document import Document, Step, View
-from lcfbench.tasks.folded import FoldedRows, Store
+from lcfbench.tasks.folded import FoldedRows, Picked, Store
 from lcfbench.tasks.task import load_task
 
 
@@ -61,6 +61,9 @@ def test_rows_lie_on_the_disk_and_come_back() -> None:
     assert len(store._held) == 2 and len(store._recent) == 3
     with pytest.raises(IndexError):
         lie[20]
+    some = Picked(lie, [9, 3, 17, 3])
+    assert list(some) == [rows[9], rows[3], rows[17], rows[3]] and len(some) == 4
+    assert some[1] == rows[3] and list(some[2:]) == [rows[17], rows[3]]
 
 
 def test_what_cannot_lie_in_a_file_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
