@@ -23,7 +23,7 @@ from lcfbench.geometry import Geometry
 from lcfbench.models.activations import editing, hidden_states
 from lcfbench.models.capabilities import Capabilities, presumed
 from lcfbench.models.conformance import Conformance
-from lcfbench.models.conformance_store import known, recorded
+from lcfbench.models.conformance_store import known, recorded, with_joins
 from lcfbench.models.dtypes import absent
 from lcfbench.models.entries import ending, ends_early, may_end, until_written
 from lcfbench.models.kv_cache import BLOCK, KV, growing
@@ -416,8 +416,13 @@ class CausalLM:
 
     @cached_property
     def can_join(self) -> bool:
+        """Whether rows can run side by side: as the record says, else found out by reading, once."""
+        if self.conformance is not None and self.conformance.joins is not None:
+            return self.conformance.joins
         with torch.no_grad():
-            return can_join(self)
+            found = can_join(self)
+        with_joins(self, found)
+        return found
 
     @cached_property
     def steady(self) -> int | None:

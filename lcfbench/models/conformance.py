@@ -91,7 +91,8 @@ class Conformance(BaseModel):
     of the cache keep, counted from its tensors. token_bytes: of one token in the cache. state_bytes: of
     the recurrent states of one text, however long. missing: reasons by capability. masks: why its layers
     take no masks of their own; choices are then ranked one by one. steady: tokens of the longest text
-    whose rotary frequencies do not depend on its length; None where any length is.
+    whose rotary frequencies do not depend on its length; None where any length is. joins: whether rows
+    run side by side, see `models.ragged`; None where nobody has asked yet.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -104,6 +105,7 @@ class Conformance(BaseModel):
     missing: dict[str, str]
     masks: str = ""
     steady: int | None = None
+    joins: bool | None = None
 
     @property
     def capabilities(self) -> Capabilities:

@@ -41,12 +41,28 @@ def recorded(lm: CausalLM, again: bool = False) -> Conformance:
     if lm.matmul_params > LARGE:
         say(f"checking {lm.name} on this machine, which is done once …")
     found = conformance(lm)
+    if (joins := vars(lm).get("can_join")) is not None:  # the checks read, so they have found it out
+        found = found.model_copy(update={"joins": joins})
+    _keep(path, found)
+    return found
+
+
+def with_joins(lm: CausalLM, joins: bool) -> None:
+    """Adds to a model's record whether its rows run side by side, so that the next load need not try."""
+    if lm.conformance is None:
+        return
+    lm.conformance = lm.conformance.model_copy(update={"joins": joins})
+    path = _place(lm)
+    if _read(path) is not None:
+        _keep(path, lm.conformance)
+
+
+def _keep(path: Path, found: Conformance) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, found.model_dump_json(indent=2).encode() + b"\n")
     except OSError:  # a read-only or full cache folder costs time alone
         pass
-    return found
 
 
 def known(lm: CausalLM) -> Conformance | None:

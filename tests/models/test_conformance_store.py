@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lcfbench.models import causal_lm
 from lcfbench.models import conformance_store as store
 from lcfbench.models.conformance import Conformance
+from lcfbench.models.ragged import can_join
 from tests.models import zoo
 
 
@@ -38,6 +40,40 @@ def test_a_model_is_checked_once_and_then_reads_as_the_record_says(cache, counte
     assert second.reading == first.reading == found.reading
     assert store.recorded(zoo.lm_of(name), again=True) == found and len(counted) == 2
     assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba"])
+def test_whether_rows_run_side_by_side_is_tried_once_a_model(cache, monkeypatch, name):
+    tried = []
+    monkeypatch.setattr(causal_lm, "can_join", lambda lm: tried.append(lm) or can_join(lm))
+    first, second, unchecked = (zoo.lm_of(name) for _ in range(3))
+    first.conformance = store.recorded(first)
+    assert first.can_join == (name == "llama") and tried == [first]
+    second.conformance = store.recorded(second)
+    assert second.can_join == first.can_join == second.conformance.joins and tried == [first]
+    assert unchecked.can_join == first.can_join and tried == [first, unchecked]
+    (path,) = cache.iterdir()  # a record that does not say is completed
+    path.write_text(first.conformance.model_copy(update={"joins": None}).model_dump_json())
+    third, fourth = zoo.lm_of(name), zoo.lm_of(name)
+    third.conformance = store.recorded(third)
+    assert third.can_join == first.can_join and tried == [first, unchecked, third]
+    fourth.conformance = store.recorded(fourth)
+    assert fourth.can_join == first.can_join and tried == [first, unchecked, third]
+
+
+def test_a_record_that_is_gone_is_not_made_anew_by_half(cache, monkeypatch):
+    lm = zoo.lm_of("llama")
+    store.recorded(lm)
+    (path,) = cache.iterdir()
+    path.write_text(
+        Conformance.model_validate_json(path.read_bytes())
+        .model_copy(update={"joins": None})
+        .model_dump_json()
+    )
+    lm = zoo.lm_of("llama")
+    lm.conformance = store.recorded(lm)
+    path.unlink()
+    assert lm.can_join and lm.conformance.joins and not path.exists()
 
 
 @pytest.mark.parametrize(
