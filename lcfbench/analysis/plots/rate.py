@@ -75,11 +75,27 @@ def points_of(summary: pd.DataFrame) -> list[dict[str, Any]]:
         if line["control"] == "matched" and known(line["content"]) and (line["message_bytes"] or 0) > 0
     ]
     if not found:
-        raise UserError(
-            "no run with a message and a deranged run to compare it with.",
-            "Run methods that send one with --control matched,deranged.",
-        )
+        raise _lacking(records)
     return in_order(found)
+
+
+def _lacking(lines: Sequence[dict[str, Any]]) -> UserError:
+    """What is missing for a point, where no line of a summary is one."""
+    matched = [line for line in lines if line["control"] == "matched"]
+    sized = [line for line in matched if (line["message_bytes"] or 0) > 0]
+    if judged := [line["label"] for line in matched if known(line["content"])]:
+        names = ", ".join(dict.fromkeys(judged))
+        what = f"no message of {names} has a size: message_bytes is 0 or not recorded."
+        return UserError(what, "Bytes stand on a log axis; --wire native counts those that cross.")
+    places = {(*(line[g] for g in GROUP), line["mode"]) for line in lines if line["control"] == "deranged"}
+    if beside := [x["label"] for x in sized if (*(x[g] for g in GROUP), x["mode"]) in places]:
+        names = ", ".join(dict.fromkeys(beside))
+        what = (
+            f"{names}: the deranged run has other settings than the matched one, other documents, or failed."
+        )
+        return UserError(what, "`lcfbench verdict` on the same folders says which.")
+    what = "no run with a message and a deranged run to compare it with."
+    return UserError(what, "Run methods that send one with --control matched,deranged.")
 
 
 def read(path: Path, task: str = "", pair: str = "") -> list[dict[str, Any]]:

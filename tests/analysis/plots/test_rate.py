@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from lcfbench.analysis.plots.rate import DASHES, _joined
+import pytest
+
+from lcfbench.analysis.plots.rate import DASHES, _joined, points_of
+from lcfbench.analysis.run_groups import read_run_groups
+from lcfbench.analysis.summary import summarise
+from lcfbench.errors import UserError
+from tests.analysis.frontier_runs import answers, record
 
 
 def lines(*labels: str) -> list[dict]:
@@ -49,3 +55,29 @@ def test_settings_that_are_words_tell_lines_apart() -> None:
         ("cacheback snapkv", DASHES[0], ["cacheback selector=snapkv budget=8"]),
         ("cacheback h2o", DASHES[1], ["cacheback selector=h2o budget=8", "cacheback selector=h2o budget=16"]),
     ]
+
+
+SIZE = {"row": {"message_bytes": 40}}
+LACKING = {
+    "a matched run alone": ([("matched", SIZE)], "a deranged run to compare it with.*--control"),
+    "messages of no bytes": (
+        [("matched", {"row": {"message_bytes": 0}}), ("deranged", {})],
+        "no message of t2t has a size: message_bytes is 0",
+    ),
+    "sizes that are not recorded": ([("matched", {}), ("deranged", {})], "no message of t2t has a size"),
+    "other documents": (
+        [("matched", SIZE), ("deranged", {**SIZE, "named": "z"})],
+        "t2t: the deranged run has",
+    ),
+    "all failed": ([("matched", {**SIZE, "errors": range(40)}), ("deranged", SIZE)], "or failed.*verdict"),
+    "other settings": ([("matched", SIZE), ("deranged", {**SIZE, "task_sha256": "b"})], "other settings"),
+}
+
+
+@pytest.mark.parametrize(("runs", "said"), LACKING.values(), ids=LACKING)
+def test_what_is_missing_is_said(tmp_path, runs, said) -> None:
+    for control, more in runs:
+        scores = answers(40, 70, control)
+        record(tmp_path, scores, mode="t2t", control=control, task="splitfacts", **more)
+    with pytest.raises(UserError, match=said):
+        points_of(summarise(read_run_groups([tmp_path]).groups))
