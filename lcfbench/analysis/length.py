@@ -78,7 +78,7 @@ def points_of(found: RunGroups, chosen: Choice, warnings: list[str]) -> list[dic
     groups = select(found.groups, [chosen.task] if chosen.task else [], [chosen.pair] if chosen.pair else [])
     records: list[dict[Any, Any]] = summarise(groups).to_dict("records")
     lines = {line["run_id"]: line for line in records if line["run_id"]}
-    matched = [group for group in groups if group.control == "matched"]
+    matched = [group for group in groups if group.control == "matched" and group.n]
     _check_dial(matched, chosen.dial)
     lengths, names, settings = _lengths(matched), _names(matched), _settings(matched, chosen.dial)
     points: dict[Hashable, dict[Any, Any]] = {}

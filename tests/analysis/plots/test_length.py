@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import statistics
 from pathlib import Path
 
@@ -151,3 +152,14 @@ def test_what_cannot_be_drawn_is_one_line(runs: Path, capsys, monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     code, out, err = invoke(capsys, monkeypatch, "plot", "length", runs, *given)
     assert code == 2 and not out and err.count("\n") == 1 and said in err, err
+
+
+def test_a_run_that_has_only_begun_is_no_point(runs: Path, tmp_path: Path) -> None:
+    for path in runs.glob("*-matched-*"):
+        shutil.copytree(path, tmp_path / path.name)
+    begun = next(tmp_path.glob("kvcomm-*"))
+    table = pq.read_table(begun / "samples.parquet")
+    pq.write_table(table.slice(0, 0), begun / "samples.parquet")
+    found, _ = points(tmp_path)
+    assert begun.name not in {line["run_id"] for line in found}
+    assert len([line for line in found if line["mode"] == "kvcomm"]) == len(LENGTHS) - 1
