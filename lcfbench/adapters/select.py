@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lcfbench.files import PART, READY
 from lcfbench.sources.cache import cache_dir
 
 FOLDER = Path(__file__).parents[1] / "shipped_adapters"
+JOINT = "+"  # between the adapters of several sharers
 
 
 def shipped() -> list[Path]:
@@ -174,3 +176,49 @@ def find_adapter(place: Path) -> Path:
         near = unknown("adapter", str(place), [f.name for f in shipped()], "lcfbench ls adapters").next_step
         raise UserError(f"{place} holds no adapter, and none of that name ships.", near)
     return FOLDER / place
+
+
+def find_adapters(place: Path, sharers: int) -> tuple[Path, ...]:
+    """Returns the folders of the adapters that a place names: one, or `A+B`, one for each of the sharers.
+
+    A plus in the name of a folder that is there, or of an adapter that ships, joins nothing. Raises
+    UserError as `find_adapter` does, for another number of adapters, and for a text that may be several.
+    """
+    pieces = str(place).split(JOINT)
+    if len(pieces) == 1 or _is_adapter(str(place)):
+        return (find_adapter(place),)
+    every = {count: _joined(pieces, count) for count in range(2, len(pieces) + 1)}
+    known = {count: [ways for ways in found if all(map(_is_adapter, ways))] for count, found in every.items()}
+    fitting = known.get(sharers, [])
+    if len(fitting) > 1:
+        what = " or ".join(" and ".join(names) for names in fitting)
+        raise UserError(f"--adapter {place} may be {what}.", "Rename a folder, or name it by another path.")
+    if fitting:
+        return tuple(find_adapter(Path(name)) for name in fitting[0])
+    for count, found in known.items():
+        if found:
+            what = f"--adapter {place} names {count} adapters, and --pair {_counted(sharers)}."
+            raise UserError(what, "Give one for each sharer, in their order.")
+    if len(pieces) == sharers:
+        return tuple(find_adapter(Path(name.strip())) for name in pieces)
+    return (find_adapter(place),)
+
+
+def _joined(pieces: Sequence[str], count: int) -> list[tuple[str, ...]]:
+    """Every way to put pieces of a name together again so that so many names are left."""
+    cuts = combinations(range(1, len(pieces)), count - 1)
+    ends = ((0, *cut, len(pieces)) for cut in cuts)
+    return [tuple(JOINT.join(pieces[a:b]).strip() for a, b in pairwise(cut)) for cut in ends]
+
+
+def _is_adapter(name: str) -> bool:
+    return bool(name) and (Path(name).exists() or (len(Path(name).parts) == 1 and (FOLDER / name).is_dir()))
+
+
+def _counted(sharers: int) -> str:
+    return "names one sharer" if sharers == 1 else f"names {sharers} sharers"
+
+
+def told(folders: Iterable[Path]) -> str:
+    """The names of adapters as `--adapter` takes them, without their places."""
+    return JOINT.join(folder.name for folder in folders)

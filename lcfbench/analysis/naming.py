@@ -118,10 +118,14 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = str(value)[:6] if is_digest(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
+    if is_digest(value):
+        return "+".join(each[:6] for each in value.split("+"))
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return "_".join(text.split())
 
 
 def is_digest(value: Any) -> bool:
-    """Whether a value is a text of 32 or more hexadecimal digits."""
-    return isinstance(value, str) and len(value) >= 32 and not value.strip("0123456789abcdef")
+    """Whether a value is a text of 32 or more hexadecimal digits, or several with a plus between them."""
+    if not isinstance(value, str):
+        return False
+    return all(len(each) >= 32 and not each.strip("0123456789abcdef") for each in value.split("+"))

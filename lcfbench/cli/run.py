@@ -159,6 +159,7 @@ def print_prompts(recipe: Recipe) -> None:
     """
     quiet_libraries()
     from lcfbench.adapters.finding import Found, on_this_disk
+    from lcfbench.adapters.select import find_adapters
     from lcfbench.evaluation.plan import look_up, proofs_of, variants_of, wanted_by, with_tasks
     from lcfbench.methods.load_pair import CONDITIONS, load_pair, roles_of
     from lcfbench.models.tokenizers import load_tokenizers
@@ -176,7 +177,8 @@ def print_prompts(recipe: Recipe) -> None:
     ends = [load_tokenizers(f"{name}:{sharer}", **conditions) for sharer in sharer_names]
     receiver, sharers = ends[0][0], [sharer for _, sharer in ends]
     check_thinking([receiver, *sharers], {task.name: task.chat for task in tasks})
-    later = [str(place) for place in recipe.adapter if len(place.parts) > 1 and not place.exists()]
+    named = [folder for place in recipe.adapter for folder in find_adapters(place, len(sharers))]
+    later = [str(place) for place in named if len(place.parts) > 1 and not place.exists()]
     missing = [each for each in wanted_by(recipe, tasks) if not isinstance(on_this_disk(each), Found)]
     if later:
         note(f"a run needs {', '.join(later)}, not there yet.")

@@ -21,15 +21,18 @@ class OwnModel(Control):
     needs = "sharer"
 
     def refuses(self, method: Method, documents: Sequence[Document]) -> tuple[str, str] | None:
-        mine, theirs = method.receiver, method.sharer
+        from lcfbench.methods._several import SeveralSharers  # it imports torch
+
+        mine = method.receiver
         if all(lm is mine or (lm.name, lm.revision) == (mine.name, mine.revision) for lm in method.sharers):
             return f"both models are {mine.name}, so self is matched", "Use a pair of two models."
-        if method.adapter is None:
-            return None
-        if unlike := method.adapter.config.sharer_geometry.differences(mine.geometry, "sharer"):
-            what = f"its adapter reads the cache of {theirs.name}, and that of {mine.name} differs"
-            step = "Use --control deranged, or a method without adapter."
-            return f"{what} ({'; '.join(unlike)})", step
+        for one in method.methods if isinstance(method, SeveralSharers) else [method]:
+            if one.adapter is None:
+                continue
+            if unlike := one.adapter.config.sharer_geometry.differences(mine.geometry, "sharer"):
+                what = f"its adapter reads the cache of {one.sharer.name}, and that of {mine.name} differs"
+                step = "Use --control deranged, or a method without adapter."
+                return f"{what} ({'; '.join(unlike)})", step
         return None
 
     def wrap(self, method: Method, seed: int) -> Method:

@@ -268,7 +268,8 @@ def _read(given: Mapping[str, Any]) -> tuple[Recipe, Variant]:
         raise UserError(f"the model lcfbench takes one value of each option, not {what}.", "Give one.")
     ((variant, own),) = found
     variant = replace(variant, wire=_form(recipe, variant.mode))
-    return recipe, _with_adapter(variant, own or [find_adapter(place) for place in recipe.adapter])
+    named = [row[0] for row in own] or [find_adapter(place) for place in recipe.adapter]
+    return recipe, _with_adapter(variant, named)
 
 
 def _form(recipe: Recipe, mode: str) -> WireForm | None:

@@ -157,8 +157,8 @@ class Recipe(Settings):
     )
     adapter: list[Path] = Field(
         [],
-        description="Adapter folders, a run for each that a method and task can use; none: the adapter that "
-        "ships for the pair and the task.",
+        description="Adapter folders, a run for each that a method and task can use; of different sharers "
+        "one for each, as A+B; none: the adapter that ships for the pair and the task.",
     )
     options: dict[str, list[str]] = Field(
         {},

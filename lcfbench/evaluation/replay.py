@@ -18,15 +18,17 @@ from typing import Any
 import torch
 
 from lcfbench.adapters.config import WEIGHTS, weights_sha256
-from lcfbench.adapters.select import find_adapter
+from lcfbench.adapters.select import JOINT, find_adapters
 from lcfbench.errors import UserError
 from lcfbench.evaluation.identity import OF_THE_MACHINE
 from lcfbench.evaluation.own_files import register
+from lcfbench.evaluation.plan import told_whole
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.record import Asked
 from lcfbench.evaluation.run import Run
 from lcfbench.evaluation.variants import ADAPTER, entry_of, read_entry
 from lcfbench.evaluation.worker import Worker
+from lcfbench.methods._several import SeveralSharers
 from lcfbench.methods.base import Method, option_fields
 from lcfbench.methods.create import method_class
 from lcfbench.models.dtypes import pick_device
@@ -194,7 +196,8 @@ def opened(
 
 def settled_of(manifest: Manifest, run: Run) -> dict[str, Any] | None:
     """What settles the method of a recorded run without computing anything; None where nothing does."""
-    settled, recalls = manifest.calibration, type(run.method).recall is not Method.recall
+    first = run.method.methods[0] if isinstance(run.method, SeveralSharers) else run.method
+    settled, recalls = manifest.calibration, type(first).recall is not Method.recall
     return settled.model_dump(exclude_none=True) if settled is not None and recalls else None
 
 
@@ -285,9 +288,10 @@ def _adapter_of(manifest: Manifest, named: Sequence[Path], given: Path | None) -
 
 
 def _same(name: Path, wanted: str) -> list[Path]:
-    """The adapter of a folder or name, where its weights have this digest."""
+    """The adapter of a folder or name, where its weights have this digest; of several sharers `A+B`."""
     try:
-        place = find_adapter(name)
+        row = find_adapters(name, str(wanted).count(JOINT) + 1)
     except UserError:  # neither a folder nor one that ships
         return []
-    return [place] if (place / WEIGHTS).is_file() and weights_sha256(place) == wanted else []
+    here = all((place / WEIGHTS).is_file() for place in row)
+    return [told_whole(row)] if here and JOINT.join(map(weights_sha256, row)) == wanted else []

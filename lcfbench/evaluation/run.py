@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lcfbench.adapters.config import WEIGHTS, config_sha256, weights_sha256
-from lcfbench.adapters.select import named
+from lcfbench.adapters.select import JOINT, named, told
 from lcfbench.controls.assignment import senders_sha256
 from lcfbench.controls.base import LACKS, load_control
 from lcfbench.controls.wrappers import without_sharer
@@ -62,7 +62,7 @@ class Run:
         self.models = session.models(variant)
         self.documents = session.documents(task, self.models[0].has_chat, control)
         self.calibration_documents = session.calibration_documents(self.mode, task, self.method)
-        self.folder, self.adapter = variant.adapter, session.adapter(variant, task)
+        self.folders, self.adapters = variant.adapters, session.adapters(variant, task)
         self.message_from = load_control(control).message_from(self.documents, task.seed)
         self.draws = (
             bool(self.calibration_documents)
@@ -76,8 +76,8 @@ class Run:
         )
         self.too_long = self._too_long()
         self.identity, self.facts = self._identity(), self._facts()
-        if self.folder and self.method.sends:
-            session.check_proof(self.folder, self.identity)
+        for folder in self.folders if self.method.sends else ():
+            session.check_proof(folder, self.identity)
         self._index = {d.hash: i for i, d in enumerate(self.documents)}
         self.timed = {d.hash for d in self.documents[: recipe.latency_documents]}
         self.unable = ""  # why no document can be answered
@@ -109,7 +109,7 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """Everything that changes an answer."""
-        session, recipe, task, folder = self.session, self.session.recipe, self.task, self.folder
+        session, recipe, task, folders = self.session, self.session.recipe, self.task, self.folders
         receiver, sharer = session.labels()
         data, split_manifest = session.digests(task)
         found: dict[str, Any] = {
@@ -119,8 +119,8 @@ class Run:
             "revisions": [lm.revision for lm in self.models],
             "mode": self.mode,
             "options": self.method.options(),
-            "adapter_sha256": weights_sha256(folder) if folder else None,
-            "adapter_config": config_sha256(folder) if folder else None,
+            "adapter_sha256": JOINT.join(map(weights_sha256, folders)) or None,
+            "adapter_config": JOINT.join(map(config_sha256, folders)) or None,
             "task": task.name,
             "task_options": task.options,
             "task_sha256": task.yaml_sha256,
@@ -159,13 +159,14 @@ class Run:
 
     def _names(self) -> list[tuple[str, str]]:
         """The groups and names of what may come from a plugin."""
-        kind = [("adapters", self.adapter.config.kind)] if self.adapter else []
-        return [("methods", self.mode), ("tasks", self.task.name), ("controls", self.control), *kind]
+        kinds = dict.fromkeys(("adapters", adapter.config.kind) for adapter in self.adapters)
+        return [("methods", self.mode), ("tasks", self.task.name), ("controls", self.control), *kinds]
 
     def _facts(self) -> dict[str, Any]:
         """The manifest beside the identity."""
         steps = [d.steps[-1] for d in self.documents if d.steps]
-        gates = self.adapter.gates_applied() if self.adapter is not None else None
+        alone = self.adapters[0] if len(self.adapters) == 1 else None
+        gates = alone.gates_applied() if alone is not None else None
         roles = [*ROLES, *(f"sharer {k}" for k in range(2, len(self.models)))]
         moved = any(sender.hash != to for to, sender in self.message_from.items())
         return {
@@ -174,10 +175,11 @@ class Run:
             "dropped": self.task.dropped,
             **({"prompt": self.task.prompt.text} if self.task.prompt is not None else {}),
             "chance": sum(len(s.gold) / len(s.choices) for s in steps) / len(steps) if steps else None,
-            "adapter": self.folder.name if self.folder else None,
-            **({"adapter_folder": named(self.folder)} if self.folder else {}),
+            "adapter": told(self.folders) or None,
+            **({"adapter_folder": JOINT.join(map(named, self.folders))} if self.folders else {}),
             **({"files": files} if (files := used(self._names())) else {}),
-            **({"adapter_facts": self.adapter.config.facts} if self.adapter is not None else {}),
+            **({"adapter_facts": alone.config.facts} if alone is not None else {}),
+            **({"adapters": self._each_adapter()} if len(self.adapters) > 1 else {}),
             "sources": {role: lm.source for role, lm in zip(roles, self.models, strict=True)},
             "models": {role: about(lm) for role, lm in zip(roles, self.models, strict=True)},
             **({"message_from_sha256": senders_sha256(self.message_from)} if moved else {}),
@@ -185,6 +187,18 @@ class Run:
             **({"gates": gates} if gates is not None else {}),
             **prompt_facts(self.documents, (self.models[0], self.models[1])),
         }
+
+    def _each_adapter(self) -> list[dict[str, Any]]:
+        """What the adapter of each sharer is, for the manifest."""
+        return [
+            {
+                "name": folder.name,
+                "sharer": lm.name,
+                "sha256": weights_sha256(folder),
+                "facts": adapter.config.facts,
+            }
+            for folder, lm, adapter in zip(self.folders, self.models[1:], self.adapters, strict=True)
+        ]
 
     def _controls_left_out(self) -> dict[str, str]:
         """Why further controls that are asked for cannot be run; of a matched run that sends something."""
@@ -215,8 +229,8 @@ class Run:
             except NotFiniteError as error:
                 self.unable = f"cannot be calibrated: {error}"
         self.answering: Method = load_control(self.control).wrap(self.method, self.task.seed)
-        params = self.adapter.params if self.adapter else 0
-        size = (self.folder / WEIGHTS).stat().st_size if self.folder else 0
+        params = sum(adapter.params for adapter in self.adapters)
+        size = sum((folder / WEIGHTS).stat().st_size for folder in self.folders)
         self.rows = Rows(self.task, self.answering, params, size)
         return facts | {"sends": self.answering.sends}
 

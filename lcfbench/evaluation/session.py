@@ -67,7 +67,8 @@ class Session:
         self._digests: dict[tuple[str, int], tuple[str, str | None]] = {}
         self._methods: dict[tuple[Variant, str, int], Method] = {}
         self._adapters: dict[tuple[Path, CausalLM], Adapter] = {}
-        self._announced: set[tuple[Path, str, str]] = set()  # adapters that were named: method, task
+        # adapters that were named: method, task
+        self._announced: set[tuple[tuple[Path, ...], str, str]] = set()
         self._seen: dict[int, list[Document]] = {}  # validation documents of each method that wants any
         self._asked: dict[tuple[str, int, bool], list[Document]] = {}
         self._documents: dict[tuple[Any, ...], dict[str, Document]] = {}
@@ -138,23 +139,26 @@ class Session:
         offline = self.recipe.offline
         for variants in self.variants.values() if not self.recipe.trust_remote_code else ():
             for variant in variants:
-                if (folder := variant.adapter) is None:
-                    continue
-                names, config = sides(method_class(variant.mode), *self.names), read_config(folder)
-                first, second = (geometry_named(name, offline=offline) for name in names)
-                try:
-                    config.check_fits(first, second, str(folder))
-                except UserError:
-                    first, second = (geometry_named(name, offline=offline, by_code=True) for name in names)
-                    config.check_fits(first, second, str(folder))
+                for folder, sharer in zip(variant.adapters, self.sharers, strict=False):
+                    names = sides(method_class(variant.mode), self.names[0], sharer)
+                    config = read_config(folder)
+                    first, second = (geometry_named(name, offline=offline) for name in names)
+                    try:
+                        config.check_fits(first, second, str(folder))
+                    except UserError:
+                        known = {"offline": offline, "by_code": True}
+                        first, second = (geometry_named(name, **known) for name in names)
+                        config.check_fits(first, second, str(folder))
 
     def _check_variants(self) -> None:
         """Raises UserError for the first method or adapter that these models do not allow."""
         for variants in self.variants.values():
             for variant in variants:
-                for receiver, sharer in self.pair.rivals_for(method_class(variant.mode).roles):
+                rivals = self.pair.rivals_for(method_class(variant.mode).roles)
+                folders = variant.adapters or (None,)
+                for k, (receiver, sharer) in enumerate(rivals):
                     config = None
-                    if (folder := variant.adapter) is not None:
+                    if (folder := folders[k if len(folders) > 1 else 0]) is not None:
                         config = read_config(folder)
                         config.check_fits(receiver.geometry, sharer.geometry, str(folder))
                     check_needs(variant.mode, receiver, sharer, config)
@@ -168,43 +172,50 @@ class Session:
         out: list[list[Variant]] = [[]]
         free, loaded = free_bytes(self.pair.receiver.device) // share, dict[Path, int]()
         for variant in self.variants[task.name]:
-            if (folder := variant.adapter) is not None and folder not in loaded:
-                itemsize = self.pair.receiver.dtype.itemsize
-                size = (folder / WEIGHTS).stat().st_size * itemsize // stored_dtype(folder).itemsize
-                if size > free:
-                    what = f"adapter {folder} takes {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
-                    raise UserError(f"{what}.", "Free some memory, or prune the adapter.")
-                if loaded and sum(loaded.values()) + size > free // 2:
-                    out.append([])
-                    loaded.clear()
-                loaded[folder] = size
+            itemsize, new = self.pair.receiver.dtype.itemsize, dict[Path, int]()
+            for folder in dict.fromkeys(variant.adapters):
+                if folder not in loaded:
+                    new[folder] = (
+                        (folder / WEIGHTS).stat().st_size * itemsize // stored_dtype(folder).itemsize
+                    )
+            if (size := sum(new.values())) > free:
+                names = ", ".join(map(str, new))
+                what = f"adapter {names} takes {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+                raise UserError(f"{what}.", "Free some memory, or prune the adapter.")
+            if new and loaded and sum(loaded.values()) + size > free // 2:
+                out.append([])
+                loaded.clear()
+            loaded |= new
             out[-1].append(variant)
         if len(out) > 1:
             what = f"{task.name}: not all adapters fit into memory ({free / 1e9:.1f} GB are free)"
             self.progress.say(f"{what}, so the runs are made in {len(out)} portions.")
         return out
 
-    def adapter(self, variant: Variant, task: Task) -> Adapter | None:
-        """The adapter of a variant, read once; None for a method without one.
+    def adapters(self, variant: Variant, task: Task) -> list[Adapter]:
+        """The adapters of a variant, read once: one for all sharers, or one for each; none without any.
 
-        The first call for a method, adapter and task names one that was not given, and warns where the
-        adapter was trained on other weights.
+        The first call for a method, its adapters and a task names those that were not given, and warns where
+        one was trained on other weights.
         """
-        mode, folder = variant.mode, variant.adapter
-        if folder is None:
-            return None
-        receiver, sharer = self.pair.models_for(method_class(mode).roles)
-        if (folder, receiver) not in self._adapters:
-            self._adapters[folder, receiver] = load_adapter(folder, self.pair, mode)
-        adapter, new = self._adapters[folder, receiver], (folder, mode, task.name) not in self._announced
-        self._announced.add((folder, mode, task.name))
-        if new and variant.why:
-            size = f"{adapter.params / 1e6:.1f} M parameters"
+        mode, found = variant.mode, list[Adapter]()
+        rivals = self.pair.rivals_for(method_class(mode).roles)
+        for k, folder in enumerate(variant.adapters):
+            receiver = rivals[k][0]
+            if (folder, receiver) not in self._adapters:
+                self._adapters[folder, receiver] = load_adapter(folder, self.pair.alone(k), mode)
+            found.append(self._adapters[folder, receiver])
+        if not found or (variant.adapters, mode, task.name) in self._announced:
+            return found
+        self._announced.add((variant.adapters, mode, task.name))
+        if variant.why:
+            size = f"{sum(adapter.params for adapter in found) / 1e6:.1f} M parameters"
             self.progress.say(f"{mode} on {task.name} uses {variant.why}: {size}.")
-        if new and (other := other_revisions(adapter.config, receiver, sharer)):
-            what = f"adapter {folder.name} was trained on other weights: {other}."
-            self.progress.warn(f"{what} Expect it to do worse.")
-        return adapter
+        for folder, adapter, ends in zip(variant.adapters, found, rivals, strict=False):
+            if other := other_revisions(adapter.config, *ends):
+                what = f"adapter {folder.name} was trained on other weights: {other}."
+                self.progress.warn(f"{what} Expect it to do worse.")
+        return found
 
     def check_proof(self, folder: Path, identity: dict[str, Any]) -> None:
         """Says once that an adapter has no proof for a run; under --require-proof raises UserError.
@@ -224,9 +235,11 @@ class Session:
         """A variant on a task, made once for all controls. Raises UserError where it cannot serve it."""
         key = variant, task.name, task.seed
         if key not in self._methods:
-            models, adapter = self.models(variant), self.adapter(variant, task)
+            models, found = self.models(variant), self.adapters(variant, task)
             receiver, *sharers = models
-            each = [create(variant.mode, receiver, lm, adapter, dict(variant.options)) for lm in sharers]
+            adapters = found if len(found) > 1 else [*found, None][:1] * len(sharers)
+            options, both = dict(variant.options), zip(sharers, adapters, strict=True)
+            each = [create(variant.mode, receiver, lm, adapter, options) for lm, adapter in both]
             made = each[0] if variant.join is None else SeveralSharers(each, variant.join)
             documents = self.documents(task, models[0].has_chat)
             for document in documents:

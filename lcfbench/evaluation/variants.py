@@ -25,20 +25,26 @@ ADAPTER = "adapter"  # in an entry: its own adapters, in place of those of `--ad
 class Variant:
     """A method with the options that were given for it, as texts, and its adapter's folder.
 
-    wire: the form in which its messages cross as bytes; None where they are handed over. join: how those of
-    several sharers are joined; None with one sharer. entry: where it
-    was asked for, for messages. label: the method and what tells the variant from the others of its
-    method. why: the reason for an adapter that was not given.
+    more: the adapters of further sharers, where each has its own. wire: the form in which its messages
+    cross as bytes; None where they are handed over. join: how those of several sharers are joined; None with
+    one sharer. entry: where it was asked for, for messages. label: the method and what tells the variant
+    from the others of its method. why: the reason for adapters that were not given.
     """
 
     mode: str
     options: tuple[tuple[str, str], ...] = ()
     adapter: Path | None = None
+    more: tuple[Path, ...] = ()
     wire: WireForm | None = None
     join: Join | None = None
     entry: str = field(default="", compare=False)
     label: str = field(default="", compare=False)
     why: str = field(default="", compare=False)
+
+    @property
+    def adapters(self) -> tuple[Path, ...]:
+        """All adapters, in the order of the sharers; one where it is that of all, none without."""
+        return (self.adapter, *self.more) if self.adapter is not None else ()
 
 
 def split_modes(value: Any) -> list[str]:
@@ -96,9 +102,10 @@ def labelled(variants: Sequence[Variant]) -> list[Variant]:
             if len({options.get(key) for options in given}) > 1
             and (value := dict(variant.options).get(key)) is not None
         ]
-        folders = {each.adapter for each in rivals if each.adapter is not None}
-        if variant.adapter is not None and len(folders) > 1:
-            parts.insert(0, _told(variant.adapter, folders))
+        rows = {each.adapters for each in rivals if each.adapters}
+        if variant.adapters and len(rows) > 1:
+            folders = {folder for row in rows for folder in row}
+            parts.insert(0, "+".join(_told(folder, folders) for folder in variant.adapters))
         if variant.wire is not None and len({each.wire for each in rivals}) > 1:
             parts.append(f"wire={variant.wire}")
         if variant.join is not None and len({each.join for each in rivals}) > 1:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lcfbench.errors import UserError
+from lcfbench.methods._several import SeveralSharers
 from lcfbench.methods.base import Method
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.tasks.document import NOTE, Document, View
@@ -61,12 +62,15 @@ class Words:
         return [Document(self.name, "0", view, view, view, view, note, "generate", "", shared=self.shared)]
 
 
-def of_length(task: Texts, tokens: int, receiver: CausalLM, answer_tokens: int = 1) -> Document:
+def of_length(
+    task: Texts, tokens: int, receiver: CausalLM, answer_tokens: int = 1, sharers: int = 1
+) -> Document:
     """Makes a document whose prompt, template included, has exactly `tokens` receiver tokens.
 
     The sharer's own text and its request for a note are as long, by the receiver's tokenizer; on
     different contexts the full view, which is both texts, is twice as long. A view may be longer
-    where its template is. The answer is free text of at most `answer_tokens`.
+    where its template is. The answer is free text of at most `answer_tokens`. On different contexts each of
+    several sharers has a text of that length of its own.
     Raises UserError where the template alone is longer.
     """
     source = task.documents(limit=SOURCE, receiver_chat=receiver.has_chat)
@@ -76,9 +80,11 @@ def of_length(task: Texts, tokens: int, receiver: CausalLM, answer_tokens: int =
     def length(view: View) -> int:
         return len(render(view, receiver.tokenizer, chat=chat, choices=False).ids)
 
-    def view(role: str, count: int) -> View:
+    def view(role: str, count: int, number: int = 0) -> View:
         prefix = getattr(first, role).prefix
         words = [w for d in source for w in re.findall(r"\S+\s*", getattr(d, role).user + "\n")]
+        begin = number * len(words) // sharers
+        words = words[begin:] + words[:begin]
         return View(exactly(words, count, lambda user: length(View(user, prefix))), prefix)
 
     least = length(View(SHORTEST, first.receiver.prefix))
@@ -87,8 +93,11 @@ def of_length(task: Texts, tokens: int, receiver: CausalLM, answer_tokens: int =
         raise UserError(f"{tokens} prompt tokens: {taken}.", f"Give --prompt-tokens {least} or more.")
     mine = view("receiver", tokens)
     theirs, full = (mine, mine) if task.shared else (view("sharer", tokens), view("full", 2 * tokens))
+    dealt = range(sharers) if sharers > 1 and not task.shared else ()
     return replace(
         first,
+        sharers=tuple(view("sharer", tokens, k) for k in dealt),
+        requests=tuple(view("request", tokens, k) for k in dealt),
         doc_id=f"bench-{tokens}",
         receiver=mine,
         sharer=theirs,
@@ -133,7 +142,13 @@ def exactly(words: Sequence[str], tokens: int, count: Callable[[str], int]) -> s
 
 def models_of(method: Method) -> list[CausalLM]:
     """The models that a method holds, each once."""
-    return list({id(e): e for e in vars(method).values() if isinstance(e, CausalLM)}.values())
+    held = (e for each in methods_of(method) for e in vars(each).values() if isinstance(e, CausalLM))
+    return list({id(e): e for e in held}.values())
+
+
+def methods_of(method: Method) -> list[Method]:
+    """The method of each sharer; mostly it alone."""
+    return method.methods if isinstance(method, SeveralSharers) else [method]
 
 
 @contextmanager

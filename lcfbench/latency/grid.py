@@ -21,14 +21,16 @@ from typing import Any
 
 import torch
 
+from lcfbench.adapters.select import told
 from lcfbench.errors import UserError
 from lcfbench.evaluation.answer import answer
 from lcfbench.latency.clock import EventClock, clock_for
-from lcfbench.latency.documents import models_of, unstopped
+from lcfbench.latency.documents import methods_of, models_of, unstopped
 from lcfbench.latency.plan import Bench, Block, Cell, Took
 from lcfbench.latency.probe import Probe
 from lcfbench.latency.recipe import is_spec
 from lcfbench.methods.base import Batch
+from lcfbench.methods.load_pair import ROLES
 from lcfbench.models.random_weights import RANDOM
 from lcfbench.models.timing import PHASES, now
 from lcfbench.provenance import environment
@@ -139,7 +141,11 @@ def once(cell: Cell) -> Took:
     cell.tokens = {
         "answering": len(state.prompts[0].ids),
         "sharer": message.sharer_tokens[0],
-        "note": message.sharer_tokens[0] - len(message.read[0].ids) if message.texts and message.read else 0,
+        "note": sum(
+            part.sharer_tokens[0] - len(part.read[0].ids)
+            for part in message.parts or [message]
+            if part.texts and part.read
+        ),
         "answer": written,
     }
     ms = {**clock.ms, "ttft": first, "ttea": total}
@@ -183,7 +189,7 @@ def figures(x: float) -> float:
 
 def row(block: Block, cell: Cell, times: Sequence[Took]) -> dict[str, Any]:
     """The facts of one cell: method, lengths, tokens read and written, and the times that count."""
-    adapter = cell.method.adapter
+    adapters = {id(m.adapter): m.adapter for m in methods_of(cell.method) if m.adapter is not None}
     by_name = {name: [t.ms[name] for t in times if name in t.ms] for name in NAMES}
     by_name["itl"] = [gap for t in times for gap in t.gaps]
     by_name = {name: values for name, values in by_name.items() if any(ms > 0 for ms in values)}
@@ -196,11 +202,13 @@ def row(block: Block, cell: Cell, times: Sequence[Took]) -> dict[str, Any]:
         "prompt_tokens": block.prompt_tokens,
         "answer_tokens": block.answer_tokens,
         "budget": cell.budget,
-        "adapter": cell.variant.adapter.name if cell.variant.adapter else None,
+        "sharers": cell.sharers,
+        "join": cell.variant.join,
+        "adapter": told(cell.variant.adapters) or None,
         "options": {k: str(v) for k, v in cell.method.options().items()},
         "random_weights": cell.method.receiver.source == RANDOM,
         "untrained": bool(cell.variant.adapter and is_spec(cell.variant.adapter)),
-        "adapter_bytes": sum(p.nbytes for p in adapter.parameters()) if adapter else 0,
+        "adapter_bytes": sum(p.nbytes for adapter in adapters.values() for p in adapter.parameters()),
         "tokens": cell.tokens,
         "n": len(times),
         "thrown_away": len(cell.times) - len(times),
@@ -214,7 +222,8 @@ def result(bench: Bench, interrupted: bool = False) -> dict[str, Any]:
     """The JSON line: machine, settings, a row for each cell that was timed, methods left out."""
     recipe, device = bench.recipe, bench.device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    places = [*bench.pair.receiver.devices, *bench.pair.sharer.devices]
+    places = [*bench.pair.receiver.devices, *(d for lm in bench.pair.sharers for d in lm.devices)]
+    roles = [*ROLES, *(f"sharer {k}" for k in range(2, len(bench.pair.sharers) + 1))]
     cells = [(block, cell, kept(bench, cell)) for block in bench.blocks for cell in block.cells]
     for block, cell, times in cells:
         if not times and not interrupted:
@@ -230,7 +239,7 @@ def result(bench: Bench, interrupted: bool = False) -> dict[str, Any]:
         **recipe.model_dump(include=SETTINGS),
         "models": {
             role: {"name": lm.name, "revision": lm.revision, **lm.facts}
-            for role, lm in (("receiver", bench.pair.receiver), ("sharer", bench.pair.sharer))
+            for role, lm in zip(roles, (bench.pair.receiver, *bench.pair.sharers), strict=True)
         },
         "matmul_ms": spread(bench.probes) if bench.probes else None,
         "thrown_away": sum(len(cell.times) - len(times) for _, cell, times in cells),

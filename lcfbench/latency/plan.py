@@ -16,18 +16,21 @@ import torch
 from lcfbench.adapters.base import Adapter, adapter_class, build
 from lcfbench.adapters.config import pair_config, read_config
 from lcfbench.adapters.options import adapter_options
-from lcfbench.adapters.select import check_used, find_adapter, kinds_for, pick_adapters, serves, shipped
+from lcfbench.adapters.select import check_used, find_adapters, kinds_for, pick_adapters, serves, shipped
 from lcfbench.adapters.untrained import untrained
 from lcfbench.config import WireForm, convert
 from lcfbench.errors import UserError, unknown
-from lcfbench.evaluation.plan import options_of
+from lcfbench.evaluation.plan import Adapters, options_of, pairs_of, picked, told_whole
 from lcfbench.evaluation.variants import Variant, labelled, read_entry
 from lcfbench.latency.documents import Texts, Words, of_length
 from lcfbench.latency.recipe import BUDGETS, BenchRecipe, is_spec
+from lcfbench.methods._several import SeveralSharers
 from lcfbench.methods.base import Method, option_fields
 from lcfbench.methods.create import create, method_class, sides
 from lcfbench.methods.load_pair import CONDITIONS, Pair, load_adapter, load_pair, roles_of
+from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.layout import geometry_named
+from lcfbench.sources.models import split_sharers
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.task import load_task
 from lcfbench.tasks.yaml_files import describe, task_names
@@ -51,7 +54,10 @@ class Took:
 
 @dataclass
 class Cell:
-    """One method at one point of the grid. times: of each repeat. tokens: read and written."""
+    """One method at one point of the grid.
+
+    times: of each repeat. tokens: read and written. sharers: how many send; None where no message is sent.
+    """
 
     variant: Variant
     budget: int | None
@@ -59,6 +65,7 @@ class Cell:
     document: Document
     times: list[Took] = field(default_factory=list)
     tokens: dict[str, int] = field(default_factory=dict)
+    sharers: int | None = None
 
 
 @dataclass
@@ -107,12 +114,13 @@ def plan(recipe: BenchRecipe) -> Bench:
     """
     recipe.check_names()
     kinds = {mode: method_class(mode) for mode in recipe.methods}
-    asked = options_of(recipe.mode, recipe.options)
-    given = [place if is_spec(place) else find_adapter(place) for place in recipe.adapter]
-    for place in filter(is_spec, given):
+    count = len(split_sharers(recipe.pair)[1])
+    asked = options_of(recipe.mode, recipe.options, count)
+    given = [(place,) if is_spec(place) else find_adapters(place, count) for place in recipe.adapter]
+    for place in (row[0] for row in given if is_spec(row[0])):
         Shape.read(place, shared=True).check(read_entry(str(place))[0], recipe)
     if not any(kind.adapter_kinds for kind in kinds.values()):
-        check_used(given, [], recipe.methods)
+        check_used([*map(told_whole, given)], [], recipe.methods)
     if recipe.budget and not any(_has_budget(kind) for kind in kinds.values()):
         raise UserError(
             f"--budget: none of {', '.join(kinds)} has one.",
@@ -126,7 +134,7 @@ def plan(recipe: BenchRecipe) -> Bench:
     for name in every:
         tasks[name] = words[name] if name in words else load_task(name, offline=recipe.offline)
     conditions = recipe.model_dump(include={*CONDITIONS, "random_weights"})
-    bench = Bench(recipe, load_pair(recipe.pair, roles=roles_of(kinds), **conditions))
+    bench = Bench(recipe, load_pair(recipe.pair, roles=roles_of(kinds), several=True, **conditions))
     for task in tasks.values():
         here = [
             (variant, own or given)
@@ -139,7 +147,7 @@ def plan(recipe: BenchRecipe) -> Bench:
     return bench
 
 
-def tasks_of(recipe: BenchRecipe, mode: str, given: Sequence[Path]) -> list[str]:
+def tasks_of(recipe: BenchRecipe, mode: str, given: Sequence[Adapters]) -> list[str]:
     """The tasks a method runs on: those of the recipe, else the first one its adapter was trained on.
 
     given: its adapters. [] for a method without adapter, which runs on all tasks there are.
@@ -147,13 +155,13 @@ def tasks_of(recipe: BenchRecipe, mode: str, given: Sequence[Path]) -> list[str]
     kind = method_class(mode)
     if recipe.task or not kind.adapter_kinds or (kind.adapter_optional and not _used(given, mode)):
         return recipe.task
-    names = sides(kind, *recipe.names)
-    shapes = [Shape.read(place, shared=True) for place in given if _is_for(place, mode)]
+    names, firsts = sides(kind, *recipe.names), [row[0] for row in given]
+    shapes = [Shape.read(place, shared=True) for place in firsts if _is_for(place, mode)]
     if recipe.random_weights or shapes:
         kinds_asked = [shape.kind for shape in shapes] or list(kind.adapter_kinds)
         contexts = {context for each in kinds_asked for context in adapter_class(each).contexts}
         return [Words(shared="shared" in contexts).name]
-    folders = [place for place in given if not is_spec(place)]
+    folders = [place for place in firsts if not is_spec(place)]
     for folder in folders or shipped():
         config = read_config(folder)
         ours = folders or (config.receiver, config.sharer) == names
@@ -199,9 +207,12 @@ class Shape:
         if kind.configure.__func__ is not Method.configure.__func__:  # type: ignore[attr-defined]
             return  # only loaded models tell
         known = {"offline": recipe.offline, "trust_remote_code": recipe.trust_remote_code}
-        ends = [(name, geometry_named(name, **known)) for name in sides(kind, *recipe.names)]
-        with torch.device("meta"):
-            build(pair_config(self.kind, *ends, layers=self.layers, options=self.options, **self.alignment))
+        receiver, sharers = split_sharers(recipe.pair)
+        for sharer in dict.fromkeys(sharers):
+            ends = [(name, geometry_named(name, **known)) for name in sides(kind, receiver, sharer)]
+            settings: dict[str, Any] = {"layers": self.layers, "options": self.options, **self.alignment}
+            with torch.device("meta"):
+                build(pair_config(self.kind, *ends, **settings))
 
     def made(self, mode: str, pair: Pair) -> Adapter:
         """Makes the adapter for a pair, on the receiver's device and in its dtype. Raises UserError."""
@@ -217,50 +228,78 @@ def _is_for(place: Path, mode: str) -> bool:
     return is_spec(place) and read_entry(str(place))[0] == mode
 
 
-def _used(given: Sequence[Path], mode: str) -> bool:
+def _used(given: Sequence[Adapters], mode: str) -> bool:
     """Returns whether any of the given adapters is for a method."""
-    kinds = method_class(mode).adapter_kinds
-    folders = [place for place in given if not is_spec(place)]
-    return any(_is_for(place, mode) for place in given) or any(read_config(f).kind in kinds for f in folders)
+    kinds, places = method_class(mode).adapter_kinds, [row[0] for row in given]
+    folders = [place for place in places if not is_spec(place)]
+    return any(_is_for(place, mode) for place in places) or any(read_config(f).kind in kinds for f in folders)
 
 
-def _adapters(bench: Bench, mode: str, given: Sequence[Path], task: Texts) -> list[Path | None]:
-    """The adapters of a method on a task; one None for a method without. Raises UserError.
+def _adapters(bench: Bench, mode: str, given: Sequence[Adapters], task: Texts) -> list[Adapters]:
+    """The adapters of a method on a task: one for all sharers, or one for each; one empty without any.
 
-    With random weights, one as the method's kind of adapter begins where none is given.
+    With random weights, one as the method's kind of adapter begins where none is given. Raises UserError.
     """
     kind = method_class(mode)
     if not kind.adapter_kinds or (kind.adapter_optional and not _used(given, mode)):
-        return [None]
-    shapes: list[Path | None] = [place for place in given if _is_for(place, mode)]
-    given = [place for place in given if not is_spec(place)]
+        return [()]
+    shapes = [row for row in given if _is_for(row[0], mode)]
+    given = [row for row in given if not is_spec(row[0])]
     if not given and not shapes and bench.recipe.random_weights:
-        return [Path(mode)]
+        return [(Path(mode),)]
     if shapes and not given:
         return shapes
-    names = sides(kind, *bench.pair.names)
-    asked: dict[str, Any] = {
-        "shared": task.shared,
-        "mode": mode,
-        "task": task.name,
-        "offline": bench.recipe.offline,
-    }
-    return [*shapes, *pick_adapters(given, kind.adapter_kinds, names, **asked)]
+    pairs = pairs_of(bench.recipe.pair, kind)
+    if given:
+        return [*shapes, *picked(given, pairs, mode, shared=task.shared, task=task.name)]
+    asked: dict[str, Any] = {"shared": task.shared, "mode": mode, "task": task.name}
+    asked["offline"] = bench.recipe.offline
+    return [tuple(pick_adapters([], kind.adapter_kinds, pair, **asked)[0] for pair in pairs)]
 
 
-def _methods(bench: Bench, variant: Variant, task: Texts) -> Iterator[tuple[int | None, Method]]:
-    """Yields a method ready for a task, once for each budget where it has one. Raises UserError."""
-    mode, kind = variant.mode, method_class(variant.mode)
-    adapter = None
-    if variant.adapter is not None and is_spec(variant.adapter):
-        adapter = Shape.read(variant.adapter, task.shared).made(mode, bench.pair)
-    elif variant.adapter is not None:
-        adapter = load_adapter(variant.adapter, bench.pair, mode)
-    models, options = bench.pair.models_for(kind.roles), dict(variant.options)
+def _made(bench: Bench, variant: Variant, task: Texts, count: int) -> list[Adapter | None]:
+    """The adapter of each of the first sharers of a variant, ready; None for a method without."""
+    found, known = list[Adapter | None](), dict[tuple[Path, CausalLM], Adapter]()
+    for k in range(count):
+        if not variant.adapters:
+            found.append(None)
+            continue
+        place, pair = variant.adapters[k if variant.more else 0], bench.pair.alone(k)
+        if (key := (place, pair.sharer)) not in known:
+            if is_spec(place):
+                known[key] = Shape.read(place, task.shared).made(variant.mode, pair)
+            else:
+                known[key] = load_adapter(place, pair, variant.mode)
+        found.append(known[key])
+    return found
+
+
+def _counts(bench: Bench, kind: type[Method]) -> list[int | None]:
+    """How many sharers send, in turn; None for a method that makes no message of a sharer's."""
+    if not kind.sends and "sharer" not in kind.roles:
+        return [None]
+    return [*bench.recipe.counts]
+
+
+def _methods(
+    bench: Bench, variant: Variant, task: Texts, count: int | None
+) -> Iterator[tuple[int | None, Method]]:
+    """Yields a method ready for a task, once for each budget where it has one. Raises UserError.
+
+    count: the sharers that send, see `_counts`.
+    """
+    mode, kind, several = variant.mode, method_class(variant.mode), count or 1
+    if several > 1 and not kind.ways(task.shared):
+        raise UserError(f"{mode} takes the message of one sharer.", "Add --sharers 1.")
+    adapters, options = _made(bench, variant, task, several), dict(variant.options)
+    rivals = bench.pair.rivals_for(kind.roles)
+    rivals = [rivals[k if "sharer" in kind.roles else 0] for k in range(several)]
     budgets = [int(options["budget"])] if "budget" in options else bench.recipe.budget or BUDGETS
     for budget in budgets if _has_budget(kind) else [None]:
         own = {} if budget is None else {"budget": str(budget)}
-        method = create(mode, *models, adapter, options | own)
+        both = zip(rivals, adapters, strict=True)
+        each = [create(mode, *models, adapter, options | own) for models, adapter in both]
+        method = each[0] if several == 1 else SeveralSharers(each, kind.ways(task.shared)[0])
         if method.calibration:
             chat = method.receiver.has_chat
             documents = task.documents(limit=method.calibration, split="validation", receiver_chat=chat)
@@ -269,34 +308,47 @@ def _methods(bench: Bench, variant: Variant, task: Texts) -> Iterator[tuple[int 
         yield budget, method
 
 
-def _add_blocks(bench: Bench, task: Texts, asked: Sequence[tuple[Variant, Sequence[Path]]]) -> None:
+def _add_blocks(bench: Bench, task: Texts, asked: Sequence[tuple[Variant, Sequence[Adapters]]]) -> None:
     """Adds a task's part of the grid to the bench; leaves out the methods that cannot serve it."""
     variants: list[Variant] = []
     for variant, given in asked:
         try:
-            variants += [replace(variant, adapter=f) for f in _adapters(bench, variant.mode, given, task)]
+            rows = _adapters(bench, variant.mode, given, task)
+            variants += [replace(variant, adapter=next(iter(row), None), more=row[1:]) for row in rows]
         except UserError as error:
             bench.leave_out(variant.mode, task.name, error)
-    ready: list[tuple[Variant, int | None, Method]] = []
-    for variant in map(_short, labelled(variants)):
-        try:
-            ready += [(variant, *each) for each in _methods(bench, variant, task)]
-        except UserError as error:
-            bench.leave_out(variant.label, task.name, error)
+    ready: list[tuple[Variant, int | None, int | None, Method]] = []
+    for whole in map(_short, labelled(variants)):
+        for count in _counts(bench, method_class(whole.mode)):
+            variant = _of_several(whole, count, task)
+            try:
+                ready += [(variant, count, *each) for each in _methods(bench, variant, task, count)]
+            except UserError as error:
+                bench.leave_out(variant.label, task.name, error)
     for tokens in bench.recipe.prompt_tokens if ready else []:
-        document = of_length(task, tokens, bench.pair.receiver)
+        dealt = {count or 1 for _, count, *_ in ready}
+        documents = {n: of_length(task, tokens, bench.pair.receiver, sharers=n) for n in dealt}
         for answer in bench.recipe.answer_tokens:
             block = Block(task, tokens, answer, [])
             bench.blocks.append(block)
-            for variant, budget, method in ready:
-                own = replace(document, max_new_tokens=answer)
+            for variant, count, budget, method in ready:
+                own = replace(documents[count or 1], max_new_tokens=answer)
                 try:
                     method.check(own)
                 except UserError as error:
                     bench.leave_out(variant.label, task.name, error)
                     continue
                 sent = replace(variant, wire=_form(bench.recipe, type(method)))
-                block.cells.append(Cell(sent, budget, method, own))
+                block.cells.append(Cell(sent, budget, method, own, sharers=count))
+
+
+def _of_several(variant: Variant, count: int | None, task: Texts) -> Variant:
+    """A variant with the way in which the messages of several sharers are joined, and so labelled."""
+    ways = method_class(variant.mode).ways(task.shared)
+    if count is None or count == 1:
+        return replace(variant, more=())
+    join, label = next(iter(ways), None), f"{variant.label} sharers={count}"
+    return replace(variant, more=variant.more[: count - 1], join=join, label=label)
 
 
 def _form(recipe: BenchRecipe, kind: type[Method]) -> WireForm | None:

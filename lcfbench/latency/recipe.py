@@ -16,7 +16,7 @@ from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Attention, DeviceMap, Dtype, Recipe, check_known, names_or_files
 from lcfbench.evaluation.variants import read_entry, split_modes
 from lcfbench.registry import method_names
-from lcfbench.sources.models import split_pair
+from lcfbench.sources.models import first_pair, split_sharers
 
 BUDGETS = [16, 64]  # where a method has a budget and none is given
 SAME: dict[str, Any] = dict(Recipe.model_fields)  # settings that mean the same in `run`
@@ -42,6 +42,10 @@ class BenchRecipe(Settings):
     mode: list[str] = Field(
         ["receiver", "t2t", "lcf"],
         description=f"{SAME['mode'].description} Those of untrained adapters need not be named.",
+    )
+    sharers: list[Annotated[int, Field(ge=1, le=MOST)]] = Field(
+        [],
+        description="How many of the pair's sharers send, the first ones, comma-separated; without it, all.",
     )
     task: list[str] = Field(
         [], description="Tasks whose text is read, comma-separated; without it, those of the adapters."
@@ -91,13 +95,14 @@ class BenchRecipe(Settings):
     _lists = field_validator("adapter", mode="before")(several)
     _options = field_validator("options", mode="before")(lists_of_texts)
 
-    @field_validator("prompt_tokens", "answer_tokens", "budget", mode="before")
+    @field_validator("prompt_tokens", "answer_tokens", "budget", "sharers", mode="before")
     @classmethod
-    def _lengths(cls, value: Any) -> Any:
+    def _lengths(cls, value: Any, info: Any) -> Any:
         parts = several([value] if isinstance(value, int) else value)
         for part in parts:
             if not str(part).isdecimal() or int(part) < 1:
-                raise ValueError(f"{str(part)[:40]!r} is no number of tokens; give whole numbers from 1")
+                what = "sharers" if info.field_name == "sharers" else "tokens"
+                raise ValueError(f"{str(part)[:40]!r} is no number of {what}; give whole numbers from 1")
         return [int(part) for part in parts]
 
     @model_validator(mode="after")
@@ -110,8 +115,13 @@ class BenchRecipe(Settings):
 
     @property
     def names(self) -> tuple[str, str]:
-        """Receiver and sharer. Raises UserError where the pair is not RECEIVER:SHARER."""
-        return split_pair(self.pair)
+        """Receiver and first sharer. Raises UserError where the pair is not RECEIVER:SHARER."""
+        return first_pair(self.pair)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many sharers send, in turn."""
+        return list(dict.fromkeys(self.sharers)) or [len(split_sharers(self.pair)[1])]
 
     @property
     def methods(self) -> list[str]:
@@ -123,6 +133,9 @@ class BenchRecipe(Settings):
         check_known(self.pair, self.methods, self.task)
         if not (self.mode and self.prompt_tokens and self.answer_tokens):
             raise UserError("nothing to measure.", "Give --mode, --prompt-tokens and --answer-tokens.")
+        if (most := max(self.counts)) > (named := len(split_sharers(self.pair)[1])):
+            what = f"--sharers {most}: --pair names {named}."
+            raise UserError(what, "Name as many, RECEIVER:SHARER,SHARER; a model may stand there twice.")
         for head in {read_entry(str(place))[0] for place in self.adapter if is_spec(place)}:
             if head not in self.methods:
                 raise UserError(f"--adapter {head}:… would have no effect.", f"Add {head} to --mode.")

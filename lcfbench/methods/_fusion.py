@@ -157,6 +157,24 @@ class Fusion(Method):
         """Renders a view. In C2C's sections a special token in a text is the token, as in the reference."""
         return prompt(lm, view, document, spelled=not self.padded)
 
+    def check_beside(self, other: Method) -> None:
+        """Both must read the receiver's text in the same stretches, with the same padding."""
+        assert isinstance(other, Fusion)
+        if not (self.adapter.config.layers and other.adapter.config.layers):
+            return
+        if self.padded or other.padded:
+            mine, theirs = self.adapter.config, other.adapter.config
+            if self.sharer is not other.sharer or mine.remap_strategy != theirs.remap_strategy:
+                what = (
+                    "an adapter pads the receiver's text by the tokens of its sharer (remap_padding=counted)"
+                )
+                raise UserError(
+                    f"{what}, and two sharers have other tokens.", "Use adapters without padding."
+                )
+        if (self.by_turn, self.padded) != (other.by_turn, other.padded):
+            what = f"the adapters of {self.sharer.name} and {other.sharer.name} edit turns and whole prompts"
+            raise UserError(f"{what}.", "Give adapters of one token alignment.")
+
     def respond(self, batch: Batch) -> State:
         with batch.clock("prefill"):
             prompts = [self.prompt(self.receiver, d.receiver, d) for d in batch.documents]
@@ -183,12 +201,20 @@ class Fusion(Method):
         `sequential`: each edits what those before it have left. `parallel`: each edits the cache as it was
         read, and what they change is added up.
         """
-        if not self.adapter.config.layers:
+        heard = [each for each in sent if each.content is not None]
+        if not heard:
             with batch.clock("prefill"):
                 prompts = [self.prompt(self.receiver, d.receiver, d) for d in batch.documents]
                 return self.receiver.read(prompts)
-        editors, exchanges = zip(*(each.content for each in sent), strict=True)
-        return self.edit_all(exchanges, editors, join)
+        editors, exchanges = zip(*(each.content for each in heard), strict=True)
+        state = self.edit_all(exchanges, editors, join)
+        if len(heard) == len(sent):
+            return state
+        told = iter(
+            state.message.parts or [state.message]
+        )  # nothing comes from a sharer whose gates are shut
+        every = [each.account(state.prompts) if each.content is None else next(told) for each in sent]
+        return replace(state, message=Message.joined(every))
 
     def exchange(self, batch: Batch, prompts: list[Prompt], check: bool = True) -> Exchange:
         """Lets the sharer read the documents whose messages are sent.

@@ -25,7 +25,8 @@ class SeveralSharers(Method):
     """A method between a receiver and several sharers: the same method for each of them.
 
     methods: one a sharer, in their order. join: see `Method.joins`. exchanged: the number of the one sharer
-    whose message of a document comes from the document in `message_from`; None where all do.
+    whose message of a document comes from the document in `message_from`; None where all do. Raises
+    UserError where the messages of two sharers cannot be joined.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class SeveralSharers(Method):
         first = methods[0]
         super().__init__(first.receiver, first.sharer, first.adapter)
         self.methods, self.join, self.exchanged = list(methods), join, exchanged
+        for other in self.methods[1:]:
+            first.check_beside(other)
         names = (
             "sends",
             "sends_text",
@@ -109,7 +112,10 @@ class SeveralSharers(Method):
         return [in_one(document, texts) for document, texts in both]
 
     def options(self) -> dict[str, Any]:
-        return self.methods[0].options()
+        """Those of the method; of an option that adapters set each in their own way, all values."""
+        every = [method.options() for method in self.methods]
+        rows = {name: [own.get(name) for own in every] for name in every[0]}
+        return {name: row[0] if all(x == row[0] for x in row) else row for name, row in rows.items()}
 
     @property
     def calibration(self) -> int:

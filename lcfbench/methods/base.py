@@ -167,6 +167,12 @@ class Method:
         """Returns the positions that a message takes in the receiver at most, beside the prompt's own."""
         return 0
 
+    def check_beside(self, other: Method) -> None:
+        """Raises UserError where a second sharer's message cannot be joined with this one's.
+
+        other: the same method between the receiver and that sharer.
+        """
+
     def respond(self, batch: Batch) -> State:
         """Does everything up to the first answer token, see the module's docstring."""
         return self.receive(batch, [self.send(batch)], "row")

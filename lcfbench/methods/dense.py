@@ -19,7 +19,7 @@ from lcfbench.methods._lengths import check_room
 from lcfbench.methods._prefix import content, read_on_top
 from lcfbench.methods._translate import aligned_tokens, columns_of, entries_at, read_pairs, two_readings
 from lcfbench.methods._wire import cache_across, latents_across
-from lcfbench.methods.base import Batch, Sent, prompt
+from lcfbench.methods.base import Batch, Method, Sent, prompt
 from lcfbench.models.capabilities import Capability
 from lcfbench.models.kv_cache import KV
 from lcfbench.models.protocol import Message, State
@@ -68,6 +68,13 @@ class Dense(Fusion):
                 f"of {whole} layers, and entries in front of a prompt need them all.",
                 "Use an unpruned adapter with soft or open gates.",
             )
+
+    def check_beside(self, other: Method) -> None:
+        super().check_beside(other)
+        assert isinstance(other, Dense)
+        if self.lead != other.lead:
+            what = f"the adapters stand behind {self.lead} and {other.lead} tokens of the receiver's own."
+            raise UserError(what, f"Give -o lead={self.lead}.")
 
     @property
     def added(self) -> int:

@@ -48,8 +48,11 @@ class Pair:
 
     def rivals_for(self, roles: Sequence[str]) -> list[tuple[CausalLM, CausalLM]]:
         """The models on both sides of a method with these `roles`, for each sharer in turn."""
-        pairs = (Pair(self.receiver, sharer, self.names) for sharer in self.sharers)
-        return [pair.models_for(roles) for pair in pairs]
+        return [self.alone(k).models_for(roles) for k in range(len(self.sharers))]
+
+    def alone(self, sharer: int) -> Pair:
+        """The pair of the receiver and one of the sharers, by its number."""
+        return replace(self, sharer=self.sharers[sharer], more=())
 
     def models_for(self, roles: Sequence[str]) -> tuple[CausalLM, CausalLM]:
         """The models on the receiver's and on the sharer's side of a method with these `roles`.
@@ -114,11 +117,11 @@ def load_pair(
             return CausalLM.load(find_model(name, offline=offline), trust_remote_code=trusted, **how)
 
     needed = [side for side, role in enumerate(ROLES) if role in wanted]
+    asked = [(side, names[side]) for side in needed] + [(1, name) for name in more]
     if random_weights:
         how = How(dtype, attention=attention, trust_remote_code=trust_remote_code, thinking=thinking)
-        return _random_pair(names, [(side, places[side]) for side in needed], how, offline)
+        return _pair(_random([(name, places[side]) for side, name in asked], how, offline), needed, names)
     # all, before the first is loaded
-    asked = [(side, names[side]) for side in needed] + [(1, name) for name in more]
     found = [
         (side, name, find_model(name, offline=offline, weights=whole(side, name))) for side, name in asked
     ]
@@ -131,24 +134,26 @@ def load_pair(
             lm = load(each, side, name)
             loaded.append((key, lm))
         models.append(lm)
+    return _pair(models, needed, names)
+
+
+def _pair(models: Sequence[CausalLM], needed: Sequence[int], names: tuple[str, str]) -> Pair:
+    """The pair of models of the sides that are needed, further sharers behind them."""
     if len(needed) == 1:
         return Pair(models[0], models[0], names, tuple(models[1:]))
     return Pair(models[0], models[1], names, tuple(models[2:]))
 
 
-def _random_pair(
-    names: tuple[str, str], needed: Sequence[tuple[int, Mapping[str, Any]]], how: How, offline: bool
-) -> Pair:
-    """A pair of random weights. needed: sides, with their places. Raises UserError for a device map."""
-    if any(place["device_map"] for _, place in needed):
+def _random(asked: Sequence[tuple[str, Mapping[str, Any]]], how: How, offline: bool) -> list[CausalLM]:
+    """Models of random weights. asked: with their places. Raises UserError for a device map."""
+    if any(place["device_map"] for _, place in asked):
         what = "models of random weights stand on one device each"
         raise UserError(f"{what}.", "Use --device, --receiver-device or --sharer-device.")
     made: dict[Any, CausalLM] = {}
-    for side, place in needed:
-        key = names[side], place["device"]
-        made[key] = made.get(key) or random_lm(names[side], replace(how, **place), offline)
-    first, last = made.values() if len(made) > 1 else [*made.values()] * 2
-    return Pair(first, last, names)
+    for name, place in asked:
+        key = name, place["device"]
+        made[key] = made.get(key) or random_lm(name, replace(how, **place), offline)
+    return [made[name, place["device"]] for name, place in asked]
 
 
 def places_of(

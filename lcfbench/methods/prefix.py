@@ -18,6 +18,7 @@ from torch import Tensor
 from lcfbench.adapters.config import AdapterConfig
 from lcfbench.adapters.prefix import PrefixAdapter
 from lcfbench.config import Join
+from lcfbench.errors import UserError
 from lcfbench.methods._lengths import check_room
 from lcfbench.methods._prefix import append, content, read_on_top
 from lcfbench.methods._wire import latents_across
@@ -51,6 +52,12 @@ class Prefix(Method):
     def __post_init__(self) -> None:
         assert isinstance(self.adapter, PrefixAdapter), "prefix needs a prefix adapter"
         self.adapter.config.check_fits(self.receiver.geometry, self.sharer.geometry, "")
+
+    def check_beside(self, other: Method) -> None:
+        assert isinstance(other, Prefix)
+        if self.adapter.place != other.adapter.place:
+            what = f"one adapter puts entries {self.adapter.place} the prompt, one {other.adapter.place} it."
+            raise UserError(what, "Give adapters of one place.")
 
     @property
     def added(self) -> int:

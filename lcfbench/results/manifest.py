@@ -97,6 +97,15 @@ class AdapterFacts(_Open):
     training: dict[str, Any] = Field(default={}, description="How it was trained: steps, lr, seed, tasks.")
 
 
+class AdapterOfSharer(_Open):
+    """The adapter between the receiver and one of several sharers."""
+
+    name: str = Field(description="Name of its folder.")
+    sharer: str = Field(description="Name of the sharer.")
+    sha256: str = Field(description="SHA-256 of its weights file.")
+    facts: AdapterFacts = Field(description="Its shape and making.")
+
+
 class Calibration(_Open):
     """How a method chose the layers that it sends. Further keys depend on the method."""
 
@@ -189,6 +198,9 @@ class Manifest(_Open):
     )
     adapter_facts: AdapterFacts | None = Field(
         default=None, description="Shape and making of the adapter; no part of the identity."
+    )
+    adapters: list[AdapterOfSharer] | None = Field(
+        default=None, description="The adapter of each of several sharers, where each has its own."
     )
     sources: dict[str, str | None] | None = Field(
         default=None, description="Where the models came from, by role: receiver and sharer."

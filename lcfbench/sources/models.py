@@ -116,7 +116,8 @@ def split_pair(text: str) -> tuple[str, str]:
     receiver, sharers = split_sharers(text)
     if len(sharers) > 1:
         what = f"--pair {text!r} names {len(sharers)} sharers, and one is taken here."
-        raise UserError(what, "Name one. Several sharers are for `lcfbench run`.")
+        step = "Name one, then the next: several are for `lcfbench run`, with an adapter for each (A+B)."
+        raise UserError(what, step)
     return receiver, sharers[0]
 
 

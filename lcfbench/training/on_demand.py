@@ -24,13 +24,14 @@ from lcfbench.adapters.finding import Found, Wanted, find_for, on_this_disk
 from lcfbench.adapters.select import AdapterMissing, cached, unfinished
 from lcfbench.config import PLACES, convert, packaged_recipes, read_recipe
 from lcfbench.errors import UserError
-from lcfbench.evaluation.plan import look_up, wanted_by, with_tasks
+from lcfbench.evaluation.plan import look_up, pairs_of, told_whole, wanted_by, with_tasks
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.files import writing
+from lcfbench.methods.create import method_class
 from lcfbench.models.dtypes import pick_device
 from lcfbench.progress import TrainProgress
 from lcfbench.provenance import digest
-from lcfbench.sources.models import find_model, look
+from lcfbench.sources.models import find_model, look, split_sharers
 from lcfbench.tasks.document import Document
 from lcfbench.tasks.groups import expand
 from lcfbench.tasks.task import Task, load_task
@@ -77,7 +78,7 @@ def train_missing(run: Recipe, progress: TrainProgress) -> Recipe:
         if run.train_options or not _at_hand(wanted):
             plans.append(plan_for(run, next(t for t in tasks if t.name == wanted.task), wanted))
     places = {plan.recipe.out: plan for plan in plans}  # a task and its held-out half share one
-    if run.train_options and len(places) > len({plan.wanted.mode for plan in plans}):
+    if run.train_options and len(places) > len({(p.wanted.mode, p.wanted.pair) for p in plans}):
         what = f"--train-option asks for one training a method; {', '.join(run.task)} need several."
         raise UserError(what, "Run the tasks one by one.")
     left = list[tuple[Plan, Cost]]()
@@ -101,8 +102,17 @@ def train_missing(run: Recipe, progress: TrainProgress) -> Recipe:
             train(plan.recipe, progress)
         except UserError as error:
             raise UserError(error.what, _as_options(error.next_step)) from error
-    given = {"adapter": list(places)} if run.train_options else {}  # what is at hand else was not asked for
+    given = {"adapter": _given(run, places)} if run.train_options else {}  # what else is at hand was not
     return run.model_copy(update={"train": False, "train_options": {}, **given})
+
+
+def _given(run: Recipe, places: Mapping[Path, Plan]) -> list[Path]:
+    """The trained adapters as a run takes them: those of several sharers of a method together."""
+    found = list[Path]()
+    for mode in dict.fromkeys(plan.wanted.mode for plan in places.values()):
+        mine = {plan.wanted.pair: out for out, plan in places.items() if plan.wanted.mode == mode}
+        found.append(told_whole(tuple(mine[pair] for pair in pairs_of(run.pair, method_class(mode)))))
+    return found
 
 
 def with_estimate(error: AdapterMissing, run: Recipe) -> AdapterMissing:
@@ -141,6 +151,8 @@ def plan_for(run: Recipe, task: Task, wanted: Wanted) -> Plan:
         raise why or UserError(f"no packaged recipe trains {wanted.mode}.")
     own = read_recipe(name, "train")
     chosen: dict[str, Any] = {key: getattr(run, key) for key in PASSED_ON}
+    if len(split_sharers(run.pair)[1]) > 1:  # one training a sharer
+        chosen["pair"] = ":".join(wanted.pair)
     chosen["adapters"] = [_entry(name, own, wanted.mode)]
     chosen["dtype"] = run.dtype if run.dtype in ("float32", "bfloat16") else "auto"
     if name.startswith("small-scale"):

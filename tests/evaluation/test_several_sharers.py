@@ -120,7 +120,7 @@ def test_what_a_run_refuses(tmp_path, capsys, monkeypatch, args, said):
     assert code == 2 and said in " ".join(err.split())
 
 
-@pytest.mark.parametrize("verb", ["train", "bench", "probe"])
+@pytest.mark.parametrize("verb", ["train", "probe"])
 def test_other_verbs_take_one_sharer(tmp_path, capsys, monkeypatch, verb):
     receiver, sharer = save_pair(tmp_path).split(":")
     code, _, err = invoke(capsys, monkeypatch, verb, "--pair", f"{receiver}:{sharer},{sharer}")

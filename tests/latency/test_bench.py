@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -361,3 +362,97 @@ def test_the_embedded_pair(capsys, monkeypatch):
         gaps.append(row["phases_gap_percent"])
         assert set(PHASES) >= set(row["ms"]) - {"ttft", "tpot", "itl", "ttea"}
     assert min(gaps) <= 5, gaps
+
+
+# -- several sharers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["splitfacts", "openbookqa"])
+def test_each_of_several_sharers_reads_as_much(task):
+    receiver = helpers.causal_lm()
+    [one, three] = [of_length(load_task(task), 150, receiver, sharers=n) for n in (1, 3)]
+    assert one.sharers == () and replace(three, sharers=(), requests=()) == one
+    if task == "openbookqa":
+        assert three.sharers == ()
+        return
+    assert three.sharers[0] == one.sharer and len(set(three.sharers)) == 3
+    for views in (three.sharers, three.requests):
+        assert [len(prompt(receiver, view, three).ids) for view in views] == [150] * 3
+
+
+def test_one_two_and_three_sharers(capsys, monkeypatch, pair, adapters):
+    """Phases and tokens are sums over the sharers; the receiver alone is timed once."""
+    receiver, sharer = pair.split(":")
+    words = ["--pair", f"{receiver}:{sharer},{sharer},{sharer}", "--sharers", "1,2,3", "--budget", "4"]
+    words += ["--mode", "receiver,t2t,excerpt,lcf", "--task", "splitfacts", "--adapter", adapters["lcfx"]]
+    quick = (*QUICK[:-4], "--prompt-tokens", 90, "--answer-tokens", 3)  # three notes must find room
+    code, out, err = helpers.invoke(capsys, monkeypatch, "bench", *words, *quick, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["left_out"] == [] and [*told["models"]] == ["receiver", "sharer", "sharer 2", "sharer 3"]
+    by_label = {row["label"]: row for row in told["rows"]}
+    many = [f"{m}{n}" for m in ("t2t", "excerpt", "lcf") for n in ("", " sharers=2", " sharers=3")]
+    assert set(by_label) == {"receiver", *many}
+    assert by_label["receiver"]["sharers"] is None and by_label["receiver"]["join"] is None
+    for mode, join in (("t2t", "row"), ("excerpt", "row"), ("lcf", "parallel")):
+        one, two, three = (by_label[f"{mode}{n}"] for n in ("", " sharers=2", " sharers=3"))
+        assert [row["sharers"] for row in (one, two, three)] == [1, 2, 3]
+        assert [row["join"] for row in (one, two, three)] == [None, join, join]
+        for name in ("sharer", "note"):
+            assert [row["tokens"][name] for row in (two, three)] == [
+                pytest.approx(n * one["tokens"][name], abs=n * 4) for n in (2, 3)
+            ]
+        assert one["adapter_bytes"] == three["adapter_bytes"]
+        if mode == "lcf":
+            assert three["ms"]["sharer"]["min"] > 1.5 * one["ms"]["sharer"]["min"]
+        assert three["phases_gap_percent"] < 25
+
+
+def test_adapters_of_different_sharers_are_timed(capsys, monkeypatch, pair, adapters, tmp_path):
+    """Given one for each, or made in one shape for each; the other way round is refused."""
+    receiver, sharer = pair.split(":")
+    other = helpers.save(tmp_path / "other", layers=2, seed=2)
+    ends = [CausalLM.load(find_model(name), dtype="float32") for name in (receiver, str(other))]
+    made = build(pair_config("lcfx", *((e.name, e.geometry) for e in ends), options={"width": 8}))
+    save_adapter(made, tmp_path / "x", "")
+    words = [
+        "--pair",
+        f"{receiver}:{sharer},{other}",
+        "--mode",
+        "lcf",
+        "--task",
+        "splitfacts",
+        *QUICK,
+        "--json",
+    ]
+    place = f"{adapters['lcfx']}+{tmp_path / 'x'}"
+    code, out, err = helpers.invoke(capsys, monkeypatch, "bench", *words, "--adapter", place)
+    assert code == 0, err
+    [row] = json.loads(out)["rows"]
+    assert row["adapter"] == "lcfx+x" and row["label"] == "lcf sharers=2" and row["tokens"]["sharer"] > 200
+    code, out, err = helpers.invoke(capsys, monkeypatch, "bench", *words, "--adapter", adapters["lcfx"])
+    assert code == 2 and "is the adapter of one sharer" in err
+    code, out, err = helpers.invoke(
+        capsys, monkeypatch, "bench", *words, "--adapter", f"{tmp_path / 'x'}+{adapters['lcfx']}"
+    )
+    assert code == 2 and "does not fit this pair" in err
+    words = ["--pair", f"{receiver}:{sharer},{other}", "--random-weights", "--adapter", "lcf:width=8", *QUICK]
+    code, out, err = helpers.invoke(capsys, monkeypatch, "bench", *words, "--mode", "lcf", "--json")
+    assert code == 0, err
+    [row] = json.loads(out)["rows"]
+    assert row["untrained"] and row["sharers"] == 2 and row["join"] == "parallel"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--sharers", "3"), "--sharers 3: --pair names 2"),
+        (("--sharers", "0"), "is no number of sharers"),
+        (("--mode", "activation"), "activation takes the message of one sharer. Add --sharers 1"),
+    ],
+)
+def test_what_a_bench_of_several_refuses(capsys, monkeypatch, pair, args, said):
+    receiver, sharer = pair.split(":")
+    words = ("--pair", f"{receiver}:{sharer},{sharer}", "--task", "splitfacts")
+    code, _, err = helpers.invoke(capsys, monkeypatch, "bench", *words, *args)
+    assert code == 2 and said in " ".join(err.split())

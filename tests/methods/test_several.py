@@ -208,6 +208,138 @@ def test_parallel_adds_what_each_changes():
         assert torch.allclose((getattr(three, name) * on), added * on, atol=1e-5)
 
 
+# -- different sharers, each with an adapter of its own ---------------------------------------------
+
+PAIRS = {
+    "lcf": ("lcf", lambda ends: helpers.random_adapter("lcf", ends), SHARED),
+    "lcf-x": ("lcf", lambda ends: helpers.random_adapter("lcfx", ends), SPLIT),
+    "c2c": ("c2c", lambda ends: helpers.random_adapter("c2c", ends), SHARED),
+    "dense": ("dense", helpers.random_dense, SHARED),
+    "dense-split": ("dense", helpers.random_dense, SPLIT),
+    "xkv": ("xkv", helpers.random_xkv, SPLIT),
+    "prefix-before": ("prefix", lambda ends: helpers.random_prefix(ends, place="before"), SPLIT),
+    "prefix-after": ("prefix", lambda ends: helpers.random_prefix(ends, place="after"), SPLIT),
+}
+DIFFERENT = pytest.mark.parametrize("case", PAIRS)
+
+
+def different(case: str) -> tuple[list, list[Document], tuple[str, ...]]:
+    """The method of two different sharers, documents, and the ways to join."""
+    name, made, documents = PAIRS[case]
+    receiver, first = helpers.two_models()
+    second = helpers.causal_lm("tiny-c", layers=2, seed=7)
+    methods = [create(name, receiver, lm, made((receiver, lm))) for lm in (first, second)]
+    shared = documents[0].shared
+    mine = (
+        documents
+        if shared
+        else [replace(d, sharers=(d.sharer, d.sharer), requests=(d.request,) * 2) for d in documents]
+    )
+    return methods, mine, method_class(name).ways(shared)
+
+
+def other_than(a, b) -> float:
+    return max(abs(x - y) for rows in zip(a, b, strict=True) for x, y in zip(*rows, strict=True))
+
+
+@DIFFERENT
+def test_two_different_sharers(case):
+    """Both are heard; where they have an order it counts; messages are counted each."""
+    methods, documents, ways = different(case)
+    alone = [outcomes(method, documents)[0] for method in methods]
+    for way in ways:
+        both, state, _ = outcomes(SeveralSharers(methods, way), documents)
+        turned, other, _ = outcomes(SeveralSharers(methods[::-1], way), documents)
+        assert all(other_than(both, one) > 1e-4 for one in alone)
+        # entries behind the prompt have no order; what dense adds is made of the sharer's entries alone
+        order = way in ("row", "sequential") and case not in ("prefix-after", "dense")
+        assert (other_than(both, turned) > 1e-4) == order
+        sizes = [part.wire_bytes for part in state.message.parts]
+        assert sizes == [part.wire_bytes for part in other.message.parts][::-1]
+        assert sizes == [outcomes(method, documents)[1].message.wire_bytes for method in methods]
+
+
+@pytest.mark.parametrize("case", ["lcf", "lcf-x", "c2c", "xkv"])
+def test_parallel_is_the_sum_of_what_different_adapters_change(case):
+    methods, documents, _ = different(case)
+    states = [outcomes(method, documents)[1] for method in methods]
+    prompts = states[0].prompts
+    own = methods[0].read(prompts, None, Segment.whole(prompts))
+    both = outcomes(SeveralSharers(methods, "parallel"), documents)[1].kv
+    on = own.mask.bool()[None, :, None, :, None]
+    for name in ("keys", "values"):
+        base = getattr(own, name)
+        changes = [getattr(state.kv, name) - base for state in states]
+        assert all(float((change * on).abs().max()) > 1e-3 for change in changes)
+        assert torch.allclose(getattr(both, name) * on, (base + sum(changes)) * on, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["parallel", "sequential"])
+def test_the_first_of_several_may_be_shut(way):
+    """The others are heard; the message of the first is nothing."""
+    methods, documents, _ = different("lcf")
+    shut = create(
+        "lcf",
+        methods[0].receiver,
+        methods[0].sharer,
+        helpers.random_adapter("lcf", (methods[0].receiver, methods[0].sharer), gate=-1.0),
+    )
+    plain, before, _ = outcomes(methods[1], documents)
+    for several in ([shut, methods[1]], [methods[1], shut]):
+        found, state, _ = outcomes(SeveralSharers(several, way), documents)
+        assert found == plain and same_bits(state.kv.keys, before.kv.keys)
+        sizes = [part.wire_bytes for part in state.message.parts]
+        assert [[0] * 3, before.message.wire_bytes] == sorted(sizes)
+
+
+def test_adapters_that_cannot_stand_beside_each_other():
+    methods, _, _ = different("lcf")
+    receiver, first, second = methods[0].receiver, methods[0].sharer, methods[1].sharer
+    remap = create(
+        "lcf", receiver, second, helpers.random_adapter("lcf", (receiver, second), token_alignment="remap")
+    )
+    with pytest.raises(UserError, match="edit turns and whole prompts"):
+        SeveralSharers([methods[0], remap], "parallel")
+    places = [
+        create("prefix", receiver, lm, helpers.random_prefix((receiver, lm), place=place))
+        for lm, place in ((first, "before"), (second, "after"))
+    ]
+    with pytest.raises(UserError, match="one adapter puts entries before the prompt, one after it"):
+        SeveralSharers(places, "row")
+    dense = [
+        create("dense", receiver, lm, helpers.random_dense((receiver, lm)), {"lead": lead})
+        for lm, lead in ((first, "2"), (second, "3"))
+    ]
+    with pytest.raises(UserError, match="stand behind 2 and 3 tokens"):
+        SeveralSharers(dense, "row")
+
+
+def test_options_of_several_name_what_differs():
+    receiver, sharer = helpers.two_models()
+    made = [
+        create("lcf", receiver, sharer, helpers.random_adapter("lcfx", (receiver, sharer)), {"windows": n})
+        for n in "23"
+    ]
+    told = SeveralSharers(made, "parallel").options()
+    assert told["windows"] == [2, 3] and told["spans"] == "windows"
+
+
+@pytest.mark.parametrize("control", ["zero", "noise", "silent", "equal-text", "plumbing", "self"])
+def test_controls_reach_different_sharers(control):
+    methods, documents, _ = different("lcf-x")
+    method = SeveralSharers(methods, "parallel")
+    why = load_control(control).refuses(method, documents)
+    if control == "self":
+        assert why and "its adapter reads the cache of tiny-b" in why[0]
+        return
+    assert why is None
+    before = outcomes(method, documents)[0]
+    found, state, _ = outcomes(load_control(control).wrap(method, seed=0), documents)
+    assert found != before and outcomes(method, documents)[0] == before
+    if control == "silent":
+        assert state.message.wire_bytes == [0] * 3
+
+
 def test_texts_are_concatenated_and_counted_each():
     method = SeveralSharers([method_of("excerpt", "")] * 3, "row")
     [document] = dealt(SPLIT[:1], [["Alpha one.", "Beta.", "Gamma three."]])
