@@ -104,14 +104,17 @@ def test_the_table_and_a_figure_that_is_drawn_again_from_its_numbers(runs, tmp_p
     assert plot(runs, "--out", tmp_path, "--data", tmp_path / "x.txt")[0] == 2
 
 
-@pytest.mark.parametrize("text", ["", "pair,task\na,b\n", "no\x00numbers", "{cut}", "{word}"])
+@pytest.mark.parametrize(
+    "text", ["", "pair,task\na,b\n", "no\x00numbers", "{cut}", "many", "inf", "nan", "0"]
+)
 def test_a_file_that_holds_no_numbers_of_a_figure_is_refused(runs, tmp_path, capsys, monkeypatch, text):
     numbers = tmp_path / "rate.csv"
     assert invoke(capsys, monkeypatch, "plot", "rate", runs, "--out", tmp_path, "--data", numbers)[0] == 0
     head, first, *_ = numbers.read_text().splitlines(keepends=True)
     size = head.strip().split(",").index("message_bytes")
     cells = first.split(",")
-    broken = {"{cut}": head, "{word}": head + ",".join([*cells[:size], "many", *cells[size + 1 :]])}
+    told = head + ",".join([*cells[:size], text, *cells[size + 1 :]])
+    broken = {"{cut}": head, **dict.fromkeys(("many", "inf", "nan", "0"), told)}
     numbers.write_text(broken.get(text, text))
     code, _, err = invoke(capsys, monkeypatch, "plot", "rate", numbers, "--out", tmp_path)
     assert code == 2 and str(numbers) in err.replace("\n", "")

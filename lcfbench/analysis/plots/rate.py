@@ -108,12 +108,13 @@ def read(path: Path, task: str = "", pair: str = "") -> list[dict[str, Any]]:
     text = dict.fromkeys((*GROUP, "mode", "label", "control", "metric", "kept_of", "reached"), str)
     try:
         lines = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={n: [""] for n in COLUMNS})
-        for name in NUMBERS:
+        for name in (*NUMBERS, "share", "share_of_bytes"):
             lines[name] = lines[name].astype(float)
         missing = [name for name in COLUMNS if name not in lines]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read as the numbers of a figure.", MADE) from error
-    whole = not missing and bool(lines[[*GROUP, "mode", "label", "control", *NUMBERS]].notna().all(axis=None))
+    named = not missing and bool(lines[[*GROUP, "mode", "label", "control"]].notna().all(axis=None))
+    whole = named and bool((lines[list(NUMBERS)].abs() < math.inf).all(axis=None))
     if not len(lines) or not whole or not (lines["message_bytes"] > 0).all():
         raise UserError(f"{path} does not hold the numbers of a figure.", MADE)
     records: list[dict[Any, Any]] = lines.to_dict("records")
