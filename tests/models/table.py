@@ -33,6 +33,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "kvcomm": ("kvcomm",),
     "lora": ("lora",),
     "draft_kv": ("draft_kv",),
+    "xkv": ("xkv",),
+    "hub": ("hub",),
+    "cacheback": ("cacheback",),
+    "latentmas": ("latentmas",),
+    "activation, sde": ("activation", "sde"),
 }
 CAPABLE = "\n".join(f"- **{name}**: {MEANING[name]}." for name in CAPABILITIES)
 INTRO = f"""# Which models work
@@ -68,11 +73,12 @@ capabilities that it needs; here both are of the row's architecture.
   log-likelihoods and the written text are those of lm-eval's `hf` model, in a batch and alone. For minimax,
   roberta, nemotron-h and zamba2 transformers itself writes another text with its cache than without:
   there the text is that of the model without a cache.
-- *c2c, lcf* (lcfx, identical and single need the same), *dense*, *prefix*, *lora*, *draft_kv*: **exact**:
-  the scores are the same with eager attention and with sdpa, in a batch and alone, with a document's own
-  message and with another document's. An adapter changes entries of attention layers alone; a recurrent
-  state stays the receiver's own. (falcon-alibi: sdpa alone; transformers' eager attention adds its bias
-  twice.) *draft_kv* also needs layers whose masks can differ.
+- *c2c, lcf* (lcfx, identical and single need the same), *dense*, *prefix*, *lora*, *draft_kv*, *xkv*, *hub*,
+  *cacheback*, *latentmas*, *activation, sde*: **exact**: the scores are the same with eager attention and
+  with sdpa, in a batch and alone, with a document's own message and with another document's. An adapter
+  changes entries of attention layers alone; a recurrent state stays the receiver's own. (falcon-alibi: sdpa
+  alone; transformers' eager attention adds its bias twice.) *draft_kv* also needs layers whose masks can
+  differ. activation is run with an adapter between two models, sde, cacheback and latentmas on one.
 - *kvcomm*: besides, the scores are those of the plain model that reads both texts in a row.
 - **no**: the method is refused; the number is that of the reason below the table.
 
