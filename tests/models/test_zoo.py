@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lcfbench.models.capabilities import CAPABILITIES
+from lcfbench.registry import method_names
 from tests.models import cells, table, zoo
 
 USABLE = "these work: |Text methods only: |Use |No method works"  # what does work is said too
@@ -41,6 +42,14 @@ def test_operations_are_counted_without_attention_too(name):
 @pytest.fixture(scope="module")
 def page():
     return table.read_page()
+
+
+def test_the_page_has_every_method():
+    """In a column, or named as one that needs the same as those of a column."""
+    beside = {"excerpt", "answer_letter", "identical", "single"}
+    columns = {method for some in table.COLUMNS.values() for method in some}
+    assert columns - {"lcfx"} | beside == {*method_names()}  # a kind of adapter of lcf
+    assert all(name in table.INTRO for name in beside)
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
