@@ -23,7 +23,7 @@ def untrained(config: AdapterConfig, device: torch.device, dtype: torch.dtype) -
     one = build(config.model_copy(update={**first, "receiver_geometry": shape.model_copy(update=lone)}))
     with torch.device("meta"):
         made = build(config)
-    weights = {name for name, _ in one.named_parameters()} - {"gate_logit"}
+    weights = set() if one.full_precision else {name for name, _ in one.named_parameters()} - {"gate_logit"}
     state = {}
     source, shapes = one.state_dict(), {name: t.shape for name, t in made.state_dict().items()}
     if any(source[name].shape[1:] != shape[1:] for name, shape in shapes.items()):
