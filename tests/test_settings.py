@@ -74,7 +74,7 @@ def test_a_number_has_limits_and_takes_nothing_else(tmp_path, model, name):
     [
         ("TrainRecipe", "lr", 0),
         ("TrainRecipe", "clip", 0),
-        ("TrainRecipe", "steps", 0),
+        ("TrainRecipe", "steps", -1),
         ("TrainRecipe", "dtype", "float16"),
         ("TrainRecipe", "seed", -1),
         ("Enrich", "shots", -1),
