@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lcfbench.errors import UserError
-from lcfbench.models.layout import blocks_of
+from lcfbench.models.layout import blocks_of, decoder_of
 
 if TYPE_CHECKING:
     from lcfbench.models.causal_lm import CausalLM
@@ -67,8 +67,10 @@ def ends_early(lm: CausalLM) -> bool:
 def may_end(lm: CausalLM) -> bool:
     """Says whether a forward may end early now.
 
-    Not where a gradient's way back would be cut, nor where a hook looks at what the last layer makes.
+    Not where a gradient's way back would be cut, nor where a hook looks at what comes after the entries.
     """
     if torch.is_grad_enabled() or not lm.ends_early:
         return False
-    return not any(part._forward_hooks for part in blocks_of(lm.model)[-1].modules())
+    decoder = decoder_of(lm.model)
+    after = (decoder, *decoder.children(), *blocks_of(lm.model)[-1].modules())
+    return not any(part._forward_hooks for part in after)

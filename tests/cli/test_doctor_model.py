@@ -44,7 +44,7 @@ def test_the_json_of_a_model(models, name, capsys, monkeypatch):
     found = json.loads(text)
     assert code == 0 and found["attention"] == "eager" and found["dtype"] == "float32"
     names = "model revision source class parameters dtype device attention reading checks layers masks"
-    names += " token_bytes state_bytes steady capabilities methods seconds"
+    names += " joins token_bytes state_bytes steady capabilities methods seconds"
     assert set(found) == set(names.split())
     assert all(set(check) == {"name", "ok", "difference", "detail"} for check in found["checks"])
     assert set(found["capabilities"]) == {

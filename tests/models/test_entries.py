@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lcfbench.models.layout import blocks_of
+from lcfbench.models.layout import blocks_of, decoder_of
 from lcfbench.models.padding import pad_left, pad_right
 from tests import helpers
 from tests.models import zoo
@@ -88,13 +88,15 @@ def test_a_long_text_ends_early_in_each_of_its_stretches(monkeypatch):
     assert equal(early, whole(lm, ROWS[2:])) and len(ran) > 1
 
 
-def test_who_looks_at_the_last_layer_sees_all_of_it():
+@pytest.mark.parametrize("part", ["", "norm", "layers.2", "layers.2.mlp"])
+def test_who_looks_at_what_comes_last_sees_it(part):
     lm = helpers.causal_lm()
+    assert len(blocks_of(lm.model)) == 3
     seen = []
-    with torch.no_grad():
-        hook = blocks_of(lm.model)[-1].register_forward_hook(lambda module, args, out: seen.append(out))
-        lm.prefill(ROWS)
-        hook.remove()
+    place = decoder_of(lm.model).get_submodule(part)
+    hook = place.register_forward_hook(lambda module, args, out: seen.append(out))
+    lm.prefill(ROWS)
+    hook.remove()
     assert seen
 
 
