@@ -37,7 +37,7 @@ CACHE = {
 # name → methods that are refused with this model on both sides, and a word of the reason
 REFUSED = {
     "llama": (set(), ""),
-    "gemma4": (set(), ""),
+    "gemma4": ({"latentmas"}, "it takes no input embeddings"),
     "cohere2": (set(), ""),
     "qwen3.5": ({"cacheback", "kvcomm", "latentmas"}, "layers 0, 2 keep a recurrent state"),
     "gpt2": (
