@@ -66,7 +66,9 @@ def test_side_by_side_is_the_same_as_alone(pair, tmp_path):
 def test_both_models_read_a_batch_once_for_all_adapters(pair, tmp_path, monkeypatch):
     calls, plain = [], CausalLM.run
     monkeypatch.setattr(
-        CausalLM, "run", lambda self, ids, *rest: (calls.append(self.name), plain(self, ids, *rest))[1]
+        CausalLM,
+        "run",
+        lambda self, *given, **more: (calls.append(self.name), plain(self, *given, **more))[1],
     )
     counts = []
     for n in (1, 3):
