@@ -80,8 +80,11 @@ def test_runs_without_a_deranged_one_are_left_out_and_no_whole_is_an_error(runs,
 
 
 def test_the_table_and_a_figure_that_is_drawn_again_from_its_numbers(runs, tmp_path, capsys, monkeypatch):
+    from lcfbench.cli.terminal import out as terminal
+
+    monkeypatch.setattr(terminal, "_width", 200)
+
     def plot(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setenv("COLUMNS", "200")
         return invoke(capsys, monkeypatch, "plot", "rate", *words)
 
     numbers = tmp_path / "rate.csv"
