@@ -31,7 +31,6 @@ from lcfbench.latency.plan import Cell, plan
 from lcfbench.latency.recipe import BenchRecipe
 from lcfbench.methods.base import Batch, Method
 from lcfbench.models.causal_lm import CausalLM
-from lcfbench.models.layout import blocks_of
 from lcfbench.models.timing import PHASES, Clock
 from lcfbench.tasks.document import Document
 
@@ -172,8 +171,8 @@ def forward(lm: CausalLM, phase: str, new: int, past: int, logits: int, by_first
     g, head = lm.geometry, head_params(lm)
     body, spans = lm.matmul_params - head, lm.windows
     seen = sum(pairs(new, past, w) for w in spans) / len(spans)  # a layer, on average
-    if not logits and lm.ends_early:
-        last = sum(p.numel() for p in blocks_of(lm.model)[-1].parameters())
+    if not logits and lm.last_block is not None:
+        last = sum(p.numel() for p in lm.last_block.parameters())
         body -= last - 2 * lm.hidden_size * g.kv_width
         seen = sum(pairs(new, past, w) for w in spans[:-1]) / len(spans)
     read = sum(past if w is None else min(past, max(w - 1, 0)) for w in spans)

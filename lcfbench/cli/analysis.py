@@ -40,6 +40,8 @@ GroupOption = Annotated[
     ),
 ]
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Say below the table what every term means.")]
+TaskOption = Annotated[str, typer.Option("--task", help="Draw this task. [default: each, below one another]")]
+PairOption = Annotated[str, typer.Option("--pair", help="Draw this pair. [default: each]")]
 
 plot_app = group("Figures from recorded runs.")
 
@@ -438,10 +440,8 @@ def draw_frontier(
 @plot_app.command("rate")
 def plot_rate(
     runs: RunsArgument = None,
-    task: Annotated[
-        str, typer.Option("--task", help="Draw this task. [default: each, below one another]")
-    ] = "",
-    pair: Annotated[str, typer.Option("--pair", help="Draw this pair. [default: each]")] = "",
+    task: TaskOption = "",
+    pair: PairOption = "",
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for rate.png and rate.svg. [default: beside the first argument]"),
@@ -486,10 +486,8 @@ def plot_rate(
 @plot_app.command("length")
 def plot_length(
     runs: RunsArgument = None,
-    task: Annotated[
-        str, typer.Option("--task", help="Draw this task. [default: each, below one another]")
-    ] = "",
-    pair: Annotated[str, typer.Option("--pair", help="Draw this pair. [default: each]")] = "",
+    task: TaskOption = "",
+    pair: PairOption = "",
     dial: Annotated[
         str,
         typer.Option(

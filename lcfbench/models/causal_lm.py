@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from lcfbench.errors import UserError
@@ -25,7 +25,7 @@ from lcfbench.models.capabilities import Capabilities, presumed
 from lcfbench.models.conformance import Conformance
 from lcfbench.models.conformance_store import known, recorded, with_joins
 from lcfbench.models.dtypes import absent
-from lcfbench.models.entries import ending, ends_early, may_end, until_written
+from lcfbench.models.entries import ending, last_block, may_end, until_written
 from lcfbench.models.kv_cache import BLOCK, KV, growing
 from lcfbench.models.latent import Realignment, Thought, realignment, think
 from lcfbench.models.layer_masks import (
@@ -405,9 +405,9 @@ class CausalLM:
         return [self.windows[layer] for layer in self.decoder_layers(range(len(kv.keys)))]
 
     @cached_property
-    def ends_early(self) -> bool:
-        """Whether a reading of a prompt may end before the model does, see `models.entries`."""
-        return ends_early(self)
+    def last_block(self) -> nn.Module | None:
+        """The decoder layer in which a reading of a prompt may end, see `models.entries`."""
+        return last_block(self)
 
     @property
     def joins(self) -> bool:

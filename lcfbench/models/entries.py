@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from lcfbench.errors import UserError
 from lcfbench.models.layout import blocks_of, decoder_of
@@ -50,18 +51,19 @@ def ending(cache: Any, last: int) -> Any:
     return cache
 
 
-def ends_early(lm: CausalLM) -> bool:
-    """Says whether a model's last decoder layer is the last that writes entries, and all stand on one device.
+def last_block(lm: CausalLM) -> nn.Module | None:
+    """Returns the decoder layer in which a reading may end; None where it must go on to the model's end.
 
-    Not where layers keep states or read other layers' entries, and not where accelerate moves weights
+    It must where layers keep states or read other layers' entries, and where accelerate moves weights
     behind each layer.
     """
     if not lm.layout.plain or len(set((getattr(lm.model, "hf_device_map", None) or {}).values())) > 1:
-        return False
+        return None
     try:
-        return len(blocks_of(lm.model)) == lm.geometry.layers
+        blocks = blocks_of(lm.model)
     except UserError:
-        return False
+        return None
+    return blocks[-1] if len(blocks) == lm.geometry.layers else None
 
 
 def may_end(lm: CausalLM) -> bool:
@@ -69,8 +71,8 @@ def may_end(lm: CausalLM) -> bool:
 
     Not where a gradient's way back would be cut, nor where a hook looks at what comes after the entries.
     """
-    if torch.is_grad_enabled() or not lm.ends_early:
+    if torch.is_grad_enabled() or lm.last_block is None:
         return False
     decoder = decoder_of(lm.model)
-    after = (decoder, *decoder.children(), *blocks_of(lm.model)[-1].modules())
+    after = (decoder, *decoder.children(), *lm.last_block.modules())
     return not any(part._forward_hooks for part in after)

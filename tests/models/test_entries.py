@@ -52,7 +52,7 @@ def equal(a, b):
 @pytest.mark.parametrize("name", EARLY)
 def test_the_cache_is_that_of_a_whole_forward(name):
     lm = zoo.lm_of(name)
-    assert lm.ends_early
+    assert lm.last_block is not None
     lm.__dict__["can_join"] = False  # rows side by side are read in other batches
     ran = ends_of(lm)
     first = lm.run(*pad_left(ROWS, lm.pad_id), None, 0, entries=True)
@@ -67,11 +67,11 @@ def test_the_cache_is_that_of_a_whole_forward(name):
 @pytest.mark.parametrize("family", helpers.FAMILIES)
 def test_rows_side_by_side_end_early_too(family):
     lm = helpers.causal_lm(family=family)
-    assert lm.joins and lm.ends_early
+    assert lm.joins and lm.last_block is not None
     ran = ends_of(lm)
     early = lm.prefill(ROWS)
     assert not ran
-    lm.__dict__["ends_early"] = False
+    lm.__dict__["last_block"] = None
     lm.shared.beginnings.clear()
     assert equal(early, lm.prefill(ROWS)) and ran
 
@@ -113,4 +113,4 @@ def test_a_gradient_goes_through_the_whole_model():
 
 @pytest.mark.parametrize("name", LATE)
 def test_layers_that_share_or_keep_states_are_read_to_the_end(name):
-    assert not zoo.lm_of(name).ends_early
+    assert zoo.lm_of(name).last_block is None
