@@ -46,6 +46,7 @@ CIRCUMSTANCES = {
     "prompts_sha256": "the rendered prompts",
     "task_sha256": "the task's files or the modules they import",
     "data_sha256": "the data",
+    "examples_sha256": "the data of the worked examples",
     "plugins": "the code of plugins",
     "version": "the version of lcfbench, which older runs recorded",
 }

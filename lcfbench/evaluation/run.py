@@ -140,6 +140,8 @@ class Run:
         }
         if task.shots:
             found["shots"] = task.shots
+        if (examples := task.examples_sha256) is not None:
+            found["examples_sha256"] = examples
         if task.prompt is not None:
             found["prompt_sha256"] = task.prompt.sha256
         if self.variant.wire is not None:

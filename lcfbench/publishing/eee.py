@@ -290,7 +290,7 @@ def source_of(task: str, identity: Mapping[str, Any], n: int) -> dict[str, Any]:
     """Where a task's documents come from: a data set of the Hub, else its own."""
     digests = {
         k: str(identity[k])
-        for k in ("task_sha256", "data_sha256", "split_manifest_sha256")
+        for k in ("task_sha256", "data_sha256", "examples_sha256", "split_manifest_sha256")
         if identity.get(k)
     }
     config = read_task(task) if task in task_names() else {}

@@ -110,6 +110,8 @@ class Document:
     parts: where each choice has a prompt of its own, a document a choice with that one choice; () else.
     sharers, requests: what each of several sharers reads, where a task deals the sharer's text to several,
     and the question to each; () else. Together they say what `sharer` does, so they are not in the hash.
+    examples: whose worked examples stand in front, where not all documents have the same ones: documents of
+    one text begin alike. The views hold them, so it is not in the hash.
     """
 
     task: str
@@ -133,6 +135,7 @@ class Document:
     rival: Document | None = field(default=None, repr=False, compare=False)
     sharers: tuple[View, ...] = ()
     requests: tuple[View, ...] = ()
+    examples: str = ""
 
     @property
     def content(self) -> tuple[View, View, str]:

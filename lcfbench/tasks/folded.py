@@ -33,7 +33,8 @@ SHARED = (
     "until",
     "request_until",
     "max_new_tokens",
-)  # by a task's documents
+    "examples",
+)  # by a task's documents, or by many of them
 
 
 class Store:

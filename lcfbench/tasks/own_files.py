@@ -15,6 +15,8 @@ from lcfbench.errors import UserError
 from lcfbench.sources import hub_data
 from lcfbench.sources.local_data import SPLIT_NAMES, Files, columns_of, find_local, splits_of
 from lcfbench.tasks.columns import Columns, infer
+from lcfbench.tasks.examples import KEY as EXAMPLES
+from lcfbench.tasks.examples import mistakes_in
 
 Config = dict[str, Any]
 UNSUPPORTED = {  # keys of lm-eval's that would make another task if they were ignored
@@ -26,7 +28,7 @@ UNSUPPORTED = {  # keys of lm-eval's that would make another task if they were i
 OUTPUTS = ("multiple_choice", "generate_until")
 OURS = (  # keys of metadata that this package reads
     "version description licence context chat default_scoring scorings views request full sharer noted "
-    "options generator splits manifest dataset_names until request_until max_new_tokens columns"
+    "options generator splits manifest dataset_names until request_until max_new_tokens columns examples"
 ).split()
 KWARGS = {"data_files", "trust_remote_code", "streaming"}  # the last two change no row
 SHARE = "train_share"
@@ -63,7 +65,7 @@ def completed(
     written = config.get("generation_kwargs") or {}
     if isinstance(written.get("until"), str):  # lm-eval takes a text for a list of one
         config["generation_kwargs"] = {**written, "until": [written["until"]]}
-    config = _located(config, path, offline)
+    config = _with_examples(_located(config, path, offline), path)
     if not config.get("doc_to_text"):
         config = _from_columns(config, path, base, offline)
     extra = config["metadata"]
@@ -107,7 +109,7 @@ def _in_metadata(extra: Any) -> list[Mistake]:
         found.append((f"metadata.chat: {extra['chat']!r} is no yes or no", "Write true or false."))
     if not isinstance(extra.get("columns") or {}, dict):
         found.append(("metadata.columns is no mapping", "Write {question: NAME, answer: NAME}."))
-    return found
+    return found + mistakes_in(extra.get(EXAMPLES), "generator" in extra)
 
 
 def _in_file(config: Config) -> list[Mistake]:
@@ -215,6 +217,26 @@ def _located(config: Config, path: Path, offline: bool | None) -> Config:
     if files and not config.get("training_split") and not config.get("validation_split"):
         extra["options"] = {SHARE: dict(_SHARE), **(extra.get("options") or {})}
     return config
+
+
+def _with_examples(config: Config, path: Path) -> Config:
+    """Finds the local data that `metadata.examples` names; of the task's own data, checks the split."""
+    extra = config["metadata"]
+    said = extra.get(EXAMPLES)
+    if not said or "split" not in said:
+        return config
+    try:
+        if (place := said.get("dataset_path")) is None:
+            files = extra.get("files")
+        elif (files := find_local(path.parent, place, None)) is None:
+            hub_data.check_id(place)
+        if files and said["split"] not in (have := splits_of(files)):
+            raise UserError(f"the data have no split {said['split']!r}.", f"They have {', '.join(have)}.")
+    except UserError as error:
+        raise UserError(f"{path.name}: metadata.examples: {error.what}", error.next_step) from error
+    if place is not None and files:
+        said = {**said, "files": files}
+    return {**config, "metadata": {**extra, EXAMPLES: said}}
 
 
 def _from_columns(config: Config, path: Path, base: Callable[[str], Config], offline: bool | None) -> Config:

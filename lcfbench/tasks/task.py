@@ -31,6 +31,8 @@ from lcfbench.sources.local_data import read_split
 from lcfbench.tasks.columns import Problem
 from lcfbench.tasks.columns import documents as documents_of
 from lcfbench.tasks.document import NOTE, Document, Phrasing, Scoring, Step, View
+from lcfbench.tasks.examples import KEY as EXAMPLES
+from lcfbench.tasks.examples import Examples, sampler, source_of, value_of
 from lcfbench.tasks.folded import FoldedRows, Picked, Store, folded
 from lcfbench.tasks.lm_eval import choices_step, filled, own_steps, seconds, shown, task_class
 from lcfbench.tasks.own_files import SHARE
@@ -165,7 +167,8 @@ class Task:
         self._rows: dict[str, FoldedRows] = {}
         self._store = Store()
         self._lm_eval: dict[str, ConfigurableTask] = {}
-        self._examples: list[Row] | None = None
+        self._examples: Examples | None = None
+        self._leads: dict[tuple[str, str], dict[str, str]] = {}
 
     # -- documents --------------------------------------------------------------------------------
 
@@ -223,7 +226,9 @@ class Task:
     def reseeded(self, seed: int) -> Task:
         """The same task under another seed. Data that is read does not depend on it and is kept."""
         again = copy.copy(self)
-        again.seed, again._examples = seed, None
+        again.seed = seed
+        if self._examples is None or self._examples.by is None:  # drawn by the seed
+            again._examples, again._leads = None, {}
         if self.generated:
             again._lm_eval, again._rows = {}, {}
         return again
@@ -241,9 +246,13 @@ class Task:
         """The rows that become documents: no worked example, which stands in front of them answered."""
         if not self.shots or split == "test":  # examples are no rows of the test split
             return self._rows_of(split, limit)
-        examples = self._example_rows()
+        examples = self._worked_examples().every
         rows = self._rows_of(split, None if limit is None else limit + len(examples))
-        return [row for row in rows if row not in examples][:limit]
+        left = [row for row in rows if row not in examples][:limit]
+        if not left:
+            what = f"{self.name}: all {len(rows)} rows of the {split} split are worked examples."
+            raise UserError(what, "Ask for fewer with --shots.")
+        return left
 
     def _rows_of(self, split: str, limit: int | None) -> Sequence[Row]:
         """The rows in the order of the seed, each in memory when its turn comes."""
@@ -298,7 +307,7 @@ class Task:
     def _documented(self, split: str) -> tuple[Rows, Counter[str]]:
         """The documents of a split, and the number of rows left out by reason."""
         table = self._table(split)
-        process: Any = self._config.get("process_docs")
+        process: Any = self._process(split)
         options = {k: v for k, v in self.options.items() if k not in (SHARE, ANSWER_TOKENS)}
         if not self.foreign:
             return keep(process.row, table, **options)
@@ -307,7 +316,8 @@ class Task:
         dropped = Counter[str]()
         rows: Sequence[Row]
         raw = [dict(row) for row in table]
-        if (columns := self._extra.get("columns")) is not None:
+        columns = self._extra.get("columns")
+        if columns is not None and process is self._config.get("process_docs"):
             rows, dropped, problems = documents_of(raw, columns)
         elif process is None:
             rows = raw
@@ -386,8 +396,33 @@ class Task:
 
     def _table(self, split: str) -> Dataset | list[Row]:
         if split not in self._tables:
-            self._tables[split] = self._local(split) if "files" in self._extra else self._fetched(split)
+            if split == EXAMPLES:
+                self._tables[split] = self._table_of_examples()
+            else:
+                self._tables[split] = self._local(split) if "files" in self._extra else self._fetched(split)
         return self._tables[split]
+
+    def _table_of_examples(self) -> Dataset | list[Row]:
+        """The rows that `metadata.examples` names, where they are no split of the task."""
+        from lcfbench.sources.datasets import load_table
+
+        source = source_of(self._extra.get(EXAMPLES))
+        assert source.split is not None, "a data set is named with its split"
+        files = self._extra.get("files") if source.dataset_path is None else source.files
+        try:
+            if files is not None:
+                return read_split(files, source.split)
+            if source.dataset_path is None:
+                return self._from_hub(source.split, EXAMPLES)
+            config = source.dataset_name or "default"
+            return load_table(source.dataset_path, config, source.split, offline=self.offline)
+        except UserError as error:
+            raise UserError(f"{self.name}, worked examples: {error.what}", error.next_step) from error
+
+    def _process(self, split: str) -> Any:
+        """`process_docs` of a split; examples may have one of their own."""
+        own = source_of(self._extra.get(EXAMPLES)).process_docs if split == EXAMPLES else None
+        return own or self._config.get("process_docs")
 
     def _local(self, split: str) -> list[Row]:
         """The rows of a user's own files; a share of them where one table serves all splits."""
@@ -405,11 +440,15 @@ class Task:
         return [row for row, text in zip(rows, texts, strict=True) if part_of(text, shares) == split]
 
     def _fetched(self, split: str) -> Dataset:
+        return self._from_hub(self._config[_CONFIG_SPLIT[split]], split)
+
+    def _from_hub(self, there: str, split: str) -> Dataset:
+        """The rows that the data set calls `there` and the task `split`."""
         from datasets import Dataset
 
         from lcfbench.sources.datasets import config_here, load_configs, load_table
 
-        path, there = self._config["dataset_path"], self._config[_CONFIG_SPLIT[split]]
+        path = self._config["dataset_path"]
         if subjects := self._extra.get("configs"):  # a data set with one config a subject
             return load_configs(path, subjects, there, offline=self.offline)
         configs = [self._config.get("dataset_name") or "default", *self._extra.get("dataset_names", ())]
@@ -433,8 +472,10 @@ class Task:
     def _document(self, task: ConfigurableTask, row: Row, scoring: Scoring, receiver_chat: bool) -> Document:
         receiver = shown(task, row)
         views: Any = {role: self._view(role, row, receiver) for role in ROLES}
+        examples = ""
         if self.shots:
-            receiver, views = self._with_examples(task, receiver, views)
+            examples = self._worked_examples().whose(row)
+            receiver, views = self._with_examples(task, row, scoring, receiver, views)
         steps: tuple[Step, ...] = ()
         if scoring != "generate":
             steps = own_steps(row) or (choices_step(task, row, receiver_chat),)
@@ -456,6 +497,7 @@ class Task:
             native=row,
             sharers=self._dealt("sharer", row, views),
             requests=self._dealt("request", row, views),
+            examples=examples,
         )
 
     def _dealt(self, role: str, row: Row, views: Mapping[str, View]) -> tuple[View, ...]:
@@ -467,14 +509,23 @@ class Task:
         return tuple(replace(views[role], user=text) for text in row[column]) if column else ()
 
     def _with_examples(
-        self, task: ConfigurableTask, receiver: View, views: dict[str, View]
+        self, task: ConfigurableTask, row: Row, scoring: Scoring, receiver: View, views: dict[str, View]
     ) -> tuple[View, dict[str, View]]:
         """The views with worked examples in front of the question.
 
         The sharer reads them too where both read the same; of its request it gets none. Each role's
         examples are worded as its own question is.
         """
-        rows = self._example_rows()
+        examples = self._worked_examples()
+        rows, key = examples.of(row), (scoring, examples.whose(row))
+        if key not in self._leads:
+            self._leads[key] = self._lead(task, rows)
+        lead = self._leads[key]
+        led = {role: replace(v, user=lead.get(role, "") + v.user) for role, v in views.items()}
+        return replace(receiver, user=lead["receiver"] + receiver.user), led
+
+    def _lead(self, task: ConfigurableTask, rows: Sequence[Row]) -> dict[str, str]:
+        """The text of worked examples by role."""
         alone = [shown(task, row) for row in rows]
         worked = [_worked(view, task, row) for view, row in zip(alone, rows, strict=True)]
         lead = {"receiver": "".join(worked)}
@@ -482,32 +533,58 @@ class Task:
         if not self.shared:
             fuller = [self._view("full", row, view) for view, row in zip(alone, rows, strict=True)]
             lead["full"] = "".join(_worked(v, task, row) for v, row in zip(fuller, rows, strict=True))
-        led = {role: replace(v, user=lead.get(role, "") + v.user) for role, v in views.items()}
-        return replace(receiver, user=lead["receiver"] + receiver.user), led
+        return lead
 
-    def _example_rows(self) -> list[Row]:
-        """The examples: the first of an order of the seed that are no question of the test split."""
+    def _worked_examples(self) -> Examples:
+        """The worked examples, none of them a question of the test split that would get it.
+
+        Without a field to pick by: the first of an order of the seed. With one: the first of each of its
+        values, in the order of the data.
+        """
         if self._examples is None:
-            split = next((s for s in ("train", "validation") if s in self.splits), None)
-            if split is None:
-                what = f"{self.name} has no train or validation split to take examples from."
-                raise UserError(what, "Leave --shots out.")
+            source = source_of(self._extra.get(EXAMPLES))
+            split = self._split_of_examples(source.split)
             pool = self._generated(split, 8 * self.shots) if self.generated else self._natural(split)
             if any(row.get("steps") for row in pool):
                 what = f"{self.name} asks in several steps, which examples cannot show."
                 raise UserError(what, "Leave --shots out.")
-            task = self._task_of(self.scorings[0])
-            asked = {shown(task, row) for row in self._rows_of("test", None)}
-            order = list(range(len(pool)))
-            random.Random(f"{self.name}/{self.seed}/examples").shuffle(order)
-            new = (pool[i] for i in order if shown(task, pool[i]) not in asked)
-            self._examples = list(islice(new, self.shots))
-            if len(self._examples) < self.shots:
-                what = (
-                    f"{self.name}: the {split} split gives {len(self._examples)} examples, not {self.shots}."
-                )
-                raise UserError(what, "Ask for fewer with --shots.")
+            named = f"{source.dataset_path or 'the data'}: {source.split}" if split == EXAMPLES else ""
+            who = f"{self.name}: {named or f'the {split} split'}"
+            find = self._drawn_examples if source.by is None else self._picked_examples
+            self._examples = Examples(find(pool, source.by or ""), self.shots, who, source.by)
         return self._examples
+
+    def _split_of_examples(self, named: str | None) -> str:
+        """The split whose rows are examples, as it is called here; EXAMPLES for one of another data set."""
+        if source_of(self._extra.get(EXAMPLES)).dataset_path is not None:
+            return EXAMPLES
+        if named is not None:
+            here = (s for s in ("train", "validation") if self._config.get(_CONFIG_SPLIT[s]) == named)
+            return next((s for s in here if s in self.splits and not self.options.get(SHARE)), EXAMPLES)
+        split = next((s for s in ("train", "validation") if s in self.splits), None)
+        if split is None:
+            what = f"{self.name} has no train or validation split to take examples from."
+            raise UserError(what, "Leave --shots out.")
+        return split
+
+    def _drawn_examples(self, pool: Sequence[Row], _: str) -> dict[str, list[Row]]:
+        """The same ones for all questions."""
+        task = self._task_of(self.scorings[0])
+        asked = {shown(task, row) for row in self._rows_of("test", None)}
+        order = list(range(len(pool)))
+        random.Random(f"{self.name}/{self.seed}/examples").shuffle(order)
+        new = (pool[i] for i in order if shown(task, pool[i]) not in asked)
+        return {"": list(islice(new, self.shots))}
+
+    def _picked_examples(self, pool: Sequence[Row], by: str) -> dict[str, list[Row]]:
+        """The first ones of each value of a field."""
+        task, found = self._task_of(self.scorings[0]), dict[str, list[Row]]()
+        asked = {(value_of(row, by, self.name), shown(task, row)) for row in self._natural("test")}
+        for row in pool:
+            of = found.setdefault(value := value_of(row, by, self.name), [])
+            if len(of) < self.shots and (value, shown(task, row)) not in asked:
+                of.append(row)
+        return found
 
     def _view(self, role: str, row: Row, receiver: View) -> View:
         """The view that `metadata.views.<role>` words; by default the receiver's.
@@ -574,12 +651,13 @@ class Task:
 
     def lm_eval_task(self, scoring: Scoring | None = None) -> ConfigurableTask:
         """lm-eval's own task object on our rows in their order, for `simple_evaluate(tasks=[…])`."""
-        inner = self._task_of(self._scoring(scoring))
+        inner: Any = self._task_of(self._scoring(scoring))
         if self.shots:
-            from lm_eval.api.samplers import FirstNSampler
-
+            examples = self._worked_examples()
             inner.set_config("num_fewshot", self.shots)
-            inner.sampler = FirstNSampler(self._example_rows())
+            inner.sampler = sampler(examples)
+            if examples.by is not None:
+                inner.fewshot_cfg.split = inner.config.test_split  # the sampler is then given each question
         return inner
 
     def _task_of(self, chosen: Scoring) -> ConfigurableTask:
@@ -632,6 +710,11 @@ class Task:
         return scoring or self.default_scoring
 
     # -- identity ---------------------------------------------------------------------------------
+
+    @property
+    def examples_sha256(self) -> str | None:
+        """Digest of the worked examples where the task's file says where they come from; else None."""
+        return self._worked_examples().sha256 if self.shots and self._extra.get(EXAMPLES) else None
 
     @property
     def data_sha256(self) -> str:

@@ -20,6 +20,7 @@ from lcfbench import registry
 from lcfbench.errors import UserError, unknown
 from lcfbench.parsing import load_yaml
 from lcfbench.python_files import PACKAGE, files_digest, import_file, source_files
+from lcfbench.tasks.examples import KEY as EXAMPLES
 from lcfbench.tasks.groups import group_files
 from lcfbench.tasks.own_files import completed
 from lcfbench.tasks.stock_index import described, is_stock
@@ -28,6 +29,7 @@ SCORINGS = ("letters", "cloze", "generate")
 CONTEXTS = ("shared", "different")
 REQUIRED = ("description", "licence", "context", "default_scoring", "scorings")
 FORM = "tasks/openbookqa.yaml shows the form."
+_EXAMPLES = "_examples.yaml"  # those of our tasks: outside their own files, whose digests runs have recorded
 
 
 def task_names() -> list[str]:
@@ -104,6 +106,8 @@ def read_task(name: str, *, functions: bool = False, offline: bool | None = None
             raise UserError(
                 f"{path.name} says task: {config.get('task')}.", "A task is called like its file."
             )
+        if (given := _read(registry.TASKS / _EXAMPLES, resolve, set()).get(name)) is not None:
+            config = laid_over({"metadata": {EXAMPLES: given}}, config)
     else:
         config = completed(config, path, lambda form: _read(registry.TASKS / form, resolve, set()), offline)
         config["task"] = name
