@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from itertools import groupby, islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,12 +12,15 @@ import pytest
 import torch
 
 from lcfbench.evaluation.answer import answer
-from lcfbench.evaluation.batching import batches
+from lcfbench.evaluation.batching import batches, length
 from lcfbench.evaluation.parts import batch_of, together
 from lcfbench.methods.create import create
+from lcfbench.models.causal_lm import CausalLM
 from lcfbench.models.timing import Clock
 from lcfbench.sources.datasets import load_split
-from lcfbench.tasks.task import load_task
+from lcfbench.sources.models import find_model
+from lcfbench.tasks.document import Document, Scoring
+from lcfbench.tasks.task import Task, load_task
 from tests import helpers
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -203,40 +207,88 @@ def test_a_system_instruction_is_lm_evals(mirror):
     compare("piqa", 3, {"system": text}, **both)
 
 
-def test_our_task_with_examples_equals_lm_eval(mirror):
+def compare_ours(
+    task: Task, scoring: Scoring, limit: int, end: CausalLM, gap: float, of: int | None = None
+) -> list[Document]:
+    """Our own task with its examples, beside `simple_evaluate` on its own lm-eval task.
+
+    limit: documents that are asked: where `of` is given, the shortest of so many, two of a subject.
+    """
+    chat = end.has_chat
+    documents = task.documents(scoring=scoring, limit=of or limit, receiver_chat=chat)
+    if of is not None:
+        alike = groupby(sorted(documents, key=lambda d: (d.subject, length(d))), lambda d: d.subject)
+        documents = sorted((d for _, some in alike for d in islice(some, 2)), key=length)[:limit]
+    inner = task.lm_eval_task(scoring)
+    places = {row["id"]: i for i, row in enumerate(inner.test_docs())}
+    method, mine = create("receiver", end, end), {}
+    with torch.inference_mode():
+        for group in batches(documents, 4):
+            batch = batch_of(group, group, Clock())
+            mine |= zip((d.doc_id for d in group), answer(method.respond(batch), batch)[0], strict=True)
+    got = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=end.model, tokenizer=end.tokenizer, batch_size=4, device="cpu"),
+        tasks=[inner],
+        task_manager=manager(),
+        samples={inner.config.task: sorted(places[d.doc_id] for d in documents)},
+        log_samples=True,
+        bootstrap_iters=0,
+        verbosity="ERROR",
+        apply_chat_template=chat,
+        fewshot_as_multiturn=False,
+    )
+    samples = got["samples"][inner.config.task]
+    assert len({sample["doc_id"] for sample in samples}) == len(documents) == limit
+    asked = {d.doc_id: d for d in documents}
+    for sample in samples:
+        reference = [r[0] for r in sample["resps"]]
+        ident = str(sample["doc"]["id"])
+        if scoring == "generate":
+            assert mine[ident].text == reference[0]
+        else:
+            ranked = [ll for ll, _ in mine[ident].loglikelihoods[0]]
+            assert ranked == pytest.approx([float(ll) for ll, _ in reference], abs=gap)
+        for metric in sample["metrics"]:
+            assert task.score(asked[ident], mine[ident])[metric] == pytest.approx(float(sample[metric]))
+    return documents
+
+
+SCORINGS: tuple[Scoring, ...] = ("letters", "cloze", "generate")
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_our_task_with_examples_equals_lm_eval(mirror, scoring):
     end = helpers.causal_lm(chat=True, positions=4096)
-    for scoring in ("letters", "cloze", "generate"):
-        task = load_task("openbookqa", offline=True, shots=3)
-        documents = task.documents(scoring=scoring, limit=4, receiver_chat=True)
-        inner = task.lm_eval_task(scoring)
-        wanted = {
-            d.doc_id: i for i, row in enumerate(inner.test_docs()) for d in documents if d.doc_id == row["id"]
-        }
-        method, mine = create("receiver", end, end), {}
-        with torch.inference_mode():
-            batch = batch_of(documents, documents, Clock())
-            mine = dict(
-                zip((d.doc_id for d in documents), answer(method.respond(batch), batch)[0], strict=True)
-            )
-        got = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=end.model, tokenizer=end.tokenizer, batch_size=4, device="cpu"),
-            tasks=[inner],
-            task_manager=manager(),
-            samples={inner.config.task: sorted(wanted.values())},
-            log_samples=True,
-            bootstrap_iters=0,
-            verbosity="ERROR",
-            apply_chat_template=True,
-            fewshot_as_multiturn=False,
-        )
-        for sample in got["samples"][inner.config.task]:
-            reference = [r[0] for r in sample["resps"]]
-            outcome = mine[str(sample["doc"]["id"])]
-            if scoring == "generate":
-                assert outcome.text == reference[0]
-            else:
-                ranked = [ll for ll, _ in outcome.loglikelihoods[0]]
-                assert ranked == pytest.approx([float(ll) for ll, _ in reference], abs=3e-4)
+    compare_ours(load_task("openbookqa", offline=True, shots=3), scoring, 4, end, 3e-4)
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize("chat", [False, True])
+def test_examples_of_the_subject_equal_lm_evals(tmp_path, monkeypatch, scoring, chat):
+    """Each question has those of its own subject on both sides."""
+    subjects, facts = ("anatomy", "law", "virology"), {"error_type": "ok", "correct_answer": None}
+    options = ["a bone", "a river", "the third of them", "no"]
+    for repo, split, count in (("edinburgh-dawg/mmlu-redux-2.0", "test", 3), ("cais/mmlu", "dev", 5)):
+        rows = [
+            {"question": f"What is {split} {i} of {s}?", "subject": s, "choices": options, "answer": i % 4}
+            for s in subjects
+            for i in range(count)
+        ]
+        helpers.keep_table(tmp_path, repo, "all", split, [{**row, **facts} for row in rows])
+    monkeypatch.setenv("LCFBENCH_MIRROR", str(tmp_path))
+    end = helpers.causal_lm(chat=chat, positions=4096)
+    task = load_task("mmlu_redux", offline=True, shots=5)
+    documents = compare_ours(task, scoring, 7, end, 3e-4)
+    assert {d.examples for d in documents} == set(subjects)
+    for d in documents:
+        assert d.receiver.user.count(f" of {d.subject}?") == 6, "five examples and the question"
+
+
+@pytest.mark.real
+def test_five_examples_of_the_subject_equal_lm_evals_on_real_weights(mirror):
+    end = CausalLM.load(find_model("smollm2-135m", offline=True), dtype="float32")
+    documents = compare_ours(load_task("mmlu_redux", offline=True, shots=5), "letters", 6, end, 1e-3, of=128)
+    assert len({d.examples for d in documents}) >= 3
 
 
 def test_a_mirror_is_read_without_a_network(made):
