@@ -4,9 +4,9 @@ Ends with one JSON line.
 
     python -m benchmarks.receiver_vs_lm_eval --documents 96 --repeats 3
 
-`few-shot` asks MMLU-Redux as lm-eval asks MMLU with five examples of the subject (its `mmlu_*` tasks, the
-rows replaced), a subject after another: the examples are the same for all questions of one. There a third
-side is ours without reading once the beginning that prompts share.
+`few-shot` asks questions of three subjects of MMLU-Redux with five examples of the subject (`--shots 5`), on
+lm-eval's side by its own task of them. There a third side is ours without reading once the beginning that
+prompts share.
 
 Same rows, dtype, threads and batch size. lm-eval loads a model of its own from the same folder:
 what the harness does to its copy must not speed the peer up. Both sides do all of it: ours makes
@@ -23,6 +23,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,11 +33,10 @@ from benchmarks._sides import batched
 from lcfbench.methods.create import create
 from lcfbench.models.causal_lm import CausalLM
 from lcfbench.progress import quiet_libraries
-from lcfbench.sources.datasets import load_table
 from lcfbench.sources.models import find_model
 from lcfbench.tasks.document import Document, Scoring
+from lcfbench.tasks.folded import FoldedRows
 from lcfbench.tasks.process_docs import Rows
-from lcfbench.tasks.stock import StockTask
 from lcfbench.tasks.task import Task, load_task
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 TARGETS = {"letters": 2.2, "cloze": 5.5, "generate": 2.2, "few-shot": 3.0}
 SUBJECTS = ("anatomy", "college_medicine", "high_school_geography")  # of the few-shot case
 SHOTS = 5
-REDUX = "edinburgh-dawg/mmlu-redux-2.0"
 Scores = dict[str, float]
 Clock = Callable[[], float]
 
@@ -54,8 +53,6 @@ def ours(
     task: Task, end: CausalLM, scoring: Scoring | None, limit: int, size: int, clock: Clock
 ) -> tuple[Scores, float]:
     """Each document's score, and the seconds without building documents."""
-    if isinstance(task, StockTask):
-        task._worded_once.clear()
     documents = task.documents(scoring=scoring, limit=limit, receiver_chat=end.has_chat)
     began = clock()
     outcomes = batched(create("receiver", end, end), documents, size)
@@ -110,59 +107,49 @@ def theirs(
     return scores, clock() - began
 
 
-def redux(subject: str, limit: int) -> Task:
-    """lm-eval's MMLU task of a subject with five examples, asked on rows of MMLU-Redux."""
-    task = load_task(f"lm-eval/mmlu_{subject}", offline=True, shots=SHOTS)
-    rows = [row for row in load_table(REDUX, "all", "test", offline=True) if row["subject"] == subject]
-    assert isinstance(task, StockTask) and len(rows) >= limit, f"{len(rows)} rows of {subject}"
-    task._docs["test"] = [dict(row) for row in rows[:limit]]
+def redux(limit: int) -> Task:
+    """MMLU-Redux with five examples of the subject, so many questions of each of the subjects."""
+    task = load_task("mmlu_redux", offline=True, shots=SHOTS)
+    rows = [
+        list(islice((r for r in task._natural("test") if r["subject"] == subject), limit))
+        for subject in SUBJECTS
+    ]
+    task._rows["test"] = FoldedRows([row for some in rows for row in some], task._store)
     return task
 
 
-def cases(scoring: str, given: Any) -> tuple[list[Task], Scoring | None]:
-    """The tasks of a case, asked one after another, and their scoring."""
+def asked_of(scoring: str, given: Any) -> tuple[Task, Scoring | None, str]:
+    """The task of a case, its scoring, and what it is called."""
     if scoring != "few-shot":
-        return [load_task(given.task)], scoring  # type: ignore[return-value]
-    return [redux(subject, max(given.documents // len(SUBJECTS), 2)) for subject in SUBJECTS], None
+        return load_task(given.task), scoring, f"{given.task} {scoring}"  # type: ignore[return-value]
+    task = redux(max(given.documents // len(SUBJECTS), 2))
+    return task, None, f"MMLU-Redux with {SHOTS} examples"
 
 
 def compared(name: str, end: CausalLM, lm: HFLM, given: Any) -> dict[str, Any]:
     """One line of results: both sides in turn on one case."""
     clock, size = CLOCKS[given.clock], given.batch_size
-    tasks, scoring = cases(name, given)
-    asked: list[list[Document]] = [
-        task.documents(scoring=scoring, limit=given.documents, receiver_chat=end.has_chat) for task in tasks
-    ]
-    count = sum(map(len, asked))
-    every = [(t, Rows(dict(d.native) for d in some)) for t, some in zip(tasks, asked, strict=True)]
-    chat = asked[0][0].chat and end.has_chat
+    task, scoring, what = asked_of(name, given)
+    asked: list[Document] = task.documents(scoring=scoring, limit=given.documents, receiver_chat=end.has_chat)
+    rows, chat = Rows(dict(d.native) for d in asked), asked[0].chat and end.has_chat
 
-    def all_of(side: Callable[[Task, Rows], tuple[Scores, float]]) -> tuple[Scores, float]:
-        """The scores of all tasks by one side, and the seconds inside."""
-        scores, spent = Scores(), 0.0
-        for task, rows in every:
-            found, taken = side(task, rows)
-            scores |= {f"{task.name}/{ident}": score for ident, score in found.items()}
-            spent += taken
-        return scores, spent
-
-    def mine(task: Task, rows: Rows) -> tuple[Scores, float]:
-        end.shared.beginnings = OrderedDict()  # as in a process that has just begun
+    def mine() -> tuple[Scores, float]:
+        end.shared.beginnings, task._leads = OrderedDict(), {}  # as in a process that has just begun
         return ours(task, end, scoring, len(rows), size, clock)
 
-    def unshared(task: Task, rows: Rows) -> tuple[Scores, float]:
+    def unshared() -> tuple[Scores, float]:
         end.shared.beginning_first = False
         try:
-            return ours(task, end, scoring, len(rows), size, clock)
+            return mine()
         finally:
             end.shared.beginning_first = True
 
     sides: dict[str, Callable[[], tuple[Scores, float]]] = {
-        "ours": lambda: all_of(mine),
-        "lm-eval": lambda: all_of(lambda task, rows: theirs(task, lm, scoring, rows, chat, clock)),
+        "ours": mine,
+        "lm-eval": lambda: theirs(task, lm, scoring, rows, chat, clock),
     }
     if name == "few-shot":
-        sides["unshared"] = lambda: all_of(unshared)
+        sides["unshared"] = unshared
     inside: dict[str, list[float]] = {side: [] for side in sides}
     differing = 0
 
@@ -179,11 +166,9 @@ def compared(name: str, end: CausalLM, lm: HFLM, given: Any) -> dict[str, Any]:
             taken.append(returned[side][1])
 
     # kernels and templates warm up; a whole round would take too long
-    task, rows = every[0]
     ours(task, end, scoring, min(size, len(rows)), size, clock)
     theirs(task, lm, scoring, Rows(rows[:size]), chat, clock)
     times = turns(sides, given.repeats, warm_up=0, clock=clock, check=check)
-    what = f"{given.task} {name}" if scoring else f"MMLU-Redux with {SHOTS} examples"
     more = {"unshared_to_ours": ratio(times, "unshared", "ours")} if "unshared" in sides else {}
     return {
         "case": name,
@@ -191,7 +176,7 @@ def compared(name: str, end: CausalLM, lm: HFLM, given: Any) -> dict[str, Any]:
         "target": TARGETS[name],
         "ratio": ratio(times, "lm-eval", "ours"),
         "without_building": ratio(inside, "lm-eval", "ours"),
-        "documents_per_s": {side: count / taken for side, taken in seconds(times).items()},
+        "documents_per_s": {side: len(rows) / taken for side, taken in seconds(times).items()},
         "differing": differing,
         **more,
     }

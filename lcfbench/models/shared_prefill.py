@@ -33,7 +33,8 @@ Join = Callable[[Rows, KV | None, Sequence[tuple[int, int]]], KV]  # see `ragged
 Held = dict[Rows, tuple[KV, float]]  # caches of batches, and the seconds that each took
 LEAST_HELD = 1 << 30  # bytes of caches that may be held in any case
 BEGINNINGS = 8  # kept: chat templates open every prompt of a task with the same system message
-BEGINNING_BYTES = 64 << 20  # of one; a longer one is read once a batch
+BEGINNING_BYTES = 256 << 20  # of one; a longer one is read once a batch
+KEPT_BYTES = 512 << 20  # of all
 _warned = False  # of prefills that are not shared
 
 
@@ -191,7 +192,7 @@ class SharedPrefill:
             if kv.nbytes > BEGINNING_BYTES:
                 return kv
             kept[ids] = kv
-            while len(kept) > BEGINNINGS:
+            while len(kept) > BEGINNINGS or sum(each.nbytes for each in kept.values()) > KEPT_BYTES:
                 kept.popitem(last=False)
         kept.move_to_end(ids)
         return kept[ids]

@@ -124,6 +124,16 @@ def test_long_beginnings_are_not_kept(counted, monkeypatch):
     assert not lm.shared.beginnings
 
 
+def test_all_kept_beginnings_have_a_bound(counted, monkeypatch):
+    lm, _ = counted()
+    lm.prefill([[0, *row] for row in ROWS])
+    (one,) = lm.shared.beginnings.values()
+    monkeypatch.setattr(prefill, "KEPT_BYTES", 2 * one.nbytes)
+    for first in range(1, 5):
+        lm.prefill([[first, *row] for row in ROWS])
+    assert [ids[0] for ids in lm.shared.beginnings] == [3, 4]
+
+
 def test_empty_prompts_hold_nothing(counted):
     lm, ran = counted()
     kv = lm.prefill([[], [5, 6], []])

@@ -6,11 +6,16 @@ import json
 from itertools import pairwise
 
 import pytest
+import torch
 
 from lcfbench.controls.assignment import deranged
 from lcfbench.errors import UserError
 from lcfbench.evaluation.batching import batches
+from lcfbench.evaluation.parts import batch_of
+from lcfbench.methods.create import create
+from lcfbench.models.timing import Clock
 from lcfbench.tasks.task import Task, load_task
+from tests import helpers
 from tests.helpers import keep_table
 
 pytest.importorskip("lm_eval")
@@ -118,6 +123,21 @@ def test_batches_and_other_messages_stay_within_a_subject(made):
 def test_questions_that_are_alone_in_their_subject_are_batched_together(made):
     alone = list({d.subject: d for d in redux(1).documents()}.values())
     assert [len(batch) for batch in batches(alone, 8)] == [3]
+
+
+def test_the_examples_of_a_subject_are_read_once(made):
+    documents = [d for d in redux(3).documents() if d.subject == "anatomy"]
+    lm, ran = helpers.causal_lm(chat=True, positions=4096), []
+    lm.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, given: ran.append(given.get("input_ids")), with_kwargs=True
+    )
+    cut = batches(documents, 4)
+    with torch.inference_mode():
+        for batch in cut[:2]:
+            create("receiver", lm, lm).respond(batch_of(batch, batch, Clock()))
+    assert [len(batch) for batch in cut] == [4, 4, 1]
+    read = "".join(lm.tokenizer.decode(row) for ids in ran if ids is not None for row in ids)
+    assert read.count("What of anatomy, case 102?") == 1, "neither by each document nor by each batch"
 
 
 # -- a file of a user's own ---------------------------------------------------------------------------
