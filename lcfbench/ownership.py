@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, unquote
@@ -71,7 +71,7 @@ class Record:
     count: int
     host: str
 
-    @property
+    @cached_property  # one text: a path keeps its parts in a table that grows with every new one
     def name(self) -> str:
         host = quote(self.host, safe="")[:60]
         first = f"{self.since}~{self.beat:g}~{self.pid}~{self.started}~{self.home}"

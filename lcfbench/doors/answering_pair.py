@@ -192,7 +192,7 @@ class AnsweringPair:
         control = load_control(self.control)
         if refused := control.refuses(method, documents):
             raise UserError(f"control {self.control}: {refused[0]}.", refused[1])
-        if found := too_long(control.reading(method), [(d, message_from[d.hash]) for d in documents]):
+        if found := too_long(control.reading(method), documents, message_from):
             first = next(d for d in documents if d.hash in found)
             what = f"document {first.doc_id} of {first.task}: {found[first.hash]}"
             raise UserError(f"{len(found):,} of {len(documents):,} documents have no room; {what}")

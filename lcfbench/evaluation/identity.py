@@ -93,19 +93,18 @@ def prompt_facts(documents: Sequence[Document], models: tuple[CausalLM, CausalLM
 
     By role, where there are any: documents and occurrences; the change in words.
     """
-    special: dict[str, dict[str, int]] = {}
-    adapted: dict[str, str] = {}
-    for role, lm in zip(("receiver", "sharer"), models, strict=True):
-        views = [getattr(d, role) for d in documents]
-        counts = [n for view in views if (n := special_text(contents_of(view), lm.tokenizer))]
-        if counts:
-            special[role] = {"documents": len(counts), "occurrences": sum(counts)}
-        if how := [
-            h
-            for d, view in zip(documents, views, strict=True)
-            if (h := adapted_for(view, lm.tokenizer, d.chat))
-        ]:
-            adapted[role] = how[0]
+    roles = dict(zip(("receiver", "sharer"), models, strict=True))
+    counts = {role: {"documents": 0, "occurrences": 0} for role in roles}
+    how = dict.fromkeys(roles, "")
+    for d in documents:  # one by one: the texts of a long task lie in a file
+        for role, lm in roles.items():
+            view = getattr(d, role)
+            if count := special_text(contents_of(view), lm.tokenizer):
+                counts[role]["documents"] += 1
+                counts[role]["occurrences"] += count
+            how[role] = how[role] or adapted_for(view, lm.tokenizer, d.chat)
+    special = {role: found for role, found in counts.items() if found["documents"]}
+    adapted = {role: text for role, text in how.items() if text}
     return {k: v for k, v in {"special_text": special, "chat_adapted": adapted}.items() if v}
 
 

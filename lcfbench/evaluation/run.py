@@ -100,7 +100,7 @@ class Run:
     def _too_long(self) -> dict[str, str]:
         """Why documents have no room in a model, by hash. Raises UserError where none has."""
         read = load_control(self.control).reading(self.method)
-        found = too_long(read, [(d, self.message_from[d.hash]) for d in self.documents])
+        found = too_long(read, self.documents, self.message_from)
         if len(found) == len(self.documents):
             count = f"all {len(found):,} documents are" if len(found) > 1 else "the document is"
             first = next(iter(found.values()))
@@ -166,7 +166,7 @@ class Run:
 
     def _facts(self) -> dict[str, Any]:
         """The manifest beside the identity."""
-        steps = [d.steps[-1] for d in self.documents if d.steps]
+        chances = [len(s[-1].gold) / len(s[-1].choices) for d in self.documents if (s := d.steps)]
         alone = self.adapters[0] if len(self.adapters) == 1 else None
         gates = alone.gates_applied() if alone is not None else None
         roles = [*ROLES, *(f"sharer {k}" for k in range(2, len(self.models)))]
@@ -176,7 +176,7 @@ class Run:
             "environment": self.session.environment,
             "dropped": self.task.dropped,
             **({"prompt": self.task.prompt.text} if self.task.prompt is not None else {}),
-            "chance": sum(len(s.gold) / len(s.choices) for s in steps) / len(steps) if steps else None,
+            "chance": sum(chances) / len(chances) if chances else None,
             "adapter": told(self.folders) or None,
             **({"adapter_folder": JOINT.join(map(named, self.folders))} if self.folders else {}),
             **({"files": files} if (files := used(self._names())) else {}),

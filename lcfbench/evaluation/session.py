@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from lcfbench.models.memory import free_bytes
 from lcfbench.models.tokenizers import load_tokenizer
 from lcfbench.progress import Progress
 from lcfbench.provenance import environment
+from lcfbench.results.validation import documents_sha256
 from lcfbench.sources.models import find_tokenizer, first_pair, labels, split_sharers
 from lcfbench.tasks.chat_template import check_thinking
 from lcfbench.tasks.document import Document
@@ -71,7 +74,7 @@ class Session:
         self._announced: set[tuple[tuple[Path, ...], str, str]] = set()
         self._seen: dict[int, list[Document]] = {}  # validation documents of each method that wants any
         self._asked: dict[tuple[str, int, bool], list[Document]] = {}
-        self._documents: dict[tuple[Any, ...], dict[str, Document]] = {}
+        self._documents: dict[tuple[str, bool, str], list[Document]] = {}
         self._otherwise: dict[tuple[str, tuple[int, ...]], list[Document]] = {}
         self._prompts: dict[tuple[Any, ...], str] = {}
         self._calibrations: dict[int, dict[str, Any]] = {}
@@ -290,14 +293,15 @@ class Session:
             if not found:
                 what = f"task {task.name} has no documents left."
                 raise UserError(what, "Check its data with `lcfbench doctor`.")
-            same = task.name, receiver_chat, tuple(sorted(d.hash for d in found))
-            known = self._documents.setdefault(same, {d.hash: d for d in found})
+            same = task.name, receiver_chat, documents_sha256(d.hash for d in found)
+            known = {d.hash: d for d in self._documents.setdefault(same, found)}
             self._asked[asked] = [known[d.hash] for d in found]
         return self._asked[asked]
 
     def prompts_sha256(self, documents: list[Document], models: tuple[CausalLM, ...]) -> str:
         """Digest of all prompts, computed once for the methods that share models and documents."""
-        key = *models, tuple(sorted(map(id, documents)))
+        same = array("q", sorted(map(id, documents))).tobytes()
+        key = *models, hashlib.sha256(same).digest()
         if key not in self._prompts:
             self._prompts[key] = prompts_sha256(sorted(documents, key=lambda d: d.hash), *models)
         return self._prompts[key]

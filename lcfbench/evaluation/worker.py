@@ -123,8 +123,10 @@ class Worker:
         for batch in every:
             documents = [self._documents[name] for name in batch]
             rows += len(batch)
+            if rows > SIDE_BY_SIDE or any(d.steps or d.parts for d in documents):
+                break
             tokens += sum(length(d) // CHARACTERS + d.max_new_tokens for d in documents)
-            if any(d.steps or d.parts for d in documents) or rows > SIDE_BY_SIDE or tokens * each > most:
+            if tokens * each > most:
                 break
             count += 1
         return max(count, 1)

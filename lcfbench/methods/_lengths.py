@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
@@ -49,22 +50,27 @@ def check_room(
         raise TooLongError(f"{what} {verb} {needed:,} positions; {lm.name} has {limit:,}.", STEP)
 
 
-def too_long(method: Method, pairs: Sequence[tuple[Document, Document]]) -> dict[str, str]:
+def too_long(
+    method: Method, documents: Sequence[Document], message_from: Mapping[str, Document]
+) -> dict[str, str]:
     """Returns why documents have no room in a method's models, by hash.
 
-    pairs: each document and the one whose message it gets. Tokens are counted only where the bytes of the
+    message_from: the document whose message each gets. Tokens are counted only where the bytes of the
     texts are too many.
     """
     lms = (method.receiver, *method.sharers)
     limits = [lm.max_positions for lm in lms if lm.max_positions is not None]
     if not limits:
         return {}
-    frames = {chat: frame_bytes(chat, lms) for chat in {d.chat for pair in pairs for d in pair}}
+    senders = [message_from[d.hash] for d in documents]
+    frames = {chat: frame_bytes(chat, lms) for chat in {d.chat for d in chain(documents, senders)}}
     thought = max(budget_of(thinking_of(lm.tokenizer)) or 0 for lm in lms)
-    size = {d.hash: text_bytes(d, frames[d.chat]) for pair in pairs for d in pair}
+    moved = (s for d, s in zip(documents, senders, strict=True) if s is not d)
+    other = {s.hash: text_bytes(s, frames[s.chat])[1] for s in moved}
     found = {}
-    for d, sender in pairs:
-        (mine, theirs), sent = size[d.hash], size[sender.hash][1]
+    for d, sender in zip(documents, senders, strict=True):
+        mine, theirs = text_bytes(d, frames[d.chat])
+        sent = theirs if sender is d else other[sender.hash]
         if mine + len(method.sharers) * max(theirs, sent) + method.added + thought > min(limits):
             try:
                 method.check_length(d, sender)

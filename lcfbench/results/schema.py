@@ -218,13 +218,15 @@ def is_row(row: Any, run_id: str | None) -> bool:
     if not isinstance(row.get("run_id"), str) or (run_id and row["run_id"] != run_id):
         return False
     for name, value in row.items():
-        if value is not None and name in COLUMNS and type(value) is not COLUMNS[name]:
+        if value is None:
+            continue
+        if type(value) is not COLUMNS.get(name, type(value)):
             fit(name, value)
             if COLUMNS[name] in (str, bool) or isinstance(value, bool):
                 return False
         elif type(value) is int and abs(value) >= LARGEST:
             return False
-        elif type(value) is str:
+        elif type(value) is str and not value.isascii():
             value.encode()
     score = row.get("score")
     whole = row.get("error") is not None or (score is not None and 0 <= score <= 1)
@@ -258,6 +260,8 @@ def fit(name: str, value: Any) -> Any:
         value = value.item()
     if kind is str:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        if text.isascii():
+            return text
         return text.encode(
             "utf-8", "replace"
         ).decode()  # half a surrogate pair in a model's output is no valid text

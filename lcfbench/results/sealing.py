@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS, BYTES = 1000, 16 << 20  # of the journal that are in memory together, and that a row group holds
+PARSED = 100  # rows that are Python's objects together: these take five times the room of a table
 KEYS = ["doc_hash", "doc_index", "score", "error"]
 
 
@@ -151,19 +152,25 @@ class RecordedRows:
 
         places = self.places[numbers]
         lines = places[:, 1] >= 0
-        rows = []
+        kinds = pa.schema([(field.name, field.type) for field in schema()])
+        parts = [kinds.empty_table()]
         if lines.any():
             with open(self.journal, "rb") as file:
-                for begin, end in places[lines].tolist():
-                    file.seek(begin)
-                    rows.append(json.loads(file.read(end - begin)))
-        kinds = pa.schema([(field.name, field.type) for field in schema()])
-        table = pa.Table.from_pylist(rows, kinds).cast(schema())
+                for some in np.split(places[lines], range(PARSED, int(lines.sum()), PARSED)):
+                    parts.append(pa.Table.from_pylist([_row(file, *place) for place in some.tolist()], kinds))
+        table = pa.concat_tables(parts).combine_chunks().cast(schema())
         if self.earlier is None or lines.all():
             return table
         table = pa.concat_tables([table, self.earlier.take(places[~lines, 0])])
         order = np.argsort(np.concatenate([np.flatnonzero(lines), np.flatnonzero(~lines)]))
         return table.take(order)
+
+
+def _row(file: IO[bytes], begin: int, end: int) -> dict[str, Any]:
+    """The row of a line of the journal."""
+    file.seek(begin)
+    row: dict[str, Any] = json.loads(file.read(end - begin))
+    return row
 
 
 def _portions(
@@ -174,7 +181,7 @@ def _portions(
     for row, begin, end in placed_rows(journal, run_id):
         if row is None:
             continue
-        if rows and (len(rows) == ROWS or size + end - begin > BYTES):
+        if rows and (len(rows) == PARSED or size + end - begin > BYTES):
             yield rows, places
             rows, places, size = [], [], 0
         rows.append(row)

@@ -81,7 +81,7 @@ class RunWriter:
         self.complete = owned is None
         self.before = list(found.values())
         self.warnings: list[str] = []
-        self._documents: frozenset[str] | None = None  # asked for, where the caller says
+        self._planned: int | None = None  # documents that are asked, where the caller says
         self._owned, self._synced = owned, 0.0
         named = manifest.identity.items()
         self._base = {k: v for k, v in named if k in COLUMNS and isinstance(v, COLUMNS[k])}
@@ -146,7 +146,7 @@ class RunWriter:
                     forget_messages(folder)
                 journal = _open_journal(owner, folder / JOURNAL, fresh)
             writer = cls(folder, manifest, (owner, journal), found.scores)
-            writer.warnings, writer._documents = found.warnings, asked
+            writer.warnings, writer._planned = found.warnings, None if asked is None else len(asked)
             return writer
         except BaseException:
             owner.release()
@@ -273,7 +273,7 @@ class RunWriter:
             digests = rows.columns_sha256()
         except (*READ_ERRORS, pa.ArrowException) as error:
             raise unreadable(_at_fault(self.folder), error) from error
-        if state == "complete" and self._documents is not None and len(rows) < len(self._documents):
+        if state == "complete" and self._planned is not None and len(rows) < self._planned:
             state = "interrupted"  # a document that has no row was not asked
         counts: dict[str, Any] = {"documents": len(rows), "errors": rows.errors, "columns_sha256": digests}
         manifest = self.manifest.update(**facts, **counts, state=state, finished_at=now())

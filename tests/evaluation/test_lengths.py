@@ -449,7 +449,7 @@ def test_bytes_never_let_a_document_pass_that_is_too_long(name, kind, chat):
                 counted = {}
             except TooLongError as error:
                 counted = {pair[0].hash: str(error)}
-            assert too_long(method, [pair]) == counted
+            assert too_long(method, pair[:1], {pair[0].hash: pair[1]}) == counted
 
 
 @pytest.mark.parametrize("name", ["receiver", "t2t"])
@@ -463,4 +463,4 @@ def test_a_budget_of_thoughts_is_counted_too(name):
     pair = SHARED[0], SHARED[1]
     with pytest.raises(TooLongError):
         method.check_length(*pair)
-    assert list(too_long(method, [pair])) == [SHARED[0].hash]
+    assert list(too_long(method, pair[:1], {pair[0].hash: pair[1]})) == [SHARED[0].hash]
