@@ -346,6 +346,16 @@ def finish_one(path: Path) -> None:
     former.put("part", path)
 
 
+def test_looking_at_the_lock_makes_no_new_names(tmp_path):
+    """Every row looks: a new text each time would stay in Python's table of names that paths are made of."""
+    owner = acquire(tmp_path / LOCK, tmp_path, "busy")
+    before = owner.record.name
+    assert owner.folder.name is before is owner.record.name
+    owner.beat()
+    assert owner.folder.name is owner.record.name != before and owner.folder.is_dir()
+    owner.release()
+
+
 def test_rows_of_a_former_owner_do_not_reach_the_run(tmp_path, monkeypatch):
     """A run that is paused between its look at the lock and its write until another took it over."""
     monkeypatch.setenv("LCFBENCH_STALE_SECONDS", "0.3")

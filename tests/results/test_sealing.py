@@ -116,6 +116,7 @@ def test_a_run_sealed_in_pieces_is_the_table_of_its_rows(
         monkeypatch.setattr(module, "AT_ONCE", 4)
     monkeypatch.setattr(sealing, "ROWS", rows)
     monkeypatch.setattr(sealing, "BYTES", size)
+    monkeypatch.setattr(sealing, "PARSED", min(rows, 4))
     writer = rows_of_two_sessions(tmp_path)
     if not both:
         (writer.folder / SAMPLES).unlink()
