@@ -18,7 +18,7 @@ from lcfbench.alignment.remap import remap_prompt
 from lcfbench.alignment.tokens import aligned_positions
 from lcfbench.methods.base import prompt
 from lcfbench.models.finite import check_cache
-from lcfbench.models.kv_cache import KV
+from lcfbench.models.kv_cache import KV, columns
 from lcfbench.models.padding import pad_left
 from lcfbench.models.protocol import LanguageModel
 from lcfbench.tasks.document import Document
@@ -66,8 +66,7 @@ def columns_of(tokens: Sequence[Sequence[int]], prompts: Sequence[Prompt], kv: K
 
 def entries_at(content: KV, index: Tensor) -> Tensor:
     """Returns K|V flattened of all layers at columns `index` (B, T): (layers, B·T, 2·H·D)."""
-    at = index[None, :, None, :, None]
-    both = (x.gather(3, at.expand(*x.shape[:3], -1, x.shape[4])) for x in (content.keys, content.values))
+    both = (columns(x, index) for x in (content.keys, content.values))
     return torch.cat([flat(x) for x in both], -1).flatten(1, 2)
 
 

@@ -505,7 +505,7 @@ class CausalLM:
         ):
             logits = self.logits_of(
                 ids, at, attention_mask=full, past_key_values=cache, use_cache=True, **self.places(positions)
-            )
+            ).float()
 
         def longer() -> KV:
             return after if in_place else KV.from_cache(cache, full, columns, kv.hidden, None, self.uneven)
@@ -526,12 +526,12 @@ class CausalLM:
         return found
 
     def logits_of(self, ids: Tensor, at: tuple[Tensor, Tensor], **given: Any) -> Tensor:
-        """Runs the model on ids (B, T); returns fp32 logits (n, V) at rows (n,) and columns (n,)."""
+        """Runs the model on ids (B, T); returns its logits (n, V) at rows (n,) and columns (n,)."""
         head = self.model.get_output_embeddings()
         every = {"logits_to_keep": 0} if "logits_to_keep" in self.arguments else {}
         with keeping(head, at):
             out = self.model(input_ids=ids, **({"use_cache": False} | given), **every)
-        return (out.logits[0] if head is not None else out.logits[at]).float()
+        return out.logits[0] if head is not None else out.logits[at]  # type: ignore[no-any-return]
 
     def decoding(self, kv: KV) -> Any:
         """Makes the cache that `step` extends."""

@@ -79,14 +79,14 @@ def branch(state: State, choices: Choices) -> tuple[Ranked, Opened]:
     for at, tree, (logits, _) in zip(some, pieces, ran, strict=True):
         for b, row in zip(at, tree.scores(logits, [choices[b] for b in at], lm.name), strict=True):
             ranked[b] = row
-    firsts = [logits[tree.ends] for tree, (logits, _) in zip(pieces, ran, strict=True)]
+    firsts = [logits.index_select(0, tree.ends).float() for tree, (logits, _) in zip(pieces, ran, strict=True)]
     back = torch.tensor([order.index(b) for b in range(len(rows))], device=lm.device)
 
     def extended() -> KV:
         both = zip(pieces, ran, strict=True)
         return stacked([tree.without_choices(longer()) for tree, (_, longer) in both]).rows_at(back)
 
-    return checked(ranked, lm.name), Opened(lm, torch.cat(firsts)[back], state.positions[:, -1] + 1, extended)
+    return checked(ranked, lm.name), Opened(lm, torch.cat(firsts).index_select(0, back), state.positions[:, -1] + 1, extended)
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Tree:
         return cls(rows, piece, path, (at[0], at[1]), ends)
 
     def scores(self, logits: Tensor, choices: Choices, name: str) -> Ranked:
-        """Returns the scores of each row's choices. logits: (n, V), of the needed tokens."""
+        """Returns the scores of each row's choices. logits: (n, V), of the needed tokens, of any dtype."""
         read: list[int] = []
         gold: list[int] = []
         counts: list[int] = []

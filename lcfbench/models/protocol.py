@@ -132,7 +132,10 @@ class LanguageModel(Protocol):
     def forward_pieces(
         self, pieces: Sequence[Piece], at: Sequence[tuple[Tensor, Tensor]]
     ) -> list[tuple[Tensor, Callable[[], KV]]]:
-        """Runs pieces with attention masks of their own; returns for each what `forward` does."""
+        """Runs pieces with attention masks of their own; returns for each what `forward` does.
+
+        The logits may be of the model's dtype: the same numbers, not copied into fp32.
+        """
 
     def decoding(self, kv: KV) -> Any:
         """Makes the cache that `step` extends token by token."""

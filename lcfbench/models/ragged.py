@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lcfbench.models.causal_lm import CausalLM
     from lcfbench.models.protocol import Step
 
+Write = Callable[[int, Tensor, Tensor], None]
 KERNEL = "lcfbench_ragged"
 # numbers do not depend on how many tokens run: kernels compute the ends of odd lengths in another way
 EVEN = 4
@@ -66,11 +67,19 @@ class Piece:
 class Attention:
     """What stands in for a model's attention during one forward. keys, values: (1, H, T, D) a layer.
 
-    last: the layer behind whose entries the forward ends, see `models.entries`.
+    last: the layer behind whose entries the forward ends, see `models.entries`. write: takes a layer's
+    number and the keys and values (T, H, D) of all tokens, which are not kept then.
     """
 
-    def __init__(self, pieces: Sequence[Piece], windows: Sequence[int | None], last: int | None) -> None:
-        self.pieces, self.windows, self.last = pieces, windows, last
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        windows: Sequence[int | None],
+        last: int | None = None,
+        write: Write | None = None,
+    ) -> None:
+        self.pieces, self.windows, self.last, self.write = pieces, windows, last, write
+        self.layers = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._masks: dict[int | None, list[Tensor | None]] = {}
@@ -84,17 +93,23 @@ class Attention:
     def __call__(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, _: Any, **given: Any
     ) -> tuple[Tensor, None]:
-        layer, window = len(self.keys), self.windows[len(self.keys)]
-        self.keys.append(key)
-        self.values.append(value)
+        layer, window = self.layers, self.windows[self.layers]
+        self.layers += 1
+        rows = [x.transpose(1, 2)[0] for x in (query, key, value)]  # (T, H, D)
+        if self.write is None:
+            self.keys.append(key)
+            self.values.append(value)
+        else:
+            self.write(layer, *rows[1:])
         if layer == self.last:
             written()
         if window not in self._masks:
-            self._masks[window] = [piece.see(window) for piece in self.pieces]
-        rows = [x.transpose(1, 2)[0] for x in (query, key, value)]  # (T, H, D)
+            self._masks[window] = [added(piece.see(window), query.dtype) for piece in self.pieces]
         found = []
         for piece, take, mask in zip(self.pieces, self.takes, self._masks[window], strict=True):
-            q, k, v = (x[take].view(*piece.ids.shape, *x.shape[1:]).transpose(1, 2) for x in rows)
+            # indexing by [take] gives the same and takes seven times as long
+            some = (x.index_select(0, take).view(*piece.ids.shape, *x.shape[1:]) for x in rows)
+            q, k, v = (x.transpose(1, 2) for x in some)
             if piece.cache is not None:
                 k, v = piece.cache.update(k, v, layer)
             elif piece.kv is not None:
@@ -103,9 +118,16 @@ class Attention:
                     for old, new in ((piece.kv.keys, k), (piece.kv.values, v))
                 )
             out, _ = sdpa_attention_forward(module, q, k, v, mask, **given)  # (B, T, H, D)
-            found.append(out.flatten(0, 1)[piece.real])
+            found.append(out.flatten(0, 1).index_select(0, piece.real))
         found.append(found[0].new_zeros(query.shape[2] - sum(map(len, found)), *found[0].shape[1:]))
         return torch.cat(found)[None], None
+
+
+def added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Returns what attention makes of a bool mask at each layer: numbers to add, 0 or −inf."""
+    if mask is None:
+        return None
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
 
 
 _running: ContextVar[Attention] = ContextVar("running")
@@ -148,9 +170,11 @@ def can_join(lm: CausalLM) -> bool:
 
 
 @contextmanager
-def joined(model: Any, pieces: Sequence[Piece], last: int | None = None) -> Iterator[Attention]:
+def joined(
+    model: Any, pieces: Sequence[Piece], last: int | None = None, write: Write | None = None
+) -> Iterator[Attention]:
     """Within it one forward of the model, on `tokens(pieces)` and without a cache, attends by pieces."""
-    config, attention = decoder_of(model).config, Attention(pieces, windows(model), last)
+    config, attention = decoder_of(model).config, Attention(pieces, windows(model), last, write)
     before, token = config._attn_implementation, _running.set(attention)
     config._attn_implementation = KERNEL
     try:
@@ -186,22 +210,29 @@ def joined_run(
         see = partial(visible, full, torch.zeros_like(full, dtype=torch.bool), ids.shape[1])
         pieces.append(Piece(first, ids, mask, positions_of(mask, begun), see))
     ids, positions = tokens(pieces)
-    last = lm.geometry.layers - 1 if may_end(lm) else None
-    with joined(lm.model, pieces, last) as ran, until_written():
-        decoder_of(lm.model)(input_ids=ids, use_cache=False, **lm.places(positions))
     mask = pad_left(rows, lm.pad_id, lm.device)[1]
-    ends = mask.shape[1] - mask.sum(1)
-    new, out = (torch.cat(ran.keys), torch.cat(ran.values)), []
-    for read, old in zip(new, (None, None) if first is None else (first.keys, first.values), strict=True):
-        L, H, _, D = read.shape
-        laid, at = read.new_zeros(L, len(rows), H, mask.shape[1], D), 0
-        for b, (row, begin) in enumerate(zip(rows, ends.tolist(), strict=True)):
-            count = len(row) - begun
+    new = mask[:, begun:].clone()  # the columns behind the beginning of the longest row
+    for row, text in zip(new, rows, strict=True):
+        row[: new.shape[1] - len(text) + begun] = 0
+    place = (new.flatten().cumsum(0) - 1).clamp(min=0)  # of each among the tokens; padding is any of them
+    out: list[Tensor] = []
+
+    def write(layer: int, *entries: Tensor) -> None:
+        """Lays a layer's entries where they belong in the cache, which is made with the first."""
+        if not out:
+            shape = (lm.geometry.layers, len(rows), entries[0].shape[1], mask.shape[1])
+            out.extend(x.new_empty(*shape, x.shape[2]) for x in entries)
+        for laid, x in zip(out, entries, strict=True):
+            laid[layer, :, :, begun:] = x.index_select(0, place).unflatten(0, new.shape).transpose(1, 2)
+
+    last = lm.geometry.layers - 1 if may_end(lm) else None
+    with joined(lm.model, pieces, last, write), until_written():
+        decoder_of(lm.model)(input_ids=ids, use_cache=False, **lm.places(positions))
+    for b, begin in enumerate((mask.shape[1] - mask.sum(1)).tolist()):
+        for laid, old in zip(out, (None, None) if first is None else (first.keys, first.values), strict=True):
+            laid[:, b, :, :begin] = 0
             if old is not None:
                 laid[:, b, :, begin : begin + begun] = old[:, 0]
-            laid[:, b, :, begin + begun :] = read[:, :, at : at + count]
-            at += count
-        out.append(laid)
     return KV(out[0], out[1], mask, positions_of(mask))
 
 
@@ -247,7 +278,9 @@ def longer(ran: Attention, number: int) -> KV:
     piece, take = ran.pieces[number], ran.takes[number]
     assert piece.kv is not None
     keys, values = (
-        torch.cat([old, torch.cat(new)[:, :, take].unflatten(2, piece.ids.shape).transpose(1, 2)], 3)
+        torch.cat(
+            [old, torch.cat(new).index_select(2, take).unflatten(2, piece.ids.shape).transpose(1, 2)], 3
+        )
         for old, new in ((piece.kv.keys, ran.keys), (piece.kv.values, ran.values))
     )
     mask, positions = (

@@ -118,7 +118,7 @@ def whole_forward(
         wanted = (at[0][:, None] == rows).nonzero()
         if len(wanted):
             order.append(wanted[:, 0])
-            logits.append(lm.logits_of(some, (wanted[:, 1], column[wanted[:, 0]])))
+            logits.append(lm.logits_of(some, (wanted[:, 1], column[wanted[:, 0]])).float())
     back = torch.argsort(torch.cat(order))
 
     def longer() -> KV:
