@@ -2,7 +2,8 @@
 
 The cells of a block are timed in random order, each once a round, with a fixed matmul between them.
 Repeats beside which the matmul took another time than usual, or in which something else had the
-processor, are thrown away and made again.
+processor, are thrown away and made again. Cells whose times vary get more repeats than the others, until
+their medians are known as well as asked.
 
 >>> for done, total in measure(bench): ...   # after Ctrl-C the times so far stay in bench.blocks
 >>> result(bench)["rows"][0]["ms"]["ttft"]["median"]
@@ -36,7 +37,11 @@ from lcfbench.models.timing import PHASES, now
 from lcfbench.provenance import environment
 
 NAMES = (*PHASES, "ttft", "tpot", "itl", "ttea")
-SETTINGS = {"pair", "random_weights", "attention", "repeats", "warm_up", "drift", "wire"}  # in a result
+SETTINGS = {  # in a result
+    *("pair", "random_weights", "attention", "repeats", "warm_up", "drift", "precision", "wire")
+}
+DECIDING = ("ttft", "ttea")  # times that are to be known within `precision`
+LEAST, MOST = 5, 5  # repeats whose quartiles say how well a median is known; times --repeats at most
 TAILS = {"p95": 20, "p99": 100}  # percentile → repeats from which it is given
 
 
@@ -44,8 +49,9 @@ def measure(bench: Bench) -> Iterator[tuple[int, int]]:
     """Times every cell of `bench`; yields (passes done, passes in all) after each pass.
 
     A cell that its method refuses is left out. Of a block with repeats that are thrown away those cells
-    are timed again, up to as many times as there are repeats. Where the recipe has a limit of minutes
-    each block has its share of what is left.
+    are timed again, up to as many times as there are repeats; those whose medians are not known within
+    `precision`, up to `MOST` times as many. Where the recipe has a limit of minutes each block has its
+    share of what is left.
     """
     recipe, order = bench.recipe, random.Random(0)
     probe = Probe(bench.device, bench.dtype) if recipe.drift else None
@@ -88,8 +94,14 @@ def _rounds(bench: Bench, block: Block) -> Iterator[tuple[bool, list[Cell]]]:
     recipe = bench.recipe
     for _ in range(recipe.warm_up):
         yield False, list(block.cells)
-    for number in range(2 * recipe.repeats):
-        due = [c for c in block.cells if number < recipe.repeats or _lacks(bench, c)]
+    for number in range(MOST * recipe.repeats):
+        due = [
+            c
+            for c in block.cells
+            if number < recipe.repeats
+            or (number < 2 * recipe.repeats and _lacks(bench, c))
+            or unsure(kept(bench, c), recipe.precision)
+        ]
         if due:
             yield True, due
 
@@ -104,6 +116,21 @@ def _probed(bench: Bench, probe: Callable[[], float] | None) -> float | None:
 
 def _lacks(bench: Bench, cell: Cell) -> bool:
     return len(kept(bench, cell)) < bench.recipe.repeats
+
+
+def unsure(times: Sequence[Took], precision: float) -> bool:
+    """Says whether a median may be off by more than `precision` percent, as far as the quartiles tell.
+
+    The 95 % interval of a median is about ±1.57 IQR/√n (McGill, Tukey and Larsen 1978, Variations of box
+    plots). Fewer than `LEAST` repeats say nothing.
+    """
+    if not precision or len(times) < LEAST:
+        return False
+    for values in ([took.ms[name] for took in times] for name in DECIDING):
+        low, middle, high = quantiles(values, n=4, method="inclusive")
+        if 1.57 * (high - low) / math.sqrt(len(values)) > precision / 100 * middle:
+            return True
+    return False
 
 
 def kept(bench: Bench, cell: Cell) -> list[Took]:

@@ -67,6 +67,14 @@ class BenchRecipe(Settings):
         description="Percent by which a fixed matmul beside a repeat may be off its usual time, or a repeat "
         "may lack processor time: else it is thrown away and made again; 0 keeps all, without a matmul.",
     )
+    precision: float = Field(
+        1.5,
+        ge=0,
+        le=100,
+        description="Percent within which the medians of the times to the first token and to the "
+        "answer's end shall be known (95 %): a cell whose repeats differ more gets further ones, up to "
+        "five times --repeats. Needs 5 repeats; 0: --repeats are all.",
+    )
     minutes: float | None = Field(
         None, gt=0, le=100_000, description="Stop after so many minutes; each length has its share."
     )

@@ -98,7 +98,7 @@ def judged(
 
 
 def _passed(part: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The log of the summed exponentials of each row, the place of its largest number, its smallest and largest."""
+    """Of each row: log of the summed exponentials, place of the largest number, the smallest, the largest."""
     return part.logsumexp(-1), part.argmax(-1), part.amin(-1), part.amax(-1)  # aminmax by row is slow
 
 

@@ -79,14 +79,18 @@ def branch(state: State, choices: Choices) -> tuple[Ranked, Opened]:
     for at, tree, (logits, _) in zip(some, pieces, ran, strict=True):
         for b, row in zip(at, tree.scores(logits, [choices[b] for b in at], lm.name), strict=True):
             ranked[b] = row
-    firsts = [logits.index_select(0, tree.ends).float() for tree, (logits, _) in zip(pieces, ran, strict=True)]
+    firsts = [
+        logits.index_select(0, tree.ends).float() for tree, (logits, _) in zip(pieces, ran, strict=True)
+    ]
     back = torch.tensor([order.index(b) for b in range(len(rows))], device=lm.device)
 
     def extended() -> KV:
         both = zip(pieces, ran, strict=True)
         return stacked([tree.without_choices(longer()) for tree, (_, longer) in both]).rows_at(back)
 
-    return checked(ranked, lm.name), Opened(lm, torch.cat(firsts).index_select(0, back), state.positions[:, -1] + 1, extended)
+    return checked(ranked, lm.name), Opened(
+        lm, torch.cat(firsts).index_select(0, back), state.positions[:, -1] + 1, extended
+    )
 
 
 @dataclass

@@ -52,7 +52,7 @@ def bench(monkeypatch):
         monkeypatch.setattr(grid, "once", once)
         monkeypatch.setattr(grid.time, "monotonic", lambda: float(machine.passes))
         lm = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
-        recipe = BenchRecipe.model_validate({"repeats": 5, "warm_up": 1} | settings)
+        recipe = BenchRecipe.model_validate({"repeats": 5, "warm_up": 1, "precision": 0} | settings)
         made = Bench(recipe, SimpleNamespace(receiver=lm, sharer=lm))
         task = SimpleNamespace(name="words", shared=True)
         for _ in range(blocks):
@@ -103,6 +103,28 @@ def test_the_drift_allowed_is_a_setting(bench, drift):
     made, machine, _ = bench({4: 1.2, 5: 1.2}, drift=drift)
     assert machine.passes == 18 and bool(made.probes) == bool(drift)
     assert all(len(grid.kept(made, c)) == 5 for c in made.blocks[0].cells)
+
+
+def test_cells_whose_times_vary_get_more_repeats_until_their_medians_are_known(bench):
+    steady, machine, _ = bench(precision=1.5)
+    assert machine.passes == 18 and not any(grid.unsure(c.times, 1.5) for c in steady.blocks[0].cells)
+    every = {n: 1 + (n % 2) / 20 for n in range(200)}  # 5 %, which 25 repeats narrow to 1.6 %
+    for precision, most in ((10, 5), (3, 24), (0.5, 25)):
+        made, machine, _ = bench(every, precision=precision, drift=0)
+        cells = made.blocks[0].cells
+        assert max(len(c.times) for c in cells) <= most and machine.passes == 3 + sum(
+            len(c.times) for c in cells
+        )
+        assert any(grid.unsure(c.times, precision) for c in cells) == (precision == 0.5)
+        assert (max(len(c.times) for c in cells) > 5) == (precision < 10)
+    assert bench(every, precision=0.5, drift=0, repeats=4)[1].passes == 15, "quartiles of four say nothing"
+
+
+def test_what_a_median_may_be_off_by_narrows_with_the_root_of_the_repeats():
+    times = [Took({"ttft": ms, "ttea": 100.0}) for ms in (98.0, 99.0, 100.0, 101.0, 102.0)]
+    assert grid.unsure(times, 1.4) and not grid.unsure(times, 1.41)  # 1.57 · 2 / √5 = 1.404
+    assert not grid.unsure(times * 4, 0.71) and grid.unsure(times * 4, 0.69)
+    assert not grid.unsure(times, 0) and not grid.unsure(times[:4], 0.1)
 
 
 def test_minutes_are_shared_among_the_lengths(bench):
