@@ -19,6 +19,13 @@ def stacked(layers: int, fan_in: int, fan_out: int, zero: bool = False) -> nn.Pa
     return nn.Parameter(torch.empty(layers, fan_in, fan_out).uniform_(-bound, bound))
 
 
+def part(stack: Tensor, at: slice) -> Tensor:
+    """Returns the entries `at` of a stack; for all of them the stack itself, whose gradient is not written
+    into zeros of its size first.
+    """
+    return stack if at.indices(len(stack)) == (0, len(stack), 1) else stack[at]
+
+
 def linear(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
     """Returns x (L, T, in) · weight (L, in, out) + plus for all layers, in the dtype of x.
 

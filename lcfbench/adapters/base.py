@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from lcfbench import registry
-from lcfbench.adapters._layers import WHOLE
+from lcfbench.adapters._layers import WHOLE, part
 from lcfbench.adapters.config import AdapterConfig, reason
 from lcfbench.errors import UserError
 from lcfbench.registry import kinds
@@ -70,7 +70,7 @@ class Adapter(nn.Module):
 
         noise: the uniform draws of that shape, for tests.
         """
-        logits = self.gate_logit[at]
+        logits = part(self.gate_logit, at)
         layers = logits.shape[0]
         out = []
         for i in (0, 1):

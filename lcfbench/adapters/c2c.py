@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcfbench.adapters._layers import WHOLE, added, linear, onto, rms_norm, stacked, weighted
+from lcfbench.adapters._layers import WHOLE, added, linear, onto, part, rms_norm, stacked, weighted
 from lcfbench.adapters.base import Editor, GateMode
 from lcfbench.adapters.config import AdapterConfig, Share, Size
 from lcfbench.errors import UserError
@@ -145,7 +145,7 @@ class Block(nn.Module):
 
 def both(stack: Tensor, at: slice) -> Tensor:
     """Returns a view (2L, …) of the entries `at` of a stack (L, 2, …), K's and V's in turn."""
-    return stack[at].flatten(0, 1)
+    return part(stack, at).flatten(0, 1)
 
 
 def twice(layers: int, fan_in: int, fan_out: int) -> nn.Parameter:

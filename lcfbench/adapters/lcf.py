@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcfbench.adapters._layers import WHOLE, added, ffn, joined, linear, stacked, standard, weighted
+from lcfbench.adapters._layers import WHOLE, added, ffn, joined, linear, part, stacked, standard, weighted
 from lcfbench.adapters.base import Editor, GateMode
 from lcfbench.adapters.config import AdapterConfig, Share, Size
 from lcfbench.errors import UserError
@@ -92,8 +92,8 @@ class LCFAdapter(Editor):
     def message(self, sharer: Tensor, at: slice = WHOLE) -> Tensor:
         """Returns W_s·S (L, T, d) of the sharer's entries (L, T, s), K and V flattened."""
         if self.standardise:
-            sharer = standard(sharer, self.sharer_mean[at], self.sharer_scale[at], CLAMP)
-        return linear(sharer, self.down_sharer[at])
+            sharer = standard(sharer, part(self.sharer_mean, at), part(self.sharer_scale, at), CLAMP)
+        return linear(sharer, part(self.down_sharer, at))
 
     def forward(
         self,
@@ -110,18 +110,18 @@ class LCFAdapter(Editor):
         L, B, H, N, D = keys.shape
         own = joined(keys, values)
         if self.standardise:
-            own = standard(own, self.receiver_mean[at], self.receiver_scale[at], CLAMP)
-        sent = message + self.down_bias[at].to(message.dtype)[:, :, None]
+            own = standard(own, part(self.receiver_mean, at), part(self.receiver_scale, at), CLAMP)
+        sent = message + part(self.down_bias, at).to(message.dtype)[:, :, None]
         sent = sent.expand(L, B, N, self.width).reshape(L, B * N, self.width)
-        z = linear(own, self.down_receiver[at], sent)
+        z = linear(own, part(self.down_receiver, at), sent)
         if self.training and self.dropout:
             z = F.dropout(z, self.dropout)
-        z = ffn(z, self.norm1[at], self.ffn1_in[at], self.ffn1_out[at])
-        z = ffn(z, self.norm2[at], self.ffn2_in[at], self.ffn2_out[at])
+        z = ffn(z, part(self.norm1, at), part(self.ffn1_in, at), part(self.ffn1_out, at))
+        z = ffn(z, part(self.norm2, at), part(self.ffn2_in, at), part(self.ffn2_out, at))
         half = self.width // 2
-        delta_k = linear(z[..., :half], self.up_key[at], self.up_key_bias[at])
-        delta_v = linear(z[..., half:], self.up_value[at], self.up_value_bias[at])
-        alpha = torch.sigmoid(linear(z, self.head_weight[at], self.head_bias[at]))
+        delta_k = linear(z[..., :half], part(self.up_key, at), part(self.up_key_bias, at))
+        delta_v = linear(z[..., half:], part(self.up_value, at), part(self.up_value_bias, at))
+        alpha = torch.sigmoid(linear(z, part(self.head_weight, at), part(self.head_bias, at)))
         alpha = alpha.view(L, B, N, 2, H, 1).permute(3, 0, 1, 4, 2, 5)
         gates = self.gates((B, H, N, 1), noise, at)
         edits = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lcfbench.adapters import lcf
-from lcfbench.adapters._layers import WHOLE
+from lcfbench.adapters._layers import WHOLE, part
 from lcfbench.adapters.base import GateMode
 from lcfbench.adapters.config import AdapterConfig, Share, Size
 
@@ -73,11 +73,12 @@ class LCFXAdapter(lcf.LCFAdapter):
         that the weights stay smaller than the cache.
         """
         L, B, H, M, D = keys.shape
-        score = torch.einsum("lhd,lbhmd->lbhm", self.query_base[at].float(), keys.float()) / math.sqrt(D)
+        query = part(self.query_base, at).float()
+        score = torch.einsum("lhd,lbhmd->lbhm", query, keys.float()) / math.sqrt(D)
         if self.pool_start == "last":
             read = member.any(1).long()
             from_end = read.flip(1).cumsum(1).flip(1).sub(1).clamp(0, TAIL - 1)  # 0 at the last token read
-            score = score + self.token_bias[at].float()[:, from_end][:, :, None]  # (L, B, 1, M)
+            score = score + part(self.token_bias, at).float()[:, from_end][:, :, None]  # (L, B, 1, M)
         pooled = []
         for some in member.split(SPANS_AT_ONCE, 1):
             inside = masked_softmax(score[:, :, :, None], some[None, :, None]).to(
@@ -85,12 +86,13 @@ class LCFXAdapter(lcf.LCFAdapter):
             )  # (L, B, H, P', M)
             pooled.append((inside @ keys, inside @ values))
         span_k, span_v = (torch.cat(x, 3) for x in zip(*pooled, strict=True))  # (L, B, H, P, D)
-        across = torch.einsum("lhd,lbhpd->lbhp", self.query_layer[at].float(), span_k.float()) / math.sqrt(D)
+        query = part(self.query_layer, at).float()
+        across = torch.einsum("lhd,lbhpd->lbhp", query, span_k.float()) / math.sqrt(D)
         filled = member.any(2)  # (B, P)
         if self.pool_start == "last":
             number = torch.arange(member.shape[1], device=member.device)
             from_last = ((filled * number).amax(1, keepdim=True) - number).clamp(0, LAST_SPAN - 1)  # (B, P)
-            across = across + self.span_bias[at].float()[:, from_last][:, :, None]
+            across = across + part(self.span_bias, at).float()[:, from_last][:, :, None]
         weight = masked_softmax(across, filled[None, :, None]).to(keys.dtype)[..., None, :]  # (L, B, H, 1, P)
         return torch.cat([lcf.flat(weight @ span_k), lcf.flat(weight @ span_v)], -1)
 

@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lcfbench.adapters._layers import WHOLE, ffn, joined, linear, rms_norm, stacked, standard
+from lcfbench.adapters._layers import WHOLE, ffn, joined, linear, part, rms_norm, stacked, standard
 from lcfbench.adapters._pool import last_first, pooled
 from lcfbench.adapters.base import CACHED_NUMBERS, Adapter, GateMode, build
 from lcfbench.adapters.config import AdapterConfig, Size
@@ -115,11 +115,11 @@ class XKVAdapter(Adapter):
         """Returns edits of content keys and values (l, B, H, N, D) of the stack entries `at`."""
         L, B, H, N, D = keys.shape
         x = self.standardised(joined(keys, values), "own", at)
-        query = linear(x, self.ask[at]).view(L, B, N, self.width)
+        query = linear(x, part(self.ask, at)).view(L, B, N, self.width)
         score = (query @ memory.transpose(1, 2)).float() / math.sqrt(self.width)
-        layer = self.map[at].float().log_softmax(-1).repeat_interleave(self.slots, -1)
+        layer = part(self.map, at).float().log_softmax(-1).repeat_interleave(self.slots, -1)
         found = (score + layer[:, None]).softmax(-1).to(memory.dtype) @ memory
-        edit = linear(found.flatten(1, 2), self.up[at]).view(L, B, N, 2, H, D).permute(3, 0, 1, 4, 2, 5)
+        edit = linear(found.flatten(1, 2), part(self.up, at)).view(L, B, N, 2, H, D).permute(3, 0, 1, 4, 2, 5)
         return edit[0], edit[1]
 
     def pieces(self, tokens: int) -> list[slice]:
@@ -140,7 +140,8 @@ class XKVAdapter(Adapter):
         """Returns inputs (l, T, s) with the statistics of `name`."""
         if not self.standardise:
             return x
-        return standard(x, self.tensor("mean", name)[at], self.tensor("deviation", name)[at], CLAMP)
+        mean, deviation = (part(self.tensor(what, name), at) for what in ("mean", "deviation"))
+        return standard(x, mean, deviation, CLAMP)
 
     def calibrate(self, name: Literal["sharer", "receiver", "own"], x: Tensor) -> None:
         """Sets the statistics of an input from examples (l, T, s): pooled slots, or entries (`own`)."""
