@@ -220,7 +220,8 @@ def joined_run(
     def write(layer: int, *entries: Tensor) -> None:
         """Lays a layer's entries where they belong in the cache, which is made with the first."""
         if not out:
-            shape = (lm.geometry.layers, len(rows), entries[0].shape[1], mask.shape[1])
+            # all decoder layers, also where some read others' entries and the model's own cache has fewer
+            shape = (len(lm.windows), len(rows), entries[0].shape[1], mask.shape[1])
             out.extend(x.new_empty(*shape, x.shape[2]) for x in entries)
         for laid, x in zip(out, entries, strict=True):
             laid[layer, :, :, begun:] = x.index_select(0, place).unflatten(0, new.shape).transpose(1, 2)
