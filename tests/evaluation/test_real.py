@@ -103,6 +103,8 @@ ALIKE = {  # long benchmarks and other words, and the task of the same form that
     "musique_split": "hotpotqa_split",
     "twowiki_split": "hotpotqa_split",
     "fanoutqa_split": "hotpotqa_split",
+    "hotpotqa_long": "hotpotqa_split",
+    "hotpotqa_several": "hotpotqa_split",
     **dict.fromkeys(("mmlu_pro", "ceval", "medqa"), "openbookqa"),
     **dict.fromkeys(("gsm8k", "math500", "longbench", "mmlu_redux", "commonsense_qa"), "openbookqa"),
     "splitfacts_heldout": "splitfacts",
@@ -135,9 +137,7 @@ def test_a_handful_of_every_task_under_every_method(tmp_path, monkeypatch, task,
     if task in ALIKE and mode not in ("receiver", "sharer", "t2t", "full_context", "lcf"):
         pytest.skip(f"{mode} is asked on {ALIKE[task]}, a task of the same form")
     # long prompts, and answers that are written
-    long = dict.fromkeys(
-        ("hotpotqa_split", "musique_split", "twowiki_split", "fanoutqa_split", "longbench"), 1
-    )
+    long = dict.fromkeys(("longbench", "hotpotqa_split", *(t for t in ALIKE if "_split" in ALIKE[t])), 1)
     limit = {**long, **dict.fromkeys(("squad_split", "coqa_split", "medqa", "mmlu_pro"), 2)}.get(task, 4)
     chosen = {"mode": [mode], "task": [task], "control": ["matched"], "limit": limit}
     if task in SHORT:
