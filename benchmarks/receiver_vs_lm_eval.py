@@ -37,6 +37,7 @@ from lcfbench.sources.models import find_model
 from lcfbench.tasks.document import Document, Scoring
 from lcfbench.tasks.folded import FoldedRows
 from lcfbench.tasks.process_docs import Rows
+from lcfbench.tasks.stock import StockTask
 from lcfbench.tasks.task import Task, load_task
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def ours(
     task: Task, end: CausalLM, scoring: Scoring | None, limit: int, size: int, clock: Clock
 ) -> tuple[Scores, float]:
     """Each document's score, and the seconds without building documents."""
+    if isinstance(task, StockTask):
+        task._worded_once.clear()
     documents = task.documents(scoring=scoring, limit=limit, receiver_chat=end.has_chat)
     began = clock()
     outcomes = batched(create("receiver", end, end), documents, size)

@@ -104,7 +104,7 @@ class Attention:
         if layer == self.last:
             written()
         if window not in self._masks:
-            self._masks[window] = [added(piece.see(window), query.dtype) for piece in self.pieces]
+            self._masks[window] = [additive(piece.see(window), query.dtype) for piece in self.pieces]
         found = []
         for piece, take, mask in zip(self.pieces, self.takes, self._masks[window], strict=True):
             # indexing by [take] gives the same and takes seven times as long
@@ -123,7 +123,7 @@ class Attention:
         return torch.cat(found)[None], None
 
 
-def added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Returns what attention makes of a bool mask at each layer: numbers to add, 0 or −inf."""
     if mask is None:
         return None
@@ -211,9 +211,7 @@ def joined_run(
         pieces.append(Piece(first, ids, mask, positions_of(mask, begun), see))
     ids, positions = tokens(pieces)
     mask = pad_left(rows, lm.pad_id, lm.device)[1]
-    new = mask[:, begun:].clone()  # the columns behind the beginning of the longest row
-    for row, text in zip(new, rows, strict=True):
-        row[: new.shape[1] - len(text) + begun] = 0
+    new = mask[:, : mask.shape[1] - begun]  # of the columns from `begun` on: what is read here
     place = (new.flatten().cumsum(0) - 1).clamp(min=0)  # of each among the tokens; padding is any of them
     out: list[Tensor] = []
 
@@ -227,8 +225,9 @@ def joined_run(
             laid[layer, :, :, begun:] = x.index_select(0, place).unflatten(0, new.shape).transpose(1, 2)
 
     last = lm.geometry.layers - 1 if may_end(lm) else None
-    with joined(lm.model, pieces, last, write), until_written():
+    with joined(lm.model, pieces, last, write) as ran, until_written():
         decoder_of(lm.model)(input_ids=ids, use_cache=False, **lm.places(positions))
+    out = [laid[: ran.layers] for laid in out]  # a layer that did not attend has written nothing
     for b, begin in enumerate((mask.shape[1] - mask.sum(1)).tolist()):
         for laid, old in zip(out, (None, None) if first is None else (first.keys, first.values), strict=True):
             laid[:, b, :, :begin] = 0

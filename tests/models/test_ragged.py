@@ -7,8 +7,9 @@ import torch
 
 from lcfbench.models.answering import write, write_together
 from lcfbench.models.choice_tree import branch
+from lcfbench.models.layout import blocks_of
 from lcfbench.models.padding import pad_left
-from lcfbench.models.ragged import can_join
+from lcfbench.models.ragged import can_join, joined_run
 from tests import helpers
 from tests.helpers import FAMILIES
 from tests.helpers import plain_prompts as prompts
@@ -105,6 +106,16 @@ def test_attention_that_cannot_be_replaced_is_left_alone(change, monkeypatch):
     if change == "no backend":
         lm.model._supports_attention_backend = False
     assert not can_join(lm)
+
+
+def test_a_layer_that_does_not_attend_leaves_no_entries(monkeypatch):
+    lm = helpers.causal_lm()
+    whole = joined_run(lm, ROWS)
+    attention = blocks_of(lm.model)[-1].self_attn
+    monkeypatch.setattr(attention, "forward", lambda hidden_states, **_: (hidden_states, None))
+    kv = joined_run(lm, ROWS)
+    assert len(kv.keys) == len(kv.values) == lm.geometry.layers - 1
+    assert torch.equal(kv.keys, whole.keys[:-1]) and torch.equal(kv.values, whole.values[:-1])
 
 
 def test_attention_is_the_models_own_again_after_a_forward_that_failed():
