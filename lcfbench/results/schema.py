@@ -133,6 +133,7 @@ _TABLE: dict[str, tuple[type, str]] = {
 COLUMNS: dict[str, type] = {name: kind for name, (kind, _) in _TABLE.items()}
 DESCRIPTIONS: dict[str, str] = {name: text for name, (_, text) in _TABLE.items()}
 DIGEST = "row_sha256"
+_DIGESTED = sorted(COLUMNS.keys() - {DIGEST})
 KEYS = ("run_id", "schema_version", "doc_hash", "doc_index")  # never null
 
 
@@ -151,8 +152,8 @@ def schema() -> pa.Schema:
 
 def row_sha256(row: Mapping[str, Any]) -> str:
     """Returns the digest of a row's values, without the columns that are empty or unknown here."""
-    values = {name: row[name] for name in COLUMNS if name != DIGEST and row.get(name) is not None}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    values = {name: value for name in _DIGESTED if (value := row.get(name)) is not None}
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def as_written(row: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -116,7 +117,8 @@ def test_a_run_sealed_in_pieces_is_the_table_of_its_rows(
         monkeypatch.setattr(module, "AT_ONCE", 4)
     monkeypatch.setattr(sealing, "ROWS", rows)
     monkeypatch.setattr(sealing, "BYTES", size)
-    monkeypatch.setattr(sealing, "PARSED", min(rows, 4))
+    monkeypatch.setattr(sealing, "OBJECTS", min(rows, 4))
+    monkeypatch.setattr(sealing, "LINES", min(rows, 2))
     writer = rows_of_two_sessions(tmp_path)
     if not both:
         (writer.folder / SAMPLES).unlink()
@@ -125,7 +127,9 @@ def test_a_run_sealed_in_pieces_is_the_table_of_its_rows(
     parts: list[int] = []
     read = sealing.RecordedRows._read
     monkeypatch.setattr(
-        sealing.RecordedRows, "_read", lambda self, numbers: parts.append(len(numbers)) or read(self, numbers)
+        sealing.RecordedRows,
+        "_read",
+        lambda self, numbers, names: parts.append(len(numbers)) or read(self, numbers, names),
     )
     writer.finish()
     sealed = pq.read_table(writer.folder / SAMPLES)
@@ -142,13 +146,37 @@ def test_a_run_sealed_in_pieces_is_the_table_of_its_rows(
         assert (tmp_path / "at-once").read_bytes() == (writer.folder / SAMPLES).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        '"score": NaN',
+        '"flops": 1e400',
+        '"flops": 3',
+        '"flops": -0.0',
+        '"seed": 3.0',
+        '"seed": 1e2',
+        '"seed": 9007199254740993',
+        '"gold": "a\\u0000b \\ud83d\\ude00 \\u00e4 ä"',
+        '"gold": "one", "gold": "two"',
+        '"parsed": true, "unknown": {"a": [1, null]}',
+        '"gold": null',
+    ],
+)
+def test_lines_become_the_table_that_python_makes_of_them(value: str) -> None:
+    """Of values that pyarrow reads otherwise or not at all, too."""
+    kinds = pa.schema([(name, schema().field(name).type) for name in ("score", "flops", "seed", "gold")])
+    kinds = kinds.append(pa.field("parsed", pa.bool_()))
+    lines = [b'{"gold": "x", "seed": 1}\n', f"{{{value}}}\n".encode()]
+    found = sealing._parsed(lines, kinds)
+    expected = pa.Table.from_pylist([json.loads(line) for line in lines], kinds)
+    assert found.schema.equals(kinds) and str(found.to_pylist()) == str(expected.to_pylist())
+
+
 def test_memory_of_sealing_does_not_grow_with_the_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python's and pyarrow's, beside some bytes a row; the rows have 4 kB each."""
     import tracemalloc
-
-    import pyarrow as pa
 
     monkeypatch.setattr(sealing, "ROWS", 200)
 
