@@ -62,6 +62,55 @@ def test_the_copy_has_a_merge_as_one_string_where_no_token_holds_a_space(folder)
     assert json.loads(loading._quick('{"model": {"vocab": {"é": 1}}}')) == {"model": {"vocab": {"é": 1}}}
 
 
+def test_the_copy_lists_tokens_in_the_order_of_their_bytes(folder):
+    loading.load_tokenizer(folder)
+    [name] = copies(folder)
+    kept = json.loads((folder.parent / "cache" / "tokenizers" / name / "tokenizer.json").read_text())
+    tokens = list(kept["model"]["vocab"])
+    assert tokens == sorted(tokens, key=str.encode) and len(tokens) > 5
+    unigram = '{"model": {"vocab": [["b", -1.0], ["a", -2.0]]}}'
+    assert json.loads(loading._quick(unigram)) == json.loads(unigram)
+
+
+def added(folder):
+    """The tokens that a copy's config declares, after one that no text needs was added."""
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    ident = max(whole["model"]["vocab"].values()) + 1
+    whole["model"]["vocab"]["<unused7>"] = ident
+    whole["added_tokens"].append({"id": ident, "content": "<unused7>", "special": True, **flags})
+    path.write_text(json.dumps(whole))
+    made = loading.load_tokenizer(folder)
+    [name] = copies(folder)
+    config = folder.parent / "cache" / "tokenizers" / name / "tokenizer_config.json"
+    declared = json.loads(config.read_text())["added_tokens_decoder"]
+    again = loading.load_tokenizer(folder)
+    assert repr(again.added_tokens_decoder) == repr(made.added_tokens_decoder)
+    assert again("a<unused7>s").input_ids == made("a<unused7>s").input_ids
+    assert ident in made("a<unused7>s").input_ids
+    return {token["content"] for token in declared.values()}
+
+
+def test_the_copy_declares_the_tokens_that_have_a_name(folder):
+    declared = added(folder)
+    assert "<eos>" in declared and "<unused7>" not in declared
+
+
+def test_the_copy_declares_all_added_tokens_where_it_reads_otherwise_without(folder, monkeypatch):
+    copied, first = loading._copied, []
+
+    def other(place, path):
+        tokenizer = copied(place, path)
+        if not first:
+            tokenizer.padding_side = "right"
+        first.append(place)
+        return tokenizer
+
+    monkeypatch.setattr(loading, "_copied", other)
+    assert {"<eos>", "<unused7>"} <= added(folder)
+
+
 @pytest.mark.parametrize("changed", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
 def test_a_changed_file_makes_another_copy(folder, changed):
     loading.load_tokenizer(folder)
@@ -106,10 +155,12 @@ import_libraries()
 n = len(walks)
 names = "torch", "transformers.modeling_utils", "lm_eval.api.task", "datasets"
 have = [name in sys.modules for name in names]
-print(json.dumps([n, have, gc.isenabled(), gc.get_freeze_count() > 10_000]))
+order = list(sys.modules)
+early = order.index("torch.distributed.tensor") < order.index("torch._dynamo") < order.index("transformers")
+print(json.dumps([n, have, gc.isenabled(), gc.get_freeze_count() > 10_000, early]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
     )
-    walks, have, enabled, frozen = json.loads(done.stdout.splitlines()[-1])
-    assert all(have) and enabled and frozen and walks <= 2
+    walks, have, enabled, frozen, early = json.loads(done.stdout.splitlines()[-1])
+    assert all(have) and enabled and frozen and walks <= 2 and early

@@ -197,3 +197,17 @@ def test_the_border_of_context_and_choice_is_lm_evals(tokenizer, hflm, text, cho
     prompt = render(View(text), tokenizer, chat=False, choices=True)
     before, after = hflm._encode_pair(text, choice)
     assert list(prompt.ids) == before and continuation(prompt, choice, tokenizer) == after
+
+
+def test_a_text_without_the_first_characters_of_a_control_token_needs_no_pattern(monkeypatch):
+    tokenizer = made("always", "bpe")
+    texts = ["A text < with signs | of another kind >.", "<|im_end|>", "<| im_end |> <s <s>", ""]
+    assert [special_text([text], tokenizer) for text in texts] == [0, 1, 1, 0]
+
+    def compiled(_):
+        raise AssertionError("the pattern was made")
+
+    monkeypatch.setattr("lcfbench.tasks.special_text._pattern", compiled)
+    assert special_text([texts[0], ""], tokenizer) == 0
+    with pytest.raises(AssertionError, match="the pattern was made"):
+        special_text([texts[1]], tokenizer)
