@@ -67,7 +67,7 @@ def _spans(text: str, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
 
 @lru_cache(maxsize=16)
 def _control(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Returns the control tokens, the longest first: special ones, and those that the chat template writes."""
+    """Returns the control tokens, longest first: special ones, and those that the chat template writes."""
     template = getattr(tokenizer, "chat_template", None)
     written = template if isinstance(template, str) else json.dumps(template or "", ensure_ascii=False)
     control = [
