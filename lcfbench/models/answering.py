@@ -20,6 +20,7 @@ from lcfbench.models.protocol import Opened, State, Step
 # of fp32 logits at once while ranking, where a vocabulary of 262,144 takes 1 MB a token: what a core of a CPU
 # keeps at hand is passed over four times as fast as what it fetches from memory
 LOGITS_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
+STRETCH = 512  # logits among which the largest is looked for one by one
 TAIL = 16  # tokens that are decoded at least to look for a stop string
 
 Writing = Generator[Step, Tensor, list[list[int]]]
@@ -87,7 +88,7 @@ def judged(
     if logits.device.type == "cpu":
         at_once *= torch.get_num_threads()
     parts = (part.float() for part in logits.split(max(at_once // (4 * vocabulary), 1)))
-    norm, best, low, top = (torch.cat(each) for each in zip(*map(_passed, parts), strict=True))
+    norm, best, top, low = (torch.cat(each) for each in zip(*map(_passed, parts), strict=True))
     if vocabulary > 1:
         check_decided(low, top, name)
     nll, hits = norm[rows] - logits[rows, gold].float(), best[rows] == gold
@@ -98,8 +99,26 @@ def judged(
 
 
 def _passed(part: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each row: log of the summed exponentials, place of the largest number, the smallest, the largest."""
-    return part.logsumexp(-1), part.argmax(-1), part.amin(-1), part.amax(-1)  # aminmax by row is slow
+    """Of each row: log of the summed exponentials, place of the largest number, the largest, the smallest."""
+    return part.logsumexp(-1), *largest(part), part.amin(-1)  # aminmax by row is slow
+
+
+def largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the place and the number of each row's (B, V) largest logit; the first of equal ones.
+
+    As `argmax` and `amax`. On a CPU `argmax` looks at one number after the other; here it does so in the
+    stretch of the largest alone, in a tenth of the time.
+    """
+    vocabulary = logits.shape[-1]
+    if logits.device.type != "cpu" or vocabulary < 2 * STRETCH:
+        return logits.argmax(-1), logits.amax(-1)
+    whole = vocabulary // STRETCH
+    tops = logits[:, : whole * STRETCH].unflatten(1, (whole, STRETCH)).amax(-1)
+    if vocabulary % STRETCH:
+        tops = torch.cat([tops, logits[:, whole * STRETCH :].amax(-1, keepdim=True)], 1)
+    begins = tops.argmax(1, keepdim=True) * STRETCH
+    columns = (begins + torch.arange(STRETCH)).clamp_(max=vocabulary - 1)
+    return begins[:, 0] + logits.gather(1, columns).argmax(1), tops.amax(1)
 
 
 def decode(opened: Opened, max_new_tokens: int, until: Sequence[str] = ()) -> tuple[list[str], list[int]]:
@@ -142,7 +161,7 @@ def write_together(asked: Sequence[tuple[Opened, int, Sequence[str]]]) -> list[l
 def writing(opened: Opened, max_new_tokens: int, until: Sequence[str]) -> Writing:
     """Yields each step and takes its logits (B, V); returns the tokens of each row.
 
-    Rows that have ended are left out once they are half of the rows that run. Written tokens attend
+    Rows that have ended are left out once they are a quarter of the rows that run. Written tokens attend
     silent entries too, as in C2C's `generate`.
     """
     lm, stops = opened.lm, opened.lm.stop_ids()
@@ -159,7 +178,8 @@ def writing(opened: Opened, max_new_tokens: int, until: Sequence[str]) -> Writin
     kv, position, logits = opened.kv, opened.next_position, opened.logits
     cache, mask, hidden = lm.decoding(kv), kv.present, kv.hidden
     for step in range(max_new_tokens):
-        ids, ends = logits.argmax(-1), torch.stack([logits.amin(-1), logits.amax(-1)], 1).tolist()
+        ids, top = largest(logits)
+        ends = torch.stack([logits.amin(-1), top], 1).tolist()
         for b, token, (least, most) in zip(rows, ids.tolist(), ends, strict=True):
             if b not in alive:
                 continue
@@ -177,7 +197,7 @@ def writing(opened: Opened, max_new_tokens: int, until: Sequence[str]) -> Writin
                 alive.discard(b)
         if not alive or step == max_new_tokens - 1:
             break
-        if 2 * len(alive) <= len(rows):
+        if 4 * len(alive) <= 3 * len(rows):
             keep = [i for i, b in enumerate(rows) if b in alive]
             index = torch.tensor(keep, device=ids.device)
             rows, ids, position, mask = [rows[i] for i in keep], ids[index], position[index], mask[index]

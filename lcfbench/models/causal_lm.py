@@ -206,7 +206,7 @@ class CausalLM:
         at = self.geometry.at or range(self.geometry.layers)
         return [at[layer] for layer in layers]
 
-    @property
+    @cached_property
     def windows(self) -> list[int | None]:
         return windows(self.model)
 

@@ -27,7 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lcfbench.models.entries import may_end, until_written, written
 from lcfbench.models.kv_cache import KV
-from lcfbench.models.layer_masks import attention_of, visible, windows
+from lcfbench.models.layer_masks import attention_of, visible
 from lcfbench.models.layout import blocks_of, decoder_of
 from lcfbench.models.padding import pad_left, pad_right, positions_of
 
@@ -63,6 +63,11 @@ class Piece:
         """The places (n,) of tokens among the B·T of the rectangle."""
         return self.mask.flatten().nonzero()[:, 0]
 
+    @cached_property
+    def full(self) -> bool:
+        """Whether it has no padding."""
+        return len(self.real) == self.mask.numel()
+
 
 class Attention:
     """What stands in for a model's attention during one forward. keys, values: (1, H, T, D) a layer.
@@ -83,11 +88,12 @@ class Attention:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._masks: dict[int | None, list[Tensor | None]] = {}
-        self.takes, begin = list[Tensor](), 0
+        self.takes, self.begins, begin = list[Tensor](), list[int](), 0
         for piece in pieces:
             take = torch.zeros(piece.mask.numel(), dtype=torch.long)  # padding is a copy of a token
             take[piece.real] = torch.arange(len(piece.real))
             self.takes.append(take + begin)
+            self.begins.append(begin)
             begin += len(piece.real)
 
     def __call__(
@@ -106,10 +112,8 @@ class Attention:
         if window not in self._masks:
             self._masks[window] = [additive(piece.see(window), query.dtype) for piece in self.pieces]
         found = []
-        for piece, take, mask in zip(self.pieces, self.takes, self._masks[window], strict=True):
-            # indexing by [take] gives the same and takes seven times as long
-            some = (x.index_select(0, take).view(*piece.ids.shape, *x.shape[1:]) for x in rows)
-            q, k, v = (x.transpose(1, 2) for x in some)
+        for number, (piece, mask) in enumerate(zip(self.pieces, self._masks[window], strict=True)):
+            q, k, v = (self._rectangle(x, number).transpose(1, 2) for x in rows)
             if piece.cache is not None:
                 k, v = piece.cache.update(k, v, layer)
             elif piece.kv is not None:
@@ -118,9 +122,19 @@ class Attention:
                     for old, new in ((piece.kv.keys, k), (piece.kv.values, v))
                 )
             out, _ = sdpa_attention_forward(module, q, k, v, mask, **given)  # (B, T, H, D)
-            found.append(out.flatten(0, 1).index_select(0, piece.real))
-        found.append(found[0].new_zeros(query.shape[2] - sum(map(len, found)), *found[0].shape[1:]))
-        return torch.cat(found)[None], None
+            out = out.flatten(0, 1)
+            found.append(out if piece.full else out.index_select(0, piece.real))
+        if rest := query.shape[2] - sum(map(len, found)):
+            found.append(found[0].new_zeros(rest, *found[0].shape[1:]))
+        return (torch.cat(found) if len(found) > 1 else found[0])[None], None
+
+    def _rectangle(self, x: Tensor, number: int) -> Tensor:
+        """Returns a piece's tokens (B, T, H, D) of all tokens x (n, H, D)."""
+        piece, begin = self.pieces[number], self.begins[number]
+        if piece.full:
+            return x[begin : begin + len(piece.real)].unflatten(0, piece.ids.shape)
+        # indexing by [take] gives the same and takes seven times as long
+        return x.index_select(0, self.takes[number]).unflatten(0, piece.ids.shape)
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -171,10 +185,10 @@ def can_join(lm: CausalLM) -> bool:
 
 @contextmanager
 def joined(
-    model: Any, pieces: Sequence[Piece], last: int | None = None, write: Write | None = None
+    lm: CausalLM, pieces: Sequence[Piece], last: int | None = None, write: Write | None = None
 ) -> Iterator[Attention]:
-    """Within it one forward of the model, on `tokens(pieces)` and without a cache, attends by pieces."""
-    config, attention = decoder_of(model).config, Attention(pieces, windows(model), last, write)
+    """Within it one forward of a model, on `tokens(pieces)` and without a cache, attends by pieces."""
+    config, attention = decoder_of(lm.model).config, Attention(pieces, lm.windows, last, write)
     before, token = config._attn_implementation, _running.set(attention)
     config._attn_implementation = KERNEL
     try:
@@ -225,7 +239,7 @@ def joined_run(
             laid[layer, :, :, begun:] = x.index_select(0, place).unflatten(0, new.shape).transpose(1, 2)
 
     last = lm.geometry.layers - 1 if may_end(lm) else None
-    with joined(lm.model, pieces, last, write) as ran, until_written():
+    with joined(lm, pieces, last, write) as ran, until_written():
         decoder_of(lm.model)(input_ids=ids, use_cache=False, **lm.places(positions))
     out = [laid[: ran.layers] for laid in out]  # a layer that did not attend has written nothing
     for b, begin in enumerate((mask.shape[1] - mask.sum(1)).tolist()):
@@ -247,7 +261,7 @@ def joined_forward(
         columns.append(number[rows * piece.ids.shape[1] + columns_at] + begins[-1])
         begins.append(begins[-1] + len(piece.real))
     column = torch.cat(columns)
-    with joined(lm.model, pieces) as ran:
+    with joined(lm, pieces) as ran:
         logits = lm.logits_of(ids, (torch.zeros_like(column), column), **lm.places(positions))
     each = logits.split([len(some) for some in columns])
     return [(found, partial(longer, ran, i)) for i, found in enumerate(each)]
@@ -268,7 +282,7 @@ def joined_steps(lm: CausalLM, steps: Sequence[Step]) -> list[Tensor]:
         pieces.append(Piece(None, ids, torch.ones_like(ids), places, see, step.cache))
     ids, positions = tokens(pieces)
     column = torch.arange(sum(len(step.ids) for step in steps), device=ids.device)
-    with joined(lm.model, pieces):
+    with joined(lm, pieces):
         logits = lm.logits_of(ids, (torch.zeros_like(column), column), **lm.places(positions))
     return list(logits.split([len(step.ids) for step in steps]))
 
