@@ -153,7 +153,7 @@ class Pool:
         args = piece.args
         if piece.name == "answer":
             group, batch = args
-            todo = {r.asked.run_id: wanted for r in piece.runs if (wanted := r.todo & set(batch))}
+            todo = {r.asked.run_id: wanted for r in piece.runs if (wanted := r.left(batch))}
             args = group, batch, todo, {r.asked.run_id: r.asked.identity for r in piece.runs}
         if piece.name != "load":
             hand.opened = args[0]
@@ -198,7 +198,7 @@ class Pool:
         for lane in dict.fromkeys(each.asked.lane for each in left):
             runs = [each for each in left if each.asked.lane == lane]
             for number, batch in enumerate(runs[0].asked.batches, 1):
-                if any(each.todo & set(batch) for each in runs):
+                if any(each.left(batch) for each in runs):
                     about = f"{opened.group.task}, batch {number} of {len(runs[0].asked.batches)}"
                     opened.pieces.append(Piece("answer", (opened.group, batch), about, runs))
                     opened.left[lane] = opened.left.get(lane, 0) + 1

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,8 +106,8 @@ def in_order(records: list[Record], recipe: Recipe) -> list[Record]:
 class Record:
     """Writes one run: `open`, `begin`, `append` its rows, `finish`.
 
-    writer: its folder. todo: hashes of the documents that have no row of this session yet. score,
-    count: sum of the scores and number of documents, earlier sessions included. finished: in this session.
+    writer: its folder. score, count: sum of the scores and number of documents, earlier sessions included.
+    asks: number of documents that had no answer when it was opened. finished: in this session.
     """
 
     def __init__(self, asked: Asked, recipe: Recipe, progress: Progress) -> None:
@@ -115,6 +115,7 @@ class Record:
         self.title, self.tally, self.finished = asked.title, Tally(), False
         self.shard = Shard.parse(recipe.shard) if recipe.shard else None
         self._has_room = False  # for the messages that are kept
+        self._failed: set[str] = set()  # documents of this session, by hash
 
     def open(self, later: bool = False) -> None:
         """Begins the run's folder, or goes on with it where it was. Raises UserError.
@@ -128,11 +129,9 @@ class Record:
         for text in self.writer.warnings:
             progress.warn(text)
         self.score, self.count = sum(self.writer.before), len(self.writer.before)
-        self.todo = set(asked.documents) - self.writer.done
-        self.asks, self.kept = len(self.todo), dict[str, Mapping[str, Any]]()
-        self._timed = (
-            set((asked.whole or asked.documents)[: recipe.latency_documents]) & self.todo if later else set()
-        )
+        self.asks, self.kept = len(self.left(asked.documents)), dict[str, Mapping[str, Any]]()
+        timed = set((asked.whole or asked.documents)[: recipe.latency_documents]) if later else set[str]()
+        self._timed = self.left(timed.intersection(asked.documents))
         if recipe.keep_messages and (gone := self.writer.lacking_messages()):
             self.writer.close()
             what = f"{asked.run_id}: {gone:,} documents have answers from messages that were not kept."
@@ -146,6 +145,10 @@ class Record:
             progress.say(done)
             if self.shard and not is_sealed(recipe.out / asked.run_id):
                 self._settle()
+
+    def left(self, documents: Iterable[str]) -> set[str]:
+        """Those of these documents of the run, by hash, that have no row of this session and no answer."""
+        return {name for name in documents if name not in self.writer.done and name not in self._failed}
 
     def _opened(self) -> tuple[RunWriter, str]:
         """The run's writer, or its shard's, and what is said where nothing is left to do."""
@@ -200,7 +203,8 @@ class Record:
         if (message := row.pop(MESSAGE, None)) is not None:
             self._keep(message)
         self.writer.append(row)
-        self.todo.discard(row["doc_hash"])
+        if row.get("error") is not None:
+            self._failed.add(row["doc_hash"])
         self.score, self.count = self.score + float(row["score"]), self.count + 1
         if row["doc_hash"] in self._timed and row.get("error") is None:
             self.kept[row["doc_hash"]] = row
@@ -208,8 +212,9 @@ class Record:
     def _keep(self, message: KeptMessage) -> None:
         """Stores a message. Raises UserError, at the first, where the disk has no room for those of all."""
         if not self._has_room:  # the longest documents come first
-            need = len(self.todo) * sum(map(len, message.packets))
-            what = f"keeping the messages of {len(self.todo):,} documents (--keep-messages)"
+            count = len(self.left(self.asked.documents))
+            need = count * sum(map(len, message.packets))
+            what = f"keeping the messages of {count:,} documents (--keep-messages)"
             check_room(self.writer.folder, need, what, "give --limit, or --out")
             self._has_room = True
         self.writer.keep(message)

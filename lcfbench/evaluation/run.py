@@ -63,7 +63,12 @@ class Run:
         self.documents = session.documents(task, self.models[0].has_chat, control)
         self.calibration_documents = session.calibration_documents(self.mode, task, self.method)
         self.folders, self.adapters = variant.adapters, session.adapters(variant, task)
-        self.message_from = load_control(control).message_from(self.documents, task.seed)
+        self.by_hash = session.by_hash(self.documents)
+        self.message_from: Mapping[str, Document] = load_control(control).message_from(
+            self.documents, task.seed
+        )
+        if all(self.message_from[d.hash] is d for d in self.documents):
+            self.message_from = self.by_hash
         self.draws = (
             bool(self.calibration_documents)
             or load_control(control).seeded
@@ -78,7 +83,6 @@ class Run:
         self.identity, self.facts = self._identity(), self._facts()
         for folder in self.folders if self.method.sends else ():
             session.check_proof(folder, self.identity)
-        self._index = {d.hash: i for i, d in enumerate(self.documents)}
         self.timed = {d.hash for d in self.documents[: recipe.latency_documents]}
         self.unable = ""  # why no document can be answered
         self._stored: Mapping[str, Sequence[bytes]] | None = None  # messages of an earlier run, in a replay
@@ -439,7 +443,7 @@ class Run:
         fixed = {
             "doc_id": document.doc_id,
             "doc_hash": document.hash,
-            "doc_index": self._index[document.hash],
+            "doc_index": self.by_hash.places[document.hash],
             "subject": document.subject,
             "gold": document.gold,
             "metric": self.task.metric(document.scoring),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 
 import torch
 
@@ -116,9 +117,10 @@ def _answer(worker: Worker, records: Sequence[Record], progress: Progress) -> No
             if number == ahead:
                 ahead += worker.side_by_side(batches[number:])
                 if ahead > number + 1:
-                    worker.write_ahead(batches[number:ahead], {i: each.todo for i, each in by_id.items()})
+                    some = batches[number:ahead]
+                    worker.write_ahead(some, {i: each.left(chain(*some)) for i, each in by_id.items()})
             counts = [each.count for each in records]
-            todo = {run_id: each.todo & set(batch) for run_id, each in by_id.items()}
+            todo = {run_id: each.left(batch) for run_id, each in by_id.items()}
             worker.answer(batch, todo, lambda run_id, row: by_id[run_id].append(row))
             for each, before in zip(records, counts, strict=True):
                 if each.count > before:

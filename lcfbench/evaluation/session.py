@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,23 @@ from lcfbench.tasks.task import Task
 Variants = Mapping[str, Collection[Variant]]
 
 
+class ByHash(Mapping[str, Document]):
+    """Documents by their hashes. places: of each the place in their order, from 0."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self._documents = documents
+        self.places = {document.hash: i for i, document in enumerate(documents)}
+
+    def __getitem__(self, name: str) -> Document:
+        return self._documents[self.places[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
 class Session:
     """Opens what a recipe needs: names, data and adapters first, then the models.
 
@@ -76,6 +93,7 @@ class Session:
         self._asked: dict[tuple[str, int, bool], list[Document]] = {}
         self._documents: dict[tuple[str, bool, str], list[Document]] = {}
         self._otherwise: dict[tuple[str, tuple[int, ...]], list[Document]] = {}
+        self._by_hash: dict[int, ByHash] = {}  # by id; `_asked` and `_otherwise` hold the lists
         self._prompts: dict[tuple[Any, ...], str] = {}
         self._calibrations: dict[int, dict[str, Any]] = {}
         self.tasks = look_up(recipe)
@@ -281,6 +299,12 @@ class Session:
             self._otherwise[asked] = how.documents(found)
         return self._otherwise[asked]
 
+    def by_hash(self, documents: list[Document]) -> ByHash:
+        """What `documents` returned by hash; one table for all runs that ask the very same list."""
+        if id(documents) not in self._by_hash:
+            self._by_hash[id(documents)] = ByHash(documents)
+        return self._by_hash[id(documents)]
+
     def _task_documents(self, task: Task, receiver_chat: bool) -> list[Document]:
         """The documents that are asked, in this task's order.
 
@@ -340,6 +364,7 @@ class Session:
             self._asked,
             self._documents,
             self._otherwise,
+            self._by_hash,
             self._prompts,
             self._calibrations,
             self._seen,

@@ -18,7 +18,7 @@ from lcfbench.evaluation.planning import choose, pairings, runs_of
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.evaluation.record import Asked
 from lcfbench.evaluation.run import Row, Run
-from lcfbench.evaluation.session import Session
+from lcfbench.evaluation.session import ByHash, Session
 from lcfbench.methods.load_pair import ROLES
 from lcfbench.models.causal_lm import sharing
 from lcfbench.models.memory import free_bytes
@@ -58,7 +58,7 @@ class Worker:
         self.opened: Group | None = None
         self.runs: dict[str, Run] = {}
         self._warm: set[int] = set()
-        self._documents: dict[str, Document] = {}
+        self._known: list[ByHash] = []
 
     def open(self, group: Group) -> list[Asked]:
         """Looks up the runs of a group; the one before is forgotten. Raises UserError."""
@@ -73,7 +73,7 @@ class Worker:
                 made = [run for run in made if run.key in self.chosen.keys]
             self.runs = {run.asked.run_id: run for run in made}
             self.opened = group
-            self._documents = {d.hash: d for run in made for d in run.documents}
+            self._known = list({id(run.by_hash): run.by_hash for run in made}.values())
         found = []
         for number, lane in enumerate(_alike(self.runs.values())):
             cut = batches(lane[0].documents, self.recipe.batch_size)
@@ -101,7 +101,7 @@ class Worker:
 
         batch: hashes of its documents. todo: for each run, by id, the hashes whose rows are wanted.
         """
-        documents = [self._documents[name] for name in batch]
+        documents = [self._document(name) for name in batch]
         runs = [(self.runs[run_id], wanted) for run_id, wanted in todo.items()]
         with torch.inference_mode(), sharing(lm for run, _ in runs for lm in run.models):
             for run_id, (run, wanted) in zip(todo, runs, strict=True):
@@ -121,7 +121,7 @@ class Worker:
         each = lm.geometry.token_numbers * lm.dtype.itemsize
         most = free_bytes(lm.device) // 8
         for batch in every:
-            documents = [self._documents[name] for name in batch]
+            documents = [self._document(name) for name in batch]
             rows += len(batch)
             if rows > SIDE_BY_SIDE or any(d.steps or d.parts for d in documents):
                 break
@@ -139,19 +139,23 @@ class Worker:
         with torch.inference_mode(), sharing(lm for name in todo for lm in self.runs[name].models):
             for run_id, wanted in todo.items():
                 left = [batch for batch in every if not wanted.isdisjoint(batch)]
-                self.runs[run_id].write_ahead([[self._documents[name] for name in batch] for batch in left])
+                self.runs[run_id].write_ahead([[self._document(name) for name in batch] for batch in left])
 
     def latency(self, run_id: str, hashes: Sequence[str]) -> dict[str, dict[str, float]]:
         """Times documents alone and warm; returns the latency columns of each, by hash."""
         run = self.runs[run_id]
         with torch.inference_mode():
             run.warm_up()
-            return {name: run.latency(self._documents[name]) for name in hashes}
+            return {name: run.latency(self._document(name)) for name in hashes}
+
+    def _document(self, name: str) -> Document:
+        """A document of the opened group, by hash."""
+        return next(known[name] for known in self._known if name in known)
 
     def release(self) -> None:
         """Forgets the opened group; the models stay."""
         self.opened = None
-        self.runs, self._warm, self._documents = {}, set(), {}
+        self.runs, self._warm, self._known = {}, set(), []
         self.session.release()
 
 

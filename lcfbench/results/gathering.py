@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -276,7 +276,7 @@ def _sessions(part: Part) -> list[dict[str, Any]]:
     return [session.model_dump(mode="json", exclude_unset=True) for session in part.manifest.sessions]
 
 
-def _best(parts: Sequence[Part], target: Path, done: set[str]) -> list[tuple[dict[str, Any], Path]]:
+def _best(parts: Sequence[Part], target: Path, done: Set[str]) -> list[tuple[dict[str, Any], Path]]:
     """The rows that a run's folder lacks: of each document the first with an answer, else the first.
 
     With the folder that each comes from.

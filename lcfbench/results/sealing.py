@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,19 +57,26 @@ class RecordedRows:
         import pyarrow as pa
 
         kinds = pa.schema([(name, schema().field(name).type) for name in KEYS])
-        parts, places, empty = [kinds.empty_table()], [np.empty((0, 2), np.int64)], [_bits([])]
+        parts, places, empty = [kinds.empty_table()], array("q"), bytearray()
         earlier = None
         if (alone := is_sealed_alone(folder)) or os.path.lexists(folder / SAMPLES):
             earlier = read_parquet(folder / SAMPLES, folder, tuple(COLUMNS), []).cast(schema())
             parts.append(earlier.select(KEYS).cast(kinds))
-            places.append(np.stack([np.arange(len(earlier)), np.full(len(earlier), -1)], axis=1))
-            empty.append(_bits(np.stack([np.asarray(earlier[name].is_null()) for name in COLUMNS], axis=1)))
+            for number in range(len(earlier)):
+                places.extend((number, -1))
+            empty += _bits(np.stack([np.asarray(earlier[name].is_null()) for name in COLUMNS], axis=1))
+        keys = list[list[Any]]()
         for rows, at in () if alone else _portions(folder / JOURNAL, run_id):
-            keys = [{name: row.get(name) for name in KEYS} for row in rows]
-            parts.append(pa.Table.from_pylist(keys, kinds))
-            places.append(np.array(at, np.int64))
-            empty.append(_bits([[row.get(name) is None for name in COLUMNS] for row in rows]))
-        found, where, lacking = pa.concat_tables(parts), np.concatenate(places), np.concatenate(empty)
+            keys += [[row.get(name) for name in KEYS] for row in rows]
+            for place in at:
+                places.extend(place)
+            empty += _bits([[row.get(name) is None for name in COLUMNS] for row in rows])
+            if len(keys) >= ROWS:
+                parts.append(_keys(keys, kinds))
+                keys = []
+        found = pa.concat_tables([*parts, _keys(keys, kinds)])
+        where = np.frombuffer(places, np.int64).reshape(-1, 2)
+        lacking = np.frombuffer(empty, np.uint8).reshape(len(where), -1)
         if (last := is_last(found["doc_hash"])) is not None:
             check_answers(found)
             found, where, lacking = found.filter(pa.array(last)), where[last], lacking[last]
@@ -88,10 +96,11 @@ class RecordedRows:
         import pyarrow.compute as pc
 
         order = np.asarray(pc.sort_indices(self.keys["doc_hash"]))
-        lacking = np.unpackbits(self.empty[order], axis=1, count=len(COLUMNS)).astype(bool)
-        found = {
-            name: ColumnDigest(~lacking[:, i]) for i, name in enumerate(COLUMNS) if not lacking[:, i].all()
-        }
+        found = {}
+        for i, name in enumerate(COLUMNS):  # bit 0 of a byte is its highest
+            valid = self.empty[order, i // 8] & (128 >> i % 8) == 0
+            if valid.any():
+                found[name] = ColumnDigest(valid)
         names = [name for name in found if COLUMNS[name] is str]
         for begin in range(0, len(self), AT_ONCE):
             portion = order[begin : begin + AT_ONCE]
@@ -212,8 +221,17 @@ def _portions(
         yield rows, places
 
 
-def _bits(lacking: Any) -> np.ndarray:
+def _keys(rows: Sequence[Sequence[Any]], kinds: pa.Schema) -> pa.Table:
+    """Rows of `KEYS` as a table."""
+    import pyarrow as pa
+
+    columns = zip(*rows, strict=True) if rows else [()] * len(KEYS)
+    both = zip(columns, kinds.types, strict=True)
+    return pa.table([pa.array(values, kind) for values, kind in both], schema=kinds)
+
+
+def _bits(lacking: Any) -> bytes:
     """Truth values (N, columns) as bits (N, bytes)."""
     import numpy as np
 
-    return np.packbits(np.array(lacking, bool).reshape(-1, len(COLUMNS)), axis=1)
+    return np.packbits(np.array(lacking, bool).reshape(-1, len(COLUMNS)), axis=1).tobytes()

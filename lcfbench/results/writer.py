@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, KeysView, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +77,8 @@ class RunWriter:
     def __init__(
         self, folder: Path, manifest: Manifest, owned: tuple[Owner, int] | None, found: Mapping[str, float]
     ) -> None:
-        self.folder, self.manifest, self.done = folder, manifest, set(found)
+        self.folder, self.manifest = folder, manifest
+        self._done = dict.fromkeys(found)  # a set takes 70 bytes of each in place of 26
         self.complete = owned is None
         self.before = list(found.values())
         self.warnings: list[str] = []
@@ -153,6 +154,10 @@ class RunWriter:
             raise
 
     @property
+    def done(self) -> KeysView[str]:
+        return self._done.keys()
+
+    @property
     def run_id(self) -> str:
         return str(self.manifest.run_id)
 
@@ -202,7 +207,7 @@ class RunWriter:
                 os.fsync(journal)
                 self._synced = time.monotonic()
         if whole.get("error") is None:
-            self.done.add(whole["doc_hash"])
+            self._done[whole["doc_hash"]] = None
 
     def keep(self, message: KeptMessage) -> None:
         """Stores a document's message, before its row. Raises UserError where it cannot be written."""

@@ -18,6 +18,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, cast, overload
 
 from lcfbench.tasks.document import Document
@@ -158,8 +159,11 @@ def folded(document: Document, store: Store) -> Document:
     return cast("Document", _Folded(document, store))
 
 
-class _Folded(Document):
-    """A document that has its hash and what all of its task share; the rest lies in a store."""
+class _Folded:
+    """A document that has its hash and what all of its task share; the rest lies in a store.
+
+    It is a `Document` to everyone but `type`: a subclass would have the room of its attributes too.
+    """
 
     __slots__ = ("_number", "_shared", "_store", "hash")
 
@@ -167,16 +171,13 @@ class _Folded(Document):
         _number: int
         _shared: tuple[Any, ...]
         _store: Store
+        hash: str
 
-    def __new__(cls, document: Document, store: Store) -> _Folded:
-        made = object.__new__(cls)
-        object.__setattr__(made, "hash", document.hash)
-        object.__setattr__(made, "_shared", store.same(tuple(getattr(document, name) for name in SHARED)))
-        object.__setattr__(made, "_store", store)
-        object.__setattr__(made, "_number", store.put(document))
-        return made
-
-    def __init__(self, document: Document, store: Store) -> None: ...  # `__new__` made it
+    def __init__(self, document: Document, store: Store) -> None:
+        shared = store.same(tuple(getattr(document, name) for name in SHARED))
+        own = {"hash": document.hash, "_shared": shared, "_store": store, "_number": store.put(document)}
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
 
     @property
     def whole(self) -> Document:
@@ -207,6 +208,10 @@ def _shared(place: int) -> property:
     return property(lambda self: self._shared[place])
 
 
+_OF_A_CLASS = (*"__dict__ __weakref__ __module__ __qualname__ __doc__ __annotations__".split(),)
+for _name, _value in vars(Document).items():
+    if _name not in vars(_Folded) and _name not in _OF_A_CLASS:
+        setattr(_Folded, _name, _lying(_name) if isinstance(_value, cached_property) else _value)
 for _field in fields(Document):
     _how = _shared(SHARED.index(_field.name)) if _field.name in SHARED else _lying(_field.name)
     setattr(_Folded, _field.name, _how)
