@@ -76,7 +76,7 @@ class RecordedRows:
                 keys = []
         found = pa.concat_tables([*parts, _keys(keys, kinds)])
         where = np.frombuffer(places, np.int64).reshape(-1, 2)
-        lacking = np.frombuffer(empty, np.uint8).reshape(len(where), -1)
+        lacking = np.frombuffer(empty, np.uint8).reshape(-1, -(-len(COLUMNS) // 8))
         if (last := is_last(found["doc_hash"])) is not None:
             check_answers(found)
             found, where, lacking = found.filter(pa.array(last)), where[last], lacking[last]
