@@ -31,6 +31,7 @@ COLUMNS = {
         Column("task"),
         Column("context"),
         Column("scoring\n(* default)"),
+        Column("examples\n(--shots)", wrap=True, optional=True),
         Column("description", wrap=True),
     ],
     "groups": [
@@ -108,7 +109,7 @@ def cells(what: str, row: dict[str, Any]) -> list[Cell]:
         return [row["model"], row["hub_id"], shape, row["here"] or "no"]
     if what == "tasks":
         ways = [name + (" *" if name == row["default_scoring"] else "") for name in row["scorings"]]
-        return [row["name"], row["context"], tuple(ways), row["description"]]
+        return [row["name"], row["context"], tuple(ways), row["examples"], row["description"]]
     if what == "groups":
         return [row["name"], row["weighting"], ", ".join(row["members"]), row["description"]]
     if what == "adapters":

@@ -123,6 +123,7 @@ def page_of(facts: dict[str, Any], sentences: list[str]) -> list[str]:
     lines = [
         f"{facts['task']}: {facts['documents']} documents, {facts['context']} contexts",
         f"  splits: {', '.join(facts['splits'])}",
+        f"  worked examples (--shots): {facts['examples'] or 'none'}",
         f"  scoring: {', '.join(f'{name} by {metric}' for name, metric in facts['scorings'].items())}",
     ]
     if facts["looked_at"] < facts["documents"]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cache
@@ -79,6 +79,22 @@ def mistakes_in(said: Any, generated: bool) -> list[tuple[str, str]]:
 def source_of(said: Mapping[str, Any] | None) -> Source:
     """What a checked `metadata.examples` says."""
     return Source(**(said or {}))
+
+
+def place_of(said: Any, splits: Collection[str]) -> str:
+    """Where a task takes worked examples from, in a few words; "" where it has no rows for them.
+
+    said: `metadata.examples`, None without it. splits: those of the task.
+
+    >>> place_of({"dataset_path": "cais/mmlu", "split": "dev", "by": "subject"}, ["test"])
+    'cais/mmlu dev, by subject'
+    """
+    said = said if isinstance(said, Mapping) else {}
+    split = said.get("split") or next((s for s in ("train", "validation") if s in splits), None)
+    if split is None:
+        return ""
+    place = " ".join(filter(None, (said.get("dataset_path"), split)))
+    return f"{place}, by {said['by']}" if said.get("by") else place
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcfbench.errors import UserError
 from lcfbench.tasks.document import Document
+from lcfbench.tasks.examples import KEY, place_of
 from lcfbench.tasks.preview import preview
 from lcfbench.tasks.prompts import render
 from lcfbench.tasks.stock_index import is_stock
@@ -46,6 +47,7 @@ def inspect(
         "documents": len(task._rows_of("test", None)),
         "looked_at": len(documents),
         "splits": _splits(task),
+        "examples": _examples(task, documents),
         "dropped": task.dropped,
         "problems": [
             {"row": row, "field": field, "what": what} for row, field, what in task.problems.get("test", [])
@@ -70,6 +72,13 @@ def _splits(task: Task) -> list[str]:
             continue
         have.append(split)
     return have
+
+
+def _examples(task: Task, documents: Sequence[Document]) -> str:
+    """Where --shots takes worked examples from; "" where it does not."""
+    if any(len(d.steps) > 1 for d in documents) or is_stock(task.name):
+        return ""
+    return place_of(task._extra.get(KEY), task.splits)
 
 
 def _choices(documents: Sequence[Document]) -> dict[str, Any]:

@@ -275,5 +275,6 @@ def described(name: str) -> dict[str, Any]:
         "licence": "see the data set's card",
         "scorings": [scoring],
         "dataset": str(facts.get("dataset") or one.over.get("dataset_path") or ""),
+        "examples": "",
         "options": copy.deepcopy(OPTIONS),
     }

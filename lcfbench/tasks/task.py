@@ -51,7 +51,7 @@ from lcfbench.tasks.usable import (
     no_texts,
     said,
 )
-from lcfbench.tasks.yaml_files import describe, file_digest, laid_over, read_task
+from lcfbench.tasks.yaml_files import SPLIT_KEYS, describe, file_digest, laid_over, read_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,7 +62,6 @@ EXAMPLE = ("doc_to_target",)  # keys of lm-eval's fewshot_config: how an example
 ROLES = ("sharer", "full", "request", "noted")
 ANSWER_TOKENS = "answer_tokens"  # an option of ours: the longest answer that is written
 TRIES = 50  # rows that lm-eval may refuse before the task is at fault
-_CONFIG_SPLIT = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 
 
 @dataclass(frozen=True)
@@ -426,7 +425,7 @@ class Task:
 
     def _local(self, split: str) -> list[Row]:
         """The rows of a user's own files; a share of them where one table serves all splits."""
-        there = self._config["test_split" if self.options.get(SHARE) else _CONFIG_SPLIT[split]]
+        there = self._config["test_split" if self.options.get(SHARE) else SPLIT_KEYS[split]]
         try:
             rows = read_split(self._extra["files"], there)
         except UserError as error:
@@ -440,7 +439,7 @@ class Task:
         return [row for row, text in zip(rows, texts, strict=True) if part_of(text, shares) == split]
 
     def _fetched(self, split: str) -> Dataset:
-        return self._from_hub(self._config[_CONFIG_SPLIT[split]], split)
+        return self._from_hub(self._config[SPLIT_KEYS[split]], split)
 
     def _from_hub(self, there: str, split: str) -> Dataset:
         """The rows that the data set calls `there` and the task `split`."""
@@ -462,7 +461,7 @@ class Task:
         """The splits it has."""
         if self.options.get(SHARE):
             return list(SPLITS)
-        return self._extra.get("splits") or [s for s in SPLITS if self._config.get(_CONFIG_SPLIT[s])]
+        return self._extra.get("splits") or [s for s in SPLITS if self._config.get(SPLIT_KEYS[s])]
 
     def _check(self, split: str) -> None:
         if split not in (have := self.splits):
@@ -559,7 +558,7 @@ class Task:
         if source_of(self._extra.get(EXAMPLES)).dataset_path is not None:
             return EXAMPLES
         if named is not None:
-            here = (s for s in ("train", "validation") if self._config.get(_CONFIG_SPLIT[s]) == named)
+            here = (s for s in ("train", "validation") if self._config.get(SPLIT_KEYS[s]) == named)
             return next((s for s in here if s in self.splits and not self.options.get(SHARE)), EXAMPLES)
         split = next((s for s in ("train", "validation") if s in self.splits), None)
         if split is None:

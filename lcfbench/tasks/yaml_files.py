@@ -21,6 +21,7 @@ from lcfbench.errors import UserError, unknown
 from lcfbench.parsing import load_yaml
 from lcfbench.python_files import PACKAGE, files_digest, import_file, source_files
 from lcfbench.tasks.examples import KEY as EXAMPLES
+from lcfbench.tasks.examples import place_of
 from lcfbench.tasks.groups import group_files
 from lcfbench.tasks.own_files import completed
 from lcfbench.tasks.stock_index import described, is_stock
@@ -29,6 +30,7 @@ SCORINGS = ("letters", "cloze", "generate")
 CONTEXTS = ("shared", "different")
 REQUIRED = ("description", "licence", "context", "default_scoring", "scorings")
 FORM = "tasks/openbookqa.yaml shows the form."
+SPLIT_KEYS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 _EXAMPLES = "_examples.yaml"  # those of our tasks: outside their own files, whose digests runs have recorded
 
 
@@ -48,6 +50,8 @@ def describe(name: str) -> dict[str, Any]:
     if files := extra.get("files"):
         data = ", ".join(dict.fromkeys(file.name for several in files.values() for file in several))
     dataset = "/".join(filter(None, (data, config.get("dataset_name")))) or "generated"
+    own = (s for s, key in SPLIT_KEYS.items() if config.get(key))
+    splits = () if dataset == "generated" else extra.get("splits") or [*own]
     shown = {key: extra[key] for key in ("description", "default_scoring", "context", "licence")}
     options = {key: dict(option) for key, option in (extra.get("options") or {}).items()}
     return {
@@ -55,6 +59,7 @@ def describe(name: str) -> dict[str, Any]:
         **shown,
         "scorings": list(extra["scorings"]),
         "dataset": dataset,
+        "examples": place_of(extra.get(EXAMPLES), splits),
         "options": options,
     }
 
@@ -67,6 +72,7 @@ def task_table() -> list[dict[str, Any]]:
         "licence": "",
         "scorings": [],
         "dataset": "",
+        "examples": "",
         "options": {},
     }
     rows = []

@@ -8,13 +8,17 @@ from itertools import pairwise
 import pytest
 import torch
 
+from lcfbench.cli.lists import cells, entries
+from lcfbench.cli.task import page_of
 from lcfbench.controls.assignment import deranged
 from lcfbench.errors import UserError
 from lcfbench.evaluation.batching import batches
 from lcfbench.evaluation.parts import batch_of
 from lcfbench.methods.create import create
 from lcfbench.models.timing import Clock
+from lcfbench.tasks.inspection import inspect
 from lcfbench.tasks.task import Task, load_task
+from lcfbench.tasks.yaml_files import describe
 from tests import helpers
 from tests.helpers import keep_table
 
@@ -218,3 +222,20 @@ def test_a_generated_task_has_no_data_set_of_examples(tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml)
     with pytest.raises(UserError, match="a generated task has no data set"):
         load_task(str(tmp_path / "mine.yaml"), offline=True, shots=2)
+
+
+def test_lists_and_pages_say_where_examples_come_from(made, tmp_path, monkeypatch):
+    told = {row["name"]: row["examples"] for row in entries("tasks", tmp_path)}
+    assert told["mmlu_redux"] == "cais/mmlu dev, by subject"
+    assert told["mmlu_pro"] == "validation, by subject" and told["openbookqa"] == "train"
+    assert told["splitfacts"] == ""
+    row = next(row for row in entries("tasks", tmp_path) if row["name"] == "mmlu_redux")
+    assert "cais/mmlu dev, by subject" in cells("tasks", row)
+    facts = inspect("mmlu_redux", {}, offline=True)
+    assert facts["examples"] == told["mmlu_redux"]
+    assert "  worked examples (--shots): cais/mmlu dev, by subject" in page_of(facts, [])
+    assert "  worked examples (--shots): none" in page_of(inspect("splitfacts", {}, limit=2), [])
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "q", "choices": ["a", "b"], "answer": 1}))
+    (tmp_path / "mine.yaml").write_text(MINE.replace("EXAMPLES", "{split: train, by: question}"))
+    monkeypatch.setenv("LCFBENCH_TASKS", str(tmp_path))
+    assert describe("mine")["examples"] == "train, by question"
