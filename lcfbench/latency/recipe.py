@@ -68,7 +68,7 @@ class BenchRecipe(Settings):
         "may lack processor time: else it is thrown away and made again; 0 keeps all, without a matmul.",
     )
     precision: float = Field(
-        1.5,
+        1.0,
         ge=0,
         le=100,
         description="Percent within which the medians of the times to the first token and to the "
