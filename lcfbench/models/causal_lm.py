@@ -521,7 +521,7 @@ class CausalLM:
         found = []
         for piece, where in zip(pieces, at, strict=True):
             assert piece.kv is not None
-            with masking(self.model, windows(self.model), piece.see):
+            with masking(self.model, self.windows, piece.see):
                 found.append(self.forward(piece.kv, piece.ids, piece.mask, piece.positions, where))
         return found
 

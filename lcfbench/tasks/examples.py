@@ -81,6 +81,11 @@ def source_of(said: Mapping[str, Any] | None) -> Source:
     return Source(**(said or {}))
 
 
+def usual_split(splits: Collection[str]) -> str | None:
+    """The split of a task whose rows are worked examples where nothing is said; None where it has none."""
+    return next((s for s in ("train", "validation") if s in splits), None)
+
+
 def place_of(said: Any, splits: Collection[str]) -> str:
     """Where a task takes worked examples from, in a few words; "" where it has no rows for them.
 
@@ -90,7 +95,7 @@ def place_of(said: Any, splits: Collection[str]) -> str:
     'cais/mmlu dev, by subject'
     """
     said = said if isinstance(said, Mapping) else {}
-    split = said.get("split") or next((s for s in ("train", "validation") if s in splits), None)
+    split = said.get("split") or usual_split(splits)
     if split is None:
         return ""
     place = " ".join(filter(None, (said.get("dataset_path"), split)))

@@ -15,7 +15,7 @@ from lcfbench.tasks.document import Document
 from lcfbench.tasks.examples import KEY, place_of
 from lcfbench.tasks.preview import preview
 from lcfbench.tasks.prompts import render
-from lcfbench.tasks.stock_index import is_stock
+from lcfbench.tasks.stock_index import EXAMPLES, is_stock
 from lcfbench.tasks.task import SPLITS, Task, load_task
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def _splits(task: Task) -> list[str]:
 
 def _examples(task: Task, documents: Sequence[Document]) -> str:
     """Where --shots takes worked examples from; "" where it does not."""
-    if any(len(d.steps) > 1 for d in documents) or is_stock(task.name):
+    if is_stock(task.name):
+        return EXAMPLES
+    if any(len(d.steps) > 1 for d in documents):
         return ""
     return place_of(task._extra.get(KEY), task.splits)
 

@@ -28,6 +28,7 @@ from lcfbench.registry import LIBRARY
 from lcfbench.sources.cache import cache_dir, lock
 
 PREFIX = LIBRARY
+EXAMPLES = "as lm-eval takes them"  # of a task of its own
 LISTING = "lcfbench ls tasks 'lm-eval/*'"
 FORM = 2  # of the index file
 
@@ -275,6 +276,6 @@ def described(name: str) -> dict[str, Any]:
         "licence": "see the data set's card",
         "scorings": [scoring],
         "dataset": str(facts.get("dataset") or one.over.get("dataset_path") or ""),
-        "examples": "",
+        "examples": EXAMPLES,
         "options": copy.deepcopy(OPTIONS),
     }

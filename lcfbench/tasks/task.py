@@ -32,7 +32,7 @@ from lcfbench.tasks.columns import Problem
 from lcfbench.tasks.columns import documents as documents_of
 from lcfbench.tasks.document import NOTE, Document, Phrasing, Scoring, Step, View
 from lcfbench.tasks.examples import KEY as EXAMPLES
-from lcfbench.tasks.examples import Examples, sampler, source_of, value_of
+from lcfbench.tasks.examples import Examples, sampler, source_of, usual_split, value_of
 from lcfbench.tasks.folded import FoldedRows, Picked, Store, folded
 from lcfbench.tasks.lm_eval import choices_step, filled, own_steps, seconds, shown, task_class
 from lcfbench.tasks.own_files import SHARE
@@ -560,7 +560,7 @@ class Task:
         if named is not None:
             here = (s for s in ("train", "validation") if self._config.get(SPLIT_KEYS[s]) == named)
             return next((s for s in here if s in self.splits and not self.options.get(SHARE)), EXAMPLES)
-        split = next((s for s in ("train", "validation") if s in self.splits), None)
+        split = usual_split(self.splits)
         if split is None:
             what = f"{self.name} has no train or validation split to take examples from."
             raise UserError(what, "Leave --shots out.")

@@ -1,3 +1,7 @@
+"""The largest logit is found by stretches as it is by looking at all."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 from torch.testing import assert_close

@@ -7,10 +7,12 @@ from functools import cache
 
 import pytest
 
+from lcfbench.cli.task import page_of
 from lcfbench.errors import UserError
 from lcfbench.evaluation.recipe import Recipe
 from lcfbench.tasks import stock_index
 from lcfbench.tasks.groups import expand, find_group
+from lcfbench.tasks.inspection import inspect
 from lcfbench.tasks.stock_index import index, leaf, leaves
 from lcfbench.tasks.task import Outcome, Task, load_task
 from lcfbench.tasks.yaml_files import describe
@@ -203,6 +205,12 @@ def test_a_template_is_compiled_once_for_each_of_both_rules(mirror):
 def test_describe_needs_no_lm_eval():
     facts = describe("lm-eval/gsm8k")
     assert facts["default_scoring"] == "generate" and "metric" in facts["options"]
+
+
+def test_lists_and_pages_say_that_examples_are_lm_evals(mirror):
+    facts = inspect("lm-eval/hellaswag", {}, limit=2, offline=True)
+    assert facts["examples"] == describe("lm-eval/hellaswag")["examples"]
+    assert "  worked examples (--shots): as lm-eval takes them" in page_of(facts, [])
 
 
 def test_an_example_of_mathematics_shows_its_solution(mirror):
